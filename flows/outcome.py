@@ -1,0 +1,54 @@
+"""What a flow gives back: where the model is, how good it is, and what had to run."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, JsonValue
+
+from tasks.artifacts import Artifact
+from tasks.stage import StageRecord, record_stages
+
+
+class Outcome(BaseModel):
+    """The last line of `--json`, and the return value of every flow."""
+
+    flow: str
+    model: Path
+    report: Path
+    metrics: dict[str, JsonValue]
+    stages: int
+    cached: int
+    seconds: float
+
+
+class Story:
+    """A run as it unfolds: collects what its stages did."""
+
+    def __init__(self, flow: str, records: list[StageRecord]) -> None:
+        self._flow = flow
+        self._records = records
+        self._started = time.perf_counter()
+
+    def outcome(self, model: Artifact, report: Artifact, *measured: Artifact) -> Outcome:
+        """The flow's result; `metrics` are the facts of the model and of `measured`."""
+        metrics: dict[str, Any] = dict(model.facts)
+        for artifact in measured:
+            metrics |= artifact.facts
+        return Outcome(
+            flow=self._flow,
+            model=model.folder,
+            report=report.folder / "report.html",
+            metrics=metrics,
+            stages=len(self._records),
+            cached=sum(record.cached for record in self._records),
+            seconds=round(time.perf_counter() - self._started, 2),
+        )
+
+
+@contextmanager
+def story(flow: str) -> Iterator[Story]:
+    with record_stages() as records:
+        yield Story(flow, records)

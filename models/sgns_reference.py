@@ -1,0 +1,49 @@
+"""Skip-gram with negative sampling, one update at a time in plain torch: the definition that the kernels are held to.
+
+Mikolov et al. (2013), "Distributed Representations of Words and Phrases and their Compositionality", eq. 4.
+Slow on purpose; float64 tables give float64 results.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+def runs(targets: Sequence[int]) -> list[tuple[int, int]]:
+    """(start, stop) of every run, a longest stretch of pairs with the same target."""
+    starts = [i for i in range(len(targets)) if i == 0 or targets[i] != targets[i - 1]]
+    return list(zip(starts, [*starts[1:], len(targets)], strict=True))
+
+
+def train_batch(
+    vectors: Tensor,  # (V, dim) input table, changed in place
+    outputs: Tensor,  # (V, dim) output table, changed in place
+    targets: Sequence[int],  # (pairs,)
+    contexts: Sequence[int],  # (pairs,)
+    negatives: Sequence[Sequence[int]],  # (runs, K): the noise words that a whole run shares
+    learning_rate: float,
+) -> float:
+    """Train on a batch, run by run; returns the loss summed over its pairs.
+
+    Within a run the output rows stay as they were at its start and their moves are added up; a context's input row
+    moves at once. A noise word equal to the target is skipped; one drawn twice counts twice.
+    """
+    loss = 0.0
+    for (start, stop), noise in zip(runs(targets), negatives, strict=True):
+        target = targets[start]
+        chosen = torch.tensor([target, *(word for word in noise if word != target)])  # (C,), C <= 1 + K
+        labels = torch.zeros(len(chosen), dtype=vectors.dtype)
+        labels[0] = 1.0
+        rows = outputs[chosen]  # (C, dim), a copy
+        moves = torch.zeros_like(rows)
+        for context in contexts[start:stop]:
+            vector = vectors[context].clone()  # (dim,)
+            scores = rows @ vector  # (C,)
+            loss += float(softplus(torch.where(labels == 1.0, -scores, scores)).sum())
+            steps = learning_rate * (labels - torch.sigmoid(scores))
+            vectors[context] += steps @ rows
+            moves += torch.outer(steps, vector)
+        outputs.index_add_(0, chosen, moves)
+    return loss

@@ -1,0 +1,388 @@
+"""The store: a folder of artifacts, each whole or not there at all.
+
+An artifact lives in `<store>/<stage>/<key>/`. Its `manifest.json` is written last, and the folder is
+renamed into place after that, so a manifest that can be read means a finished artifact. The key is a
+digest of what went in (stage, version, config, keys of the inputs), never of source text, time or
+machine: the same inputs have the same key on every machine.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import xxhash
+from pydantic import BaseModel, Field, JsonValue, ValidationError
+
+MANIFEST = "manifest.json"
+BUILDING = ".building"
+SCRATCH = ".scratch"
+KEY_LENGTH = 24
+READ_BYTES = 1 << 22
+RECORDED_PACKAGES = ("lexloom", "numba", "numpy", "prefect", "pyarrow", "ray", "torch")
+
+Verification = Literal["size", "full"]
+
+
+class RunOnly:
+    """Marks a config field that says how to run, not what to make: it does not enter the key."""
+
+
+class Summary(BaseModel):
+    """What a stage did, for the user's terminal, the manifest and the report."""
+
+    rows_in: int = Field(ge=0, description="rows that came in")
+    unit_in: str = Field(description="what such a row is: 'documents', 'words', ...")
+    rows: int = Field(ge=0, description="rows that went out")
+    unit: str = Field(description="what such a row is")
+    dropped: dict[str, int] = Field(default={}, description="reason -> rows of `unit_in` that it cost")
+    facts: dict[str, JsonValue] = Field(default={}, description="figures that later stages or people read")
+
+
+class Artifact(BaseModel):
+    """A finished stage's output: where it is and what is in it, never the data itself."""
+
+    stage: str
+    key: str
+    folder: Path
+    summary: Summary
+
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        return self.summary.facts
+
+    def files(self, pattern: str = "*.parquet") -> list[Path]:
+        """The artifact's files whose names match `pattern`, in order of name."""
+        return sorted(self.folder.glob(pattern))
+
+
+class FileEntry(BaseModel):
+    name: str
+    size: int
+    xxh3: str
+
+
+class InputEntry(BaseModel):
+    name: str
+    stage: str
+    key: str
+    description: dict[str, JsonValue] = {}
+
+
+class Manifest(BaseModel):
+    """Everything there is to know about an artifact; `manifest.json` holds it as JSON."""
+
+    format: Literal[1] = 1
+    stage: str
+    version: int
+    key: str
+    created: datetime
+    seconds: float
+    why: list[str]
+    config: dict[str, JsonValue]
+    inputs: list[InputEntry]
+    files: list[FileEntry]
+    summary: Summary
+    versions: dict[str, str]
+
+
+def canonical(config: BaseModel) -> dict[str, JsonValue]:
+    """A config as plain JSON values, without the fields marked `RunOnly`."""
+    values: dict[str, JsonValue] = {}
+    dumped = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        if any(isinstance(mark, RunOnly) for mark in field.metadata):
+            continue
+        value = getattr(config, name)
+        values[name] = canonical(value) if isinstance(value, BaseModel) else dumped[name]
+    return values
+
+
+def digest_key(stage: str, stage_version: int, config: dict[str, JsonValue], input_keys: list[str]) -> str:
+    """The artifact's key: hexadecimal, the same in every process and on every machine."""
+    identity = {"stage": stage, "version": stage_version, "config": config, "inputs": input_keys}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def digest_file(path: Path) -> str:
+    """xxh3 (128 bits, hexadecimal) of a file's content."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Store:
+    """The folder that holds all artifacts (`artifacts/`, or what LEXLOOM_STORE names)."""
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        self.root = Path(root or os.environ.get("LEXLOOM_STORE") or "artifacts").absolute()
+
+    def folder(self, stage: str, key: str) -> Path:
+        return self.root / stage / key
+
+    def make_writable(self) -> None:
+        """Creates the store's folder; PermissionError or OSError with one sentence where that fails."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".writable-{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise type(error)(
+                f"the store {self.root} can't be written ({error.strerror}): give yourself rights to it,"
+                " or name another folder with --store or LEXLOOM_STORE"
+            ) from error
+
+    # reading
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Every readable manifest of the store, oldest first."""
+        found = [
+            manifest
+            for path in self.root.glob(f"[!.]*/*/{MANIFEST}")
+            if (manifest := self.manifest(path.parent.parent.name, path.parent.name))
+        ]
+        yield from sorted(found, key=lambda manifest: manifest.created)
+
+    def manifest(self, stage: str, key: str) -> Manifest | None:
+        """The manifest of an artifact; None where there is none that can be trusted."""
+        try:
+            manifest = Manifest.model_validate_json((self.folder(stage, key) / MANIFEST).read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return manifest if (manifest.stage, manifest.key) == (stage, key) else None
+
+    def damage(self, stage: str, key: str, verification: Verification = "size") -> str | None:
+        """What is wrong with an artifact, in words; None where it is as its manifest says."""
+        manifest = self.manifest(stage, key)
+        if manifest is None:
+            return f"{MANIFEST} is missing or unreadable"
+        for entry in manifest.files:
+            if not is_inside(entry.name):
+                return f"the manifest names a file outside the artifact: {entry.name}"
+            path = self.folder(stage, key) / entry.name
+            if not path.is_file():
+                return f"{entry.name} is missing"
+            if path.stat().st_size != entry.size:
+                return f"{entry.name} has {path.stat().st_size:,} bytes instead of {entry.size:,}"
+            if verification == "full" and digest_file(path) != entry.xxh3:
+                return f"{entry.name} is not what was written (its digest differs)"
+        return None
+
+    def artifact(self, manifest: Manifest) -> Artifact:
+        folder = self.folder(manifest.stage, manifest.key)
+        return Artifact(stage=manifest.stage, key=manifest.key, folder=folder, summary=manifest.summary)
+
+    def size(self, manifest: Manifest) -> int:
+        """Bytes of an artifact's files."""
+        return sum(entry.size for entry in manifest.files)
+
+    # writing
+
+    def new_folder(self, stage: str, key: str) -> Path:
+        """An empty folder to build an artifact in; `commit` moves it into place."""
+        folder = self.root / BUILDING / f"{stage}-{key}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def scratch(self, stage: str, key: str) -> Path:
+        """A folder that outlives a failed attempt at this artifact (checkpoints live there)."""
+        folder = self.root / SCRATCH / f"{stage}-{key}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def commit(self, building: Path, manifest: Manifest) -> Artifact:
+        """Writes the manifest and renames `building` into place.
+
+        Of two runs that build the same key at once, the first to arrive wins; the other's folder is
+        thrown away. A damaged artifact that stands in the way is replaced.
+        """
+        text = manifest.model_dump_json(indent=2)
+        with (building / MANIFEST).open("w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        final = self.folder(manifest.stage, manifest.key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                building.rename(final)
+                break
+            except OSError:
+                if not final.exists():
+                    raise
+            if self.damage(manifest.stage, manifest.key) is None:
+                shutil.rmtree(building)
+                break
+            self.discard(manifest.stage, manifest.key)
+        kept = self.manifest(manifest.stage, manifest.key)
+        assert kept is not None, "an artifact was removed while it was being committed"
+        return self.artifact(kept)
+
+    def discard(self, stage: str, key: str) -> None:
+        """Takes an artifact out of the store, whole: it is renamed away before it is deleted."""
+        grave = self.root / BUILDING / f"discarded-{key}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        grave.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder(stage, key).rename(grave)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(grave)
+
+    # keeping house
+
+    def explain(self, manifest: Manifest) -> list[str]:
+        """Why this artifact was built although others of its stage stand in the store.
+
+        Compares it with the latest earlier one of the same stage: one line for every config field, input
+        and version that differs. An input that differs is followed to the field that changed it.
+        """
+        return explain_change(manifest, list(self.manifests()))
+
+    def collect_garbage(self, keep: int, dry_run: bool = False) -> list[tuple[str, int]]:
+        """Removes what nobody needs: returns (what, bytes) of each thing removed.
+
+        Kept are the `keep` most recently used artifacts of every stage and all that they were made from.
+        Half-built folders go when the process that made them is gone; scratch folders when their artifact
+        stands.
+        """
+        manifests = {manifest.key: manifest for manifest in self.manifests()}
+        needed: set[str] = set()
+        by_stage: dict[str, list[Manifest]] = {}
+        for manifest in manifests.values():
+            by_stage.setdefault(manifest.stage, []).append(manifest)
+        waiting = [
+            manifest
+            for group in by_stage.values()
+            for manifest in sorted(group, key=self._last_used, reverse=True)[:keep]
+        ]
+        while waiting:
+            manifest = waiting.pop()
+            if manifest.key not in needed:
+                needed.add(manifest.key)
+                waiting += [manifests[entry.key] for entry in manifest.inputs if entry.key in manifests]
+        removed = []
+        for manifest in manifests.values():
+            if manifest.key not in needed:
+                removed.append((f"{manifest.stage}/{manifest.key}", self.size(manifest)))
+                if not dry_run:
+                    self.discard(manifest.stage, manifest.key)
+        for folder in [*self.root.glob(f"{BUILDING}/*"), *self.root.glob(f"{SCRATCH}/*")]:
+            if self._is_abandoned(folder):
+                removed.append((str(folder.relative_to(self.root)), folder_bytes(folder)))
+                if not dry_run:
+                    shutil.rmtree(folder)
+        return removed
+
+    def mark_used(self, stage: str, key: str) -> None:
+        """Notes that an artifact served a run just now (garbage collection keeps the last used)."""
+        with contextlib.suppress(OSError):  # a store that may only be read still serves
+            os.utime(self.folder(stage, key) / MANIFEST)
+
+    def _last_used(self, manifest: Manifest) -> float:
+        return (self.folder(manifest.stage, manifest.key) / MANIFEST).stat().st_mtime
+
+    def _is_abandoned(self, folder: Path) -> bool:
+        if folder.parent.name == SCRATCH:
+            stage, _, key = folder.name.rpartition("-")
+            return self.manifest(stage, key) is not None
+        pid = folder.name.rsplit("-", 2)[1]
+        return not Path(f"/proc/{pid}").exists()
+
+
+def is_inside(name: str) -> bool:
+    """Whether a manifest's file name stays below its folder."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def list_files(folder: Path) -> list[FileEntry]:
+    """Every file below `folder` with its size and digest, in order of name."""
+    return [
+        FileEntry(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, xxh3=digest_file(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def package_versions() -> dict[str, str]:
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def explain_change(manifest: Manifest, others: list[Manifest]) -> list[str]:
+    """`Store.explain` on manifests at hand."""
+    by_key = {other.key: other for other in others}
+    earlier = [
+        other
+        for other in others
+        if other.stage == manifest.stage and other.key != manifest.key and other.created < manifest.created
+    ]
+    if not earlier:
+        return ["the first of its stage"]
+    return differences(max(earlier, key=lambda other: other.created), manifest, by_key)
+
+
+def differences(old: Manifest, new: Manifest, by_key: dict[str, Manifest]) -> list[str]:
+    """One line for each thing that makes `new` another artifact than `old`."""
+    lines = [
+        f"{new.stage}.{name}: {shown(before)} -> {shown(after)}"
+        for name, before, after in changed_fields(old.config, new.config)
+    ]
+    if old.version != new.version:
+        lines.append(f"{new.stage} itself: version {old.version} -> {new.version}")
+    old_inputs = {entry.name: entry for entry in old.inputs}
+    for entry in new.inputs:
+        before = old_inputs.get(entry.name)
+        if before is None:
+            lines.append(f"{new.stage} has a new input: {entry.name}")
+        elif before.key != entry.key:
+            if before.key in by_key and entry.key in by_key:
+                found = differences(by_key[before.key], by_key[entry.key], by_key)
+            else:
+                found = [
+                    f"{entry.name} {name}: {shown(old_value)} -> {shown(new_value)}"
+                    for name, old_value, new_value in changed_fields(before.description, entry.description)
+                ]
+            lines += found or [f"{entry.name}: {before.key} -> {entry.key}"]
+    return list(dict.fromkeys(lines))
+
+
+def changed_fields(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, old value, new value) of every field that differs."""
+    changes: list[tuple[str, Any, Any]] = []
+    for name in dict.fromkeys([*old, *new]):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += changed_fields(before, after, f"{prefix}{name}.")
+        elif before != after:
+            changes.append((prefix + name, before, after))
+    return changes
+
+
+def shown(value: JsonValue, limit: int = 60) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,80 @@
+"""What a person sees while a flow runs: one line a stage, and a bar for work that takes a while."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from tasks.artifacts import Summary
+
+BAR_AFTER_SECONDS = 2.0
+NAME_WIDTH = 11
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def stage_line(name: str, summary: Summary, *, cached: bool, seconds: float, why: list[str]) -> None:
+    """`pairs  1,905,634 words -> 8,012,345 pairs · 612,000 subsampled  3.1 s` on stderr."""
+    line = Text()
+    line.append(f"{name:<{NAME_WIDTH}} ", style="bold")
+    line.append("cached   " if cached else f"{seconds:6.1f} s ", style="green" if cached else "cyan")
+    line.append(f" {describe(summary)}")
+    stderr.print(line)
+    if why and not cached and why != ["the first of its stage"]:
+        stderr.print(Text(" " * (NAME_WIDTH + 11) + "because " + "; ".join(why), style="dim"))
+
+
+def describe(summary: Summary) -> str:
+    """Rows in, rows out, and why the rest fell away, in one phrase."""
+    if summary.unit_in == summary.unit and summary.rows_in == summary.rows:
+        phrase = f"{summary.rows:,} {summary.unit}"
+    else:
+        phrase = f"{summary.rows_in:,} {summary.unit_in} → {summary.rows:,} {summary.unit}"
+    reasons = [f"{count:,} {reason}" for reason, count in summary.dropped.items() if count]
+    return " · ".join([phrase, *reasons])
+
+
+def warn(message: str) -> None:
+    stderr.print(Text("warning: ", style="yellow") + Text(message))
+
+
+class Bar:
+    """A progress bar that appears once the work has taken two seconds."""
+
+    def __init__(self, progress: Progress, title: str, total: float | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task(title, total=total, figures="")
+        self._started = time.monotonic()
+        self._shown = False
+
+    def update(self, completed: float, figures: str = "", total: float | None = None) -> None:
+        """`completed` of the total is done; `figures` stand at the end of the bar."""
+        changes: dict[str, float] = {} if total is None else {"total": total}
+        self._progress.update(self._task, completed=completed, figures=figures, **changes)  # type: ignore[arg-type]
+        if not self._shown and time.monotonic() - self._started > BAR_AFTER_SECONDS:
+            self._progress.start()
+            self._shown = True
+
+
+@contextmanager
+def bar(title: str, total: float | None = None) -> Iterator[Bar]:
+    """A bar for work of `total` units; it vanishes when the work is done (the stage's line remains)."""
+    progress = Progress(
+        TextColumn(f"{title:<{NAME_WIDTH}}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(compact=True),
+        console=stderr,
+        transient=True,
+        disable=not sys.stderr.isatty() and not os.environ.get("LEXLOOM_BAR"),
+    )
+    try:
+        yield Bar(progress, title, total)
+    finally:
+        progress.stop()

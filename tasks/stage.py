@@ -1,0 +1,255 @@
+"""`@stage`: makes a plain function a cached, atomic and verified stage of a flow.
+
+    @stage(version=1)
+    def pairs(tokens: Artifact, config: PairsConfig, out: Path) -> Summary: ...
+
+    pairs(tokens, config)            # in a flow: a Prefect task run, Completed or Cached
+    pairs.function(tokens, config, out)   # in a test: the plain function
+
+This is the only module that knows how Prefect and the store meet. Prefect never decides whether work is
+done: it does not check that a result's files still exist. The store does, and Prefect's state says what the
+store found: `Cached` on a hit, `Completed` after a build.
+"""
+
+import fcntl
+import inspect
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
+from pathlib import Path
+from typing import Any, Protocol, cast, get_args
+
+from prefect import State, Task
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel
+
+from tasks import console
+from tasks.artifacts import (
+    Artifact,
+    InputEntry,
+    Manifest,
+    Store,
+    Summary,
+    Verification,
+    canonical,
+    digest_key,
+    explain_change,
+    list_files,
+    now,
+    package_versions,
+)
+
+NETWORK_RETRIES = 4
+NETWORK_BACKOFF_SECONDS = 2
+NETWORK_JITTER = 0.5
+
+
+class Input(Protocol):
+    """What a stage can be made from: an `Artifact`, or a source with a key of its own."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One line of a run's story, for the report and for `--json`."""
+
+    stage: str
+    key: str
+    cached: bool
+    seconds: float
+    summary: Summary
+    why: list[str]
+
+
+_records: ContextVar[list[StageRecord] | None] = ContextVar("stage_records", default=None)
+
+
+@contextmanager
+def record_stages() -> Iterator[list[StageRecord]]:
+    """Collects the records of all stages that run inside."""
+    records: list[StageRecord] = []
+    token = _records.set(records)
+    try:
+        yield records
+    finally:
+        _records.reset(token)
+
+
+class Stage:
+    """A stage, callable from a flow with its input artifacts and its config; returns the `Artifact`."""
+
+    def __init__(
+        self, function: Callable[..., Summary], version: int, retry_on: type[Exception] | None
+    ) -> None:
+        self.function = function
+        self.name = function.__name__
+        self.version = version
+        parameters = list(inspect.signature(function).parameters)
+        self.wants_scratch = "scratch" in parameters
+        self.input_names = parameters[: parameters.index("config")]
+        retries: dict[str, Any] = {}
+        if retry_on is not None:
+            retries = {
+                "retries": NETWORK_RETRIES,
+                "retry_delay_seconds": exponential_backoff(NETWORK_BACKOFF_SECONDS),
+                "retry_jitter_factor": NETWORK_JITTER,
+                "retry_condition_fn": lambda task, run, state: is_retriable(state, retry_on),
+            }
+        self.task: Task[..., Any] = Task(
+            fn=self._run,
+            name=self.name,
+            description=inspect.getdoc(function),
+            persist_result=True,
+            result_serializer="json",
+            refresh_cache=True,  # the record is written each time and never read in place of the store
+            **retries,
+        )
+
+    def __call__(self, *inputs: Input, config: BaseModel) -> Artifact:
+        if len(inputs) != len(self.input_names):
+            raise TypeError(
+                f"stage {self.name} takes {', '.join(self.input_names)}, got {len(inputs)} inputs"
+            )
+        record = f"{self.name}-{self.key(inputs, config)}.json"
+        run = self.task.with_options(task_run_name=self.name, result_storage_key=record)
+        state = cast("State[Artifact]", run(inputs, config, return_state=True))
+        return state.result()
+
+    def key(self, inputs: tuple[Input, ...], config: BaseModel) -> str:
+        return digest_key(self.name, self.version, canonical(config), [entry.key for entry in inputs])
+
+    def _run(self, inputs: tuple[Input, ...], config: BaseModel) -> Any:
+        """The task's body: the store's answer, or a build."""
+        store = Store()
+        key = self.key(inputs, config)
+        started = time.perf_counter()
+        why: list[str] = []
+        if store.folder(self.name, key).exists():
+            damage = store.damage(self.name, key, verification())
+            if damage is None:
+                store.mark_used(self.name, key)
+                manifest = store.manifest(self.name, key)
+                assert manifest is not None, "an artifact was removed while it was being read"
+                artifact = store.artifact(manifest)
+                self._tell(artifact, cached=True, seconds=time.perf_counter() - started, why=[])
+                return Completed(name="Cached", data=artifact)
+            console.warn(f"{self.name}: {damage}; building it again")
+            why = [f"rebuilt: {damage}"]
+        store.make_writable()
+        artifact, why = self._build(store, key, inputs, config, why)
+        self._tell(artifact, cached=False, seconds=time.perf_counter() - started, why=why)
+        return artifact
+
+    def _build(
+        self, store: Store, key: str, inputs: tuple[Input, ...], config: BaseModel, why: list[str]
+    ) -> tuple[Artifact, list[str]]:
+        building = store.new_folder(self.name, key)
+        started, created = time.perf_counter(), now()
+        try:
+            with scratch_folder(store, self.name, key, self.wants_scratch) as extra:
+                summary = self.function(*inputs, config, building, **extra)
+                manifest = Manifest(
+                    stage=self.name,
+                    version=self.version,
+                    key=key,
+                    created=created,
+                    seconds=round(time.perf_counter() - started, 3),
+                    why=why,
+                    config=canonical(config),
+                    inputs=[
+                        describe(name, entry) for name, entry in zip(self.input_names, inputs, strict=True)
+                    ],
+                    files=list_files(building),
+                    summary=summary,
+                    versions=package_versions(),
+                )
+                manifest.why = why or explain_change(manifest, list(store.manifests()))
+                return store.commit(building, manifest), manifest.why
+        except OSError as error:
+            if is_disk_full(error):
+                raise OSError(
+                    ENOSPC,
+                    f"the disk of the store {store.root} is full (stage {self.name}): free some space, run"
+                    " `lexloom store gc`, or name another folder with --store or LEXLOOM_STORE",
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def _tell(self, artifact: Artifact, cached: bool, seconds: float, why: list[str]) -> None:
+        record = StageRecord(self.name, artifact.key, cached, seconds, artifact.summary, why)
+        records = _records.get()
+        if records is not None:
+            records.append(record)
+        console.stage_line(self.name, artifact.summary, cached=cached, seconds=seconds, why=why)
+        try:
+            logger: Any = get_run_logger()
+        except RuntimeError:  # outside a Prefect run
+            logger = logging.getLogger("lexloom")
+        logger.info(
+            "stage=%s key=%s cached=%s seconds=%.2f rows_in=%d rows=%d why=%s",
+            *(self.name, artifact.key, cached, seconds, artifact.summary.rows_in, artifact.summary.rows, why),
+        )
+
+
+def stage(version: int, retry_on: type[Exception] | None = None) -> Callable[[Callable[..., Summary]], Stage]:
+    """Makes `function(*inputs, config, out[, scratch]) -> Summary` a `Stage`.
+
+    `version` is raised by hand when the function's results change. `out` is an empty folder; what is written
+    there becomes the artifact. `scratch`, where the function asks for it, outlives a failed attempt.
+    `retry_on` names the error that is worth trying again (with backoff and jitter): the network's.
+    """
+    return lambda function: Stage(function, version, retry_on)
+
+
+@contextmanager
+def scratch_folder(store: Store, name: str, key: str, wanted: bool) -> Iterator[dict[str, Path]]:
+    """The stage's scratch folder under a lock; a second run at the same time gets one of its own."""
+    if not wanted:
+        yield {}
+        return
+    folder = store.scratch(name, key)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            folder = store.new_folder(f"{name}-scratch", key)
+        yield {"scratch": folder}
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def verification() -> Verification:
+    """How closely a hit is checked: LEXLOOM_VERIFY, "size" unless it says "full"."""
+    level = os.environ.get("LEXLOOM_VERIFY", "size")
+    if level not in get_args(Verification):
+        raise ValueError(f"LEXLOOM_VERIFY is {level!r}: say 'size' or 'full'")
+    return level  # type: ignore[return-value]
+
+
+def describe(name: str, entry: Any) -> InputEntry:
+    if isinstance(entry, Artifact):
+        return InputEntry(name=name, stage=entry.stage, key=entry.key)
+    return InputEntry(name=name, stage="", key=entry.key, description=entry.model_dump(mode="json"))
+
+
+def is_retriable(state: Any, kind: type[Exception]) -> bool:
+    try:
+        state.result()
+    except kind:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def is_disk_full(error: OSError) -> bool:
+    return error.errno in (ENOSPC, EDQUOT) or "No space left on device" in str(error)

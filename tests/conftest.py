@@ -1,0 +1,42 @@
+"""What all tests share: a store of their own, and a way to run a stage's plain function."""
+
+import os
+
+os.environ.update(
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    DO_NOT_TRACK="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    HF_HUB_DISABLE_TELEMETRY="1",
+)
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifacts import Artifact, Store
+from tasks.stage import Stage
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The test's own store; nothing is written outside the test's folder."""
+    monkeypatch.setenv("LEXLOOM_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("PREFECT_RESULTS_LOCAL_STORAGE_PATH", str(tmp_path / "results"))
+    monkeypatch.chdir(tmp_path)
+    return Store()
+
+
+@pytest.fixture
+def build(store: Store) -> Callable[..., Artifact]:
+    """Runs a stage's plain function, without Prefect, and hands back what it made as an artifact."""
+
+    def run(stage: Stage, *inputs: Any, config: Any, **extra: Any) -> Artifact:
+        key = stage.key(inputs, config)
+        out = store.folder(stage.name, key)
+        out.mkdir(parents=True)
+        summary = stage.function(*inputs, config, out, **extra)
+        return Artifact(stage=stage.name, key=key, folder=out, summary=summary)
+
+    return run

@@ -1,0 +1,208 @@
+"""Batches from Parquet shards, in an order that the number of workers does not change.
+
+The row groups of all shards are permuted by (seed, epoch) and dealt to a fixed number of *lanes*. Global
+batch number b is the b-th slice of every lane. A worker owns whole lanes, so it reads its row groups only,
+each once and from front to back, while the set of examples in batch b depends on (seed, epoch, b) alone.
+A position in the stream is therefore two integers: the epoch, and the number of batches done in it.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+READ_AHEAD_BATCHES = 4
+STOP_POLL_SECONDS = 0.2
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One row group of one shard: the unit that is shuffled and read at a time."""
+
+    path: Path
+    row_group: int
+    rows: int
+
+
+class ShardStream:
+    """The examples of some Parquet shards, as global batches of which this worker gets its share.
+
+    `columns` must be numeric and without nulls. `lanes` bounds the number of workers that can share the
+    stream; `batch_size` counts the examples of a global batch, over all workers.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        columns: Sequence[str],
+        *,
+        batch_size: int,
+        lanes: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < lanes:
+            raise ValueError(f"batch_size {batch_size} is less than one example for each of {lanes} lanes")
+        if world_size > lanes:
+            raise ValueError(
+                f"{world_size} workers can't share {lanes} lanes: ask for at most {lanes} workers, or raise lanes"
+            )
+        self.columns = list(columns)
+        self.lanes = lanes
+        self.rows_per_lane = batch_size // lanes
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        self.blocks = [block for path in files for block in blocks_of(path, self.columns)]
+        self.examples = sum(block.rows for block in self.blocks)
+        if self.examples == 0:
+            raise ValueError(f"there is nothing to train on: the {len(files)} shards hold no rows")
+
+    def epoch(self, number: int) -> "Epoch":
+        """Who reads what, and when, in an epoch; the same answer on every worker."""
+        order = np.random.default_rng([self.seed, number]).permutation(len(self.blocks))
+        lanes: list[list[Block]] = [[] for _ in range(self.lanes)]
+        rows = [0] * self.lanes
+        for index in order:
+            shortest = rows.index(min(rows))
+            lanes[shortest].append(self.blocks[index])
+            rows[shortest] += self.blocks[index].rows
+        return Epoch(number, lanes, np.array(rows, np.int64), self.rows_per_lane)
+
+    def read(self, epoch: "Epoch", start: int = 0) -> Iterator[Batch]:
+        """This worker's share of every global batch of `epoch` from number `start` on, read ahead.
+
+        A share may be empty (all its lanes have ended): every worker still gets `epoch.steps` of them.
+        """
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(READ_AHEAD_BATCHES)
+        stopped = threading.Event()
+
+        def hand_over(item: Batch | BaseException | None) -> None:
+            while not stopped.is_set():
+                try:
+                    ready.put(item, timeout=STOP_POLL_SECONDS)
+                    return
+                except queue.Full:
+                    continue
+
+        def fill() -> None:
+            try:
+                for batch in self._read_now(epoch, start):
+                    hand_over(batch)
+                    if stopped.is_set():
+                        return
+                hand_over(None)
+            except BaseException as error:
+                hand_over(error)
+
+        reader = threading.Thread(target=fill, name="read-ahead", daemon=True)
+        reader.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stopped.set()
+            reader.join()
+
+    def _read_now(self, epoch: "Epoch", start: int) -> Iterator[Batch]:
+        mine = [
+            LaneReader(epoch.lanes[lane], self.columns, self.rows_per_lane, start)
+            for lane in range(self.rank, self.lanes, self.world_size)
+        ]
+        for _ in range(start, epoch.steps):
+            shares = [lane.take() for lane in mine]
+            yield {name: np.concatenate([share[name] for share in shares]) for name in self.columns}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the examples: the blocks of every lane, in the order in which they are read."""
+
+    number: int
+    lanes: list[list[Block]]
+    lane_rows: np.ndarray  # (lanes,) int64
+    rows_per_lane: int  # of one global batch
+
+    @property
+    def steps(self) -> int:
+        """The number of global batches."""
+        return -(-int(self.lane_rows.max()) // self.rows_per_lane)
+
+    def examples_until(self, step: int) -> int:
+        """Examples that all workers together have seen after the first `step` batches."""
+        return int(np.minimum(self.lane_rows, step * self.rows_per_lane).sum())
+
+
+class LaneReader:
+    """Cuts the blocks of one lane into slices of equal length, holding one block in memory."""
+
+    def __init__(self, blocks: list[Block], columns: list[str], rows: int, skip_slices: int) -> None:
+        self._columns = columns
+        self._rows = rows
+        skip = rows * skip_slices
+        while blocks and skip >= blocks[0].rows:
+            skip -= blocks[0].rows
+            blocks = blocks[1:]
+        self._waiting = iter(blocks)
+        self._offset = skip if blocks else 0
+        self._current: Batch | None = None
+
+    def take(self) -> Batch:
+        """The next slice: fewer rows at the lane's end, none after it."""
+        pieces: list[Batch] = []
+        missing = self._rows
+        while missing:
+            if self._current is None:
+                block = next(self._waiting, None)
+                if block is None:
+                    break
+                self._current = read_block(block, self._columns)
+            rows = len(self._current[self._columns[0]])
+            end = min(rows, self._offset + missing)
+            pieces.append({name: values[self._offset : end] for name, values in self._current.items()})
+            missing -= end - self._offset
+            self._offset = end
+            if end == rows:
+                self._current, self._offset = None, 0
+        if not pieces:
+            return {name: np.empty(0, np.int32) for name in self._columns}
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self._columns}
+
+
+def blocks_of(path: Path, columns: list[str]) -> list[Block]:
+    """The row groups of a shard; a ValueError with one sentence where it is no Parquet file with `columns`."""
+    try:
+        metadata = pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"the shard {path} can't be read ({first_line(error)}): build it again") from error
+    missing = set(columns) - set(metadata.schema.names)
+    if missing:
+        raise ValueError(f"the shard {path} has no column {sorted(missing)}; it has {metadata.schema.names}")
+    return [
+        Block(path, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)
+    ]
+
+
+def read_block(block: Block, columns: list[str]) -> Batch:
+    try:
+        with pq.ParquetFile(block.path) as file:
+            table = file.read_row_group(block.row_group, columns=columns, use_threads=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise OSError(
+            f"row group {block.row_group} of the shard {block.path} can't be read ({first_line(error)}):"
+            " run the flow again, it rebuilds what is damaged and goes on from the last checkpoint"
+        ) from error
+    return {name: table.column(name).combine_chunks().to_numpy() for name in columns}
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
