@@ -1,17 +1,19 @@
 """Skip-gram with negative sampling on the CPU: a compiled kernel that trains two tables in place.
 
-The objective is that of Mikolov et al. (2013), eq. 4; models/sgns_reference.py says exactly which update is made.
+The objective is eq. 4 of Mikolov et al. (2013); models/sgns_reference.py says exactly which update is made.
 
-- A batch is read one *run* at a time: the adjacent pairs of one target position. Its contexts are the inputs; its
-  target and K noise words, shared by the whole run, are the outputs. So a run of six pairs touches 1 + K output rows,
-  not 6 (1 + K). Sharing the noise between neighbouring targets too would be faster, but costs analogies.
-- The run's output rows are copied into a tile, and their moves are summed in a second tile, which is added to the
-  table at the end of the run. Changing the first tile in place would cost analogies.
-- Rows are padded to whole vectors of 16 floats, so that no loop has a remainder, and the arithmetic is written in such
-  vectors: LLVM's own vectoriser prefers half of them on many processors (1.5x slower).
+- A batch is read one *run* at a time: the adjacent pairs of one target position. Its contexts are the inputs;
+  its target and K noise words, shared by the whole run, are the outputs. So a run of six pairs touches 1 + K
+  output rows, not 6 (1 + K). Sharing the noise between neighbouring targets too would be faster, but costs
+  analogies.
+- The run's output rows are copied into a tile, and their moves are summed in a second tile, which is added to
+  the table at the end of the run. Changing the first tile in place would cost analogies.
+- Rows are padded to whole vectors of 16 floats, so that no loop has a remainder, and the arithmetic is
+  written in such vectors: LLVM's own vectoriser takes half of them on many processors (1.4x slower).
 - The rows of the next run are prefetched while this one is computed (1.1x).
-- Threads share the tables without locks (Hogwild, Niu et al. 2011). The noise is a function of the batch's seed and the
-  run's position, so the number of threads changes nothing but the order in which rows are written.
+- Threads share the tables without locks (Hogwild, Niu et al. 2011). The noise is a function of the batch's
+  seed and the run's position, so the number of threads changes nothing but the order in which rows are
+  written.
 
 Everything that is compiled stays in this file: Numba's on-disk cache notices a change in no other.
 """
@@ -26,6 +28,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, register_model
+
+_intrinsic: Any = intrinsic  # type checkers do not see that a caller leaves out the first argument
 
 LANES = 16  # floats in a vector: one AVX-512 register, or two of AVX2, or four of NEON
 
@@ -56,17 +60,18 @@ class _VectorModel(PrimitiveModel):
         super().__init__(manager, numba_type, _LLVM_VECTOR)
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, offset: Any, pointer: Any) -> Any:
+def _address(context: Any, builder: Any, array_type: Any, place: list[Any], pointer: Any) -> Any:
+    array, offset = place
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [offset]), pointer)
 
 
-@intrinsic
+@_intrinsic
 def _load(_typing: Any, array: Any, _offset: Any) -> Any:
     """array[offset : offset + 16] of a flat float32 array, with no bounds check."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, signature.args[0], *arguments, _LLVM_VECTOR.as_pointer())
+        address = _address(context, builder, signature.args[0], arguments, _LLVM_VECTOR.as_pointer())
         vector = builder.load(address)
         vector.align = 4  # bytes: the tables promise no more than that of a float
         return vector
@@ -74,25 +79,25 @@ def _load(_typing: Any, array: Any, _offset: Any) -> Any:
     return _VECTOR(array, types.intp), generate
 
 
-@intrinsic
+@_intrinsic
 def _store(_typing: Any, array: Any, _offset: Any, _vector: Any) -> Any:
     """array[offset : offset + 16] = vector, with no bounds check."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         *place, vector = arguments
-        address = _address(context, builder, signature.args[0], *place, _LLVM_VECTOR.as_pointer())
+        address = _address(context, builder, signature.args[0], place, _LLVM_VECTOR.as_pointer())
         builder.store(vector, address).align = 4
         return context.get_dummy_value()
 
     return types.void(array, types.intp, _VECTOR), generate
 
 
-@intrinsic
+@_intrinsic
 def _prefetch(_typing: Any, array: Any, _offset: Any) -> Any:
     """Ask for the cache line of array[offset]."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, signature.args[0], *arguments, _LLVM_BYTES)
+        address = _address(context, builder, signature.args[0], arguments, _LLVM_BYTES)
         shape = ir.FunctionType(ir.VoidType(), [_LLVM_BYTES, _LLVM_INT32, _LLVM_INT32, _LLVM_INT32])
         prefetch = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=shape)
         for_reading, into_every_level, data = _LLVM_INT32(0), _LLVM_INT32(3), _LLVM_INT32(1)
@@ -102,7 +107,7 @@ def _prefetch(_typing: Any, array: Any, _offset: Any) -> Any:
     return types.void(array, types.intp), generate
 
 
-@intrinsic
+@_intrinsic
 def _spread(_typing: Any, _value: Any) -> Any:
     """The vector whose 16 floats are all `value`."""
 
@@ -114,7 +119,7 @@ def _spread(_typing: Any, _value: Any) -> Any:
     return _VECTOR(types.float32), generate
 
 
-@intrinsic
+@_intrinsic
 def _multiply_add(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
     """a * b + c, float by float."""
 
@@ -125,7 +130,7 @@ def _multiply_add(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
     return _VECTOR(_VECTOR, _VECTOR, _VECTOR), generate
 
 
-@intrinsic
+@_intrinsic
 def _total(_typing: Any, _vector: Any) -> Any:
     """The sum of a vector's 16 floats."""
 
@@ -137,28 +142,28 @@ def _total(_typing: Any, _vector: Any) -> Any:
     return types.float32(_VECTOR), generate
 
 
-# The logistic function and the loss, by linear interpolation between tabulated points.
+# The logistic function and the loss, by linear interpolation between tabulated points. The first and the last
+# piece are the asymptotes and go on for ever, so that the loss of a very wrong score is right too.
 
-_LIMIT = np.float32(16)  # beyond it the logistic function is 0 or 1 to within 2e-7
-_POINTS_PER_UNIT = np.float32(64)  # an error below 3e-6
+_LIMIT = np.float32(16)  # where both functions are within 2e-7 of their asymptotes
+_POINTS_PER_UNIT = np.float32(64)  # an error below 4e-6 between them
 _GRID = np.arange(-16 * 64, 16 * 64 + 2) / 64
 _SIGMOID = (1 / (1 + np.exp(-_GRID))).astype(np.float32)
-_SOFTPLUS = np.log1p(np.exp(-_GRID)).astype(np.float32)  # of -x: the loss of a true pair with score x
+_SIGMOID[:2], _SIGMOID[-2:] = 0, 1
+_LOSS = np.log1p(np.exp(-_GRID)).astype(np.float32)
+_LOSS[:2], _LOSS[-2:] = -_GRID[:2], 0
 
 
 @njit(inline="always")
 def _sigmoid_and_loss(score: Any) -> Any:
-    """(sigmoid(score), -log sigmoid(score)); for a score that is NaN the loss is NaN."""
-    inside = score if score > -_LIMIT else -_LIMIT  # NaN ends at the limit too, never outside of the tables
+    """(sigmoid(score), -log sigmoid(score)), NaN for NaN."""
+    inside = score if score > -_LIMIT else -_LIMIT  # NaN reads the first piece: never outside of the tables
     inside = inside if inside < _LIMIT else _LIMIT
-    place = (inside + _LIMIT) * _POINTS_PER_UNIT
-    left = np.uintp(np.int32(place))
+    left = np.uintp(np.int32((inside + _LIMIT) * _POINTS_PER_UNIT))
     right = left + np.uintp(1)
-    way = place - np.float32(left)
+    way = (score + _LIMIT) * _POINTS_PER_UNIT - np.float32(left)
     sigmoid = _SIGMOID[left] + way * (_SIGMOID[right] - _SIGMOID[left])
-    loss = _SOFTPLUS[left] + way * (_SOFTPLUS[right] - _SOFTPLUS[left])
-    if not score >= inside:
-        loss += inside - score  # left of the table -log sigmoid(x) is a straight line
+    loss = _LOSS[left] + way * (_LOSS[right] - _LOSS[left])
     return sigmoid, loss
 
 
@@ -178,13 +183,13 @@ def _mix(x: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def draw_negatives(seed: Any, position: Any, probability: Any, alias: Any, out: Any) -> None:
-    """Fill `out` with the noise words of the run that starts at `position`: a function of the arguments alone.
+    """Fill `out` with the noise words of one run: a function of the arguments alone.
 
     Args:
         seed: uint64, the batch's.
         position: the index in the batch of the run's first pair.
-        probability, alias: (V,) float32 and int32, an alias table (Walker 1977): a word is drawn evenly, and kept with
-            its probability, else replaced by its alias.
+        probability, alias: (V,) float32 and int32, an alias table (Walker 1977): a word is drawn evenly, and
+            kept with its probability, else replaced by its alias.
         out: (K,) int32.
     """
     state = _mix(seed + np.uint64(position) * _GOLDEN)
@@ -224,9 +229,9 @@ _SIGNATURE = types.float64(
 
 @cache
 def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
-    """The kernel for rows of `stride` floats and so many noise words a run: both are constants to the compiler.
+    """The kernel for rows of `stride` floats and so many noise words a run, constants both to the compiler.
 
-    The first call on a machine compiles for some seconds; then the result comes from Numba's cache on disk.
+    The first call on a machine compiles for a second or two; later the code comes from Numba's cache on disk.
     """
     chosen_per_run = 1 + negatives
 
@@ -244,10 +249,9 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
         learning_rate: Any,
     ) -> Any:
         """Train on the pairs first .. last - 1, whole runs; returns the sum of their losses."""
-        rows = np.empty(
-            chosen_per_run * stride, np.float32
-        )  # the run's output rows, as they were at its start
-        moves = np.empty(chosen_per_run * stride, np.float32)  # what the run will add to them
+        tile = chosen_per_run * stride
+        rows = np.empty(tile, np.float32)  # the run's output rows, as they were at its start
+        moves = np.empty(tile, np.float32)  # what the run will add to them
         steps = np.empty(chosen_per_run, np.float32)  # scores, then learning_rate * (label - sigmoid(score))
         chosen = np.empty(chosen_per_run, np.int32)  # the target and the noise words of this run
         upcoming = np.empty(chosen_per_run, np.int32)  # and of the next one
@@ -369,10 +373,10 @@ def train_batch(
 ) -> float:
     """Train both tables in place on a batch; returns the loss summed over its pairs.
 
-    With one thread the result is a function of the arguments, bit for bit. More threads race for rows that they share.
+    With one thread the result is a function of the arguments, bit for bit; more race for the rows they share.
 
     Args:
-        vectors, outputs: (V, stride) float32, contiguous, stride a multiple of 16: the input and the output table.
+        vectors, outputs: (V, stride) float32, the input and the output table; stride is a multiple of 16.
         targets, contexts: (pairs,) int32; the pairs of one target position stand together.
         probability, alias: (V,) float32 and int32: the noise as an alias table. Its ids are not checked here.
         negatives: noise words a run, K.
@@ -383,11 +387,13 @@ def train_batch(
     words, stride = vectors.shape
     if outputs.shape != vectors.shape or probability.shape != (words,) or alias.shape != (words,):
         raise ValueError(
-            f"The tables are {vectors.shape} and {outputs.shape}, the noise {probability.shape} and {alias.shape}: "
-            f"all must have one row a word."
+            f"The tables are {vectors.shape} and {outputs.shape}, the noise {probability.shape} and "
+            f"{alias.shape}: all must have one row a word."
         )
     if stride % LANES:
         raise ValueError(f"A row has {stride} floats: pad it to a multiple of {LANES}.")
+    if not all(table.flags.carray and table.dtype == np.float32 for table in (vectors, outputs)):
+        raise ValueError("The tables are changed in place: they must be float32, contiguous and writeable.")
     if targets.ndim != 1 or targets.shape != contexts.shape:
         raise ValueError(
             f"target is {targets.shape} and context {contexts.shape}: both must be one flat array."
@@ -401,7 +407,7 @@ def train_batch(
 
     kernel = compile_kernel(stride, negatives)
     flat_vectors, flat_outputs = vectors.reshape(-1), outputs.reshape(-1)
-    targets, contexts = np.require(targets, requirements="CA"), np.require(contexts, requirements="CA")
+    targets, contexts = (np.require(ids, requirements=["C", "A"]) for ids in (targets, contexts))
     batch_seed, rate = np.uint64(seed % 2**64), np.float32(learning_rate)
 
     def train(first: int, last: int) -> float:

@@ -1,10 +1,11 @@
-"""Skip-gram with negative sampling, one update at a time in plain torch: the definition that the kernels are held to.
+"""Skip-gram with negative sampling in plain torch, one pair at a time: the definition that kernels are held to.
 
 Mikolov et al. (2013), "Distributed Representations of Words and Phrases and their Compositionality", eq. 4.
 Slow on purpose; float64 tables give float64 results.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.nn.functional import softplus
 def runs(targets: Sequence[int]) -> list[tuple[int, int]]:
     """(start, stop) of every run, a longest stretch of pairs with the same target."""
     starts = [i for i in range(len(targets)) if i == 0 or targets[i] != targets[i - 1]]
-    return list(zip(starts, [*starts[1:], len(targets)], strict=True))
+    return list(pairwise([*starts, len(targets)]))
 
 
 def train_batch(
@@ -27,8 +28,8 @@ def train_batch(
 ) -> float:
     """Train on a batch, run by run; returns the loss summed over its pairs.
 
-    Within a run the output rows stay as they were at its start and their moves are added up; a context's input row
-    moves at once. A noise word equal to the target is skipped; one drawn twice counts twice.
+    Within a run the output rows stay as they were at its start and their moves are added up; a context's
+    input row moves at once. A noise word equal to the target is skipped; one drawn twice counts twice.
     """
     loss = 0.0
     for (start, stop), noise in zip(runs(targets), negatives, strict=True):

@@ -244,8 +244,9 @@ class Store:
     def explain(self, manifest: Manifest) -> list[str]:
         """Why this artifact was built although others of its stage stand in the store.
 
-        Compares it with the latest earlier one of the same stage: one line for every config field, input
-        and version that differs. An input that differs is followed to the field that changed it.
+        Compares it with the most similar earlier one of the same stage (the latest of several): one line for
+        every config field, input and version that differs. An input that differs is followed to the field
+        that changed it.
         """
         return explain_change(manifest, list(self.manifests()))
 
@@ -343,7 +344,8 @@ def explain_change(manifest: Manifest, others: list[Manifest]) -> list[str]:
     ]
     if not earlier:
         return ["the first of its stage"]
-    return differences(max(earlier, key=lambda other: other.created), manifest, by_key)
+    found = [differences(other, manifest, by_key) for other in reversed(earlier)]
+    return min(found, key=len)
 
 
 def differences(old: Manifest, new: Manifest, by_key: dict[str, Manifest]) -> list[str]:

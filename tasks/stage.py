@@ -55,7 +55,8 @@ NETWORK_JITTER = 0.5
 class Input(Protocol):
     """What a stage can be made from: an `Artifact`, or a source with a key of its own."""
 
-    key: str
+    @property
+    def key(self) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,10 @@ class TrainConfig(BaseModel):
         json_schema_extra={"position": 2},
     )
     batch_size: int = Field(
-        131_072, ge=LANES, description="Examples of one step, over all workers", json_schema_extra={"position": 3}
+        131_072,
+        ge=LANES,
+        description="Examples of one step, over all workers",
+        json_schema_extra={"position": 3},
     )
     sync_period: int = Field(
         4, ge=1, description="Steps between two exchanges of the workers", json_schema_extra={"position": 4}

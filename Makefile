@@ -1,0 +1,44 @@
+# `make run` and `make test` need nothing but Python 3.11 to 3.13 and a package index.
+
+PYTHON ?= python3
+VENV ?= .venv
+# An exact version, since pip then takes a CPU build where one is offered; a range may pull CUDA's packages.
+# On a GPU node: make run TORCH='torch>=2.11'
+TORCH ?= torch==2.13.0
+PIP = $(VENV)/bin/pip install -qq --disable-pip-version-check
+
+.PHONY: run test lint bench clean
+
+run: $(VENV)/demo.installed
+	@$(VENV)/bin/lexloom word2vec
+
+test: $(VENV)/dev.installed
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/dev.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+# Measures everything that the README quotes; DATA is a folder of Parquet files with a `text` column.
+bench: $(VENV)/dev.installed
+	@test -n "$(DATA)" || { echo "say where the corpus is: make bench DATA=folder-of-parquet-files"; exit 2; }
+	$(VENV)/bin/python benchmarks/text.py --data $(DATA)
+	$(VENV)/bin/python benchmarks/pairs.py --data $(DATA)
+	$(VENV)/bin/python benchmarks/word2vec.py --data $(DATA)
+
+clean:
+	rm -rf $(VENV) artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing Lexloom and its packages into $(VENV) (a minute or two)"
+	@$(PIP) '$(TORCH)' && $(PIP) -e '.[demo]' && touch $@
+
+$(VENV)/dev.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing Lexloom, its packages and its tests' into $(VENV) (a minute or two)"
+	@$(PIP) '$(TORCH)' && $(PIP) -e '.[demo,bench,dev]' && touch $@ $(VENV)/demo.installed

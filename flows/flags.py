@@ -1,0 +1,100 @@
+"""Command-line flags from a flow's config: declared once in pydantic, here only translated.
+
+A field's flag is its name with dashes; where two sections have a field of the same name, the section's name
+stands before it (`--pairs-seed`, `--train-seed`).
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+Path = tuple[str, ...]
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel]) -> None:
+    """A flag for every field of `config` and of the configs nested in it."""
+    groups: dict[str, Any] = {}
+    for path, field, flag in flags(config):
+        group = groups.get(path[0]) or parser.add_argument_group(path[0] if len(path) > 1 else "flow")
+        groups[path[0]] = group
+        group.add_argument(flag, dest=".".join(path), default=None, help=help_text(field), **argument(field))
+
+
+def parse(arguments: argparse.Namespace, config: type[BaseModel]) -> BaseModel:
+    """The config that the flags describe; ValueError with one sentence where a value is out of bounds."""
+    values: dict[str, Any] = {}
+    for path, _, _ in flags(config):
+        value = getattr(arguments, ".".join(path))
+        if value is not None:
+            section = values
+            for name in path[:-1]:
+                section = section.setdefault(name, {})
+            section[path[-1]] = value
+    try:
+        return config.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(sentence(error, config)) from error
+
+
+def sentence(error: ValidationError, config: type[BaseModel]) -> str:
+    """A validation error in the terms of the command line."""
+    names = {path: flag for path, _, flag in flags(config)}
+    problems = []
+    for problem in error.errors():
+        path = tuple(str(part) for part in problem["loc"])
+        flag = next(
+            (names[path[:end]] for end in range(len(path), 0, -1) if path[:end] in names), ".".join(path)
+        )
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        given = "" if isinstance(problem["input"], dict) else f" (it is {problem['input']!r})"
+        problems.append(f"{flag} {message}{given}")
+    return "; ".join(problems)
+
+
+def flags(config: type[BaseModel]) -> list[tuple[Path, FieldInfo, str]]:
+    """(path of names, field, flag) of every field that is not a section itself."""
+    fields = list(leaves(config))
+    names = Counter(path[-1] for path, _ in fields)
+    return [
+        (path, field, "--" + "-".join(path[-1:] if names[path[-1]] == 1 else path[-2:]).replace("_", "-"))
+        for path, field in fields
+    ]
+
+
+def leaves(config: type[BaseModel], prefix: Path = ()) -> Iterator[tuple[Path, FieldInfo]]:
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, (*prefix, name))
+        else:
+            yield (*prefix, name), field
+
+
+def argument(field: FieldInfo) -> dict[str, Any]:
+    """How argparse should read a field; bounds are left to pydantic, which knows them."""
+    kind = without_none(field.annotation)
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    if get_origin(kind) in (list, tuple, set):
+        return {"nargs": "+", "metavar": "VALUE"}
+    metavar = {int: "N", float: "X"}.get(kind, "TEXT")  # type: ignore[call-overload]
+    return {"metavar": metavar}
+
+
+def without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else annotation
+    return annotation
+
+
+def help_text(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    note = "" if default in (None, "", [], ()) else f" (default: {default})"
+    return f"{field.description or ''}{note}".replace("%", "%%")

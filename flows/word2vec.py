@@ -1,0 +1,71 @@
+"""Word vectors from raw text: skip-gram with negative sampling, neighbours, report."""
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.outcome import Outcome, story
+from tasks.corpus import CorpusConfig, corpus, locate
+from tasks.evaluate import EvaluateConfig, evaluate, locate_sets
+from tasks.noise import NoiseConfig, noise
+from tasks.pairs import PairsConfig, pairs
+from tasks.report import ReportConfig, markdown, report
+from tasks.tokens import TokensConfig, tokens
+from tasks.train import TrainWord2VecConfig, train_word2vec
+from tasks.vocabulary import VocabularyConfig, vocabulary
+
+
+class Word2VecConfig(BaseModel):
+    """Everything that can be said about a word2vec run, in the order in which the stages use it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: CorpusConfig = Field(CorpusConfig(), description="The text", json_schema_extra={"position": 0})
+    vocabulary: VocabularyConfig = Field(
+        VocabularyConfig(), description="The words that are kept", json_schema_extra={"position": 1}
+    )
+    tokens: TokensConfig = Field(
+        TokensConfig(), description="Words as ids", json_schema_extra={"position": 2}
+    )
+    pairs: PairsConfig = Field(
+        PairsConfig(), description="(target, context) pairs", json_schema_extra={"position": 3}
+    )
+    noise: NoiseConfig = Field(
+        NoiseConfig(), description="The distribution of negatives", json_schema_extra={"position": 4}
+    )
+    train: TrainWord2VecConfig = Field(
+        TrainWord2VecConfig(), description="Model and training", json_schema_extra={"position": 5}
+    )
+    evaluate: EvaluateConfig = Field(
+        EvaluateConfig(), description="Neighbours and scores", json_schema_extra={"position": 6}
+    )
+    report: ReportConfig = Field(
+        ReportConfig(), description="The report's page", json_schema_extra={"position": 7}
+    )
+
+
+DEFAULT_CONFIG = Word2VecConfig()
+
+
+@flow(name="word2vec")
+def word2vec(config: Word2VecConfig = DEFAULT_CONFIG) -> Outcome:
+    """Trains word vectors on a corpus, looks at them, and writes a report."""
+    with story("word2vec") as told:
+        text = corpus(locate(config.corpus), config=config.corpus)
+        words = vocabulary(text, config=config.vocabulary)
+        ids = tokens(text, words, config=config.tokens)
+        skipgrams = pairs(ids, words, config=config.pairs)
+        negatives = noise(words, config=config.noise)
+        model = train_word2vec(skipgrams, negatives, words, config=config.train)
+        scores = evaluate(model, words, locate_sets(config.evaluate), config=config.evaluate)
+        page = report(model, scores, words, config=config.report)
+        create_markdown_artifact(markdown(model, scores, words, config.report), key="report")
+        return told.outcome(model, page, scores)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from flows.cli import main
+
+    sys.exit(main(["word2vec", *sys.argv[1:]]))

