@@ -1,4 +1,4 @@
-"""Skip-gram with negative sampling in plain torch, one pair at a time: the definition that kernels are held to.
+"""Skip-gram with negative sampling in plain torch, pair by pair: the definition that kernels are held to.
 
 Mikolov et al. (2013), "Distributed Representations of Words and Phrases and their Compositionality", eq. 4.
 Slow on purpose; float64 tables give float64 results.

@@ -167,8 +167,8 @@ class Word2Vec:
         for name, table in tables.items():
             if state[name].shape != table.shape:
                 raise ValueError(
-                    f"The table '{name}' is {tuple(state[name].shape)} in the state, but {tuple(table.shape)} "
-                    f"in the model: were the vocabulary and dim the same?"
+                    f"The table '{name}' is {tuple(state[name].shape)} in the state, but "
+                    f"{tuple(table.shape)} in the model: were the vocabulary and dim the same?"
                 )
             if state[name][:, self.dim :].any():
                 raise ValueError(
@@ -328,14 +328,13 @@ class WordVectors:
                 raise FileNotFoundError(f"{path} is missing: {folder} holds no word vectors.")
         try:
             ids = json.loads(vocabulary.read_text(encoding="utf-8"))
-            words = sorted(ids, key=ids.__getitem__)
-            fits = [ids[word] for word in words] == list(range(len(words)))
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{vocabulary} is not JSON of words and ids ({error}): save it again.") from None
-        if not fits:
-            raise ValueError(
-                f"{vocabulary}: the ids are not 0 to {len(words) - 1}, each once: save it again."
-            )
+        except ValueError as error:
+            raise ValueError(f"{vocabulary} is not JSON ({error}): save it again.") from None
+        if not isinstance(ids, dict) or not all(isinstance(i, int) for i in ids.values()):
+            raise ValueError(f"{vocabulary} does not map words to ids: save it again.")
+        words = sorted(ids, key=ids.__getitem__)
+        if [ids[word] for word in words] != list(range(len(words))):
+            raise ValueError(f"{vocabulary}: the ids are not 0 to {len(words) - 1} once each: save it again.")
         try:
             vectors = load_file(model)["vectors"]
         except (SafetensorError, KeyError) as error:
@@ -400,8 +399,8 @@ def _writable(row: int, word: str) -> bytes:
         if word and " " not in word and "\n" not in word:
             return word.encode()
     raise ValueError(
-        f"The word {word!r} (row {row + 1}) cannot be written in word2vec's format, where a word is UTF-8, is "
-        f"not empty and has no space or line break: leave it out, or use save()."
+        f"The word {word!r} (row {row + 1}) cannot be written in word2vec's format, where a word is UTF-8, "
+        f"is not empty and has no space or line break: leave it out, or use save()."
     )
 
 
@@ -423,7 +422,7 @@ def _header(path: str | Path, file: BinaryIO, binary: bool) -> tuple[int, int]:
     words, dim = int(fields[0]), int(fields[1])
     room = os.fstat(file.fileno()).st_size - len(line)
     shortest_row = 2 + 4 * dim if binary else 1 + 2 * dim  # a letter, a space, dim numbers
-    if dim < 1 or words * shortest_row > room + 1:
+    if dim < 1 or words * shortest_row > room:
         raise ValueError(
             f"{path}: the first line promises {words} words of {dim} numbers, but only {room} bytes follow: "
             f"the file is cut off, or is not {'binary' if binary else 'text'}."

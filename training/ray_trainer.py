@@ -57,7 +57,7 @@ def train_on_ray(
         available = int(ray.cluster_resources().get("CPU", 0))
         if workers > available:
             raise ValueError(
-                f"{workers} workers need as many CPUs, and the Ray cluster has {available}: ask for fewer workers"
+                f"{workers} workers need as many CPUs, and the Ray cluster has {available}: ask for fewer"
             )
         progress_file = job.checkpoints.parent / PROGRESS
         progress_file.parent.mkdir(parents=True, exist_ok=True)

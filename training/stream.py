@@ -53,7 +53,7 @@ class ShardStream:
             raise ValueError(f"batch_size {batch_size} is less than one example for each of {lanes} lanes")
         if world_size > lanes:
             raise ValueError(
-                f"{world_size} workers can't share {lanes} lanes: ask for at most {lanes} workers, or raise lanes"
+                f"{world_size} workers can't share {lanes} lanes: ask for at most {lanes} workers"
             )
         self.columns = list(columns)
         self.lanes = lanes
@@ -179,7 +179,7 @@ class LaneReader:
 
 
 def blocks_of(path: Path, columns: list[str]) -> list[Block]:
-    """The row groups of a shard; a ValueError with one sentence where it is no Parquet file with `columns`."""
+    """The row groups of a shard; ValueError where it is no Parquet file with `columns`."""
     try:
         metadata = pq.read_metadata(path)
     except (OSError, pa.ArrowInvalid) as error:

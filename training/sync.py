@@ -45,9 +45,9 @@ class Alone:
 class DeltaSum:
     """Every `period` steps, workers add up how far each row has moved since they last agreed.
 
-    For sparse tables trained by in-place kernels, whose updates are sums: row <- agreed row + sum over workers
-    of (local row - agreed row). Only rows that moved on some worker travel. The result equals the dense sum
-    of moves exactly, since a row that moved nowhere adds zero.
+    For sparse tables trained by in-place kernels, whose updates are sums: row <- agreed row + the sum over
+    workers of (local row - agreed row). Only rows that moved on some worker travel. The result equals the
+    dense sum of moves exactly, since a row that moved nowhere adds zero.
     """
 
     def __init__(self, period: int) -> None:
@@ -61,7 +61,7 @@ class DeltaSum:
         self._dirty = False
 
     def setup(self, tables: dict[str, torch.Tensor]) -> None:
-        """`tables`: float tensors of shape (rows, width), equal on all workers, changed in place from now on."""
+        """`tables`: float tensors (rows, width), equal on all workers, changed in place from now on."""
         self._tables = tables
         self._agreed = {name: table.clone() for name, table in tables.items()}
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from models import sgns_cpu, sgns_reference
 
 
@@ -62,7 +63,7 @@ def assert_as_reference(
 
     loss = train(tables, targets, contexts, negatives=negatives)
 
-    assert loss == pytest.approx(exact_loss, rel=1e-5)
+    assert loss == pytest.approx(exact_loss, rel=5e-5)
     for table, exact_table, old in zip(tables, exact, before, strict=True):
         moved = torch.from_numpy(table).double() - old
         torch.testing.assert_close(moved, exact_table - old, rtol=1e-4, atol=2e-5)

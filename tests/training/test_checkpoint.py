@@ -10,7 +10,8 @@ from training.checkpoint import KEPT, Checkpoint, Checkpoints
 
 
 def checkpoint(value: float) -> Checkpoint:
-    return Checkpoint({"table": torch.full((3, 4), value)}, {"step": value, "history": [{"loss": 0.1 + value}]})
+    state = {"step": value, "history": [{"loss": 0.1 + value}]}
+    return Checkpoint({"table": torch.full((3, 4), value)}, state)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ class Counter:
     def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> float:
         numbers = torch.from_numpy(batch["number"]).long()
         self.table[:, 0] += torch.bincount(numbers, minlength=ROWS)
-        self.table[:, 1] += float(np.random.default_rng(seed).random()) * progress  # order and seeds matter here
+        self.table[:, 1] += float(np.random.default_rng(seed).random()) * progress  # order and seeds matter
         return float("nan") if progress >= self.break_at else 1.0 - progress
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -1,0 +1,78 @@
+"""What every benchmark needs: stages without Prefect, spreads, tables, results that say where they ran."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from tasks.artifacts import Artifact, Store, package_versions
+from tasks.stage import Stage
+
+
+def stage_runner(root: Path) -> Callable[..., Artifact]:
+    """Runs a stage's plain function into the store `root`, and hands back what they make."""
+    store = Store(root)
+
+    def run(stage: Stage, *inputs: Any, config: Any, **extra: Any) -> Artifact:
+        key = stage.key(inputs, config)
+        out = store.folder(stage.name, key)
+        out.mkdir(parents=True)
+        return Artifact(
+            stage=stage.name, key=key, folder=out, summary=stage.function(*inputs, config, out, **extra)
+        )
+
+    return run
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median, mean, least and most of repeated measurements."""
+    figures = {"median": median(values), "mean": mean(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 5) for name, value in figures.items()} | {"runs": len(values)}
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, aligned to be read in a terminal too."""
+    widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
+    lines = [headings, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Writes results as JSON with the command, date, versions and hardware that they come from."""
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *placeholders(sys.argv[1:])])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "command": command,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), **package_versions()},
+        **results,
+    }
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    print(f"written to {path}")
+
+
+def placeholders(arguments: list[str]) -> list[str]:
+    """The command's arguments, paths of this machine replaced by a word."""
+    return ["DATA" if "/" in argument else argument for argument in arguments]
+
+
+def hardware() -> dict[str, Any]:
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30)}

@@ -1,0 +1,195 @@
+"""Word vectors beside gensim's: training speed and quality, same documents, words and settings, in one run.
+
+    python benchmarks/word2vec.py --data FOLDER_OF_PARQUET [--seeds 3] [--threads 2] [--dim 100]
+
+The documents (column `text` of every Parquet file below the folder) are shuffled once. For each seed the
+contenders train one epoch in turn: gensim from sentences, gensim from a corpus file, and Lexloom with one
+worker of several threads and with two workers of one thread (`delta_sum`, on Ray). Seconds are those of
+training alone, on a vocabulary that stands; Lexloom's pairs come from stored shards, and the seconds that it
+took to make them are shown beside. Every model is scored by gensim's own evaluation. Results go to
+benchmarks/results/word2vec.json.
+"""
+
+import argparse
+import logging
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from measure import stage_runner, summary, table, write_results
+
+from tasks.artifacts import Artifact
+from tasks.corpus import CorpusConfig, corpus, locate
+from tasks.noise import NoiseConfig, noise
+from tasks.pairs import PairsConfig, pairs
+from tasks.tokens import TokensConfig, tokens
+from tasks.train import TrainWord2VecConfig, train_word2vec
+from tasks.vocabulary import VocabularyConfig, vocabulary
+
+WINDOW, NEGATIVES, SUBSAMPLE, MIN_COUNT = 5, 5, 1e-3, 5
+RATE, LAST_RATE = 0.025, 0.0001
+SHUFFLE_SEED = 0
+GENSIM_SENTENCE = 10_000  # words; gensim silently cuts longer ones
+
+
+def shuffled_documents(data: Path, out: Path) -> None:
+    """All texts below `data` in one Parquet file, in random order."""
+    texts = pa.concat_tables(
+        [pq.read_table(path, columns=["text"]) for path in sorted(data.rglob("*.parquet"))]
+    )
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(texts.num_rows)
+    pq.write_table(texts.take(pa.array(order)), out)
+
+
+def score(vectors: Any) -> dict[str, float]:
+    """WordSim-353 and SimLex-999 (Spearman) and Google's analogies (accuracy), all by gensim."""
+    from gensim.test.utils import datapath
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        similar = vectors.evaluate_word_pairs(datapath("wordsim353.tsv"))[1][0]
+        simlex = vectors.evaluate_word_pairs(datapath("simlex999.txt"))[1][0]
+        analogies = vectors.evaluate_word_analogies(datapath("questions-words.txt"))[0]
+    return {
+        "wordsim353": float(similar),
+        "simlex999": float(simlex),
+        "analogies": float(analogies),
+        "mean": float(np.mean([similar, simlex, analogies])),
+    }
+
+
+def run_gensim(lines: Path, how: str, seed: int, threads: int, dim: int) -> dict[str, float]:
+    from gensim.models import Word2Vec
+    from gensim.models.word2vec import LineSentence
+
+    source = (
+        {"corpus_file": str(lines)}
+        if how == "corpus_file"
+        else {"corpus_iterable": list(LineSentence(str(lines), max_sentence_length=GENSIM_SENTENCE))}
+    )
+    model = Word2Vec(
+        vector_size=dim,
+        window=WINDOW,
+        negative=NEGATIVES,
+        sample=SUBSAMPLE,
+        min_count=MIN_COUNT,
+        alpha=RATE,
+        min_alpha=LAST_RATE,
+        sg=1,
+        seed=seed,
+        workers=threads,
+        epochs=1,
+    )
+    model.build_vocab(**source)
+    started = time.perf_counter()
+    model.train(**source, total_examples=model.corpus_count, total_words=model.corpus_total_words, epochs=1)
+    return {"seconds": time.perf_counter() - started, **score(model.wv)}
+
+
+def run_lexloom(built: dict[str, Artifact], stages: Any, seed: int, dim: int, **how: Any) -> dict[str, float]:
+    from gensim.models import KeyedVectors
+
+    config = TrainWord2VecConfig(epochs=1, dim=dim, negatives=NEGATIVES, seed=seed, **how)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = stages(
+            train_word2vec,
+            built["pairs"],
+            built["noise"],
+            built["vocabulary"],
+            config=config,
+            scratch=Path(scratch),
+        )
+    vectors = KeyedVectors.load_word2vec_format(str(model.folder / "word2vec.bin"), binary=True)
+    return {
+        "seconds": model.facts["seconds"],
+        "pairs_per_second": model.facts["examples_per_second"],
+        **score(vectors),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of Parquet files with a text column")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--dim", type=int, default=100)
+    parser.add_argument("--only", nargs="+", help="run only these contenders")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "word2vec.json")
+    arguments = parser.parse_args()
+    logging.getLogger("gensim").setLevel(logging.ERROR)
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        stages = stage_runner(work / "store")
+        shuffled_documents(arguments.data, work / "documents.parquet")
+        text_config = CorpusConfig(source=str(work / "documents.parquet"))
+        text = stages(corpus, locate(text_config), config=text_config)
+        built = {"vocabulary": stages(vocabulary, text, config=VocabularyConfig(min_count=MIN_COUNT))}
+        ids = stages(tokens, text, built["vocabulary"], config=TokensConfig())
+        built["noise"] = stages(noise, built["vocabulary"], config=NoiseConfig())
+        lines = work / "lines.txt"
+        with lines.open("w") as file:
+            for shard in text.files():
+                for document in pq.read_table(shard)["text"]:
+                    file.write(document.as_py() + "\n")
+        local = {"runner": "local", "workers": 1, "threads": arguments.threads}
+        contenders = {
+            "gensim, sentences": lambda seed: run_gensim(
+                lines, "sentences", seed, arguments.threads, arguments.dim
+            ),
+            "gensim, corpus_file": lambda seed: run_gensim(
+                lines, "corpus_file", seed, arguments.threads, arguments.dim
+            ),
+            "lexloom, one worker": lambda seed: run_lexloom(built, stages, seed, arguments.dim, **local),
+            "lexloom, two workers": lambda seed: run_lexloom(built, stages, seed, arguments.dim, workers=2),
+        }
+        if arguments.only:
+            contenders = {name: contenders[name] for name in arguments.only}
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+        pair_seconds = []
+        for seed in range(1, arguments.seeds + 1):
+            started = time.perf_counter()
+            built["pairs"] = stages(
+                pairs,
+                ids,
+                built["vocabulary"],
+                config=PairsConfig(window=WINDOW, subsample=SUBSAMPLE, seed=seed),
+            )
+            pair_seconds.append(time.perf_counter() - started)
+            for name, contender in contenders.items():
+                runs[name].append(contender(seed))
+                print(
+                    f"seed {seed}  {name:24}",
+                    {key: round(value, 3) for key, value in runs[name][-1].items()},
+                    flush=True,
+                )
+        words = ids.facts["tokens"]
+        results = {
+            name: {figure: summary([run[figure] for run in found]) for figure in found[0]}
+            for name, found in runs.items()
+        }
+        facts = {
+            "words": words,
+            "pairs": built["pairs"].facts["pairs"],
+            "vocabulary": built["vocabulary"].summary.rows,
+        }
+    figures = ["seconds", "wordsim353", "simlex999", "analogies", "mean"]
+    rows = [
+        [name, *(f"{found[figure]['median' if figure == 'seconds' else 'mean']:.3f}" for figure in figures)]
+        for name, found in results.items()
+    ]
+    print(table(["one epoch", *figures], rows))
+    print(f"making the pairs: {summary(pair_seconds)['median']:.1f} s; {facts}")
+    write_results(arguments.out, {"facts": facts, "pair_seconds": summary(pair_seconds), "results": results})
+
+
+if __name__ == "__main__":
+    main()
