@@ -7,7 +7,6 @@ lexloom store ls | verify | explain | gc       what is in the store, and why
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -15,14 +14,14 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
 from flows.flags import add_flags, parse
-from tasks.artifacts import Manifest, Store
+from tasks.artifacts import Artifact, Manifest, Store
 from tasks.console import stderr
 
 
@@ -41,6 +40,7 @@ FLOWS = {
     )
 }
 SERVER_START_SECONDS = 120
+SHOWN_NEIGHBOURS = 6
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, ImportError)
 
 
@@ -143,7 +143,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
 
 
 def flow_config(name: str) -> type[BaseModel]:
-    return getattr(import_module(FLOWS[name].module), FLOWS[name].config)  # type: ignore[no-any-return]
+    return getattr(import_module(FLOWS[name].module), FLOWS[name].config)
 
 
 def run_flow(arguments: argparse.Namespace) -> int:
@@ -155,7 +155,7 @@ def run_flow(arguments: argparse.Namespace) -> int:
         Text(f"lexloom {arguments.flow}", style="bold") + Text(f" · store {Store().root}", style="dim")
     )
     outcome = getattr(import_module(entry.module), entry.function)(config)
-    show_neighbours(json.loads((outcome.report.parent / "neighbours.json").read_text()))
+    show_neighbours(outcome.evaluation)
     stderr.print(
         f"\n{outcome.stages} stages, {outcome.cached} cached, {outcome.seconds:.1f} s\n"
         f"model   {outcome.model}\nreport  {outcome.report}"
@@ -165,13 +165,18 @@ def run_flow(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def show_neighbours(found: dict[str, list[list[Any]]]) -> None:
-    table = Table(box=None, pad_edge=False, title="Nearest neighbours", title_justify="left")
-    table.add_column("word", style="bold")
-    table.add_column("neighbours (cosine similarity)")
-    for word, near in found.items():
-        table.add_row(word, "  ".join(f"{other} [dim]{score:.2f}[/]" for other, score in near))
-    stderr.print()
+def show_neighbours(evaluation: Artifact) -> None:
+    from tasks.evaluate import read_evaluation
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for found in read_evaluation(evaluation).neighbours:
+        near = Text()
+        for neighbour in found.neighbours[:SHOWN_NEIGHBOURS]:
+            near.append(f"{neighbour.word} ").append(f"{neighbour.similarity:.2f}  ", style="dim")
+        table.add_row(found.word, near)
+    stderr.print("\nnearest neighbours, by cosine similarity", style="bold")
     stderr.print(table)
 
 

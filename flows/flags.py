@@ -83,7 +83,7 @@ def argument(field: FieldInfo) -> dict[str, Any]:
         return {"choices": get_args(kind)}
     if get_origin(kind) in (list, tuple, set):
         return {"nargs": "+", "metavar": "VALUE"}
-    metavar = {int: "N", float: "X"}.get(kind, "TEXT")  # type: ignore[call-overload]
+    metavar = {int: "N", float: "X"}.get(kind, "TEXT")
     return {"metavar": metavar}
 
 

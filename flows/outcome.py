@@ -4,9 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
 from tasks.artifacts import Artifact
 from tasks.stage import StageRecord, record_stages
@@ -16,8 +15,9 @@ class Outcome(BaseModel):
     """The last line of `--json`, and the return value of every flow."""
 
     flow: str
-    model: Path
+    model: Path = Field(description="the model's folder")
     report: Path
+    evaluation: Artifact = Field(exclude=True, description="for the table at the end of a run")
     metrics: dict[str, JsonValue]
     stages: int
     cached: int
@@ -32,16 +32,14 @@ class Story:
         self._records = records
         self._started = time.perf_counter()
 
-    def outcome(self, model: Artifact, report: Artifact, *measured: Artifact) -> Outcome:
-        """The flow's result; `metrics` are the facts of the model and of `measured`."""
-        metrics: dict[str, Any] = dict(model.facts)
-        for artifact in measured:
-            metrics |= artifact.facts
+    def outcome(self, model: Artifact, evaluation: Artifact, report: Artifact) -> Outcome:
+        """The flow's result; `metrics` are the facts of the model and of its evaluation."""
         return Outcome(
             flow=self._flow,
             model=model.folder,
             report=report.folder / "report.html",
-            metrics=metrics,
+            evaluation=evaluation,
+            metrics={**model.facts, **evaluation.facts},
             stages=len(self._records),
             cached=sum(record.cached for record in self._records),
             seconds=round(time.perf_counter() - self._started, 2),

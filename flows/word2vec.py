@@ -60,7 +60,7 @@ def word2vec(config: Word2VecConfig = DEFAULT_CONFIG) -> Outcome:
         scores = evaluate(model, words, locate_sets(config.evaluate), config=config.evaluate)
         page = report(model, scores, words, config=config.report)
         create_markdown_artifact(markdown(model, scores, words, config.report), key="report")
-        return told.outcome(model, page, scores)
+        return told.outcome(model, scores, page)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Pictures for reports: line charts and word maps as SVG text, with no library and no script.
 
-Colours come from the page's CSS (`charts.CSS`), so a picture follows the reader's light or dark scheme. What is
-to be said about a point appears while the pointer is on it, by CSS alone.
+Colours come from the page's CSS (`charts.CSS`), so a picture follows the reader's light or dark scheme. What
+is to be said about a point appears while the pointer is on it, by CSS alone.
 """
 
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ LABEL_GAP = 6
 CSS = """
 svg { display: block; width: 100%; height: auto; font: 13px system-ui, sans-serif; overflow: visible; }
 svg text { fill: var(--muted); }
+@media (max-width: 600px) { svg.chart { font-size: 16px; } }
 svg .grid { stroke: var(--line); }
 svg .curve { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
 svg .area { fill: var(--accent); opacity: .09; }
@@ -34,7 +36,7 @@ svg .hit { fill: transparent; }
 svg .point circle, svg .point .hint { opacity: 0; }
 svg .point:hover circle, svg .point:hover .hint { opacity: 1; }
 svg .point circle { fill: var(--accent); stroke: var(--card); stroke-width: 2; }
-svg .hint { fill: var(--ink); font-weight: 600; font-size: 12px; }
+svg .hint { fill: var(--ink); font-weight: 600; }
 svg .word circle { fill: var(--accent); opacity: .5; }
 svg .word text { fill: var(--ink); }
 svg .word:hover circle { opacity: 1; }
@@ -52,7 +54,7 @@ def html(value: object) -> Html:
     return value if isinstance(value, Html) else Html(escape(str(value)))
 
 
-def join(parts: Sequence[str]) -> Html:
+def join(parts: Iterable[str]) -> Html:
     """Pieces of HTML one after another; plain text among them is escaped."""
     return Html("".join(map(html, parts)))
 
@@ -89,36 +91,39 @@ def line_chart(
     if len(drawn) < 2:
         raise ValueError("a line chart needs two points")
     xs, ys = [point[0] for point in drawn], [point[1] for point in drawn]
-    x_ticks, y_ticks = ticks(min(xs), max(xs), x.log), ticks(min(ys), max(ys), y.log)
-    across = scale(min(xs), max(xs), x.log, LEFT, CHART_WIDTH - RIGHT)
-    up = scale(min(*ys, *y_ticks), max(*ys, *y_ticks), y.log, CHART_HEIGHT - BOTTOM, TOP)
+    x_ticks, y_ticks = ticks(min(xs), max(xs), x.log), ticks(min(ys), max(ys), y.log, around=True)
     bottom = CHART_HEIGHT - BOTTOM
+    across = scale(min(xs), max(xs), x.log, LEFT, CHART_WIDTH - RIGHT)
+    up = scale(y_ticks[0], y_ticks[-1], y.log, bottom, TOP)
     parts = []
     for tick in y_ticks:
+        level = up(tick)
         parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{CHART_WIDTH - RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>'
-            f'<text x="{LEFT - 8}" y="{up(tick) + 4:.1f}" text-anchor="end">{html(y.shown(tick))}</text>'
+            f'<line class="grid" x1="{LEFT}" x2="{CHART_WIDTH - RIGHT}" y1="{level:.1f}" y2="{level:.1f}"/>'
+            f'<text x="{LEFT - 8}" y="{level + 4:.1f}" text-anchor="end">{html(y.shown(tick))}</text>'
         )
     for tick in x_ticks:
         parts.append(
-            f'<text x="{across(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{html(x.shown(tick))}</text>'
+            f'<text x="{across(tick):.1f}" y="{bottom + 18}" text-anchor="middle">'
+            f"{html(x.shown(tick))}</text>"
         )
     for place, label in marks:
         if min(xs) < place < max(xs):
+            left = across(place)
             parts.append(
-                f'<line class="mark" x1="{across(place):.1f}" x2="{across(place):.1f}" y1="{TOP}" y2="{bottom}"/>'
-                f'<text x="{across(place) + 4:.1f}" y="{bottom - 6}" font-size="11">{html(label)}</text>'
+                f'<line class="mark" x1="{left:.1f}" x2="{left:.1f}" y1="{TOP}" y2="{bottom}"/>'
+                f'<text x="{left + 4:.1f}" y="{TOP + 13}">{html(label)}</text>'
             )
     path = " L".join(f"{across(px):.1f} {up(py):.1f}" for px, py, _ in drawn)
     parts.append(
         f'<path class="area" d="M{across(xs[0]):.1f} {bottom} L{path} L{across(xs[-1]):.1f} {bottom} Z"/>'
         f'<path class="curve" d="M{path}"/>'
     )
-    middles = [across(left) / 2 + across(right) / 2 for left, right in zip(xs, xs[1:], strict=False)]
+    middles = [across(left) / 2 + across(right) / 2 for left, right in pairwise(xs)]
     borders = [LEFT, *middles, CHART_WIDTH - RIGHT]
-    for (px, py, hint), left, right in zip(drawn, borders, borders[1:], strict=False):
+    for (px, py, hint), (left, right) in zip(drawn, pairwise(borders), strict=True):
         parts.append(
-            f'<g class="point"><rect class="hit" x="{left:.1f}" y="{TOP}" width="{max(0.0, right - left):.1f}"'
+            f'<g class="point"><rect class="hit" x="{left:.1f}" y="{TOP}" width="{right - left:.1f}"'
             f' height="{bottom - TOP}"/><circle cx="{across(px):.1f}" cy="{up(py):.1f}" r="5"/>'
             f'<text class="hint" x="{CHART_WIDTH - RIGHT}" y="14" text-anchor="end">{html(hint)}</text></g>'
         )
@@ -126,13 +131,12 @@ def line_chart(
         f'<text x="{LEFT}" y="14">{html(y.label)}</text>'
         f'<text x="{CHART_WIDTH - RIGHT}" y="{CHART_HEIGHT - 6}" text-anchor="end">{html(x.label)}</text>'
     )
-    return svg(CHART_WIDTH, CHART_HEIGHT, f"{y.label} against {x.label}", parts)
+    return svg("chart", CHART_WIDTH, CHART_HEIGHT, f"{y.label} against {x.label}", parts)
 
 
-def svg(width: int, height: int, label: str, parts: Sequence[str]) -> Html:
-    return Html(
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html(label)}">{"".join(parts)}</svg>'
-    )
+def svg(kind: str, width: int, height: int, label: str, parts: Sequence[str]) -> Html:
+    frame = f'class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{html(label)}"'
+    return Html(f"<svg {frame}>{''.join(parts)}</svg>")
 
 
 def scale(low: float, high: float, log: bool, start: float, end: float) -> Callable[[float], float]:
@@ -146,25 +150,34 @@ def scale(low: float, high: float, log: bool, start: float, end: float) -> Calla
     return position
 
 
-def ticks(low: float, high: float, log: bool = False) -> list[float]:
-    """About five round figures in low..high; powers of ten on a logarithmic axis."""
+def ticks(low: float, high: float, log: bool = False, around: bool = False) -> list[float]:
+    """About five round figures, ascending: those inside low..high, or the fewest that stand `around` it.
+
+    On a logarithmic axis they are powers of ten.
+    """
     if log:
-        powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-        return [10.0**power for power in powers[:: max(1, math.ceil(len(powers) / TICKS))]] or [low]
-    if low == high:
+        start, end = math.log10(low), math.log10(high)
+        step: float = max(1, round((end - start) / TICKS))
+    elif low == high:
         return [low]
-    rough = (high - low) / TICKS
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(magnitude * factor for factor in (1, 2, 5, 10) if magnitude * factor >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)]
+    else:
+        start, end = low, high
+        rough = (high - low) / TICKS
+        magnitude = 10.0 ** math.floor(math.log10(rough))
+        step = next(magnitude * f for f in (1, 2, 5, 10) if magnitude * f >= rough * (1 - 1e-9))
+    first, last = start / step, end / step
+    if around:
+        places = range(math.floor(first + 1e-9), math.ceil(last - 1e-9) + 1)
+    else:
+        places = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)
+    return [10.0 ** (i * step) if log else i * step for i in places]
 
 
 # maps of words
 
 
 def word_map(places: NDArray[np.float64], words: Sequence[str], hints: Sequence[str]) -> Html:
-    """A dot for every word at `places` (n, 2), the most important first; as many labels as fit without touching.
+    """A dot for every word at `places` (n, 2), the most important first, and the labels that have room.
 
     A word without a label shows it, and every word its hint, under the pointer.
     """
@@ -186,7 +199,7 @@ def word_map(places: NDArray[np.float64], words: Sequence[str], hints: Sequence[
             f'<g class="word"><title>{html(hint)}</title><circle cx="{px:.1f}" cy="{py:.1f}" r="3"/>'
             f'<text{kind} x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">{html(word)}</text></g>'
         )
-    return svg(MAP_WIDTH, MAP_HEIGHT, "map of words", parts)
+    return svg("map", MAP_WIDTH, MAP_HEIGHT, "map of words", parts)
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -231,8 +244,8 @@ EXAGGERATION = 8.0
 def in_the_plane(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """Places (n, 2) where vectors (n, dim) that point the same way stand together: exact t-SNE on cosines.
 
-    van der Maaten & Hinton 2008; starts at the principal components, so the same vectors give the same picture.
-    For a few hundred vectors: n^2 per step.
+    van der Maaten & Hinton 2008; starts at the principal components, so the same vectors give the same
+    picture. For a few hundred vectors: every step takes n^2.
     """
     count = len(vectors)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -264,7 +277,7 @@ def square_distances(places: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def affinities(distances: NDArray[np.float64], perplexity: float) -> NDArray[np.float64]:
-    """t-SNE's symmetric P (n, n) from squared distances: each row's entropy is log(perplexity), by bisection."""
+    """t-SNE's symmetric P (n, n) of squared distances: each row's entropy is log(perplexity)."""
     count = len(distances)
     distances = distances.copy()
     np.fill_diagonal(distances, np.inf)

@@ -13,7 +13,7 @@ from rich.text import Text
 from tasks.artifacts import Summary
 
 BAR_AFTER_SECONDS = 2.0
-NAME_WIDTH = 11
+NAME_WIDTH = 15
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 

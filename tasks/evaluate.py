@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -20,6 +19,7 @@ from models.word2vec import WordVectors
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary, digest_file, digest_key
 from tasks.stage import stage
+from tasks.vocabulary import read_vocabulary
 
 FILE = "evaluation.json"
 SCORES_AT_ONCE = 1 << 26  # float32: 256 MB
@@ -247,7 +247,7 @@ def evaluate(
     malformed set.
     """
     vectors = WordVectors.load(model.folder)
-    counts = read_counts(vocabulary)
+    _, counts = read_vocabulary(vocabulary)
     scorer = Scorer(vectors, config.restrict)
     similarity = [
         scorer.similarity(entry.name, read_similarity(entry.path)) for entry in sets.of_kind("similarity")
@@ -285,10 +285,6 @@ def evaluate(
         dropped={"asked for and unknown": len(asked) - len(known)},
         facts=facts,
     )
-
-
-def read_counts(vocabulary: Artifact) -> NDArray[np.int64]:
-    return pq.read_table(vocabulary.folder / "vocabulary.parquet", columns=["count"])["count"].to_numpy()
 
 
 def telling_words(words: list[str]) -> list[str]:

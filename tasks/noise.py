@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.artifacts import Artifact, Summary
 from tasks.stage import stage
+from tasks.vocabulary import read_vocabulary
 
 FILE = "noise.parquet"
 SCHEMA = pa.schema([pa.field("probability", pa.float32(), False), pa.field("alias", pa.int32(), False)])
@@ -37,7 +38,7 @@ class NoiseConfig(BaseModel):
 @stage(version=1)
 def noise(vocabulary: Artifact, config: NoiseConfig, out: Path) -> Summary:
     """Writes `noise.parquet`: `probability` (float32) and `alias` (int32), one row a word."""
-    counts = pq.read_table(vocabulary.folder / "vocabulary.parquet", columns=["count"])["count"].to_numpy()
+    _, counts = read_vocabulary(vocabulary)
     weights = counts.astype(np.float64) ** config.power
     probability, alias = alias_table(weights / weights.sum())
     pq.write_table(pa.table([probability, alias], schema=SCHEMA), out / FILE, compression="zstd")

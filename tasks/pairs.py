@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks import console
 from tasks.artifacts import Artifact, Summary
 from tasks.stage import stage
+from tasks.vocabulary import read_vocabulary
 
 ROWS_PER_GROUP = 1 << 19  # in every row group but a shard's last
 BLOCKS = 3  # one that is filled, one that is written, one that waits
@@ -97,12 +98,12 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
     `ROWS_PER_GROUP`. Raises ValueError where tokens and vocabulary don't belong together, and where not one
     pair can be made.
     """
-    counts = pq.read_table(vocabulary.folder / "vocabulary.parquet", columns=["count"])["count"].to_numpy()
+    _, counts = read_vocabulary(vocabulary)
     chances = keep_chances(counts, config.subsample)
     documents = words = kept_words = lonely = 0
     files = [pq.ParquetFile(path, buffer_size=READ_BYTES) for path in tokens.files("shard-*.parquet")]
     total = sum(file.metadata.row_group(i).column(0).num_values for file in files for i in groups(file))
-    with shard_writer(out, config) as writer, console.bar("pairs", total=total) as bar:
+    with pair_writer(out, config) as writer, console.bar("pairs", total=total) as bar:
         for ids, offsets in token_batches(files):
             check_ids(ids, len(counts), tokens)
             kept, kept_offsets = subsample(ids, offsets, documents, config.seed, chances)
@@ -256,7 +257,7 @@ def make_pairs(
     offsets: NDArray[np.int64],
     first_document: int,
     config: PairsConfig,
-    writer: "ShardWriter",
+    writer: "PairWriter",
 ) -> None:
     """Makes a batch's pairs, block by block, and hands full blocks to the writer."""
     cursor = np.zeros(2, np.int64)
@@ -265,14 +266,14 @@ def make_pairs(
             *(kept, offsets, first_document, config.seed, config.window, config.shrink_window, cursor),
             *(*writer.block, writer.filled, writer.limit),
         )
-        while writer.filled >= writer.limit:
+        if writer.filled >= writer.limit:
             writer.flush()
 
 
 # writing
 
 
-class ShardWriter:
+class PairWriter:
     """Cuts a stream of pairs into row groups and shards of exact sizes, and writes them in a second thread.
 
     Fill `block` (targets, contexts) behind row `filled`, and call `flush` when `limit` rows are there. A
@@ -353,10 +354,10 @@ class ShardWriter:
 
 
 @contextmanager
-def shard_writer(out: Path, config: PairsConfig) -> Iterator[ShardWriter]:
-    """A `ShardWriter` whose shards are whole when the block ends; the last file is closed in any case."""
+def pair_writer(out: Path, config: PairsConfig) -> Iterator[PairWriter]:
+    """A `PairWriter` whose shards are whole when the block ends; the last file is closed in any case."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairs-writer") as thread:
-        writer = ShardWriter(out, config, thread)
+        writer = PairWriter(out, config, thread)
         try:
             yield writer
             writer.finish()

@@ -8,14 +8,13 @@ import csv
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
@@ -102,20 +101,22 @@ def opened(path: Path) -> Iterator[tuple[Any, Callable[[], int]]]:
 def read_text(path: Path, options: Options) -> Iterator[Raw]:
     """A document a line, or a paragraph (lines up to an empty one)."""
     if options.label_column is not None:
-        raise ValueError(f"{path} is plain text and has no column {options.label_column!r}: leave out the label column")
+        raise ValueError(
+            f"{path} is plain text and has no column {options.label_column!r}: leave out the label column"
+        )
     with opened(path) as (stream, tell):
-        blocks = read_lines(path, stream)
+        blocks: Iterator[tuple[list[bytes], Sequence[int]]] = read_lines(path, stream)
         if options.documents == "paragraph":
             blocks = group_paragraphs(path, blocks)
         for documents, numbers in blocks:
             yield Raw(pa.array(documents, pa.binary()), None, at_line(path, numbers), tell())
 
 
-def at_line(path: Path, numbers: range | list[int]) -> Where:
+def at_line(path: Path, numbers: Sequence[int]) -> Where:
     return lambda row: f"{path}, line {numbers[row]}"
 
 
-def read_lines(path: Path, stream: Any) -> Iterator[tuple[list[bytes], range]]:
+def read_lines(path: Path, stream: Any) -> Iterator[tuple[list[bytes], Sequence[int]]]:
     """Blocks of whole lines, without their ends, with their numbers in the file (from 1)."""
     number, rest = 1, b""
     while block := stream.read(BLOCK_BYTES):
@@ -132,8 +133,8 @@ def read_lines(path: Path, stream: Any) -> Iterator[tuple[list[bytes], range]]:
 
 
 def group_paragraphs(
-    path: Path, blocks: Iterator[tuple[list[bytes], range]]
-) -> Iterator[tuple[list[bytes], list[int]]]:
+    path: Path, blocks: Iterator[tuple[list[bytes], Sequence[int]]]
+) -> Iterator[tuple[list[bytes], Sequence[int]]]:
     """Joins lines into paragraphs: (the paragraphs, the number of each one's first line)."""
     paragraph: list[bytes] = []
     length = first = 0
@@ -159,8 +160,8 @@ def group_paragraphs(
 def check_length(path: Path, number: int, length: int) -> None:
     if length > MAX_RECORD_BYTES:
         raise ValueError(
-            f"{path}, line {number}: a document here is longer than {MAX_RECORD_BYTES >> 20} MB: break it into"
-            " lines (or paragraphs) that are documents"
+            f"{path}, line {number}: a document here is longer than {MAX_RECORD_BYTES >> 20} MB: break it"
+            " into lines (or paragraphs) that are documents"
         )
 
 
@@ -201,7 +202,9 @@ def parse_fast(lines: list[bytes], schema: pa.Schema) -> pa.RecordBatch | None:
         table = pyarrow.json.read_json(
             pa.BufferReader(block),
             read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-            parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+            parse_options=pyarrow.json.ParseOptions(
+                explicit_schema=schema, unexpected_field_behavior="ignore"
+            ),
         )
     except (pa.ArrowException, UnicodeDecodeError):
         return None
@@ -221,7 +224,9 @@ def parse_slowly(lines: list[bytes], schema: pa.Schema, where: Where) -> pa.Reco
                     f"{where(row)}: {field.name!r} is {json.dumps(value)[:40]}, where"
                     f" {'text' if kind is str else 'a whole number'} belongs"
                 )
-        columns.append(pa.array([as_bytes(value) for value in values]) if kind is str else pa.array(values, pa.int64()))
+        columns.append(
+            pa.array([as_bytes(value) for value in values]) if kind is str else pa.array(values, pa.int64())
+        )
     return pa.record_batch(columns, names=schema.names)
 
 
@@ -236,7 +241,7 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
 
 
 def as_bytes(text: str | None) -> bytes | None:
-    """UTF-8; bytes that were none in the file come back as they were, lone surrogates as what they are not."""
+    """UTF-8, or the bytes that stood in the file where it was none; lone surrogates become such bytes."""
     if text is None:
         return None
     try:
@@ -280,10 +285,12 @@ def read_csv(path: Path, options: Options) -> Iterator[Raw]:
                 raise ValueError(bad_rows[0]) from error
             if "straddl" in str(error):
                 raise ValueError(
-                    f"{path}, after row {first_row}: a row is longer than {MAX_CSV_RECORD_BYTES >> 20} MB, or a"
-                    " quote that opens is never closed: check its quotes, or break the text into shorter rows"
+                    f"{path}, after row {first_row}: a row is longer than {MAX_CSV_RECORD_BYTES >> 20} MB, or"
+                    " an opened quote is never closed: check its quotes, or break the text into shorter rows"
                 ) from error
-            raise ValueError(f"{path} is no CSV table that can be read ({error}): check its quotes") from error
+            raise ValueError(
+                f"{path} is no CSV table that can be read ({error}): check its quotes"
+            ) from error
 
 
 def csv_columns(path: Path) -> list[str]:
@@ -348,7 +355,9 @@ def wanted_columns(options: Options) -> list[str]:
 def check_columns(wanted: list[str], there: list[str], source: str) -> None:
     for name in wanted:
         if name not in there:
-            raise ValueError(f"{source} has no column {name!r}: it has {', '.join(map(repr, there)) or 'none'}")
+            raise ValueError(
+                f"{source} has no column {name!r}: it has {', '.join(map(repr, there)) or 'none'}"
+            )
 
 
 def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, position: int) -> Raw:
@@ -360,7 +369,9 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
     if pa.types.is_null(text.type):
         text = text.cast(pa.binary())
     if not (is_text(text.type) or is_bytes(text.type)):
-        raise ValueError(f"column {options.text_column!r} of {source} is {text.type}, not text: name another column")
+        raise ValueError(
+            f"column {options.text_column!r} of {source} is {text.type}, not text: name another column"
+        )
     if options.label_column is None:
         return Raw(text, None, where, position)
     labels = batch.column(options.label_column)
@@ -404,8 +415,8 @@ def decode(raw: Raw, invalid: InvalidText) -> tuple[pa.StringArray, int]:
         except UnicodeDecodeError as error:
             if invalid == "refuse":
                 raise ValueError(
-                    f"{raw.where(row)}, byte {error.start + 1}: not UTF-8 (0x{value[error.start]:02x}): convert the"
-                    " file, or set invalid_utf8 to 'replace' or 'drop'"
+                    f"{raw.where(row)}, byte {error.start + 1}: not UTF-8 (0x{value[error.start]:02x}): "
+                    "convert the file, or set invalid_utf8 to 'replace' or 'drop'"
                 ) from None
             values[row] = value.decode("utf-8", "replace") if invalid == "replace" else None
             broken += 1

