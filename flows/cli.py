@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel
-from rich.table import Table
 from rich.text import Text
 
 from flows.flags import add_flags, parse
 from tasks.artifacts import Artifact, Manifest, Store
-from tasks.console import stderr
+from tasks.console import NAME_WIDTH, stderr
 
 
 class FlowEntry(NamedTuple):
@@ -34,13 +33,17 @@ class FlowEntry(NamedTuple):
     config: str
 
 
+QUIET_LIBRARIES = {
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+    "TQDM_DISABLE": "1",
+}
 FLOWS = {
     "word2vec": FlowEntry(
         "train word vectors (skip-gram, negative sampling)", "flows.word2vec", "word2vec", "Word2VecConfig"
     )
 }
 SERVER_START_SECONDS = 120
-SHOWN_NEIGHBOURS = 6
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, ImportError)
 
 
@@ -78,7 +81,7 @@ def plain(error: BaseException) -> str:
 
 def settle_environment(verbose: bool) -> None:
     """Keeps the libraries below quiet, and their usage statistics at home, before they are imported."""
-    quiet = {} if verbose else {"PREFECT_LOGGING_LEVEL": "CRITICAL", "TQDM_DISABLE": "1"}
+    quiet = {} if verbose else QUIET_LIBRARIES
     defaults = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(SERVER_START_SECONDS),
@@ -168,16 +171,16 @@ def run_flow(arguments: argparse.Namespace) -> int:
 def show_neighbours(evaluation: Artifact) -> None:
     from tasks.evaluate import read_evaluation
 
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
-    for found in read_evaluation(evaluation).neighbours:
-        near = Text()
-        for neighbour in found.neighbours[:SHOWN_NEIGHBOURS]:
-            near.append(f"{neighbour.word} ").append(f"{neighbour.similarity:.2f}  ", style="dim")
-        table.add_row(found.word, near)
+    found = read_evaluation(evaluation).neighbours
+    width = max((len(entry.word) for entry in found), default=0)
     stderr.print("\nnearest neighbours, by cosine similarity", style="bold")
-    stderr.print(table)
+    for entry in found:
+        line = Text(f"{entry.word:<{width}}", style="bold")
+        for neighbour in entry.neighbours:
+            cell = Text.assemble(f"  {neighbour.word} ", (f"{neighbour.similarity:.2f}", "dim"))
+            if line.cell_len + cell.cell_len <= stderr.width:
+                line = Text.assemble(line, cell)
+        stderr.print(line)
 
 
 # models
@@ -213,23 +216,16 @@ def print_ranking(title: str, ranking: list[tuple[str, float]]) -> None:
 
 def store_ls(arguments: argparse.Namespace) -> int:
     store = Store()
-    table = Table(box=None, pad_edge=False)
-    for heading in ("stage", "key", "made", "rows", "MB", "seconds", "because"):
-        table.add_column(heading, justify="right" if heading in ("rows", "MB", "seconds") else "left")
-    total = 0
-    for manifest in store.manifests():
-        total += store.size(manifest)
-        table.add_row(
-            manifest.stage,
-            manifest.key,
-            f"{manifest.created.astimezone():%Y-%m-%d %H:%M}",
-            f"{manifest.summary.rows:,} {manifest.summary.unit}",
-            f"{store.size(manifest) / 1e6:,.1f}",
-            f"{manifest.seconds:.1f}",
-            "; ".join(manifest.why),
+    manifests = list(store.manifests())
+    for manifest in manifests:
+        made = f"{manifest.created.astimezone():%Y-%m-%d %H:%M}"
+        rows = f"{manifest.summary.rows:,} {manifest.summary.unit}"
+        print(
+            f"{manifest.stage:<{NAME_WIDTH}} {manifest.key}  {made}  {store.size(manifest) / 1e6:9,.1f} MB"
+            f" {manifest.seconds:8.1f} s  {rows}"
         )
-    stderr.print(table) if table.rows else stderr.print("nothing yet")
-    stderr.print(f"{len(table.rows)} artifacts, {total / 1e6:,.1f} MB in {store.root}")
+    total = sum(map(store.size, manifests))
+    print(f"{len(manifests)} artifacts, {total / 1e6:,.1f} MB in {store.root}")
     return 0
 
 

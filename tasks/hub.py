@@ -90,7 +90,9 @@ def in_our_words(name: str, error: Exception) -> Exception:
     if "GatedRepoError" in kinds:
         return PermissionError(f"{name} asks for a login: accept its terms on the hub, then `hf auth login`")
     if "RevisionNotFoundError" in kinds:
-        return FileNotFoundError(f"{name}: the data set has no such revision: name a branch, tag or commit of it")
+        return FileNotFoundError(
+            f"{name}: the data set has no such revision: name a branch, tag or commit of it"
+        )
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
         return FileNotFoundError(f"{name}: no such data set on the hub, or a private one: check the name")
     if kinds & NETWORK_TROUBLE:

@@ -25,6 +25,7 @@ from tasks.stage import stage
 from tasks.vocabulary import read_vocabulary
 from training.checkpoint import Checkpoints
 from training.loop import Job, Progress, train
+from training.sync import DeltaSum
 
 LANES = 8
 
@@ -54,9 +55,6 @@ class TrainConfig(BaseModel):
         ge=LANES,
         description="Examples of one step, over all workers",
         json_schema_extra={"position": 3},
-    )
-    sync_period: int = Field(
-        2, ge=1, description="Steps between two exchanges of the workers", json_schema_extra={"position": 4}
     )
     checkpoint_every: int = Field(
         200, ge=1, description="Steps between two checkpoints", json_schema_extra={"position": 5}
@@ -95,6 +93,24 @@ class TrainWord2VecConfig(TrainConfig):
         description="Learning rate at the end; it falls linearly with the pairs done",
         json_schema_extra={"position": 13},
     )
+    sync_period: int = Field(
+        1,
+        ge=1,
+        description="Steps between two exchanges of the frequent words' rows",
+        json_schema_extra={"position": 14},
+    )
+    sync_rare_period: int = Field(
+        8,
+        ge=1,
+        description="Steps between two exchanges of all words' rows",
+        json_schema_extra={"position": 15},
+    )
+    frequent_words: int = Field(
+        1000,
+        ge=0,
+        description="How many of the most frequent words are exchanged more often",
+        json_schema_extra={"position": 16},
+    )
 
 
 @stage(version=1)
@@ -127,7 +143,7 @@ def train_word2vec(
         epochs=config.epochs,
         batch_size=config.batch_size,
         lanes=LANES,
-        sync_period=config.sync_period,
+        make_sync=partial(DeltaSum, config.sync_period, config.frequent_words, config.sync_rare_period),
         checkpoint_every=config.checkpoint_every,
         seed=config.seed,
     )

@@ -20,7 +20,7 @@ import torch
 
 from training.checkpoint import Checkpoint, Checkpoints
 from training.stream import ShardStream
-from training.sync import Alone, DeltaSum, Synchronisation, sum_over_workers
+from training.sync import Alone, Synchronisation, sum_over_workers
 
 HISTORY_POINTS = 200
 
@@ -57,7 +57,7 @@ class Job:
     epochs: int
     batch_size: int
     lanes: int
-    sync_period: int
+    make_sync: Callable[[], Synchronisation]
     checkpoint_every: int
     seed: int
     device: str = "cpu"
@@ -106,7 +106,7 @@ def train(
             run.loss_sum = run.loss_examples = 0.0  # worker 0 holds everybody's since the checkpoint
     if run.epoch == job.epochs:
         return
-    sync: Synchronisation = Alone() if world_size == 1 else DeltaSum(job.sync_period)
+    sync: Synchronisation = Alone() if world_size == 1 else job.make_sync()
     sync.setup(trainable.tables())
     sync.seconds, sync.bytes_sent = run.sync_seconds, run.sync_bytes
     total = job.epochs * stream.examples

@@ -43,17 +43,24 @@ class Alone:
 
 
 class DeltaSum:
-    """Every `period` steps, workers add up how far each row has moved since they last agreed.
+    """Workers add up how far each row has moved since they last agreed.
 
     For sparse tables trained by in-place kernels, whose updates are sums: row <- agreed row + the sum over
     workers of (local row - agreed row). Only rows that moved on some worker travel. The result equals the
     dense sum of moves exactly, since a row that moved nowhere adds zero.
+
+    The first `frequent_rows` rows (tables are in order of frequency) are exchanged every `period` steps, all
+    others every `rare_period` steps: in natural text a thousand words are most of what is trained, so they
+    drift apart fast, and cost little to send.
     """
 
-    def __init__(self, period: int) -> None:
-        if period < 1:
-            raise ValueError(f"the synchronisation period is {period} steps: it must be at least 1")
+    def __init__(self, period: int, frequent_rows: int = 0, rare_period: int | None = None) -> None:
         self.period = period
+        self.rare_period = period if rare_period is None else rare_period
+        self.frequent_rows = frequent_rows
+        for name, steps in (("period", period), ("rare_period", self.rare_period)):
+            if steps < 1:
+                raise ValueError(f"the synchronisation's {name} is {steps} steps: it must be at least 1")
         self.bytes_sent = 0
         self.seconds = 0.0
         self._tables: dict[str, torch.Tensor] = {}
@@ -67,19 +74,24 @@ class DeltaSum:
 
     def after_step(self, step: int) -> None:
         self._dirty = True
-        if step % self.period == 0:
+        if step % self.rare_period == 0:
             self.flush()
+        elif step % self.period == 0:
+            self._exchange(self.frequent_rows)
 
     def flush(self) -> None:
-        if not self._dirty:
-            return
+        if self._dirty:
+            self._exchange(None)
+            self._dirty = False
+
+    def _exchange(self, rows: int | None) -> None:
+        """Brings the first `rows` rows of every table together; all of them for None."""
         started = time.perf_counter()
         for name, table in self._tables.items():
-            self._exchange(table, self._agreed[name])
-        self._dirty = False
+            self._add_moves(table[:rows], self._agreed[name][:rows])
         self.seconds += time.perf_counter() - started
 
-    def _exchange(self, table: torch.Tensor, agreed: torch.Tensor) -> None:
+    def _add_moves(self, table: torch.Tensor, agreed: torch.Tensor) -> None:
         moved = torch.ne(table, agreed).any(dim=1).to(torch.uint8)  # (rows,)
         dist.all_reduce(moved, op=dist.ReduceOp.MAX)
         rows = moved.nonzero().squeeze(1)  # (moved rows,)

@@ -36,7 +36,12 @@ class Config(BaseModel):
 
 
 def put(
-    store: Store, stage: str, key: str, text: str = "text", inputs: list[Artifact] | None = None, **config: int
+    store: Store,
+    stage: str,
+    key: str,
+    text: str = "text",
+    inputs: list[Artifact] | None = None,
+    **config: int,
 ) -> Artifact:
     """An artifact of one file."""
     building = store.new_folder(stage, key)
@@ -96,7 +101,10 @@ def test_an_artifact_is_found_again_as_it_was_written(store: Store) -> None:
     [
         (lambda folder: (folder / "data.txt").unlink(), "data.txt is missing"),
         (lambda folder: (folder / "data.txt").write_text("longer text"), "11 bytes instead of 4"),
-        (lambda folder: (folder / "manifest.json").write_text('{"half":'), "manifest.json is missing or unread"),
+        (
+            lambda folder: (folder / "manifest.json").write_text('{"half":'),
+            "manifest.json is missing or unread",
+        ),
     ],
 )
 def test_damage_is_named(store: Store, harm: object, complaint: str) -> None:

@@ -49,7 +49,7 @@ class StandIn(BaseHTTPRequestHandler):
 
     asked: Counter[str] = Counter()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         self.asked[path] += 1
         name = "/".join(path.removeprefix("/api").split("/")[2:4])
@@ -77,13 +77,20 @@ class StandIn(BaseHTTPRequestHandler):
                 listed = {"path": folder, "type": "directory", "oid": "c" * 40}
             self.answer(200, json.dumps([listed]).encode())
         elif path.startswith("/api/"):
-            self.answer(200, json.dumps({"id": "x", "sha": COMMIT, "siblings": [{"rfilename": file}]}).encode())
+            self.answer(
+                200, json.dumps({"id": "x", "sha": COMMIT, "siblings": [{"rfilename": file}]}).encode()
+            )
         elif path.endswith(f"/resolve/{COMMIT}/{file}"):
             first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
             part = content[int(first) : int(last) + 1 if last else None]
             span = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
             status = 206 if "Range" in self.headers else 200
-            headers = {"ETag": '"c"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes", "Content-Range": span}
+            headers = {
+                "ETag": '"c"',
+                "X-Repo-Commit": COMMIT,
+                "Accept-Ranges": "bytes",
+                "Content-Range": span,
+            }
             self.answer(status, part, headers)
         else:
             self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
@@ -202,7 +209,10 @@ def test_a_hub_that_fails_twice_is_asked_a_third_time(results: dict[str, dict[st
 def test_what_fails_is_one_clear_sentence(
     scenario: str, error: str, message: str, results: dict[str, dict[str, Any]]
 ) -> None:
-    assert (results[scenario].get("error"), results[scenario].get("message", "")[: len(message)]) == (error, message)
+    assert (results[scenario].get("error"), results[scenario].get("message", "")[: len(message)]) == (
+        error,
+        message,
+    )
 
 
 def test_only_the_network_is_tried_again(results: dict[str, dict[str, Any]]) -> None:
@@ -213,7 +223,12 @@ def test_only_the_network_is_tried_again(results: dict[str, dict[str, Any]]) -> 
 def test_a_pinned_commit_needs_no_network() -> None:
     found = find(f"hf:owner/name@{COMMIT}:en:validation")
     assert isinstance(found, HubSource)
-    assert (found.dataset, found.revision, found.config, found.split) == ("owner/name", COMMIT, "en", "validation")
+    assert (found.dataset, found.revision, found.config, found.split) == (
+        "owner/name",
+        COMMIT,
+        "en",
+        "validation",
+    )
 
 
 def test_commit_configuration_and_split_make_the_key() -> None:

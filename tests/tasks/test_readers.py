@@ -43,7 +43,9 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def texts(path: Path, options: Options = Options(), invalid: readers.InvalidText = "refuse") -> list[str | None]:
+def texts(
+    path: Path, options: Options = Options(), invalid: readers.InvalidText = "refuse"
+) -> list[str | None]:
     return [text for raw in read(path, options) for text in decode(raw, invalid)[0].to_pylist()]
 
 
@@ -125,7 +127,8 @@ def test_a_text_column_of_another_type_is_refused_by_name(values: list, tmp_path
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())]
+    "kind",
+    [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())],
 )
 def test_every_arrow_type_of_text_is_text(kind: pa.DataType, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array(["a", None, "ö"]).cast(kind)}), tmp_path / "x.parquet")
@@ -140,7 +143,9 @@ def test_a_column_of_nulls_is_text_that_is_missing(tmp_path: Path) -> None:
 def test_labels_are_whole_numbers_or_text(tmp_path: Path) -> None:
     path = file(tmp_path, "x.csv", b"text,label,score\na,pos,0.5\nb,neg,1.5\n")
     assert labels(path, Options(label_column="label")) == ["pos", "neg"]
-    with pytest.raises(ValueError, match=r"column 'score' of .*x\.csv is double; a label is a whole number or text"):
+    with pytest.raises(
+        ValueError, match=r"column 'score' of .*x\.csv is double; a label is a whole number or text"
+    ):
         labels(path, Options(label_column="score"))
 
 
@@ -257,7 +262,9 @@ def test_a_csv_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
 def test_a_csv_row_that_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_CSV_RECORD_BYTES", 1 << 10)
     path = file(tmp_path, "x.csv", b'text,label\na,1\n"b,1\n' + b"c,1\n" * 999)
-    with pytest.raises(ValueError, match=r"x\.csv, after row \d+: a row is longer .* or an opened quote is never closed"):
+    with pytest.raises(
+        ValueError, match=r"x\.csv, after row \d+: a row is longer .* or an opened quote is never closed"
+    ):
         texts(path)
 
 

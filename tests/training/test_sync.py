@@ -58,6 +58,31 @@ def test_three_workers_agree_too(tmp_path: Path) -> None:
     assert torch.equal(tables[0], tables[2])
 
 
+FREQUENT = 6
+
+
+def synchronise_rarely(rank: int, world_size: int, folder: str) -> None:
+    table = torch.ones(ROWS, WIDTH)
+    sync = DeltaSum(1, frequent_rows=FREQUENT, rare_period=STEPS + 1)
+    sync.setup({"table": table})
+    for step in range(1, STEPS + 1):
+        table += moves(rank, step)
+        sync.after_step(step)
+    before = table.clone()
+    sync.flush()
+    torch.save({"before": before, "after": table}, Path(folder) / f"{rank}.pt")
+
+
+def test_frequent_rows_travel_more_often_and_none_is_lost(tmp_path: Path) -> None:
+    on_processes(2, synchronise_rarely, str(tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first["before"][:FREQUENT], second["before"][:FREQUENT])
+    assert not torch.equal(first["before"][FREQUENT:], second["before"][FREQUENT:])
+    assert torch.equal(first["after"], second["after"])
+    total = 1 + sum(moves(rank, step) for rank in (0, 1) for step in range(1, STEPS + 1))
+    assert torch.allclose(first["after"], torch.as_tensor(total), atol=1e-5)
+
+
 def test_a_period_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="period is 0 steps"):
         DeltaSum(0)

