@@ -1,5 +1,12 @@
 """Word vectors from raw text: skip-gram with negative sampling, neighbours, report."""
 
+import sys
+
+if __name__ == "__main__":  # before Prefect is imported, since it reads its logging settings just then
+    from flows.cli import main
+
+    sys.exit(main(["word2vec", *sys.argv[1:]]))
+
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field
@@ -61,11 +68,3 @@ def word2vec(config: Word2VecConfig = DEFAULT_CONFIG) -> Outcome:
         page = report(model, scores, words, config=config.report)
         create_markdown_artifact(markdown(model, scores, words, config.report), key="report")
         return told.outcome(model, scores, page)
-
-
-if __name__ == "__main__":
-    import sys
-
-    from flows.cli import main
-
-    sys.exit(main(["word2vec", *sys.argv[1:]]))

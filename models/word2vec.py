@@ -22,7 +22,8 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -311,7 +312,8 @@ class WordVectors:
         """Write `model.safetensors` (one tensor, `vectors`) and `vocabulary.json` (word -> id) there."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"vectors": self.vectors}, folder / "model.safetensors")
+        # not save_file: its files can be read by their owner alone, and a store is shared
+        (folder / "model.safetensors").write_bytes(safetensors_bytes({"vectors": self.vectors}))
         (folder / "vocabulary.json").write_text(json.dumps(self._ids, ensure_ascii=False), encoding="utf-8")
 
     @classmethod

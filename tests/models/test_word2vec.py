@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -412,3 +413,8 @@ def test_a_damaged_or_missing_model_is_refused(tmp_path):
     model_file.unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
         WordVectors.load(tmp_path)
+
+
+def test_a_saved_model_can_be_read_by_others(tmp_path: Path) -> None:
+    WordVectors(["a"], torch.ones(1, 2)).save(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o044 == 0o044

@@ -11,10 +11,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,7 +46,7 @@ FILES = {
 class StandIn(BaseHTTPRequestHandler):
     """As much of the hub as streaming a data set asks for."""
 
-    asked: Counter[str] = Counter()
+    asked: ClassVar[Counter[str]] = Counter()
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -146,7 +145,7 @@ SCENARIOS = {
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("hub")
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -166,7 +165,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict
     server.shutdown()
     server.server_close()
     assert done.returncode == 0, done.stderr
-    yield dict(zip(SCENARIOS, map(json.loads, done.stdout.splitlines()), strict=True))
+    return dict(zip(SCENARIOS, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
 def test_json_lines_are_streamed_with_their_labels(results: dict[str, dict[str, Any]]) -> None:

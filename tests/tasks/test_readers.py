@@ -16,6 +16,7 @@ from tasks.readers import Options, Raw, decode, read
 
 DOCUMENTS = ["the first", "über allen Gipfeln", 'says "no", twice', "война и мир"]
 LABELS = [0, 1, 1, 0]
+EVERYTHING = Options()
 
 
 def as_text(path: Path) -> None:
@@ -44,7 +45,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def texts(
-    path: Path, options: Options = Options(), invalid: readers.InvalidText = "refuse"
+    path: Path, options: Options = EVERYTHING, invalid: readers.InvalidText = "refuse"
 ) -> list[str | None]:
     return [text for raw in read(path, options) for text in decode(raw, invalid)[0].to_pylist()]
 

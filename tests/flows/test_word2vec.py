@@ -1,0 +1,107 @@
+"""The whole flow on real English, on Ray with two workers: it learns, it is cached, it repairs itself."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gensim.models import KeyedVectors
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.outcome import Outcome
+from flows.word2vec import Word2VecConfig, word2vec
+from models.word2vec import WordVectors
+from tasks.artifacts import Store
+from tasks.pairs import PairsConfig
+from tasks.train import TrainWord2VecConfig
+from training.ray_trainer import ray_runtime
+
+SERVER_START_SECONDS = 120
+STAGES = [
+    *("corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"),
+]
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=SERVER_START_SECONDS), ray_runtime(2, None, False):
+        yield
+
+
+def config(window: int = 5) -> Word2VecConfig:
+    return Word2VecConfig(
+        pairs=PairsConfig(window=window), train=TrainWord2VecConfig(epochs=3, dim=50, workers=2)
+    )
+
+
+def built_by(run: Word2VecConfig) -> tuple[Outcome, list[str]]:
+    """A run's outcome, and the stages that it built, in order."""
+    before = {(each.stage, each.created) for each in Store().manifests()}
+    outcome = word2vec(run)
+    built = [each.stage for each in Store().manifests() if (each.stage, each.created) not in before]
+    assert outcome.stages - outcome.cached == len(built)
+    return outcome, built
+
+
+def test_real_text_becomes_vectors_and_only_what_changed_is_built_again(runtime: None) -> None:
+    outcome, built = built_by(config())
+    assert built == STAGES
+
+    vectors = WordVectors.load(outcome.model)
+    near = {
+        word: {other for other, _ in found}
+        for word, found in zip(
+            ("million", "spain", "navy"), vectors.neighbours(["million", "spain", "navy"], 10), strict=True
+        )
+    }
+    assert near["million"] & {"billion", "millions", "thousand", "hundred"}
+    assert near["spain"] & {"france", "portugal", "britain", "mexico", "italy", "russia", "germany"}
+    assert near["navy"] & {"army", "naval", "vessels", "marine", "ships", "corps", "military"}
+
+    exported = KeyedVectors.load_word2vec_format(str(outcome.model / "word2vec.bin"), binary=True)
+    assert exported.index_to_key == vectors.words
+    history = json.loads((outcome.model / "metrics.json").read_text())["history"]
+    assert history[-1]["loss"] < history[0]["loss"] - 1
+    assert {"config.json", "README.md", "vocabulary.json", "model.safetensors"} <= {
+        path.name for path in outcome.model.iterdir()
+    }
+    assert outcome.report.read_text().startswith("<!doctype html>")
+
+    again, built = built_by(config())
+    assert built == []
+    assert again.model == outcome.model
+
+    _, built = built_by(config(window=3))
+    assert built == ["pairs", "train_word2vec", "evaluate", "report"]
+
+    next(Store().root.glob("tokens/*/shard-00000.parquet")).unlink()
+    again, built = built_by(config())
+    assert built == ["tokens"]
+    assert again.model == outcome.model
+
+
+def test_the_command_ends_with_one_json_object(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
+    command = [
+        *(sys.executable, "-m", "flows.word2vec", "--source", str(text), "--runner", "local", "--json"),
+        *("--workers", "1", "--dim", "16", "--epochs", "1", "--store", str(tmp_path / "elsewhere")),
+    ]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert set(outcome) == {"flow", "model", "report", "metrics", "stages", "cached", "seconds"}
+    assert (outcome["flow"], outcome["stages"], outcome["cached"]) == ("word2vec", 8, 0)
+    assert Path(outcome["model"]).is_absolute()
+    assert Path(outcome["model"]).is_relative_to(tmp_path / "elsewhere")
+    assert Path(outcome["report"]).is_file()
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("lexloom word2vec · store")
+    assert [line.split()[0] for line in lines[1:9]] == STAGES
+    assert "neighbours" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "prefect" not in done.stderr.replace(str(tmp_path), "").lower()
