@@ -7,7 +7,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PIP = $(VENV)/bin/pip install -qq --disable-pip-version-check
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench ui clean
 
 run: $(VENV)/demo.installed
 	@$(VENV)/bin/lexloom word2vec
@@ -27,6 +27,10 @@ bench: $(VENV)/dev.installed
 	$(VENV)/bin/python benchmarks/text.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/pairs.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/word2vec.py --data $(DATA)
+
+# Prefect's web page with all runs made on this machine, until Ctrl-C.
+ui: $(VENV)/demo.installed
+	@PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 $(VENV)/bin/prefect server start
 
 clean:
 	rm -rf $(VENV) artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

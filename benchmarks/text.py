@@ -43,6 +43,7 @@ def main() -> None:
     if options.stage:
         print(json.dumps(run_stage(options.stage, options.data, options.folder)))
         return
+    load = round(os.getloadavg()[0], 1)  # of other work: it tells a quiet machine from a shared one
     runs = [run_all(options.data) for _ in range(options.repeats)]
     words = runs[0]["vocabulary"]["rows_in"]
     stages = {stage: figures([run[stage] for run in runs], words) for stage in STAGES}
@@ -53,7 +54,7 @@ def main() -> None:
         {
             "data": Path(options.data).name,
             "words": words,
-            "load_before": round(os.getloadavg()[0], 1),
+            "load_before": load,
             "stages": stages,
         },
     )

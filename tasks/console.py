@@ -1,6 +1,5 @@
 """What a person sees while a flow runs: one line a stage, and a bar for work that takes a while."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from tasks.artifacts import Summary
@@ -44,13 +44,15 @@ def warn(message: str) -> None:
 
 
 class Bar:
-    """A progress bar that appears once the work has taken two seconds."""
+    """A progress bar that appears once the work has taken two seconds, or at once with a `first` word."""
 
-    def __init__(self, progress: Progress, title: str, total: float | None) -> None:
+    def __init__(self, progress: Progress, total: float | None, first: str) -> None:
         self._progress = progress
-        self._task = progress.add_task(title, total=total, figures="")
+        self._task = progress.add_task("", total=total, figures=first)
         self._started = time.monotonic()
-        self._shown = False
+        self._shown = bool(first)
+        if self._shown:
+            progress.start()
 
     def update(self, completed: float, figures: str = "", total: float | None = None) -> None:
         """`completed` of the total is done; `figures` stand at the end of the bar."""
@@ -62,19 +64,19 @@ class Bar:
 
 
 @contextmanager
-def bar(title: str, total: float | None = None) -> Iterator[Bar]:
+def bar(title: str, total: float | None = None, first: str = "") -> Iterator[Bar]:
     """A bar for work of `total` units; it vanishes when the work is done (the stage's line remains)."""
     progress = Progress(
         TextColumn(f"{title:<{NAME_WIDTH}}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ignore")),
         TimeRemainingColumn(compact=True),
         console=stderr,
         transient=True,
-        disable=not sys.stderr.isatty() and not os.environ.get("LEXLOOM_BAR"),
+        disable=not sys.stderr.isatty(),
     )
     try:
-        yield Bar(progress, title, total)
+        yield Bar(progress, total, first)
     finally:
         progress.stop()

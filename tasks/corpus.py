@@ -28,8 +28,10 @@ from tasks.stage import stage
 PIECE_BYTES = 1 << 22  # of text that a thread works on at once; also a row group's size
 MEGABYTE = 1 << 20
 
-# inside brackets: white space of any script but the plain space
-WIDE_SPACE = r"\t-\r\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+# inside brackets: white space of any script (what str.isspace says) but the plain space
+WIDE_SPACE = (
+    r"\t-\r\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+)
 MARKUP = r"<[A-Za-z/!?][^<>]*>|&#?[A-Za-z0-9]+;"  # tags, comments and character references
 
 
@@ -186,7 +188,7 @@ class Reading:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         config = self._config
-        options = readers.Options(config.text_column, config.label_column, config.documents, config.limit)
+        options = readers.Options(config.text_column, config.label_column, config.documents)
         label_type: pa.DataType | None = None
         for raw in self._source.batches(options):
             wanted = len(raw.text) if config.limit is None else config.limit - self.documents

@@ -30,9 +30,7 @@ class NetworkError(ConnectionError):
     """The network or the hub failed in a way that may pass: worth another try."""
 
 
-def stream(
-    name: str, dataset: str, revision: str, config: str | None, split: str, limit: int | None
-) -> Iterator[pa.Table]:
+def stream(name: str, dataset: str, revision: str, config: str | None, split: str) -> Iterator[pa.Table]:
     """The rows of a data set as the hub has them, streamed: nothing is kept on disk."""
     if Path(dataset).exists():  # datasets would read it in place of the hub's
         raise ValueError(f"{name}: the folder {Path(dataset).absolute()} hides it: run in another folder")
@@ -40,8 +38,6 @@ def stream(
         import datasets  # slow to import, and only needed here
 
         rows = datasets.load_dataset(dataset, config, split=split, streaming=True, revision=revision)
-        if limit is not None:
-            rows = rows.take(limit)
         yield from rows.with_format("arrow").iter(batch_size=BATCH_ROWS)
 
 

@@ -36,12 +36,11 @@ Where = Callable[[int], str]
 
 @dataclass(frozen=True)
 class Options:
-    """What to read: the columns, what a document of a .txt is, and how many documents are wanted."""
+    """What to read: the columns, and what a document of a .txt is."""
 
     text_column: str = "text"
     label_column: str | None = None
     documents: Documents = "line"
-    limit: int | None = None
 
 
 @dataclass

