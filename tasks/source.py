@@ -16,6 +16,7 @@ import os
 import re
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -39,20 +40,20 @@ MEMO = "sources.json"
 MEMO_AGE_SECONDS = 2.0  # a file younger than its clock's tick may still change without showing it
 
 
-class Source(BaseModel):
+class Source(BaseModel, ABC):
     """A source that was found: what it is called, what is in it, and how to read it."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str = Field(description="what the user called it")
 
+    @abstractmethod
     def identity(self) -> list[JsonValue]:
         """What makes this source this source, as plain values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
         """The documents, in order, as they stand in the source."""
-        raise NotImplementedError
 
     @property
     def size(self) -> int | None:
