@@ -35,32 +35,32 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(5, ge=1, description="Passes over all examples", json_schema_extra={"position": 0})
+    epochs: int = Field(5, ge=1, description="passes over all examples", json_schema_extra={"position": 0})
     workers: int = Field(
         2,
         ge=1,
         le=LANES,
-        description="Data-parallel workers, one replica of the model each",
+        description="data-parallel workers, one replica of the model each",
         json_schema_extra={"position": 1},
     )
     threads: int = Field(
         1,
         ge=1,
         le=256,
-        description="Threads of one worker; more than one make a CPU run fast but not repeatable to the bit",
+        description="threads of one worker; more than one make a CPU run fast but not repeatable to the bit",
         json_schema_extra={"position": 2},
     )
     batch_size: int = Field(
         131_072,
         ge=LANES,
-        description="Examples of one step, over all workers",
+        description="examples of one step, over all workers",
         json_schema_extra={"position": 3},
     )
     checkpoint_every: int = Field(
-        200, ge=1, description="Steps between two checkpoints", json_schema_extra={"position": 5}
+        200, ge=1, description="steps between two checkpoints", json_schema_extra={"position": 5}
     )
     seed: int = Field(
-        1, ge=0, description="Start values, order of examples, negatives", json_schema_extra={"position": 6}
+        1, ge=0, description="start values, order of examples, negatives", json_schema_extra={"position": 6}
     )
     runner: Annotated[Literal["ray", "local"], RunOnly()] = Field(
         "ray",
@@ -69,7 +69,7 @@ class TrainConfig(BaseModel):
     )
     ray_address: Annotated[str, RunOnly()] = Field(
         "",
-        description="A Ray cluster to train on ('auto' finds one); empty starts Ray on this machine",
+        description="a Ray cluster to train on ('auto' finds one); empty starts Ray on this machine",
         json_schema_extra={"position": 8},
     )
 
@@ -78,37 +78,38 @@ class TrainWord2VecConfig(TrainConfig):
     """Skip-gram with negative sampling (Mikolov et al., 2013)."""
 
     dim: int = Field(
-        100, ge=1, le=4096, description="Length of a word's vector", json_schema_extra={"position": 10}
+        100, ge=1, le=4096, description="length of a word's vector", json_schema_extra={"position": 10}
     )
     negatives: int = Field(
-        5, ge=1, le=100, description="Noise words drawn for each target", json_schema_extra={"position": 11}
+        5, ge=1, le=100, description="noise words drawn for each target", json_schema_extra={"position": 11}
     )
+    # not word2vec's 0.025: at one and at five epochs 0.05 gives better vectors (benchmarks/LOG.md)
     learning_rate: float = Field(
-        0.025, gt=0, le=10, description="Learning rate at the start", json_schema_extra={"position": 12}
+        0.05, gt=0, le=10, description="learning rate at the start", json_schema_extra={"position": 12}
     )
     min_learning_rate: float = Field(
         0.0001,
         ge=0,
         le=10,
-        description="Learning rate at the end; it falls linearly with the pairs done",
+        description="learning rate at the end; it falls linearly with the pairs done",
         json_schema_extra={"position": 13},
     )
     sync_period: int = Field(
         1,
         ge=1,
-        description="Steps between two exchanges of the frequent words' rows",
+        description="steps between two exchanges of the frequent words' rows",
         json_schema_extra={"position": 14},
     )
     sync_rare_period: int = Field(
         8,
         ge=1,
-        description="Steps between two exchanges of all words' rows",
+        description="steps between two exchanges of all words' rows",
         json_schema_extra={"position": 15},
     )
     frequent_words: int = Field(
         1000,
         ge=0,
-        description="How many of the most frequent words are exchanged more often",
+        description="how many of the most frequent words are exchanged more often",
         json_schema_extra={"position": 16},
     )
 
