@@ -173,9 +173,6 @@ class Store:
         manifest = self.manifest(stage, key)
         if manifest is None:
             return f"{MANIFEST} is missing or unreadable"
-        known = {MANIFEST, *(entry.name for entry in manifest.files)}
-        if strange := sorted(file_names(self.folder(stage, key)) - known):
-            return f"{strange[0]} is not one of its files"
         for entry in manifest.files:
             if not is_inside(entry.name):
                 return f"the manifest names a file outside the artifact: {entry.name}"
@@ -186,6 +183,9 @@ class Store:
                 return f"{entry.name} has {path.stat().st_size:,} bytes instead of {entry.size:,}"
             if verification == "full" and digest_file(path) != entry.xxh3:
                 return f"{entry.name} is not what was written (its digest differs)"
+        known = {MANIFEST, *(entry.name for entry in manifest.files)}
+        if strange := sorted(file_names(self.folder(stage, key)) - known):
+            return f"{strange[0]} is not one of its files"
         return None
 
     def artifact(self, manifest: Manifest) -> Artifact:

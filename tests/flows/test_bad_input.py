@@ -72,7 +72,7 @@ def write_bytes(content: bytes) -> Callable[[Path], str]:
         (lambda folder: write_parquet(folder, pa.array([None, None], pa.string())), [], "2 null"),
         (write_bytes(b""), [], "no text remains of text.txt"),
         (write_bytes(b"1 2 3\n4 5 6\n"), [], "no text remains of text.txt"),
-        (write_bytes(b"fine\ncaf\xe9\n"), [], "text.txt:2"),
+        (write_bytes(b"fine\ncaf\xe9\n"), [], "text.txt, line 2"),
         (broken_parquet, [], "text.parquet"),
         (broken_gzip, [], "text.txt.gz"),
         (write_text, ["--min-count", "1000"], "min_count"),
