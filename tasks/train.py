@@ -24,8 +24,10 @@ from tasks.noise import read_noise
 from tasks.stage import stage
 from tasks.vocabulary import read_vocabulary
 from training.checkpoint import Checkpoints
-from training.loop import Job, Progress, train
-from training.sync import DeltaSum
+from training.job import Job, Progress
+from training.loop import train
+from training.stopping import Stopping
+from training.sync import SyncConfig
 
 LANES = 8
 
@@ -140,10 +142,15 @@ def train_word2vec(
         columns=("target", "context"),
         checkpoints=scratch / "checkpoints",
         fingerprint=out.name,
-        epochs=config.epochs,
         batch_size=config.batch_size,
         lanes=LANES,
-        make_sync=partial(DeltaSum, config.sync_period, config.frequent_words, config.sync_rare_period),
+        stopping=Stopping(max_epochs=config.epochs),
+        sync=SyncConfig(
+            "delta_sum",
+            period=config.sync_period,
+            frequent_rows=config.frequent_words,
+            rare_period=config.sync_rare_period,
+        ),
         checkpoint_every=config.checkpoint_every,
         seed=config.seed,
     )
@@ -188,14 +195,14 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
     seconds = found.state["seconds"]
     return {
         "loss": history[-1]["loss"],
-        "epochs": job.epochs,
+        "epochs": job.stopping.max_epochs,
         "examples": found.state["examples"],
         "seconds": round(seconds, 3),
         "examples_per_second": round(found.state["examples"] / seconds),
         "workers": config.workers,
         "sync_seconds": round(found.state["sync_seconds"], 3),
         "sync_bytes": found.state["sync_bytes"],
-        "stop_reason": "max_epochs",
+        "stop_reason": found.state["stop_reason"],
         "history": history,
     }, found.tensors
 

@@ -27,7 +27,8 @@ from ray.train import RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from training.loop import Job, Progress, train
+from training.job import Job, Progress
+from training.loop import train
 
 PROGRESS = "progress.json"
 POLL_SECONDS = 0.5
