@@ -26,8 +26,10 @@ from tasks.noise import read_noise
 from tasks.stage import stage
 from tasks.vocabulary import read_vocabulary
 from training.checkpoint import Checkpoints
-from training.loop import Job, Progress, train
-from training.sync import DeltaSum
+from training.job import Job, Progress
+from training.loop import train
+from training.stopping import Stopping
+from training.sync import SyncConfig
 
 LANES = 8
 CHECKPOINT_FORMAT = 1  # raised by hand when what a checkpoint holds changes
@@ -168,10 +170,15 @@ def train_word2vec(
         fingerprint=digest_key(
             "word2vec", CHECKPOINT_FORMAT, canonical(config), [pairs.key, noise.key, vocabulary.key]
         ),
-        epochs=config.epochs,
         batch_size=config.batch_size,
         lanes=LANES,
-        make_sync=partial(DeltaSum, config.sync_period, config.frequent_words, config.sync_rare_period),
+        stopping=Stopping(max_epochs=config.epochs),
+        sync=SyncConfig(
+            "delta_sum",
+            period=config.sync_period,
+            frequent_rows=config.frequent_words,
+            rare_period=config.sync_rare_period,
+        ),
         checkpoint_every=config.checkpoint_every,
         seed=config.seed,
     )
@@ -213,16 +220,17 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
         raise RuntimeError(f"training ended without a checkpoint in {job.checkpoints}")
     history = found.state["history"]
     seconds = found.state["seconds"]
-    last_epoch = [point for point in history if point["epoch"] == job.epochs - 1]
+    last_epoch = [point for point in history if point["epoch"] == history[-1]["epoch"]]
     return {
         "loss": mean_loss(last_epoch),
-        "epochs": job.epochs,
+        "epochs": job.stopping.max_epochs,
         "examples": found.state["examples"],
         "seconds": round(seconds, 3),
         "examples_per_second": round(found.state["examples"] / seconds),
         "workers": config.workers,
         "sync_seconds": round(found.state["sync_seconds"], 3),
         "sync_bytes": found.state["sync_bytes"],
+        "stop_reason": found.state["stop_reason"],
         "history": history,
     }, found.tensors
 

@@ -1,10 +1,14 @@
 """Checkpoints: all that a run needs to go on as if nothing had happened, in one atomic step.
 
-    checkpoints/step-00000400/tensors.safetensors
-    checkpoints/step-00000400/state.json        written last: digest, cursor, history, fingerprint
+    checkpoints/step-0000000400/model.safetensors    the trainable's state: weights and optimizer
+                                sync.safetensors     what the synchronisation remembers
+                                worker-0001.safetensors ...    where workers' optimizer states differ
+                                state.json           cursor, clock, history, scores
+                                manifest.json        written last: fingerprint and digests
 
 A folder is written under another name and renamed, so a reader sees a whole checkpoint or none. One whose
-digest does not fit is passed over, with a warning, for the one before it.
+digests do not fit is passed over, with a warning, for the one before it. Random states are not here: chance
+is a function of the place in the run (`training.loop.step_seed`).
 """
 
 import hashlib
@@ -13,87 +17,167 @@ import logging
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-TENSORS = "tensors.safetensors"
+MODEL = "model.safetensors"
+SYNC = "sync.safetensors"
 STATE = "state.json"
-KEPT = 2
+MANIFEST = "manifest.json"
 
 logger = logging.getLogger("lexloom.checkpoint")
 
 
 @dataclass
 class Checkpoint:
-    """`tensors`: the trainable's state. `state`: plain JSON values (cursor, history, clock)."""
+    """What is saved of a run.
 
-    tensors: dict[str, torch.Tensor]
+    Attributes:
+        tensors: the trainable's state; worker 0's where they differ.
+        state: plain JSON values (cursor, history, clock).
+        sync: the synchronisation's state.
+        local: what one worker alone knows; None where it was not saved for this worker. Only in loading.
+    """
+
+    tensors: dict[str, Tensor]
     state: dict[str, Any]
+    sync: dict[str, Tensor] = field(default_factory=dict)
+    local: dict[str, Tensor] | None = None
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one folder.
+    """The checkpoints of one run, in one folder that all workers see.
 
     `fingerprint` names the run's config and data; a checkpoint with another one is refused with a ValueError.
+    The newest `keep` stay, and the best one.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, keep: int = 2) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
+        self.keep = keep
 
-    def save(self, step: int, checkpoint: Checkpoint) -> None:
-        """Writes the checkpoint of `step` and removes all but the newest few."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        writing = self.folder / f".writing-{uuid.uuid4().hex}"
-        writing.mkdir()
+    def open(self) -> None:
+        """Sees to it that checkpoints can be written; an OSError of one sentence where they can't."""
+        probe = self.folder / f".probe-{uuid.uuid4().hex}"
         try:
-            tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.tensors.items()}
-            save_file(tensors, writing / TENSORS)
-            state = {
-                "fingerprint": self.fingerprint,
-                "sha256": digest(writing / TENSORS),
-                "state": checkpoint.state,
-            }
-            with (writing / STATE).open("w") as file:
-                json.dump(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            final = self.folder / f"step-{step:010d}"
-            shutil.rmtree(final, ignore_errors=True)
-            writing.rename(final)
-        finally:
-            shutil.rmtree(writing, ignore_errors=True)
-        for old in self._newest_first()[KEPT:]:
-            shutil.rmtree(old)
-        for left in self.folder.glob(".writing-*"):  # by a run that was killed while it wrote
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise type(error)(
+                f"checkpoints can't be written to {self.folder} ({error.strerror}): give the user that trains"
+                " the right to write there, or train into another folder"
+            ) from error
+
+    def save_local(self, step: int, worker: int, tensors: Mapping[str, Tensor]) -> None:
+        """Puts one worker's own state into the checkpoint of `step`, before worker 0 saves the rest."""
+        writing = self._writing(step)
+        writing.mkdir(parents=True, exist_ok=True)
+        write_tensors(writing / local_name(worker), tensors)
+
+    def save(self, step: int, checkpoint: Checkpoint, *, workers: int = 1, best: int | None = None) -> None:
+        """Writes the checkpoint of `step` and removes all but the newest few and the one of step `best`.
+
+        `workers` counts those whose own state belongs to it; all but worker 0 have called `save_local`.
+        """
+        writing = self._writing(step)
+        local = [local_name(worker) for worker in range(1, workers)]
+        writing.mkdir(parents=True, exist_ok=True)
+        for left in writing.iterdir():  # by a run that was killed while it wrote
+            if left.name not in local:
+                left.unlink()
+        write_tensors(writing / MODEL, checkpoint.tensors)
+        write_tensors(writing / SYNC, checkpoint.sync)
+        write_json(writing / STATE, checkpoint.state)
+        files = [MODEL, SYNC, STATE, *local]
+        manifest = {
+            "fingerprint": self.fingerprint,
+            "sha256": {name: digest(writing / name) for name in files},
+        }
+        write_json(writing / MANIFEST, manifest)
+        final = self._final(step)
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one that was passed over
+        writing.rename(final)
+        newest = self._newest_first()
+        for old in newest[self.keep :]:
+            if best is None or old != self._final(best):
+                shutil.rmtree(old)
+        for left in self.folder.glob(".writing-*"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def load(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None where there is none."""
+    def load(self, *, worker: int = 0, workers: int = 1) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None where there is none.
+
+        `local` is filled where `workers` is the number of workers that saved their own state, and `worker`
+        is not 0, whose state is in `tensors`.
+        """
         for folder in self._newest_first():
-            try:
-                written = json.loads((folder / STATE).read_text())
-                if digest(folder / TENSORS) != written["sha256"]:
-                    raise ValueError("the digest of its tensors differs")
-                tensors = load_file(folder / TENSORS)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                logger.warning("the checkpoint %s is damaged (%s); using the one before", folder, error)
-                continue
-            if written["fingerprint"] != self.fingerprint:
-                raise ValueError(
-                    f"the checkpoint {folder} is of another run (other configuration or data):"
-                    " remove that folder, or train into another one"
-                )
-            return Checkpoint(tensors, written["state"])
+            if (found := self._read(folder, "using the one before", worker, workers)) is not None:
+                return found
         return None
+
+    def load_step(self, step: int) -> Checkpoint | None:
+        """The checkpoint of one step, the best one for example; None where it is damaged or gone."""
+        return self._read(self._final(step), "doing without it")
+
+    def _read(self, folder: Path, remedy: str, worker: int = 0, workers: int = 1) -> Checkpoint | None:
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            for name, expected in manifest["sha256"].items():
+                if name != Path(name).name:
+                    raise ValueError(f"its manifest names {name!r}, which is outside")
+                if digest(folder / name) != expected:
+                    raise ValueError(f"the digest of {name} differs")
+            tensors, sync = load_file(folder / MODEL), load_file(folder / SYNC)
+            saved = [name for name in manifest["sha256"] if name not in (MODEL, SYNC, STATE)]
+            local = load_file(folder / local_name(worker)) if worker and len(saved) == workers - 1 else None
+            state = json.loads((folder / STATE).read_text())
+            fingerprint = manifest["fingerprint"]
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            logger.warning("the checkpoint %s is damaged (%s); %s", folder, error, remedy)
+            return None
+        if fingerprint != self.fingerprint:
+            raise ValueError(
+                f"the checkpoint {folder} is of another run (other configuration or data):"
+                " remove that folder, or train into another one"
+            )
+        return Checkpoint(tensors, state, sync, local)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def _final(self, step: int) -> Path:
+        return self.folder / f"step-{step:010d}"
+
+    def _writing(self, step: int) -> Path:
+        return self.folder / f".writing-{step:010d}"
+
+
+def local_name(worker: int) -> str:
+    return f"worker-{worker:04d}.safetensors"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # which is no OSError even where the disk is full
+        raise OSError(f"the checkpoint {path} can't be written: {error}") from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    with path.open("w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def digest(path: Path) -> str:

@@ -1,190 +1,342 @@
 """One loop that trains any model, in one plain process or as one of many workers.
 
-    for batch in stream:  trainable.train_step(batch);  sync.after_step();  every so often: record, checkpoint
+    for batch in stream:  trainable.train_step(batch);  sync.after_step();  every so often: record, evaluate,
+    checkpoint, and ask whether the error still shrinks
 
 The loop knows neither Ray nor Prefect nor what a model is: it drives a `Trainable`. All that it decides is a
-function of the job and the step number, never of the clock, so a run that was killed and resumed takes the
-same steps as one that was not.
+function of the job, the step number and the losses, never of the clock (save under `max_seconds`), so a run
+that was killed and resumed takes the same steps as one that was not.
 """
 
 import hashlib
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, fields
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, NamedTuple
 
-import numpy as np
-import torch
+from torch import Tensor
 
 from training.checkpoint import Checkpoint, Checkpoints
-from training.stream import ShardStream
-from training.sync import Alone, Synchronisation, sum_over_workers
+from training.exchange import sum_over_workers
+from training.job import Accounts, Job, Progress, Run
+from training.stopping import Score, Stopping
+from training.stream import Epoch, ShardStream
+from training.sync import refuse_misfit, synchronisation
+from training.trainable import Batch, Differentiable, Evaluable
 
 HISTORY_POINTS = 200
+CLOCK_STEPS = 10  # between two looks at worker 0's clock, under `max_seconds`
+UNSETTLED_LOSSES = 64  # losses that may wait on a GPU before they are asked for
 
-
-class Trainable(Protocol):
-    """A model as the loop sees it."""
-
-    def prepare(self, device: str) -> None:
-        """Allocates and initialises; the same values on every worker."""
-
-    def learning_rate(self, progress: float) -> float:
-        """The rate in force when the share `progress` (0 to 1) of all examples is done."""
-
-    def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> float:
-        """Takes a batch, updates itself, and returns the mean loss over the batch's examples."""
-
-    def state_dict(self) -> dict[str, torch.Tensor]: ...
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None: ...
-
-    def tables(self) -> dict[str, torch.Tensor]:
-        """The live tensors that synchronisation may change in place."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a worker needs to know; it is pickled to workers, so it names the shards and holds none."""
-
-    make_trainable: Callable[[], Trainable]
-    files: tuple[Path, ...]
-    columns: tuple[str, ...]
-    checkpoints: Path
-    fingerprint: str
-    epochs: int
-    batch_size: int
-    lanes: int
-    make_sync: Callable[[], Synchronisation]
-    checkpoint_every: int
-    seed: int
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: `loss` is the mean over all workers' examples since the last point."""
-
-    step: int
-    epoch: int
-    examples: int
-    total_examples: int
-    loss: float
-    learning_rate: float
-    seconds: float
-    sync_seconds: float
-    sync_bytes: int
+logger = logging.getLogger("lexloom.loop")
 
 
 def train(
     job: Job, *, rank: int = 0, world_size: int = 1, on_progress: Callable[[Progress], None] | None = None
-) -> None:
-    """Trains from the newest checkpoint, or from the start, to the end; the last checkpoint is the result.
+) -> Run:
+    """Trains from the newest checkpoint, or from the start, until a limit is reached.
 
-    `on_progress` is called on worker 0 about 200 times a run. With `world_size` > 1 a torch.distributed
-    process group must stand. Raises FloatingPointError where the loss is no longer a finite number.
+    The last checkpoint is the result, and so is the one of `Run.best_step` where there is validation. A run
+    that is over already returns at once. `on_progress` is called on worker 0 about 200 times a run. With
+    `world_size` > 1 a torch.distributed process group must stand.
+
+    Raises:
+        ValueError: the job can't be trained (data, strategy, a checkpoint of another run).
+        OSError: checkpoints can't be written, or a shard can't be read.
+        FloatingPointError: the loss is no longer a finite number.
     """
-    stream = ShardStream(
-        job.files,
-        job.columns,
-        batch_size=job.batch_size,
-        lanes=job.lanes,
-        seed=job.seed,
-        rank=rank,
-        world_size=world_size,
-    )
-    checkpoints = Checkpoints(job.checkpoints, job.fingerprint)
-    trainable = job.make_trainable()
-    trainable.prepare(job.device)
-    run = Run()
-    if (found := checkpoints.load()) is not None:
-        trainable.load_state_dict(found.tensors)
-        run = Run(**found.state)
-        if rank != 0:
-            run.loss_sum = run.loss_examples = 0.0  # worker 0 holds everybody's since the checkpoint
-    if run.epoch == job.epochs:
-        return
-    sync: Synchronisation = Alone() if world_size == 1 else job.make_sync()
-    sync.setup(trainable.tables())
-    sync.seconds, sync.bytes_sent = run.sync_seconds, run.sync_bytes
-    total = job.epochs * stream.examples
-    record_every = max(1, job.epochs * stream.epoch(0).steps // HISTORY_POINTS)
-    clock = time.perf_counter() - run.seconds
+    checkpoints = Checkpoints(job.checkpoints, job.fingerprint, job.keep_checkpoints)
+    found = checkpoints.load(worker=rank, workers=world_size)
+    run = Run() if found is None else Run(**found.state)
+    if run.stop_reason is None:
+        checkpoints.open()
+        Training(job, run, found, checkpoints, rank, world_size, on_progress).go_on()
+    return run
 
-    def gather() -> None:
-        """Brings the clock up to date, and the losses of all workers together."""
-        run.seconds = time.perf_counter() - clock
-        run.sync_seconds, run.sync_bytes = sync.seconds, sync.bytes_sent
-        run.loss_sum, run.loss_examples = sum_over_workers([run.loss_sum, run.loss_examples], world_size)
+
+class Taken(NamedTuple):
+    """A step that this worker took; its loss may still be on its way from a GPU."""
+
+    step: int
+    epoch: int
+    progress: float
+    examples: int
+    loss: float | Tensor
+
+
+class Training:
+    """One worker's side of a run."""
+
+    def __init__(
+        self,
+        job: Job,
+        run: Run,
+        found: Checkpoint | None,
+        checkpoints: Checkpoints,
+        rank: int,
+        world_size: int,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.job, self.run, self.checkpoints = job, run, checkpoints
+        self.rank, self.world_size = rank, world_size
+        self.on_progress = on_progress
+        self.trainable = job.make_trainable()
+        refuse_misfit(job.sync, self.trainable)
+        if job.validation and not isinstance(self.trainable, Evaluable):
+            raise ValueError(f"{type(self.trainable).__name__} can't be evaluated: train without validation")
+        self.stream = self._stream(job.files)
+        self.validation = self._stream(job.validation, shuffle=False) if job.validation else None
+        self.total_examples, total_steps = planned(self.stream, job.stopping)
+        self.record_every = max(1, total_steps // HISTORY_POINTS)
+        self.trainable.prepare(job.device)
+        self.sync = synchronisation(job.sync, world_size)
+        self.unsettled: list[Taken] = []
+        self.broken: Taken | None = None  # the first step of a loss that is no finite number
+        self._resume(found)
+        self.clock = time.perf_counter() - run.seconds
+
+    def _stream(self, files: tuple[Path, ...], shuffle: bool = True) -> ShardStream:
+        return ShardStream(
+            files,
+            self.job.columns,
+            batch_size=self.job.batch_size,
+            lanes=self.job.lanes,
+            seed=self.job.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            shuffle=shuffle,
+        )
+
+    def _resume(self, found: Checkpoint | None) -> None:
+        """Loads the checkpoint into the model and the synchronisation, which takes over its counts."""
+        run, local = self.run, {}
+        if isinstance(self.trainable, Differentiable) and self.sync.local_optimizer and self.world_size > 1:
+            local = self.trainable.optimizer_tables()
+        self.local = local
+        if found is not None:
+            self.trainable.load_state_dict(found.tensors)
+            if local and self.rank:
+                if found.local is None:
+                    logger.warning("another number of workers: all go on from worker 0's optimizer state")
+                else:
+                    for name, tensor in local.items():
+                        tensor.copy_(found.local[name])
+            if self.rank:
+                run.loss_sum = run.loss_examples = 0.0  # worker 0 holds everybody's since the checkpoint
+        self.sync.setup(self.trainable, self.world_size)
+        if found is not None:
+            self.sync.load_state_dict(found.sync)
+        self.sync.seconds, self.sync.bytes_sent = run.sync_seconds, run.sync_bytes
+        steps, squares = self._total([run.step, run.step**2])
+        if self.world_size * squares != steps**2:
+            raise OSError(
+                f"the workers see different checkpoints in {self.job.checkpoints}: it must be a folder that"
+                " all of them share"
+            )
+
+    def go_on(self) -> None:
+        """From where the run stands to its end."""
+        run = self.run
+        while run.stop_reason is None:
+            epoch = self.stream.epoch(run.epoch)
+            with closing(self._batches(self.stream, epoch, run.step_in_epoch)) as batches:
+                for batch in batches:
+                    self._step(epoch, batch)
+                    self._after_step(epoch)
+                    if run.stop_reason is not None:
+                        break
+
+    def _batches(self, stream: ShardStream, epoch: Epoch, start: int = 0) -> Generator[Batch]:
+        """The stream's batches; waiting for them is charged to the data."""
+        with closing(stream.read(epoch, start)) as batches:
+            while True:
+                with self._charged("data"):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+
+    def _step(self, epoch: Epoch, batch: Batch) -> None:
+        """One training step: with gradients exchanged where the strategy wants it, by itself elsewhere."""
+        job, run, place = self.job, self.run, self.run.step_in_epoch
+        if job.on_batch:
+            job.on_batch(epoch.number, place, self.rank, batch)
+        size, progress = self._rows(batch), run.examples / self.total_examples
+        everybody = epoch.examples_until(place + 1) - epoch.examples_until(place)
+        seed = step_seed(job.seed, epoch.number, place, self.rank)
+        loss: float | Tensor = 0.0
+        if self.sync.wants_gradients(run.step + 1):
+            assert isinstance(self.trainable, Differentiable)  # refuse_misfit
+            with self._charged("compute"):
+                loss = self.trainable.backward(batch, seed=seed)
+            self.sync.after_backward(self.trainable.gradients(), size, everybody)
+            with self._charged("compute"):
+                self.trainable.update(progress=progress)
+        elif size:
+            with self._charged("compute"):
+                loss = self.trainable.train_step(batch, progress=progress, seed=seed)
+        run.step += 1
+        run.step_in_epoch += 1
+        run.examples = epoch.number * self.stream.examples + epoch.examples_until(run.step_in_epoch)
+        if run.step_in_epoch == epoch.steps:
+            run.epoch, run.step_in_epoch = epoch.number + 1, 0
+        if size:
+            self.unsettled.append(Taken(run.step, epoch.number, progress, size, loss))
+        if len(self.unsettled) >= UNSETTLED_LOSSES:
+            self._settle()
+        self.sync.after_step(run.step, size, everybody)
+
+    def _after_step(self, epoch: Epoch) -> None:
+        """What is due after a step; the same on all workers."""
+        job, run = self.job, self.run
+        seconds = 0.0
+        if job.stopping.max_seconds is not None and run.step % CLOCK_STEPS == 0:
+            (seconds,) = self._total([0.0 if self.rank else time.perf_counter() - self.clock])
+        reason = job.stopping.reached(epochs=run.epoch, steps=run.step, seconds=seconds)
+        evaluated = False
+        if self.validation is not None:
+            every = job.evaluate_every
+            due = run.step_in_epoch == 0 if every is None else run.step % every == 0
+            if evaluated := due or reason is not None:
+                self._evaluate(self.validation)
+                reason = reason or job.stopping.in_vain(run.scores)
+        if run.step % self.record_every == 0 or reason is not None:
+            self._record(epoch)
+        run.stop_reason = reason
+        improved = evaluated and run.best_step == run.step
+        if run.step % job.checkpoint_every == 0 or improved or reason is not None:
+            self._checkpoint()
+
+    def _settle(self) -> None:
+        """Adds up the losses that are waiting; on a GPU this waits for them."""
+        with self._charged("compute"):
+            for taken in self.unsettled:
+                loss = float(taken.loss)
+                if not math.isfinite(loss) and self.broken is None:
+                    self.broken = taken
+                self.run.loss_sum += loss * taken.examples
+                self.run.loss_examples += taken.examples
+        self.unsettled.clear()
+
+    def _gather(self) -> None:
+        """Brings the accounts up to date, and the losses of all workers together."""
+        run = self.run
+        self._settle()
+        run.loss_sum, run.loss_examples = self._total([run.loss_sum, run.loss_examples])
+        run.seconds = time.perf_counter() - self.clock
+        run.sync_seconds, run.sync_bytes = self.sync.seconds, self.sync.bytes_sent
         if not math.isfinite(run.loss_sum):
+            step, epoch, progress = self._first_broken()
             raise FloatingPointError(
-                f"the loss is {run.loss_sum} at step {run.step} (epoch {run.epoch + 1}, learning rate"
-                f" {trainable.learning_rate(run.examples / total):.2g}): lower the learning rate, or look for"
+                f"the loss is {run.loss_sum} at step {step} (epoch {epoch + 1}, learning rate"
+                f" {self.trainable.learning_rate(progress):.2g}): lower the learning rate, or look for"
                 " broken rows in the data; the last checkpoint before it is kept"
             )
 
-    def record() -> None:
-        gather()
+    def _first_broken(self) -> tuple[int, int, float]:
+        """Step, epoch and progress of the first loss on any worker that is no finite number."""
+        mine = self.broken[:3] if self.broken else (0, 0, 0.0)
+        places = [0.0] * 3 * self.world_size  # each worker fills in its own
+        places[3 * self.rank : 3 * self.rank + 3] = mine
+        places = self._total(places)
+        step, epoch, progress = min(place for place in zip(*[iter(places)] * 3, strict=True) if place[0])
+        return int(step), int(epoch), progress
+
+    def _record(self, epoch: Epoch) -> None:
+        self._gather()
+        run = self.run
         point = Progress(
+            **{account.name: getattr(run, account.name) for account in fields(Accounts)},
             step=run.step,
-            epoch=run.epoch,
+            epoch=epoch.number,
             examples=run.examples,
-            total_examples=total,
+            total_examples=self.total_examples,
             loss=run.loss_sum / run.loss_examples,
-            learning_rate=trainable.learning_rate(run.examples / total),
-            seconds=run.seconds,
-            sync_seconds=run.sync_seconds,
-            sync_bytes=run.sync_bytes,
+            learning_rate=self.trainable.learning_rate(run.examples / self.total_examples),
         )
         run.loss_sum = run.loss_examples = 0.0
         run.history.append(asdict(point))
-        if rank == 0 and on_progress:
-            on_progress(point)
+        if self.rank == 0 and self.on_progress:
+            self.on_progress(point)
 
-    def checkpoint() -> None:
-        sync.flush()
-        gather()
-        if rank == 0:
-            checkpoints.save(run.step, Checkpoint(trainable.state_dict(), asdict(run)))
-        else:
+    def _evaluate(self, validation: ShardStream) -> None:
+        """Adds to the scores the mean loss over the held-out examples, which the workers share."""
+        assert isinstance(self.trainable, Evaluable)
+        self.sync.flush()
+        loss = examples = 0.0
+        with closing(self._batches(validation, validation.epoch(0))) as batches:
+            for batch in batches:
+                if self._rows(batch):
+                    with self._charged("evaluation"):
+                        batch_loss, batch_examples = self.trainable.evaluate(batch)
+                    loss, examples = loss + batch_loss, examples + batch_examples
+        loss, examples = self._total([loss, examples])
+        run = self.run
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the validation loss is {loss} after step {run.step}: lower the learning rate; the last"
+                " checkpoint before it is kept"
+            )
+        seconds = round(time.perf_counter() - self.clock, 3)
+        run.scores.append(
+            Score(
+                step=run.step,
+                epoch=run.examples / self.stream.examples,
+                examples=run.examples,
+                seconds=seconds,
+                loss=loss / examples,
+            )
+        )
+
+    def _checkpoint(self) -> None:
+        self.sync.flush()
+        self._gather()
+        run = self.run
+        with self._charged("checkpoint"):
+            if self.local:
+                if self.rank:
+                    self.checkpoints.save_local(run.step, self.rank, self.local)
+                self._total([0.0])  # all have written
+            if self.rank == 0:
+                state = Checkpoint(self.trainable.state_dict(), asdict(run), self.sync.state_dict())
+                workers = self.world_size if self.local else 1
+                self.checkpoints.save(run.step, state, workers=workers, best=run.best_step)
+        if self.rank:
             run.loss_sum = run.loss_examples = 0.0
 
-    for epoch in map(stream.epoch, range(run.epoch, job.epochs)):
-        before = epoch.number * stream.examples
-        for batch in stream.read(epoch, run.step_in_epoch):
-            if size := len(batch[job.columns[0]]):
-                seed = step_seed(job.seed, epoch.number, run.step_in_epoch, rank)
-                loss = trainable.train_step(batch, progress=run.examples / total, seed=seed)
-                run.loss_sum += loss * size
-                run.loss_examples += size
-            run.step += 1
-            run.step_in_epoch += 1
-            run.examples = before + epoch.examples_until(run.step_in_epoch)
-            sync.after_step(run.step)
-            if run.step % record_every == 0 or run.examples == total:
-                record()
-            if run.step % job.checkpoint_every == 0 and run.examples < total:
-                checkpoint()
-        run.epoch, run.step_in_epoch = epoch.number + 1, 0
-    checkpoint()
+    def _rows(self, batch: Batch) -> int:
+        return len(batch[self.job.columns[0]])
+
+    def _total(self, values: list[float]) -> list[float]:
+        with self.sync.timed():
+            return sum_over_workers(values, self.world_size, self.job.device)
+
+    @contextmanager
+    def _charged(self, account: Literal["data", "compute", "evaluation", "checkpoint"]) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        name = f"{account}_seconds"
+        setattr(self.run, name, getattr(self.run, name) + time.perf_counter() - started)
 
 
-@dataclass
-class Run:
-    """The state of a run beside its tensors: cursor, clock and history, as it stands in a checkpoint."""
-
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    examples: int = 0
-    seconds: float = 0.0
-    sync_seconds: float = 0.0
-    sync_bytes: int = 0
-    loss_sum: float = 0.0
-    loss_examples: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+def planned(stream: ShardStream, stopping: Stopping) -> tuple[int, int]:
+    """The examples and (about, where epochs differ) the steps until max_epochs or max_steps ends a run."""
+    if stopping.max_steps is None:
+        assert stopping.max_epochs is not None  # Stopping
+        return stopping.max_epochs * stream.examples, stopping.max_epochs * stream.epoch(0).steps
+    examples = steps = 0
+    for number in count() if stopping.max_epochs is None else range(stopping.max_epochs):
+        epoch = stream.epoch(number)
+        examples += epoch.examples_until(stopping.max_steps - steps)
+        steps += epoch.steps
+        if steps >= stopping.max_steps:
+            return examples, stopping.max_steps
+    return examples, steps
 
 
 def step_seed(*parts: int) -> int:

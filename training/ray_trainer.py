@@ -29,7 +29,8 @@ from ray.train import RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from training.loop import Job, Progress, train
+from training.job import Job, Progress
+from training.loop import train
 
 PROGRESS = "progress.json"
 POLL_SECONDS = 0.5
@@ -80,9 +81,12 @@ def fit(job: Job, workers: int) -> None:
     """One group of workers, from the newest checkpoint to the end.
 
     In a thread of its own, where Ray leaves SIGINT alone: its handler would end this process with status 0.
-    So Ctrl-C and a cancel are raised here, while waiting, and the runtime is shut down on the way out.
+    So Ctrl-C and a cancel are raised here, while waiting, and the runtime is shut down on the way out. Ray
+    keeps its records beside the checkpoints, in a folder that all nodes share.
     """
-    with tempfile.TemporaryDirectory(prefix="lexloom-ray-", ignore_cleanup_errors=True) as storage:
+    with tempfile.TemporaryDirectory(
+        dir=job.checkpoints.parent, prefix="ray-", ignore_cleanup_errors=True
+    ) as storage:
         trainer = TorchTrainer(
             run_worker,
             train_loop_config={"job": job},
@@ -128,12 +132,16 @@ def relayed(path: Path, on_progress: Callable[[Progress], None] | None) -> Itera
     finished = threading.Event()
 
     def follow() -> None:
-        last = ""
-        while not finished.wait(POLL_SECONDS):
+        last, ended = "", False
+        while not ended:
+            ended = finished.wait(POLL_SECONDS)
             text = path.read_text() if path.exists() else ""
             if text and text != last and on_progress:
-                on_progress(Progress(**json.loads(text)))
                 last = text
+                try:
+                    on_progress(Progress(**json.loads(text)))
+                except Exception:
+                    logger.warning("the progress could not be shown; training goes on", exc_info=True)
 
     in_this_context = contextvars.copy_context().run  # so that `on_progress` knows the caller's run
     thread = threading.Thread(target=in_this_context, args=(follow,), name="progress", daemon=True)

@@ -1,15 +1,17 @@
 """Batches from Parquet shards, in an order that the number of workers does not change.
 
-The row groups of all shards are permuted by (seed, epoch) and dealt to a fixed number of *lanes*. Global
-batch number b is the b-th slice of every lane. A worker owns whole lanes, so it reads its row groups only,
-each once and from front to back, while the set of examples in batch b depends on (seed, epoch, b) alone.
-A position in the stream is therefore two integers: the epoch, and the number of batches done in it.
+Blocks of rows are permuted by (seed, epoch) and dealt to a fixed number of *lanes*; a block is a row group,
+or a part of one where there are too few of them to fill the lanes evenly. Global batch number b is the b-th
+slice of every lane. A worker owns whole lanes, so it reads its blocks only, each once and from front to back,
+while the set of examples in batch b depends on (seed, epoch, b) alone. A position in the stream is therefore
+two integers: the epoch, and the number of batches done in it.
 """
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 READ_AHEAD_BATCHES = 4
+BLOCKS_PER_LANE = 16  # at least: lanes then differ by a sixteenth of their length at most
 STOP_POLL_SECONDS = 0.2
 
 Batch = dict[str, np.ndarray]
@@ -24,18 +27,20 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Block:
-    """One row group of one shard: the unit that is shuffled and read at a time."""
+    """Rows of one row group of one shard: the unit that is shuffled and read at a time."""
 
     path: Path
     row_group: int
+    start: int
     rows: int
 
 
 class ShardStream:
     """The examples of some Parquet shards, as global batches of which this worker gets its share.
 
-    `columns` must be numeric and without nulls. `lanes` bounds the number of workers that can share the
-    stream; `batch_size` counts the examples of a global batch, over all workers.
+    `columns` must be numbers, (rows,), or lists of numbers of one fixed length, (rows, width), without nulls.
+    `lanes` bounds the number of workers that can share the stream; `batch_size` counts the examples of a
+    global batch, over all workers. Without `shuffle` the row groups are dealt in the order of the files.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class ShardStream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        shuffle: bool = True,
     ) -> None:
         if batch_size < lanes:
             raise ValueError(f"batch_size {batch_size} is less than one example for each of {lanes} lanes")
@@ -58,16 +64,29 @@ class ShardStream:
         self.columns = list(columns)
         self.lanes = lanes
         self.rows_per_lane = batch_size // lanes
-        self.seed = seed
+        self.seed, self.shuffle = seed, shuffle
         self.rank, self.world_size = rank, world_size
-        self.blocks = [block for path in files for block in blocks_of(path, self.columns)]
+        shards = [(path, *shard(path, self.columns)) for path in files]
+        row_groups = [block for _, blocks, _ in shards for block in blocks]
+        parts = -(-BLOCKS_PER_LANE * lanes // len(row_groups)) if row_groups else 1
+        self.blocks = [part for block in row_groups for part in cut(block, parts)]
         self.examples = sum(block.rows for block in self.blocks)
         if self.examples == 0:
-            raise ValueError(f"there is nothing to train on: the {len(files)} shards hold no rows")
+            raise ValueError(f"there is nothing to read: the {len(files)} shards hold no rows")
+        first, _, self._none = shards[0]
+        for path, _, none in shards:
+            for name, values in none.items():
+                if (values.dtype, values.shape) != (self._none[name].dtype, self._none[name].shape):
+                    raise ValueError(
+                        f"the column {name} is {described(values)} in the shard {path} and"
+                        f" {described(self._none[name])} in {first}: build them again"
+                    )
 
     def epoch(self, number: int) -> "Epoch":
         """Who reads what, and when, in an epoch; the same answer on every worker."""
-        order = np.random.default_rng([self.seed, number]).permutation(len(self.blocks))
+        order = np.arange(len(self.blocks))
+        if self.shuffle:
+            np.random.default_rng([self.seed, number]).shuffle(order)
         lanes: list[list[Block]] = [[] for _ in range(self.lanes)]
         rows = [0] * self.lanes
         for index in order:
@@ -76,7 +95,7 @@ class ShardStream:
             rows[shortest] += self.blocks[index].rows
         return Epoch(number, lanes, np.array(rows, np.int64), self.rows_per_lane)
 
-    def read(self, epoch: "Epoch", start: int = 0) -> Iterator[Batch]:
+    def read(self, epoch: "Epoch", start: int = 0) -> Generator[Batch]:
         """This worker's share of every global batch of `epoch` from number `start` on, read ahead.
 
         A share may be empty (all its lanes have ended): every worker still gets `epoch.steps` of them.
@@ -115,7 +134,7 @@ class ShardStream:
 
     def _read_now(self, epoch: "Epoch", start: int) -> Iterator[Batch]:
         mine = [
-            LaneReader(epoch.lanes[lane], self.columns, self.rows_per_lane, start)
+            LaneReader(epoch.lanes[lane], self._none, self.rows_per_lane, start)
             for lane in range(self.rank, self.lanes, self.world_size)
         ]
         for _ in range(start, epoch.steps):
@@ -145,8 +164,8 @@ class Epoch:
 class LaneReader:
     """Cuts the blocks of one lane into slices of equal length, holding one block in memory."""
 
-    def __init__(self, blocks: list[Block], columns: list[str], rows: int, skip_slices: int) -> None:
-        self._columns = columns
+    def __init__(self, blocks: list[Block], none: Batch, rows: int, skip_slices: int) -> None:
+        self._none = none  # every column, without rows
         self._rows = rows
         skip = rows * skip_slices
         while blocks and skip >= blocks[0].rows:
@@ -158,37 +177,57 @@ class LaneReader:
 
     def take(self) -> Batch:
         """The next slice: fewer rows at the lane's end, none after it."""
-        pieces: list[Batch] = []
+        pieces = [self._none]
         missing = self._rows
         while missing:
             if self._current is None:
                 block = next(self._waiting, None)
                 if block is None:
                     break
-                self._current = read_block(block, self._columns)
-            rows = len(self._current[self._columns[0]])
+                self._current = read_block(block, list(self._none))
+            rows = len(next(iter(self._current.values())))
             end = min(rows, self._offset + missing)
             pieces.append({name: values[self._offset : end] for name, values in self._current.items()})
             missing -= end - self._offset
             self._offset = end
             if end == rows:
                 self._current, self._offset = None, 0
-        if not pieces:
-            return {name: np.empty(0, np.int32) for name in self._columns}
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self._columns}
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self._none}
 
 
-def blocks_of(path: Path, columns: list[str]) -> list[Block]:
-    """The row groups of a shard; ValueError where it is no Parquet file with `columns`."""
+def shard(path: Path, columns: list[str]) -> tuple[list[Block], Batch]:
+    """The row groups of a shard, and its columns without rows.
+
+    Raises:
+        ValueError: it is no Parquet file, or a column is missing or of a kind that can't be streamed.
+    """
     try:
         metadata = pq.read_metadata(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"the shard {path} can't be read ({first_line(error)}): build it again") from error
-    missing = set(columns) - set(metadata.schema.names)
-    if missing:
-        raise ValueError(f"the shard {path} has no column {sorted(missing)}; it has {metadata.schema.names}")
+    schema = metadata.schema.to_arrow_schema()
+    if missing := set(columns) - set(schema.names):
+        raise ValueError(f"the shard {path} has no column {sorted(missing)}; it has {schema.names}")
+    for name in columns:
+        kind = schema.field(name).type
+        element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+        if not (pa.types.is_integer(element) or pa.types.is_floating(element)):
+            raise ValueError(
+                f"the column {name} of the shard {path} is {kind}: only numbers, and lists of numbers of one"
+                " fixed length, can be streamed"
+            )
+    groups = range(metadata.num_row_groups)
+    blocks = [Block(path, group, 0, metadata.row_group(group).num_rows) for group in groups]
+    none = schema.empty_table()
+    return blocks, {name: as_numpy(none.column(name)) for name in columns}
+
+
+def cut(block: Block, parts: int) -> list[Block]:
+    """A block in at most `parts` parts of nearly equal length, none of them empty."""
+    bounds = np.linspace(0, block.rows, min(parts, max(1, block.rows)) + 1).astype(int).tolist()
     return [
-        Block(path, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)
+        Block(block.path, block.row_group, block.start + start, end - start)
+        for start, end in pairwise(bounds)
     ]
 
 
@@ -196,12 +235,28 @@ def read_block(block: Block, columns: list[str]) -> Batch:
     try:
         with pq.ParquetFile(block.path) as file:
             table = file.read_row_group(block.row_group, columns=columns, use_threads=False)
+            table = table.slice(block.start, block.rows)
     except (OSError, pa.ArrowInvalid) as error:
         raise OSError(
             f"row group {block.row_group} of the shard {block.path} can't be read ({first_line(error)}):"
             " run the flow again, it rebuilds what is damaged and goes on from the last checkpoint"
         ) from error
-    return {name: table.column(name).combine_chunks().to_numpy() for name in columns}
+    for name in columns:
+        if table.column(name).null_count:
+            raise ValueError(f"the column {name} of the shard {block.path} has rows without a value")
+    return {name: as_numpy(table.column(name)) for name in columns}
+
+
+def as_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """(rows,), or (rows, width) of lists of one fixed length."""
+    values = column.combine_chunks()
+    if pa.types.is_fixed_size_list(values.type):
+        return values.flatten().to_numpy().reshape(-1, values.type.list_size)
+    return values.to_numpy()
+
+
+def described(values: np.ndarray) -> str:
+    return f"{values.dtype}" + "".join(f" x {width}" for width in values.shape[1:])
 
 
 def first_line(error: BaseException) -> str:

@@ -1,113 +1,116 @@
-"""How replicas of a model on many workers stay one model.
+"""How replicas of a model on many workers stay one model: the choice of a strategy.
 
-Every strategy has the same small interface: `setup` once with the tensors that it may change, `after_step`
-after every training step, `flush` before anything reads the model (checkpoint, evaluation, the end). After a
-flush all replicas are equal, bit for bit. Each strategy counts the bytes that a worker hands to the network
-and the seconds that it waits.
+| strategy | what travels | when | for |
+|---|---|---|---|
+| `all_reduce` | gradients | every step | models that learn by gradients; the same steps as one worker |
+| `average` | parameters, to their mean | every `period` steps | any model |
+| `diloco` | moves, to an outer Nesterov optimizer | every `period` steps | any model; the longest periods |
+| `delta_sum` | rows that moved, added up | every `period` steps | sparse tables, in-place kernels |
+
+One worker has nobody to agree with and does nothing, save under `diloco`: its outer optimizer works alone.
 """
 
-import time
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-import torch.distributed as dist
+
+from training.delta_sum import DeltaSum
+from training.strategies import (
+    AllReduce,
+    Average,
+    DiLoCo,
+    OptimizerState,
+    Synchronisation,
+    WarmedUp,
+)
+from training.trainable import Differentiable, Trainable
+
+Strategy = Literal["all_reduce", "average", "delta_sum", "diloco"]
+STRATEGIES: tuple[Strategy, ...] = ("all_reduce", "average", "delta_sum", "diloco")
+WIRES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Synchronisation(Protocol):
-    """Keeps the tensors of `setup` in step across workers."""
+@dataclass(frozen=True)
+class SyncConfig:
+    """A strategy and its numbers; those of other strategies are not looked at.
 
-    bytes_sent: int
-    seconds: float
+    Attributes:
+        period: steps between two exchanges (all but all_reduce).
+        warm_up_steps: steps of all_reduce before the strategy begins (average and diloco).
+        optimizer_state: what becomes of the optimizer's moments at an exchange (average): their mean on all
+            workers, or kept by each worker. Under diloco and delta_sum they are kept.
+        outer_learning_rate, outer_momentum: of the outer optimizer (diloco).
+        wire: the type in which moves travel (diloco).
+        frequent_rows, rare_period: the first rows of a table go every `period` steps, all every `rare_period`
+            (delta_sum); None stands for `period`.
 
-    def setup(self, tables: dict[str, torch.Tensor]) -> None: ...
-
-    def after_step(self, step: int) -> None: ...
-
-    def flush(self) -> None: ...
-
-
-class Alone:
-    """One worker: nothing to do."""
-
-    bytes_sent = 0
-    seconds = 0.0
-
-    def setup(self, tables: dict[str, torch.Tensor]) -> None:
-        """Takes the tables; there is nobody to share them with."""
-
-    def after_step(self, step: int) -> None:
-        """Nothing to send."""
-
-    def flush(self) -> None:
-        """Nothing to wait for."""
-
-
-class DeltaSum:
-    """Workers add up how far each row has moved since they last agreed.
-
-    For sparse tables trained by in-place kernels, whose updates are sums: row <- agreed row + the sum over
-    workers of (local row - agreed row). Only rows that moved on some worker travel. The result equals the
-    dense sum of moves exactly, since a row that moved nowhere adds zero.
-
-    The first `frequent_rows` rows (tables are in order of frequency) are exchanged every `period` steps, all
-    others every `rare_period` steps: in natural text a thousand words are most of what is trained, so they
-    drift apart fast, and cost little to send.
+    Raises:
+        ValueError: a number is out of its range, or a name unknown.
     """
 
-    def __init__(self, period: int, frequent_rows: int = 0, rare_period: int | None = None) -> None:
-        self.period = period
-        self.rare_period = period if rare_period is None else rare_period
-        self.frequent_rows = frequent_rows
-        for name, steps in (("period", period), ("rare_period", self.rare_period)):
-            if steps < 1:
-                raise ValueError(f"the synchronisation's {name} is {steps} steps: it must be at least 1")
-        self.bytes_sent = 0
-        self.seconds = 0.0
-        self._tables: dict[str, torch.Tensor] = {}
-        self._agreed: dict[str, torch.Tensor] = {}
-        self._dirty = False
+    strategy: Strategy = "all_reduce"
+    period: int = 1
+    warm_up_steps: int = 0
+    optimizer_state: OptimizerState = "average"
+    outer_learning_rate: float = 0.7
+    outer_momentum: float = 0.9
+    wire: Literal["float32", "bfloat16"] = "float32"
+    frequent_rows: int = 0
+    rare_period: int | None = None
 
-    def setup(self, tables: dict[str, torch.Tensor]) -> None:
-        """`tables`: float tensors (rows, width), equal on all workers, changed in place from now on."""
-        self._tables = tables
-        self._agreed = {name: table.clone() for name, table in tables.items()}
-
-    def after_step(self, step: int) -> None:
-        self._dirty = True
-        if step % self.rare_period == 0:
-            self.flush()
-        elif step % self.period == 0:
-            self._exchange(self.frequent_rows)
-
-    def flush(self) -> None:
-        if self._dirty:
-            self._exchange(None)
-            self._dirty = False
-
-    def _exchange(self, rows: int | None) -> None:
-        """Brings the first `rows` rows of every table together; all of them for None."""
-        started = time.perf_counter()
-        for name, table in self._tables.items():
-            self._add_moves(table[:rows], self._agreed[name][:rows])
-        self.seconds += time.perf_counter() - started
-
-    def _add_moves(self, table: torch.Tensor, agreed: torch.Tensor) -> None:
-        moved = torch.ne(table, agreed).any(dim=1).to(torch.uint8)  # (rows,)
-        dist.all_reduce(moved, op=dist.ReduceOp.MAX)
-        rows = moved.nonzero().squeeze(1)  # (moved rows,)
-        base = agreed[rows]
-        moves = table[rows] - base  # (moved rows, width)
-        dist.all_reduce(moves)
-        base += moves
-        agreed[rows] = base
-        table[rows] = base
-        self.bytes_sent += moved.nbytes + moves.nbytes
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("strategy", self.strategy, STRATEGIES),
+            ("optimizer_state", self.optimizer_state, ("average", "keep")),
+            ("wire", self.wire, tuple(WIRES)),
+        ):
+            if value not in known:
+                raise ValueError(f"the synchronisation's {name} is {value!r}: it must be one of {known}")
+        for name, least in (("period", 1), ("rare_period", 1), ("warm_up_steps", 0), ("frequent_rows", 0)):
+            steps = getattr(self, name)
+            if steps is not None and steps < least:
+                raise ValueError(f"the synchronisation's {name} is {steps}: it must be at least {least}")
+        if not self.outer_learning_rate > 0 or not 0 <= self.outer_momentum < 1:
+            raise ValueError(
+                f"the outer optimizer's learning rate {self.outer_learning_rate} must be above 0, and its"
+                f" momentum {self.outer_momentum} at least 0 and below 1"
+            )
+        if self.warm_up_steps and self.strategy not in ("average", "diloco"):
+            raise ValueError(f"only average and diloco can warm up with all_reduce, not {self.strategy}")
 
 
-def sum_over_workers(values: list[float], world_size: int) -> list[float]:
-    """The element-wise sum of a few figures over all workers."""
-    if world_size == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total)
-    return [float(value) for value in total]
+def synchronisation(config: SyncConfig, world_size: int) -> Synchronisation:
+    """The strategy of `config` among `world_size` workers."""
+    if world_size == 1 and config.strategy != "diloco":
+        return Synchronisation()
+    strategy: Synchronisation
+    match config.strategy:
+        case "all_reduce":
+            return AllReduce()
+        case "delta_sum":
+            return DeltaSum(config.period, config.frequent_rows, config.rare_period)
+        case "average":
+            strategy = Average(config.period, config.optimizer_state)
+        case "diloco":
+            strategy = DiLoCo(
+                config.period, config.outer_learning_rate, config.outer_momentum, WIRES[config.wire]
+            )
+    return WarmedUp(config.warm_up_steps, strategy) if config.warm_up_steps else strategy
+
+
+def refuse_misfit(config: SyncConfig, trainable: Trainable) -> None:
+    """ValueError where the strategy asks for what the model does not have; needs no prepared model."""
+    if isinstance(trainable, Differentiable):
+        return
+    name = type(trainable).__name__
+    if config.strategy == "all_reduce":
+        raise ValueError(
+            f"all_reduce exchanges gradients, and {name} has none (it updates its tables in place):"
+            " use delta_sum, average or diloco"
+        )
+    if config.warm_up_steps:
+        raise ValueError(
+            f"a warm-up exchanges gradients, and {name} has none (it updates its tables in place):"
+            " set warm_up_steps to 0"
+        )

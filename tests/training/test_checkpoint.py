@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.checkpoint import KEPT, Checkpoint, Checkpoints
+from training.checkpoint import Checkpoint, Checkpoints
 
 
 def checkpoint(value: float) -> Checkpoint:
@@ -19,21 +19,61 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
     return Checkpoints(tmp_path / "run", "fingerprint")
 
 
+def names(checkpoints: Checkpoints) -> list[str]:
+    return sorted(folder.name for folder in checkpoints.folder.iterdir())
+
+
 def test_what_is_saved_comes_back_to_the_bit(checkpoints: Checkpoints) -> None:
     assert checkpoints.load() is None
-    checkpoints.save(10, checkpoint(1.1))
+    saved = checkpoint(1.1)
+    saved.sync = {"momentum": torch.tensor([0.1, 0.2])}
+    checkpoints.save(10, saved)
     found = checkpoints.load()
     assert found is not None
-    assert torch.equal(found.tensors["table"], checkpoint(1.1).tensors["table"])
-    assert found.state == checkpoint(1.1).state
+    assert torch.equal(found.tensors["table"], saved.tensors["table"])
+    assert torch.equal(found.sync["momentum"], saved.sync["momentum"])
+    assert found.state == saved.state
+
+
+def test_the_best_one_stays_however_old(checkpoints: Checkpoints) -> None:
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2), (6, 6), (7, 6)):
+        checkpoints.save(step, checkpoint(step), best=best)
+        found = checkpoints.load_step(best)
+        assert found is not None
+        assert found.state["step"] == best
+    assert names(checkpoints) == ["step-0000000006", "step-0000000007"]
+
+
+def test_every_worker_finds_its_own_state_and_nobody_elses(checkpoints: Checkpoints) -> None:
+    checkpoints.open()
+    for worker in (1, 2):
+        checkpoints.save_local(3, worker, {"moment": torch.tensor(float(worker))})
+    checkpoints.save(3, checkpoint(3), workers=3)
+    for worker in range(3):
+        found = checkpoints.load(worker=worker, workers=3)
+        assert found is not None
+        assert (found.local or {}).get("moment") == (worker or None)
+    found = checkpoints.load(worker=1, workers=2)
+    assert found is not None
+    assert found.local is None  # it was saved by another number of workers
+
+
+def test_a_folder_that_can_not_be_written_to_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"^checkpoints can't be written to .* \(Not a directory\)"):
+        Checkpoints(tmp_path / "file" / "run", "fingerprint").open()
+    with pytest.raises(FileExistsError, match=r"^checkpoints can't be written to .*file \(File exists\)"):
+        Checkpoints(tmp_path / "file", "fingerprint").open()
 
 
 def test_only_the_newest_few_are_kept_and_left_overs_go(checkpoints: Checkpoints) -> None:
-    checkpoints.folder.mkdir()
-    (checkpoints.folder / ".writing-by-a-dead-process").mkdir()
+    left = checkpoints.folder / ".writing-0000000010"  # by a process that died while it wrote
+    left.mkdir(parents=True)
+    (left / "worker-0007.safetensors").write_bytes(b"half")
     for step in (9, 10, 11, 100):
         checkpoints.save(step, checkpoint(step))
-    assert len(list(checkpoints.folder.iterdir())) == KEPT
+    assert names(checkpoints) == ["step-0000000011", "step-0000000100"]
+    assert not (checkpoints.folder / "step-0000000100" / "worker-0007.safetensors").exists()
     found = checkpoints.load()
     assert found is not None
     assert found.state["step"] == 100
@@ -42,17 +82,25 @@ def test_only_the_newest_few_are_kept_and_left_overs_go(checkpoints: Checkpoints
 @pytest.mark.parametrize(
     "harm",
     [
-        lambda folder: (folder / "tensors.safetensors").write_bytes(b"short"),
-        lambda folder: (folder / "tensors.safetensors").unlink(),
-        lambda folder: (folder / "state.json").write_text('{"half'),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "sync.safetensors").unlink(),
+        lambda folder: (folder / "worker-0001.safetensors").write_bytes(b""),
+        lambda folder: (folder / "state.json").write_text('{"step": 9}'),
         lambda folder: (folder / "state.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text('{"half'),
+        lambda folder: (folder / "manifest.json").write_text('{"fingerprint": "fingerprint"}'),
+        lambda folder: (folder / "manifest.json").write_text('{"sha256": {"../../secret": "0"}}'),
+        lambda folder: (folder / "manifest.json").unlink(),
     ],
 )
 def test_a_damaged_newest_one_falls_back_to_the_one_before_and_says_so(
     checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture, harm: object
 ) -> None:
+    checkpoints.open()
     for step in (1, 2):
-        checkpoints.save(step, checkpoint(step))
+        checkpoints.save_local(step, 1, {"moment": torch.ones(1)})
+        checkpoints.save(step, checkpoint(step), workers=2)
     harm(checkpoints.folder / "step-0000000002")  # type: ignore[operator]
     with caplog.at_level(logging.WARNING, "lexloom"):
         found = checkpoints.load()

@@ -1,4 +1,4 @@
-"""The loop: resumes to the bit, shows honest figures, stops at a loss that is no number."""
+"""The loop in one process: resumes to the bit, shows honest figures, stops when it should."""
 
 from dataclasses import replace
 from functools import partial
@@ -10,9 +10,25 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.training.toy import ROWS, Counter, job, on_processes, train_on
+from tests.training.toy import (
+    ROWS,
+    Counter,
+    classifier,
+    cross_entropy,
+    job,
+    on_processes,
+    perceptron,
+    points_job,
+    train_on,
+    write_numbers,
+    write_points,
+)
 from training.checkpoint import Checkpoint, Checkpoints
-from training.loop import Job, Progress, step_seed, train
+from training.job import Job, Progress
+from training.loop import step_seed, train
+from training.stopping import Stopping
+from training.sync import SyncConfig
+from training.trainable import Batch
 
 
 class KilledError(Exception):
@@ -88,10 +104,184 @@ def test_progress_counts_all_examples_and_the_rate_falls_to_its_end(tmp_path: Pa
 
 def test_a_loss_that_is_no_number_stops_and_names_the_step(tmp_path: Path) -> None:
     plan = job(tmp_path, partial(Counter, break_at=0.5))
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step 11 \(epoch 2, learning rate 0.4"):
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 11 \(epoch 2, learning rate 0.5"):
         train(plan)
     assert torch.isfinite(result(plan).tensors["table"]).all()
     assert result(plan).state["step"] == 10
+
+
+def test_the_held_out_loss_is_the_mean_over_all_rows_at_every_epoch_and_the_end(tmp_path: Path) -> None:
+    held_out = write_points(tmp_path / "held-out.parquet", rows=210, rows_per_group=30, seed=9)
+    plan = points_job(tmp_path, validation=(held_out,), stopping=Stopping(max_steps=25))
+    run = train(plan)
+    assert [score["step"] for score in run.scores] == [8, 16, 24, 25]
+    assert [round(score["epoch"], 2) for score in run.scores] == [1.0, 2.0, 3.0, 3.13]
+    module, table = perceptron(0.0), pq.read_table(held_out)
+    saved = result(plan).tensors
+    module.load_state_dict({name: saved[f"module.{name}"] for name in module.state_dict()})
+    features = torch.tensor(np.stack(table["features"].to_numpy()))
+    loss = cross_entropy(module, {"features": features, "label": torch.tensor(table["label"].to_numpy())})
+    assert run.scores[-1]["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert run.best_step == 25
+    assert run.stop_reason == "max_steps"
+
+
+class Scripted(Counter):
+    """Its validation loss at evaluation n is the n-th figure."""
+
+    def __init__(self, *losses: float) -> None:
+        super().__init__()
+        self.losses = losses
+
+    def evaluate(self, batch: Batch) -> tuple[float, float]:
+        assert self.table[:, 0].sum() % 64 == 0  # after a step, on the model as it then is
+        return self.losses[int(self.table[:, 0].sum()) // 64 // 2 - 1], 1
+
+
+def scripted(folder: Path, *losses: float, **changes: Any) -> Job:
+    """Evaluates every two steps of 64 examples, on one batch of held-out examples."""
+    held_out = folder / "held-out.parquet"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_numbers(held_out, rows=8)
+    shard = write_numbers(folder / "shard-00000.parquet", rows=64 * 37)
+    options = {"files": (shard,), "validation": (held_out,), "evaluate_every": 2, "lanes": 1, **changes}
+    return job(folder, partial(Scripted, *losses), **options)
+
+
+def test_a_run_ends_when_the_error_ceases_to_shrink_and_its_best_model_is_kept(tmp_path: Path) -> None:
+    losses = (3.0, 2.0, 2.5, 1.95, 2.2, 2.1, 1.0)
+    limits = Stopping(max_epochs=2, patience=3, min_delta=0.1)
+    plan = scripted(tmp_path, *losses, stopping=limits, checkpoint_every=100)
+    run = train(plan)
+    assert run.stop_reason == "patience"
+    assert [score["loss"] for score in run.scores] == [3.0, 2.0, 2.5, 1.95, 2.2]
+    assert run.step == 10
+    assert run.best_step == 8  # better by less than min_delta, and still the best
+    best = Checkpoints(plan.checkpoints, plan.fingerprint).load_step(8)
+    assert best is not None
+    assert best.tensors["table"][:, 0].sum() == 8 * 64
+    saved = result(plan).state
+    assert (saved["stop_reason"], saved["scores"]) == ("patience", run.scores)
+
+
+@pytest.mark.parametrize("step", [3, 4, 7])
+def test_patience_survives_a_restart(tmp_path: Path, step: int) -> None:
+    limits = Stopping(max_epochs=2, patience=2)
+    losses = (3.0, 2.0, 2.5, 2.6, 1.0)
+    plan = scripted(tmp_path, *losses, stopping=limits, checkpoint_every=1)
+    with pytest.raises(KilledError):
+        train(replace(plan, on_batch=partial(die_at_place, step)))
+    run = train(plan)
+    assert (run.stop_reason, run.step, [score["loss"] for score in run.scores]) == (
+        "patience",
+        8,
+        [3.0, 2.0, 2.5, 2.6],
+    )
+
+
+def die_at_place(place: int, epoch: int, step_in_epoch: int, worker: int, batch: Batch) -> None:
+    if step_in_epoch == place:
+        raise KilledError
+
+
+def test_max_steps_ends_in_the_middle_of_an_epoch_with_the_rate_at_its_end(tmp_path: Path) -> None:
+    points: list[Progress] = []
+    plan = job(tmp_path, stopping=Stopping(max_steps=14))
+    run = train(plan, on_progress=points.append)
+    assert (run.step, run.epoch, run.step_in_epoch, run.stop_reason) == (14, 1, 4, "max_steps")
+    assert points[-1].examples == points[-1].total_examples < 1200
+    assert points[-1].learning_rate == 0.0
+    shorter = train(job(tmp_path / "epochs", stopping=Stopping(max_steps=14, max_epochs=1)))
+    assert (shorter.step, shorter.stop_reason) == (10, "max_epochs")
+
+
+def test_max_seconds_ends_a_run_that_would_go_on(tmp_path: Path) -> None:
+    run = train(job(tmp_path, stopping=Stopping(max_epochs=10_000, max_seconds=0.05)))
+    assert run.stop_reason == "max_seconds"
+    assert run.step % 10 == 0
+    assert run.seconds < 10
+
+
+def test_the_accounts_add_up_to_the_time_that_passed(tmp_path: Path) -> None:
+    plan = points_job(
+        tmp_path, stopping=Stopping(max_epochs=3), validation=(write_points(tmp_path / "v", 64, 8),)
+    )
+    run = train(plan)
+    parts = [getattr(run, f"{name}_seconds") for name in ("data", "compute", "evaluation", "checkpoint")]
+    assert min(parts) > 0
+    assert run.sync_seconds < run.seconds / 10
+    assert 0.5 * run.seconds < sum(parts) < run.seconds + run.checkpoint_seconds
+    assert result(plan).state["history"][-1]["compute_seconds"] <= run.compute_seconds
+
+
+def test_the_ledger_sees_every_row_once_an_epoch(tmp_path: Path) -> None:
+    taken: list[tuple[int, int, int, list[int]]] = []
+    plan = job(tmp_path)
+    ledger = replace(
+        plan, on_batch=lambda *place, batch=None: taken.append((*place[:3], place[3]["number"].tolist()))
+    )
+    train(ledger)
+    assert [line[:3] for line in taken] == [(epoch, place, 0) for epoch in (0, 1) for place in range(10)]
+    numbers = sorted(pq.read_table(plan.files[0])["number"].to_pylist())
+    for epoch in (0, 1):
+        assert sorted(number for line in taken if line[0] == epoch for number in line[3]) == numbers
+
+
+class Untouchable(Counter):
+    def prepare(self, device: str) -> None:
+        raise AssertionError("training has begun")
+
+
+def test_what_can_not_be_trained_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    plan = job(tmp_path, Untouchable)
+    with pytest.raises(ValueError, match="all_reduce exchanges gradients, and Untouchable has none"):
+        train(replace(plan, sync=SyncConfig("all_reduce")))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="checkpoints can't be written to"):
+        train(replace(plan, checkpoints=tmp_path / "file" / "checkpoints"))
+    with pytest.raises(ValueError, match="hold out some examples"):
+        replace(plan, stopping=Stopping(max_epochs=1, patience=1))
+    with pytest.raises(ValueError, match="checkpoint_every is 0"):
+        replace(plan, checkpoint_every=0)
+    with pytest.raises(ValueError, match="int can't be evaluated"):
+        train(replace(plan, make_trainable=int, validation=plan.files, sync=SyncConfig("average")))
+
+
+def test_a_shard_that_disappears_is_named_and_its_return_lets_the_run_go_on(tmp_path: Path) -> None:
+    whole, broken = job(tmp_path / "whole"), job(tmp_path / "broken")
+    train(whole)
+    shard, aside = broken.files[0], tmp_path / "aside"
+
+    def take_away(epoch: int, place: int, worker: int, batch: Batch) -> None:
+        if (epoch, place) == (0, 9):
+            shard.rename(aside)
+
+    with pytest.raises(OSError, match=r"shard-00000.parquet can't be read .*run the flow again"):
+        train(replace(broken, on_batch=take_away))
+    aside.rename(shard)
+    train(broken)
+    assert torch.equal(result(whole).tensors["table"], result(broken).tensors["table"])
+
+
+def test_a_validation_loss_that_is_no_number_stops(tmp_path: Path) -> None:
+    plan = scripted(tmp_path, 3.0, float("inf"))
+    with pytest.raises(FloatingPointError, match="validation loss is inf after step 4"):
+        train(plan)
+    assert result(plan).state["step"] == 2
+
+
+def test_a_wrong_loss_between_two_looks_is_named_by_its_own_step(tmp_path: Path) -> None:
+    def poisoned(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        steps.append(len(steps) + 1)
+        return cross_entropy(module, tensors) * (float("nan") if len(steps) >= 103 else 1.0)
+
+    steps: list[int] = []
+    plan = points_job(tmp_path, epochs=100, checkpoint_every=1000)
+    model = classifier()
+    model._loss = poisoned
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 103 \(epoch 13,"):
+        train(replace(plan, make_trainable=lambda: model))
+    assert len(steps) < 110
 
 
 def test_seeds_differ_by_place_and_repeat() -> None:

@@ -69,13 +69,19 @@ def test_a_cursor_goes_on_exactly_where_it_points(tmp_path: Path, start: int) ->
     assert batches(stream(files), start=start) == batches(stream(files))[start:]
 
 
-def test_a_worker_opens_only_its_own_row_groups(tmp_path: Path) -> None:
-    files = write_shards(tmp_path, [80])
+def test_of_enough_row_groups_a_worker_opens_only_its_own(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, [640])
     owned = [
         {number // 10 for number in chain.from_iterable(batches(stream(files, rank, 2)))} for rank in (0, 1)
     ]
     assert owned[0].isdisjoint(owned[1])
-    assert owned[0] | owned[1] == set(range(8))
+    assert owned[0] | owned[1] == set(range(64))
+
+
+def test_of_few_row_groups_all_lanes_get_nearly_the_same(tmp_path: Path) -> None:
+    epoch = stream(write_shards(tmp_path, [1000], rows_per_group=900)).epoch(0)
+    assert epoch.lane_rows.sum() == 1000
+    assert epoch.lane_rows.max() - epoch.lane_rows.min() <= 900 / 32 + 1  # a block
 
 
 def test_an_abandoned_reader_ends(tmp_path: Path) -> None:
@@ -83,6 +89,53 @@ def test_an_abandoned_reader_ends(tmp_path: Path) -> None:
     reading = stream(files).read(stream(files).epoch(0))
     next(reading)
     reading.close()  # type: ignore[attr-defined]
+
+
+def test_without_shuffling_the_rows_come_in_the_order_of_the_files(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, [50, 30])
+    plain = ShardStream(files, ["number"], batch_size=16, lanes=1, seed=3, shuffle=False)
+    assert list(chain.from_iterable(batches(plain))) == list(range(80))
+    assert batches(plain, epoch=1) == batches(plain)
+
+
+def write_windows(path: Path, rows: int, width: int = 3, kind: pa.DataType | None = None) -> Path:
+    """Row n holds `inputs` n, n + 0.5, ... and `label` n."""
+    values = (np.arange(rows)[:, None] + np.arange(width) / 2).astype(np.float32)
+    inputs = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
+    table = pa.table({"inputs": inputs if kind is None else inputs.cast(kind), "label": np.arange(rows)})
+    pq.write_table(table, path, row_group_size=7)
+    return path
+
+
+def test_lists_of_one_length_come_as_rows_of_a_matrix_in_shares_without_rows_too(tmp_path: Path) -> None:
+    files = (write_windows(tmp_path / "a.parquet", 14), write_windows(tmp_path / "b.parquet", 3))
+    seen = []
+    for rank in range(4):
+        windows = ShardStream(
+            files, ["inputs", "label"], batch_size=8, lanes=4, seed=1, rank=rank, world_size=4
+        )
+        for batch in windows.read(windows.epoch(0)):
+            assert batch["inputs"].shape == (len(batch["label"]), 3)
+            assert (batch["inputs"].dtype, batch["label"].dtype) == (np.float32, np.int64)
+            assert (batch["inputs"] == batch["label"][:, None] + np.arange(3) / 2).all()
+            seen.append(len(batch["label"]))
+    assert sum(seen) == 17
+    assert 0 in seen
+
+
+def test_columns_that_are_no_numbers_or_differ_between_shards_are_refused(tmp_path: Path) -> None:
+    narrow, wide = write_windows(tmp_path / "a.parquet", 9), write_windows(tmp_path / "b.parquet", 9, width=4)
+    options = {"batch_size": 8, "lanes": 1, "seed": 1}
+    with pytest.raises(
+        ValueError, match=r"inputs is float32 x 4 in the shard .*b.parquet and float32 x 3 in"
+    ):
+        ShardStream([narrow, wide], ["inputs"], **options)
+    ragged = write_windows(tmp_path / "c.parquet", 9, kind=pa.list_(pa.float32()))
+    with pytest.raises(ValueError, match=r"inputs of the shard .*c.parquet is list.*: only numbers"):
+        ShardStream([ragged], ["inputs"], **options)
+    pq.write_table(pa.table({"number": pa.array([1, None, 3])}), tmp_path / "d.parquet")
+    with pytest.raises(ValueError, match=r"number of the shard .*d.parquet has rows without a value"):
+        batches(ShardStream([tmp_path / "d.parquet"], ["number"], **options))
 
 
 def test_a_shard_that_vanishes_is_named(tmp_path: Path) -> None:
@@ -99,7 +152,7 @@ def test_what_can_not_be_streamed_is_refused(tmp_path: Path) -> None:
         stream(files, world_size=8)
     with pytest.raises(ValueError, match="batch_size 3 is less"):
         stream(files, batch_size=3)
-    with pytest.raises(ValueError, match="nothing to train on"):
+    with pytest.raises(ValueError, match="nothing to read"):
         stream(write_shards(tmp_path / "empty", [0]))
     with pytest.raises(ValueError, match=r"has no column \['weight'\]"):
         ShardStream(files, ["weight"], batch_size=16, lanes=4, seed=0)

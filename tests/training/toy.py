@@ -1,7 +1,7 @@
-"""A trainable small enough to check by hand, and a way to run a job on several processes without Ray."""
+"""Trainables small enough to check by hand, and a way to run a job on several processes without Ray."""
 
 import multiprocessing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from training.loop import Job, train
-from training.sync import DeltaSum
+from training.autograd import Autograd
+from training.job import Job
+from training.loop import train
+from training.stopping import Stopping
+from training.sync import SyncConfig
+from training.trainable import Batch
 
 ROWS = 12
+FEATURES, CLASSES = 4, 3
 
 
 class Counter:
     """Counts how often each number occurs: row n of its table grows by 1 for every n in a batch.
 
-    The moves do not depend on the table, so any split of the batches over workers gives the same counts.
+    The moves do not depend on the table, so any split of the batches over workers gives the same counts. Its
+    validation loss is the mean of the numbers.
     """
 
     def __init__(self, break_at: float = 2.0) -> None:
@@ -33,49 +41,101 @@ class Counter:
     def learning_rate(self, progress: float) -> float:
         return 1.0 - progress
 
-    def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> float:
+    def train_step(self, batch: Batch, *, progress: float, seed: int) -> float:
         numbers = torch.from_numpy(batch["number"]).long()
         self.table[:, 0] += torch.bincount(numbers, minlength=ROWS)
         self.table[:, 1] += float(np.random.default_rng(seed).random()) * progress  # order and seeds matter
         return float("nan") if progress >= self.break_at else 1.0 - progress
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def evaluate(self, batch: Batch) -> tuple[float, float]:
+        return float(batch["number"].sum()), len(batch["number"])
+
+    def state_dict(self) -> dict[str, Tensor]:
         return {"table": self.table}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.table.copy_(state["table"])
 
-    def tables(self) -> dict[str, torch.Tensor]:
+    def tables(self) -> dict[str, Tensor]:
         return {"table": self.table}
 
 
-def write_numbers(folder: Path, rows: int = 600) -> Path:
-    path = folder / "shard-00000.parquet"
+def perceptron(dropout: float) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(FEATURES, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, CLASSES, bias=False)
+    )
+
+
+def cross_entropy(module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(module(batch["features"]), batch["label"].long())
+
+
+def adam(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(module.parameters(), lr=0.02)
+
+
+def sgd(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(module.parameters(), lr=0.2)
+
+
+def falling(progress: float) -> float:
+    return 1.0 - progress / 2
+
+
+def classifier(
+    dropout: float = 0.0,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adam,
+    **options: Any,
+) -> Autograd:
+    options = {"schedule": falling, "seed": 5, **options}
+    return Autograd(partial(perceptron, dropout), cross_entropy, optimizer, **options)
+
+
+def write_numbers(path: Path, rows: int = 600) -> Path:
     numbers = np.random.default_rng(0).integers(0, ROWS - 2, rows).astype(np.int32)
     pq.write_table(pa.table({"number": numbers}), path, row_group_size=37)
     return path
 
 
-def job(folder: Path, make: Callable[[], Any] = Counter, **changes: Any) -> Job:
+def write_points(path: Path, rows: int, rows_per_group: int, seed: int = 0) -> Path:
+    """Points whose label is the octant of their first coordinates, one in ten wrong."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(rows, FEATURES)).astype(np.float32)
+    labels = (features[:, 0] > 0).astype(np.int32) + (features[:, 1] > 0)
+    wrong = generator.random(rows) < 0.1
+    labels[wrong] = generator.integers(0, CLASSES, wrong.sum())
+    columns = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), FEATURES)
+    pq.write_table(pa.table({"features": columns, "label": labels}), path, row_group_size=rows_per_group)
+    return path
+
+
+def job(folder: Path, make: Callable[[], Any] = Counter, *, epochs: int = 2, **changes: Any) -> Job:
+    """600 numbers in 10 steps an epoch, for a Counter."""
     folder.mkdir(parents=True, exist_ok=True)
     shard = folder / "shard-00000.parquet"
     options: dict[str, Any] = {
-        "epochs": 2,
+        "files": (shard if shard.exists() else write_numbers(shard),),
+        "columns": ("number",),
         "batch_size": 64,
         "lanes": 4,
-        "make_sync": partial(DeltaSum, 3),
+        "stopping": Stopping(max_epochs=epochs),
+        "sync": SyncConfig("delta_sum", period=3),
         "checkpoint_every": 5,
         "seed": 7,
         **changes,
     }
-    return Job(
-        make,
-        (shard if shard.exists() else write_numbers(folder),),
-        ("number",),
-        folder / "checkpoints",
-        "fingerprint",
-        **options,
-    )
+    return Job(make_trainable=make, checkpoints=folder / "checkpoints", fingerprint="fingerprint", **options)
+
+
+def points_job(
+    folder: Path, make: Callable[[], Any] = classifier, *, even: bool = False, **changes: Any
+) -> Job:
+    """512 points in 8 equal batches an epoch, or 500 in more, with unequal shares for the workers."""
+    shard = folder / "points.parquet"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not shard.exists():
+        write_points(shard, *((512, 16) if even else (500, 37)))
+    return job(folder, make, **{"files": (shard,), "columns": ("features", "label"), **changes})
 
 
 def on_processes(world_size: int, function: Callable[..., None], *arguments: Any) -> None:
@@ -96,6 +156,7 @@ def on_processes(world_size: int, function: Callable[..., None], *arguments: Any
 def join_and_run(
     rank: int, world_size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
+    torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     try:
@@ -104,5 +165,25 @@ def join_and_run(
         dist.destroy_process_group()
 
 
-def train_on(rank: int, world_size: int, job: Job) -> None:
-    train(job, rank=rank, world_size=world_size)
+def train_on(rank: int, world_size: int, *jobs: Job) -> None:
+    for job in jobs:
+        train(job, rank=rank, world_size=world_size)
+
+
+class KilledError(Exception):
+    pass
+
+
+def die_at(step: int, epoch: int, place: int, worker: int, batch: Batch) -> None:
+    """As `Job.on_batch`: the run dies before its step number `step` of 10 an epoch, on all workers."""
+    if (epoch, place) >= divmod(step, 10):
+        raise KilledError
+
+
+def train_in_pieces(rank: int, world_size: int, jobs: list[Job]) -> None:
+    """Trains jobs one after the other; those that die by `die_at` are left where they died."""
+    for job in jobs:
+        try:
+            train(job, rank=rank, world_size=world_size)
+        except KilledError:
+            assert job.on_batch is not None

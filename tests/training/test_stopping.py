@@ -1,0 +1,54 @@
+"""Limits: the first that is reached, its name, and an error that has ceased to shrink."""
+
+import pytest
+
+from training.stopping import Score, Stopping, best_of, evaluations_in_vain
+
+
+def scores(*losses: float) -> list[Score]:
+    return [
+        Score(step=10 * number, epoch=number, examples=100 * number, seconds=1.0 * number, loss=loss)
+        for number, loss in enumerate(losses, 1)
+    ]
+
+
+def test_the_first_limit_that_is_reached_is_named() -> None:
+    limits = Stopping(max_epochs=2, max_steps=50, max_seconds=9.0)
+    assert limits.reached(epochs=1, steps=49, seconds=8.9) is None
+    assert limits.reached(epochs=2, steps=49, seconds=8.9) == "max_epochs"
+    assert limits.reached(epochs=1, steps=50, seconds=8.9) == "max_steps"
+    assert limits.reached(epochs=1, steps=49, seconds=9.0) == "max_seconds"
+
+
+def test_patience_counts_evaluations_that_are_not_better_by_min_delta() -> None:
+    assert evaluations_in_vain([], 0.0) == 0
+    assert evaluations_in_vain(scores(3.0, 2.0, 2.0, 2.5), 0.0) == 2
+    assert evaluations_in_vain(scores(3.0, 2.0, 1.95, 1.92), 0.1) == 2
+    assert evaluations_in_vain(scores(3.0, 2.0, 1.95, 1.85), 0.1) == 0  # small gains add up
+    limits = Stopping(max_epochs=9, patience=2)
+    assert limits.in_vain(scores(3.0, 2.0, 2.0)) is None
+    assert limits.in_vain(scores(3.0, 2.0, 2.0, 2.5)) == "patience"
+    assert Stopping(max_epochs=9).in_vain(scores(1.0, 2.0, 3.0)) is None
+
+
+def test_the_best_is_the_least_loss_and_the_first_of_equals() -> None:
+    assert best_of([]) is None
+    found = best_of(scores(3.0, 2.0, 2.0, 2.5))
+    assert found is not None
+    assert found["step"] == 20
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({}, "needs max_epochs or max_steps"),
+        ({"max_seconds": 5.0}, "needs max_epochs or max_steps"),
+        ({"max_epochs": 0}, "max_epochs is 0: it must be above 0"),
+        ({"max_steps": 1, "max_seconds": -1.0}, "max_seconds is -1.0"),
+        ({"max_steps": 1, "patience": 0}, "patience is 0"),
+        ({"max_steps": 1, "min_delta": float("nan")}, "min_delta is nan"),
+    ],
+)
+def test_limits_without_sense_are_refused(limits: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Stopping(**limits)  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""Many workers, one result: against one worker, against each other, and after being killed and resumed.
+
+Groups of processes cost seconds to start, so each group trains many jobs and the tests look at what came out.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from models.word2vec import Word2Vec
+from tests.training.test_loop import result, untimed
+from tests.training.toy import (
+    classifier,
+    die_at,
+    job,
+    on_processes,
+    points_job,
+    sgd,
+    train_in_pieces,
+    write_points,
+)
+from training.checkpoint import Checkpoints
+from training.job import Job
+from training.loop import train
+from training.sync import SyncConfig
+
+STRATEGIES = {
+    "all_reduce": SyncConfig("all_reduce"),
+    "average": SyncConfig("average", period=3),
+    "average, kept": SyncConfig("average", period=3, optimizer_state="keep"),
+    "diloco": SyncConfig("diloco", period=3, outer_learning_rate=0.5, outer_momentum=0.5),
+    "diloco, bfloat16": SyncConfig("diloco", period=2, wire="bfloat16"),
+    "warmed up": SyncConfig("diloco", period=2, warm_up_steps=6),
+    "warmed up average": SyncConfig("average", period=3, warm_up_steps=3, optimizer_state="keep"),
+}
+KERNEL_STRATEGIES = {
+    "delta_sum": SyncConfig("delta_sum", period=2, frequent_rows=20, rare_period=3),
+    "average": SyncConfig("average", period=3),
+    "diloco": SyncConfig("diloco", period=3),
+}
+WORDS = 60
+
+
+def word2vec() -> Word2Vec:
+    share = np.linspace(0.2, 1.0, WORDS).astype(np.float32)
+    alias = np.arange(WORDS, dtype=np.int32)[::-1].copy()
+    return Word2Vec(share, alias, dim=8, negatives=3, learning_rate=0.1, seed=3, threads=1)
+
+
+def pairs_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
+    """About 1,000 pairs in 10 steps an epoch, made of the points' labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shard = folder / "pairs.parquet"
+    if not shard.exists():
+        generator = np.random.default_rng(1)
+        target = np.repeat(generator.integers(0, WORDS, 150), 4).astype(np.int32)
+        context = ((target + generator.integers(1, 4, target.size)) % WORDS).astype(np.int32)
+        pq.write_table(pa.table({"target": target, "context": context}), shard, row_group_size=37)
+    changes = {"files": (shard,), "columns": ("target", "context"), "sync": sync, **changes}
+    return job(folder, word2vec, **changes)
+
+
+def classifier_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
+    folder.mkdir(parents=True, exist_ok=True)
+    held_out = folder / "held-out.parquet"
+    if not held_out.exists():
+        write_points(held_out, rows=90, rows_per_group=9, seed=4)
+    options = {"validation": (held_out,), "evaluate_every": 7, "sync": sync, **changes}
+    return points_job(folder, partial(classifier, dropout=0.3), **options)
+
+
+def exact(folder: Path, sync: SyncConfig, optimizer: Any = sgd, **changes: Any) -> Job:
+    """Without dropout, the only chance that depends on the number of workers."""
+    return points_job(folder, partial(classifier, optimizer=optimizer), sync=sync, **changes)
+
+
+def difference(first: Job, second: Job) -> float:
+    tensors = [result(plan).tensors for plan in (first, second)]
+    return max((tensors[0][name] - tensors[1][name]).abs().max().item() for name in tensors[0])
+
+
+def losses(plan: Job) -> list[float]:
+    return [point["loss"] for point in result(plan).state["history"]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a group of four, then one of two, then one of four, have trained all jobs of this module."""
+    folder = tmp_path_factory.mktemp("workers")
+    whole = [make(folder / name / "whole", sync) for name, make, sync in resumable()]
+    # dies at step 8: the newest checkpoint is of step 5
+    pieces = [
+        make(folder / name / "pieces", sync, on_batch=partial(die_at, 8)) for name, make, sync in resumable()
+    ]
+    resumed = [make(folder / name / "pieces", sync) for name, make, sync in resumable()]
+    reduce = SyncConfig("all_reduce")
+    changing = [exact(folder / "changing", reduce, on_batch=partial(die_at, step)) for step in (7, 13)]
+    on_processes(4, train_in_pieces, [exact(folder / "four", reduce), changing[0]])
+    by_two = [
+        exact(folder / "two", reduce),
+        exact(folder / "average 1", SyncConfig("average"), even=True),
+        exact(folder / "uneven average 1", SyncConfig("average")),
+    ]
+    on_processes(2, train_in_pieces, [*by_two, changing[1], *whole, *pieces, *resumed])
+    on_processes(4, train_in_pieces, [exact(folder / "changing", reduce)])
+    train(exact(folder / "one", reduce))
+    train(exact(folder / "one even", reduce, even=True))
+    return folder
+
+
+def resumable() -> list[tuple[str, Any, SyncConfig]]:
+    return [(f"classifier {name}", classifier_job, sync) for name, sync in STRATEGIES.items()] + [
+        (f"kernel {name}", pairs_job, sync) for name, sync in KERNEL_STRATEGIES.items()
+    ]
+
+
+@pytest.mark.parametrize(("name", "make", "sync"), resumable())
+def test_killed_and_resumed_is_the_same_as_uninterrupted_to_the_bit(
+    folder: Path, name: str, make: Any, sync: SyncConfig
+) -> None:
+    whole, pieces = (make(folder / name / kind, sync) for kind in ("whole", "pieces"))
+    for plan in (whole, pieces):
+        assert result(plan).state["stop_reason"] == "max_epochs"
+    for tensors in ("tensors", "sync"):
+        first, second = getattr(result(whole), tensors), getattr(result(pieces), tensors)
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert torch.equal(value, second[key]), key
+    states = [result(plan).state for plan in (whole, pieces)]
+    assert untimed(states[0]["history"]) == untimed(states[1]["history"])
+    assert untimed(states[0]["scores"]) == untimed(states[1]["scores"])
+    assert states[0]["sync_bytes"] == states[1]["sync_bytes"] > 0
+    local = [
+        Checkpoints(plan.checkpoints, plan.fingerprint).load(worker=1, workers=2) for plan in (whole, pieces)
+    ]
+    assert local[0] is not None
+    assert local[1] is not None
+    kept = make is classifier_job and sync.strategy != "all_reduce" and sync.optimizer_state == "keep"
+    assert (local[0].local is not None) == (kept or (make is classifier_job and sync.strategy == "diloco"))
+    for key, value in (local[0].local or {}).items():
+        assert torch.equal(value, (local[1].local or {})[key]), key
+
+
+@pytest.mark.parametrize("workers", ["two", "four", "changing"])
+def test_gradients_of_any_number_of_workers_make_one_workers_model(folder: Path, workers: str) -> None:
+    """Two and four workers with unequal shares, and 4 -> 2 -> 4 over two restarts, against one."""
+    plans = [exact(folder / name, SyncConfig("all_reduce")) for name in ("one", workers)]
+    assert difference(*plans) < 1e-6
+    assert losses(plans[0]) == pytest.approx(losses(plans[1]), abs=1e-6)
+
+
+def test_averaging_every_step_is_one_big_batch_where_shares_are_equal(folder: Path) -> None:
+    one = exact(folder / "one even", SyncConfig("all_reduce"), even=True)
+    assert difference(one, exact(folder / "average 1", SyncConfig("average"), even=True)) < 1e-6
+
+
+def test_averaging_every_step_is_one_big_batch_where_shares_are_not(folder: Path) -> None:
+    """With plain SGD the mean of the steps, weighted by examples, is the step of the mean gradient."""
+    one = exact(folder / "one", SyncConfig("all_reduce"))
+    assert difference(one, exact(folder / "uneven average 1", SyncConfig("average"))) < 1e-6
+
+
+def test_local_steps_learn_as_well_as_common_ones(folder: Path) -> None:
+    """No strategy's held-out loss is more than 0.05 above all_reduce's."""
+    scores = {
+        name: result(classifier_job(folder / f"classifier {name}" / "whole", sync)).state["scores"][-1][
+            "loss"
+        ]
+        for name, sync in STRATEGIES.items()
+    }
+    assert max(scores.values()) < scores["all_reduce"] + 0.05

@@ -1,0 +1,70 @@
+"""`delta_sum`: the strategy for sparse tables that are trained by in-place kernels."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training.strategies import Synchronisation
+from training.trainable import Trainable
+
+
+class DeltaSum(Synchronisation):
+    """Workers add up how far each row has moved since they last agreed.
+
+    Updates of such kernels are sums over examples, so moves add up too: row <- agreed row + the sum over
+    workers of (local row - agreed row). Only rows that moved on some worker travel. The result equals the
+    dense sum of moves exactly, since a row that moved nowhere adds zero.
+
+    The first `frequent_rows` rows (tables are in order of frequency) are exchanged every `period` steps, all
+    others every `rare_period` steps: in natural text a thousand words are most of what is trained, so they
+    drift apart fast, and cost little to send.
+    """
+
+    local_optimizer = True
+
+    def __init__(self, period: int, frequent_rows: int = 0, rare_period: int | None = None) -> None:
+        super().__init__()
+        self.period = period
+        self.rare_period = period if rare_period is None else rare_period
+        self.frequent_rows = frequent_rows
+        self._dirty = False
+
+    def setup(self, trainable: Trainable, world_size: int) -> None:
+        self._tables = trainable.tables()  # (rows, width) each
+        for name, table in self._tables.items():
+            if table.ndim != 2:
+                raise ValueError(
+                    f"delta_sum exchanges the rows of tables, and {name} has the shape {tuple(table.shape)}:"
+                    " use all_reduce, average or diloco"
+                )
+        self._agreed = {name: table.clone() for name, table in self._tables.items()}
+
+    def after_step(self, step: int, examples: int, all_examples: int) -> None:
+        self._dirty = True
+        if step % self.rare_period == 0:
+            self.flush()
+        elif step % self.period == 0:
+            self._exchange(self.frequent_rows)
+
+    def flush(self) -> None:
+        if self._dirty:
+            self._exchange(None)
+            self._dirty = False
+
+    def _exchange(self, rows: int | None) -> None:
+        """Brings the first `rows` rows of every table together; all of them for None."""
+        with self.timed(), torch.no_grad():
+            for name, table in self._tables.items():
+                self._add_moves(table[:rows], self._agreed[name][:rows])
+
+    def _add_moves(self, table: Tensor, agreed: Tensor) -> None:
+        moved = torch.ne(table, agreed).any(dim=1).to(torch.uint8)  # (rows,)
+        dist.all_reduce(moved, op=dist.ReduceOp.MAX)
+        rows = moved.nonzero().squeeze(1)  # (moved rows,)
+        base = agreed[rows]
+        moves = table[rows] - base  # (moved rows, width)
+        dist.all_reduce(moves)
+        base += moves
+        agreed[rows] = base
+        table[rows] = base
+        self.bytes_sent += moved.nbytes + moves.nbytes

@@ -1,0 +1,63 @@
+"""What the loop asks of a model: a small protocol, with two additions for those that can offer more.
+
+A kernel that updates its tables in place is a `Trainable` and no more. A model that learns by gradients is
+`Differentiable` too, so that workers can exchange gradients between its backward pass and its update
+(training/autograd.py makes one of any torch module). An `Evaluable` can be measured on held-out data.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+Batch = Mapping[str, np.ndarray]  # column -> (rows,) or (rows, width)
+
+
+class Trainable(Protocol):
+    """A model as the loop sees it."""
+
+    def prepare(self, device: str) -> None:
+        """Allocates and initialises; the same values on every worker."""
+
+    def learning_rate(self, progress: float) -> float:
+        """The rate in force when the share `progress` (0 to 1) of all examples is done."""
+
+    def train_step(self, batch: Batch, *, progress: float, seed: int) -> float | Tensor:
+        """Takes a batch of at least one example, updates itself, and returns the examples' mean loss.
+
+        All chance in the step comes from `seed`, a function of the place in the run: so there is no random
+        state to save. A loss still on its device (a tensor without dimensions) is not waited for.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+    def tables(self) -> dict[str, Tensor]:
+        """The live float tensors that synchronisation may change in place; of the same names everywhere."""
+
+
+@runtime_checkable
+class Differentiable(Trainable, Protocol):
+    """A step that comes apart: `train_step` is `backward` and then `update`."""
+
+    def backward(self, batch: Batch, *, seed: int) -> float | Tensor:
+        """Leaves the gradients of the mean loss, and returns that loss; zeros and 0 for an empty batch."""
+
+    def gradients(self) -> list[Tensor]:
+        """The live gradients, one for each of `tables()`, in that order."""
+
+    def update(self, *, progress: float) -> None:
+        """Takes the optimizer's step."""
+
+    def optimizer_tables(self) -> dict[str, Tensor]:
+        """The optimizer's live float tensors (moments, step counters); complete from `prepare` on."""
+
+
+@runtime_checkable
+class Evaluable(Protocol):
+    """A model that can be measured on held-out data."""
+
+    def evaluate(self, batch: Batch) -> tuple[float, float]:
+        """The sum of the losses of a batch of at least one example, and the number of examples."""
