@@ -129,7 +129,7 @@ def headline(run: Run) -> list[tuple[str, str]]:
         ("dimensions", f"{run.vectors.vectors.shape[1]:,}"),
         ("pairs", short(made["pairs"].rows) if "pairs" in made else None),
         ("epochs", known(metrics, "epochs", "{:g}")),
-        ("final loss", known(metrics, "loss", "{:.4f}")),
+        ("loss, last epoch", known(metrics, "loss", "{:.4f}")),
         (
             "pairs a second",
             short(metrics["examples_per_second"]) if "examples_per_second" in metrics else None,

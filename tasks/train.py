@@ -114,7 +114,7 @@ class TrainWord2VecConfig(TrainConfig):
         json_schema_extra={"position": 14},
     )
     sync_rare_period: int = Field(
-        8,
+        4,
         ge=1,
         description="steps between two exchanges of all words' rows",
         json_schema_extra={"position": 15},

@@ -156,7 +156,7 @@ def test_the_figures_of_the_run_are_on_the_page(build, made):
     for figure in (
         "5 words",
         "2M pairs",
-        "0.2345 final loss",
+        "0.2345 loss, last epoch",
         "2.5M pairs a second",
         "1 min 15 s",
         "2 workers",
@@ -228,7 +228,7 @@ def test_a_loss_that_is_no_number_does_not_break_the_page(build, made):
     ]
     page = page_of(build, made(metrics={"loss": float("nan"), "history": history}))
     assert page.count('class="curve"') == 2
-    assert "final loss" in page
+    assert "loss, last epoch" in page
 
 
 def test_artifacts_without_manifests_are_told_of_as_far_as_they_go(build, made):
@@ -252,7 +252,7 @@ def test_lineage_is_all_that_went_in_once_and_in_order(made):
 def test_markdown_has_the_same_figures(made):
     text = markdown(*made(), ReportConfig(title="Speeches"))
     assert text.startswith("# Speeches\n")
-    assert "| final loss | 0.2345 |" in text
+    assert "| loss, last epoch | 0.2345 |" in text
     assert "| wordsim353 | rank correlation | 0.322 | 300 of 353 pairs |" in text
     assert "| vocabulary | 1,330 words | 5 rows | 17 below min\\_count |" in text
     assert "<script>" not in text

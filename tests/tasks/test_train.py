@@ -145,7 +145,7 @@ except OSError as error:
     [
         ({"runner": "local", "workers": 2}, "the local runner has one worker"),
         ({"learning_rate": 0.00001}, "is above learning_rate"),
-        ({"sync_period": 9}, "sync_rare_period 8 is below sync_period 9"),
+        ({"sync_period": 9}, "sync_rare_period 4 is below sync_period 9"),
         ({"epochs": 0}, "greater than or equal to 1"),
         ({"negatives": 0}, "greater than or equal to 1"),
     ],
