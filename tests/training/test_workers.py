@@ -79,6 +79,11 @@ def classifier_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
     return points_job(folder, partial(classifier, dropout=0.3), **options)
 
 
+def counter_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
+    """So long that losses are recorded every other step, and some are open at a checkpoint."""
+    return job(folder, sync=sync, epochs=50, **changes)
+
+
 def exact(folder: Path, sync: SyncConfig, optimizer: Any = sgd, **changes: Any) -> Job:
     """Without dropout, the only chance that depends on the number of workers."""
     return points_job(folder, partial(classifier, optimizer=optimizer), sync=sync, **changes)
@@ -161,8 +166,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resumable() -> list[tuple[str, Any, SyncConfig]]:
-    return [(f"classifier {name}", classifier_job, sync) for name, sync in STRATEGIES.items()] + [
-        (f"kernel {name}", pairs_job, sync) for name, sync in KERNEL_STRATEGIES.items()
+    return [
+        *((f"classifier {name}", classifier_job, sync) for name, sync in STRATEGIES.items()),
+        *((f"kernel {name}", pairs_job, sync) for name, sync in KERNEL_STRATEGIES.items()),
+        ("counter", counter_job, SyncConfig("delta_sum", period=3)),
     ]
 
 
