@@ -65,10 +65,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
-    except USER_ERRORS as error:
+    except Exception as error:
         if verbose:
             raise
-        stderr.print(Text("error: ", style="bold red") + Text(plain(error)))
+        hint = "" if isinstance(error, USER_ERRORS) else " (run again with --verbose for the details)"
+        stderr.print(Text("error: ", style="bold red") + Text(plain(error) + hint))
         return 1
 
 
@@ -81,7 +82,7 @@ def plain(error: BaseException) -> str:
 
 def settle_environment(verbose: bool) -> None:
     """Keeps the libraries below quiet, and their usage statistics at home, before they are imported."""
-    quiet = {} if verbose else QUIET_LIBRARIES
+    quiet = {"LEXLOOM_VERBOSE": "1"} if verbose else QUIET_LIBRARIES
     defaults = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(SERVER_START_SECONDS),
@@ -225,7 +226,8 @@ def store_ls(arguments: argparse.Namespace) -> int:
             f" {manifest.seconds:8.1f} s  {rows}"
         )
     total = sum(map(store.size, manifests))
-    print(f"{len(manifests)} artifacts, {total / 1e6:,.1f} MB in {store.root}")
+    plural = "" if len(manifests) == 1 else "s"
+    print(f"{len(manifests)} artifact{plural}, {total / 1e6:,.1f} MB in {store.root}")
     return 0
 
 

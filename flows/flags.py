@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-Path = tuple[str, ...]
+FieldPath = tuple[str, ...]
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel]) -> None:
@@ -56,7 +56,7 @@ def sentence(error: ValidationError, config: type[BaseModel]) -> str:
     return "; ".join(problems)
 
 
-def flags(config: type[BaseModel]) -> list[tuple[Path, FieldInfo, str]]:
+def flags(config: type[BaseModel]) -> list[tuple[FieldPath, FieldInfo, str]]:
     """(path of names, field, flag) of every field that is not a section itself."""
     fields = list(leaves(config))
     names = Counter(path[-1] for path, _ in fields)
@@ -66,7 +66,7 @@ def flags(config: type[BaseModel]) -> list[tuple[Path, FieldInfo, str]]:
     ]
 
 
-def leaves(config: type[BaseModel], prefix: Path = ()) -> Iterator[tuple[Path, FieldInfo]]:
+def leaves(config: type[BaseModel], prefix: FieldPath = ()) -> Iterator[tuple[FieldPath, FieldInfo]]:
     for name, field in config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from leaves(field.annotation, (*prefix, name))

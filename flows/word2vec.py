@@ -27,27 +27,27 @@ class Word2VecConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    corpus: CorpusConfig = Field(CorpusConfig(), description="The text", json_schema_extra={"position": 0})
+    corpus: CorpusConfig = Field(CorpusConfig(), description="the text", json_schema_extra={"position": 0})
     vocabulary: VocabularyConfig = Field(
-        VocabularyConfig(), description="The words that are kept", json_schema_extra={"position": 1}
+        VocabularyConfig(), description="the words that are kept", json_schema_extra={"position": 1}
     )
     tokens: TokensConfig = Field(
-        TokensConfig(), description="Words as ids", json_schema_extra={"position": 2}
+        TokensConfig(), description="words as ids", json_schema_extra={"position": 2}
     )
     pairs: PairsConfig = Field(
         PairsConfig(), description="(target, context) pairs", json_schema_extra={"position": 3}
     )
     noise: NoiseConfig = Field(
-        NoiseConfig(), description="The distribution of negatives", json_schema_extra={"position": 4}
+        NoiseConfig(), description="the distribution of negatives", json_schema_extra={"position": 4}
     )
     train: TrainWord2VecConfig = Field(
-        TrainWord2VecConfig(), description="Model and training", json_schema_extra={"position": 5}
+        TrainWord2VecConfig(), description="model and training", json_schema_extra={"position": 5}
     )
     evaluate: EvaluateConfig = Field(
-        EvaluateConfig(), description="Neighbours and scores", json_schema_extra={"position": 6}
+        EvaluateConfig(), description="neighbours and scores", json_schema_extra={"position": 6}
     )
     report: ReportConfig = Field(
-        ReportConfig(), description="The report's page", json_schema_extra={"position": 7}
+        ReportConfig(), description="the report's page", json_schema_extra={"position": 7}
     )
 
 

@@ -69,7 +69,7 @@ class Word2Vec:
         *,
         dim: int = 100,
         negatives: int = 5,
-        learning_rate: float = 0.025,
+        learning_rate: float = 0.05,
         min_learning_rate: float = 0.0001,
         seed: int = 0,
         threads: int = 1,

@@ -7,10 +7,13 @@ machine: the same inputs have the same key on every machine.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -24,6 +27,8 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 MANIFEST = "manifest.json"
 BUILDING = ".building"
 SCRATCH = ".scratch"
+LOCKS = ".locks"
+ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
 KEY_LENGTH = 24
 READ_BYTES = 1 << 22
 RECORDED_PACKAGES = ("lexloom", "numba", "numpy", "prefect", "pyarrow", "ray", "torch")
@@ -43,6 +48,7 @@ class Summary(BaseModel):
     rows: int = Field(ge=0, description="rows that went out")
     unit: str = Field(description="what such a row is")
     dropped: dict[str, int] = Field(default={}, description="reason -> rows of `unit_in` that it cost")
+    notes: dict[str, int] = Field(default={}, description="what else befell rows that went on -> how many")
     facts: dict[str, JsonValue] = Field(default={}, description="figures that later stages or people read")
 
 
@@ -177,6 +183,9 @@ class Store:
                 return f"{entry.name} has {path.stat().st_size:,} bytes instead of {entry.size:,}"
             if verification == "full" and digest_file(path) != entry.xxh3:
                 return f"{entry.name} is not what was written (its digest differs)"
+        known = {MANIFEST, *(entry.name for entry in manifest.files)}
+        if strange := sorted(file_names(self.folder(stage, key)) - known):
+            return f"{strange[0]} is not one of its files"
         return None
 
     def artifact(self, manifest: Manifest) -> Artifact:
@@ -191,9 +200,26 @@ class Store:
 
     def new_folder(self, stage: str, key: str) -> Path:
         """An empty folder to build an artifact in; `commit` moves it into place."""
-        folder = self.root / BUILDING / f"{stage}-{key}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        folder = self.root / BUILDING / f"{stage}-{key}-{own_mark()}"
         folder.mkdir(parents=True)
         return folder
+
+    @contextlib.contextmanager
+    def lock(self, name: str, wait: bool = True) -> Iterator[bool]:
+        """Holds the lock `name`, which the system frees when its holder dies; yields whether it is held.
+
+        Without `wait`, False where somebody else holds it. Lock files are never removed: one that is locked
+        and gone would be no lock.
+        """
+        path = self.root / LOCKS / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def scratch(self, stage: str, key: str) -> Path:
         """A folder that outlives a failed attempt at this artifact (checkpoints live there)."""
@@ -205,7 +231,7 @@ class Store:
         """Writes the manifest and renames `building` into place.
 
         Of two runs that build the same key at once, the first to arrive wins; the other's folder is
-        thrown away. A damaged artifact that stands in the way is replaced.
+        thrown away. An artifact that stands in the way and is damaged in any byte is replaced.
         """
         text = manifest.model_dump_json(indent=2)
         with (building / MANIFEST).open("w") as file:
@@ -214,24 +240,18 @@ class Store:
             os.fsync(file.fileno())
         final = self.folder(manifest.stage, manifest.key)
         final.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                building.rename(final)
-                break
-            except OSError:
-                if not final.exists():
-                    raise
-            if self.damage(manifest.stage, manifest.key) is None:
-                shutil.rmtree(building)
-                break
-            self.discard(manifest.stage, manifest.key)
-        kept = self.manifest(manifest.stage, manifest.key)
-        assert kept is not None, "an artifact was removed while it was being committed"
-        return self.artifact(kept)
+        with self.lock(f"commit-{manifest.stage}-{manifest.key}"):
+            if final.exists():
+                if self.damage(manifest.stage, manifest.key, "full") is None:
+                    shutil.rmtree(building)
+                    return self.artifact(manifest)
+                self.discard(manifest.stage, manifest.key)
+            building.rename(final)
+        return self.artifact(manifest)
 
     def discard(self, stage: str, key: str) -> None:
         """Takes an artifact out of the store, whole: it is renamed away before it is deleted."""
-        grave = self.root / BUILDING / f"discarded-{key}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        grave = self.root / BUILDING / f"discarded-{key}-{own_mark()}"
         grave.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.folder(stage, key).rename(grave)
@@ -241,21 +261,12 @@ class Store:
 
     # keeping house
 
-    def explain(self, manifest: Manifest) -> list[str]:
-        """Why this artifact was built although others of its stage stand in the store.
-
-        Compares it with the most similar earlier one of the same stage (the latest of several): one line for
-        every config field, input and version that differs. An input that differs is followed to the field
-        that changed it.
-        """
-        return explain_change(manifest, list(self.manifests()))
-
     def collect_garbage(self, keep: int, dry_run: bool = False) -> list[tuple[str, int]]:
         """Removes what nobody needs: returns (what, bytes) of each thing removed.
 
         Kept are the `keep` most recently used artifacts of every stage and all that they were made from.
-        Half-built folders go when the process that made them is gone; scratch folders when their artifact
-        stands.
+        Half-built folders go when the process that made them is gone (after a week where it ran on another
+        machine); scratch folders when their artifact stands, or after a week.
         """
         manifests = {manifest.key: manifest for manifest in self.manifests()}
         needed: set[str] = set()
@@ -294,17 +305,36 @@ class Store:
         return (self.folder(manifest.stage, manifest.key) / MANIFEST).stat().st_mtime
 
     def _is_abandoned(self, folder: Path) -> bool:
+        old = time.time() - newest_change(folder) > ABANDONED_AFTER_SECONDS
         if folder.parent.name == SCRATCH:
             stage, _, key = folder.name.rpartition("-")
-            return self.manifest(stage, key) is not None
-        pid = folder.name.rsplit("-", 2)[1]
-        return not Path(f"/proc/{pid}").exists()
+            with self.lock(folder.name, wait=False) as unused:
+                return unused and (old or self.manifest(stage, key) is not None)
+        host, pid = folder.name.rsplit("-", 3)[1:3]
+        return old if host != host_name() else not Path(f"/proc/{pid}").exists()
 
 
 def is_inside(name: str) -> bool:
     """Whether a manifest's file name stays below its folder."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
+
+
+def file_names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def newest_change(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
+
+
+def host_name() -> str:
+    return socket.gethostname().replace("-", "_")
+
+
+def own_mark() -> str:
+    """What makes a folder this process's own: `host-pid-random`."""
+    return f"{host_name()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def folder_bytes(folder: Path) -> int:
@@ -335,7 +365,12 @@ def now() -> datetime:
 
 
 def explain_change(manifest: Manifest, others: list[Manifest]) -> list[str]:
-    """`Store.explain` on manifests at hand."""
+    """Why an artifact was built although others of its stage stand in the store.
+
+    Compares it with the most similar earlier one of the same stage (the latest of several): one line for
+    every config field, input and version that differs. An input that differs is followed to the field that
+    changed it.
+    """
     by_key = {other.key: other for other in others}
     earlier = [
         other
@@ -357,6 +392,8 @@ def differences(old: Manifest, new: Manifest, by_key: dict[str, Manifest]) -> li
     if old.version != new.version:
         lines.append(f"{new.stage} itself: version {old.version} -> {new.version}")
     old_inputs = {entry.name: entry for entry in old.inputs}
+    for name in old_inputs.keys() - {entry.name for entry in new.inputs}:
+        lines.append(f"{new.stage} has lost an input: {name}")
     for entry in new.inputs:
         before = old_inputs.get(entry.name)
         if before is None:

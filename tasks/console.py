@@ -19,7 +19,7 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def stage_line(name: str, summary: Summary, *, cached: bool, seconds: float, why: list[str]) -> None:
-    """`pairs  1,905,634 words -> 8,012,345 pairs · 612,000 subsampled  3.1 s` on stderr."""
+    """`pairs   3.1 s  1,905,634 words → 8,012,345 pairs · 612,000 subsampled` on stderr."""
     line = Text()
     line.append(f"{name:<{NAME_WIDTH}} ", style="bold")
     line.append("cached   " if cached else f"{seconds:6.1f} s ", style="green" if cached else "cyan")
@@ -35,7 +35,7 @@ def describe(summary: Summary) -> str:
         phrase = f"{summary.rows:,} {summary.unit}"
     else:
         phrase = f"{summary.rows_in:,} {summary.unit_in} → {summary.rows:,} {summary.unit}"
-    reasons = [f"{count:,} {reason}" for reason, count in summary.dropped.items() if count]
+    reasons = [f"{count:,} {reason}" for reason, count in (summary.dropped | summary.notes).items() if count]
     return " · ".join([phrase, *reasons])
 
 

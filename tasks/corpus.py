@@ -152,9 +152,11 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
         facts={
             "bytes": shards.bytes,
             "shards": shards.count,
-            "cut": reading.cut,
-            "parts": reading.parts,
-            "replaced": reading.replaced,
+        },
+        notes={
+            "cut, being too long": reading.cut,
+            "parts made of them": reading.parts,
+            "with bytes replaced that were not UTF-8": reading.replaced,
         },
     )
 

@@ -165,8 +165,12 @@ def read_analogies(path: Path) -> dict[str, list[list[str]]]:
 
 def fields_of(path: Path) -> Iterator[tuple[str, list[str]]]:
     """('file:line', what stands there between white space) of each line that says something."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}): convert the file") from error
             if (fields := line.split()) and not line.startswith("#"):
                 yield f"{path}:{number}", fields
 

@@ -102,8 +102,8 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
     _, counts = read_vocabulary(vocabulary)
     chances = keep_chances(counts, config.subsample)
     documents = words = kept_words = lonely = 0
-    files = [pq.ParquetFile(path, buffer_size=READ_BYTES) for path in tokens.files("shard-*.parquet")]
-    total = sum(file.metadata.row_group(i).column(0).num_values for file in files for i in groups(file))
+    files = tokens.files("shard-*.parquet")
+    total = sum(map(count_words, files))
     with pair_writer(out, config) as writer, console.bar("pairs", total=total) as bar:
         for ids, offsets in token_batches(files):
             check_ids(ids, len(counts), tokens)
@@ -150,21 +150,27 @@ def keep_chances(counts: NDArray[np.int64], subsample: float) -> NDArray[np.uint
 # reading
 
 
-def groups(file: pq.ParquetFile) -> range:
-    return range(file.metadata.num_row_groups)
+def count_words(path: Path) -> int:
+    metadata = pq.read_metadata(path)
+    return sum(metadata.row_group(i).column(0).num_values for i in range(metadata.num_row_groups))
 
 
-def token_batches(files: list[pq.ParquetFile]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+def token_batches(files: list[Path]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """All documents in order, about `TOKENS_PER_BATCH` words at a time: (ids, offsets of the documents)."""
-    for file in files:
-        for i in groups(file):
-            group = file.metadata.row_group(i)
-            words_per_document = max(1, group.column(0).num_values // max(1, group.num_rows))
-            batch_size = max(1, min(TOKENS_PER_BATCH // words_per_document, MOST_DOCUMENTS_PER_BATCH))
-            for batch in file.iter_batches(batch_size, row_groups=[i], columns=["tokens"]):
-                lists = batch.column(0)
-                offsets = lists.offsets.to_numpy().astype(np.int64)
-                yield lists.flatten().to_numpy(), offsets - offsets[0]
+    for path in files:
+        with pq.ParquetFile(path, buffer_size=READ_BYTES) as file:
+            yield from batches_of(file)
+
+
+def batches_of(file: pq.ParquetFile) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    for i in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(i)
+        words_per_document = max(1, group.column(0).num_values // max(1, group.num_rows))
+        batch_size = max(1, min(TOKENS_PER_BATCH // words_per_document, MOST_DOCUMENTS_PER_BATCH))
+        for batch in file.iter_batches(batch_size, row_groups=[i], columns=["tokens"]):
+            lists = batch.column(0)
+            offsets = lists.offsets.to_numpy().astype(np.int64)
+            yield lists.flatten().to_numpy(), offsets - offsets[0]
 
 
 def check_ids(ids: NDArray[np.int32], words: int, tokens: Artifact) -> None:

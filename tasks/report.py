@@ -30,6 +30,14 @@ SHOWN_VALUES = 8  # of a list in the configuration
 SHOWN_VERSIONS = ("lexloom", "torch", "ray", "prefect", "numba", "pyarrow")
 
 
+STOP_REASONS = {
+    "max_epochs": "Training ended after its last epoch.",
+    "max_steps": "Training ended after its last step.",
+    "max_seconds": "Training ended when its time was up.",
+    "patience": "Training ended when the error ceased to shrink.",
+}
+
+
 class ReportConfig(BaseModel):
     """What the report's page looks like."""
 
@@ -225,8 +233,7 @@ def training_section(metrics: dict[str, Any]) -> Html:
             hints = [f"{short(x)} pairs · {label} {y:.4g}" for x, y in points]
             axes = Axis("pairs", short), Axis(label, lambda value: f"{value:.3g}")
             curves.append(card(line_chart(points, *axes, hints, marks)))
-    reason = metrics.get("stop_reason")
-    note = f"Training ended by {reason}." if reason else ""
+    note = STOP_REASONS.get(str(metrics.get("stop_reason")), "")
     return section("Training", columns(curves), note) if curves else Html()
 
 

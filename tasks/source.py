@@ -70,6 +70,7 @@ class SourceFile(BaseModel):
     name: str = Field(description="relative to the source, with forward slashes")
     path: Path
     size: int
+    modified_ns: int
     xxh3: str
 
 
@@ -88,6 +89,9 @@ class FileSource(Source):
             for raw in readers.read(file.path, options):
                 raw.position += before
                 yield raw
+            status = file.path.stat()
+            if (status.st_size, status.st_mtime_ns) != (file.size, file.modified_ns):
+                raise ValueError(f"{file.path} changed while it was read: run again once it is at rest")
             before += file.size
 
     @property
@@ -224,7 +228,9 @@ def find_files(name: str) -> FileSource:
         found = [
             (file.relative_to(path).as_posix(), file)
             for file in path.rglob("*")
-            if readers.is_supported(file) and not any(part[0] == "." for part in file.relative_to(path).parts)
+            if readers.is_supported(file)
+            and file.is_file()
+            and not any(part[0] == "." for part in file.relative_to(path).parts)
         ]
         if not found:
             raise FileNotFoundError(f"no file in the folder {name} can be read: {readers.SUPPORTED}")
@@ -266,9 +272,17 @@ def fingerprint(found: list[tuple[str, Path]]) -> list[SourceFile]:
     with console.bar("fingerprint", total=sum(path.stat().st_size for _, path in found)) as bar:
         for name, path in found:
             digest = memo.digest(path)
-            size = path.stat().st_size
-            files.append(SourceFile(name=name, path=path.absolute(), size=size, xxh3=digest))
-            done += size
+            status = path.stat()
+            files.append(
+                SourceFile(
+                    name=name,
+                    path=path.absolute(),
+                    size=status.st_size,
+                    modified_ns=status.st_mtime_ns,
+                    xxh3=digest,
+                )
+            )
+            done += status.st_size
             bar.update(done, path.name)
     memo.save()
     return files

@@ -11,11 +11,11 @@ done: it does not check that a result's files still exist. The store does, and P
 store found: `Cached` on a hit, `Completed` after a build.
 """
 
-import fcntl
 import inspect
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,12 +139,13 @@ class Stage:
             if damage is None:
                 store.mark_used(self.name, key)
                 manifest = store.manifest(self.name, key)
-                assert manifest is not None, "an artifact was removed while it was being read"
-                artifact = store.artifact(manifest)
-                self._tell(artifact, cached=True, seconds=time.perf_counter() - started, why=[])
-                return Completed(name="Cached", data=artifact)
-            console.warn(f"{self.name}: {damage}; building it again")
-            why = [f"rebuilt: {damage}"]
+                if manifest is not None:  # else removed since, as if it had never been there
+                    artifact = store.artifact(manifest)
+                    self._tell(artifact, cached=True, seconds=time.perf_counter() - started, why=[])
+                    return Completed(name="Cached", data=artifact)
+            else:
+                console.warn(f"{self.name}: {damage}; building it again")
+                why = [f"rebuilt: {damage}"]
         store.make_writable()
         artifact, why = self._build(store, key, inputs, config, why)
         self._tell(artifact, cached=False, seconds=time.perf_counter() - started, why=why)
@@ -179,8 +180,9 @@ class Stage:
             if is_disk_full(error):
                 raise OSError(
                     ENOSPC,
-                    f"the disk of the store {store.root} is full (stage {self.name}): free some space, run"
-                    " `lexloom store gc`, or name another folder with --store or LEXLOOM_STORE",
+                    f"no space is left for stage {self.name} (store {store.root}, temporary files"
+                    f" {tempfile.gettempdir()}): free some, run `lexloom store gc`, or name another folder"
+                    " with --store or LEXLOOM_STORE; nothing half-made is left",
                 ) from error
             raise
         finally:
@@ -218,12 +220,8 @@ def scratch_folder(store: Store, name: str, key: str, wanted: bool) -> Iterator[
     if not wanted:
         yield {}
         return
-    folder = store.scratch(name, key)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            folder = store.new_folder(f"{name}-scratch", key)
+    with store.lock(f"{name}-{key}", wait=False) as alone:
+        folder = store.scratch(name, key) if alone else store.new_folder(f"{name}-scratch", key)
         yield {"scratch": folder}
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -245,7 +243,8 @@ def describe(name: str, entry: Any) -> InputEntry:
 def is_retriable(state: Any, kind: type[Exception]) -> bool:
     try:
         state.result()
-    except kind:
+    except kind as error:
+        console.warn(f"{error}; trying again")
         return True
     except Exception:
         return False

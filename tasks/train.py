@@ -5,21 +5,23 @@ what the ecosystem reads (`word2vec.bin`).
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.word2vec import Word2Vec, WordVectors
 from tasks import console
-from tasks.artifacts import Artifact, RunOnly, Summary, canonical
+from tasks.artifacts import Artifact, RunOnly, Summary, canonical, digest_key
 from tasks.noise import read_noise
 from tasks.stage import stage
 from tasks.vocabulary import read_vocabulary
@@ -30,6 +32,7 @@ from training.stopping import Stopping
 from training.sync import SyncConfig
 
 LANES = 8
+CHECKPOINT_FORMAT = 1  # raised by hand when what a checkpoint holds changes
 
 
 class TrainConfig(BaseModel):
@@ -37,32 +40,32 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(5, ge=1, description="Passes over all examples", json_schema_extra={"position": 0})
+    epochs: int = Field(5, ge=1, description="passes over all examples", json_schema_extra={"position": 0})
     workers: int = Field(
         2,
         ge=1,
         le=LANES,
-        description="Data-parallel workers, one replica of the model each",
+        description="data-parallel workers, one replica of the model each",
         json_schema_extra={"position": 1},
     )
     threads: int = Field(
         1,
         ge=1,
         le=256,
-        description="Threads of one worker; more than one make a CPU run fast but not repeatable to the bit",
+        description="threads of one worker; more than one make a CPU run fast but not repeatable to the bit",
         json_schema_extra={"position": 2},
     )
     batch_size: int = Field(
         131_072,
         ge=LANES,
-        description="Examples of one step, over all workers",
+        description="examples of one step, over all workers",
         json_schema_extra={"position": 3},
     )
     checkpoint_every: int = Field(
-        200, ge=1, description="Steps between two checkpoints", json_schema_extra={"position": 5}
+        200, ge=1, description="steps between two checkpoints", json_schema_extra={"position": 5}
     )
     seed: int = Field(
-        1, ge=0, description="Start values, order of examples, negatives", json_schema_extra={"position": 6}
+        1, ge=0, description="start values, order of examples, negatives", json_schema_extra={"position": 6}
     )
     runner: Annotated[Literal["ray", "local"], RunOnly()] = Field(
         "ray",
@@ -71,48 +74,71 @@ class TrainConfig(BaseModel):
     )
     ray_address: Annotated[str, RunOnly()] = Field(
         "",
-        description="A Ray cluster to train on ('auto' finds one); empty starts Ray on this machine",
+        description="a Ray cluster to train on ('auto' finds one); empty starts Ray on this machine",
         json_schema_extra={"position": 8},
     )
+
+    @model_validator(mode="after")
+    def local_means_one_worker(self) -> Self:
+        if self.runner == "local" and self.workers != 1:
+            raise ValueError(
+                f"the local runner has one worker, not {self.workers}: say workers 1 or runner ray"
+            )
+        return self
 
 
 class TrainWord2VecConfig(TrainConfig):
     """Skip-gram with negative sampling (Mikolov et al., 2013)."""
 
     dim: int = Field(
-        100, ge=1, le=4096, description="Length of a word's vector", json_schema_extra={"position": 10}
+        100, ge=1, le=4096, description="length of a word's vector", json_schema_extra={"position": 10}
     )
     negatives: int = Field(
-        5, ge=1, le=100, description="Noise words drawn for each target", json_schema_extra={"position": 11}
+        5, ge=1, le=100, description="noise words drawn for each target", json_schema_extra={"position": 11}
     )
+    # not word2vec's 0.025: at one and at five epochs 0.05 gives better vectors (benchmarks/LOG.md)
     learning_rate: float = Field(
-        0.025, gt=0, le=10, description="Learning rate at the start", json_schema_extra={"position": 12}
+        0.05, gt=0, le=10, description="learning rate at the start", json_schema_extra={"position": 12}
     )
     min_learning_rate: float = Field(
         0.0001,
         ge=0,
         le=10,
-        description="Learning rate at the end; it falls linearly with the pairs done",
+        description="learning rate at the end; it falls linearly with the pairs done",
         json_schema_extra={"position": 13},
     )
     sync_period: int = Field(
         1,
         ge=1,
-        description="Steps between two exchanges of the frequent words' rows",
+        description="steps between two exchanges of the frequent words' rows",
         json_schema_extra={"position": 14},
     )
     sync_rare_period: int = Field(
         8,
         ge=1,
-        description="Steps between two exchanges of all words' rows",
+        description="steps between two exchanges of all words' rows",
         json_schema_extra={"position": 15},
     )
     frequent_words: int = Field(
         1000,
         ge=0,
-        description="How many of the most frequent words are exchanged more often",
+        description="how many of the most frequent words are exchanged more often",
         json_schema_extra={"position": 16},
     )
+
+    @model_validator(mode="after")
+    def rates_fall_and_periods_fit(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}:"
+                " lower it"
+            )
+        if self.sync_rare_period < self.sync_period:
+            raise ValueError(
+                f"sync_rare_period {self.sync_rare_period} is below sync_period {self.sync_period}:"
+                " rare words are not exchanged more often than frequent ones"
+            )
+        return self
 
 
 @stage(version=1)
@@ -141,7 +167,9 @@ def train_word2vec(
         files=tuple(pairs.files()),
         columns=("target", "context"),
         checkpoints=scratch / "checkpoints",
-        fingerprint=out.name,
+        fingerprint=digest_key(
+            "word2vec", CHECKPOINT_FORMAT, canonical(config), [pairs.key, noise.key, vocabulary.key]
+        ),
         batch_size=config.batch_size,
         lanes=LANES,
         stopping=Stopping(max_epochs=config.epochs),
@@ -161,7 +189,7 @@ def train_word2vec(
     vectors.save_word2vec(out / "word2vec.bin", binary=True)
     write_json(out / "config.json", {"model": "word2vec", **canonical(config)})
     write_json(out / "metrics.json", metrics)
-    (out / "README.md").write_text(word2vec_card(config, metrics, len(words)))
+    (out / "README.md").write_text(word2vec_card(config, metrics, len(words)), encoding="utf-8")
     return Summary(
         rows_in=metrics["examples"],
         unit_in=f"pairs in {config.epochs} epochs",
@@ -176,25 +204,25 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
     starting = "" if config.runner == "local" else f"starting {config.workers} Ray workers"
     with shown_progress(unit, starting) as on_progress:
         if config.runner == "local":
-            if config.workers != 1:
-                raise ValueError(
-                    f"the local runner has one worker and the config asks for {config.workers}:"
-                    " say --workers 1, or --runner ray"
-                )
             train(job, on_progress=on_progress)
         else:
             from training.ray_trainer import train_on_ray  # here, since importing ray takes seconds
 
             train_on_ray(
-                job, workers=config.workers, address=config.ray_address or None, on_progress=on_progress
+                job,
+                workers=config.workers,
+                address=config.ray_address or None,
+                verbose=bool(os.environ.get("LEXLOOM_VERBOSE")),
+                on_progress=on_progress,
             )
     found = Checkpoints(job.checkpoints, job.fingerprint).load()
     if found is None:
         raise RuntimeError(f"training ended without a checkpoint in {job.checkpoints}")
     history = found.state["history"]
     seconds = found.state["seconds"]
+    last_epoch = [point for point in history if point["epoch"] == history[-1]["epoch"]]
     return {
-        "loss": history[-1]["loss"],
+        "loss": mean_loss(last_epoch),
         "epochs": job.stopping.max_epochs,
         "examples": found.state["examples"],
         "seconds": round(seconds, 3),
@@ -205,6 +233,15 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
         "stop_reason": found.state["stop_reason"],
         "history": history,
     }, found.tensors
+
+
+def mean_loss(history: list[dict[str, Any]]) -> float:
+    """The mean over the examples of some points, each of which has the mean since the one before."""
+    ends = [point["examples"] for point in history]
+    weights = [ends[0], *(later - earlier for earlier, later in pairwise(ends))]
+    if len(history) > 1:
+        weights[0] = weights[1]  # the first point began before: as long as its neighbour
+    return sum(w * point["loss"] for w, point in zip(weights, history, strict=True)) / sum(weights)
 
 
 @contextmanager
@@ -233,7 +270,7 @@ def shown_progress(unit: str, first: str) -> Iterator[Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def word2vec_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int) -> str:
@@ -242,7 +279,7 @@ def word2vec_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: i
 
 {words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples; trained by
 Lexloom on {metrics["examples"]:,} pairs ({config.epochs} epochs) in {metrics["seconds"]:.1f} seconds, mean
-loss at the end {metrics["loss"]:.4f}.
+loss in the last epoch {metrics["loss"]:.4f}.
 
 | file | what is in it |
 |---|---|

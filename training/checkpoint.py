@@ -165,7 +165,10 @@ def local_name(worker: int) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # which is no OSError even where the disk is full
+        raise OSError(f"the checkpoint {path} can't be written: {error}") from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

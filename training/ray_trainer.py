@@ -13,6 +13,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon an end or a death is noticed
 
 import ray
 from ray.train import RunConfig, ScalingConfig, get_context
@@ -54,7 +56,7 @@ def train_on_ray(
     ValueError, OSError or FloatingPointError is raised here again; ValueError where the cluster has too few
     CPUs for the workers.
     """
-    with signals_kept(), ray_runtime(workers, address, verbose):
+    with ray_runtime(workers, address, verbose):
         available = int(ray.cluster_resources().get("CPU", 0))
         if workers > available:
             raise ValueError(
@@ -76,15 +78,34 @@ def train_on_ray(
 
 
 def fit(job: Job, workers: int) -> None:
-    """One group of workers, from the newest checkpoint to the end."""
-    with tempfile.TemporaryDirectory(prefix="lexloom-ray-", ignore_cleanup_errors=True) as storage:
-        TorchTrainer(
+    """One group of workers, from the newest checkpoint to the end.
+
+    In a thread of its own, where Ray leaves SIGINT alone: its handler would end this process with status 0.
+    So Ctrl-C and a cancel are raised here, while waiting, and the runtime is shut down on the way out. Ray
+    keeps its records beside the checkpoints, in a folder that all nodes share.
+    """
+    with tempfile.TemporaryDirectory(
+        dir=job.checkpoints.parent, prefix="ray-", ignore_cleanup_errors=True
+    ) as storage:
+        trainer = TorchTrainer(
             run_worker,
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="gloo", timeout_s=GROUP_TIMEOUT_SECONDS),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=False),
             run_config=RunConfig(name=job.fingerprint, storage_path=storage),
-        ).fit()
+        )
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        threading.Thread(target=run, name="ray-train", daemon=True).start()
+        done.result()
 
 
 def run_worker(config: dict[str, Job]) -> None:
@@ -111,12 +132,16 @@ def relayed(path: Path, on_progress: Callable[[Progress], None] | None) -> Itera
     finished = threading.Event()
 
     def follow() -> None:
-        last = ""
-        while not finished.wait(POLL_SECONDS):
+        last, ended = "", False
+        while not ended:
+            ended = finished.wait(POLL_SECONDS)
             text = path.read_text() if path.exists() else ""
             if text and text != last and on_progress:
-                on_progress(Progress(**json.loads(text)))
                 last = text
+                try:
+                    on_progress(Progress(**json.loads(text)))
+                except Exception:
+                    logger.warning("the progress could not be shown; training goes on", exc_info=True)
 
     in_this_context = contextvars.copy_context().run  # so that `on_progress` knows the caller's run
     thread = threading.Thread(target=in_this_context, args=(follow,), name="progress", daemon=True)
@@ -137,16 +162,17 @@ def ray_runtime(workers: int, address: str | None, verbose: bool) -> Iterator[No
     level = logging.INFO if verbose else logging.CRITICAL
     for name in ("ray", "ray.train", "ray.tune", "ray.data"):
         logging.getLogger(name).setLevel(level)
-    if address is not None:
-        ray.init(address=address, log_to_driver=verbose, logging_level=level)
-    else:
-        ray.init(
-            num_cpus=max(workers, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=verbose,
-            logging_level=level,
-        )
+    with signals_kept():
+        if address is not None:
+            ray.init(address=address, log_to_driver=verbose, logging_level=level)
+        else:
+            ray.init(
+                num_cpus=max(workers, os.cpu_count() or 1),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=verbose,
+                logging_level=level,
+            )
     try:
         yield
     finally:
@@ -155,7 +181,7 @@ def ray_runtime(workers: int, address: str | None, verbose: bool) -> Iterator[No
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """Puts back the handlers of SIGINT and SIGTERM, which Ray replaces: a cancel must stay a cancel."""
+    """Puts back the handlers of SIGINT and SIGTERM that `ray.init` replaces: a cancel must stay a cancel."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,15 +1,17 @@
 """Batches from Parquet shards, in an order that the number of workers does not change.
 
-The row groups of all shards are permuted by (seed, epoch) and dealt to a fixed number of *lanes*. Global
-batch number b is the b-th slice of every lane. A worker owns whole lanes, so it reads its row groups only,
-each once and from front to back, while the set of examples in batch b depends on (seed, epoch, b) alone.
-A position in the stream is therefore two integers: the epoch, and the number of batches done in it.
+Blocks of rows are permuted by (seed, epoch) and dealt to a fixed number of *lanes*; a block is a row group,
+or a part of one where there are too few of them to fill the lanes evenly. Global batch number b is the b-th
+slice of every lane. A worker owns whole lanes, so it reads its blocks only, each once and from front to back,
+while the set of examples in batch b depends on (seed, epoch, b) alone. A position in the stream is therefore
+two integers: the epoch, and the number of batches done in it.
 """
 
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 READ_AHEAD_BATCHES = 4
+BLOCKS_PER_LANE = 16  # at least: lanes then differ by a sixteenth of their length at most
 STOP_POLL_SECONDS = 0.2
 
 Batch = dict[str, np.ndarray]
@@ -24,10 +27,11 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Block:
-    """One row group of one shard: the unit that is shuffled and read at a time."""
+    """Rows of one row group of one shard: the unit that is shuffled and read at a time."""
 
     path: Path
     row_group: int
+    start: int
     rows: int
 
 
@@ -63,7 +67,9 @@ class ShardStream:
         self.seed, self.shuffle = seed, shuffle
         self.rank, self.world_size = rank, world_size
         shards = [(path, *shard(path, self.columns)) for path in files]
-        self.blocks = [block for _, blocks, _ in shards for block in blocks]
+        row_groups = [block for _, blocks, _ in shards for block in blocks]
+        parts = -(-BLOCKS_PER_LANE * lanes // len(row_groups)) if row_groups else 1
+        self.blocks = [part for block in row_groups for part in cut(block, parts)]
         self.examples = sum(block.rows for block in self.blocks)
         if self.examples == 0:
             raise ValueError(f"there is nothing to read: the {len(files)} shards hold no rows")
@@ -211,15 +217,25 @@ def shard(path: Path, columns: list[str]) -> tuple[list[Block], Batch]:
                 " fixed length, can be streamed"
             )
     groups = range(metadata.num_row_groups)
-    blocks = [Block(path, group, metadata.row_group(group).num_rows) for group in groups]
+    blocks = [Block(path, group, 0, metadata.row_group(group).num_rows) for group in groups]
     none = schema.empty_table()
     return blocks, {name: as_numpy(none.column(name)) for name in columns}
+
+
+def cut(block: Block, parts: int) -> list[Block]:
+    """A block in at most `parts` parts of nearly equal length, none of them empty."""
+    bounds = np.linspace(0, block.rows, min(parts, max(1, block.rows)) + 1).astype(int).tolist()
+    return [
+        Block(block.path, block.row_group, block.start + start, end - start)
+        for start, end in pairwise(bounds)
+    ]
 
 
 def read_block(block: Block, columns: list[str]) -> Batch:
     try:
         with pq.ParquetFile(block.path) as file:
             table = file.read_row_group(block.row_group, columns=columns, use_threads=False)
+            table = table.slice(block.start, block.rows)
     except (OSError, pa.ArrowInvalid) as error:
         raise OSError(
             f"row group {block.row_group} of the shard {block.path} can't be read ({first_line(error)}):"

@@ -104,7 +104,7 @@ def test_explain_tells_what_made_a_stage_run(capsys: pytest.CaptureFixture[str],
 def test_another_store_is_named_by_a_flag(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     put(Store(tmp_path / "other"), "corpus", "k1")
     assert main(["store", "ls", "--store", str(tmp_path / "other")]) == 0
-    assert "1 artifacts" in capsys.readouterr().out
+    assert "1 artifact," in capsys.readouterr().out
 
 
 def test_a_wrong_number_to_keep_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

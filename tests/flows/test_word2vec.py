@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from gensim.models import KeyedVectors
+from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.outcome import Outcome
@@ -46,6 +47,12 @@ def built_by(run: Word2VecConfig) -> tuple[Outcome, list[str]]:
     return outcome, built
 
 
+def published() -> set[str | None]:
+    """The keys of the artifacts that Prefect's page shows."""
+    with get_client(sync_client=True) as client:
+        return {artifact.key for artifact in client.read_artifacts()}
+
+
 def test_real_text_becomes_vectors_and_only_what_changed_is_built_again(runtime: None) -> None:
     outcome, built = built_by(config())
     assert built == STAGES
@@ -69,6 +76,8 @@ def test_real_text_becomes_vectors_and_only_what_changed_is_built_again(runtime:
         path.name for path in outcome.model.iterdir()
     }
     assert outcome.report.read_text().startswith("<!doctype html>")
+
+    assert published() == {"training", "report"}
 
     again, built = built_by(config())
     assert built == []

@@ -19,6 +19,8 @@ from tasks.artifacts import (
     Summary,
     canonical,
     digest_key,
+    explain_change,
+    host_name,
     is_inside,
     list_files,
     now,
@@ -101,6 +103,7 @@ def test_an_artifact_is_found_again_as_it_was_written(store: Store) -> None:
     [
         (lambda folder: (folder / "data.txt").unlink(), "data.txt is missing"),
         (lambda folder: (folder / "data.txt").write_text("longer text"), "11 bytes instead of 4"),
+        (lambda folder: (folder / "stray.txt").write_text("x"), "stray.txt is not one of its files"),
         (
             lambda folder: (folder / "manifest.json").write_text('{"half":'),
             "manifest.json is missing or unread",
@@ -142,14 +145,22 @@ def test_a_commit_replaces_a_damaged_artifact(store: Store) -> None:
     assert (again.folder / "data.txt").read_text() == "two!"
 
 
+def test_a_commit_replaces_an_artifact_whose_bytes_changed_under_the_same_size(store: Store) -> None:
+    (put(store, "corpus", "k1", "one!").folder / "data.txt").write_text("ONE!")
+    again = put(store, "corpus", "k1", "two!")
+    assert (again.folder / "data.txt").read_text() == "two!"
+    assert store.damage("corpus", "k1", "full") is None
+
+
 def test_a_change_is_explained_down_to_the_field_that_caused_it(store: Store) -> None:
     old = put(store, "tokens", "t1", inputs=[put(store, "corpus", "c1", limit=5, lower=1)])
     new = put(store, "tokens", "t2", inputs=[put(store, "corpus", "c2", limit=7, lower=1)])
     first, second = store.manifest("tokens", old.key), store.manifest("tokens", new.key)
     assert first is not None
     assert second is not None
-    assert store.explain(first) == ["the first of its stage"]
-    assert store.explain(second) == ["corpus.limit: 5 -> 7"]
+    manifests = list(store.manifests())
+    assert explain_change(first, manifests) == ["the first of its stage"]
+    assert explain_change(second, manifests) == ["corpus.limit: 5 -> 7"]
 
 
 def test_garbage_collection_keeps_the_last_used_and_all_they_are_made_of(store: Store) -> None:
@@ -167,13 +178,26 @@ def test_garbage_collection_keeps_the_last_used_and_all_they_are_made_of(store: 
 
 def test_garbage_collection_removes_what_dead_processes_left(store: Store) -> None:
     alive = store.new_folder("corpus", "k1")
-    dead = alive.with_name(f"corpus-k1-{2**22 + 1}-abcdef01")
-    dead.mkdir()
+    dead = alive.with_name(f"corpus-k1-{host_name()}-{2**22 + 1}-abcdef01")
+    elsewhere = alive.with_name("corpus-k1-another_machine-1-abcdef01")
+    forgotten = alive.with_name("corpus-k1-another_machine-2-abcdef01")
+    for folder in (dead, elsewhere, forgotten):
+        folder.mkdir()
+    os.utime(forgotten, (1e9, 1e9))
     finished = store.scratch("corpus", "k2")
     put(store, "corpus", "k2")
     going_on = store.scratch("corpus", "k3")
     store.collect_garbage(keep=5)
-    assert [path.exists() for path in (alive, dead, finished, going_on)] == [True, False, False, True]
+    assert [path.exists() for path in (alive, elsewhere, going_on)] == [True, True, True]
+    assert [path.exists() for path in (dead, forgotten, finished)] == [False, False, False]
+
+
+def test_a_scratch_folder_in_use_is_not_collected(store: Store) -> None:
+    folder = store.scratch("corpus", "k1")
+    put(store, "corpus", "k1")
+    with store.lock("corpus-k1"):
+        assert store.collect_garbage(keep=5) == []
+    assert folder.exists()
 
 
 def test_a_store_that_can_not_be_written_is_refused_in_one_sentence(tmp_path: Path) -> None:

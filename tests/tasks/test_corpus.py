@@ -32,6 +32,9 @@ AS_IT_IS = Normalization(
     collapse_spaces=False,
 )
 
+CUT, PARTS = "cut, being too long", "parts made of them"
+REPLACED = "with bytes replaced that were not UTF-8"
+
 
 @pytest.fixture
 def read(build: Build, tmp_path: Path) -> Callable[..., Artifact]:
@@ -194,7 +197,7 @@ def test_every_document_that_falls_away_is_counted_with_its_reason(
     assert (made.summary.rows_in, made.summary.rows) == (8, 2)
     replaced = read(source="x.parquet", invalid_utf8="replace")
     assert texts(replaced) == ["one", "t o", "three"]
-    assert (replaced.facts["replaced"], replaced.summary.dropped) == (1, {"null": 2, "empty": 3})
+    assert (replaced.summary.notes[REPLACED], replaced.summary.dropped) == (1, {"null": 2, "empty": 3})
 
 
 def test_a_limit_reads_so_many_documents_and_no_more(read: Callable[..., Artifact]) -> None:
@@ -237,8 +240,8 @@ def test_a_long_document_is_cut_at_spaces_and_counted(read: Callable[..., Artifa
     parts = texts(made)[1:-1]
     assert " ".join(parts) == long
     assert max(len(part.encode()) for part in parts) <= 100
-    assert made.facts["cut"] == 1
-    assert made.facts["parts"] == len(parts) == 9
+    assert made.summary.notes[CUT] == 1
+    assert made.summary.notes[PARTS] == len(parts) == 9
     assert made.summary.rows_in == 3
 
 
@@ -263,8 +266,8 @@ def test_a_line_of_a_hundred_megabytes_passes(read: Callable[..., Artifact], tmp
             file.write("ten bytes " * 100_000)
     made = read(source="x.txt", normalization=AS_IT_IS)
     assert made.facts["bytes"] == 100_000_000
-    assert made.summary.rows == made.facts["parts"] == 96
-    assert made.facts["cut"] == 1
+    assert made.summary.rows == made.summary.notes[PARTS] == 96
+    assert made.summary.notes[CUT] == 1
 
 
 # what goes wrong
@@ -337,3 +340,21 @@ def test_an_error_in_a_thread_stops_the_rest() -> None:
     with pytest.raises(ValueError, match="three"):
         list(in_order(fail, range(1000)))
     assert threading.active_count() == before
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(build: Build, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("one line\n")
+    config = CorpusConfig(source=str(path))
+    source = locate(config)
+    path.write_text("two lines\nof text\n")
+    with pytest.raises(ValueError, match=r"text.txt changed while it was read: run again"):
+        build(corpus, source, config=config)
+
+
+def test_a_folder_named_like_a_file_is_looked_into_and_not_read(build: Build, tmp_path: Path) -> None:
+    folder = tmp_path / "texts" / "data.txt"
+    folder.mkdir(parents=True)
+    (folder / "part.txt").write_text("one line\n")
+    config = CorpusConfig(source=str(tmp_path / "texts"))
+    assert build(corpus, locate(config), config=config).summary.rows == 1

@@ -239,3 +239,10 @@ def test_options_out_of_bounds_are_refused():
     for options in ({"neighbours": 0}, {"restrict": 0}, {"unheard": 1}):
         with pytest.raises(ValidationError):
             EvaluateConfig(**options)
+
+
+def test_a_set_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.txt"
+    path.write_bytes(b"cat dog 3\ncaf\xe9 tea 2\n")
+    with pytest.raises(ValueError, match=r"pairs.txt:2: not UTF-8"):
+        read_similarity(path)

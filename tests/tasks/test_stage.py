@@ -62,6 +62,8 @@ def far_away(source: Text, config: Config, out: Path) -> Summary:
     tries = Path("tries")
     count = len(tries.read_text()) if tries.exists() else 0
     tries.write_text("x" * (count + 1))
+    if config.width == 100:
+        raise ValueError("nobody is there")
     if count < config.width:
         raise NetworkError("no answer")
     return ONE
@@ -126,7 +128,10 @@ def test_full_verification_sees_changed_content(store: Store, monkeypatch: pytes
     next(store.root.glob("loom/*/cloth.txt")).write_text("HELLO")
     assert run()[1][0].cached
     monkeypatch.setenv("LEXLOOM_VERIFY", "full")
-    assert not run()[1][0].cached
+    _, records, _ = run()
+    assert not records[0].cached
+    assert next(store.root.glob("loom/*/cloth.txt")).read_text() == "hello"
+    assert [record.cached for record in run()[1]] == [True, True]
     monkeypatch.setenv("LEXLOOM_VERIFY", "a bit")
     with pytest.raises(ValueError, match="LEXLOOM_VERIFY is 'a bit'"):
         run()
@@ -155,6 +160,10 @@ def test_only_the_network_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> Non
 
     fetch(2)
     assert Path("tries").read_text() == "xxx"
+    Path("tries").unlink()
+    with pytest.raises(ValueError, match="nobody is there"):
+        fetch(100)
+    assert Path("tries").read_text() == "x"
 
 
 def test_a_full_disk_ends_in_one_sentence(store: Store) -> None:
@@ -166,7 +175,7 @@ def test_a_full_disk_ends_in_one_sentence(store: Store) -> None:
     def fill() -> Artifact:
         return floods(Text(), config=Config())
 
-    with pytest.raises(OSError, match=r"the disk of the store .* is full .*lexloom store gc"):
+    with pytest.raises(OSError, match=r"no space is left for stage floods .*lexloom store gc"):
         fill()
     assert not list(store.root.glob(".building/*"))
 

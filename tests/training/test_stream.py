@@ -69,13 +69,19 @@ def test_a_cursor_goes_on_exactly_where_it_points(tmp_path: Path, start: int) ->
     assert batches(stream(files), start=start) == batches(stream(files))[start:]
 
 
-def test_a_worker_opens_only_its_own_row_groups(tmp_path: Path) -> None:
-    files = write_shards(tmp_path, [80])
+def test_of_enough_row_groups_a_worker_opens_only_its_own(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, [640])
     owned = [
         {number // 10 for number in chain.from_iterable(batches(stream(files, rank, 2)))} for rank in (0, 1)
     ]
     assert owned[0].isdisjoint(owned[1])
-    assert owned[0] | owned[1] == set(range(8))
+    assert owned[0] | owned[1] == set(range(64))
+
+
+def test_of_few_row_groups_all_lanes_get_nearly_the_same(tmp_path: Path) -> None:
+    epoch = stream(write_shards(tmp_path, [1000], rows_per_group=900)).epoch(0)
+    assert epoch.lane_rows.sum() == 1000
+    assert epoch.lane_rows.max() - epoch.lane_rows.min() <= 900 / 32 + 1  # a block
 
 
 def test_an_abandoned_reader_ends(tmp_path: Path) -> None:
@@ -102,7 +108,7 @@ def write_windows(path: Path, rows: int, width: int = 3, kind: pa.DataType | Non
 
 
 def test_lists_of_one_length_come_as_rows_of_a_matrix_in_shares_without_rows_too(tmp_path: Path) -> None:
-    files = (write_windows(tmp_path / "a.parquet", 20), write_windows(tmp_path / "b.parquet", 3))
+    files = (write_windows(tmp_path / "a.parquet", 14), write_windows(tmp_path / "b.parquet", 3))
     seen = []
     for rank in range(4):
         windows = ShardStream(
@@ -113,7 +119,7 @@ def test_lists_of_one_length_come_as_rows_of_a_matrix_in_shares_without_rows_too
             assert (batch["inputs"].dtype, batch["label"].dtype) == (np.float32, np.int64)
             assert (batch["inputs"] == batch["label"][:, None] + np.arange(3) / 2).all()
             seen.append(len(batch["label"]))
-    assert sum(seen) == 23
+    assert sum(seen) == 17
     assert 0 in seen
 
 
