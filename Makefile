@@ -28,6 +28,7 @@ bench: $(VENV)/dev.installed
 	$(VENV)/bin/python benchmarks/pairs.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/word2vec.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/flow.py --data $(DATA)
+	$(VENV)/bin/python benchmarks/sync.py
 
 # Prefect's web page with all runs made on this machine, until Ctrl-C.
 ui: $(VENV)/demo.installed

@@ -33,6 +33,8 @@ HISTORY_POINTS = 200
 CLOCK_STEPS = 10  # between two looks at worker 0's clock, under `max_seconds`
 UNSETTLED_LOSSES = 64  # losses that may wait on a GPU before they are asked for
 
+Account = Literal["data", "compute", "evaluation", "checkpoint"]
+
 logger = logging.getLogger("lexloom.loop")
 
 
@@ -131,8 +133,9 @@ class Training:
         self.sync.setup(self.trainable, self.world_size)
         if found is not None:
             self.sync.load_state_dict(found.sync)
-        self.sync.seconds, self.sync.bytes_sent = run.sync_seconds, run.sync_bytes
         steps, squares = self._total([run.step, run.step**2])
+        self.sync.seconds = run.sync_seconds  # without the wait for the others to start
+        self.sync.bytes_sent = run.sync_bytes
         if self.world_size * squares != steps**2:
             raise OSError(
                 f"the workers see different checkpoints in {self.job.checkpoints}: it must be a folder that"
@@ -144,18 +147,18 @@ class Training:
         run = self.run
         while run.stop_reason is None:
             epoch = self.stream.epoch(run.epoch)
-            with closing(self._batches(self.stream, epoch, run.step_in_epoch)) as batches:
+            with closing(self._batches(self.stream, epoch, run.step_in_epoch, "data")) as batches:
                 for batch in batches:
                     self._step(epoch, batch)
                     self._after_step(epoch)
                     if run.stop_reason is not None:
                         break
 
-    def _batches(self, stream: ShardStream, epoch: Epoch, start: int = 0) -> Generator[Batch]:
-        """The stream's batches; waiting for them is charged to the data."""
+    def _batches(self, stream: ShardStream, epoch: Epoch, start: int, account: Account) -> Generator[Batch]:
+        """The stream's batches; waiting for them is charged to the account."""
         with closing(stream.read(epoch, start)) as batches:
             while True:
-                with self._charged("data"):
+                with self._charged(account):
                     batch = next(batches, None)
                 if batch is None:
                     return
@@ -244,7 +247,8 @@ class Training:
         places = [0.0] * 3 * self.world_size  # each worker fills in its own
         places[3 * self.rank : 3 * self.rank + 3] = mine
         places = self._total(places)
-        step, epoch, progress = min(place for place in zip(*[iter(places)] * 3, strict=True) if place[0])
+        workers = [places[start : start + 3] for start in range(0, len(places), 3)]
+        step, epoch, progress = min(place for place in workers if place[0])
         return int(step), int(epoch), progress
 
     def _record(self, epoch: Epoch) -> None:
@@ -269,7 +273,7 @@ class Training:
         assert isinstance(self.trainable, Evaluable)
         self.sync.flush()
         loss = examples = 0.0
-        with closing(self._batches(validation, validation.epoch(0))) as batches:
+        with closing(self._batches(validation, validation.epoch(0), 0, "evaluation")) as batches:
             for batch in batches:
                 if self._rows(batch):
                     with self._charged("evaluation"):
@@ -301,7 +305,7 @@ class Training:
             if self.local:
                 if self.rank:
                     self.checkpoints.save_local(run.step, self.rank, self.local)
-                self._total([0.0])  # all have written
+                sum_over_workers([0.0], self.world_size, self.job.device)  # all have written
             if self.rank == 0:
                 state = Checkpoint(self.trainable.state_dict(), asdict(run), self.sync.state_dict())
                 workers = self.world_size if self.local else 1
@@ -317,7 +321,7 @@ class Training:
             return sum_over_workers(values, self.world_size, self.job.device)
 
     @contextmanager
-    def _charged(self, account: Literal["data", "compute", "evaluation", "checkpoint"]) -> Iterator[None]:
+    def _charged(self, account: Account) -> Iterator[None]:
         started = time.perf_counter()
         yield
         name = f"{account}_seconds"

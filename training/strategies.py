@@ -227,9 +227,8 @@ class WarmedUp(Synchronisation):
             self._then.after_step(step, examples, all_examples)
             self._count()
         elif step == self.steps:
-            self._then.setup(
-                self._trainable, self._world_size
-            )  # what it starts from is the model as it is now
+            # what it starts from is the model as it is now
+            self._then.setup(self._trainable, self._world_size)
 
     def flush(self) -> None:
         self._then.flush()

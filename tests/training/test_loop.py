@@ -49,6 +49,11 @@ class DiesAt(Counter):
         return super().train_step(*arguments, **options)
 
 
+class Untouchable(Counter):
+    def prepare(self, device: str) -> None:
+        raise AssertionError("training has begun")
+
+
 def result(job: Job) -> Checkpoint:
     found = Checkpoints(job.checkpoints, job.fingerprint).load()
     assert found is not None
@@ -80,7 +85,8 @@ def test_killed_and_resumed_is_the_same_as_uninterrupted_to_the_bit(tmp_path: Pa
 def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
     plan = job(tmp_path)
     train(plan)
-    train(replace(plan, make_trainable=partial(DiesAt, 0)))
+    run = train(replace(plan, make_trainable=Untouchable))
+    assert (run.step, run.stop_reason) == (20, "max_epochs")
 
 
 def test_two_workers_train_what_one_does(tmp_path: Path) -> None:
@@ -225,11 +231,6 @@ def test_the_ledger_sees_every_row_once_an_epoch(tmp_path: Path) -> None:
     numbers = sorted(pq.read_table(plan.files[0])["number"].to_pylist())
     for epoch in (0, 1):
         assert sorted(number for line in taken if line[0] == epoch for number in line[3]) == numbers
-
-
-class Untouchable(Counter):
-    def prepare(self, device: str) -> None:
-        raise AssertionError("training has begun")
 
 
 def test_what_can_not_be_trained_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Groups of processes cost seconds to start, so each group trains many jobs and the tests look at what came out.
 """
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from models.word2vec import Word2Vec
 from tests.training.test_loop import result, untimed
 from tests.training.toy import (
+    Counter,
     classifier,
     die_at,
     job,
@@ -23,12 +25,14 @@ from tests.training.toy import (
     points_job,
     sgd,
     train_in_pieces,
+    write_numbers,
     write_points,
 )
-from training.checkpoint import Checkpoints
-from training.job import Job
-from training.loop import train
+from training.checkpoint import Checkpoint, Checkpoints
+from training.job import Job, Run
+from training.loop import step_seed, train
 from training.sync import SyncConfig
+from training.trainable import Batch
 
 STRATEGIES = {
     "all_reduce": SyncConfig("all_reduce"),
@@ -75,6 +79,11 @@ def classifier_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
     return points_job(folder, partial(classifier, dropout=0.3), **options)
 
 
+def counter_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
+    """So long that losses are recorded every other step, and some are open at a checkpoint."""
+    return job(folder, sync=sync, epochs=50, **changes)
+
+
 def exact(folder: Path, sync: SyncConfig, optimizer: Any = sgd, **changes: Any) -> Job:
     """Without dropout, the only chance that depends on the number of workers."""
     return points_job(folder, partial(classifier, optimizer=optimizer), sync=sync, **changes)
@@ -89,6 +98,36 @@ def losses(plan: Job) -> list[float]:
     return [point["loss"] for point in result(plan).state["history"]]
 
 
+class BreaksOnOneWorker(Counter):
+    """Its loss is infinite in the fifth step of the second epoch, on worker 1 alone."""
+
+    def train_step(self, batch: Batch, *, progress: float, seed: int) -> float:
+        loss = super().train_step(batch, progress=progress, seed=seed)
+        return float("inf") if seed == step_seed(7, 1, 4, 1) else loss
+
+
+def group_of_two(rank: int, world_size: int, jobs: list[Job], folder: Path) -> None:
+    """Trains the jobs, and those that must fail alike on both workers."""
+    train_in_pieces(rank, world_size, jobs)
+    own = exact(folder / "own" / str(rank), SyncConfig("all_reduce"))
+    if rank == 0:
+        Checkpoints(own.checkpoints, own.fingerprint).save(*started(own))
+    with pytest.raises(OSError, match="workers see different checkpoints"):
+        train(own, rank=rank, world_size=world_size)
+    broken = job(folder / "broken", BreaksOnOneWorker)
+    with pytest.raises(FloatingPointError, match=r"loss is inf at step 15 \(epoch 2, learning rate 0.\d+\)"):
+        train(broken, rank=rank, world_size=world_size)
+    flat = exact(folder / "flat", SyncConfig("delta_sum"))
+    with pytest.raises(ValueError, match=r"rows of tables, and 0.bias has the shape \(16,\)"):
+        train(flat, rank=rank, world_size=world_size)
+
+
+def started(plan: Job) -> tuple[int, Checkpoint]:
+    model = plan.make_trainable()
+    model.prepare("cpu")
+    return 5, Checkpoint(model.state_dict(), asdict(Run(step=5, step_in_epoch=5)))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a group of four, then one of two, then one of four, have trained all jobs of this module."""
@@ -100,23 +139,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     resumed = [make(folder / name / "pieces", sync) for name, make, sync in resumable()]
     reduce = SyncConfig("all_reduce")
-    changing = [exact(folder / "changing", reduce, on_batch=partial(die_at, step)) for step in (7, 13)]
-    on_processes(4, train_in_pieces, [exact(folder / "four", reduce), changing[0]])
-    by_two = [
+    by_four, by_two = (
+        [
+            exact(folder / "changing", reduce, on_batch=partial(die_at, step)),
+            classifier_job(folder / "changing diloco", STRATEGIES["diloco"], on_batch=partial(die_at, step)),
+        ]
+        for step in (7, 13)
+    )
+    on_processes(4, train_in_pieces, [exact(folder / "four", reduce), *by_four])
+    by_two += [
         exact(folder / "two", reduce),
         exact(folder / "average 1", SyncConfig("average"), even=True),
         exact(folder / "uneven average 1", SyncConfig("average")),
     ]
-    on_processes(2, train_in_pieces, [*by_two, changing[1], *whole, *pieces, *resumed])
-    on_processes(4, train_in_pieces, [exact(folder / "changing", reduce)])
+    (folder / "broken").mkdir()
+    write_numbers(folder / "broken" / "shard-00000.parquet")
+    on_processes(2, group_of_two, [*by_two, *whole, *pieces, *resumed], folder)
+    finishing = [
+        exact(folder / "changing", reduce),
+        classifier_job(folder / "changing diloco", STRATEGIES["diloco"]),
+    ]
+    on_processes(4, train_in_pieces, finishing)
     train(exact(folder / "one", reduce))
     train(exact(folder / "one even", reduce, even=True))
     return folder
 
 
 def resumable() -> list[tuple[str, Any, SyncConfig]]:
-    return [(f"classifier {name}", classifier_job, sync) for name, sync in STRATEGIES.items()] + [
-        (f"kernel {name}", pairs_job, sync) for name, sync in KERNEL_STRATEGIES.items()
+    return [
+        *((f"classifier {name}", classifier_job, sync) for name, sync in STRATEGIES.items()),
+        *((f"kernel {name}", pairs_job, sync) for name, sync in KERNEL_STRATEGIES.items()),
+        ("counter", counter_job, SyncConfig("delta_sum", period=3)),
     ]
 
 
@@ -174,4 +227,7 @@ def test_local_steps_learn_as_well_as_common_ones(folder: Path) -> None:
         ]
         for name, sync in STRATEGIES.items()
     }
+    # 4 -> 2 -> 4 workers, each time going on from worker 0's optimizer
+    changed = result(classifier_job(folder / "changing diloco", STRATEGIES["diloco"]))
+    scores["changing"] = changed.state["scores"][-1]["loss"]
     assert max(scores.values()) < scores["all_reduce"] + 0.05
