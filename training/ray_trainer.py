@@ -206,4 +206,5 @@ def own_error(failure: WorkerGroupError) -> Exception | None:
 
 def lost(failure: WorkerGroupError) -> RuntimeError:
     rank, error = min(failure.worker_failures.items())
-    return RuntimeError(f"training worker {rank} was lost ({str(error).strip().splitlines()[-1]})")
+    reason = str(error).strip().splitlines()[-1].split(". ")[0]
+    return RuntimeError(f"training worker {rank} was lost ({reason})")
