@@ -102,7 +102,7 @@ def dense_ones(rank: int, world_size: int) -> dict[str, Tensor]:
 def warmed_up(rank: int, world_size: int) -> dict[str, Tensor]:
     """Two steps of all_reduce, then diloco from where they led."""
     table = torch.ones(1, 2)
-    config = SyncConfig("diloco", period=2, warm_up_steps=2, outer_learning_rate=1.0, outer_momentum=0.0)
+    config = SyncConfig("diloco", period=2, warm_up_steps=2, outer_learning_rate=0.5, outer_momentum=0.0)
     sync = begun(config, world_size, table)
     for step in (1, 2, 3, 4):
         gradient = [torch.full((1, 2), float(rank))]
@@ -206,8 +206,8 @@ def test_diloco_is_the_outer_nesterov_by_hand(two: list[dict[str, Tensor]]) -> N
 
 
 def test_after_a_warm_up_moves_are_counted_from_its_end(two: list[dict[str, Tensor]]) -> None:
-    for found in two:  # 1, two steps of the mean gradient 0.5, then the mean of 2 + 0 and 2 + 2
-        assert torch.equal(found["warmed_up"], torch.full((1, 2), 3.0))
+    for found in two:  # 1, two steps of the mean gradient 0.5, then half of the mean of the moves 0 and 2
+        assert torch.equal(found["warmed_up"], torch.full((1, 2), 2.5))
 
 
 def test_the_optimizers_state_is_averaged_or_kept_as_asked(two: list[dict[str, Tensor]]) -> None:

@@ -219,8 +219,21 @@ def test_averaging_every_step_is_one_big_batch_where_shares_are_not(folder: Path
     assert difference(one, exact(folder / "uneven average 1", SyncConfig("average"))) < 1e-6
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_what_was_evaluated_is_the_model_that_was_saved(folder: Path, name: str) -> None:
+    """The last evaluation, shared by two workers within a period, is of the agreed model."""
+    plan = classifier_job(folder / f"classifier {name}" / "whole", STRATEGIES[name])
+    model = classifier(dropout=0.3)
+    model.prepare("cpu")
+    model.load_state_dict(result(plan).tensors)
+    table = pq.read_table(plan.validation[0])
+    features = np.stack(table["features"].to_numpy())
+    loss, rows = model.evaluate({"features": features, "label": table["label"].to_numpy()})
+    assert result(plan).state["scores"][-1]["loss"] == pytest.approx(loss / rows, abs=1e-5)
+
+
 def test_local_steps_learn_as_well_as_common_ones(folder: Path) -> None:
-    """No strategy's held-out loss is more than 0.05 above all_reduce's."""
+    """No strategy's held-out loss is more than 0.1 above all_reduce's; guessing is 0.2 above it."""
     scores = {
         name: result(classifier_job(folder / f"classifier {name}" / "whole", sync)).state["scores"][-1][
             "loss"
@@ -230,4 +243,4 @@ def test_local_steps_learn_as_well_as_common_ones(folder: Path) -> None:
     # 4 -> 2 -> 4 workers, each time going on from worker 0's optimizer
     changed = result(classifier_job(folder / "changing diloco", STRATEGIES["diloco"]))
     scores["changing"] = changed.state["scores"][-1]["loss"]
-    assert max(scores.values()) < scores["all_reduce"] + 0.05
+    assert max(scores.values()) < scores["all_reduce"] + 0.1
