@@ -117,7 +117,7 @@ def group_of_two(rank: int, world_size: int, jobs: list[Job], folder: Path) -> N
     broken = job(folder / "broken", BreaksOnOneWorker)
     with pytest.raises(FloatingPointError, match=r"loss is inf at step 15 \(epoch 2, learning rate 0.\d+\)"):
         train(broken, rank=rank, world_size=world_size)
-    flat = exact(folder / "flat", SyncConfig("delta_sum"))
+    flat = exact(folder / "flat" / str(rank), SyncConfig("delta_sum"))
     with pytest.raises(ValueError, match=r"rows of tables, and 0.bias has the shape \(16,\)"):
         train(flat, rank=rank, world_size=world_size)
 
