@@ -10,11 +10,13 @@ import argparse
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from rich.text import Text
@@ -53,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     verbose = "--verbose" in argv
     settle_environment(verbose)
     try:
-        arguments = build_parser(argv).parse_args(argv)
+        arguments, unknown = build_parser(argv).parse_known_args(argv)
+        if unknown:
+            raise ValueError(no_such_flag(unknown[0], arguments.known))
         if arguments.store:
             os.environ["LEXLOOM_STORE"] = arguments.store
         command: Callable[[argparse.Namespace], int] = arguments.run
@@ -71,6 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         hint = "" if isinstance(error, USER_ERRORS) else " (run again with --verbose for the details)"
         stderr.print(Text("error: ", style="bold red") + Text(plain(error) + hint))
         return 1
+
+
+def no_such_flag(given: str, known: list[str]) -> str:
+    near = get_close_matches(given, known)
+    return f"there is no flag {given}" + (f"; near it: {', '.join(near)}" if near else "; --help lists them")
 
 
 def plain(error: BaseException) -> str:
@@ -96,6 +105,7 @@ def settle_environment(verbose: bool) -> None:
         os.environ.setdefault(name, value)
     if not verbose:
         warnings.simplefilter("ignore")
+        logging.getLogger("EventsWorker").setLevel(logging.CRITICAL)  # Prefect's, outside of its own settings
         logging.getLogger("lexloom").setLevel(logging.WARNING)
 
 
@@ -123,7 +133,8 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
 
     command = commands.add_parser("analogy", help="A is to B as C is to what?", parents=[shared])
     command.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
-    command.add_argument("words", nargs=3, metavar=("A", "B", "C"))
+    for name in ("a", "b", "c"):
+        command.add_argument(name, metavar=name.upper())
     command.add_argument("-k", type=int, default=5, help="how many (default: 5)")
     command.set_defaults(run=analogy)
 
@@ -140,7 +151,18 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     verb.add_argument("--keep", type=int, default=5, help="artifacts kept of each stage (default: 5)")
     verb.add_argument("--dry-run", action="store_true", help="say what would go, and leave it")
     verb.set_defaults(run=store_gc)
+    for command in leaf_parsers(commands):
+        command.set_defaults(known=sorted(command._option_string_actions))
     return parser
+
+
+def leaf_parsers(commands: Any) -> Iterator[argparse.ArgumentParser]:
+    for parser in commands.choices.values():
+        nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        if nested:
+            yield from leaf_parsers(nested[0])
+        else:
+            yield parser
 
 
 # flows
@@ -153,6 +175,7 @@ def flow_config(name: str) -> type[BaseModel]:
 def run_flow(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         os.environ["LEXLOOM_VERIFY"] = arguments.verify
+    started = time.perf_counter()
     entry = FLOWS[arguments.flow]
     config = parse(arguments, flow_config(arguments.flow))
     stderr.print(
@@ -161,7 +184,7 @@ def run_flow(arguments: argparse.Namespace) -> int:
     outcome = getattr(import_module(entry.module), entry.function)(config)
     show_neighbours(outcome.evaluation)
     stderr.print(
-        f"\n{outcome.stages} stages, {outcome.cached} cached, {outcome.seconds:.1f} s\n"
+        f"\n{outcome.stages} stages, {outcome.cached} cached, {time.perf_counter() - started:.1f} s\n"
         f"model   {outcome.model}\nreport  {outcome.report}"
     )
     if arguments.json:
@@ -199,7 +222,7 @@ def neighbours(arguments: argparse.Namespace) -> int:
 def analogy(arguments: argparse.Namespace) -> int:
     from models.word2vec import WordVectors
 
-    a, b, c = arguments.words
+    a, b, c = arguments.a, arguments.b, arguments.c
     print_ranking(
         f"{a} is to {b} as {c} is to", WordVectors.load(arguments.model).analogy(a, b, c, arguments.k)
     )
@@ -233,13 +256,17 @@ def store_ls(arguments: argparse.Namespace) -> int:
 
 def store_verify(arguments: argparse.Namespace) -> int:
     store = Store()
-    damaged = 0
+    if not store.root.is_dir():
+        raise FileNotFoundError(f"there is no store at {store.root}: name it with --store or LEXLOOM_STORE")
+    damaged = seen = 0
     for folder in sorted(store.root.glob("[!.]*/*/")):
         damage = store.damage(folder.parent.name, folder.name, "full")
         damaged += damage is not None
+        seen += 1
         print(f"{folder.parent.name}/{folder.name}  {damage or 'whole'}")
+    print(f"{seen - damaged} whole, {damaged} damaged")
     if damaged:
-        stderr.print(f"{damaged} damaged: the next run that needs one builds it again", style="yellow")
+        stderr.print("the next run that needs a damaged artifact builds it again", style="yellow")
     return 1 if damaged else 0
 
 

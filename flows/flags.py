@@ -47,12 +47,11 @@ def sentence(error: ValidationError, config: type[BaseModel]) -> str:
     problems = []
     for problem in error.errors():
         path = tuple(str(part) for part in problem["loc"])
-        flag = next(
-            (names[path[:end]] for end in range(len(path), 0, -1) if path[:end] in names), ".".join(path)
-        )
+        prefixes = [path[:end] for end in range(len(path), 0, -1)]
+        flag = next((f"{names[prefix]} " for prefix in prefixes if prefix in names), "")
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         given = "" if isinstance(problem["input"], dict) else f" (it is {problem['input']!r})"
-        problems.append(f"{flag} {message}{given}")
+        problems.append(f"{flag}{message}{given}")
     return "; ".join(problems)
 
 

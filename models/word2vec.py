@@ -244,7 +244,7 @@ class WordVectors:
             near = get_close_matches(word, self.words[:_SPELLINGS])
             hint = f" Near it: {', '.join(near)}." if near else ""
             raise UnknownWordError(
-                f"'{word}' is none of the {len(self)} words of this model.{hint}"
+                f"'{word}' is none of the {len(self):,} words of this model.{hint}"
             ) from None
 
     def _unit(self, ids: list[int]) -> Tensor:

@@ -14,6 +14,7 @@ from tasks.artifacts import Summary
 
 BAR_AFTER_SECONDS = 2.0
 NAME_WIDTH = 15
+SHOWN_REASONS = 3  # `lexloom store explain` has them all
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -26,7 +27,9 @@ def stage_line(name: str, summary: Summary, *, cached: bool, seconds: float, why
     line.append(f" {describe(summary)}")
     stderr.print(line)
     if why and not cached and why != ["the first of its stage"]:
-        stderr.print(Text(" " * (NAME_WIDTH + 11) + "because " + "; ".join(why), style="dim"))
+        more = f"; and {len(why) - SHOWN_REASONS} more" if len(why) > SHOWN_REASONS else ""
+        reasons = "; ".join(why[:SHOWN_REASONS])
+        stderr.print(Text(f"{' ' * (NAME_WIDTH + 11)}because {reasons}{more}", style="dim"))
 
 
 def describe(summary: Summary) -> str:
@@ -37,6 +40,11 @@ def describe(summary: Summary) -> str:
         phrase = f"{summary.rows_in:,} {summary.unit_in} → {summary.rows:,} {summary.unit}"
     reasons = [f"{count:,} {reason}" for reason, count in (summary.dropped | summary.notes).items() if count]
     return " · ".join([phrase, *reasons])
+
+
+def note(name: str, message: str) -> None:
+    """A line about a stage that is still at work."""
+    stderr.print(Text(f"{name:<{NAME_WIDTH}} ", style="bold") + Text(f"{'':10}{message}", style="dim"))
 
 
 def warn(message: str) -> None:

@@ -82,7 +82,7 @@ class TrainConfig(BaseModel):
     def local_means_one_worker(self) -> Self:
         if self.runner == "local" and self.workers != 1:
             raise ValueError(
-                f"the local runner has one worker, not {self.workers}: say workers 1 or runner ray"
+                f"the local runner has one worker, not {self.workers}: say --workers 1, or --runner ray"
             )
         return self
 
@@ -201,6 +201,9 @@ def train_word2vec(
 
 def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs a job where the config says; returns its metrics and the model's tensors."""
+    begun = Checkpoints(job.checkpoints, job.fingerprint).load()
+    if begun is not None:
+        console.note("training", f"goes on from its checkpoint of step {begun.state['step']:,}")
     starting = "" if config.runner == "local" else f"starting {config.workers} Ray workers"
     with shown_progress(unit, starting) as on_progress:
         if config.runner == "local":

@@ -66,6 +66,28 @@ def test_neighbours_and_analogies_are_printed(capsys: pytest.CaptureFixture[str]
     assert "tea" in capsys.readouterr().out
 
 
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["analogy"], ["neighbours"], ["word2vec"], ["store", "ls"], ["store", "gc"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--help"])
+        assert stop.value.code == 0
+        assert "usage: lexloom" in capsys.readouterr().out
+
+
+def test_a_flag_that_is_not_there_gets_near_spellings(capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "word2vec", "--sorce", "books/")
+    assert "there is no flag --sorce; near it: --source" in said
+
+
+def test_a_store_that_is_not_there_is_not_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no store at /nowhere" in complaint(capsys, "store", "verify", "--store", "/nowhere")
+
+
+def test_a_local_run_says_how_many_workers_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "word2vec", "--runner", "local")
+    assert said == "error: the local runner has one worker, not 2: say --workers 1, or --runner ray"
+
+
 def test_an_unknown_word_gets_near_spellings(capsys: pytest.CaptureFixture[str], model: str) -> None:
     said = complaint(capsys, "neighbours", model, "peaze")
     assert "'peaze'" in said

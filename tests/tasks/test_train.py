@@ -73,7 +73,10 @@ def test_the_model_folder_holds_what_people_and_tools_read(
 
 
 def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
-    inputs: tuple[Artifact, ...], store: Store, monkeypatch: pytest.MonkeyPatch
+    inputs: tuple[Artifact, ...],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def weights() -> torch.Tensor:
         (model,) = store.root.glob("train_word2vec/*/model.safetensors")
@@ -102,7 +105,9 @@ def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
         run()
     assert not list(store.root.glob("train_word2vec/*"))
     before = len(steps)
+    assert "goes on" not in capsys.readouterr().err
     run()
+    assert "goes on from its checkpoint of step 14" in capsys.readouterr().err
     assert len(steps) - before == all_steps - 14, "it did not go on from the checkpoint of step 14"
     assert torch.equal(weights(), undisturbed)
     assert not list(store.root.glob(".scratch/*"))
