@@ -56,13 +56,13 @@ class TrainConfig(BaseModel):
         json_schema_extra={"position": 2},
     )
     batch_size: int = Field(
-        131_072,
+        32_768,
         ge=LANES,
         description="examples of one step, over all workers",
         json_schema_extra={"position": 3},
     )
     checkpoint_every: int = Field(
-        200, ge=1, description="steps between two checkpoints", json_schema_extra={"position": 5}
+        1000, ge=1, description="steps between two checkpoints", json_schema_extra={"position": 5}
     )
     seed: int = Field(
         1, ge=0, description="start values, order of examples, negatives", json_schema_extra={"position": 6}
@@ -114,7 +114,7 @@ class TrainWord2VecConfig(TrainConfig):
         json_schema_extra={"position": 14},
     )
     sync_rare_period: int = Field(
-        4,
+        16,
         ge=1,
         description="steps between two exchanges of all words' rows",
         json_schema_extra={"position": 15},

@@ -150,7 +150,7 @@ except OSError as error:
     [
         ({"runner": "local", "workers": 2}, "the local runner has one worker"),
         ({"learning_rate": 0.00001}, "is above learning_rate"),
-        ({"sync_period": 9}, "sync_rare_period 4 is below sync_period 9"),
+        ({"sync_period": 17}, "sync_rare_period 16 is below sync_period 17"),
         ({"epochs": 0}, "greater than or equal to 1"),
         ({"negatives": 0}, "greater than or equal to 1"),
     ],
