@@ -52,20 +52,44 @@ class DeltaSum(Synchronisation):
             self._dirty = False
 
     def _exchange(self, rows: int | None) -> None:
-        """Brings the first `rows` rows of every table together; all of them for None."""
-        with self.timed(), torch.no_grad():
-            for name, table in self._tables.items():
-                self._add_moves(table[:rows], self._agreed[name][:rows])
+        """Brings the first `rows` rows of every table together; all of them for None.
 
-    def _add_moves(self, table: Tensor, agreed: Tensor) -> None:
+        All tables share one message, or two: what a message costs before its first byte is most of it.
+        """
+        with self.timed(), torch.no_grad():
+            pairs = [(table[:rows], self._agreed[name][:rows]) for name, table in self._tables.items()]
+            if rows is None:
+                chosen = self._moved_rows(pairs)
+                bases = [agreed.index_select(0, ids) for (_, agreed), ids in zip(pairs, chosen, strict=True)]
+                moves = [
+                    table.index_select(0, ids) - base
+                    for (table, _), ids, base in zip(pairs, chosen, bases, strict=True)
+                ]
+                self._add_up(moves)
+                for (table, agreed), ids, base, move in zip(pairs, chosen, bases, moves, strict=True):
+                    base += move
+                    agreed.index_copy_(0, ids, base)
+                    table.index_copy_(0, ids, base)
+            else:  # frequent rows: nearly all of them have moved
+                moves = [table - agreed for table, agreed in pairs]
+                self._add_up(moves)
+                for (table, agreed), move in zip(pairs, moves, strict=True):
+                    agreed += move
+                    table.copy_(agreed)
+
+    def _moved_rows(self, pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """The ids of each table's rows that have moved on some worker."""
         # on 53,000 rows of 112 in 1 thread: 15 ms, against 34 for `torch.ne(table, agreed).any(1)`
-        moved = ((table - agreed).abs_().amax(dim=1) != 0).to(torch.uint8)  # (rows,); NaN counts as moved
-        dist.all_reduce(moved, op=dist.ReduceOp.MAX)
-        rows = moved.nonzero().squeeze(1)  # (moved rows,)
-        base = agreed.index_select(0, rows)  # half the time of agreed[rows]
-        moves = table.index_select(0, rows) - base  # (moved rows, width)
-        dist.all_reduce(moves)
-        base += moves
-        agreed.index_copy_(0, rows, base)
-        table.index_copy_(0, rows, base)
-        self.bytes_sent += moved.nbytes + moves.nbytes
+        moved = [(table - agreed).abs_().amax(dim=1) != 0 for table, agreed in pairs]  # NaN counts as moved
+        together = torch.cat(moved).to(torch.uint8)
+        dist.all_reduce(together, op=dist.ReduceOp.MAX)
+        self.bytes_sent += together.nbytes
+        return [part.nonzero().squeeze(1) for part in together.split([len(rows) for rows in moved])]
+
+    def _add_up(self, moves: list[Tensor]) -> None:
+        """Sums the moves over all workers, in place."""
+        together = torch.cat([move.reshape(-1) for move in moves])
+        dist.all_reduce(together)
+        self.bytes_sent += together.nbytes
+        for move, total in zip(moves, together.split([move.numel() for move in moves]), strict=True):
+            move.copy_(total.view(move.shape))
