@@ -5,6 +5,7 @@ calls every method at the same steps. training/sync.py chooses one by a plain co
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -89,7 +90,7 @@ class AllReduce(Synchronisation):
         self.bytes_sent += self._mean.nbytes
 
 
-class Periodic(Synchronisation):
+class Periodic(Synchronisation, ABC):
     """Workers train by themselves for `period` steps; then `exchange` brings the replicas together.
 
     A flush at another time (before a checkpoint or an evaluation) ends a round early: let those come at
@@ -115,9 +116,9 @@ class Periodic(Synchronisation):
                 self.exchange(self._examples / self._all_examples)
             self._examples = self._all_examples = 0
 
+    @abstractmethod
     def exchange(self, share: float) -> None:
         """`share`: of all examples since the last exchange, how many were this worker's."""
-        raise NotImplementedError
 
 
 class Average(Periodic):
