@@ -34,7 +34,7 @@ from tasks.corpus import CorpusConfig, corpus, locate
 from tasks.noise import NoiseConfig, noise
 from tasks.pairs import PairsConfig, pairs
 from tasks.tokens import TokensConfig, tokens
-from tasks.train import TrainWord2VecConfig, train_word2vec
+from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
 from tasks.vocabulary import VocabularyConfig, vocabulary
 
 WINDOW, NEGATIVES, SUBSAMPLE, MIN_COUNT = 5, 5, 1e-3, 5

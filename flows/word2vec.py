@@ -7,9 +7,11 @@ if __name__ == "__main__":  # before Prefect is imported, since it reads its log
 
     sys.exit(main(["word2vec", *sys.argv[1:]]))
 
+from typing import Self
+
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.outcome import Outcome, story
 from tasks.corpus import CorpusConfig, corpus, locate
@@ -18,7 +20,7 @@ from tasks.noise import NoiseConfig, noise
 from tasks.pairs import PairsConfig, pairs
 from tasks.report import ReportConfig, markdown, report
 from tasks.tokens import TokensConfig, tokens
-from tasks.train import TrainWord2VecConfig, train_word2vec
+from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
 from tasks.vocabulary import VocabularyConfig, vocabulary
 
 
@@ -49,6 +51,12 @@ class Word2VecConfig(BaseModel):
     report: ReportConfig = Field(
         ReportConfig(), description="the report's page", json_schema_extra={"position": 7}
     )
+
+    @model_validator(mode="after")
+    def patience_needs_validation(self) -> Self:
+        if self.train.patience is not None and not self.pairs.validation_share:
+            raise ValueError("patience watches the error on held-out pairs: say --validation-share 0.05")
+        return self
 
 
 DEFAULT_CONFIG = Word2VecConfig()

@@ -88,27 +88,43 @@ class PairsConfig(BaseModel):
         description="lz4 is read twice as fast, zstd takes about half the space",
         json_schema_extra={"position": 5},
     )
+    validation_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="share of the documents, drawn at random, that are held out for validation",
+        json_schema_extra={"position": 6},
+    )
 
 
-@stage(version=1)
+@stage(version=2)
 def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path) -> Summary:
-    """Writes every (target, context) pair of the text to `shard-*.parquet`, two int32 columns.
+    """Writes every (target, context) pair of the text to `train-*.parquet`, two int32 columns.
 
-    The order is that of the text, and all pairs of one target position are adjacent (they may straddle two
-    shards). Every shard but the last has exactly `pairs_per_shard` rows, every row group but a shard's last
-    `ROWS_PER_GROUP`. Raises ValueError where tokens and vocabulary don't belong together, and where not one
-    pair can be made.
+    Those of held-out documents go to `validation-*.parquet`. The order is that of the text, and all pairs of
+    one target position are adjacent (they may straddle two shards). Every shard but the last has exactly
+    `pairs_per_shard` rows, every row group but a shard's last `ROWS_PER_GROUP`. Raises ValueError where
+    tokens and vocabulary don't belong together, and where not one pair can be made or held out.
     """
     _, counts = read_vocabulary(vocabulary)
     chances = keep_chances(counts, config.subsample)
     documents = words = kept_words = lonely = 0
     files = tokens.files("shard-*.parquet")
     total = sum(map(count_words, files))
-    with pair_writer(out, config) as writer, console.bar("pairs", total=total) as bar:
+    with (
+        pair_writer(out, "train", config) as writer,
+        pair_writer(out, "validation", config) as held_out_writer,
+        console.bar("pairs", total=total) as bar,
+    ):
         for ids, offsets in token_batches(files):
             check_ids(ids, len(counts), tokens)
             kept, kept_offsets = subsample(ids, offsets, documents, config.seed, chances)
-            make_pairs(kept, kept_offsets, documents, config, writer)
+            held_out = draw_documents(
+                len(offsets) - 1, documents, config.seed, int(config.validation_share * ALWAYS)
+            )
+            make_pairs(kept, kept_offsets, documents, ~held_out, config, writer)
+            if config.validation_share:
+                make_pairs(kept, kept_offsets, documents, held_out, config, held_out_writer)
             documents += len(offsets) - 1
             words += len(ids)
             kept_words += len(kept)
@@ -119,6 +135,10 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
             f"not one pair can be made of {documents:,} documents with {words:,} words: none keeps two words."
             " Make the documents longer, lower min_count of the vocabulary, or set subsample to 0"
         )
+    if config.validation_share and not held_out_writer.rows:
+        raise ValueError(
+            f"not one pair is held out of {documents:,} documents: raise validation_share, or set it to 0"
+        )
     return Summary(
         rows_in=words,
         unit_in="words",
@@ -127,6 +147,7 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
         dropped={"subsampled": words - kept_words, "words without a neighbour": lonely},
         facts={
             "pairs": writer.rows,
+            "validation_pairs": held_out_writer.rows,
             "positions": kept_words - lonely,
             "tokens": words,
             "documents": documents,
@@ -228,16 +249,29 @@ def keep_words(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def draw_documents(documents, first_document, seed, chance) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """(documents,) bool: true with the chance `chance` / 2^32, drawn anew for every document."""
+    drawn = np.empty(documents, np.bool_)
+    for document in range(documents):
+        stream = document_stream(seed, first_document + document)
+        drawn[document] = (random_bits(stream, -2) >> HALF) < chance
+    return drawn
+
+
+@njit(nogil=True, cache=True)
 def fill_block(  # type: ignore[no-untyped-def]
-    kept, offsets, first_document, seed, window, shrink, cursor, targets, contexts, filled, limit
+    kept, offsets, first_document, wanted, seed, window, shrink, cursor, targets, contexts, filled, limit
 ) -> int:
-    """Writes pairs behind row `filled` until `limit` is reached or the batch is at its end.
+    """Writes pairs of the wanted documents behind row `filled` until `limit` is reached or the batch ends.
 
     `cursor` (document, position) says where to go on, and is moved. The last target's pairs are written
     whole, so up to 2 * window - 1 rows may lie beyond `limit`. Returns the new `filled`.
     """
     document, position = cursor
     while document < len(offsets) - 1:
+        if not wanted[document]:
+            document, position = document + 1, 0
+            continue
         begin, end = offsets[document], offsets[document + 1]
         # a stream of its own: the draws of `keep_words` must not decide on the windows
         stream = random_bits(document_stream(seed, first_document + document), -1)
@@ -263,15 +297,16 @@ def make_pairs(
     kept: NDArray[np.int32],
     offsets: NDArray[np.int64],
     first_document: int,
+    wanted: NDArray[np.bool_],
     config: PairsConfig,
     writer: "PairWriter",
 ) -> None:
-    """Makes a batch's pairs, block by block, and hands full blocks to the writer."""
+    """Makes the pairs of a batch's wanted documents, block by block, and hands full blocks to the writer."""
     cursor = np.zeros(2, np.int64)
     while cursor[0] < len(offsets) - 1:
         writer.filled = fill_block(
-            *(kept, offsets, first_document, config.seed, config.window, config.shrink_window, cursor),
-            *(*writer.block, writer.filled, writer.limit),
+            *(kept, offsets, first_document, wanted, config.seed, config.window, config.shrink_window),
+            *(cursor, *writer.block, writer.filled, writer.limit),
         )
         if writer.filled >= writer.limit:
             writer.flush()
@@ -287,8 +322,8 @@ class PairWriter:
     block has room for one target's pairs more; what lies beyond the limit moves to the next block.
     """
 
-    def __init__(self, out: Path, config: PairsConfig, thread: ThreadPoolExecutor) -> None:
-        self._out, self._config, self._thread = out, config, thread
+    def __init__(self, out: Path, name: str, config: PairsConfig, thread: ThreadPoolExecutor) -> None:
+        self._out, self._name, self._config, self._thread = out, name, config, thread
         rows = min(ROWS_PER_GROUP, config.pairs_per_shard) + 2 * config.window
         self._blocks = [(np.empty(rows, np.int32), np.empty(rows, np.int32)) for _ in range(BLOCKS)]
         self._written: list[Future[None] | None] = [None] * BLOCKS
@@ -346,7 +381,7 @@ class PairWriter:
             self._file = None
 
     def _write(self, shard: int, targets: NDArray[np.int32], contexts: NDArray[np.int32]) -> None:
-        path = self._out / f"shard-{shard:05d}.parquet"
+        path = self._out / f"{self._name}-{shard:05d}.parquet"
         if self._file is None or not path.exists():
             self.close()
             self._file = pq.ParquetWriter(
@@ -361,10 +396,10 @@ class PairWriter:
 
 
 @contextmanager
-def pair_writer(out: Path, config: PairsConfig) -> Iterator[PairWriter]:
+def pair_writer(out: Path, name: str, config: PairsConfig) -> Iterator[PairWriter]:
     """A `PairWriter` whose shards are whole when the block ends; the last file is closed in any case."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairs-writer") as thread:
-        writer = PairWriter(out, config, thread)
+        writer = PairWriter(out, name, config, thread)
         try:
             yield writer
             writer.finish()

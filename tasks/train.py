@@ -1,15 +1,14 @@
-"""Training stages: join a model's mathematics with the training loop, and write the model folder.
+"""What the training stages share: their options, the run of a job with its progress, and its metrics.
 
-A model folder holds `model.safetensors`, `vocabulary.json`, `config.json`, `metrics.json`, a model card and
-what the ecosystem reads (`word2vec.bin`).
+Each model has a stage of its own (train_word2vec.py and so on) that joins its mathematics with the training
+loop and writes the model folder.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -18,21 +17,21 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
-from models.word2vec import Word2Vec, WordVectors
 from tasks import console
-from tasks.artifacts import Artifact, RunOnly, Summary, canonical, digest_key
-from tasks.noise import read_noise
-from tasks.stage import stage
-from tasks.vocabulary import read_vocabulary
-from training.checkpoint import Checkpoints
-from training.job import Job, Progress
+from tasks.artifacts import Artifact, RunOnly, canonical, digest_key
+from training.checkpoint import Checkpoint, Checkpoints
+from training.job import Job, Progress, Run
 from training.loop import train
 from training.stopping import Stopping
 from training.sync import SyncConfig
+from training.trainable import Trainable
 
 LANES = 8
 CHECKPOINT_FORMAT = 1  # raised by hand when what a checkpoint holds changes
+TRAIN, VALIDATION = "train-*.parquet", "validation-*.parquet"  # a stage's examples, and those it held out
+ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
 
 class TrainConfig(BaseModel):
@@ -61,21 +60,53 @@ class TrainConfig(BaseModel):
         description="examples of one step, over all workers",
         json_schema_extra={"position": 3},
     )
+    max_steps: int | None = Field(
+        None, ge=1, description="end after so many steps at most", json_schema_extra={"position": 4}
+    )
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="end after so many seconds of training at most; how far it gets then depends on the"
+        " machine",
+        json_schema_extra={"position": 5},
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="end when the error ceases to shrink: after so many evaluations in a row that were no"
+        " better",
+        json_schema_extra={"position": 6},
+    )
+    min_delta: float = Field(
+        0.0,
+        ge=0,
+        description="a validation loss is better if it is lower by more than this",
+        json_schema_extra={"position": 7},
+    )
+    evaluate_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between two evaluations on held-out examples; if not given, one an epoch",
+        json_schema_extra={"position": 8},
+    )
     checkpoint_every: int = Field(
-        1000, ge=1, description="steps between two checkpoints", json_schema_extra={"position": 5}
+        1000, ge=1, description="steps between two checkpoints", json_schema_extra={"position": 9}
     )
     seed: int = Field(
-        1, ge=0, description="start values, order of examples, negatives", json_schema_extra={"position": 6}
+        1,
+        ge=0,
+        description="start values, order of examples, and all other chance",
+        json_schema_extra={"position": 10},
     )
     runner: Annotated[Literal["ray", "local"], RunOnly()] = Field(
         "ray",
         description="'ray' trains on Ray Train workers; 'local' one worker in this process, without Ray",
-        json_schema_extra={"position": 7},
+        json_schema_extra={"position": 11},
     )
     ray_address: Annotated[str, RunOnly()] = Field(
         "",
         description="a Ray cluster to train on ('auto' finds one); empty starts Ray on this machine",
-        json_schema_extra={"position": 8},
+        json_schema_extra={"position": 12},
     )
 
     @model_validator(mode="after")
@@ -86,121 +117,107 @@ class TrainConfig(BaseModel):
             )
         return self
 
+    def stopping(self) -> Stopping:
+        return Stopping(
+            max_epochs=self.epochs,
+            max_steps=self.max_steps,
+            max_seconds=self.max_seconds,
+            patience=self.patience,
+            min_delta=self.min_delta,
+        )
 
-class TrainWord2VecConfig(TrainConfig):
-    """Skip-gram with negative sampling (Mikolov et al., 2013)."""
 
-    dim: int = Field(
-        100, ge=1, le=4096, description="length of a word's vector", json_schema_extra={"position": 10}
+class GradientTrainConfig(TrainConfig):
+    """How a model that learns by gradients is trained: the strategies of training/sync.py are open to it."""
+
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="'cuda' gives every worker a GPU", json_schema_extra={"position": 20}
     )
-    negatives: int = Field(
-        5, ge=1, le=100, description="noise words drawn for each target", json_schema_extra={"position": 11}
-    )
-    # not word2vec's 0.025: at one and at five epochs 0.05 gives better vectors (benchmarks/LOG.md)
-    learning_rate: float = Field(
-        0.05, gt=0, le=10, description="learning rate at the start", json_schema_extra={"position": 12}
-    )
-    min_learning_rate: float = Field(
-        0.0001,
-        ge=0,
-        le=10,
-        description="learning rate at the end; it falls linearly with the pairs done",
-        json_schema_extra={"position": 13},
+    sync: Literal["all_reduce", "average", "diloco"] = Field(
+        "all_reduce",
+        description="how workers agree: gradients every step; the mean of their parameters every sync_period"
+        " steps; or their mean move fed to an outer optimizer",
+        json_schema_extra={"position": 21},
     )
     sync_period: int = Field(
-        1,
+        20,
         ge=1,
-        description="steps between two exchanges of the frequent words' rows",
-        json_schema_extra={"position": 14},
+        description="steps between two exchanges (average and diloco)",
+        json_schema_extra={"position": 22},
     )
-    sync_rare_period: int = Field(
-        16,
-        ge=1,
-        description="steps between two exchanges of all words' rows",
-        json_schema_extra={"position": 15},
-    )
-    frequent_words: int = Field(
-        1000,
+    warm_up_steps: int = Field(
+        0,
         ge=0,
-        description="how many of the most frequent words are exchanged more often",
-        json_schema_extra={"position": 16},
+        description="steps of all_reduce before average or diloco begins",
+        json_schema_extra={"position": 23},
+    )
+    optimizer_state: Literal["average", "keep"] = Field(
+        "average",
+        description="what becomes of the optimizer's state at an exchange (average): its mean, or each"
+        " worker's own",
+        json_schema_extra={"position": 24},
+    )
+    outer_learning_rate: float = Field(
+        0.7, gt=0, le=10, description="of diloco's outer optimizer", json_schema_extra={"position": 25}
+    )
+    outer_momentum: float = Field(
+        0.9, ge=0, lt=1, description="of diloco's outer optimizer", json_schema_extra={"position": 26}
+    )
+    wire: Literal["float32", "bfloat16"] = Field(
+        "float32", description="in what diloco's moves travel", json_schema_extra={"position": 27}
     )
 
     @model_validator(mode="after")
-    def rates_fall_and_periods_fit(self) -> Self:
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}:"
-                " lower it"
-            )
-        if self.sync_rare_period < self.sync_period:
-            raise ValueError(
-                f"sync_rare_period {self.sync_rare_period} is below sync_period {self.sync_period}:"
-                " rare words are not exchanged more often than frequent ones"
-            )
+    def strategy_fits(self) -> Self:
+        self.synchronisation()
         return self
 
+    def synchronisation(self) -> SyncConfig:
+        return SyncConfig(
+            self.sync,
+            period=1 if self.sync == "all_reduce" else self.sync_period,
+            warm_up_steps=self.warm_up_steps,
+            optimizer_state=self.optimizer_state,
+            outer_learning_rate=self.outer_learning_rate,
+            outer_momentum=self.outer_momentum,
+            wire=self.wire,
+        )
 
-@stage(version=1)
-def train_word2vec(
-    pairs: Artifact,
-    noise: Artifact,
-    vocabulary: Artifact,
-    config: TrainWord2VecConfig,
-    out: Path,
+
+def plan_job(
+    config: TrainConfig,
+    make_trainable: Callable[[], Trainable],
+    examples: Artifact,
+    columns: tuple[str, ...],
+    others: Sequence[Artifact],
     scratch: Path,
-) -> Summary:
-    """Trains the two tables on the pair shards and writes the model folder."""
-    probability, alias = read_noise(noise)
-    job = Job(
-        make_trainable=partial(
-            Word2Vec,
-            probability,
-            alias,
-            dim=config.dim,
-            negatives=config.negatives,
-            learning_rate=config.learning_rate,
-            min_learning_rate=config.min_learning_rate,
-            seed=config.seed,
-            threads=config.threads,
-        ),
-        files=tuple(pairs.files()),
-        columns=("target", "context"),
+    sync: SyncConfig,
+) -> Job:
+    """The job of a config; its checkpoints, in `scratch`, are good for this config and these inputs only."""
+    keys = [examples.key, *(artifact.key for artifact in others)]
+    return Job(
+        make_trainable=make_trainable,
+        files=tuple(examples.files(TRAIN)),
+        columns=columns,
         checkpoints=scratch / "checkpoints",
-        fingerprint=digest_key(
-            "word2vec", CHECKPOINT_FORMAT, canonical(config), [pairs.key, noise.key, vocabulary.key]
-        ),
+        fingerprint=digest_key(type(config).__name__, CHECKPOINT_FORMAT, canonical(config), keys),
         batch_size=config.batch_size,
         lanes=LANES,
-        stopping=Stopping(max_epochs=config.epochs),
-        sync=SyncConfig(
-            "delta_sum",
-            period=config.sync_period,
-            frequent_rows=config.frequent_words,
-            rare_period=config.sync_rare_period,
-        ),
+        stopping=config.stopping(),
+        sync=sync,
         checkpoint_every=config.checkpoint_every,
         seed=config.seed,
-    )
-    metrics, tensors = run_job(job, config, unit="pairs")
-    words, _ = read_vocabulary(vocabulary)
-    vectors = WordVectors(words.to_pylist(), tensors["vectors"][:, : config.dim])
-    vectors.save(out)
-    vectors.save_word2vec(out / "word2vec.bin", binary=True)
-    write_json(out / "config.json", {"model": "word2vec", **canonical(config)})
-    write_json(out / "metrics.json", metrics)
-    (out / "README.md").write_text(word2vec_card(config, metrics, len(words)), encoding="utf-8")
-    return Summary(
-        rows_in=metrics["examples"],
-        unit_in=f"pairs in {config.epochs} epochs",
-        rows=len(words),
-        unit="word vectors",
-        facts={name: value for name, value in metrics.items() if name != "history"},
+        device=config.device if isinstance(config, GradientTrainConfig) else "cpu",
+        validation=tuple(examples.files(VALIDATION)),
+        evaluate_every=config.evaluate_every,
     )
 
 
-def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Runs a job where the config says; returns its metrics and the model's tensors."""
+def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Runs a job where the config says; returns its metrics and the model's tensors.
+
+    Where examples are held out, the tensors are those of the best step; else of the last.
+    """
     begun = Checkpoints(job.checkpoints, job.fingerprint).load()
     if begun is not None:
         console.note("training", f"goes on from its checkpoint of step {begun.state['step']:,}")
@@ -218,24 +235,49 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
                 verbose=bool(os.environ.get("LEXLOOM_VERBOSE")),
                 on_progress=on_progress,
             )
-    found = Checkpoints(job.checkpoints, job.fingerprint).load()
-    if found is None:
-        raise RuntimeError(f"training ended without a checkpoint in {job.checkpoints}")
-    history = found.state["history"]
-    seconds = found.state["seconds"]
-    last_epoch = [point for point in history if point["epoch"] == history[-1]["epoch"]]
-    return {
+    last, best = results(Checkpoints(job.checkpoints, job.fingerprint))
+    return metrics_of(Run(**last.state), config.workers), best.tensors
+
+
+def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
+    """The last checkpoint of a run that is over, and the best one."""
+    last = checkpoints.load()
+    if last is None:
+        raise RuntimeError(f"training ended without a checkpoint in {checkpoints.folder}")
+    step = Run(**last.state).best_step
+    best = last if step is None or step == last.state["step"] else checkpoints.load_step(step)
+    if best is None:
+        raise OSError(
+            f"the best model's checkpoint, of step {step:,} in {checkpoints.folder}, is damaged: remove that"
+            " folder and train again"
+        )
+    return last, best
+
+
+def metrics_of(run: Run, workers: int) -> dict[str, Any]:
+    """What metrics.json says of a run: how far it came, why it ended, and where its time went."""
+    last_epoch = [point for point in run.history if point["epoch"] == run.history[-1]["epoch"]]
+    metrics: dict[str, Any] = {
         "loss": mean_loss(last_epoch),
-        "epochs": job.stopping.max_epochs,
-        "examples": found.state["examples"],
-        "seconds": round(seconds, 3),
-        "examples_per_second": round(found.state["examples"] / seconds),
-        "workers": config.workers,
-        "sync_seconds": round(found.state["sync_seconds"], 3),
-        "sync_bytes": found.state["sync_bytes"],
-        "stop_reason": found.state["stop_reason"],
-        "history": history,
-    }, found.tensors
+        "epochs": run.epoch if run.step_in_epoch == 0 else run.epoch + 1,
+        "steps": run.step,
+        "examples": run.examples,
+        "examples_per_second": round(run.examples / run.seconds),
+        "workers": workers,
+        "stop_reason": run.stop_reason,
+        "seconds": round(run.seconds, 3),
+        **{f"{account}_seconds": round(getattr(run, f"{account}_seconds"), 3) for account in ACCOUNTS},
+        "sync_bytes": run.sync_bytes,
+    }
+    if run.scores:
+        best = min(run.scores, key=lambda score: score["loss"])
+        metrics |= {"validation_loss": best["loss"], "best_step": best["step"], "scores": run.scores}
+    return metrics | {"history": run.history}
+
+
+def facts_of(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics without their curves."""
+    return {name: value for name, value in metrics.items() if name not in ("history", "scores")}
 
 
 def mean_loss(history: list[dict[str, Any]]) -> float:
@@ -259,7 +301,7 @@ def shown_progress(unit: str, first: str) -> Iterator[Any]:
             rate = point.examples / point.seconds
             bar.update(
                 point.examples,
-                f"{rate / 1e6:.2f}M {unit}/s  loss {point.loss:.3f}  rate {point.learning_rate:.4f}",
+                f"{in_thousands(rate)} {unit}/s  loss {point.loss:.3f}  rate {point.learning_rate:.2g}",
                 total=point.total_examples,
             )
             if artifact_id is not None:
@@ -272,31 +314,13 @@ def shown_progress(unit: str, first: str) -> Iterator[Any]:
         yield on_progress
 
 
+def in_thousands(rate: float) -> str:
+    """1.25M, 3.4k or 12: three digits at most."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if rate >= size:
+            return f"{rate / size:.3g}{letter}"
+    return f"{rate:.3g}"
+
+
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def word2vec_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int) -> str:
-    """The model card: what it is, how it was made, how to load it."""
-    return f"""# Word vectors
-
-{words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples; trained by
-Lexloom on {metrics["examples"]:,} pairs ({config.epochs} epochs) in {metrics["seconds"]:.1f} seconds, mean
-loss in the last epoch {metrics["loss"]:.4f}.
-
-| file | what is in it |
-|---|---|
-| `model.safetensors` | `vectors`: float32, one row a word |
-| `vocabulary.json` | word -> row |
-| `word2vec.bin` | the same vectors in word2vec's binary format |
-| `config.json`, `metrics.json` | how it was trained, and how it went |
-
-```python
-from models.word2vec import WordVectors
-vectors = WordVectors.load("this folder")
-vectors.neighbours(["peace"], k=10)
-
-from gensim.models import KeyedVectors
-KeyedVectors.load_word2vec_format("this folder/word2vec.bin", binary=True)
-```
-"""

@@ -17,7 +17,7 @@ from flows.word2vec import Word2VecConfig, word2vec
 from models.word2vec import WordVectors
 from tasks.artifacts import Store
 from tasks.pairs import PairsConfig
-from tasks.train import TrainWord2VecConfig
+from tasks.train_word2vec import TrainWord2VecConfig
 from training.ray_trainer import ray_runtime
 
 SERVER_START_SECONDS = 120

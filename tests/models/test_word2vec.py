@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models.word2vec import UnknownWordError, Word2Vec, WordVectors
+from models.word2vec import EVALUATION_SEED, UnknownWordError, Word2Vec, WordVectors
 
 
 def model(words: int = 10, **options) -> Word2Vec:
@@ -76,6 +76,19 @@ def test_an_empty_batch_changes_nothing():
     unchanged = model()
     assert unchanged.train_step(batch([], []), progress=0.0, seed=0) == 0.0
     assert torch.equal(unchanged.vectors, model().vectors)
+
+
+def test_evaluation_is_the_loss_before_a_step_and_changes_nothing():
+    learner, untouched = model(), model()
+    pairs = batch([1, 1], [2, 3])  # one target: the step's own moves come after its losses
+    learner.contexts[:, :8] = torch.linspace(-1, 1, 8)
+    untouched.contexts[:, :8] = learner.contexts[:, :8]
+    loss, examples = learner.evaluate(pairs)
+    assert examples == 2
+    assert learner.evaluate(pairs) == (loss, 2)
+    assert torch.equal(learner.vectors, untouched.vectors)
+    assert torch.equal(learner.contexts, untouched.contexts)
+    assert loss / 2 == pytest.approx(learner.train_step(pairs, progress=0.0, seed=EVALUATION_SEED), rel=1e-6)
 
 
 def test_an_unknown_id_is_refused():

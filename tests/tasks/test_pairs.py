@@ -160,6 +160,25 @@ def test_windows_are_drawn_after_subsampling(make):
     assert len(found) == 2 * kept - 2 * len(documents)
 
 
+def test_held_out_documents_are_drawn_whole_and_lose_no_pair(make):
+    documents = [[i, i + 1, i, i + 1] for i in range(0, 2000, 2)]  # every document has words of its own
+    options = {"words": 2000, "window": 2, **PLAIN}
+    _, everything, _ = make(documents, **options)
+    summary, found, files = make(documents, validation_share=0.2, shards=3, **options)
+    assert [file.schema_arrow.names for file in files] == [["target", "context"]] * 2
+    assert sorted(found) == sorted(everything)
+    trained = {target // 2 for target in files[0].read()["target"].to_pylist()}
+    held_out = {target // 2 for target in files[1].read()["target"].to_pylist()}
+    assert not trained & held_out
+    assert len(held_out) == pytest.approx(200, abs=40)
+    assert summary.rows + summary.facts["validation_pairs"] == len(everything)
+
+
+def test_a_share_so_small_that_nothing_is_held_out_is_refused(make):
+    with pytest.raises(ValueError, match="not one pair is held out of 3 documents: raise validation_share"):
+        make([[0, 1, 2]] * 3, validation_share=0.001, **PLAIN)
+
+
 # the same, whatever the circumstances
 
 

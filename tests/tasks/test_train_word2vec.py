@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 
 from models.word2vec import Word2Vec, WordVectors
 from tasks.artifacts import Artifact, Store, Summary
-from tasks.noise import NoiseConfig, noise
-from tasks.train import TrainWord2VecConfig, mean_loss, train_word2vec
+from tasks.noise import NoiseConfig, noise, read_noise
+from tasks.train import ACCOUNTS, mean_loss
+from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
+from training.checkpoint import Checkpoints
 
 WORDS = 50
 PAIRS = 20_000
@@ -36,7 +38,7 @@ def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Arti
     contexts = (generator.integers(0, WORDS // 2, PAIRS) * 2 + targets % 2).astype(np.int32)
     artifacts = {}
     for stage, name, table in [
-        ("pairs", "shard-00000.parquet", {"target": targets, "context": contexts}),
+        ("pairs", "train-00000.parquet", {"target": targets, "context": contexts}),
         (
             "vocabulary",
             "vocabulary.parquet",
@@ -70,6 +72,36 @@ def test_the_model_folder_holds_what_people_and_tools_read(
     assert "dim" in json.loads((model.folder / "config.json").read_text())
     assert "runner" not in json.loads((model.folder / "config.json").read_text())
     assert "Word vectors" in (model.folder / "README.md").read_text()
+
+
+def test_where_pairs_are_held_out_training_ends_when_the_error_ceases_to_shrink(
+    inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    pairs = inputs[0]
+    (train,) = pairs.files()
+    pq.write_table(pq.read_table(train).slice(0, 2000), pairs.folder / "validation-00000.parquet")
+    config = CONFIG.model_copy(
+        update={"epochs": 50, "evaluate_every": 10, "patience": 2, "min_delta": 0.05, "learning_rate": 0.2}
+    )
+    model = build(train_word2vec, *inputs, config=config, scratch=tmp_path)
+    metrics = json.loads((model.folder / "metrics.json").read_text())
+    assert metrics["stop_reason"] == "patience"
+    assert metrics["epochs"] < 50
+    losses = {score["step"]: score["loss"] for score in metrics["scores"]}
+    assert losses[metrics["best_step"]] == metrics["validation_loss"] == min(losses.values())
+    probability, alias = read_noise(inputs[1])
+    kept = Word2Vec(probability, alias, dim=16, negatives=3)
+    kept.vectors[:, :16] = load_file(model.folder / "model.safetensors")["vectors"]
+    best = Checkpoints(tmp_path / "checkpoints", fingerprint_of(tmp_path)).load_step(metrics["best_step"])
+    assert best is not None
+    assert torch.equal(best.tensors["vectors"], kept.vectors), "the model is not the best step's"
+    accounts = sum(metrics[f"{name}_seconds"] for name in ACCOUNTS)
+    assert 0.5 * metrics["seconds"] < accounts <= metrics["seconds"]
+
+
+def fingerprint_of(scratch: Path) -> str:
+    manifest = next((scratch / "checkpoints").glob("step-*/manifest.json"))
+    return str(json.loads(manifest.read_text())["fingerprint"])
 
 
 def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
@@ -121,8 +153,8 @@ def test_a_disk_that_fills_up_under_a_checkpoint_ends_in_one_sentence(
 import resource, signal
 from pathlib import Path
 from tasks.artifacts import Artifact, Store
-from tests.tasks.test_train import CONFIG
-from tasks.train import train_word2vec
+from tests.tasks.test_train_word2vec import CONFIG
+from tasks.train_word2vec import train_word2vec
 inputs = [Artifact.model_validate_json(text) for text in {[entry.model_dump_json() for entry in inputs]!r}]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))

@@ -1,0 +1,146 @@
+"""Trains word vectors: joins the two tables of skip-gram with the training loop, and writes the model folder.
+
+A model folder holds `model.safetensors`, `vocabulary.json`, `config.json`, `metrics.json`, a model card and
+what the ecosystem reads (`word2vec.bin`).
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from models.word2vec import Word2Vec, WordVectors
+from tasks.artifacts import Artifact, Summary, canonical
+from tasks.noise import read_noise
+from tasks.stage import stage
+from tasks.train import TrainConfig, facts_of, plan_job, run_job, write_json
+from tasks.vocabulary import read_vocabulary
+from training.sync import SyncConfig
+
+
+class TrainWord2VecConfig(TrainConfig):
+    """Skip-gram with negative sampling (Mikolov et al., 2013)."""
+
+    dim: int = Field(
+        100, ge=1, le=4096, description="length of a word's vector", json_schema_extra={"position": 50}
+    )
+    negatives: int = Field(
+        5, ge=1, le=100, description="noise words drawn for each target", json_schema_extra={"position": 51}
+    )
+    # not word2vec's 0.025: at one and at five epochs 0.05 gives better vectors (benchmarks/LOG.md)
+    learning_rate: float = Field(
+        0.05, gt=0, le=10, description="learning rate at the start", json_schema_extra={"position": 52}
+    )
+    min_learning_rate: float = Field(
+        0.0001,
+        ge=0,
+        le=10,
+        description="learning rate at the end; it falls linearly with the pairs done",
+        json_schema_extra={"position": 53},
+    )
+    sync_period: int = Field(
+        1,
+        ge=1,
+        description="steps between two exchanges of the frequent words' rows",
+        json_schema_extra={"position": 54},
+    )
+    sync_rare_period: int = Field(
+        16,
+        ge=1,
+        description="steps between two exchanges of all words' rows",
+        json_schema_extra={"position": 55},
+    )
+    frequent_words: int = Field(
+        1000,
+        ge=0,
+        description="how many of the most frequent words are exchanged more often",
+        json_schema_extra={"position": 56},
+    )
+
+    @model_validator(mode="after")
+    def rates_fall_and_periods_fit(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}:"
+                " lower it"
+            )
+        if self.sync_rare_period < self.sync_period:
+            raise ValueError(
+                f"sync_rare_period {self.sync_rare_period} is below sync_period {self.sync_period}:"
+                " rare words are not exchanged more often than frequent ones"
+            )
+        return self
+
+
+@stage(version=1)
+def train_word2vec(
+    pairs: Artifact,
+    noise: Artifact,
+    vocabulary: Artifact,
+    config: TrainWord2VecConfig,
+    out: Path,
+    scratch: Path,
+) -> Summary:
+    """Trains the two tables on the pair shards and writes the model folder."""
+    probability, alias = read_noise(noise)
+    make_model = partial(
+        Word2Vec,
+        probability,
+        alias,
+        dim=config.dim,
+        negatives=config.negatives,
+        learning_rate=config.learning_rate,
+        min_learning_rate=config.min_learning_rate,
+        seed=config.seed,
+        threads=config.threads,
+    )
+    sync = SyncConfig(
+        "delta_sum",
+        period=config.sync_period,
+        frequent_rows=config.frequent_words,
+        rare_period=config.sync_rare_period,
+    )
+    columns = ("target", "context")
+    job = plan_job(config, make_model, pairs, columns, [noise, vocabulary], scratch, sync)
+    metrics, tensors = run_job(job, config, unit="pairs")
+    words, _ = read_vocabulary(vocabulary)
+    vectors = WordVectors(words.to_pylist(), tensors["vectors"][:, : config.dim])
+    vectors.save(out)
+    vectors.save_word2vec(out / "word2vec.bin", binary=True)
+    write_json(out / "config.json", {"model": "word2vec", **canonical(config)})
+    write_json(out / "metrics.json", metrics)
+    (out / "README.md").write_text(card(config, metrics, len(words)), encoding="utf-8")
+    return Summary(
+        rows_in=metrics["examples"],
+        unit_in=f"pairs in {metrics['epochs']} epochs",
+        rows=len(words),
+        unit="word vectors",
+        facts=facts_of(metrics),
+    )
+
+
+def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int) -> str:
+    """The model card: what it is, how it was made, how to load it."""
+    return f"""# Word vectors
+
+{words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples; trained by
+Lexloom on {metrics["examples"]:,} pairs ({metrics["epochs"]} epochs) in {metrics["seconds"]:.1f} seconds,
+mean loss in the last epoch {metrics["loss"]:.4f}.
+
+| file | what is in it |
+|---|---|
+| `model.safetensors` | `vectors`: float32, one row a word |
+| `vocabulary.json` | word -> row |
+| `word2vec.bin` | the same vectors in word2vec's binary format |
+| `config.json`, `metrics.json` | how it was trained, and how it went |
+
+```python
+from models.word2vec import WordVectors
+vectors = WordVectors.load("this folder")
+vectors.neighbours(["peace"], k=10)
+
+from gensim.models import KeyedVectors
+KeyedVectors.load_word2vec_format("this folder/word2vec.bin", binary=True)
+```
+"""
