@@ -16,7 +16,9 @@ import pytest
 from models.word2vec import WordVectors
 from tasks.artifacts import Artifact, InputEntry, Manifest, Store, Summary, list_files, now
 from tasks.evaluate import AnalogyScore, Evaluation, Neighbour, Neighbours, SimilarityScore
-from tasks.report import ReportConfig, duration, flattened, lineage, markdown, report, short, size
+from tasks.page import duration, short, size
+from tasks.report import ReportConfig, markdown, report
+from tasks.sections import flattened, lineage
 
 WORDS = ["the", "<script>alert(1)</script>", "peace", "a|b", "naïve"]
 COUNTS = [1000, 300, 20, 5, 5]
