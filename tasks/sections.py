@@ -1,4 +1,4 @@
-"""What every model's report says: how training went, where its time went, which stages ran, and their options.
+"""What every model's report says: how training went and where its time went, which stages ran and how.
 
 A report is a page (tasks/page.py) of such sections and of the model's own (report.py for word vectors).
 """
@@ -109,10 +109,13 @@ def curve(
 
 def accounts_card(metrics: dict[str, Any]) -> Html:
     """Where the seconds of training went, on worker 0."""
-    spent = {label: metrics.get(f"{account}_seconds") for account, label in ACCOUNT_LABELS.items()}
-    seconds = {label: value for label, value in spent.items() if is_number(value)}
+    seconds: dict[str, float] = {
+        label: metrics[f"{account}_seconds"]
+        for account, label in ACCOUNT_LABELS.items()
+        if f"{account}_seconds" in metrics
+    }
     total = metrics.get("seconds")
-    if not seconds or not is_number(total) or not total:
+    if not seconds or not total:
         return Html()
     seconds["everything else"] = max(0.0, total - sum(seconds.values()))
     rows = [
