@@ -4,9 +4,9 @@
 
 The documents (column `text` of every Parquet file below the folder) are shuffled once. For each seed the
 contenders train one epoch in turn: gensim from sentences, gensim from a corpus file, and Lexloom with one
-worker of several threads and with two workers of one thread (`delta_sum`, on Ray). Seconds are those of
-training alone, on a vocabulary that stands; Lexloom's pairs come from stored shards, and the seconds that it
-took to make them are shown beside. Every model is scored by gensim's own evaluation. Results go to
+worker of several threads and with two and four workers of one thread (`delta_sum`, on Ray). Seconds are
+those of training alone, on a vocabulary that stands; Lexloom's pairs come from stored shards, and the seconds
+that it took to make them are shown beside. Every model is scored by gensim's own evaluation. Results go to
 benchmarks/results/word2vec.json.
 
 All are told the same rate, 0.025 falling to 0.0001. gensim's corpus_file way falls only by 1/threads of that
@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from measure import stage_runner, summary, table, write_results
 
+from models.sgns_cpu import padded
 from tasks.artifacts import Artifact
 from tasks.corpus import CorpusConfig, corpus, locate
 from tasks.noise import NoiseConfig, noise
@@ -41,6 +42,7 @@ WINDOW, NEGATIVES, SUBSAMPLE, MIN_COUNT = 5, 5, 1e-3, 5
 RATE, LAST_RATE = 0.025, 0.0001
 DEFAULT_RATE = TrainWord2VecConfig().learning_rate
 SHUFFLE_SEED = 0
+FLOAT_BYTES = 4
 GENSIM_SENTENCE = 10_000  # words; gensim silently cuts longer ones
 
 
@@ -115,8 +117,12 @@ def run_lexloom(
         )
     vectors = KeyedVectors.load_word2vec_format(str(model.folder / "word2vec.bin"), binary=True)
     assert vectors.vector_size == dim
+    rows, stride = built["vocabulary"].summary.rows, padded(dim)
     return {
         "seconds": model.facts["seconds"],
+        "sync_seconds": model.facts["sync_seconds"],
+        "sync_megabytes_per_step": model.facts["sync_bytes"] / model.facts["steps"] / 1e6,
+        "both_tables_megabytes": 2 * rows * stride * FLOAT_BYTES / 1e6,
         "pairs_per_second": model.facts["examples_per_second"],
         **score(vectors),
     }
@@ -161,7 +167,11 @@ def main() -> None:
                 f"lexloom, {who}, {rates}": partial(
                     run_lexloom, built, stages, dim=arguments.dim, **how, **rate
                 )
-                for who, how in {"one worker": local, "two workers": {"workers": 2}}.items()
+                for who, how in {
+                    "one worker": local,
+                    "two workers": {"workers": 2},
+                    "four workers": {"workers": 4},
+                }.items()
                 for rates, rate in {
                     "same rate": {"learning_rate": RATE, "min_learning_rate": LAST_RATE},
                     "corpus_file's rate": {
