@@ -15,15 +15,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from rich.text import Text
 
+from flows import model_cli, store_cli
 from flows.flags import add_flags, parse
-from tasks.artifacts import Artifact, Manifest, Store
-from tasks.console import NAME_WIDTH, stderr
+from tasks.artifacts import Store
+from tasks.console import stderr
 
 
 class FlowEntry(NamedTuple):
@@ -125,32 +125,8 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
         if argv[:1] == [name]:
             add_flags(command, flow_config(name))
 
-    command = commands.add_parser("neighbours", help="the nearest words", parents=[shared])
-    command.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
-    command.add_argument("words", nargs="+", metavar="WORD")
-    command.add_argument("-k", type=int, default=10, help="how many (default: 10)")
-    command.set_defaults(run=neighbours)
-
-    command = commands.add_parser("analogy", help="A is to B as C is to what?", parents=[shared])
-    command.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
-    for name in ("a", "b", "c"):
-        command.add_argument(name, metavar=name.upper())
-    command.add_argument("-k", type=int, default=5, help="how many (default: 5)")
-    command.set_defaults(run=analogy)
-
-    store = commands.add_parser("store", help="what is in the store, and why")
-    verbs = store.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("ls", help="list the artifacts", parents=[shared])
-    verb.set_defaults(run=store_ls)
-    verb = verbs.add_parser("verify", help="read every file and compare its digest", parents=[shared])
-    verb.set_defaults(run=store_verify)
-    verb = verbs.add_parser("explain", help="why a stage ran again", parents=[shared])
-    verb.add_argument("stage", metavar="STAGE")
-    verb.set_defaults(run=store_explain)
-    verb = verbs.add_parser("gc", help="remove what is no longer needed", parents=[shared])
-    verb.add_argument("--keep", type=int, default=5, help="artifacts kept of each stage (default: 5)")
-    verb.add_argument("--dry-run", action="store_true", help="say what would go, and leave it")
-    verb.set_defaults(run=store_gc)
+    model_cli.add_commands(commands, shared)
+    store_cli.add_commands(commands, shared)
     for command in leaf_parsers(commands):
         command.set_defaults(known=sorted(command._option_string_actions))
     return parser
@@ -182,115 +158,13 @@ def run_flow(arguments: argparse.Namespace) -> int:
         Text(f"lexloom {arguments.flow}", style="bold") + Text(f" · store {Store().root}", style="dim")
     )
     outcome = getattr(import_module(entry.module), entry.function)(config)
-    show_neighbours(outcome.evaluation)
+    stderr.print(import_module(entry.module).highlights(outcome.evaluation, stderr.width))
     stderr.print(
         f"\n{outcome.stages} stages, {outcome.cached} cached, {time.perf_counter() - started:.1f} s\n"
         f"model   {outcome.model}\nreport  {outcome.report}"
     )
     if arguments.json:
         print(outcome.model_dump_json())
-    return 0
-
-
-def show_neighbours(evaluation: Artifact) -> None:
-    from tasks.evaluate import read_evaluation
-
-    found = read_evaluation(evaluation).neighbours
-    width = max((len(entry.word) for entry in found), default=0)
-    stderr.print("\nnearest neighbours, by cosine similarity", style="bold")
-    for entry in found:
-        line = Text(f"{entry.word:<{width}}", style="bold")
-        for neighbour in entry.neighbours:
-            cell = Text.assemble(f"  {neighbour.word} ", (f"{neighbour.similarity:.2f}", "dim"))
-            if line.cell_len + cell.cell_len <= stderr.width:
-                line = Text.assemble(line, cell)
-        stderr.print(line)
-
-
-# models
-
-
-def neighbours(arguments: argparse.Namespace) -> int:
-    from models.word2vec import WordVectors
-
-    vectors = WordVectors.load(arguments.model)
-    for word, near in zip(arguments.words, vectors.neighbours(arguments.words, arguments.k), strict=True):
-        print_ranking(word, near)
-    return 0
-
-
-def analogy(arguments: argparse.Namespace) -> int:
-    from models.word2vec import WordVectors
-
-    a, b, c = arguments.a, arguments.b, arguments.c
-    print_ranking(
-        f"{a} is to {b} as {c} is to", WordVectors.load(arguments.model).analogy(a, b, c, arguments.k)
-    )
-    return 0
-
-
-def print_ranking(title: str, ranking: list[tuple[str, float]]) -> None:
-    print(title)
-    for word, score in ranking:
-        print(f"  {score:6.3f}  {word}")
-
-
-# the store
-
-
-def store_ls(arguments: argparse.Namespace) -> int:
-    store = Store()
-    manifests = list(store.manifests())
-    for manifest in manifests:
-        made = f"{manifest.created.astimezone():%Y-%m-%d %H:%M}"
-        rows = f"{manifest.summary.rows:,} {manifest.summary.unit}"
-        print(
-            f"{manifest.stage:<{NAME_WIDTH}} {manifest.key}  {made}  {store.size(manifest) / 1e6:9,.1f} MB"
-            f" {manifest.seconds:8.1f} s  {rows}"
-        )
-    total = sum(map(store.size, manifests))
-    plural = "" if len(manifests) == 1 else "s"
-    print(f"{len(manifests)} artifact{plural}, {total / 1e6:,.1f} MB in {store.root}")
-    return 0
-
-
-def store_verify(arguments: argparse.Namespace) -> int:
-    store = Store()
-    if not store.root.is_dir():
-        raise FileNotFoundError(f"there is no store at {store.root}: name it with --store or LEXLOOM_STORE")
-    damaged = seen = 0
-    for folder in sorted(store.root.glob("[!.]*/*/")):
-        damage = store.damage(folder.parent.name, folder.name, "full")
-        damaged += damage is not None
-        seen += 1
-        print(f"{folder.parent.name}/{folder.name}  {damage or 'whole'}")
-    print(f"{seen - damaged} whole, {damaged} damaged")
-    if damaged:
-        stderr.print("the next run that needs a damaged artifact builds it again", style="yellow")
-    return 1 if damaged else 0
-
-
-def store_explain(arguments: argparse.Namespace) -> int:
-    found: list[Manifest] = [each for each in Store().manifests() if each.stage == arguments.stage]
-    if not found:
-        stages = sorted({manifest.stage for manifest in Store().manifests()})
-        known = f"it has {', '.join(stages)}" if stages else "it is empty"
-        raise ValueError(f"the store {Store().root} has no artifact of a stage {arguments.stage!r}; {known}")
-    for manifest in found:
-        print(f"{manifest.created.astimezone():%Y-%m-%d %H:%M:%S}  {manifest.stage}/{manifest.key}")
-        for reason in manifest.why:
-            print(f"    {reason}")
-    return 0
-
-
-def store_gc(arguments: argparse.Namespace) -> int:
-    if arguments.keep < 0:
-        raise ValueError(f"--keep is {arguments.keep}: it must be 0 or more")
-    removed = Store().collect_garbage(arguments.keep, arguments.dry_run)
-    for what, size in removed:
-        print(f"{size / 1e6:10,.1f} MB  {what}")
-    verb = "would be freed" if arguments.dry_run else "freed"
-    print(f"{sum(size for _, size in removed) / 1e6:10,.1f} MB  {verb}")
     return 0
 
 

@@ -15,13 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.outcome import Outcome, story
 from tasks.corpus import CorpusConfig, corpus, locate
-from tasks.evaluate import EvaluateConfig, evaluate, locate_sets
+from tasks.evaluate import EvaluateConfig, evaluate, highlights, locate_sets
 from tasks.noise import NoiseConfig, noise
 from tasks.pairs import PairsConfig, pairs
 from tasks.report import ReportConfig, markdown, report
 from tasks.tokens import TokensConfig, tokens
 from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
 from tasks.vocabulary import VocabularyConfig, vocabulary
+
+__all__ = ["Word2VecConfig", "highlights", "word2vec"]
 
 
 class Word2VecConfig(BaseModel):

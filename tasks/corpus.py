@@ -112,6 +112,33 @@ class CorpusConfig(BaseModel):
     )
 
 
+class AsWritten(Normalization):
+    """Next to nothing is done: a language model learns capitals, punctuation, digits and line breaks, too."""
+
+    lower: bool = Field(False, description="lower case", json_schema_extra={"position": 1})
+    strip_punctuation: bool = Field(
+        False,
+        description="strip everything but letters, their marks, digits and spaces",
+        json_schema_extra={"position": 3},
+    )
+    strip_digits: bool = Field(
+        False, description="strip digits of any script", json_schema_extra={"position": 4}
+    )
+    collapse_spaces: bool = Field(
+        False,
+        description="make white space of any length and kind one space; trim the ends",
+        json_schema_extra={"position": 5},
+    )
+
+
+class WrittenCorpusConfig(CorpusConfig):
+    """The corpus of a language model: text as it was written."""
+
+    normalization: AsWritten = Field(
+        AsWritten(), description="what is done to every document", json_schema_extra={"position": 6}
+    )
+
+
 def locate(config: CorpusConfig) -> Source:
     """The source that the config names, fingerprinted; see `tasks.source.find` for what it raises."""
     return source.find(config.source)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from rich.text import Text
 
 from models.word2vec import WordVectors
 from tasks import console
@@ -239,6 +240,21 @@ class Evaluation(BaseModel):
 
 def read_evaluation(artifact: Artifact) -> Evaluation:
     return Evaluation.model_validate_json((artifact.folder / FILE).read_bytes())
+
+
+def highlights(artifact: Artifact, width: int) -> Text:
+    """What to show of an evaluation at the end of a run, in lines of at most `width` characters."""
+    found = read_evaluation(artifact).neighbours
+    longest = max((len(entry.word) for entry in found), default=0)
+    lines = [Text("\nnearest neighbours, by cosine similarity", style="bold")]
+    for entry in found:
+        line = Text(f"{entry.word:<{longest}}", style="bold")
+        for neighbour in entry.neighbours:
+            cell = Text.assemble(f"  {neighbour.word} ", (f"{neighbour.similarity:.2f}", "dim"))
+            if line.cell_len + cell.cell_len <= width:
+                line = Text.assemble(line, cell)
+        lines.append(line)
+    return Text("\n").join(lines)
 
 
 @stage(version=1)
