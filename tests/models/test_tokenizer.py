@@ -1,6 +1,8 @@
 """Tokenizers: ids by hand and by tiktoken itself, and every text comes back as it was."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,6 +225,67 @@ def test_a_damaged_folder_is_refused(damage: dict[str, str], message: str, tmp_p
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not the folder of a tokenizer"):
         Tokenizer.load(tmp_path)
+
+
+# what other tools read
+
+
+EXPORTED = ["gpt2", "compact gpt2", "cl100k's pattern", "o200k's pattern", "bytes", "characters"]
+
+
+def with_end_of_text_at(place: int, tokenizer: Tokenizer) -> Tokenizer:
+    assert tokenizer.base_ids is not None
+    ids = [base_id for base_id in tokenizer.base_ids.tolist() if base_id != tokenizer.encoding.end_of_text]
+    ids.insert(place, tokenizer.encoding.end_of_text)
+    return Tokenizer(tokenizer.encoding, np.array(ids, np.int32))
+
+
+@cache
+def exported() -> dict[str, Tokenizer]:
+    whole = BytePair("gpt2", read_ranks(GPT2.read_bytes(), "vocab.bpe"), PATTERN, 50256)
+    cl100k = BytePair("cl100k_base", TINY, PUBLISHED["cl100k_base"].pattern, END + 3)  # ids nobody has
+    return {
+        "gpt2": Tokenizer(whole),
+        "compact gpt2": with_end_of_text_at(3, compact(whole, TEXT)),
+        "cl100k's pattern": Tokenizer(cl100k),
+        "o200k's pattern": Tokenizer(BytePair("o200k_base", TINY, PUBLISHED["o200k_base"].pattern, END)),
+        "bytes": with_end_of_text_at(3, compact(Bytes(), TEXT)),
+        "characters": with_end_of_text_at(3, Tokenizer.of_characters(TEXT)),
+    }
+
+
+@pytest.fixture(scope="module", params=EXPORTED)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
+    """A tokenizer, and what transformers reads of its export."""
+    from transformers import AutoTokenizer
+
+    ours = exported()[request.param]
+    folder = tmp_path_factory.mktemp("exported")
+    ours.export_hugging_face(folder)
+    return ours, AutoTokenizer.from_pretrained(folder)
+
+
+def test_transformers_reads_the_same_ids(both: tuple[Tokenizer, Any]) -> None:
+    ours, theirs = both
+    for text in (TEXT, TEXT * 2, "", "the", "  the   ", "  \n\n"):
+        assert theirs.encode(text) == ours.encode(text)
+        assert theirs.decode(ours.encode(text)) == text
+    assert (theirs.eos_token_id, len(theirs)) == (ours.end_of_text, len(set(ours.spelled())))
+    ids = [*ours.encode("the"), ours.end_of_text]
+    assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids) == "the"
+
+
+@settings(deadline=None)
+@given(text=st.text() | st.text(alphabet="'sSlRE ſé猫²٣1234 \t\r\n\x85\u00a0.,;<|>endoftext"))
+def test_transformers_encodes_any_text_the_same(both: tuple[Tokenizer, Any], text: str) -> None:
+    ours, theirs = both
+    try:
+        expected = ours.encode(text)
+    except ValueError:  # an unknown character
+        with pytest.raises(Exception, match="Missing"):
+            theirs.encode(text)
+    else:
+        assert theirs.encode(text) == expected
 
 
 # errors
