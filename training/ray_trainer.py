@@ -97,7 +97,7 @@ def train_on_ray(
                     return
                 except (WorkerGroupError, ControllerError) as failure:
                     if (error := own_error(failure)) is not None:
-                        raise error from failure
+                        raise error from None  # its notes have the worker's traceback
                     stuck = before == set(job.checkpoints.glob("step-*"))
                     in_vain = in_vain + 1 if stuck else 1
                     if in_vain == ATTEMPTS:
