@@ -234,6 +234,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
                 address=config.ray_address or None,
                 verbose=bool(os.environ.get("LEXLOOM_VERBOSE")),
                 on_progress=on_progress,
+                on_note=partial(console.note, "training"),
             )
     last, best = results(Checkpoints(job.checkpoints, job.fingerprint))
     return metrics_of(Run(**last.state), config.workers), best.tensors
