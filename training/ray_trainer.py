@@ -51,7 +51,6 @@ from training.job import Job, Progress
 from training.loop import train
 from training.placement import described, require, reserved, room
 from training.relay import relayed, write_progress
-from training.signals import signals_kept
 
 PROGRESS = "progress.json"
 GROUP_TIMEOUT_SECONDS = 120
@@ -214,7 +213,12 @@ def join_group(rank: int, world_size: int, backend: str) -> None:
 def ray_runtime(
     workers: int, address: str | None, verbose: bool, on_note: Callable[[str], None] = logger.info
 ) -> Iterator[None]:
-    """A connection to `address`, or a runtime on this machine; an existing one is used as it is."""
+    """A connection to `address`, or a runtime on this machine; an existing one is used as it is.
+
+    It begins and ends in a thread of its own. There Ray leaves the signals' handlers alone, so a cancel stays
+    a cancel; and an exception that a handler raises can't break its start or its end, which would leave
+    processes behind.
+    """
     if ray.is_initialized():
         yield
         return
@@ -222,25 +226,38 @@ def ray_runtime(
     for name in ("ray", "ray.train", "ray.tune", "ray.data"):
         logging.getLogger(name).setLevel(level)
     ray._private.worker._worker_logs_enabled = verbose  # what a raylet says of a death; it is raised as well
-    with signals_kept():
-        if address is not None:
-            ray.init(address=address, log_to_driver=verbose, logging_level=level)
+    here = {
+        "num_cpus": max(workers, os.cpu_count() or 1),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+    options = here if address is None else {"address": address}
+    begun: Future[None] = Future()
+    over = threading.Event()
+
+    def live() -> None:
+        try:
+            ray.init(**options, log_to_driver=verbose, logging_level=level)
+            # the controller asks for it, and would wait while it is started
+            default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
+        except BaseException as error:
+            begun.set_exception(error)
         else:
-            ray.init(
-                num_cpus=max(workers, os.cpu_count() or 1),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=verbose,
-                logging_level=level,
-            )
+            begun.set_result(None)
+            over.wait()  # what Ray starts on this machine dies with the thread that started it
+        finally:
+            ray.shutdown()
+
+    thread = threading.Thread(target=live, name="ray")
+    thread.start()
     try:
+        begun.result()
         nodes = sum(node["Alive"] for node in ray.nodes())
         on_note(described(ray.cluster_resources(), address, nodes))
-        # the controller asks for it, and would wait while it is started
-        default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
         yield
     finally:
-        ray.shutdown()
+        over.set()
+        thread.join()
 
 
 # failures
