@@ -8,11 +8,13 @@ run that nobody disturbed.
 """
 
 import fcntl
+import json
 import os
 import pty
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +26,8 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -33,25 +36,27 @@ import numpy as np
 from measure import summary
 from processes import processes_of, wait_for
 
-LINES, WORDS_PER_LINE, WORDS = 5_000, 40, 3_000
+LINES, WORDS_PER_LINE = 5_000, 40
 SETTINGS: dict[str, dict[str, Any]] = {
-    "train": {"epochs": 10, "workers": 2, "batch_size": 4096, "dim": 64, "checkpoint_every": 20},
+    "train": {"epochs": 6, "workers": 2, "batch_size": 4096, "dim": 64, "checkpoint_every": 20},
 }
 START_SECONDS, RUN_SECONDS, CANCEL_SECONDS = 180, 400, 30
 PHASES = ("training", "starting Ray", "training", "stages", "training")  # of the cancels, in turns
-FLOW_STAGES = ("corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report")
+EARLY_STAGES = ("corpus", "vocabulary", "tokens", "pairs", "noise")
+FLOW_STAGES = (*EARLY_STAGES, "train_word2vec", "evaluate", "report")
 INTERRUPTED = 130
 STYLING = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # what makes a terminal bold, coloured or move
 
 
 @dataclass
 class Ground:
-    """Folders that runs of one kind share, and how long an undisturbed run stays in each phase."""
+    """Folders that runs of one kind share, and what the undisturbed run was."""
 
     work: Path
     corpus: Path
-    phases: dict[str, float] = field(default_factory=dict)
     model: bytes = b""
+    steps: int = 0
+    ray_seconds: float = 0.0  # from the beginning of the training stage to the first checkpoint
 
     def __post_init__(self) -> None:
         for folder in (self.store, self.ray, self.home):
@@ -99,39 +104,53 @@ class Ground:
         (path,) = self.store.glob("train_word2vec/*/model.safetensors")
         return path.read_bytes()
 
+    def watch(self) -> threading.Thread:
+        """Notes, meanwhile, how long Ray takes to start."""
+
+        def follow() -> None:
+            wait_for(self.training, RUN_SECONDS, "training begins")
+            self.ray_seconds = wait_for(self.checkpoint, RUN_SECONDS, "the first checkpoint")
+
+        watching = threading.Thread(target=follow, daemon=True)
+        watching.start()
+        return watching
+
+    def remember(self, watching: threading.Thread) -> None:
+        """Takes the undisturbed run's result, and makes room for the next."""
+        watching.join()
+        (folder,) = self.store.glob("train_word2vec/*")
+        self.model = self.weights()
+        self.steps = json.loads((folder / "metrics.json").read_text())["steps"]
+        print(f"undisturbed: {self.steps} steps, {self.ray_seconds:.1f} s to start Ray", flush=True)
+        self.clear()
+
     def clear(self) -> None:
         for folder in (self.store, self.ray):
             shutil.rmtree(folder)
             folder.mkdir()
 
 
-class Undisturbed(threading.Thread):
-    """Watches a run that nobody disturbs, and notes how long it stays in each phase."""
+def await_moment(ground: Ground, phase: str, chance: random.Random, is_over: Callable[[], bool]) -> str:
+    """Waits for a random moment in a phase of a run that has begun; returns where the run then is.
 
-    def __init__(self, ground: Ground) -> None:
-        super().__init__(daemon=True)
-        self.ground = ground
-
-    def run(self) -> None:
-        ground = self.ground
-        ends: dict[str, Callable[[], object]] = {
-            "stages": ground.training,
-            "starting Ray": lambda: ground.checkpoint() is not None,
-            "training": lambda: "train_word2vec" in ground.finished(),
-        }
-        for phase, ended in ends.items():
-            ground.phases[phase] = wait_for(ended, RUN_SECONDS, phase)
-
-
-def await_moment(ground: Ground, phase: str, share: float, is_over: Callable[[], bool]) -> None:
-    """Waits for a phase of a run that has begun, and then for a share of that phase's usual length."""
-    begins: dict[str, Callable[[], object]] = {
-        "stages": lambda: True,
-        "starting Ray": ground.training,
-        "training": lambda: ground.checkpoint() is not None,
-    }
-    wait_for(lambda: begins[phase]() or is_over(), RUN_SECONDS, f"the phase {phase}")
-    time.sleep(share * ground.phases[phase])
+    A moment is a count of stages, of seconds or of steps, so that it lies within the phase however busy the
+    machine is.
+    """
+    wanted = chance.random()
+    if phase == "stages":
+        stages = int(wanted * len(EARLY_STAGES))
+        wait_for(lambda: len(ground.finished()) >= stages or is_over(), RUN_SECONDS, "the stages")
+    elif phase == "starting Ray":
+        wait_for(lambda: ground.training() or is_over(), RUN_SECONDS, "training begins")
+        deadline = time.monotonic() + wanted * ground.ray_seconds
+        wait_for(
+            lambda: time.monotonic() > deadline or ground.checkpoint() or is_over(), RUN_SECONDS, "a moment"
+        )
+    else:
+        step = wanted * ground.steps
+        wait_for(lambda: (ground.checkpoint() or 0) >= step or is_over(), RUN_SECONDS, f"step {step}")
+    time.sleep(chance.uniform(0, 0.5))
+    return f"{phase}, step {ground.checkpoint() or 0}, {len(ground.finished())} stages finished"
 
 
 def check_resumed(ground: Ground, told: str, finished: set[str], step: int | None) -> None:
@@ -203,28 +222,20 @@ def by_api(work: Path, corpus: Path, count: int) -> dict[str, Any]:
             assert state(run) == "COMPLETED", told
             return told
 
-        watch = Undisturbed(ground)
-        watch.start()
+        watching = ground.watch()
         finish(deployments[0])
-        watch.join()
-        ground.model = ground.weights()
-        ground.clear()
-        print(f"undisturbed: {ground.phases}", flush=True)
-
+        ground.remember(watching)
         seconds: dict[str, list[float]] = {"until Cancelled": [], "until no process": []}
         counted: Counter[str] = Counter()
-        attempt = 0
         while counted.total() < count:
             number = counted.total()
             deployment, phase = deployments[number % len(deployments)], PHASES[number % len(PHASES)]
             run = start(deployment)
-            await_moment(ground, phase, chance.random(), lambda run=run: is_over(run))
-            attempt += 1
+            at = await_moment(ground, phase, chance, lambda run=run: is_over(run))
             if is_over(run):
                 print(f"api        it ended before its moment ({phase}): not counted", flush=True)
                 ground.clear()
                 continue
-            at = f"{phase}, step {ground.checkpoint() or 0}, {len(ground.finished())} stages finished"
             begun = time.monotonic()
             client.set_flow_run_state(run, Cancelling())
             times = follow_cancel(
@@ -354,7 +365,7 @@ class Terminal:
             stdout=screen,
             stderr=screen,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches its group
+            preexec_fn=take_terminal,
         )
         os.close(screen)
         threading.Thread(target=self._read, daemon=True).start()
@@ -386,31 +397,31 @@ class Terminal:
         return self.said
 
 
+def take_terminal() -> None:
+    """Makes Ctrl-C reach this process and its group, even if the soak runs where Ctrl-C is ignored."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def by_ctrl_c(work: Path, corpus: Path, count: int) -> dict[str, Any]:
     """Stops `count` commands by Ctrl-C, every third by an impatient one, and lets each run again."""
     ground, chance = Ground(work, corpus), random.Random("terminal")
-    watch = Undisturbed(ground)
+    watching = ground.watch()
     first = Terminal(ground)
-    watch.start()
-    first.end()
-    assert first.process.returncode == 0, first.said
-    watch.join()
-    ground.model = ground.weights()
-    ground.clear()
-    print(f"undisturbed: {ground.phases}", flush=True)
-
+    said = first.end()
+    assert first.process.returncode == 0, said
+    ground.remember(watching)
     seconds: dict[str, list[float]] = {"until its exit": [], "until no process": []}
     counted: Counter[str] = Counter()
     while counted.total() < count:
         number = counted.total()
         phase, impatient = PHASES[number % len(PHASES)], number % 3 == 2
         terminal = Terminal(ground)
-        await_moment(ground, phase, chance.random(), terminal.is_over)
+        at = await_moment(ground, phase, chance, terminal.is_over)
         if terminal.is_over():
             print(f"ctrl-c     it ended before its moment ({phase}): not counted", flush=True)
             ground.clear()
             continue
-        at = f"{phase}, step {ground.checkpoint() or 0}, {len(ground.finished())} stages finished"
         begun = time.monotonic()
         terminal.press_ctrl_c()
         if impatient:
@@ -452,8 +463,8 @@ def by_ctrl_c(work: Path, corpus: Path, count: int) -> dict[str, Any]:
 def write_corpus(folder: Path) -> None:
     """Two files of nonsense in which frequent words are frequent."""
     generator = np.random.default_rng(5)
-    names = np.array([f"word{number}" for number in range(WORDS)])
-    words = names[generator.zipf(1.3, (LINES, WORDS_PER_LINE)) % WORDS]
+    names = np.array(["".join(letters) for letters in product("aeiou", "bcdfghjk", "aeiou", "lmnprstvz")])
+    words = names[generator.zipf(1.1, (LINES, WORDS_PER_LINE)) % names.size]
     folder.mkdir()
     lines = [" ".join(line) + "\n" for line in words]
     (folder / "first.txt").write_text("".join(lines[::2]))
