@@ -1,10 +1,11 @@
-"""Flow runs that are cancelled by Prefect's API, as its page does it, and by Ctrl-C in a terminal.
+"""Flow runs that are stopped by Prefect's API, as its page does it, and by Ctrl-C in a terminal.
 
 Every run is a whole `word2vec` flow on two Ray workers: served by `flow.serve`, or by a process worker, or
-started as a command. It is stopped at a seeded random moment: in the stages before training, while Ray
-starts, or (mostly) in training. Then no process of it may be left, and the next run must take up what was
-finished: stages from the store, training from the newest checkpoint on disk; and end with the weights of the
-run that nobody disturbed.
+started as a command. Runs come in chains: the first is stopped in the stages before training, the next goes
+on from there and is stopped while Ray starts, three more in training, each at a seeded random moment; the
+last is left to its end. After each stop no process of the run may be left. Each run must take up what the one
+before had finished: stages from the store, training from the newest checkpoint on disk. The end of a chain
+must have the weights of the run that nobody disturbed, bit for bit.
 """
 
 import fcntl
@@ -25,11 +26,11 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import numpy as np
@@ -41,10 +42,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "train": {"epochs": 6, "workers": 2, "batch_size": 4096, "dim": 64, "checkpoint_every": 20},
 }
 START_SECONDS, RUN_SECONDS, CANCEL_SECONDS = 180, 400, 30
-PHASES = ("training", "starting Ray", "training", "stages", "training")  # of the cancels, in turns
+CHAIN = ("stages", "starting Ray", "training", "training", "training")
 EARLY_STAGES = ("corpus", "vocabulary", "tokens", "pairs", "noise")
 FLOW_STAGES = (*EARLY_STAGES, "train_word2vec", "evaluate", "report")
 INTERRUPTED = 130
+CTRL_C = b"\x03"
 STYLING = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # what makes a terminal bold, coloured or move
 
 
@@ -120,7 +122,7 @@ class Ground:
         watching.join()
         (folder,) = self.store.glob("train_word2vec/*")
         self.model = self.weights()
-        self.steps = json.loads((folder / "metrics.json").read_text())["steps"]
+        self.steps = json.loads((folder / "metrics.json").read_text())["history"][-1]["step"]
         print(f"undisturbed: {self.steps} steps, {self.ray_seconds:.1f} s to start Ray", flush=True)
         self.clear()
 
@@ -130,40 +132,112 @@ class Ground:
             folder.mkdir()
 
 
-def await_moment(ground: Ground, phase: str, chance: random.Random, is_over: Callable[[], bool]) -> str:
+class FlowRun(Protocol):
+    """A run of the flow that can be watched, stopped and read, however it was started."""
+
+    kind: str
+
+    def is_over(self) -> bool: ...
+
+    def stop(self, chance: random.Random) -> dict[str, float]:
+        """Stops it; returns how many seconds each part of that took. Empty if it ended by itself before."""
+
+    def finish(self) -> None:
+        """Waits for its good end."""
+
+    def said(self) -> str:
+        """What it has printed, once it is over."""
+
+
+def stop_runs(
+    ground: Ground, start: Callable[[int], FlowRun], count: int, chance: random.Random
+) -> dict[str, Any]:
+    """Stops `count` runs, which `start` starts by their number, in chains."""
+    watching = ground.watch()
+    start(0).finish()
+    ground.remember(watching)
+    seconds: dict[str, list[float]] = {}
+    counted: Counter[str] = Counter()
+    chains = 0
+    while counted.total() < count:
+        finished: set[str] = set()
+        step: int | None = None
+        shares = iter(sorted(chance.random() for _ in CHAIN))
+        for phase in CHAIN[: count - counted.total()]:
+            number = counted.total()
+            run = start(number)
+            at = await_moment(ground, phase, next(shares), chance, step, run.is_over)
+            times = {} if run.is_over() else run.stop(chance)
+            if not times:
+                print(f"{run.kind}: it ended before its moment ({phase}); not counted", flush=True)
+                run.finish()
+                break
+            for name, value in times.items():
+                seconds.setdefault(name, []).append(value)
+            check_resumed(run.said(), finished, step, trained=phase != "stages", whole=False)
+            finished, step = ground.finished(), ground.checkpoint()
+            counted[f"{run.kind}, {phase}"] += 1
+            took = ", ".join(f"{value:.1f} s {name}" for name, value in times.items())
+            print(f"stop {number + 1:2} ({run.kind}; {at}): {took}", flush=True)
+        else:
+            run = start(counted.total())
+            run.finish()
+        check_resumed(run.said(), finished, step, trained=True, whole=True)
+        assert ground.weights() == ground.model, "the weights differ"
+        chains += 1
+        print(f"chain {chains}: its last run went on from step {step}; equal weights", flush=True)
+        ground.clear()
+    return {
+        "stops": counted.total(),
+        "by": dict(sorted(counted.items())),
+        "chains_bit_identical": chains,
+        **{f"seconds_{name.replace(' ', '_')}": summary(values) for name, values in seconds.items()},
+    }
+
+
+def await_moment(
+    ground: Ground,
+    phase: str,
+    share: float,
+    chance: random.Random,
+    step: int | None,
+    is_over: Callable[[], bool],
+) -> str:
     """Waits for a random moment in a phase of a run that has begun; returns where the run then is.
 
-    A moment is a count of stages, of seconds or of steps, so that it lies within the phase however busy the
-    machine is.
+    A moment is a count of stages, of seconds or of steps (beyond `step`, where the run began): it lies
+    within the phase however busy the machine is.
     """
-    wanted = chance.random()
     if phase == "stages":
-        stages = int(wanted * len(EARLY_STAGES))
+        stages = int(share * len(EARLY_STAGES))
         wait_for(lambda: len(ground.finished()) >= stages or is_over(), RUN_SECONDS, "the stages")
     elif phase == "starting Ray":
         wait_for(lambda: ground.training() or is_over(), RUN_SECONDS, "training begins")
-        deadline = time.monotonic() + wanted * ground.ray_seconds
+        deadline = time.monotonic() + chance.random() * ground.ray_seconds
         wait_for(
-            lambda: time.monotonic() > deadline or ground.checkpoint() or is_over(), RUN_SECONDS, "a moment"
+            lambda: time.monotonic() > deadline or ground.checkpoint() != step or is_over(),
+            RUN_SECONDS,
+            "a moment",
         )
     else:
-        step = wanted * ground.steps
-        wait_for(lambda: (ground.checkpoint() or 0) >= step or is_over(), RUN_SECONDS, f"step {step}")
+        goal = max(share * ground.steps, (step or 0) + 1)
+        wait_for(lambda: (ground.checkpoint() or 0) >= goal or is_over(), RUN_SECONDS, f"step {goal}")
     time.sleep(chance.uniform(0, 0.5))
-    return f"{phase}, step {ground.checkpoint() or 0}, {len(ground.finished())} stages finished"
+    return f"{phase}, {len(ground.finished())} stages finished, step {ground.checkpoint() or 0}"
 
 
-def check_resumed(ground: Ground, told: str, finished: set[str], step: int | None) -> None:
-    """The next run took up the finished stages and the newest checkpoint, and made the same weights."""
+def check_resumed(said: str, finished: set[str], step: int | None, *, trained: bool, whole: bool) -> None:
+    """A run took up what was there: the finished stages, and the newest checkpoint if it has `trained`.
+
+    A run that was stopped need not have come to every stage; a `whole` one must.
+    """
+    lines = {line.split()[0]: line for line in said.splitlines() if line.split()[:1]}
     for stage in FLOW_STAGES:
-        line = next((line for line in told.splitlines() if line.split()[:1] == [stage]), "")
-        assert ("cached" in line) == (stage in finished), f"{stage} was finished: {stage in finished}: {line}"
-    goes_on = "goes on from its checkpoint of step"
-    if step is None:
-        assert goes_on not in told, "there was no checkpoint to go on from"
-    else:
-        assert f"{goes_on} {step:,}\n" in told.replace("\r", ""), f"it did not go on from step {step}"
-    assert ground.weights() == ground.model, "the weights differ"
+        if whole or stage in lines:
+            assert ("cached" in lines[stage]) == (stage in finished), f"{stage}: {said}"
+    goes_on = f"goes on from its checkpoint of step {step or 0:,}"
+    told = any(line.rstrip().endswith(goes_on) for line in said.splitlines())
+    assert told == (step is not None and trained), f"step {step}: {said}"
 
 
 def kill_tree(process: subprocess.Popen[Any]) -> None:
@@ -182,91 +256,68 @@ def kill_tree(process: subprocess.Popen[Any]) -> None:
 class Deployment:
     """One way to run the flow, and the log of what its runs print."""
 
-    name: str
+    kind: str
     id: UUID
     log: Path
 
 
-def by_api(work: Path, corpus: Path, count: int) -> dict[str, Any]:
-    """Cancels `count` runs by setting their state through Prefect's client, and lets each run again."""
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.states import Cancelling
+class ServedRun:
+    """A run of a deployment; it is stopped by setting its state, as Prefect's page does."""
 
-    ground, chance = Ground(work, corpus), random.Random("api")
+    def __init__(self, ground: Ground, client: Any, deployment: Deployment) -> None:
+        self.ground, self.client, self.deployment = ground, client, deployment
+        self.kind = deployment.kind
+        self._log_before = deployment.log.stat().st_size
+        parameters = {"config": ground.settings}
+        self.id = client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+        wait_for(lambda: self.state() not in ("SCHEDULED", "PENDING"), START_SECONDS, "the run begins")
+
+    def state(self) -> str:
+        found = self.client.read_flow_run(self.id).state
+        return found.type.value if found else ""
+
+    def is_over(self) -> bool:
+        return self.state() in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+    def is_gone(self) -> bool:
+        return not processes_of(self.ground.ray)
+
+    def stop(self, chance: random.Random) -> dict[str, float]:
+        from prefect.states import Cancelling
+
+        begun = time.monotonic()
+        self.client.set_flow_run_state(self.id, Cancelling())
+        times = follow_end({"until Cancelled": self.is_over, "until no process": self.is_gone}, begun)
+        if self.state() == "COMPLETED":
+            return {}
+        assert self.state() == "CANCELLED", self.state()
+        return times
+
+    def finish(self) -> None:
+        wait_for(lambda: self.is_over() and self.is_gone(), RUN_SECONDS, "the run ends")
+        assert self.state() == "COMPLETED", self.said()
+
+    def said(self) -> str:
+        time.sleep(1)  # for the rest to pass from the run through its runner into the log
+        with self.deployment.log.open() as file:
+            file.seek(self._log_before)
+            return file.read()
+
+
+def by_api(work: Path, corpus: Path, count: int) -> dict[str, Any]:
+    """Stops `count` runs by Prefect's API, half of them served and half on a process worker."""
+    from prefect.client.orchestration import SyncPrefectClient
+
+    ground = Ground(work, corpus)
     with prefect_services(ground) as (url, deployments), SyncPrefectClient(api=url) as client:
 
-        def start(deployment: Deployment) -> UUID:
-            run = client.create_flow_run_from_deployment(
-                deployment.id, parameters={"config": ground.settings}
-            )
-            wait_for(lambda: state(run.id) != "SCHEDULED", START_SECONDS, "the run is taken up")
-            wait_for(lambda: state(run.id) not in ("SCHEDULED", "PENDING"), START_SECONDS, "the run begins")
-            return run.id
+        def start(number: int) -> ServedRun:
+            return ServedRun(ground, client, deployments[number % len(deployments)])
 
-        def state(run: UUID) -> str:
-            found = client.read_flow_run(run).state
-            return found.type.value if found else ""
-
-        def is_over(run: UUID) -> bool:
-            return state(run) in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-
-        def finish(deployment: Deployment) -> str:
-            """Lets a run go to its end; returns what it printed."""
-            before = deployment.log.stat().st_size
-            run = start(deployment)
-            wait_for(lambda: is_over(run), RUN_SECONDS, "the run ends")
-            wait_for(lambda: not processes_of(ground.ray), CANCEL_SECONDS, "Ray's processes end")
-            with deployment.log.open() as file:
-                file.seek(before)
-                told = file.read()
-            assert state(run) == "COMPLETED", told
-            return told
-
-        watching = ground.watch()
-        finish(deployments[0])
-        ground.remember(watching)
-        seconds: dict[str, list[float]] = {"until Cancelled": [], "until no process": []}
-        counted: Counter[str] = Counter()
-        while counted.total() < count:
-            number = counted.total()
-            deployment, phase = deployments[number % len(deployments)], PHASES[number % len(PHASES)]
-            run = start(deployment)
-            at = await_moment(ground, phase, chance, lambda run=run: is_over(run))
-            if is_over(run):
-                print(f"api        it ended before its moment ({phase}): not counted", flush=True)
-                ground.clear()
-                continue
-            begun = time.monotonic()
-            client.set_flow_run_state(run, Cancelling())
-            times = follow_cancel(
-                {
-                    "until Cancelled": lambda run=run: is_over(run),
-                    "until no process": lambda: not processes_of(ground.ray),
-                },
-                begun,
-            )
-            if state(run) == "COMPLETED":
-                print("api        it ended before the cancel came: not counted", flush=True)
-                ground.clear()
-                continue
-            assert state(run) == "CANCELLED", state(run)
-            for name, value in times.items():
-                seconds[name].append(value)
-            finished, step = ground.finished(), ground.checkpoint()
-            check_resumed(ground, finish(deployment), finished, step)
-            counted[f"{deployment.name}, {phase}"] += 1
-            told = ", ".join(f"{value:.1f} s {name}" for name, value in times.items())
-            print(f"api        cancel {number + 1:2} ({deployment.name}; {at}): {told}; equal", flush=True)
-            ground.clear()
-    return {
-        "cancels": count,
-        "cancelled_and_resumed_bit_identical": counted.total(),
-        "by": dict(counted),
-        **{f"seconds_{name.replace(' ', '_').lower()}": summary(values) for name, values in seconds.items()},
-    }
+        return stop_runs(ground, start, count, random.Random("api"))
 
 
-def follow_cancel(ends: dict[str, Callable[[], bool]], begun: float) -> dict[str, float]:
+def follow_end(ends: dict[str, Callable[[], bool]], begun: float) -> dict[str, float]:
     """Seconds from `begun` until each condition holds; TimeoutError where that takes too long."""
     times: dict[str, float] = {}
     while len(times) < len(ends):
@@ -346,10 +397,12 @@ def free_port() -> int:
 # by Ctrl-C
 
 
-class Terminal:
+class Command:
     """The command in a terminal of its own, as a person has started it."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, ground: Ground, impatient: bool) -> None:
+        self.ground, self.impatient = ground, impatient
+        self.kind = "Ctrl-C twice" if impatient else "Ctrl-C"
         flags = [
             text
             for section in ground.settings.values()
@@ -368,33 +421,47 @@ class Terminal:
             preexec_fn=take_terminal,
         )
         os.close(screen)
-        threading.Thread(target=self._read, daemon=True).start()
-        wait_for(lambda: "lexloom word2vec" in self.said, START_SECONDS, "the command begins")
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        wait_for(lambda: "lexloom word2vec" in self.said(), START_SECONDS, "the command begins")
 
     def _read(self) -> None:
         while True:
             try:
                 data = os.read(self._keyboard, 65536)
             except OSError:  # nobody holds the screen any more
+                os.close(self._keyboard)
                 return
             self._said.append(data)
 
-    @property
     def said(self) -> str:
+        if self.is_over():
+            self._reader.join(1)
         return STYLING.sub("", b"".join(self._said).decode(errors="replace"))
-
-    def press_ctrl_c(self) -> None:
-        os.write(self._keyboard, b"\x03")
 
     def is_over(self) -> bool:
         return self.process.poll() is not None
 
-    def end(self) -> str:
-        """Waits for the command's end; returns all that it said."""
-        self.process.wait(RUN_SECONDS)
-        time.sleep(0.2)
-        os.close(self._keyboard)
-        return self.said
+    def is_gone(self) -> bool:
+        return self.is_over() and not processes_of(self.ground.work)
+
+    def stop(self, chance: random.Random) -> dict[str, float]:
+        begun = time.monotonic()
+        os.write(self._keyboard, CTRL_C)
+        if self.impatient:
+            time.sleep(chance.uniform(0.1, 2))
+            with suppress(OSError):  # it may have ended meanwhile
+                os.write(self._keyboard, CTRL_C)
+        times = follow_end({"until its exit": self.is_over, "until no process": self.is_gone}, begun)
+        if self.process.returncode == 0:
+            return {}
+        assert self.process.returncode == INTERRUPTED, f"exit {self.process.returncode}: {self.said()}"
+        assert "Traceback" not in self.said(), self.said()
+        return times
+
+    def finish(self) -> None:
+        wait_for(self.is_gone, RUN_SECONDS, "the command ends")
+        assert self.process.returncode == 0, self.said()
 
 
 def take_terminal() -> None:
@@ -404,60 +471,11 @@ def take_terminal() -> None:
 
 
 def by_ctrl_c(work: Path, corpus: Path, count: int) -> dict[str, Any]:
-    """Stops `count` commands by Ctrl-C, every third by an impatient one, and lets each run again."""
-    ground, chance = Ground(work, corpus), random.Random("terminal")
-    watching = ground.watch()
-    first = Terminal(ground)
-    said = first.end()
-    assert first.process.returncode == 0, said
-    ground.remember(watching)
-    seconds: dict[str, list[float]] = {"until its exit": [], "until no process": []}
-    counted: Counter[str] = Counter()
-    while counted.total() < count:
-        number = counted.total()
-        phase, impatient = PHASES[number % len(PHASES)], number % 3 == 2
-        terminal = Terminal(ground)
-        at = await_moment(ground, phase, chance, terminal.is_over)
-        if terminal.is_over():
-            print(f"ctrl-c     it ended before its moment ({phase}): not counted", flush=True)
-            ground.clear()
-            continue
-        begun = time.monotonic()
-        terminal.press_ctrl_c()
-        if impatient:
-            time.sleep(chance.uniform(0.1, 2))
-            with_second = not terminal.is_over()
-            terminal.press_ctrl_c()
-            at += ", pressed twice" if with_second else ", pressed again in vain"
-        times = follow_cancel(
-            {"until its exit": terminal.is_over, "until no process": lambda: not processes_of(ground.work)},
-            begun,
-        )
-        told = terminal.end()
-        code = terminal.process.returncode
-        if code == 0:
-            print("ctrl-c     it ended before the key was pressed: not counted", flush=True)
-            ground.clear()
-            continue
-        assert code == INTERRUPTED, f"exit {code}: {told}"
-        assert "Traceback" not in told, told
-        for name, value in times.items():
-            seconds[name].append(value)
-        finished, step = ground.finished(), ground.checkpoint()
-        again = Terminal(ground)
-        said = again.end()
-        assert again.process.returncode == 0, said
-        check_resumed(ground, said, finished, step)
-        counted[phase + (", pressed twice" if impatient else "")] += 1
-        took = ", ".join(f"{value:.1f} s {name}" for name, value in times.items())
-        print(f"ctrl-c     stop {number + 1:2} ({at}): {took}; equal", flush=True)
-        ground.clear()
-    return {
-        "stops": count,
-        "exit_130_and_resumed_bit_identical": counted.total(),
-        "by": dict(counted),
-        **{f"seconds_{name.replace(' ', '_')}": summary(values) for name, values in seconds.items()},
-    }
+    """Stops `count` commands by Ctrl-C, every third of them by an impatient person."""
+    ground = Ground(work, corpus)
+    return stop_runs(
+        ground, lambda number: Command(ground, number % 3 == 2), count, random.Random("terminal")
+    )
 
 
 def write_corpus(folder: Path) -> None:
