@@ -10,11 +10,12 @@ So as few are started as can be, and torch is imported by the workers alone.
 import logging
 import os
 import re
+import signal
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -56,6 +57,7 @@ PROGRESS = "progress.json"
 GROUP_TIMEOUT_SECONDS = 120
 ATTEMPTS = 4  # without a new checkpoint in between
 WAITS_FOR_ROOM = 3
+SIGNALS_SECONDS = 0.05  # between two looks at whose handlers of signals stand
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # the least that Ray accepts: data reaches workers by files
 
 logger = logging.getLogger("lexloom.ray")
@@ -215,9 +217,8 @@ def ray_runtime(
 ) -> Iterator[None]:
     """A connection to `address`, or a runtime on this machine; an existing one is used as it is.
 
-    It begins and ends in a thread of its own. There Ray leaves the signals' handlers alone, so a cancel stays
-    a cancel; and an exception that a handler raises can't break its start or its end, which would leave
-    processes behind.
+    It begins and ends in a thread of its own, so that an exception that a signal raises here (Ctrl-C, a
+    cancel) can't break its start or its end, which would leave processes behind.
     """
     if ray.is_initialized():
         yield
@@ -233,7 +234,7 @@ def ray_runtime(
     }
     options = here if address is None else {"address": address}
     begun: Future[None] = Future()
-    over = threading.Event()
+    over, ended = threading.Event(), threading.Event()
 
     def live() -> None:
         try:
@@ -247,17 +248,37 @@ def ray_runtime(
             over.wait()  # what Ray starts on this machine dies with the thread that started it
         finally:
             ray.shutdown()
+            ended.set()
 
-    thread = threading.Thread(target=live, name="ray")
-    thread.start()
     try:
-        begun.result()
+        threading.Thread(target=live, name="ray").start()
+        await_with_own_signals(begun)
         nodes = sum(node["Alive"] for node in ray.nodes())
         on_note(described(ray.cluster_resources(), address, nodes))
         yield
     finally:
         over.set()
-        thread.join()
+        ended.wait()  # not join(): a signal may have come before start() was through
+
+
+def await_with_own_signals(begun: Future[None]) -> None:
+    """Waits until Ray has begun, and puts this process's handlers of signals back whenever Ray replaces them.
+
+    Ray's for SIGTERM aborts the process three seconds later, by an alarm; but a cancel must stay a cancel.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if here else {}
+    try:
+        done = False
+        while not done:
+            done = begun.done()
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+            wait([begun], timeout=SIGNALS_SECONDS)
+    except BaseException:
+        signal.alarm(0)
+        raise
+    begun.result()
 
 
 # failures

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -153,6 +155,38 @@ def test_a_busy_cluster_is_an_error_and_no_endless_wait(
     message = rf"no room for {CPUS} workers: other work keeps 1 of {CPUS} CPUs of the Ray cluster busy"
     with other_work(cpus=1), pytest.raises(ValueError, match=message):
         train_on_ray(job(tmp_path), workers=CPUS)
+
+
+def test_a_signal_while_ray_starts_is_raised_when_it_has_started_and_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever handlers Ray has put meanwhile; else the processes that it has started would stay."""
+    told: list[str] = []
+
+    def start(**options: Any) -> None:
+        told.append("starts")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        told.append("has started")
+
+    class Cancel(BaseException):
+        pass
+
+    def cancel(number: int, frame: Any) -> None:
+        raise Cancel
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: told.append("has ended"))
+    coordinator = "training.ray_trainer.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator"
+    monkeypatch.setattr(coordinator, lambda: None)
+    before = signal.signal(signal.SIGTERM, cancel)
+    try:
+        with pytest.raises(Cancel), ray_runtime(workers=2, address=None, verbose=False):
+            told.append("is used")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == ["starts", "has started", "has ended"]
 
 
 def test_more_workers_than_cpus_are_refused_at_once(tmp_path: Path) -> None:
