@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import tasks.pairs
+import tasks.shards
+import tasks.tokens
 from tasks.artifacts import Artifact, Summary
 from tasks.pairs import PairsConfig, pairs
 
@@ -189,9 +191,9 @@ def test_the_cut_of_the_tokens_and_the_threads_do_not_matter(make, monkeypatch):
     summary, expected, _ = make(documents, **options)
     assert 0 < summary.dropped["subsampled"] < summary.rows_in
     assert make(documents, shards=7, row_group=11, **options)[1] == expected
-    monkeypatch.setattr(tasks.pairs, "TOKENS_PER_BATCH", 64)
+    monkeypatch.setattr(tasks.tokens, "TOKENS_PER_BATCH", 64)
     monkeypatch.setattr(tasks.pairs, "ROWS_PER_GROUP", 50)
-    monkeypatch.setattr(tasks.pairs, "BLOCKS", 2)
+    monkeypatch.setattr(tasks.shards, "BLOCKS", 2)
     assert make(documents, shards=3, **options)[1] == expected
 
 
