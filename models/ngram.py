@@ -137,7 +137,7 @@ class KneserNey:
 
 
 def find(keys: Ids, wanted: Ids) -> tuple[Ids, NDArray[np.bool_]]:
-    """Where each wanted key stands among the sorted keys (some place, where it doesn't), and whether it does."""
+    """Where each wanted key stands among the sorted keys, and whether it does (else the place says nothing)."""
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return place, keys[place] == wanted
 
@@ -227,7 +227,7 @@ def best_after(parents, gammas, starts, tokens, probabilities, below_tokens, bel
 
 @njit(cache=True)
 def insert(best, chances, filled, token, chance):  # type: ignore[no-untyped-def]
-    """Puts a token in its place among the first `filled` of the best, if it is one; how many there are then."""
+    """Puts a token in its place among the `filled` best, if it is one; returns how many there are then."""
     k = len(best)
     if filled == k and (chance, -token) <= (chances[k - 1], -best[k - 1]):
         return filled

@@ -1,6 +1,7 @@
-"""Kneser-Ney against figures by hand, against a plain recursion over counts, and against what must sum to 1."""
+"""Kneser-Ney against figures by hand, a plain recursion over counts, and what must sum to 1."""
 
 from collections import Counter
+from itertools import pairwise
 from math import exp, log
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_only_as_much_context_counts_as_there_is() -> None:
 
 
 def test_no_context_reaches_over_the_border_of_documents() -> None:
-    """After the 5 that ends every document nothing was seen, and the next one's first token follows the border."""
+    """After the 5 that ends each document nothing was seen; its first token follows the border."""
     apart = model([[4, 5], [6, 5]] * 3, order=2)
     after_five = apart.log_probabilities(np.array([[5], [11]]), np.array([6, 6]))
     assert after_five[0] == after_five[1], "11 never occurs, and 5 never stands before anything"
@@ -157,7 +158,7 @@ def test_the_best_are_those_of_the_whole_distribution(order: int, k: int) -> Non
 
 def test_more_context_predicts_better_where_the_text_has_structure() -> None:
     train, held_out = invented(400), invented(40, seed=9)
-    pairs = np.array([pair for tokens in held_out for pair in zip(tokens, tokens[1:], strict=False)])
+    pairs = np.array([pair for tokens in held_out for pair in pairwise(tokens)])
     perplexities = [
         exp(-model(train, order).log_probabilities(pairs[:, :1], pairs[:, 1]).mean()) for order in (1, 2)
     ]
