@@ -137,7 +137,7 @@ class KneserNey:
 
 
 def find(keys: Ids, wanted: Ids) -> tuple[Ids, NDArray[np.bool_]]:
-    """Where each wanted key stands among the sorted keys, and whether it does (else the place says nothing)."""
+    """Where each wanted key stands among the sorted keys, and whether it does (else the place is any)."""
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return place, keys[place] == wanted
 
