@@ -11,6 +11,7 @@ text).
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from models.word2vec import WordVectors
 FORMATS = (".txt", ".vec", ".bin", ".npy", ".safetensors", ".parquet")
 VOCABULARIES = (".json", ".txt", ".parquet")
 LONGEST_LINE = 1 << 20  # bytes
+NO_NUMBER = re.compile(r"Row #(\d+): CSV conversion error to \w+: invalid value '(.*)'")
 ROWS_AT_ONCE = 1 << 16
 
 Matrix = NDArray[np.floating]
@@ -98,54 +100,75 @@ def read_binary(path: Path) -> tuple[list[str], Matrix]:
 def read_text(path: Path) -> tuple[list[str], Matrix]:
     """word2vec's text format, whose first line counts words and numbers, and GloVe's, which has no such line.
 
-    A word with spaces in it, of which some tables of GloVe have a few, is no word of any use here: its line
-    is left out.
+    A word with spaces in it, of which some tables of GloVe have a few, is no token: its line is left out.
     """
-    with path.open("rb") as file:
-        first = file.readline(LONGEST_LINE).split()
-        promised = tuple(map(int, first)) if len(first) == 2 and all(map(bytes.isdigit, first)) else None
-        line = file.readline(LONGEST_LINE) if promised else b" ".join(first)
-        file.seek(0)
-        if not promised:
-            line = file.readline(LONGEST_LINE)
-    fields = line.rstrip(b"\r\n").split(b" ")
-    ends_with_space = fields[-1] == b""  # as word2vec.c and fastText write it
-    dim = len(fields) - 1 - ends_with_space
-    if dim < 1 or (promised and promised[1] != dim):
-        expected = f"{promised[1]} numbers, as the first line says" if promised else "numbers"
-        raise ValueError(f"{path}, row 1: {line[:40]!r} is not a word and {expected}: is this a text format?")
+    promised, dim, ends_with_space = first_lines(path)
+    left_out: list[int] = []
+    damaged: list[str] = []
 
     def on_misfit(row: csv.InvalidRow) -> str:
-        spaces = row.actual_columns - row.expected_columns
-        if spaces > 0 and not is_number(row.text.split(" ")[1]):
+        if row.actual_columns > row.expected_columns and not is_number(row.text.split(" ")[1]):
+            left_out.append(row.number)
             return "skip"
         numbers = row.actual_columns - 1 - ends_with_space
-        where = row.number - bool(promised)
-        raise ValueError(
-            f"{path}, row {where}: {numbers} numbers where the row before has {dim}: the file is cut off or"
-            " damaged, export it again"
+        damaged.append(
+            f"row {row.number - bool(promised)}: {numbers} numbers where the rows before have {dim}"
         )
+        return "error"
 
     columns = ["word", *map(str, range(dim)), *([""] if ends_with_space else [])]
     try:
         table = csv.read_csv(
             path,
-            csv.ReadOptions(use_threads=False, column_names=columns, skip_rows=1 if promised else 0),
+            csv.ReadOptions(use_threads=False, column_names=columns, skip_rows=int(bool(promised))),
             csv.ParseOptions(
-                delimiter=" ", quote_char=False, escape_char=False, invalid_row_handler=on_misfit
+                delimiter=" ",
+                quote_char=False,
+                escape_char=False,
+                ignore_empty_lines=False,
+                invalid_row_handler=on_misfit,
             ),
             csv.ConvertOptions(
                 column_types={"word": pa.string(), **{str(each): pa.float32() for each in range(dim)}},
-                strings_can_be_null=False,
+                null_values=[],
                 include_columns=columns[: 1 + dim],
             ),
         )
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} can't be read ({str(error).splitlines()[0]}): export it again") from error
+        said = NO_NUMBER.search(str(error))
+        if said and not damaged:
+            damaged.append(f"row {int(said[1]) - bool(promised)}: {said[2]!r} is no number")
+        what = damaged[0] if damaged else str(error)
+        raise ValueError(f"{path}, {what}: the file is cut off or damaged, export it again") from error
+    there = table.num_rows + len(left_out)
+    if promised and there != promised:
+        raise ValueError(
+            f"{path}: the first line promises {promised:,} words, but {there:,} are there: the file is cut"
+            " off, export it again"
+        )
     matrix = np.empty((table.num_rows, dim), np.float32)
     for place in range(dim):
         matrix[:, place] = table.column(1 + place).to_numpy()
     return table.column(0).to_pylist(), matrix
+
+
+def first_lines(path: Path) -> tuple[int | None, int, bool]:
+    """Of a text table: how many words it promises, the numbers a word, and whether lines end with a space,
+    as word2vec.c and fastText write them."""
+    promised, dim = None, None
+    with path.open("rb") as file:
+        line = file.readline(LONGEST_LINE)
+        fields = line.split()
+        if len(fields) == 2 and all(map(bytes.isdigit, fields)):
+            promised, dim = map(int, fields)
+            line = file.readline(LONGEST_LINE)
+    fields = line.rstrip(b"\r\n").split(b" ")
+    ends_with_space = fields[-1] == b""
+    found = len(fields) - 1 - ends_with_space
+    if found < 1 or dim not in (None, found):
+        expected = "numbers" if dim is None else f"{dim} numbers, as the first line says"
+        raise ValueError(f"{path}, row 1: {line[:40]!r} is not a word and {expected}: is this a text format?")
+    return promised, found, ends_with_space
 
 
 def is_number(text: str) -> bool:
