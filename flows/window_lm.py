@@ -7,21 +7,23 @@ if __name__ == "__main__":  # before Prefect is imported, since it reads its log
 
     sys.exit(main(["window-lm", *sys.argv[1:]]))
 
-from typing import Self
+from typing import Annotated, Literal
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from flows.outcome import Outcome, story
-from tasks.artifacts import Artifact
+from tasks.artifacts import Artifact, RunOnly
 from tasks.corpus import WrittenCorpusConfig, corpus, locate
-from tasks.embeddings import FROM_FLOW, EmbeddingsConfig, LocatedEmbeddings, embeddings, locate_embeddings
+from tasks.embeddings import FROM_FLOW, EmbeddingsConfig, EmbeddingSource, embeddings, locate_embeddings
 from tasks.evaluate_lm import EvaluateLMConfig, evaluate_lm, highlights
 from tasks.noise import NoiseConfig, noise
 from tasks.pairs import PairsConfig, pairs
 from tasks.report_lm import ReportLMConfig, markdown, report_lm
+from tasks.samples import SamplesConfig, samples
 from tasks.subwords import SubwordsConfig, locate_encoding, subwords
+from tasks.train import LANES
 from tasks.train_window_lm import TrainWindowLMConfig, train_window_lm
 from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
 from tasks.windows import WindowsConfig, windows
@@ -30,10 +32,20 @@ __all__ = ["WindowLMFlowConfig", "highlights", "window_lm"]
 
 
 class TokenVectorsConfig(TrainWord2VecConfig):
-    """Word vectors of tokens, from which the language model begins: small, and soon trained."""
+    """Word vectors of the tokens themselves: a matter of seconds, so trained without Ray."""
 
-    workers: int = Field(1, ge=1, le=1, description="one: it takes seconds", json_schema_extra={"position": 1})
-    runner: Annotated[Literal["ray", "local"], RunOnly()] = Field("local", ...)
+    workers: int = Field(
+        1,
+        ge=1,
+        le=LANES,
+        description="data-parallel workers, one replica of the model each",
+        json_schema_extra={"position": 1},
+    )
+    runner: Annotated[Literal["ray", "local"], RunOnly()] = Field(
+        "local",
+        description="'ray' trains on Ray Train workers; 'local' one worker in this process, without Ray",
+        json_schema_extra={"position": 11},
+    )
 
 
 class WindowLMFlowConfig(BaseModel):
@@ -45,7 +57,9 @@ class WindowLMFlowConfig(BaseModel):
         WrittenCorpusConfig(), description="the text", json_schema_extra={"position": 0}
     )
     subwords: SubwordsConfig = Field(
-        SubwordsConfig(), description="text as tokens, and what is held out", json_schema_extra={"position": 1}
+        SubwordsConfig(),
+        description="text as tokens, and what is held out",
+        json_schema_extra={"position": 1},
     )
     embeddings: EmbeddingsConfig = Field(
         EmbeddingsConfig(), description="the tokens' embeddings", json_schema_extra={"position": 2}
@@ -54,7 +68,9 @@ class WindowLMFlowConfig(BaseModel):
         PairsConfig(), description="pairs of tokens, for flow:word2vec", json_schema_extra={"position": 3}
     )
     vectors: TokenVectorsConfig = Field(
-        TokenVectorsConfig(), description="token vectors, for flow:word2vec", json_schema_extra={"position": 4}
+        TokenVectorsConfig(),
+        description="token vectors, for flow:word2vec",
+        json_schema_extra={"position": 4},
     )
     windows: WindowsConfig = Field(
         WindowsConfig(), description="what is read, and what is predicted", json_schema_extra={"position": 5}
@@ -63,12 +79,15 @@ class WindowLMFlowConfig(BaseModel):
         TrainWindowLMConfig(), description="model and training", json_schema_extra={"position": 6}
     )
     evaluate: EvaluateLMConfig = Field(
-        EvaluateLMConfig(), description="figures and samples", json_schema_extra={"position": 7}
+        EvaluateLMConfig(), description="figures and baselines", json_schema_extra={"position": 7}
+    )
+    samples: SamplesConfig = Field(
+        SamplesConfig(), description="what the model is asked to write", json_schema_extra={"position": 8}
     )
     report: ReportLMConfig = Field(
         ReportLMConfig(title="Window language model"),
         description="the report's page",
-        json_schema_extra={"position": 8},
+        json_schema_extra={"position": 9},
     )
 
 
@@ -85,13 +104,14 @@ def window_lm(config: WindowLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
         examples = windows(ids, config=config.windows)
         model = train_window_lm(examples, table, ids, config=config.train)
         scores = evaluate_lm(model, examples, ids, config=config.evaluate)
-        page = report_lm(model, scores, ids, config=config.report)
-        create_markdown_artifact(markdown(model, scores, ids, config.report), key="report")
+        texts = samples(model, config=config.samples)
+        page = report_lm(model, scores, texts, config=config.report)
+        create_markdown_artifact(markdown(model, scores, texts, config.report), key="report")
         return told.outcome(model, scores, page)
 
 
-def table_of(ids: Artifact, config: WindowLMFlowConfig) -> Artifact | LocatedEmbeddings:
-    """Where the tokens' embeddings come from: word vectors of the tokens themselves, or what the config names."""
+def table_of(ids: Artifact, config: WindowLMFlowConfig) -> Artifact | EmbeddingSource:
+    """The embeddings' source: word vectors of the tokens themselves, or what the config names."""
     if config.embeddings.source != FROM_FLOW:
         return locate_embeddings(config.embeddings)
     skipgrams = pairs(ids, ids, config=config.pairs)

@@ -8,10 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models import transformer_folder
 from models.sampling import NextLogits
 from models.tokenizer import Tokenizer
-from models.transformer import Reader
 from models.window_lm import WindowLM
 
 DESCRIPTIONS = ("lexloom.json", "config.json")  # the first that is there says what kind of model it is
@@ -33,13 +31,11 @@ def load_language_model(folder: Path) -> LanguageModel:
         ValueError: the folder holds another kind of model, or a file is damaged.
     """
     kind = kind_of(folder)
-    if kind == "transformer":
-        next_logits: NextLogits = Reader(transformer_folder.load(folder).eval())
-    elif kind == "window_lm":
-        next_logits = Windows(WindowLM.load(folder))
-    else:
-        raise ValueError(f"{folder} holds a model of the kind {kind!r}, which does not write: name a language model")
-    return LanguageModel(next_logits, Tokenizer.load(folder / TOKENIZER))
+    if kind != "window_lm":
+        raise ValueError(
+            f"{folder} holds a {kind} model, which does not write: name a language model's folder"
+        )
+    return LanguageModel(Windows(WindowLM.load(folder)), Tokenizer.load(folder / TOKENIZER))
 
 
 def kind_of(folder: Path) -> str:
@@ -66,6 +62,5 @@ class Windows:
     def __call__(self, texts: Sequence[Sequence[int]]) -> Tensor:  # (B, V)
         context, padding = self._model.config.context, self._model.config.padding
         ends = [list(text[-context:]) for text in texts]
-        return self._model.next_logits(
-            torch.tensor([[padding] * (context - len(end)) + end for end in ends], dtype=torch.int32)
-        )
+        filled = [[padding] * (context - len(end)) + end for end in ends]
+        return self._model.next_logits(torch.tensor(filled, dtype=torch.int32))

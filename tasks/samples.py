@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.text import Text
 
 from models.language_model import load_language_model
 from models.sampling import Sampling, sample_text
@@ -88,15 +87,3 @@ def samples(model: Artifact, config: SamplesConfig, out: Path) -> Summary:
         rows=sum(len(text) for text in texts),
         unit="characters written",
     )
-
-
-def first_lines(artifact: Artifact, width: int, lines: int = 6) -> Text:
-    """The beginning of the first sample, for the end of a run."""
-    sample = read_samples(artifact)[0]
-    shown = Text("\na sample", style="bold")
-    rows = [row for line in (sample.prompt + sample.text).strip().split("\n") for row in wrapped(line, width)]
-    return Text("\n").join([shown, *(Text(row) for row in rows[:lines])])
-
-
-def wrapped(line: str, width: int) -> list[str]:
-    return [line[start : start + width] for start in range(0, len(line), width)] or [""]
