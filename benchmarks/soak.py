@@ -1,15 +1,18 @@
-"""Proof by killing: whatever dies, the weights are those of the run that nobody disturbed.
+"""Proof by killing: whatever dies, and whenever, the result is the one that nobody disturbed.
 
-    python benchmarks/soak.py [--kills 20] [--only workers drivers]
+    python benchmarks/soak.py [--kills 20] [--only workers drivers cancels]
 
 workers   a random Ray worker is killed (SIGKILL) at a seeded random moment, for each of two strategies:
           `delta_sum` on word2vec's kernel and `all_reduce` on a small network with Adam.
 drivers   the process that drives the training is killed at a seeded random moment, and started again. It
-          writes a checkpoint every other step, so that some kills fall into a write.
+          writes a checkpoint every other step. Of twenty kills ten fall into the writing of a checkpoint,
+          and five of those take the workers along, so that the writing really ends there.
+cancels   whole flow runs are cancelled by Prefect's API and by Ctrl-C (benchmarks/cancels.py).
 
-After each kill the final weights must equal the undisturbed run's bit for bit, and the ledger of batches must
-show every batch of every epoch, the same one each time it was taken; steps that were taken again after a kill
-are counted. Results go to benchmarks/results/soak.json.
+After each kill the final weights, and what the synchronisation and the losses of record were, must equal the
+undisturbed run's bit for bit; and the ledger (benchmarks/ledger.py) must show that the committed steps took
+each example exactly once an epoch. Batches that were taken again after a kill are counted. Results go to
+benchmarks/results/soak.json.
 """
 
 import argparse
@@ -23,8 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from functools import partial
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,36 +34,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import xxhash
+from cancels import cancel_runs
+from ledger import Ledger, check_coverage, pages, settle
 from measure import summary, write_results
+from processes import is_alive, processes_of, wait_for
 from torch import nn
 from torch.nn import functional as F
 
 from models.word2vec import Word2Vec
 from training.autograd import Autograd
-from training.checkpoint import Checkpoints
+from training.checkpoint import Checkpoint, Checkpoints
 from training.job import Job
 from training.stopping import Stopping
 from training.sync import SyncConfig
-from training.trainable import Batch
 
 WORDS, PAIRS, EPOCHS, WORKERS = 2_000, 400_000, 3, 2
 STEP_SECONDS = 0.02  # a step is held up so long that kills find the run at work
-POLL_SECONDS = 0.01
-
-
-def keep_ledger(folder: Path, epoch: int, place: int, worker: int, batch: Batch) -> None:
-    """Notes who took which batch, and slows the step down."""
-    digest = xxhash.xxh3_64_hexdigest(b"".join(column.tobytes() for column in batch.values()))
-    with (folder / f"{os.getpid()}.txt").open("a") as file:
-        file.write(f"{epoch} {place} {worker} {digest}\n")
-    time.sleep(STEP_SECONDS)
-
-
-def read_ledger(folder: Path) -> Counter[tuple[str, ...]]:
-    """(epoch, place, worker, digest) -> how often it was taken. A line that was cut by a kill is left out."""
-    lines = [line.split() for path in folder.glob("*.txt") for line in path.read_text().splitlines()]
-    return Counter(tuple(line) for line in lines if len(line) == 4 and len(line[3]) == 16)
+WHOLE_RUN_SECONDS = 300
 
 
 def skip_gram() -> Word2Vec:
@@ -85,61 +74,68 @@ def classifier() -> Autograd:
 
 
 STRATEGIES = {
-    "delta_sum": (skip_gram, SyncConfig("delta_sum", period=2, frequent_rows=200, rare_period=4), 8192),
-    "all_reduce": (classifier, SyncConfig("all_reduce"), 8192),
+    "delta_sum": (skip_gram, SyncConfig("delta_sum", period=2, frequent_rows=200, rare_period=4)),
+    "all_reduce": (classifier, SyncConfig("all_reduce")),
 }
-
-
-def make_job(data: Path, folder: Path, strategy: str, checkpoint_every: int) -> Job:
-    make, sync, batch_size = STRATEGIES[strategy]
-    (folder / "ledger").mkdir(parents=True, exist_ok=True)
-    return Job(
-        make_trainable=make,
-        files=(data,),
-        columns=("target", "context"),
-        checkpoints=folder / "checkpoints",
-        fingerprint=strategy,
-        batch_size=batch_size,
-        lanes=8,
-        stopping=Stopping(max_epochs=EPOCHS),
-        sync=sync,
-        checkpoint_every=checkpoint_every,
-        seed=3,
-        on_batch=partial(keep_ledger, folder / "ledger"),
-    )
 
 
 def write_pairs(path: Path) -> None:
     generator = np.random.default_rng(0)
     targets = np.repeat(generator.zipf(1.3, PAIRS // 5) % WORDS, 5).astype(np.int32)
     contexts = ((targets + generator.zipf(1.5, PAIRS)) % WORDS).astype(np.int32)
-    pq.write_table(pa.table({"target": targets, "context": contexts}), path, row_group_size=20_000)
+    table = {"target": targets, "context": contexts, "row": np.arange(PAIRS, dtype=np.int32)}
+    pq.write_table(pa.table(table), path, row_group_size=20_000)
 
 
-def weights(job: Job) -> dict[str, torch.Tensor]:
+def make_job(data: Path, folder: Path, strategy: str, checkpoint_every: int) -> Job:
+    make, sync = STRATEGIES[strategy]
+    return Job(
+        make_trainable=make,
+        files=(data,),
+        columns=("target", "context", "row"),
+        checkpoints=folder / "checkpoints",
+        fingerprint=strategy,
+        batch_size=8192,
+        lanes=8,
+        stopping=Stopping(max_epochs=EPOCHS),
+        sync=sync,
+        checkpoint_every=checkpoint_every,
+        seed=3,
+        on_batch=Ledger(folder / "ledger", folder / "checkpoints", STEP_SECONDS),
+    )
+
+
+def result(job: Job) -> Checkpoint:
     found = Checkpoints(job.checkpoints, job.fingerprint).load()
     assert found is not None
     assert found.state["stop_reason"] == "max_epochs"
-    return found.tensors
+    return found
 
 
 def compare(job: Job, undisturbed: Job) -> int:
-    """Checks weights and ledger against the undisturbed run's; returns how many batches were taken again."""
-    ours, theirs = weights(job), weights(undisturbed)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours), "the weights differ"
-    once, ledger = (read_ledger(each.checkpoints.parent / "ledger") for each in (undisturbed, job))
-    assert set(once.values()) == {1}, "the undisturbed run took a batch twice"
-    assert ledger.keys() <= once.keys(), "a batch was not the one that belongs there"
-    missing = once.keys() - ledger.keys()
-    assert not missing, f"{len(missing)} batches were never taken"
-    return ledger.total() - once.total()
+    """Checks result and ledger against the undisturbed run's; returns how many batches were taken again."""
+    ours, theirs = result(job), result(undisturbed)
+    for mine, other in ((ours.tensors, theirs.tensors), (ours.sync, theirs.sync)):
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine), "the weights differ"
+    losses = [[point["loss"] for point in each.state["history"]] for each in (ours, theirs)]
+    assert losses[0] == losses[1], "the losses of record differ"
+    account, once = (settle(pages(ledger_of(each))) for each in (job, undisturbed))
+    assert once.again == 0, "the undisturbed run took a batch twice"
+    assert account.steps == ours.state["step"], "the ledger and the checkpoint count other steps"
+    check_coverage(account, ledger_of(job), PAIRS, EPOCHS, WORKERS)
+    assert account.committed == once.committed, "a batch is not the one of the undisturbed run"
+    return account.again
 
 
-def worker_pids(folder: Path) -> list[int]:
-    """The processes that have written into the ledger and live."""
-    pids = [int(path.stem) for path in (folder / "ledger").glob("*.txt")]
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+def ledger_of(job: Job) -> Path:
+    return job.checkpoints.parent / "ledger"
+
+
+def living_workers(job: Job) -> list[int]:
+    """The processes that have begun a page of the ledger and live; in order of their ranks."""
+    begun = sorted(pages(ledger_of(job)), key=lambda page: page.worker)
+    return [page.pid for page in begun if is_alive(page.pid)]
 
 
 def kill_workers(data: Path, work: Path, kills: int) -> dict[str, Any]:
@@ -150,99 +146,154 @@ def kill_workers(data: Path, work: Path, kills: int) -> dict[str, Any]:
         for strategy in STRATEGIES:
             undisturbed = make_job(data, work / strategy / "undisturbed", strategy, checkpoint_every=10)
             train_on_ray(undisturbed, workers=WORKERS)
-            steps = max(place for _, place, _ in places(undisturbed)) + 1
+            whole = result(undisturbed).state["seconds"]
             chance = random.Random(strategy)
-            again, seconds = [], []
-            for number in range(kills):
-                folder = work / strategy / str(number)
-                job = make_job(data, folder, strategy, checkpoint_every=10)
-                moment = chance.uniform(0, EPOCHS * steps * STEP_SECONDS)
+            again: list[float] = []
+            seconds: list[float] = []
+            at: list[int] = []
+            while len(again) < kills:
+                job = make_job(data, work / strategy / "killed", strategy, checkpoint_every=10)
+                moment, choice = chance.uniform(0, whole), chance.random()
+                killed: list[int] = []
+                killer = threading.Thread(target=kill_one, args=(job, moment, choice, killed))
                 started = time.perf_counter()
-                killer = threading.Thread(target=kill_one, args=(folder, moment, chance.random()))
                 killer.start()
                 train_on_ray(job, workers=WORKERS)
                 killer.join()
-                assert (folder / "killed").exists(), "nobody was killed"
-                seconds.append(time.perf_counter() - started)
-                again.append(compare(job, undisturbed))
-                print(f"{strategy:10} kill {number + 1:2}: equal; {again[-1]} batches again", flush=True)
-                shutil.rmtree(folder)
-            results[strategy] = {"kills": kills, "batches_again": summary(again), "seconds": summary(seconds)}
+                batches_again = compare(job, undisturbed)
+                if killed:
+                    seconds.append(time.perf_counter() - started)
+                    again.append(batches_again)
+                    at.append(killed[0])
+                    say(strategy, len(again), f"in step {at[-1]}: equal; {batches_again} batches again")
+                else:
+                    print(f"{strategy:10} it ended before {moment:.2f} s: not counted", flush=True)
+                shutil.rmtree(work / strategy / "killed")
+            results[strategy] = {
+                "kills": kills,
+                "bit_identical": len(again),
+                "killed_in_step": sorted(at),
+                "batches_again": summary(again),
+                "seconds": summary(seconds),
+            }
     return results
 
 
-def places(job: Job) -> list[tuple[int, int, int]]:
-    ledger = read_ledger(job.checkpoints.parent / "ledger")
-    return [(int(epoch), int(place), int(worker)) for epoch, place, worker, _ in ledger]
-
-
-def kill_one(folder: Path, moment: float, choice: float) -> None:
-    """Kills one of the workers `moment` seconds after all of them have begun."""
-    while len(pids := worker_pids(folder)) < WORKERS:
-        time.sleep(POLL_SECONDS)
+def kill_one(job: Job, moment: float, choice: float, killed: list[int]) -> None:
+    """Kills a worker `moment` seconds after all have begun, and notes the step that it was in."""
+    wait_for(lambda: len(living_workers(job)) == WORKERS, WHOLE_RUN_SECONDS, "the workers begin")
     time.sleep(moment)
-    os.kill(sorted(pids)[int(choice * len(pids))], signal.SIGKILL)
-    (folder / "killed").touch()
+    workers = living_workers(job)
+    if len(workers) == WORKERS:
+        pid = workers[int(choice * WORKERS)]
+        os.kill(pid, signal.SIGKILL)
+        killed.append(sum(len(page.taken) for page in pages(ledger_of(job)) if page.pid == pid))
 
 
 def kill_drivers(data: Path, work: Path, kills: int) -> dict[str, Any]:
-    def command(folder: Path) -> list[str]:
-        return [sys.executable, __file__, "--drive", str(data), str(folder)]
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        session = folder / "ray"
+        session.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, "--drive", str(data), str(folder)]
+        return subprocess.Popen(command, env={**os.environ, "RAY_TMPDIR": str(session)})
 
     undisturbed = make_job(data, work / "undisturbed", "delta_sum", checkpoint_every=2)
-    subprocess.run(command(work / "undisturbed"), check=True)
-    steps = max(place for _, place, _ in places(undisturbed)) + 1
+    assert start(work / "undisturbed").wait() == 0
+    whole = result(undisturbed).state["seconds"]
     chance = random.Random("drivers")
-    again, inside_writes = [], 0
-    for number in range(kills):
-        folder = work / str(number)
+    again: list[float] = []
+    until_gone: list[float] = []
+    in_writing = half_written = with_workers = 0
+    while len(again) < kills:
+        number, folder = len(again), work / "killed"
         job = make_job(data, folder, "delta_sum", checkpoint_every=2)
-        driver = subprocess.Popen(command(folder))
-        while len(worker_pids(folder)) < WORKERS:
-            time.sleep(POLL_SECONDS)
-        if number % 4 == 0:  # into a write
-            while not list(job.checkpoints.glob(".writing-*")):
-                pass
+        moment = chance.uniform(0, whole)
+        driver = start(folder)
+        wait_for(lambda job=job: len(living_workers(job)) == WORKERS, WHOLE_RUN_SECONDS, "the workers begin")
+        time.sleep(moment)
+        workers = living_workers(job)
+        if number % 2:
+            await_writing(job, workers)
+        writing = is_writing(job)
+        if len(workers) == WORKERS and all(map(is_alive, workers)):
+            driver.kill()
+            if number % 4 == 3:
+                for pid in workers:
+                    os.kill(pid, signal.SIGKILL)
+                with_workers += 1
+            driver.wait()
+            until_gone.append(
+                wait_for(lambda folder=folder: not processes_of(folder / "ray"), 60, "Ray's processes end")
+            )
+            half = is_writing(job)
+            in_writing, half_written = in_writing + writing, half_written + half
+            assert start(folder).wait() == 0
+            again.append(compare(job, undisturbed))
+            told = "in a checkpoint's writing" if writing else "between checkpoints"
+            say(
+                "driver",
+                len(again),
+                f"{told}{', half of it left' if half else ''}: equal; {again[-1]} batches again;"
+                f" {until_gone[-1]:.1f} s until no process was left",
+            )
         else:
-            time.sleep(chance.uniform(0, EPOCHS * steps * STEP_SECONDS))
-        driver.kill()
-        driver.wait()
-        wait_until_gone(folder)
-        inside_writes += bool(list(job.checkpoints.glob(".writing-*")))
-        subprocess.run(command(folder), check=True)
-        again.append(compare(job, undisturbed))
-        print(f"driver     kill {number + 1:2}: equal; {again[-1]} batches again", flush=True)
+            driver.wait()
+            print(f"driver     it ended before {moment:.2f} s: not counted", flush=True)
         shutil.rmtree(folder)
-    return {"kills": kills, "left_a_half_written_checkpoint": inside_writes, "batches_again": summary(again)}
+    return {
+        "kills": kills,
+        "bit_identical": len(again),
+        "in_the_writing_of_a_checkpoint": in_writing,
+        "with_all_workers": with_workers,
+        "left_a_half_written_checkpoint": half_written,
+        "batches_again": summary(again),
+        "seconds_until_no_process": summary(until_gone),
+    }
 
 
-def wait_until_gone(folder: Path) -> None:
-    """The workers of a killed driver end by themselves; nobody else may train in their folder meanwhile."""
-    while worker_pids(folder):
-        time.sleep(POLL_SECONDS)
+def is_writing(job: Job) -> bool:
+    return bool(list(job.checkpoints.glob(".writing-*")))
+
+
+def await_writing(job: Job, workers: list[int]) -> None:
+    """Returns while a checkpoint is being written, or when nobody is left to write one."""
+    while not is_writing(job) and any(map(is_alive, workers)):
+        pass
+
+
+def say(what: str, number: int, told: str) -> None:
+    print(f"{what:10} kill {number:2} {told}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--only", nargs="+", choices=["workers", "drivers"], default=["workers", "drivers"])
+    parser.add_argument("--kills", type=int, default=20, help="of each kind; half as many by Ctrl-C")
+    parser.add_argument("--only", nargs="+", choices=["workers", "drivers", "cancels"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "soak.json")
     parser.add_argument("--drive", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     if arguments.drive:
         from training.ray_trainer import train_on_ray
 
         train_on_ray(make_job(*arguments.drive, "delta_sum", checkpoint_every=2), workers=WORKERS)
         return
     results = json.loads(arguments.out.read_text())["results"] if arguments.out.exists() else {}
-    for part in arguments.only:
-        with tempfile.TemporaryDirectory() as folder:
-            write_pairs(Path(folder) / "pairs.parquet")
-            kill = kill_workers if part == "workers" else kill_drivers
-            results[part] = kill(Path(folder) / "pairs.parquet", Path(folder), arguments.kills)
+    for part in arguments.only or ["workers", "drivers", "cancels"]:
+        with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+            found = run(part, Path(folder), arguments.kills)
+        results[part] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **found}
         write_results(arguments.out, {"results": results})
+
+
+def run(part: str, work: Path, kills: int) -> dict[str, Any]:
+    if part == "cancels":
+        return cancel_runs(work, kills, -(-kills // 2))
+    write_pairs(work / "pairs.parquet")
+    kill = kill_workers if part == "workers" else kill_drivers
+    return kill(work / "pairs.parquet", work, kills)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -46,6 +47,13 @@ class TrainConfig(BaseModel):
         le=LANES,
         description="data-parallel workers, one replica of the model each",
         json_schema_extra={"position": 1},
+    )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        le=LANES,
+        description="while the cluster has no room for all workers, train with as few as this",
+        json_schema_extra={"position": 13},
     )
     threads: int = Field(
         1,
@@ -110,7 +118,9 @@ class TrainConfig(BaseModel):
     )
 
     @model_validator(mode="after")
-    def local_means_one_worker(self) -> Self:
+    def workers_fit(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}: lower it")
         if self.runner == "local" and self.workers != 1:
             raise ValueError(
                 f"the local runner has one worker, not {self.workers}: say --workers 1, or --runner ray"
@@ -230,13 +240,14 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
 
             train_on_ray(
                 job,
-                workers=config.workers,
+                workers=(config.min_workers or config.workers, config.workers),
                 address=config.ray_address or None,
                 verbose=bool(os.environ.get("LEXLOOM_VERBOSE")),
                 on_progress=on_progress,
+                on_note=partial(console.note, "training"),
             )
     last, best = results(Checkpoints(job.checkpoints, job.fingerprint))
-    return metrics_of(Run(**last.state), config.workers), best.tensors
+    return metrics_of(Run(**last.state)), best.tensors
 
 
 def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
@@ -254,7 +265,7 @@ def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
     return last, best
 
 
-def metrics_of(run: Run, workers: int) -> dict[str, Any]:
+def metrics_of(run: Run) -> dict[str, Any]:
     """What metrics.json says of a run: how far it came, why it ended, and where its time went."""
     last_epoch = [point for point in run.history if point["epoch"] == run.history[-1]["epoch"]]
     metrics: dict[str, Any] = {
@@ -263,7 +274,7 @@ def metrics_of(run: Run, workers: int) -> dict[str, Any]:
         "steps": run.step,
         "examples": run.examples,
         "examples_per_second": round(run.examples / run.seconds),
-        "workers": workers,
+        "workers": run.history[-1]["workers"],
         "stop_reason": run.stop_reason,
         "seconds": round(run.seconds, 3),
         **{f"{account}_seconds": round(getattr(run, f"{account}_seconds"), 3) for account in ACCOUNTS},

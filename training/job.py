@@ -74,6 +74,7 @@ class Progress(Accounts):
     total_examples: int = 0
     loss: float = 0.0
     learning_rate: float = 0.0
+    workers: int = 1
 
 
 @dataclass

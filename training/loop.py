@@ -262,6 +262,7 @@ class Training:
             total_examples=self.total_examples,
             loss=run.loss_sum / run.loss_examples,
             learning_rate=self.trainable.learning_rate(run.examples / self.total_examples),
+            workers=self.world_size,
         )
         run.loss_sum = run.loss_examples = 0.0
         run.history.append(asdict(point))

@@ -1,43 +1,62 @@
 """Runs the training loop on Ray Train workers.
 
 The only module that imports ray. The loop's own checkpoints carry a run through failures: when a worker dies
-Ray starts the group again, and every worker takes up the newest checkpoint. Progress reaches the driver
-through a small file beside the checkpoints, since `ray.train.report` is a barrier and is drained slowly.
+the group is started again, and every worker takes up the newest checkpoint.
+
+Most of the seconds to the first step go into processes that import ray, and torch (benchmarks/overhead.py).
+So as few are started as can be, and torch is imported by the workers alone.
 """
 
-import contextvars
-import json
 import logging
 import os
-import signal
+import re
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon an end or a death is noticed
+os.environ.update(
+    {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_prestart_worker_first_driver": "0",  # processes that Ray Train can't use
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon an end or a death is noticed
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # of one wait for free CPUs in a busy cluster
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process; a node that goes is a lost worker
+    }
+    | os.environ
+)
 
 import ray
-from ray.train import RunConfig, ScalingConfig, get_context
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import WorkerGroupError
+import torch
+import torch.distributed as dist
+from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+from ray.exceptions import RayActorError, RayError
+from ray.train import RunConfig, get_context
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.v2._internal import callbacks, exceptions
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.callback import RayTrainCallback
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from training.job import Job, Progress
 from training.loop import train
+from training.placement import described, require, reserved, room
+from training.relay import relayed, write_progress
 
 PROGRESS = "progress.json"
-POLL_SECONDS = 0.5
 GROUP_TIMEOUT_SECONDS = 120
-ATTEMPTS = 4
+ATTEMPTS = 4  # without a new checkpoint in between
+WAITS_FOR_ROOM = 3
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # the least that Ray accepts: data reaches workers by files
-USER_ERRORS = (ValueError, OSError, ArithmeticError)
 
 logger = logging.getLogger("lexloom.ray")
 
@@ -45,54 +64,87 @@ logger = logging.getLogger("lexloom.ray")
 def train_on_ray(
     job: Job,
     *,
-    workers: int,
+    workers: int | tuple[int, int],
     address: str | None = None,
     verbose: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] = logger.info,
 ) -> None:
-    """`training.loop.train` on `workers` Ray Train workers; returns when the last checkpoint stands.
+    """`training.loop.train` on Ray Train workers; returns when the last checkpoint stands.
 
-    `address` names a Ray cluster to join; None starts a runtime on this machine for the call. A worker's own
-    ValueError, OSError or FloatingPointError is raised here again; ValueError where the cluster has too few
-    CPUs for the workers.
+    `workers` are so many, or (least, most): as many as the cluster has room for, and from the newest
+    checkpoint on more or fewer when nodes come or go. `address` names a Ray cluster to join; None starts a
+    runtime on this machine for the call. A job on "cuda" gives each worker a GPU of its own, or a share of
+    one where there are fewer. `on_note` is told which Ray this is, and what happened to workers.
+
+    Raises:
+        ValueError: the cluster has too few CPUs or GPUs, or all are busy.
+        Exception: a worker's own error, with the worker's traceback as a note.
+        RuntimeError: workers were lost again and again, or could not be started.
     """
-    with ray_runtime(workers, address, verbose):
-        available = int(ray.cluster_resources().get("CPU", 0))
-        if workers > available:
-            raise ValueError(
-                f"{workers} workers need as many CPUs, and the Ray cluster has {available}: ask for fewer"
-            )
-        progress_file = job.checkpoints.parent / PROGRESS
-        progress_file.parent.mkdir(parents=True, exist_ok=True)
-        progress_file.unlink(missing_ok=True)
-        with relayed(progress_file, on_progress):
-            for attempt in range(1, ATTEMPTS + 1):
+    least, most = (workers, workers) if isinstance(workers, int) else workers
+    if not 1 <= least <= most:
+        raise ValueError(f"workers are {workers}: the least must be at least 1, and at most the most")
+    with ray_runtime(least, address, verbose, on_note):
+        require(least, job.device, ray.cluster_resources())
+        with relayed(job.checkpoints.parent / PROGRESS, on_progress):
+            in_vain = 0
+            while True:
+                before = set(job.checkpoints.glob("step-*"))
                 try:
-                    fit(job, workers)
+                    fit(job, least, most)
                     return
-                except WorkerGroupError as error:
-                    meant_for_user = own_error(error)
-                    if meant_for_user is not None or attempt == ATTEMPTS:
-                        raise meant_for_user or lost(error) from error
-                    logger.warning("%s; going on from the last checkpoint", lost(error))
+                except (WorkerGroupError, ControllerError) as failure:
+                    if (error := own_error(failure)) is not None:
+                        raise error from None  # its notes have the worker's traceback
+                    stuck = before == set(job.checkpoints.glob("step-*"))
+                    in_vain = in_vain + 1 if stuck else 1
+                    if in_vain == ATTEMPTS:
+                        raise RuntimeError(
+                            f"{lost(failure)}, {ATTEMPTS} times without a new checkpoint in between; the last"
+                            " one is kept, so the same command goes on from there"
+                        ) from failure
+                    if waited_for_room(failure):
+                        found = ray.cluster_resources(), ray.available_resources()
+                        most = room(least, most, job.device, *found)
+                        on_note(f"the Ray cluster is busy: going on with {most} workers at most")
+                    else:
+                        on_note(f"{lost(failure)}; going on from the last checkpoint")
 
 
-def fit(job: Job, workers: int) -> None:
+class Trainer(DataParallelTrainer):
+    """Ray Train without two of its processes: one serves Ray Data, the other cleans up after a controller
+    that died, as the end of this process does too."""
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        needless = (callbacks.DatasetsCallback, PlacementGroupCleanerCallback)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, needless)]
+
+
+def fit(job: Job, least: int, most: int) -> None:
     """One group of workers, from the newest checkpoint to the end.
 
     In a thread of its own, where Ray leaves SIGINT alone: its handler would end this process with status 0.
     So Ctrl-C and a cancel are raised here, while waiting, and the runtime is shut down on the way out. Ray
     keeps its records beside the checkpoints, in a folder that all nodes share.
     """
+    resources, backend = reserved(least, job.device, ray.cluster_resources())
+    elastic = least < most
     with tempfile.TemporaryDirectory(
         dir=job.checkpoints.parent, prefix="ray-", ignore_cleanup_errors=True
     ) as storage:
-        trainer = TorchTrainer(
-            run_worker,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="gloo", timeout_s=GROUP_TIMEOUT_SECONDS),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=False),
-            run_config=RunConfig(name=job.fingerprint, storage_path=storage),
+        trainer = Trainer(
+            partial(run_worker, job, backend),
+            scaling_config=ScalingConfig(
+                num_workers=(least, most) if elastic else least,
+                use_gpu="GPU" in resources,
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                name=job.fingerprint,
+                storage_path=storage,
+                failure_config=FailureConfig(controller_failure_limit=0 if elastic else WAITS_FOR_ROOM - 1),
+            ),
         )
         done: Future[None] = Future()
 
@@ -108,103 +160,146 @@ def fit(job: Job, workers: int) -> None:
         done.result()
 
 
-def run_worker(config: dict[str, Job]) -> None:
+# on the workers
+
+
+def run_worker(job: Job, backend: str) -> None:
     """What each Ray Train worker runs."""
-    job, context = config["job"], get_context()
+    context = get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
     progress_file = job.checkpoints.parent / PROGRESS
-    train(
-        job,
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        on_progress=lambda point: write_progress(progress_file, point),
-    )
-
-
-def write_progress(path: Path, point: Progress) -> None:
-    writing = path.with_suffix(".writing")
-    writing.write_text(json.dumps(asdict(point)))
-    writing.replace(path)
-
-
-@contextmanager
-def relayed(path: Path, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
-    """Hands each new point in `path` to `on_progress`, from a thread of its own."""
-    finished = threading.Event()
-
-    def follow() -> None:
-        last, ended = "", False
-        while not ended:
-            ended = finished.wait(POLL_SECONDS)
-            text = path.read_text() if path.exists() else ""
-            if text and text != last and on_progress:
-                last = text
-                try:
-                    on_progress(Progress(**json.loads(text)))
-                except Exception:
-                    logger.warning("the progress could not be shown; training goes on", exc_info=True)
-
-    in_this_context = contextvars.copy_context().run  # so that `on_progress` knows the caller's run
-    thread = threading.Thread(target=in_this_context, args=(follow,), name="progress", daemon=True)
-    thread.start()
     try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
+        if job.device == "cuda":
+            job = replace(job, device=own_gpu())
+        if world_size > 1:
+            join_group(rank, world_size, backend)
+        train(
+            job,
+            rank=rank,
+            world_size=world_size,
+            on_progress=lambda point: write_progress(progress_file, point),
+        )
+        if world_size > 1:
+            dist.destroy_process_group()
+    except Exception as error:
+        error.add_note(f"on training worker {rank}:\n{traceback.format_exc()}")
+        raise
+
+
+def own_gpu() -> str:
+    """The GPU that Ray has given to this worker, as "cuda:0"; made the current one, as Triton wants it."""
+    from ray.train.torch import get_device  # here, since a run without GPUs does without
+
+    torch.cuda.set_device(get_device())
+    return str(get_device())
+
+
+def join_group(rank: int, world_size: int, backend: str) -> None:
+    """Makes the process group; not through Ray's `TorchConfig`, which has the controller import torch."""
+    timeout = timedelta(seconds=GROUP_TIMEOUT_SECONDS)
+    store = None
+    if rank == 0:
+        address = ray.util.get_node_ip_address()
+        store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+    host, port = broadcast_from_rank_zero(store and (store.host, store.port))
+    store = store or dist.TCPStore(host, port, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+# the cluster
 
 
 @contextmanager
-def ray_runtime(workers: int, address: str | None, verbose: bool) -> Iterator[None]:
-    """A connection to `address`, or a runtime on this machine; an existing one is used as it is."""
+def ray_runtime(
+    workers: int, address: str | None, verbose: bool, on_note: Callable[[str], None] = logger.info
+) -> Iterator[None]:
+    """A connection to `address`, or a runtime on this machine; an existing one is used as it is.
+
+    It begins and ends in a thread of its own. There Ray leaves the signals' handlers alone, so a cancel stays
+    a cancel; and an exception that a handler raises can't break its start or its end, which would leave
+    processes behind.
+    """
     if ray.is_initialized():
         yield
         return
     level = logging.INFO if verbose else logging.CRITICAL
     for name in ("ray", "ray.train", "ray.tune", "ray.data"):
         logging.getLogger(name).setLevel(level)
-    with signals_kept():
-        if address is not None:
-            ray.init(address=address, log_to_driver=verbose, logging_level=level)
+    ray._private.worker._worker_logs_enabled = verbose  # what a raylet says of a death; it is raised as well
+    here = {
+        "num_cpus": max(workers, os.cpu_count() or 1),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+    options = here if address is None else {"address": address}
+    begun: Future[None] = Future()
+    over = threading.Event()
+
+    def live() -> None:
+        try:
+            ray.init(**options, log_to_driver=verbose, logging_level=level)
+            # the controller asks for it, and would wait while it is started
+            default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
+        except BaseException as error:
+            begun.set_exception(error)
         else:
-            ray.init(
-                num_cpus=max(workers, os.cpu_count() or 1),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=verbose,
-                logging_level=level,
-            )
+            begun.set_result(None)
+            over.wait()  # what Ray starts on this machine dies with the thread that started it
+        finally:
+            ray.shutdown()
+
+    thread = threading.Thread(target=live, name="ray")
+    thread.start()
     try:
+        begun.result()
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        on_note(described(ray.cluster_resources(), address, nodes))
         yield
     finally:
-        ray.shutdown()
+        over.set()
+        thread.join()
 
 
-@contextmanager
-def signals_kept() -> Iterator[None]:
-    """Puts back the handlers of SIGINT and SIGTERM that `ray.init` replaces: a cancel must stay a cancel."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+# failures
+
+Failure = WorkerGroupError | ControllerError
 
 
-def own_error(failure: WorkerGroupError) -> Exception | None:
-    """The sentence that a worker's own code meant for the user; None where a worker was lost."""
-    for error in failure.worker_failures.values():
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, USER_ERRORS) and not isinstance(cause, ray.exceptions.RayError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return None
+def waited_for_room(failure: Failure) -> bool:
+    return isinstance(failure, ControllerError) and isinstance(
+        failure.controller_failure, exceptions.WorkerGroupStartupTimeoutError
+    )
 
 
-def lost(failure: WorkerGroupError) -> RuntimeError:
-    rank, error = min(failure.worker_failures.items())
-    reason = str(error).strip().splitlines()[-1].split(". ")[0]
-    return RuntimeError(f"training worker {rank} was lost ({reason})")
+def own_error(failure: Failure) -> Exception | None:
+    """The error that another attempt would meet again; None where a worker was lost.
+
+    A RuntimeError is what torch.distributed raises on a worker that has lost its peer.
+    """
+    if isinstance(failure, WorkerGroupError):
+        others = (RuntimeError, RayError, exceptions.RayTrainError)
+        errors = [error for error in failure.worker_failures.values() if not isinstance(error, others)]
+        return errors[0] if errors else None
+    cause = failure.controller_failure
+    worth_a_try = (exceptions.WorkerGroupStartupFailedError, exceptions.WorkerGroupStartupTimeoutError)
+    if isinstance(cause, worth_a_try):
+        return None
+    return RuntimeError(f"the training workers could not be started: {one_line(cause)}")
+
+
+def lost(failure: Failure) -> str:
+    """Which worker was lost and why, in a few words."""
+    if isinstance(failure, ControllerError):
+        return "a training worker was lost while it started"
+    died = (exceptions.WorkerHealthCheckFailedError, RayActorError)
+    errors = failure.worker_failures.items()
+    rank, error = min(errors, key=lambda entry: (not isinstance(entry[1], died), entry[0]))
+    if isinstance(error, died):
+        return f"training worker {rank} was lost (its process ended)"
+    return f"training worker {rank} failed ({one_line(error)})"
+
+
+def one_line(error: BaseException) -> str:
+    """The last line of a message, without the place in C++ that it begins with."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return re.sub(r"^\[[^]]*\] *", "", line)
