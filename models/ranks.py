@@ -175,3 +175,17 @@ def parts(token: bytes, ranks: Ranks) -> list[bytes]:
         place = found.index(first)
         pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
     return pieces
+
+
+def merges(ranks: Ranks) -> list[tuple[bytes, bytes]]:
+    """All pairs of tokens that merge, first those that are merged first.
+
+    Ranks do not say which two parts a token was made from in their training, nor does tiktoken ask: it merges
+    any two neighbours that make a token together.
+    """
+    return [
+        (token[:cut], token[cut:])
+        for token in sorted(ranks, key=ranks.__getitem__)
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    ]

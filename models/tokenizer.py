@@ -15,6 +15,7 @@ kept, in the order of their new ids. Words, punctuation and symbols all have ids
 import codecs
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
-from models.ranks import BYTE_VALUES, Ranks, parts, read_ranks, write_ranks
+from models.ranks import BYTE_VALUES, Ranks, in_letters, merges, parts, read_ranks, write_ranks
 
 FORMAT = 1
 DESCRIPTION = "encoding.json"
@@ -66,6 +67,10 @@ class Encoding(ABC):
         """The regular expression that text is cut by, where it is cut."""
         return None
 
+    @abstractmethod
+    def hugging_face(self, ids: dict[bytes, int]) -> dict[str, Any]:
+        """`model`, `pre_tokenizer` and `decoder` of Hugging Face's `tokenizer.json`, with these ids."""
+
 
 class Bytes(Encoding):
     """The bytes of a text's UTF-8."""
@@ -83,6 +88,9 @@ class Bytes(Encoding):
     def keep(self, occurs: NDArray[np.bool_]) -> Ids:
         return np.arange(self.size, dtype=np.int32)
 
+    def hugging_face(self, ids: dict[bytes, int]) -> dict[str, Any]:
+        return byte_level(ids, {}, [])
+
 
 class Characters(Encoding):
     """Unicode's code points."""
@@ -99,6 +107,18 @@ class Characters(Encoding):
 
     def keep(self, occurs: NDArray[np.bool_]) -> Ids:
         return np.append(np.flatnonzero(occurs[:CODE_POINTS]), CODE_POINTS).astype(np.int32)
+
+    def hugging_face(self, ids: dict[bytes, int]) -> dict[str, Any]:
+        return {
+            # no token for unknown characters: they are an error there too
+            "model": {
+                "type": "WordLevel",
+                "vocab": {token.decode(): number for token, number in ids.items()},
+                "unk_token": "",
+            },
+            "pre_tokenizer": split_by(r"[\s\S]"),
+            "decoder": {"type": "Fuse"},
+        }
 
 
 class BytePair(Encoding):
@@ -140,6 +160,12 @@ class BytePair(Encoding):
 
     def pattern(self) -> str | None:
         return self._pattern
+
+    def hugging_face(self, ids: dict[bytes, int]) -> dict[str, Any]:
+        # another dialect, in which x{n}+ is no possessive repetition (none is needed: what follows never
+        # matches what was repeated) and $ stands for the end of a line
+        pattern = re.sub(r"([+*?]|\{[\d,]+\})\+", r"\1", self._pattern).replace("$", r"\z")
+        return byte_level(ids, self.ranks, [split_by(pattern)])
 
 
 class Tokenizer:
@@ -274,6 +300,35 @@ class Tokenizer:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"the tokenizer in {folder} can't be read ({error}): make it again") from error
 
+    def export_hugging_face(self, folder: Path) -> None:
+        """Writes what `transformers.AutoTokenizer.from_pretrained(folder)` reads, to encode as `encode` does.
+
+        `tokenizer.json` and `tokenizer_config.json`; what looks like the end-of-text token is text there too.
+        """
+        content = self.encoding.hugging_face({token: i for i, token in enumerate(self._bytes) if token})
+        # what stands for no text has its place in the vocabulary too: an added token is else numbered anew
+        names = self.spelled()
+        content["model"]["vocab"] |= {names[i]: i for i, token in enumerate(self._bytes) if not token}
+        end_of_text = {"id": self.end_of_text, "content": END_OF_TEXT, "special": True, "normalized": False}
+        document = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [end_of_text | {"single_word": False, "lstrip": False, "rstrip": False}],
+            "normalizer": None,
+            "post_processor": None,
+            **content,
+        }
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": END_OF_TEXT,
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": True,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, written in (("tokenizer.json", document), ("tokenizer_config.json", config)):
+            (folder / name).write_text(json.dumps(written, ensure_ascii=False) + "\n", encoding="utf-8")
+
     @staticmethod
     def _encoding(description: dict[str, Any], folder: Path) -> Encoding:
         name = description["encoding"]
@@ -297,6 +352,26 @@ class Decoder:
     def finish(self) -> str:
         """What is left: U+FFFD for a character that was begun and not ended."""
         return self._bytes.decode(b"", final=True)
+
+
+def byte_level(ids: dict[bytes, int], ranks: Ranks, cuts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Hugging Face's byte-pair encoding with these tokens' ids, of text that is cut first."""
+    to_letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {
+        "type": "BPE",
+        "vocab": {in_letters(token): number for token, number in ids.items()},
+        "merges": [[in_letters(left), in_letters(right)] for left, right in merges(ranks)],
+        "ignore_merges": bool(ranks),  # a piece that is a token is that token, as for tiktoken
+    }
+    return {
+        "model": model,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*cuts, to_letters]},
+        "decoder": to_letters,
+    }
+
+
+def split_by(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -160,6 +160,7 @@ td:first-child { font-weight: 600; }
 .near i, .bar { display: block; height: 5px; border-radius: 3px; background:
   linear-gradient(90deg, var(--accent) calc(var(--share) * 100%), var(--line) 0); }
 .bar { margin-top: 8px; min-width: 120px; }
+.sample { white-space: pre-wrap; overflow-wrap: anywhere; font: 15px/1.6 Georgia, serif; }
 details { margin-top: 14px; }
 summary { cursor: pointer; color: var(--accent); font-size: 14px; }
 dl {

@@ -5,36 +5,30 @@ contexts are the words at most b places away, b drawn anew from 1..window. No pa
 
 - All randomness is a function of (seed, document, position), so the pairs depend neither on threads nor on
   how the tokens are cut into shards, row groups or batches.
-- Two threads: one reads tokens and makes pairs, one encodes and writes. A block of pairs is a row group;
-  three blocks rotate, so memory is bounded whatever the corpus (a document is held whole: 28 bytes a word).
+- Two threads: one reads tokens and makes pairs, one encodes and writes (`tasks.shards.BlockWriter`). Memory
+  is bounded whatever the corpus (a document is held whole: 28 bytes a word).
 - No dictionary in the Parquet files. The pairs of a target are adjacent and its neighbours come again with
   the next target, which the compressions find by themselves: lz4 takes 2.58 bytes a pair without one and 2.64
   with one, and encodes 75M pairs/s instead of 50M (benchmarks/pairs.py).
 """
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numba import njit, uint64
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks import console
 from tasks.artifacts import Artifact, Summary
+from tasks.shards import BlockWriter, Compression, block_writer
 from tasks.stage import stage
+from tasks.tokens import count_tokens, token_batches, training_files
 from tasks.vocabulary import read_vocabulary
 
 ROWS_PER_GROUP = 1 << 19  # in every row group but a shard's last
-BLOCKS = 3  # one that is filled, one that is written, one that waits
-TOKENS_PER_BATCH = 1 << 20
-MOST_DOCUMENTS_PER_BATCH = 1 << 16
-READ_BYTES = 1 << 20
 
 SCHEMA = pa.schema([pa.field("target", pa.int32(), False), pa.field("context", pa.int32(), False)])
 
@@ -83,7 +77,7 @@ class PairsConfig(BaseModel):
         description="rows of a Parquet shard; the last one has the rest",
         json_schema_extra={"position": 4},
     )
-    compression: Literal["lz4", "zstd"] = Field(
+    compression: Compression = Field(
         default="lz4",
         description="lz4 is read twice as fast, zstd takes about half the space",
         json_schema_extra={"position": 5},
@@ -109,12 +103,17 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
     _, counts = read_vocabulary(vocabulary)
     chances = keep_chances(counts, config.subsample)
     documents = words = kept_words = lonely = 0
-    files = tokens.files("shard-*.parquet")
-    total = sum(map(count_words, files))
+    files = training_files(tokens)
+    shards: dict[str, Any] = {
+        "rows_per_group": ROWS_PER_GROUP,
+        "rows_per_shard": config.pairs_per_shard,
+        "compression": config.compression,
+        "spare": 2 * config.window,
+    }
     with (
-        pair_writer(out, "train", config) as writer,
-        pair_writer(out, "validation", config) as held_out_writer,
-        console.bar("pairs", total=total) as bar,
+        block_writer(out, SCHEMA, name="train", **shards) as writer,
+        block_writer(out, SCHEMA, name="validation", **shards) as held_out_writer,
+        console.bar("pairs", total=count_tokens(files)) as bar,
     ):
         for ids, offsets in token_batches(files):
             check_ids(ids, len(counts), tokens)
@@ -164,34 +163,8 @@ def keep_chances(counts: NDArray[np.int64], subsample: float) -> NDArray[np.uint
     """
     if subsample == 0:
         return np.full(len(counts), ALWAYS, np.uint64)
-    ratio = subsample * counts.sum() / counts
+    ratio = subsample * counts.sum() / np.maximum(counts, 1)  # a subword may be there for validation alone
     return (np.minimum(1.0, np.sqrt(ratio) + ratio) * ALWAYS).astype(np.uint64)
-
-
-# reading
-
-
-def count_words(path: Path) -> int:
-    metadata = pq.read_metadata(path)
-    return sum(metadata.row_group(i).column(0).num_values for i in range(metadata.num_row_groups))
-
-
-def token_batches(files: list[Path]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-    """All documents in order, about `TOKENS_PER_BATCH` words at a time: (ids, offsets of the documents)."""
-    for path in files:
-        with pq.ParquetFile(path, buffer_size=READ_BYTES) as file:
-            yield from batches_of(file)
-
-
-def batches_of(file: pq.ParquetFile) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-    for i in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(i)
-        words_per_document = max(1, group.column(0).num_values // max(1, group.num_rows))
-        batch_size = max(1, min(TOKENS_PER_BATCH // words_per_document, MOST_DOCUMENTS_PER_BATCH))
-        for batch in file.iter_batches(batch_size, row_groups=[i], columns=["tokens"]):
-            lists = batch.column(0)
-            offsets = lists.offsets.to_numpy().astype(np.int64)
-            yield lists.flatten().to_numpy(), offsets - offsets[0]
 
 
 def check_ids(ids: NDArray[np.int32], words: int, tokens: Artifact) -> None:
@@ -299,7 +272,7 @@ def make_pairs(
     first_document: int,
     wanted: NDArray[np.bool_],
     config: PairsConfig,
-    writer: "PairWriter",
+    writer: BlockWriter,
 ) -> None:
     """Makes the pairs of a batch's wanted documents, block by block, and hands full blocks to the writer."""
     cursor = np.zeros(2, np.int64)
@@ -310,99 +283,3 @@ def make_pairs(
         )
         if writer.filled >= writer.limit:
             writer.flush()
-
-
-# writing
-
-
-class PairWriter:
-    """Cuts a stream of pairs into row groups and shards of exact sizes, and writes them in a second thread.
-
-    Fill `block` (targets, contexts) behind row `filled`, and call `flush` when `limit` rows are there. A
-    block has room for one target's pairs more; what lies beyond the limit moves to the next block.
-    """
-
-    def __init__(self, out: Path, name: str, config: PairsConfig, thread: ThreadPoolExecutor) -> None:
-        self._out, self._name, self._config, self._thread = out, name, config, thread
-        rows = min(ROWS_PER_GROUP, config.pairs_per_shard) + 2 * config.window
-        self._blocks = [(np.empty(rows, np.int32), np.empty(rows, np.int32)) for _ in range(BLOCKS)]
-        self._written: list[Future[None] | None] = [None] * BLOCKS
-        self._turn = 0
-        self._file: pq.ParquetWriter | None = None
-        self._flushed = 0
-        self.filled = 0
-
-    @property
-    def block(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        return self._blocks[self._turn]
-
-    @property
-    def limit(self) -> int:
-        """Rows that the present block may have: a row group, or what the shard still lacks."""
-        return min(
-            ROWS_PER_GROUP, self._config.pairs_per_shard - self._flushed % self._config.pairs_per_shard
-        )
-
-    @property
-    def rows(self) -> int:
-        return self._flushed + self.filled
-
-    @property
-    def shards(self) -> int:
-        return -(-self.rows // self._config.pairs_per_shard)
-
-    def flush(self) -> None:
-        """Sends at most `limit` rows on their way, and turns to a block that is free."""
-        rows = min(self.filled, self.limit)
-        shard = self._flushed // self._config.pairs_per_shard
-        targets, contexts = self.block
-        self._written[self._turn] = self._thread.submit(self._write, shard, targets[:rows], contexts[:rows])
-        self._turn = (self._turn + 1) % BLOCKS
-        if (written := self._written[self._turn]) is not None:
-            written.result()  # waits, and raises here what went wrong there
-        beyond = self.filled - rows
-        for old, new in zip((targets, contexts), self.block, strict=True):
-            new[:beyond] = old[rows : rows + beyond]
-        self._flushed += rows
-        self.filled = beyond
-
-    def finish(self) -> None:
-        """Writes what is left and closes the last shard."""
-        while self.filled:
-            self.flush()
-        for written in self._written:
-            if written is not None:
-                written.result()
-        self.close()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _write(self, shard: int, targets: NDArray[np.int32], contexts: NDArray[np.int32]) -> None:
-        path = self._out / f"{self._name}-{shard:05d}.parquet"
-        if self._file is None or not path.exists():
-            self.close()
-            self._file = pq.ParquetWriter(
-                path,
-                SCHEMA,
-                compression=self._config.compression,
-                use_dictionary=False,
-                write_statistics=False,
-            )
-        table = pa.table([pa.array(targets), pa.array(contexts)], schema=SCHEMA)
-        self._file.write_table(table, row_group_size=ROWS_PER_GROUP)
-
-
-@contextmanager
-def pair_writer(out: Path, name: str, config: PairsConfig) -> Iterator[PairWriter]:
-    """A `PairWriter` whose shards are whole when the block ends; the last file is closed in any case."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairs-writer") as thread:
-        writer = PairWriter(out, name, config, thread)
-        try:
-            yield writer
-            writer.finish()
-        finally:
-            thread.shutdown()
-            writer.close()

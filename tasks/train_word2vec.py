@@ -14,7 +14,7 @@ from models.word2vec import Word2Vec, WordVectors
 from tasks.artifacts import Artifact, Summary, canonical
 from tasks.noise import read_noise
 from tasks.stage import stage
-from tasks.train import TrainConfig, facts_of, plan_job, run_job, write_json
+from tasks.train import LANES, TrainConfig, facts_of, plan_job, run_job, write_json
 from tasks.vocabulary import read_vocabulary
 from training.sync import SyncConfig
 
@@ -56,6 +56,15 @@ class TrainWord2VecConfig(TrainConfig):
         ge=0,
         description="how many of the most frequent words are exchanged more often",
         json_schema_extra={"position": 56},
+    )
+
+    # two workers are stable without; four diverge (benchmarks/LOG.md)
+    sync_cap: float = Field(
+        2.0,
+        ge=1,
+        le=LANES,
+        description="of more workers than this, no row moves farther than so many times their mean move",
+        json_schema_extra={"position": 57},
     )
 
     @model_validator(mode="after")
@@ -100,6 +109,7 @@ def train_word2vec(
         period=config.sync_period,
         frequent_rows=config.frequent_words,
         rare_period=config.sync_rare_period,
+        cap=config.sync_cap,
     )
     columns = ("target", "context")
     job = plan_job(config, make_model, pairs, columns, [noise, vocabulary], scratch, sync)

@@ -18,12 +18,18 @@ class DeltaSum(Synchronisation):
     The first `frequent_rows` rows (tables are in order of frequency) are exchanged every `period` steps, all
     others every `rare_period` steps: in natural text a thousand words are most of what is trained, so they
     drift apart fast, and cost little to send.
+
+    Moves of many workers that point the same way add up to a leap: four replicas of word2vec diverge. So with
+    more workers than `cap` no row moves farther than `cap` times the mean move of the workers that moved it.
     """
 
     local_optimizer = True
 
-    def __init__(self, period: int, frequent_rows: int = 0, rare_period: int | None = None) -> None:
+    def __init__(
+        self, period: int, frequent_rows: int = 0, rare_period: int | None = None, cap: float | None = None
+    ) -> None:
         super().__init__()
+        self.cap = cap
         self.period = period
         self.rare_period = period if rare_period is None else rare_period
         self.frequent_rows = frequent_rows
@@ -37,6 +43,7 @@ class DeltaSum(Synchronisation):
                     f"delta_sum exchanges the rows of tables, and {name} has the shape {tuple(table.shape)}:"
                     " use all_reduce, average or diloco"
                 )
+        self._capped = self.cap is not None and world_size > self.cap
         self._agreed = {name: table.clone() for name, table in self._tables.items()}
 
     def after_step(self, step: int, examples: int, all_examples: int) -> None:
@@ -87,9 +94,23 @@ class DeltaSum(Synchronisation):
         return [part.nonzero().squeeze(1) for part in together.split([len(rows) for rows in moved])]
 
     def _add_up(self, moves: list[Tensor]) -> None:
-        """Sums the moves over all workers, in place."""
-        together = torch.cat([move.reshape(-1) for move in moves])
+        """Sums the moves over all workers, in place, and caps them."""
+        parts = [move.reshape(-1) for move in moves]
+        if self._capped:
+            lengths = [move.norm(dim=1) for move in moves]
+            parts += [*lengths, *((length > 0).float() for length in lengths)]
+        together = torch.cat(parts)
         dist.all_reduce(together)
         self.bytes_sent += together.nbytes
-        for move, total in zip(moves, together.split([move.numel() for move in moves]), strict=True):
+        sums = together.split([part.numel() for part in parts])
+        tables = len(moves)
+        for move, total in zip(moves, sums[:tables], strict=True):
             move.copy_(total.view(move.shape))
+        if self._capped:
+            assert self.cap is not None
+            for move, length, movers in zip(
+                moves, sums[tables : 2 * tables], sums[2 * tables :], strict=True
+            ):
+                farthest = self.cap * length / movers.clamp_min(1)
+                shrunk = (farthest / move.norm(dim=1)).nan_to_num(1.0).clamp_max(1)  # 0 / 0: nobody moved
+                move *= shrunk.unsqueeze(1)

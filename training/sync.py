@@ -44,6 +44,7 @@ class SyncConfig:
         wire: the type in which moves travel (diloco).
         frequent_rows, rare_period: the first rows of a table go every `period` steps, all every `rare_period`
             (delta_sum); None stands for `period`.
+        cap: no row moves farther than so many times its workers' mean move (delta_sum); None sums freely.
 
     Raises:
         ValueError: a number is out of its range, or a name unknown.
@@ -58,6 +59,7 @@ class SyncConfig:
     wire: Literal["float32", "bfloat16"] = "float32"
     frequent_rows: int = 0
     rare_period: int | None = None
+    cap: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -76,6 +78,8 @@ class SyncConfig:
                 f"the outer optimizer's learning rate {self.outer_learning_rate} must be above 0, and its"
                 f" momentum {self.outer_momentum} at least 0 and below 1"
             )
+        if self.cap is not None and not self.cap >= 1:
+            raise ValueError(f"the synchronisation's cap is {self.cap}: it must be at least 1, the mean move")
         if self.warm_up_steps and self.strategy not in ("average", "diloco"):
             raise ValueError(f"only average and diloco can warm up with all_reduce, not {self.strategy}")
 
@@ -89,7 +93,7 @@ def synchronisation(config: SyncConfig, world_size: int) -> Synchronisation:
         case "all_reduce":
             return AllReduce()
         case "delta_sum":
-            return DeltaSum(config.period, config.frequent_rows, config.rare_period)
+            return DeltaSum(config.period, config.frequent_rows, config.rare_period, config.cap)
         case "average":
             strategy = Average(config.period, config.optimizer_state)
         case "diloco":

@@ -99,6 +99,23 @@ def dense_ones(rank: int, world_size: int) -> dict[str, Tensor]:
     return found
 
 
+def capped(rank: int, world_size: int) -> dict[str, Tensor]:
+    """Row 0 is moved alike by all, row 1 by worker 0 alone, row 2 every other way, row 3 by nobody."""
+    found = {}
+    for cap in (2.0, 3.0):
+        for frequent in (0, 4):
+            table = torch.zeros(4, 2)
+            config = SyncConfig("delta_sum", period=1, rare_period=2, frequent_rows=frequent, cap=cap)
+            sync = begun(config, world_size, table)
+            table[0] += torch.tensor([3.0, 4.0])
+            if rank == 0:
+                table[1] += 5.0
+            table[2] += torch.tensor([1.0, -1.0])[rank % 2]
+            sync.after_step(1 if frequent else 2, 1, world_size)
+            found[f"capped {cap} {frequent}"] = table
+    return found
+
+
 def warmed_up(rank: int, world_size: int) -> dict[str, Tensor]:
     """Two steps of all_reduce, then diloco from where they led."""
     table = torch.ones(1, 2)
@@ -230,10 +247,16 @@ def test_buckets_hold_every_tensor_once(two: list[dict[str, Tensor]]) -> None:
 
 
 def test_three_workers_agree_to_the_bit(tmp_path: Path) -> None:
-    found = results(3, tmp_path, delta_sums, dense_ones, warmed_up)
+    found = results(3, tmp_path, delta_sums, dense_ones, warmed_up, capped)
     for name in found[0].keys() - {"before", "sent"}:
         for first, second in pairwise(found):
             assert torch.equal(first[name], second[name]), name
+    for frequent in (0, 4):
+        # three equal moves go as far as two of them; what one worker moved, or what cancels, is left alone
+        expected = torch.tensor([[6.0, 8.0], [5.0, 5.0], [1.0, 1.0], [0.0, 0.0]])
+        assert torch.allclose(found[0][f"capped 2.0 {frequent}"], expected)
+        expected[0] = torch.tensor([9.0, 12.0])  # no more workers than the cap: the plain sum
+        assert torch.equal(found[0][f"capped 3.0 {frequent}"], expected)
 
 
 def test_one_worker_has_nothing_to_send_and_its_outer_optimizer_works_alone() -> None:
@@ -272,6 +295,7 @@ def test_the_configuration_says_which_strategy() -> None:
         ({"wire": "int8"}, "wire is 'int8'"),
         ({"outer_momentum": 1.0}, "momentum 1.0 at least 0 and below 1"),
         ({"outer_learning_rate": 0.0}, "learning rate 0.0 must be above 0"),
+        ({"cap": 0.5}, "cap is 0.5: it must be at least 1"),
         ({"warm_up_steps": 5}, "only average and diloco can warm up"),
     ],
 )
