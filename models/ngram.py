@@ -76,6 +76,7 @@ class KneserNey:
         self.order, self.size = order, size
         contexts, place = context_trie(tokens, offsets, order, size, boundary)
         self.levels = smoothed(contexts, gram_counts(contexts, place, tokens, size), size)
+        self._best: dict[int, list[NDArray[np.int32]]] = {}  # by k: of each level's contexts
 
     def log_probabilities(self, contexts: NDArray[np.integer], labels: NDArray[np.integer]) -> Floats:
         """Natural logarithms, (B,), of each label's probability after its context.
@@ -100,29 +101,22 @@ class KneserNey:
     def best(self, contexts: NDArray[np.integer], k: int) -> Ids:
         """The k most probable labels, (B, k), of contexts (B, C); the most probable first, ties by id.
 
+        Those of all contexts are worked out at the first call, and kept.
+
         Raises:
             ValueError: k is above V.
         """
         if k > self.size:
             raise ValueError(f"there are no {k} best of {self.size} ids")
+        if k not in self._best:
+            self._best[k] = best_by_level(self.levels, self.size, k)
         place = np.zeros(len(contexts), np.int64)
         known = np.ones(len(contexts), bool)
         found = np.empty((len(contexts), k), np.int64)
-        # of the uniform distribution: the first ids, as good as any others
-        tokens, probabilities = np.arange(k)[None], np.full((1, k), 1 / self.size)
-        for length, level in enumerate(self.levels):
+        for length, (level, best) in enumerate(zip(self.levels, self._best[k], strict=True)):
             if length:
                 place, known = self._longer(level, place, known, contexts, length)
-            tokens, probabilities = best_after(
-                level.contexts // self.size,
-                level.gammas,
-                np.searchsorted(level.grams, np.arange(len(level.contexts) + 1) * self.size),
-                level.grams % self.size,
-                level.probabilities,
-                tokens,
-                probabilities,
-            )
-            found[known] = tokens[place[known]]
+            found[known] = best[place[known]]
         return found
 
     def _longer(
@@ -199,6 +193,25 @@ def discounts(counts: Ids) -> Floats:
         if all(0 <= discount <= count for count, discount in enumerate(found, 1)):
             return np.array([0.0, *found])
     return np.array([0.0, *FALLBACK_DISCOUNTS])
+
+
+def best_by_level(levels: list[Level], size: int, k: int) -> list[NDArray[np.int32]]:
+    """The k best tokens after each context of each level, (contexts, k)."""
+    # of the uniform distribution: the first ids, as good as any others
+    tokens, probabilities = np.arange(k)[None], np.full((1, k), 1 / size)
+    found = []
+    for level in levels:
+        tokens, probabilities = best_after(
+            level.contexts // size,
+            level.gammas,
+            np.searchsorted(level.grams, np.arange(len(level.contexts) + 1) * size),
+            level.grams % size,
+            level.probabilities,
+            tokens,
+            probabilities,
+        )
+        found.append(tokens.astype(np.int32))
+    return found
 
 
 @njit(cache=True)

@@ -219,7 +219,10 @@ def match(tokenizer: Tokenizer, words: list[str]) -> tuple[NDArray[np.int64], di
     ways = {"as they are written": 0, "without spaces around them": 0, "in lower case": 0}
     found = np.full(tokenizer.size, -1, np.int64)
     for token, spelled in enumerate(tokenizer.spelled()):
-        text = tokenizer.token_bytes(token).decode("utf-8", errors="replace")
+        try:
+            text = tokenizer.token_bytes(token).decode()
+        except UnicodeDecodeError:  # a part of a character is no word
+            text = spelled
         stripped = text.strip()
         for way, names in zip(ways, ((spelled, text), (stripped,), (stripped.lower(),)), strict=True):
             row = next((rows[name] for name in names if name in rows), -1)

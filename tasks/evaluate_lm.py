@@ -264,10 +264,9 @@ def spread_windows(files: list[Path], size: int, step: int, rows: int) -> Iterat
                 inputs = batch["inputs"].flatten().to_numpy().reshape(-1, size - 1)
                 wanted = slice(-done % step, None, step)
                 done += len(inputs)
-                yield (
-                    done,
-                    np.column_stack([inputs[wanted], batch["label"].to_numpy()[wanted]]).astype(np.int64),
-                )
+                windows = np.column_stack([inputs[wanted], batch["label"].to_numpy()[wanted]])
+                if len(windows):
+                    yield done, windows.astype(np.int64)
 
 
 def contexts_of(windows: Ids, predicted: int, length: int) -> Ids:
