@@ -48,6 +48,16 @@ class TokenVectorsConfig(TrainWord2VecConfig):
     )
 
 
+class EveryTokenConfig(WindowsConfig):
+    """Windows in which every token is a label, so that the model can begin a text, too."""
+
+    partial: bool = Field(
+        True,
+        description="begin with windows that are filled up with end-of-text tokens on the left",
+        json_schema_extra={"position": 3},
+    )
+
+
 class WindowLMFlowConfig(BaseModel):
     """Everything that can be said about a window-lm run, in the order in which the stages use it."""
 
@@ -72,8 +82,10 @@ class WindowLMFlowConfig(BaseModel):
         description="token vectors, for flow:word2vec",
         json_schema_extra={"position": 4},
     )
-    windows: WindowsConfig = Field(
-        WindowsConfig(), description="what is read, and what is predicted", json_schema_extra={"position": 5}
+    windows: EveryTokenConfig = Field(
+        EveryTokenConfig(),
+        description="what is read, and what is predicted",
+        json_schema_extra={"position": 5},
     )
     train: TrainWindowLMConfig = Field(
         TrainWindowLMConfig(), description="model and training", json_schema_extra={"position": 6}

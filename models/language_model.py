@@ -1,4 +1,4 @@
-"""Any language model in a folder, ready to write: what kind it is, its tokenizer, and its next token's logits."""
+"""Any language model in a folder, ready to write: its kind, its tokenizer, and its next token's logits."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ TOKENIZER = "tokenizer"
 
 
 class LanguageModel(NamedTuple):
-    """`next_logits` remembers what it has read, as long as the texts of a call go on from those of the last."""
+    """`next_logits` may remember what it has read, while the texts of a call go on from the last one's."""
 
     next_logits: NextLogits
     tokenizer: Tokenizer
