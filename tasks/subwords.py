@@ -242,7 +242,7 @@ def encode_corpus(corpus: Artifact, base: Encoding, config: SubwordsConfig, scra
     pieces = row_groups(corpus, "text")
     documents = tokens = 0
     with (
-        ShardWriter(scratch, SHARD_BYTES, compression="lz4") as shards,
+        ShardWriter(scratch, SHARD_BYTES, compression="lz4", column_encoding=COLUMN_ENCODING) as shards,
         console.bar("subwords", total=len(pieces)) as bar,
     ):
         for done, batch in enumerate(
