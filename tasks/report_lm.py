@@ -133,8 +133,13 @@ def markdown(model: Artifact, evaluation: Artifact, samples: Artifact, config: R
         plain(found.verdict),
         markdown_table(SCORE_COLUMNS, score_rows(found.scores)),
         "## What it writes",
-        *(f"> **{plain(sample.prompt)}**{plain(sample.text)}" for sample in read_samples(samples)),
+        *(f"> {quoted(sample)}" for sample in read_samples(samples)),
     ]
     if manifests:
         parts += ["## Stages", markdown_table(STAGE_COLUMNS, stage_rows(manifests))]
     return "\n\n".join(parts) + "\n"
+
+
+def quoted(sample: Sample) -> str:
+    prompt = f"**{plain(sample.prompt)}** " if sample.prompt else ""
+    return prompt + plain(sample.text)

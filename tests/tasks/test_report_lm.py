@@ -1,4 +1,4 @@
-"""The report of a language model: figures beside the baselines', samples with their prompts, and the truth."""
+"""The report of a language model: figures beside the baselines', and samples with their prompts."""
 
 import json
 import re
