@@ -106,14 +106,21 @@ class TransformerConfig:
         return self.width // self.heads
 
 
+class RMSNorm(nn.RMSNorm):
+    """Keeps the type of what it is given (torch's own is slow where autocast makes that another than its weight's)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def norm(config: TransformerConfig, width: int) -> nn.Module:
-    return nn.RMSNorm(width, RMS_EPSILON) if config.modern else nn.LayerNorm(width, LAYER_EPSILON)
+    return RMSNorm(width, RMS_EPSILON) if config.modern else nn.LayerNorm(width, LAYER_EPSILON)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pair (x[i], x[i + D/2]) by its token's position times frequency i."""
-    left, right = x.chunk(2, dim=-1)  # (B, T, heads, D/2) each
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)  # (B, T, heads, D)
+    """Turns each pair (x[i], x[i + D/2]) by its token's position times frequency i; `sin` is negative for i < D/2."""
+    return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin  # (B, T, heads, D)
 
 
 class Past:
@@ -130,6 +137,27 @@ class Past:
         self._keys[:, :, start : self._filled] = keys
         self._values[:, :, start : self._filled] = values
         return self._keys[:, :, : self._filled], self._values[:, :, : self._filled]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(query keyᵀ / √D) value: (B, H, T, D), (B, K, S, D), (B, K, S, D) -> (B, H, T, D).
+
+    Without a mask, a single query looks at all keys, and several at those up to themselves.
+    """
+    wanted = value.dtype
+    if query.is_cpu:  # there bfloat16 takes more than twice as long as float32, most of it backward (torch 2.13)
+        query, key, value = query.float(), key.float(), value.float()
+    with torch.autocast("cpu", enabled=False):
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None and query.size(2) > 1,
+            enable_gqa=key.size(1) != query.size(1),
+        )
+    return mixed.to(wanted)
 
 
 class Attention(nn.Module):
@@ -160,15 +188,7 @@ class Attention(nn.Module):
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, H or K, T, D)
         if past is not None:
             key, value = past.add(key, value)  # (B, K, S, D)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None and query.size(2) > 1,
-            dropout_p=config.dropout if self.training else 0.0,
-            enable_gqa=config.kv_heads != config.heads,
-        )  # (B, H, T, D)
+        mixed = attend(query, key, value, mask, config.dropout if self.training else 0.0)  # (B, H, T, D)
         return self.output(mixed.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
@@ -225,8 +245,8 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight
         frequencies = config.rope_base ** (-torch.arange(0, config.head_width, 2) / config.head_width)  # (D/2,)
         angles = torch.outer(torch.arange(config.context), frequencies)  # (context, D/2)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), 1), persistent=False)  # (context, D)
+        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), 1), persistent=False)
         self.cos: Tensor
         self.sin: Tensor
         self._initialise()
@@ -279,7 +299,7 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)  # (B, T, C)
         turn = None
         if self.config.modern:
-            turn = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)  # (B or 1, T, 1, D/2)
+            turn = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)  # (B or 1, T, 1, D)
         else:
             x = x + self.position(positions)
         x = self.dropout(x)
