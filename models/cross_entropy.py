@@ -1,8 +1,8 @@
 """Cross-entropy of a linear layer's logits, which are never held all at once.
 
-For a vocabulary of 50,000, the logits of 16,000 tokens are 3.2 GB in float32, and their gradient as much again.
-Here tokens go by in chunks: a chunk's logits give its loss and, at once, its gradients with respect to the features
-and the weight, which are all that stays.
+For a vocabulary of 50,000, the logits of 16,000 tokens are 3.2 GB in float32, and their gradient as much
+again. Here tokens go by in chunks: a chunk's logits give its loss and, at once, its gradients with respect to
+the features and the weight, which are all that stays.
 """
 
 from typing import Any, cast
@@ -17,8 +17,8 @@ CHUNK_LOGITS = 1 << 24  # 64 MB in float32
 def linear_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """The mean cross-entropy, in nats, of softmax(features @ weight.T) against the labels.
 
-    features: (N, C); weight: (V, C); labels: (N,) of any integer type, 0 to V - 1. The products are made in the
-    type that autocast says, the loss, without dimensions, in float32.
+    features: (N, C); weight: (V, C); labels: (N,) of any integer type, 0 to V - 1. The products are made in
+    the type that autocast says, the loss, without dimensions, in float32.
     """
     labels = labels.long()
     if torch.is_grad_enabled():

@@ -1,7 +1,7 @@
 """Optimizers for language models: Muon for the hidden matrices, AdamW for everything else.
 
-Muon's step is its momentum made orthogonal: all directions of a matrix move by the same amount, those too that
-rarely have a gradient. Embeddings, the head, norms and biases are no such matrices, and go to AdamW.
+Muon's step is its momentum made orthogonal: all directions of a matrix move by the same amount, those too
+that rarely have a gradient. Embeddings, the head, norms and biases are no such matrices, and go to AdamW.
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Loshchilov and Hutter 2019,
 "Decoupled Weight Decay Regularization".
@@ -65,9 +65,7 @@ def make_optimizer(module: nn.Module, hidden: Iterable[nn.Parameter], config: Op
         {"params": [p for p in others if p.ndim < 2], "lr": config.rate, "weight_decay": 0.0},
     ]
     if config.name == "adamw":
-        groups.append(
-            {"params": matrices, "lr": config.matrix_rate, "weight_decay": config.weight_decay}
-        )
+        groups.append({"params": matrices, "lr": config.matrix_rate, "weight_decay": config.weight_decay})
     adamw = AdamW([group for group in groups if group["params"]], betas=config.betas, fused=True)
     if config.name == "adamw":
         return adamw
@@ -78,7 +76,7 @@ def make_optimizer(module: nn.Module, hidden: Iterable[nn.Parameter], config: Op
 
 
 class BatchedMuon(torch.optim.Muon):
-    """torch's Muon, with all matrices of one shape made orthogonal together: few large products, not many small.
+    """torch's Muon, with all matrices of one shape made orthogonal together: a few large products.
 
     State: `momentum_buffer`, a table for each matrix.
     """
@@ -91,7 +89,9 @@ class BatchedMuon(torch.optim.Muon):
                 if matrix.grad is not None:
                     shapes.setdefault((min(matrix.shape), max(matrix.shape)), []).append(matrix)
             for matrices in shapes.values():
-                moves = torch.stack([self._wide_move(matrix, group) for matrix in matrices])  # (n, short, long)
+                moves = torch.stack(
+                    [self._wide_move(matrix, group) for matrix in matrices]
+                )  # (n, short, long)
                 moves = orthogonal(moves, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 for matrix, move in zip(matrices, moves, strict=True):
                     rows, columns = matrix.shape
@@ -101,19 +101,22 @@ class BatchedMuon(torch.optim.Muon):
 
     def _wide_move(self, matrix: Tensor, group: dict[str, Any]) -> Tensor:
         """Where momentum would move the matrix, lying on its longer side: (short, long)."""
-        state = self.state[matrix]
+        gradient, state = matrix.grad, self.state[matrix]
+        assert gradient is not None
         if not state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
-        momentum: Tensor = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-        move = matrix.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        momentum: Tensor = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        move = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         return move.T if matrix.size(0) > matrix.size(1) else move
 
 
-def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float) -> Tensor:
-    """(n, short, long) matrices with their singular values brought near to 1, by Newton and Schulz's iteration.
+def orthogonal(
+    matrices: Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float
+) -> Tensor:
+    """(n, short, long) matrices, their singular values brought near to 1 by Newton and Schulz's iteration.
 
-    X <- a X + (b A + c A²) X with A = X Xᵀ. The coefficients bring small singular values up fast, to between about
-    0.7 and 1.2, rather than any to 1.
+    X <- a X + (b A + c A²) X with A = X Xᵀ. The coefficients bring small singular values up fast, to between
+    about 0.7 and 1.2, rather than any to 1.
     """
     a, b, c = coefficients
     x = matrices.bfloat16() if bfloat16_pays(matrices.device) else matrices
@@ -125,7 +128,7 @@ def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps
 
 
 class Joined(Optimizer):
-    """Several optimizers of different parameters, as one: their groups are its groups, and their states its state."""
+    """Several optimizers of different parameters as one, whose groups and states are theirs."""
 
     def __init__(self, *parts: Optimizer) -> None:
         super().__init__([group for part in parts for group in part.param_groups], {})

@@ -9,8 +9,8 @@ import torch
 def bfloat16_pays(device: torch.device | str) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32's.
 
-    GPUs since Ampere do; of processors those with matrix tiles (AMX): 5 to 7 times as fast in matrices of 128 x 512.
-    Others convert on the way in and out, and lose.
+    GPUs since Ampere do; of processors those with matrix tiles (AMX), 5 times as fast at 128 x 512. Others
+    convert on the way in and out, and lose.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,26 +1,27 @@
-"""A transformer language model, to be read from the top: configuration, attention, feed-forward, block, model,
-generation.
+"""A transformer language model, to be read from the top: configuration, attention, feed-forward, block,
+model, generation.
 
-Two styles of the same network. "modern" is today's (Qwen3's architecture): RMSNorm, rotary positions, queries and
-keys normalised per head, a gated feed-forward, no biases, key/value heads that query heads may share. "gpt2" is
-the textbook's: LayerNorm, learned positions, GELU, biases. `models/transformer_folder.py` writes either so that
-`transformers` loads it.
+Two styles of one network. "modern" is today's, Qwen3's architecture: RMSNorm, rotary positions, queries and
+keys normalised per head, a gated feed-forward, no biases, key/value heads that query heads may share. "gpt2"
+is the textbook's: LayerNorm, learned positions, GELU, biases. `models/transformer_folder.py` writes either so
+that `transformers` loads it.
 
 - Each block adds to the residual stream what its attention and its feed-forward make of it, normalised first.
   Their last matrices are zero at the start, so every block begins as the identity.
 - Logits of a whole batch are never held (models/cross_entropy.py).
 - Generation reads each token once and keeps its keys and values (`Reader`).
 
-Vaswani et al. 2017, "Attention Is All You Need"; Radford et al. 2019, "Language Models are Unsupervised Multitask
-Learners"; Su et al. 2021, "RoFormer"; Zhang and Sennrich 2019, "Root Mean Square Layer Normalization"; Shazeer
-2020, "GLU Variants Improve Transformer"; Henry et al. 2020, "Query-Key Normalization"; Ainslie et al. 2023, "GQA".
+Vaswani et al. 2017, "Attention Is All You Need"; Radford et al. 2019, "Language Models are Unsupervised
+Multitask Learners"; Su et al. 2021, "RoFormer"; Zhang and Sennrich 2019, "Root Mean Square Layer
+Normalization"; Shazeer 2020, "GLU Variants Improve Transformer"; Henry et al. 2020, "Query-Key
+Normalization"; Ainslie et al. 2023, "GQA".
 
 Shapes:  B texts   T tokens of each   S tokens that attention looks back on (T, and those in the cache)
          C width   H heads   K key/value heads   D = C / H width of a head   F width inside the feed-forward
          V vocabulary
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,8 +51,8 @@ class TransformerConfig:
             multiple of 16.
         style: see above.
         tied: one table for the tokens going in and coming out.
-        dropout: share of activations dropped in training: of embeddings, attention weights, and what each half
-            of a block adds.
+        dropout: share of activations dropped in training: of embeddings, attention's weights, and what each
+            half of a block adds.
         rope_base: the slowest rotary frequency is about 1 / rope_base (modern).
         end_of_text: id of the token that ends a text, for tools that read the model's folder.
 
@@ -107,7 +108,7 @@ class TransformerConfig:
 
 
 class RMSNorm(nn.RMSNorm):
-    """Keeps the type of what it is given (torch's own is slow where autocast makes that another than its weight's)."""
+    """Keeps the type of what it is given: under autocast, that may be another than its weight's."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.weight is not None
@@ -119,7 +120,7 @@ def norm(config: TransformerConfig, width: int) -> nn.Module:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (x[i], x[i + D/2]) by its token's position times frequency i; `sin` is negative for i < D/2."""
+    """Turns each pair (x[i], x[i + D/2]) by its token's angle number i; `sin` is negative for i < D/2."""
     return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin  # (B, T, heads, D)
 
 
@@ -145,7 +146,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
     Without a mask, a single query looks at all keys, and several at those up to themselves.
     """
     wanted = value.dtype
-    if query.is_cpu:  # there bfloat16 takes more than twice as long as float32, most of it backward (torch 2.13)
+    if (
+        query.is_cpu
+    ):  # there bfloat16 takes more than twice as long as float32, most of it backward (torch 2.13)
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast("cpu", enabled=False):
         mixed = F.scaled_dot_product_attention(
@@ -243,9 +246,13 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         if config.tied:
             self.head.weight = self.embedding.weight
-        frequencies = config.rope_base ** (-torch.arange(0, config.head_width, 2) / config.head_width)  # (D/2,)
+        frequencies = config.rope_base ** (
+            -torch.arange(0, config.head_width, 2) / config.head_width
+        )  # (D/2,)
         angles = torch.outer(torch.arange(config.context), frequencies)  # (context, D/2)
-        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), 1), persistent=False)  # (context, D)
+        self.register_buffer(
+            "cos", torch.cat((angles.cos(), angles.cos()), 1), persistent=False
+        )  # (context, D)
         self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), 1), persistent=False)
         self.cos: Tensor
         self.sin: Tensor
@@ -271,7 +278,7 @@ class Transformer(nn.Module):
             nn.init.normal_(self.position.weight, std=0.02)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """The blocks' matrices, which an optimizer for matrices may take; not embeddings, head, norms, biases."""
+        """The blocks' matrices, for an optimizer of matrices; not embeddings, head, norms and biases."""
         return [parameter for parameter in self.blocks.parameters() if parameter.ndim == 2]
 
     def flops_per_token(self) -> float:
@@ -290,7 +297,7 @@ class Transformer(nn.Module):
         """What the head makes logits of: (B, T) ids -> (B, T, C).
 
         `positions`, (B, T), are 0 to T - 1 if not given; `mask`, (B, 1, T, S), is true where a token may look,
-        if not given at the tokens up to itself; `past` holds the layers' keys and values of earlier tokens.
+        if not given, at the tokens up to itself; `past` holds the layers' keys and values of earlier tokens.
         """
         if tokens.size(1) > self.config.context:
             raise ValueError(f"{tokens.size(1)} tokens are longer than the context of {self.config.context}")
@@ -327,6 +334,13 @@ class Transformer(nn.Module):
     ) -> Iterator[list[int | None]]:
         """Goes on from some texts: gives out one token for each, or None for one that is over, at a time."""
         return sample_tokens(Reader(self), prompts, sampling or Sampling(), self.config.end_of_text)
+
+
+def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The mean loss of windows of T + 1 tokens: `inputs`, (B, T), and `label`, (B,), the last of them."""
+    tokens = torch.cat((batch["inputs"], batch["label"][:, None]), dim=1)  # (B, T + 1)
+    loss: Tensor = model(tokens[:, :-1], tokens[:, 1:])
+    return loss
 
 
 def first_read(length: int, context: int) -> int:

@@ -1,8 +1,8 @@
-"""A transformer on disk: a folder that Lexloom and `transformers.AutoModelForCausalLM.from_pretrained` both load.
+"""A transformer on disk: a folder that Lexloom loads, and `transformers.AutoModelForCausalLM` too.
 
-`model.safetensors` and `config.json` are Qwen3's ("modern") or GPT-2's; `lexloom.json` is Lexloom's own description. The
-network is the same number for number: only names differ, and GPT-2 keeps its matrices transposed and query, key and
-value in one.
+`model.safetensors` and `config.json` are Qwen3's ("modern") or GPT-2's; `lexloom.json` is Lexloom's own
+description. The network is the same, number for number: only names differ, and GPT-2 keeps its matrices
+transposed, and query, key and value in one.
 """
 
 import json
