@@ -1,11 +1,11 @@
 """Drawing the next token, again and again: how a language model's logits become text.
 
-Works with any model: all it asks for is the logits of the token after each of some texts (`NextLogits`). The filters
-apply in this order, which is that of Hugging Face's `generate`: repetition penalty, temperature, top-k, top-p, min-p.
+Works with any model: all it asks for is the logits of the token after each of some texts (`NextLogits`). The
+filters apply in the order of Hugging Face's `generate`: repetition penalty, temperature, top-k, top-p, min-p.
 
-Keskar et al. 2019, "CTRL" (repetition penalty); Fan et al. 2018, "Hierarchical Neural Story Generation" (top-k);
-Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (top-p); Nguyen et al. 2024, "Turning Up the
-Heat" (min-p).
+Keskar et al. 2019, "CTRL" (repetition penalty); Fan et al. 2018, "Hierarchical Neural Story Generation"
+(top-k); Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (top-p); Nguyen et al. 2024,
+"Turning Up the Heat" (min-p).
 
 Shapes: B texts, V vocabulary.
 """
@@ -55,7 +55,7 @@ class Sampling:
             (
                 "temperature",
                 0 <= self.temperature < float("inf"),
-                "at least 0, which means the likeliest token",
+                "at least 0, which takes the likeliest",
             ),
             ("top_k", self.top_k >= 0, "at least 1, or 0 for all tokens"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -101,18 +101,19 @@ def sample_tokens(
 ) -> Iterator[list[int | None]]:
     """Goes on from prompts of any lengths: one new token for each at a time, None for a text that is over.
 
-    A text is over after `sampling.max_tokens`, or with `end_of_text`, which is not given out. An empty prompt begins
-    a new text: with `end_of_text`, behind which new texts begin. A text's tokens do not depend on the others in its
-    batch. (`sampling.stop` is for text: see `sample_text`.)
+    A text is over after `sampling.max_tokens`, or with `end_of_text`, which is not given out. An empty prompt
+    stands for the beginning of a text: `end_of_text`, behind which texts begin. A text's tokens do not depend
+    on the others in its batch. (`sampling.stop` is for `sample_text`.)
 
     Raises:
         ValueError: a prompt is empty, and there is no `end_of_text`.
     """
-    if end_of_text is None and not all(prompts):
-        raise ValueError(
-            "the prompt is empty, and this model has no end-of-text token to begin behind: give one"
-        )
-    texts = [list(prompt) or [end_of_text] for prompt in prompts]
+    texts = [list(prompt) for prompt in prompts]
+    for text in texts:
+        if not text:
+            if end_of_text is None:
+                raise ValueError("the prompt is empty, and there is no end-of-text token to begin behind")
+            text.append(end_of_text)
     chances = [torch.Generator().manual_seed(sampling.seed + number) for number in range(len(texts))]
     over = [False] * len(texts)
     seen: Tensor | None = None
@@ -142,8 +143,8 @@ def sample_text(
 ) -> Iterator[list[str]]:
     """Goes on from prompts: what is new of each text, as soon as it is known for sure.
 
-    A piece is empty while a character's bytes, or what may become a stop string, are not complete. All pieces of a
-    text, joined, are its continuation.
+    A piece is empty while a character's bytes, or what may become a stop string, are not complete. All pieces
+    of a text, joined, are its continuation.
 
     Raises:
         ValueError: a prompt holds what the tokenizer does not know.
