@@ -2,6 +2,7 @@
 
 lexloom word2vec --source FILES --epochs 3     train word vectors, end to end
 lexloom window-lm --source FILES               train a window language model
+lexloom transformer-lm --preset tiny           train a transformer language model
 lexloom generate MODEL --prompt TEXT           let a language model write
 lexloom neighbours MODEL WORD...               the nearest words
 lexloom analogy MODEL A B C                    A is to B as C is to what?
@@ -51,6 +52,12 @@ FLOWS = {
         "flows.window_lm",
         "window_lm",
         "WindowLMFlowConfig",
+    ),
+    "transformer-lm": FlowEntry(
+        "train a transformer language model",
+        "flows.transformer_lm",
+        "transformer_lm",
+        "TransformerLMFlowConfig",
     ),
 }
 SERVER_START_SECONDS = 120

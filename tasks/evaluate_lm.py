@@ -9,7 +9,6 @@ All are measured on the same tokens: those that the model predicts in the held-o
 predicts embeddings has no distribution, so only its accuracies are measured.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from rich.text import Text
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from models import transformer_folder
+from models.language_model import kind_of
 from models.ngram import KneserNey
 from models.tokenizer import Tokenizer
 from models.window_lm import WindowLM
@@ -284,9 +286,9 @@ def contexts_of(windows: Ids, predicted: int, length: int) -> Ids:
 
 def load_predictor(folder: Path, device: str) -> Predictor:
     """The model of a model folder; ValueError where its kind predicts no tokens."""
-    kind = json.loads((folder / "config.json").read_bytes()).get("model")
+    kind = kind_of(folder)
     if kind not in KINDS:
-        raise ValueError(f"the model in {folder} is {kind!r}: it must be one of {', '.join(KINDS)}")
+        raise ValueError(f"the model in {folder} is a {kind}: it must be one of {', '.join(KINDS)}")
     return KINDS[kind](folder, device)
 
 
@@ -302,4 +304,19 @@ def load_window_lm(folder: Path, device: str) -> Predictor:
     return Predictor("window language model", every_token=False, predict=predict)
 
 
-KINDS: dict[str, Callable[[Path, str], Predictor]] = {"window_lm": load_window_lm}
+def load_transformer(folder: Path, device: str) -> Predictor:
+    model = transformer_folder.load(folder).to(device).eval()
+
+    def predict(inputs: Tensor, labels: Tensor) -> tuple[float | None, Tensor]:
+        wanted = torch.cat((inputs[:, 1:], labels[:, None]), dim=1).long()  # (B, T)
+        logits = model.head(model.features(inputs)).float()  # (B, T, V)
+        nats = cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
+        return float(nats), logits.topk(BEST, dim=2).indices
+
+    return Predictor("transformer", every_token=True, predict=predict)
+
+
+KINDS: dict[str, Callable[[Path, str], Predictor]] = {
+    "window_lm": load_window_lm,
+    "transformer": load_transformer,
+}
