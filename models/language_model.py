@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models import transformer_folder
 from models.sampling import NextLogits
 from models.tokenizer import Tokenizer
+from models.transformer import Reader
 from models.window_lm import WindowLM
 
 DESCRIPTIONS = ("lexloom.json", "config.json")  # the first that is there says what kind of model it is
@@ -31,11 +33,15 @@ def load_language_model(folder: Path) -> LanguageModel:
         ValueError: the folder holds another kind of model, or a file is damaged.
     """
     kind = kind_of(folder)
-    if kind != "window_lm":
+    if kind == "transformer":
+        next_logits: NextLogits = Reader(transformer_folder.load(folder))
+    elif kind == "window_lm":
+        next_logits = Windows(WindowLM.load(folder))
+    else:
         raise ValueError(
             f"{folder} holds a {kind} model, which does not write: name a language model's folder"
         )
-    return LanguageModel(Windows(WindowLM.load(folder)), Tokenizer.load(folder / TOKENIZER))
+    return LanguageModel(next_logits, Tokenizer.load(folder / TOKENIZER))
 
 
 def kind_of(folder: Path) -> str:
