@@ -96,6 +96,8 @@ class WindowLMConfig:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
         if not 0 <= self.padding < self.vocabulary:
             raise ValueError(f"the padding {self.padding} is none of the {self.vocabulary} ids")
+        if sorted({0, *self.cutoffs}) != [0, *self.cutoffs]:
+            raise ValueError(f"the cutoffs are {list(self.cutoffs)}: they must rise, from above 0 on")
         if self.objective == "embedding" and self.fine_tuned:
             raise ValueError(
                 "embeddings that are the target can't be trained too: they would all become the same; leave"

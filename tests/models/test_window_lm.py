@@ -222,6 +222,8 @@ def test_a_folder_that_is_no_such_model_is_refused(tmp_path: Path) -> None:
     [
         ({"width": 0}, "width is 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"cutoffs": (8, 4)}, r"cutoffs are \[8, 4\]: they must rise"),
+        ({"cutoffs": (0, 4)}, "they must rise, from above 0 on"),
         ({"padding": SIZE}, "the padding 12 is none of the 12 ids"),
         ({"activation": "sine"}, "'sine': it must be one of relu, gelu, silu, tanh"),
         ({"objective": "embedding", "fine_tuned": True}, "would all become the same"),
