@@ -12,11 +12,13 @@ Shapes: B texts, V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from models.tokenizer import Decoder, Tokenizer
+if TYPE_CHECKING:  # ids can be drawn where torch is all there is
+    from models.tokenizer import Decoder, Tokenizer
 
 NextLogits = Callable[[Sequence[Sequence[int]]], Tensor]
 """(B, V) logits of the token after each of B texts, each of them ids that grow by one from call to call."""
@@ -139,7 +141,7 @@ def sample_tokens(
 
 
 def sample_text(
-    next_logits: NextLogits, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling
+    next_logits: NextLogits, tokenizer: "Tokenizer", prompts: Sequence[str], sampling: Sampling
 ) -> Iterator[list[str]]:
     """Goes on from prompts: what is new of each text, as soon as it is known for sure.
 
@@ -149,7 +151,9 @@ def sample_text(
     Raises:
         ValueError: a prompt holds what the tokenizer does not know.
     """
-    writers = [Writer(tokenizer, sampling.stop) for _ in prompts]
+    from models.tokenizer import Decoder
+
+    writers = [Writer(Decoder(tokenizer), sampling.stop) for _ in prompts]
     ids = [tokenizer.encode(prompt) for prompt in prompts]
 
     def known_logits(texts: Sequence[Sequence[int]]) -> Tensor:
@@ -165,8 +169,8 @@ def sample_text(
 class Writer:
     """Text of tokens that come one by one, up to a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._decoder = Decoder(tokenizer)
+    def __init__(self, decoder: "Decoder", stop: Sequence[str]) -> None:
+        self._decoder = decoder
         self._stop = stop
         self._held = ""  # text that may be the beginning of a stop string
         self.over = False

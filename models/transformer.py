@@ -296,8 +296,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """What the head makes logits of: (B, T) ids -> (B, T, C).
 
-        `positions`, (B, T), are 0 to T - 1 if not given; `mask`, (B, 1, T, S), is true where a token may look,
-        if not given, at the tokens up to itself; `past` holds the layers' keys and values of earlier tokens.
+        `positions`, (B, T), are 0 to T - 1 if not given. `mask`, (B, 1, T, S), is true where a token may
+        look; if not given, each looks at those up to itself. `past` holds the layers' keys and values of
+        earlier tokens.
         """
         if tokens.size(1) > self.config.context:
             raise ValueError(f"{tokens.size(1)} tokens are longer than the context of {self.config.context}")
