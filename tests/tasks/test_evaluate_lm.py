@@ -251,5 +251,5 @@ def test_a_model_that_predicts_no_tokens_is_refused(
 ) -> None:
     model = artifact(store, "model")
     (model.folder / "config.json").write_text(json.dumps({"model": "word2vec"}))
-    with pytest.raises(ValueError, match="is 'word2vec': it must be one of window_lm"):
+    with pytest.raises(ValueError, match="is a word2vec: it must be one of window_lm, transformer"):
         build(evaluate_lm, model, windows, tokens, config=EvaluateLMConfig())
