@@ -1,6 +1,9 @@
 """The `lexloom` command.
 
 lexloom word2vec --source FILES --epochs 3     train word vectors, end to end
+lexloom window-lm --source FILES               train a window language model
+lexloom transformer-lm --preset tiny           train a transformer language model
+lexloom generate MODEL --prompt TEXT           let a language model write
 lexloom neighbours MODEL WORD...               the nearest words
 lexloom analogy MODEL A B C                    A is to B as C is to what?
 lexloom store ls | verify | explain | gc       what is in the store, and why
@@ -43,7 +46,19 @@ QUIET_LIBRARIES = {
 FLOWS = {
     "word2vec": FlowEntry(
         "train word vectors (skip-gram, negative sampling)", "flows.word2vec", "word2vec", "Word2VecConfig"
-    )
+    ),
+    "window-lm": FlowEntry(
+        "train a next-token network on sliding windows over token embeddings",
+        "flows.window_lm",
+        "window_lm",
+        "WindowLMFlowConfig",
+    ),
+    "transformer-lm": FlowEntry(
+        "train a transformer language model",
+        "flows.transformer_lm",
+        "transformer_lm",
+        "TransformerLMFlowConfig",
+    ),
 }
 SERVER_START_SECONDS = 120
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, ImportError)

@@ -34,6 +34,7 @@ READ_BYTES = 1 << 22
 RECORDED_PACKAGES = ("lexloom", "numba", "numpy", "prefect", "pyarrow", "ray", "torch")
 
 Verification = Literal["size", "full"]
+FIRST = "the first of its stage"  # from such inputs
 
 
 class RunOnly:
@@ -367,20 +368,25 @@ def now() -> datetime:
 def explain_change(manifest: Manifest, others: list[Manifest]) -> list[str]:
     """Why an artifact was built although others of its stage stand in the store.
 
-    Compares it with the most similar earlier one of the same stage (the latest of several): one line for
-    every config field, input and version that differs. An input that differs is followed to the field that
-    changed it.
+    Compares it with the most similar earlier one of the same stage, made from the same kinds of inputs (the
+    latest of several): one line for every config field, input and version that differs. An input that differs
+    is followed to the field that changed it.
     """
     by_key = {other.key: other for other in others}
     earlier = [
         other
         for other in others
         if other.stage == manifest.stage and other.key != manifest.key and other.created < manifest.created
+        if input_stages(other) == input_stages(manifest)
     ]
     if not earlier:
-        return ["the first of its stage"]
+        return [FIRST]
     found = [differences(other, manifest, by_key) for other in reversed(earlier)]
     return min(found, key=len)
+
+
+def input_stages(manifest: Manifest) -> list[str]:
+    return [entry.stage for entry in manifest.inputs]
 
 
 def differences(old: Manifest, new: Manifest, by_key: dict[str, Manifest]) -> list[str]:

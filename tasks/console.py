@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 
-from tasks.artifacts import Summary
+from tasks.artifacts import FIRST, Summary
 
 BAR_AFTER_SECONDS = 2.0
 NAME_WIDTH = 15
@@ -26,7 +26,7 @@ def stage_line(name: str, summary: Summary, *, cached: bool, seconds: float, why
     line.append("cached   " if cached else f"{seconds:6.1f} s ", style="green" if cached else "cyan")
     line.append(f" {describe(summary)}")
     stderr.print(line)
-    if why and not cached and why != ["the first of its stage"]:
+    if why and not cached and why != [FIRST]:
         more = f"; and {len(why) - SHOWN_REASONS} more" if len(why) > SHOWN_REASONS else ""
         reasons = "; ".join(why[:SHOWN_REASONS])
         stderr.print(Text(f"{' ' * (NAME_WIDTH + 11)}because {reasons}{more}", style="dim"))

@@ -141,7 +141,7 @@ footer { margin-top: 44px; padding-top: 16px; border-top: 1px solid var(--line);
   background: var(--line); border: 1px solid var(--line); border-radius: 10px; overflow: hidden;
 }
 .tiles div { background: var(--card); padding: 14px 18px; flex: 1 1 150px; }
-.tiles b { display: block; font-size: 24px; font-weight: 650; letter-spacing: -.01em; }
+.tiles b { display: block; white-space: nowrap; font-size: 24px; font-weight: 650; letter-spacing: -.01em; }
 .tiles span { color: var(--muted); font-size: 13px; }
 .wide { overflow-x: auto; }
 .wide > svg { min-width: 760px; }

@@ -116,11 +116,17 @@ class BlockWriter:
         thread: ThreadPoolExecutor,
         name: str = "shard",
         spare: int = 0,
+        column_encoding: dict[str, str] | None = None,
     ) -> None:
         self._out, self._name, self._schema, self._thread = out, name, schema, thread
         self._rows_per_group, self._rows_per_shard = rows_per_group, rows_per_shard
         # no dictionary: neighbouring rows repeat each other, which the compressions find by themselves
-        self._options = {"compression": compression, "use_dictionary": False, "write_statistics": False}
+        self._options = {
+            "compression": compression,
+            "use_dictionary": False,
+            "write_statistics": False,
+            "column_encoding": column_encoding,
+        }
         rows = min(rows_per_group, rows_per_shard) + spare
         self._blocks = [tuple(empty_column(field, rows) for field in schema) for _ in range(BLOCKS)]
         self._written: list[Future[None] | None] = [None] * BLOCKS

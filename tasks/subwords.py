@@ -200,8 +200,8 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
     """
     base = encoding.load()
     (scratch := out / SCRATCH).mkdir()
-    documents = encode_corpus(corpus, base, config, scratch)
-    split = Split(scratch, config)
+    documents, sizes = encode_corpus(corpus, base, config, scratch)
+    split = Split(scratch, sizes, config)
     counts = {part: np.zeros(base.size, np.int64) for part in ("train", "validation")}
     for part, tokens in split.pieces():
         counts[part] += np.bincount(tokens.values, minlength=base.size)
@@ -237,24 +237,28 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
     )
 
 
-def encode_corpus(corpus: Artifact, base: Encoding, config: SubwordsConfig, scratch: Path) -> int:
-    """Writes base ids and whether each document is held out; returns the number of documents."""
+def encode_corpus(
+    corpus: Artifact, base: Encoding, config: SubwordsConfig, scratch: Path
+) -> tuple[int, list[int]]:
+    """Writes base ids and who is held out; returns (documents, tokens of each row group)."""
     pieces = row_groups(corpus, "text")
-    documents = tokens = 0
+    documents = 0
+    sizes: list[int] = []
     with (
-        ShardWriter(scratch, SHARD_BYTES, compression="lz4") as shards,
+        ShardWriter(scratch, SHARD_BYTES, compression="lz4", column_encoding=COLUMN_ENCODING) as shards,
         console.bar("subwords", total=len(pieces)) as bar,
     ):
         for done, batch in enumerate(
             in_order(lambda read: encode_piece(read(), base, config), pieces), start=1
         ):
-            shards.write(batch, TOKEN_BYTES * len(batch["tokens"].values))
+            if batch.num_rows:
+                sizes.append(len(batch["tokens"].values))
+                shards.write(batch, TOKEN_BYTES * sizes[-1])
             documents += batch.num_rows
-            tokens += len(batch["tokens"].values)
-            bar.update(done, f"{tokens:,} tokens")
-    if not tokens:
+            bar.update(done, f"{sum(sizes):,} tokens")
+    if not sum(sizes):
         raise ValueError(f"there is no text in the {documents:,} documents of the corpus: check its source")
-    return documents
+    return documents, sizes
 
 
 def encode_piece(texts: pa.StringArray, base: Encoding, config: SubwordsConfig) -> pa.RecordBatch:
@@ -280,36 +284,37 @@ def encode_piece(texts: pa.StringArray, base: Encoding, config: SubwordsConfig) 
 class Split:
     """The scratch file's documents, in order, each in its part; in the tail's way, one is cut in two."""
 
-    def __init__(self, scratch: Path, config: SubwordsConfig) -> None:
-        self._files = sorted(scratch.glob("*.parquet"))
-        self._cut: int | None = None
-        if config.validation == "tail":
-            total = sum(len(batch["tokens"].values) for batch in self._batches())
-            self._cut = int(total * (1 - config.validation_share))
+    def __init__(self, scratch: Path, sizes: list[int], config: SubwordsConfig) -> None:
+        """`sizes` are the tokens of each row group."""
+        groups = [
+            (path, group)
+            for path in sorted(scratch.glob("*.parquet"))
+            for group in range(pq.read_metadata(path).num_row_groups)
+        ]
+        cut = int(sum(sizes) * (1 - config.validation_share)) if config.validation == "tail" else None
+        before = np.cumsum([0, *sizes[:-1]]).tolist()
+        self._groups = [
+            (path, group, None if cut is None else cut - start)
+            for (path, group), start in zip(groups, before, strict=True)
+        ]
 
     def pieces(self) -> Iterator[tuple[Part, pa.ListArray]]:
-        """(part, its documents of a row group), none of them empty."""
-        before = 0
-        for batch in self._batches():
-            tokens = batch["tokens"]
-            if self._cut is None:
-                train, validation = (
-                    tokens.filter(pc.invert(batch["held_out"])),
-                    tokens.filter(batch["held_out"]),
-                )
-            else:
-                train, validation = cut_at(tokens, self._cut - before)
-                before += len(tokens.values)
+        """(part, its documents of a row group), none of them empty; read in threads."""
+        for train, validation in in_order(self._read, self._groups):
             if len(train):
                 yield "train", train
             if len(validation):
                 yield "validation", validation
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        for path in self._files:
-            with pq.ParquetFile(path) as file:
-                for group in range(file.num_row_groups):
-                    yield from file.read_row_group(group).combine_chunks().to_batches()
+    @staticmethod
+    def _read(place: tuple[Path, int, int | None]) -> tuple[pa.ListArray, pa.ListArray]:
+        path, group, cut = place
+        with pq.ParquetFile(path) as file:
+            table = file.read_row_group(group, use_threads=False).combine_chunks()
+        tokens, held_out = (table[name].combine_chunks() for name in SCRATCH_SCHEMA.names)
+        if cut is not None:
+            return cut_at(tokens, cut)
+        return tokens.filter(pc.invert(held_out)), tokens.filter(held_out)
 
 
 def cut_at(tokens: pa.ListArray, cut: int) -> tuple[pa.ListArray, pa.ListArray]:

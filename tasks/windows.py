@@ -28,6 +28,9 @@ from tasks.tokens import count_tokens, token_batches
 
 TOKENS_PER_GROUP = 1 << 18  # 1 MB: a row group is what training shuffles and reads at a time
 TOKENS_PER_SHARD = 1 << 27
+# split by byte, windows of 4 take 5.9 bytes instead of 8.0, are written at 19M/s instead of 14M/s and read at
+# 55M/s instead of 48M/s; zstd sees by itself that windows overlap (3.3 bytes, and 5.0 if they are split)
+LZ4_ENCODING = {"inputs.list.element": "BYTE_STREAM_SPLIT", "label": "BYTE_STREAM_SPLIT"}
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int64]]
 
@@ -86,6 +89,7 @@ def windows(tokens: Artifact, config: WindowsConfig, out: Path) -> Summary:
                 rows_per_group=max(1, TOKENS_PER_GROUP // config.size),
                 rows_per_shard=max(1, TOKENS_PER_SHARD // config.size),
                 compression=config.compression,
+                column_encoding=LZ4_ENCODING if config.compression == "lz4" else None,
             ) as writer:
                 for _ in cutter.cut(token_batches(shards), writer, measure=part == "validation"):
                     bar.update(cutter.tokens, f"{sum(written.values()) + writer.rows:,} windows")

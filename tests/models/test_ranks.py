@@ -84,6 +84,12 @@ def test_a_token_s_parts_are_those_of_its_last_merge() -> None:
     assert parts(b"ther", ranks) == [b"the", b"r"]
 
 
+def test_a_token_that_no_merge_makes_has_more_parts() -> None:
+    ranks = read_ranks(MERGES, "merges") | {b"xthe": 300, b"xyz": 301}
+    assert parts(b"xthe", ranks) == [b"x", b"the"]
+    assert parts(b"xyz", ranks) == [b"x", b"y", b"z"]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

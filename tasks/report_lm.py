@@ -1,0 +1,145 @@
+"""The report of a language model: how well it predicts beside plain baselines, and what it writes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.artifacts import Artifact, Manifest, Summary
+from tasks.charts import Html, join
+from tasks.evaluate_lm import LMEvaluation, Score, read_lm_evaluation, shown
+from tasks.page import card, columns, duration, element, page, section, short, table, tiles
+from tasks.samples import Sample, read_samples
+from tasks.sections import (
+    STAGE_COLUMNS,
+    configuration_section,
+    footer,
+    known,
+    lineage,
+    markdown_table,
+    plain,
+    stage_rows,
+    stages_section,
+    subtitle,
+    training_section,
+)
+from tasks.stage import stage
+
+FILE = "report.html"
+SCORE_COLUMNS = ["on held-out text", "bits per byte", "perplexity", "likeliest token right", "among five"]
+
+
+class ReportLMConfig(BaseModel):
+    """What the report's page looks like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str = Field(
+        default="Language model",
+        min_length=1,
+        description="the page's title",
+        json_schema_extra={"position": 0},
+    )
+
+
+@stage(version=1)
+def report_lm(
+    model: Artifact, evaluation: Artifact, samples: Artifact, config: ReportLMConfig, out: Path
+) -> Summary:
+    """Writes `report.html`, one file that needs nothing else."""
+    metrics, found = read_metrics(model), read_lm_evaluation(evaluation)
+    manifests = lineage(model, evaluation, samples)
+    sections = [
+        tiles(headline(metrics, found, manifests)),
+        scores_section(found),
+        samples_section(read_samples(samples)),
+        training_section(metrics, "windows"),
+        stages_section(manifests),
+        configuration_section(manifests),
+    ]
+    sections = [each for each in sections if each]
+    html_page = page(config.title, subtitle(model, manifests), sections, footer(manifests))
+    (out / FILE).write_text(html_page, encoding="utf-8")
+    return Summary(
+        rows_in=found.tokens,
+        unit_in="tokens predicted",
+        rows=len(sections),
+        unit="sections",
+        facts={"file": FILE},
+    )
+
+
+def read_metrics(model: Artifact) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((model.folder / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
+def headline(
+    metrics: dict[str, Any], found: LMEvaluation, manifests: Sequence[Manifest]
+) -> list[tuple[str, str]]:
+    """(label, figure) of the run's main figures; those that are not known are left out."""
+    made = {manifest.stage: manifest.summary for manifest in manifests}
+    score = found.scores[0]
+    figures: list[tuple[str, str | None]] = [
+        ("bits per byte", None if score.bits_per_byte is None else f"{score.bits_per_byte:.3f}"),
+        ("perplexity", None if score.perplexity is None else f"{score.perplexity:.1f}"),
+        ("likeliest token right", f"{score.top_1:.1%}"),
+        ("parameters", short(metrics["parameters"]) if "parameters" in metrics else None),
+        ("tokens", short(made["subwords"].rows) if "subwords" in made else None),
+        ("epochs", known(metrics, "epochs", "{:g}")),
+        ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
+        ("workers", known(metrics, "workers", "{:g}")),
+    ]
+    return [(label, value) for label, value in figures if value is not None]
+
+
+def score_rows(scores: Sequence[Score]) -> list[list[str]]:
+    return [
+        [
+            score.name,
+            shown(score.bits_per_byte, ".3f"),
+            shown(score.perplexity, ".1f"),
+            f"{score.top_1:.1%}",
+            f"{score.top_5:.1%}",
+        ]
+        for score in scores
+    ]
+
+
+def scores_section(found: LMEvaluation) -> Html:
+    measured = f" Measured on {found.tokens:,} held-out tokens, {found.bytes:,} bytes of text."
+    body = card(table(SCORE_COLUMNS, score_rows(found.scores), figures={1, 2, 3, 4}))
+    return section("How well it predicts", body, found.verdict + measured)
+
+
+def samples_section(samples: Sequence[Sample]) -> Html:
+    """What the model wrote; prompts stand out."""
+    cards = [
+        card(Html(f'<p class="sample">{element("b", sample.prompt)}{join([sample.text])}</p>'))
+        for sample in samples
+    ]
+    return section("What it writes", columns(cards))
+
+
+def markdown(model: Artifact, evaluation: Artifact, samples: Artifact, config: ReportLMConfig) -> str:
+    """The report's figures as Markdown, for Prefect's page of the run."""
+    found, manifests = read_lm_evaluation(evaluation), lineage(model, evaluation, samples)
+    parts = [
+        f"# {plain(config.title)}",
+        markdown_table(["figure", "value"], headline(read_metrics(model), found, manifests)),
+        "## How well it predicts",
+        plain(found.verdict),
+        markdown_table(SCORE_COLUMNS, score_rows(found.scores)),
+        "## What it writes",
+        *(f"> {quoted(sample)}" for sample in read_samples(samples)),
+    ]
+    if manifests:
+        parts += ["## Stages", markdown_table(STAGE_COLUMNS, stage_rows(manifests))]
+    return "\n\n".join(parts) + "\n"
+
+
+def quoted(sample: Sample) -> str:
+    prompt = f"**{plain(sample.prompt)}** " if sample.prompt else ""
+    return prompt + plain(sample.text)

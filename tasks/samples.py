@@ -1,0 +1,89 @@
+"""Samples: what a language model writes, to look at."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.language_model import load_language_model
+from models.sampling import Sampling, sample_text
+from tasks import console
+from tasks.artifacts import Artifact, Summary
+from tasks.stage import stage
+
+FILE = "samples.json"
+
+
+class SamplesConfig(BaseModel):
+    """What the model is asked to go on from, and how it draws."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: list[str] = Field(
+        default=["", "", ""],
+        min_length=1,
+        max_length=20,
+        description="what the model goes on from; an empty one begins a new text",
+        json_schema_extra={"position": 0},
+    )
+    tokens: int = Field(
+        120, ge=1, le=10_000, description="tokens of a sample at most", json_schema_extra={"position": 1}
+    )
+    temperature: float = Field(
+        0.8,
+        ge=0,
+        le=10,
+        description="logits are divided by it; 0 takes the likeliest token always",
+        json_schema_extra={"position": 2},
+    )
+    top_p: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="draw from the fewest tokens whose probabilities add up to it",
+        json_schema_extra={"position": 3},
+    )
+    seed: int = Field(1, ge=0, description="of the draws", json_schema_extra={"position": 4})
+
+    def sampling(self) -> Sampling:
+        return Sampling(
+            max_tokens=self.tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed
+        )
+
+
+class Sample(BaseModel):
+    prompt: str
+    text: str = Field(description="what the model wrote behind it")
+
+
+class Samples(BaseModel):
+    """What `samples.json` holds."""
+
+    samples: list[Sample]
+
+
+def read_samples(artifact: Artifact) -> list[Sample]:
+    return Samples.model_validate_json((artifact.folder / FILE).read_bytes()).samples
+
+
+@stage(version=1)
+def samples(model: Artifact, config: SamplesConfig, out: Path) -> Summary:
+    """Writes `samples.json`: what the model writes behind each prompt.
+
+    Raises ValueError for a prompt with characters that the model does not know.
+    """
+    writer = load_language_model(model.folder)
+    texts = [""] * len(config.prompts)
+    written = 0
+    with console.bar("samples", total=config.tokens) as bar:
+        for pieces in sample_text(writer.next_logits, writer.tokenizer, config.prompts, config.sampling()):
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+            written += 1
+            bar.update(written)
+    found = [Sample(prompt=prompt, text=text) for prompt, text in zip(config.prompts, texts, strict=True)]
+    (out / FILE).write_text(Samples(samples=found).model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return Summary(
+        rows_in=len(found),
+        unit_in="prompts",
+        rows=sum(len(text) for text in texts),
+        unit="characters written",
+    )

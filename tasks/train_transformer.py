@@ -1,0 +1,316 @@
+"""Trains a transformer: joins the network and its optimizer with the training loop, writes the model folder.
+
+A model folder holds `model.safetensors` and `config.json` as transformers reads them, `lexloom.json`,
+`tokenizer/`, `metrics.json`, `samples.json` (how it goes on from held-out text) and a model card.
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from torch.optim import Optimizer
+
+from models.compilation import compile_parts
+from models.optim import OptimizerConfig, make_optimizer
+from models.precision import bfloat16_pays
+from models.sampling import Sampling, sample_text
+from models.tokenizer import Tokenizer
+from models.transformer import Reader, Transformer, TransformerConfig, next_token_loss
+from models.transformer_folder import save
+from tasks.artifacts import Artifact, Summary
+from tasks.stage import stage
+from tasks.subwords import read_tokenizer
+from tasks.train import (
+    LANES,
+    TRAIN,
+    VALIDATION,
+    GradientTrainConfig,
+    facts_of,
+    plan_job,
+    run_job,
+    write_json,
+)
+from training.autograd import Autograd
+from training.schedules import warm_up_stable_decay
+
+COLUMNS = ("inputs", "label")
+ROUND_ABOVE, ROUND_TO = 4096, 64  # a large vocabulary is rounded up: GPUs multiply whole tiles faster
+PROMPT_TOKENS = 16
+
+Preset = Literal["tiny", "char", "small"]
+PRESETS: dict[Preset, dict[str, Any]] = {
+    # 0.8M parameters besides the vocabulary's: a minute on two cores
+    "tiny": {
+        "layers": 4,
+        "width": 128,
+        "heads": 2,
+        "context": 64,
+        "tied": False,
+        "dropout": 0.0,
+        "epochs": 2,
+        "batch_size": 32,
+        "matrix_rate": 0.03,
+        "rate": 0.01,
+    },
+    # 10.6M, for characters or bytes: minutes on a GPU
+    "char": {
+        "layers": 6,
+        "width": 384,
+        "heads": 6,
+        "context": 256,
+        "tied": False,
+        "dropout": 0.2,
+        "epochs": 20,
+        "batch_size": 64,
+        "matrix_rate": 0.02,
+        "rate": 0.003,
+    },
+    # 124M with GPT-2's vocabulary, for gigabytes of text: hours on GPUs
+    "small": {
+        "layers": 12,
+        "width": 768,
+        "heads": 12,
+        "context": 1024,
+        "tied": True,
+        "dropout": 0.0,
+        "epochs": 1,
+        "batch_size": 512,
+        "micro_batch": 16,
+        "matrix_rate": 0.02,
+        "rate": 0.003,
+    },
+}
+
+
+def field(position: int, description: str, default: Any = None, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"position": position}, **bounds)
+
+
+def preset_field(position: int, description: str, **bounds: Any) -> Any:
+    """A field whose default is the preset's: `from_preset` fills it in."""
+    return field(position, f"{description}; if not given, the preset's", **bounds)
+
+
+class TrainTransformerConfig(GradientTrainConfig):
+    """A transformer language model. What is not given is the preset's."""
+
+    epochs: int = preset_field(0, "passes over all windows", ge=1)
+    batch_size: int = preset_field(3, "windows of one step, over all workers", ge=LANES)
+
+    preset: Preset = field(
+        50, "tiny (0.8M parameters, for a CPU), char (10.6M, for characters) or small (124M)", "tiny"
+    )
+    layers: int = preset_field(51, "blocks", ge=1, le=1024)
+    width: int = preset_field(52, "length of a token's vector", ge=1, le=1 << 16)
+    heads: int = preset_field(53, "attention heads", ge=1)
+    kv_heads: int = field(54, "heads that keys and values have; 0 for as many as queries", 0, ge=0)
+    hidden: int = field(55, "width inside the feed-forward; 0 for four widths' worth", 0, ge=0)
+    context: int = preset_field(56, "tokens that the model looks back on", ge=1, le=1 << 20)
+    style: Literal["modern", "gpt2"] = field(
+        57, "'modern' is Qwen3's architecture, 'gpt2' the textbook's", "modern"
+    )
+    tied: bool = preset_field(58, "one table for the tokens going in and coming out")
+    dropout: float = preset_field(59, "share of activations dropped in training", ge=0, lt=1)
+
+    optimizer: Literal["muon", "adamw"] = field(
+        60, "'muon' for the hidden matrices and AdamW for the rest, or 'adamw' for all", "muon"
+    )
+    matrix_rate: float = preset_field(61, "learning rate of the hidden matrices", gt=0, le=10)
+    rate: float = preset_field(62, "learning rate of everything else", gt=0, le=10)
+    momentum: float = field(63, "Muon's momentum", 0.95, ge=0, lt=1)
+    weight_decay: float = field(64, "of matrices and tables", 0.0, ge=0, le=10)
+    warm_up: float = field(65, "share of the run in which the learning rates rise", 0.0, ge=0, lt=1)
+    decay: float = field(66, "share of the run, at its end, in which they fall", 0.5, ge=0, le=1)
+    final: float = field(67, "share of the learning rates that is left at the end", 0.0, ge=0, le=1)
+    clip: float | None = field(68, "largest norm of the gradients", None, gt=0)
+    micro_batch: int | None = field(
+        69, "windows of one forward and backward pass; if not given, the preset's, or all at once", ge=1
+    )
+
+    precision: Literal["auto", "float32", "bfloat16"] = field(
+        70, "of matrix products; 'auto' takes bfloat16 where the device is faster with it", "auto"
+    )
+    compile: Literal["auto", "on", "off"] = field(
+        71, "torch.compile; 'auto' on a GPU only: on a CPU it takes longer than a short run", "auto"
+    )
+    samples: int = field(72, "texts to generate at the end", 3, ge=0, le=100)
+    sample_tokens: int = field(73, "tokens of each of them", 200, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        defaults = PRESETS.get(given.get("preset", "tiny"), {})
+        return {**defaults, **{name: value for name, value in given.items() if value is not None}}
+
+    @model_validator(mode="after")
+    def network_fits(self) -> Self:
+        self.network(vocabulary=1)
+        return self
+
+    def network(self, vocabulary: int, end_of_text: int | None = None) -> TransformerConfig:
+        """The network of this config; ValueError where its numbers do not fit each other."""
+        names = ("layers", "width", "heads", "kv_heads", "hidden", "context", "style", "tied", "dropout")
+        shape = {name: getattr(self, name) for name in names}
+        return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
+
+
+@stage(version=1)
+def train_transformer(
+    windows: Artifact, tokens: Artifact, config: TrainTransformerConfig, out: Path, scratch: Path
+) -> Summary:
+    """Trains on windows of context + 1 tokens, and writes the model folder.
+
+    Raises:
+        ValueError: the windows are of another length.
+    """
+    size = windows.summary.facts["size"]
+    if size != config.context + 1:
+        raise ValueError(
+            f"the windows are of {size} tokens, but a context of {config.context} needs"
+            f" {config.context + 1}: set the windows' size to that, and their stride to {config.context}"
+        )
+    tokenizer = read_tokenizer(tokens)
+    network = config.network(rounded(tokenizer.size), tokenizer.end_of_text)
+    make = partial(trainable, network, config)
+    job = plan_job(config, make, windows, COLUMNS, [tokens], scratch, config.synchronisation())
+    metrics, tensors = run_job(job, config, unit="windows")
+    model = Transformer(network)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"module.{name}"])
+    metrics = with_token_figures(metrics, windows, config.context)
+    samples = generate(model, tokenizer, windows, config)
+    save(model, out)
+    tokenizer.save(out / "tokenizer")
+    write_json(out / "metrics.json", metrics)
+    write_json(out / "samples.json", samples)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    (out / "README.md").write_text(card(network, parameters, metrics, samples), encoding="utf-8")
+    return Summary(
+        rows_in=metrics["examples"],
+        unit_in=f"windows in {metrics['epochs']} epochs",
+        rows=parameters,
+        unit="parameters",
+        facts=facts_of(metrics),
+    )
+
+
+def rounded(vocabulary: int) -> int:
+    return vocabulary if vocabulary < ROUND_ABOVE else -(-vocabulary // ROUND_TO) * ROUND_TO
+
+
+def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Autograd:
+    """What the loop trains; called on each worker, so that it is the worker's device that is asked."""
+    optimizer = OptimizerConfig(
+        config.optimizer, config.matrix_rate, config.rate, config.momentum, weight_decay=config.weight_decay
+    )
+    fast = config.precision == "auto" and bfloat16_pays(config.device)
+    compiled = config.compile == "on" or (config.compile == "auto" and config.device == "cuda")
+    return Autograd(
+        partial(make_network, network, config.device if compiled else None),
+        next_token_loss,
+        partial(optimizer_of, optimizer),
+        schedule=partial(
+            warm_up_stable_decay, warm_up=config.warm_up, decay=config.decay, final=config.final
+        ),
+        micro_batch=config.micro_batch,
+        clip=config.clip,
+        bfloat16=fast or config.precision == "bfloat16",
+        threads=config.threads,
+        seed=config.seed,
+    )
+
+
+def make_network(network: TransformerConfig, compile_for: str | None) -> Transformer:
+    model = Transformer(network)
+    if compile_for is not None:
+        compile_parts(model.blocks, compile_for)
+    return model
+
+
+def optimizer_of(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+    assert isinstance(model, Transformer)
+    return make_optimizer(model, model.hidden_matrices(), config)
+
+
+def with_token_figures(metrics: dict[str, Any], windows: Artifact, context: int) -> dict[str, Any]:
+    """The metrics, and before their curves: tokens a second, and the loss in units that do not depend on the
+    tokenizer."""
+    figures: dict[str, Any] = {"tokens_per_second": metrics["examples_per_second"] * context}
+    if "validation_loss" in metrics:
+        loss, facts = metrics["validation_loss"], windows.summary.facts
+        bits = loss * facts["validation_windows"] * context / math.log(2)
+        figures |= {"perplexity": math.exp(loss), "bits_per_byte": bits / facts["validation_predicted_bytes"]}
+    return {**facts_of(metrics), **figures, **metrics}
+
+
+def generate(
+    model: Transformer, tokenizer: Tokenizer, windows: Artifact, config: TrainTransformerConfig
+) -> list[dict[str, str]]:
+    """How the model goes on from the beginnings of some windows: held-out ones, if there are any."""
+    if config.samples == 0:
+        return []
+    shard = next(iter(windows.files(VALIDATION) or windows.files(TRAIN)))
+    with pq.ParquetFile(shard) as file:
+        rows = file.read_row_group(0, columns=["inputs"])["inputs"]
+    places = np.linspace(0, len(rows) - 1, config.samples).astype(int).tolist()
+    prompts = [tokenizer.decode(rows[place].as_py()[:PROMPT_TOKENS]) for place in places]
+    sampling = Sampling(max_tokens=config.sample_tokens, seed=config.seed)
+    pieces = zip(*sample_text(Reader(model), tokenizer, prompts, sampling), strict=True)
+    return [{"prompt": prompt, "text": "".join(text)} for prompt, text in zip(prompts, pieces, strict=True)]
+
+
+def card(
+    network: TransformerConfig, parameters: int, metrics: dict[str, Any], samples: list[dict[str, str]]
+) -> str:
+    """The model card: what it is, how it was made, how to use it."""
+    architecture = "Qwen3" if network.modern else "GPT-2"
+    score = ""
+    if "validation_loss" in metrics:
+        score = (
+            f"On held-out text its loss is {metrics['validation_loss']:.4f} nats a token (perplexity"
+            f" {metrics['perplexity']:.2f}), {metrics['bits_per_byte']:.3f} bits a byte.\n"
+        )
+    written = "".join(f"\n> **{quoted(sample['prompt'])}**{quoted(sample['text'])}\n" for sample in samples)
+    return f"""# A transformer language model
+
+{parameters:,} parameters: {network.layers} blocks of width {network.width} with {network.heads} heads,
+context {network.context}, vocabulary {network.vocabulary:,}; the architecture is {architecture}'s. Trained by
+Lexloom on {metrics["examples"]:,} windows ({metrics["epochs"]} epochs) in {metrics["seconds"]:.1f} seconds.
+{score}
+| file | what is in it |
+|---|---|
+| `model.safetensors`, `config.json` | weights and shape, as transformers reads them |
+| `lexloom.json`, `tokenizer/` | shape and tokenizer, as Lexloom reads them |
+| `metrics.json`, `samples.json` | how training went, and what the model writes |
+
+```python
+from pathlib import Path
+from models.sampling import Sampling, sample_text
+from models.tokenizer import Tokenizer
+from models.transformer import Reader
+from models.transformer_folder import load
+
+folder = Path("this folder")
+model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer")
+for (piece,) in sample_text(Reader(model), tokenizer, ["The "], Sampling(temperature=0.8, top_p=0.95)):
+    print(piece, end="", flush=True)
+
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained(folder)
+```
+
+What it writes, after the beginnings in bold:
+{written}"""
+
+
+def quoted(text: str) -> str:
+    return text.replace("\n", "\n> ")

@@ -1,0 +1,95 @@
+"""The window language model's flow on real English: it chains two trainings, and its model writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.window_lm import WindowLMFlowConfig
+from models.language_model import load_language_model
+from models.sampling import Sampling, sample_text
+from tasks.evaluate_lm import LMEvaluation
+
+STAGES = [
+    *("corpus", "subwords", "pairs", "noise", "train_word2vec", "embeddings", "windows"),
+    *("train_window_lm", "evaluate_lm", "samples", "report_lm"),
+]
+ROOT = Path(__file__).parents[2]
+
+
+def run(store: Path, *flags: str) -> tuple[dict[str, object], str]:
+    """The command's JSON object, and what it said beside."""
+    command = [sys.executable, "-m", "flows.window_lm", "--store", str(store), "--json", *flags]
+    environment = {**os.environ, "PREFECT_HOME": str(store / "prefect"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_real_text_becomes_a_model_that_writes(tmp_path: Path) -> None:
+    flags = [
+        *("--limit", "600", "--train-runner", "local", "--train-workers", "1", "--train-epochs", "1"),
+        *("--width", "64", "--features", "32", "--vectors-dim", "32", "--vectors-epochs", "1"),
+    ]
+    outcome, said = run(tmp_path, *flags)
+    assert [line.split()[0] for line in said.splitlines()[1:12]] == STAGES
+    model = Path(str(outcome["model"]))
+    (evaluation,) = tmp_path.glob("evaluate_lm/*/evaluation.json")
+    scores = {s.name: s for s in LMEvaluation.model_validate_json(evaluation.read_bytes()).scores}
+    assert set(scores) == {"window language model", "4-gram", "unigram"}
+    assert scores["window language model"].bits_per_byte < scores["unigram"].bits_per_byte  # type: ignore[operator]
+    page = Path(str(outcome["report"])).read_text()
+    for text in ("How well it predicts", "4-gram", "What it writes", "where the time went"):
+        assert text in page
+    assert "window language model" in said
+    assert "bits/byte" in said
+
+    writer = load_language_model(model)
+    options = Sampling(max_tokens=20, seed=3)
+    pieces = list(sample_text(writer.next_logits, writer.tokenizer, ["The people of the"], options))
+    written = "".join(piece[0] for piece in pieces)
+    command = [sys.executable, "-m", "flows.cli", "generate", str(model), "--tokens", "20", "--seed", "3"]
+    shown = subprocess.run(
+        [*command, "--prompt", "The people of the"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert shown.stdout == f"The people of the{written}\n"
+
+    again, _ = run(tmp_path, *flags)
+    assert (again["stages"], again["cached"]) == (11, 11)
+
+
+def test_defaults_are_those_of_text_as_it_was_written() -> None:
+    config = WindowLMFlowConfig()
+    assert not config.corpus.normalization.lower
+    assert not config.corpus.normalization.strip_punctuation
+    assert config.vectors.runner == "local"
+    assert WindowLMFlowConfig.model_validate({"corpus": {"source": "x"}}).corpus.normalization == (
+        config.corpus.normalization
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--size", "1"], "--size should be greater than or equal to 2 (it is '1')"),
+        (["--stride", "0"], "--stride should be greater than or equal to 1 (it is '0')"),
+        (["--encoding", "gpt3"], "there is no encoding 'gpt3'"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.cli import main
+
+    monkeypatch.setattr("flows.cli.settle_environment", lambda verbose: None)
+    assert main(["window-lm", *flags]) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
