@@ -1,7 +1,7 @@
 """Command-line flags from a flow's config: declared once in pydantic, here only translated.
 
-A field's flag is its name with dashes; where two sections have a field of the same name, the section's name
-stands before it (`--pairs-seed`, `--train-seed`).
+A field's flag is its name with dashes. Where several sections have a field of the same name, the corpus's and
+training's keep it (`--source`, `--seed`), and before the others' stands the section (`--pairs-seed`).
 """
 
 import argparse
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 FieldPath = tuple[str, ...]
+
+PLAIN_SECTIONS = ("corpus", "train")
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel]) -> None:
@@ -60,9 +62,13 @@ def flags(config: type[BaseModel]) -> list[tuple[FieldPath, FieldInfo, str]]:
     fields = list(leaves(config))
     names = Counter(path[-1] for path, _ in fields)
     return [
-        (path, field, "--" + "-".join(path[-1:] if names[path[-1]] == 1 else path[-2:]).replace("_", "-"))
+        (path, field, "--" + "-".join(path[-1:] if is_plain(path, names) else path[-2:]).replace("_", "-"))
         for path, field in fields
     ]
+
+
+def is_plain(path: FieldPath, names: Counter[str]) -> bool:
+    return names[path[-1]] == 1 or path[0] in PLAIN_SECTIONS
 
 
 def leaves(config: type[BaseModel], prefix: FieldPath = ()) -> Iterator[tuple[FieldPath, FieldInfo]]:

@@ -41,7 +41,7 @@ def read(*arguments: str) -> Config:
 
 def test_every_field_is_a_flag_and_a_name_that_stands_twice_gets_its_section() -> None:
     assert [flag for _, _, flag in flags(Config)] == [
-        *("--window", "--pairs-seed", "--train-seed", "--learning-rate", "--mode"),
+        *("--window", "--pairs-seed", "--seed", "--learning-rate", "--mode"),
         *("--shrink", "--limit", "--words"),
     ]
 
@@ -51,7 +51,7 @@ def test_no_flags_give_the_defaults() -> None:
 
 
 def test_values_reach_their_fields_in_their_types() -> None:
-    config = read("--window", "3", "--train-seed", "9", "--no-shrink", "--words", "a", "b", "--limit", "4")
+    config = read("--window", "3", "--seed", "9", "--no-shrink", "--words", "a", "b", "--limit", "4")
     assert config.pairs == Pairs(window=3)
     assert config.train == Train(seed=9, shrink=False, words=["a", "b"], limit=4)
 
@@ -61,7 +61,7 @@ def test_values_reach_their_fields_in_their_types() -> None:
     [
         (["--window", "0"], r"--window should be greater than or equal to 1 \(it is '0'\)"),
         (["--learning-rate", "fast"], r"--learning-rate should be a valid number.*'fast'"),
-        (["--window", "0", "--train-seed", "x"], r"--window .*; --train-seed .*"),
+        (["--window", "0", "--seed", "x"], r"--window .*; --seed .*"),
     ],
 )
 def test_values_out_of_bounds_end_in_one_sentence(arguments: list[str], complaint: str) -> None:

@@ -31,7 +31,7 @@ def run(store: Path, *flags: str) -> tuple[dict[str, object], str]:
 
 def test_real_text_becomes_a_model_that_writes(tmp_path: Path) -> None:
     flags = [
-        *("--limit", "600", "--train-runner", "local", "--train-workers", "1", "--train-epochs", "1"),
+        *("--limit", "600", "--runner", "local", "--workers", "1", "--epochs", "1"),
         *("--width", "64", "--features", "32", "--vectors-dim", "32", "--vectors-epochs", "1"),
     ]
     outcome, said = run(tmp_path, *flags)
