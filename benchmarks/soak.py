@@ -223,7 +223,7 @@ def kill_drivers(data: Path, work: Path, kills: int) -> dict[str, Any]:
                 with_workers += 1
             driver.wait()
             until_gone.append(
-                wait_for(lambda folder=folder: not processes_of(folder / "ray"), 60, "Ray's processes end")
+                wait_for(lambda folder=folder: not processes_of(folder / "ray"), 180, "Ray's processes end")
             )
             half = is_writing(job)
             in_writing, half_written = in_writing + writing, half_written + half
