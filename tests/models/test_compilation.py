@@ -1,0 +1,37 @@
+"""torch.compile: done where it works, done without where it does not."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models.compilation import compile_parts
+
+
+def test_without_a_compiler_a_warning_says_so_and_modules_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*_: object) -> None:
+            raise RuntimeError("No working C++ compiler found in CXX\nand many lines more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    layer = nn.Linear(2, 2)
+    with caplog.at_level(logging.WARNING):
+        assert not compile_parts([layer], "cpu")
+    assert "goes without it: No working C++ compiler found in CXX" in caplog.text
+    assert "many lines" not in caplog.text
+    assert layer(torch.zeros(1, 2)).shape == (1, 2)
+
+
+def test_where_it_works_every_part_is_compiled_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # its own work is not ours to test
+    layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    assert compile_parts(layers, "cpu")
+    assert all(layer._compiled_call_impl is not None for layer in layers)
+    assert list(layers[0].state_dict()) == ["weight", "bias"]
