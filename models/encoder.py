@@ -1,9 +1,10 @@
 """A Hugging Face encoder with a classifier, cut where its frozen part ends.
 
-Below the cut lie the embeddings and the first blocks, which never change: their activations can be computed
-once (`FrozenPart`). Above it lie the last blocks and the classifier, which are trained (`TrainedPart`), from
-those activations or from token ids. Both run the model's own code with another list of blocks, so they hold for
-any encoder whose blocks are one list, and what is trained goes back into a checkpoint of the same architecture.
+Below the cut lie the embeddings and the first blocks, which never change: their activations can be
+computed once (`FrozenPart`). Above it lie the last blocks and the classifier, which are trained
+(`TrainedPart`), from those activations or from token ids. Both run the model's own code with another list
+of blocks, so they hold for any encoder whose blocks are one list, and what is trained goes back into a
+checkpoint of the same architecture.
 
 A classifier that reads position 0 alone needs of the last block that position's output alone
 (`FirstPosition`): where a probe shows that nothing changes, that is what runs.
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -258,7 +258,9 @@ class FirstPosition(nn.Module):
             scores = scores.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else scores + row
         weights = attention_dropout(scores.softmax(-1))  # (B, H, T)
         met = torch.einsum("bhw,hdw->bhd", weights @ hidden, value.weight.view(by_head))
-        met = met + value.bias.view(by_head[:2]) * weights.sum(-1, keepdim=True)  # dropout moves the sum from 1
+        met = met + value.bias.view(by_head[:2]) * weights.sum(
+            -1, keepdim=True
+        )  # dropout moves the sum from 1
         answer = out(met.reshape(batch, width))
         for dropout in output_dropout:
             answer = dropout(answer)
@@ -268,7 +270,7 @@ class FirstPosition(nn.Module):
 
 
 def shorten(model: "PreTrainedModel") -> nn.ModuleList:
-    """Lets the last block compute position 0 only, if the logits stay the same; returns the list of blocks."""
+    """Lets the last block compute position 0 only, if the logits stay the same; returns the blocks."""
     blocks = blocks_of(model)
     last = FirstPosition(blocks[-1], model.config.num_attention_heads)
     if not last.is_made_so():
@@ -359,9 +361,7 @@ class TrainedPart(nn.Module):
         return self.model(input_ids=rows, attention_mask=mask).logits
 
 
-def below(
-    model: "PreTrainedModel", cut: int, ids: Tensor, mask: Tensor
-) -> tuple[list[nn.Parameter], Tensor]:
+def below(model: "PreTrainedModel", cut: int, ids: Tensor, mask: Tensor) -> tuple[list[nn.Parameter], Tensor]:
     """The parameters that the activations before block number `cut` depend on, and those activations.
 
     The graph says so, not a list of names: some encoders share parameters between blocks.
@@ -405,5 +405,5 @@ def native_bfloat16(device: str) -> bool:
     """Whether the device multiplies bfloat16 by itself; elsewhere float32 is faster."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16"))

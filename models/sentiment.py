@@ -1,8 +1,8 @@
 """A sentiment classifier in a folder: labels and scores of texts, and which words pulled them.
 
-The folder is a checkpoint that transformers.pipeline("text-classification", folder) loads too, with the same
-scores. Texts are computed in the order of their lengths, so that little of a batch is padding, and in the last
-block only the position that the classifier reads.
+The folder is a checkpoint that transformers.pipeline("text-classification", folder) loads too, with the
+same scores. Texts are computed in the order of their lengths, so that little of a batch is padding, and in
+the last block only the position that the classifier reads.
 """
 
 import json
@@ -10,13 +10,13 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.encoder import by_length, load_classifier, load_tokenizer, padded, quiet, shorten
 
@@ -46,7 +46,8 @@ class Sentiment:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
         self.max_length = max_length
-        self.labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+        names = cast("dict[int, str]", model.config.id2label)
+        self.labels = [str(names[index]) for index in range(len(names))]
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> "Sentiment":
@@ -60,12 +61,16 @@ class Sentiment:
         max_length = check(folder)
         tokenizer_file = folder / "tokenizer.json"
         if not tokenizer_file.is_file():
-            raise FileNotFoundError(f"the model folder {folder} has no tokenizer.json: train or export it again")
+            raise FileNotFoundError(
+                f"the model folder {folder} has no tokenizer.json: train or export it again"
+            )
         try:
             tokenizer = Tokenizer.from_file(str(tokenizer_file))
         except Exception as error:  # the library raises nothing more precise
             raise ValueError(f"{tokenizer_file} can't be read ({error}): train or export it again") from error
-        return cls(load_classifier(folder).to(device), tokenizer, max_length)
+        model = load_classifier(folder)
+        cast(nn.Module, model).to(device)
+        return cls(model, tokenizer, max_length)
 
     def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
         """Each text's likeliest label and its probability, in the order of the texts.
@@ -106,14 +111,14 @@ class Sentiment:
         words = [match.span() for match in WORD.finditer(text)]
         together = -(-len(words) // PHRASES)
         spans = [
-            (words[i][0], words[min(i + together, len(words)) - 1][1])
-            for i in range(0, len(words), together)
+            (words[i][0], words[min(i + together, len(words)) - 1][1]) for i in range(0, len(words), together)
         ]
         logits = self._logits([text, *(text[:start] + text[end:] for start, end in spans)])
         label = int(logits[0].argmax())
         odds = log_odds(logits, label)
         return [
-            (text[start:end], float(odds[0] - left)) for (start, end), left in zip(spans, odds[1:], strict=True)
+            (text[start:end], float(odds[0] - left))
+            for (start, end), left in zip(spans, odds[1:], strict=True)
         ]
 
     @torch.inference_mode()
@@ -145,7 +150,7 @@ def check(folder: Path) -> int:
         config = json.loads((folder / "config.json").read_bytes())
     except OSError as error:
         raise FileNotFoundError(
-            f"there is no model in {folder} (no config.json): name the folder that a sentiment flow has written"
+            f"there is no model in {folder} (no config.json): name the folder that a sentiment flow wrote"
         ) from error
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'} is no JSON ({error}): train again") from error

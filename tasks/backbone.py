@@ -4,8 +4,8 @@
     a folder                          config.json, weights and a tokenizer, as transformers saves them
     owner/name[@revision]             a model of the Hugging Face hub, kept in its cache
 
-Its key is made of the files' content, never of place: a folder and the hub's snapshot of the same model are the
-same backbone. On a cluster, the folder or the hub's cache must be one that all nodes share.
+Its key is made of the files' content, never of place: a folder and the hub's snapshot of the same model are
+the same backbone. On a cluster, the folder or the hub's cache must be one that all nodes share.
 """
 
 from dataclasses import dataclass

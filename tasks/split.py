@@ -1,17 +1,17 @@
 """Labelled reviews, split into parts that share nothing: train, validation and test.
 
-Labelled data lies sorted more often than not: all of one class together, and reviews of one film side by side.
-Held out at random, a film would be in two parts at once, and a classifier that remembers films would score too
-well. So what is held out is whole stretches of each class's rows, at the ends of ten equal parts (a source made
-of several is held out from each), and only then are rows shuffled. A held-out text that the training part has
-too, letter for letter, falls away.
+Labelled data lies sorted more often than not: all of one class together, and reviews of one film side by
+side. Held out at random, a film would be in two parts at once, and a classifier that remembers films would
+score too well. So what is held out is the end of each tenth of each class's rows (tenths, so that a source
+made of several is held out from each), and only then are rows shuffled. A held-out text that the training
+part has too, letter for letter, falls away.
 
 Bounded memory: labels and digests of all texts (16 bytes a review), and one shard at a time.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from tasks.stage import stage
 PARTS = ("train", "validation", "test")
 STRETCHES = 10
 SHARD_BYTES = 1 << 26  # of text, about
+ROW_GROUP = 512  # reviews: what later stages work on at a time
 MOST_LABELS = 1000
 LEFT_OUT = -1
 SCHEMA = pa.schema([("text", pa.string()), ("label", pa.int32())])
@@ -58,8 +59,8 @@ class SplitConfig(BaseModel):
     )
     label_names: list[str] | None = Field(
         None,
-        description="what to call the labels, in their order (numbers ascending, text by the alphabet); if not"
-        " given, as in the data",
+        description="what to call the labels, in their order (numbers ascending, text by the alphabet); if"
+        " not given, as in the data",
         json_schema_extra={"position": 3},
     )
     seed: int = Field(1, ge=0, description="order of the reviews", json_schema_extra={"position": 4})
@@ -78,7 +79,8 @@ class SplitConfig(BaseModel):
 def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
     """Writes train-*, validation-* and test-*.parquet: `text`, and `label`: int32, a label's number.
 
-    The labels' names, in the order of their numbers, are the fact `labels`.
+    The labels' names, in the order of their numbers, are the fact `labels`; as they were in the corpus, the
+    fact `label_values`.
 
     Raises:
         ValueError: there are no labels, fewer than two different ones, or too few reviews of one.
@@ -106,7 +108,7 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
             "beyond the limit": unused,
             "held out and met before": int(twice.sum()),
         },
-        facts={**counts, "labels": names},
+        facts={**counts, "labels": names, "label_values": list(known)},
     )
 
 
@@ -115,16 +117,26 @@ def read_labels(corpus: Artifact) -> tuple[list[int | str | None], NDArray[np.ui
     values: list[int | str | None] = []
     digests: list[int] = []
     size = 0
-    for batch in batches(corpus, ["text", "label"]):
+    for batch in batches(corpus.files(), ["text", "label"]):
         values += batch["label"].to_pylist()
-        digests += [xxhash.xxh3_64_intdigest(text) for text in batch["text"].to_pylist()]
+        digests += [xxhash.xxh3_64_intdigest(text) for text in batch["text"].cast(pa.binary()).to_pylist()]
         size += batch["text"].nbytes
     return values, np.array(digests, np.uint64), size
 
 
-def batches(corpus: Artifact, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The corpus's row groups, in order."""
-    for path in corpus.files():
+def labels_of(artifact: Artifact) -> list[str]:
+    """The labels' names, in the order of their numbers; of a split, and of what is made from it."""
+    return cast("list[str]", artifact.facts["labels"])
+
+
+def label_values(reviews: Artifact) -> list[int | str]:
+    """The labels as they were in the corpus, in the order of their numbers."""
+    return cast("list[int | str]", reviews.facts["label_values"])
+
+
+def batches(paths: Sequence[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The shards' row groups, in order."""
+    for path in paths:
         with pq.ParquetFile(path) as file:
             if missing := set(columns) - set(file.schema_arrow.names):
                 raise ValueError(
@@ -222,7 +234,7 @@ def write_parts(
         paths = [out / f"{part}-{shard:05d}.parquet" for shard in range(shards)]
         writers = [pq.ParquetWriter(path, SCHEMA, compression="zstd") for path in paths]
         start = 0
-        for batch in batches(corpus, ["text"]):
+        for batch in batches(corpus.files(), ["text"]):
             here = slice(start, start + batch.num_rows)
             for shard in range(shards):
                 rows = np.flatnonzero((parts[here] == index) & (shard_of[here] == shard))
@@ -236,4 +248,5 @@ def write_parts(
             if not table.num_rows:
                 path.unlink()
                 continue
-            pq.write_table(table.take(generator.permutation(table.num_rows)), path, compression="zstd")
+            shuffled = table.take(generator.permutation(table.num_rows))
+            pq.write_table(shuffled, path, compression="zstd", row_group_size=ROW_GROUP)
