@@ -254,7 +254,8 @@ def score(probabilities: NDArray[np.floating], truth: NDArray[np.int64], labels:
     recall = right / np.maximum(1, confusion.sum(1))
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
     reliability = reliability_bins(probabilities.max(1), predicted == truth)
-    aucs = [roc_auc(probabilities[:, label], truth == label) for label in range(len(labels))]
+    asked = range(len(labels)) if len(labels) > 2 else [1]  # of two labels, both areas are one
+    aucs = [roc_auc(probabilities[:, label], truth == label) for label in asked]
     measurable = [auc for auc in aucs if auc is not None]
     return Scores(
         accuracy=float(right.sum() / len(truth)),
