@@ -13,9 +13,11 @@ Legend: B texts, T tokens of the longest, D width, H heads, d = D / H, C labels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from threading import local
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 PROBE_TEXTS, PROBE_TOKENS = 2, 6
 PROBE_TOLERANCE = 0.01  # of how far the texts' logits lie apart; float32 leaves about 1e-5
+MOST_WORKERS = 16  # each holds the activations of a batch
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 
 
 # loading
@@ -139,16 +145,15 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 class Tap(nn.Module):
-    """Stands where the encoder ends: changes nothing and keeps what it saw.
+    """Stands where the encoder ends: changes nothing and keeps what it saw, for the thread that it saw it in.
 
     Whatever else the encoder asks of a block (ModernBERT its kind of attention) is that of `block`.
     """
 
-    seen: Tensor
-
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self._block = (block,)  # a tuple: not a part of the model
+        self._kept = local()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -157,8 +162,12 @@ class Tap(nn.Module):
             return getattr(self.__dict__["_block"][0], name)
 
     def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-        self.seen = hidden
+        self._kept.hidden = hidden
         return hidden
+
+    @property
+    def seen(self) -> Tensor:
+        return self._kept.hidden
 
 
 class Given(nn.Module):
@@ -400,6 +409,24 @@ def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows of (T_i, ...) as one (B, T, ...), zeros after their ends, and the mask (B, T), int64."""
     mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True)
     return pad_sequence(list(rows), batch_first=True), mask
+
+
+def in_threads(work: Callable[[Item], Outcome], items: Sequence[Item]) -> list[Outcome]:
+    """`work` of every item, in order: on a CPU, items side by side instead of each on all threads.
+
+    Threads that share one product wait for each other in every layer: on two busy cores side by side does
+    three times as much (benchmarks/LOG.md). Torch's number of threads is the budget.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, len(items), MOST_WORKERS)
+    if workers <= 1:
+        return [work(item) for item in items]
+    each = threads // workers
+    try:
+        with ThreadPoolExecutor(workers, "encoder", torch.set_num_threads, (each,)) as pool:
+            return list(pool.map(work, items))
+    finally:
+        torch.set_num_threads(threads)  # a part of it is one for all threads
 
 
 def native_bfloat16(device: str) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from models.encoder import by_length, load_classifier, load_tokenizer, padded, quiet, shorten
+from models.encoder import by_length, in_threads, load_classifier, load_tokenizer, padded, quiet, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,20 +121,25 @@ class Sentiment:
             for (start, end), left in zip(spans, odds[1:], strict=True)
         ]
 
-    @torch.inference_mode()
     def _logits(self, texts: Sequence[str]) -> Tensor:
         """(N, C) float32 on the CPU."""
+        starts = range(0, len(texts), TEXTS_AT_ONCE)
+        return torch.cat([self._logits_at_once(texts[start : start + TEXTS_AT_ONCE]) for start in starts])
+
+    def _logits_at_once(self, texts: Sequence[str]) -> Tensor:
+        ids = [torch.tensor(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        device = self._model.device
+
+        @torch.inference_mode()
+        def logits_of(rows: NDArray[np.int64]) -> Tensor:
+            batch, mask = padded([ids[row] for row in rows])
+            found = self._model(input_ids=batch.to(device), attention_mask=mask.to(device)).logits
+            return found.float().cpu()
+
+        groups = list(by_length([len(row) for row in ids], TOKENS_AT_ONCE))
         logits = torch.empty(len(texts), len(self.labels))
-        for first in range(0, len(texts), TEXTS_AT_ONCE):
-            ids = [
-                encoding.ids
-                for encoding in self._tokenizer.encode_batch_fast(list(texts[first : first + TEXTS_AT_ONCE]))
-            ]
-            for rows in by_length([len(row) for row in ids], TOKENS_AT_ONCE):
-                batch, mask = padded([torch.tensor(ids[row]) for row in rows])
-                device = self._model.device
-                found = self._model(input_ids=batch.to(device), attention_mask=mask.to(device)).logits
-                logits[first + torch.from_numpy(rows)] = found.float().cpu()
+        for rows, found in zip(groups, in_threads(logits_of, groups), strict=True):
+            logits[torch.from_numpy(rows)] = found
         return logits
 
 

@@ -37,6 +37,7 @@ from models.encoder import (
     FrozenPart,
     TrainedPart,
     by_length,
+    in_threads,
     load_classifier,
     load_tokenizer,
     native_bfloat16,
@@ -230,12 +231,18 @@ class Reader:
 
     def _activations(self, ids: list[Tensor], lengths: NDArray[np.int64]) -> Tensor:
         """(N, D), N the sum of the lengths."""
-        runs: list[Tensor] = [torch.empty(0)] * len(ids)
-        for rows in by_length(lengths, TOKENS_AT_ONCE[self._config.device]):
+        device, dtype = self._config.device, DTYPES[self._config.dtype]
+
+        def activations(rows: NDArray[np.int64]) -> list[Tensor]:
             batch, mask = padded([ids[row] for row in rows])
-            found = self._frozen(batch.to(self._config.device), mask.to(self._config.device))
-            for row, run in zip(rows, found.to(DTYPES[self._config.dtype]).cpu(), strict=True):
-                runs[row] = run[: lengths[row]].clone()
+            found = self._frozen(batch.to(device), mask.to(device)).to(dtype).cpu()
+            return [run[: lengths[row]].clone() for row, run in zip(rows, found, strict=True)]
+
+        groups = list(by_length(lengths, TOKENS_AT_ONCE[device]))
+        runs: list[Tensor] = [torch.empty(0)] * len(ids)
+        for rows, found in zip(groups, in_threads(activations, groups), strict=True):
+            for row, run in zip(rows, found, strict=True):
+                runs[row] = run
         together = torch.cat(runs)
         if not together.isfinite().all():
             raise OverflowError(

@@ -39,9 +39,10 @@ class SplitConfig(BaseModel):
 
     validation_share: float = Field(
         0.1,
-        gt=0,
+        ge=0,
         lt=1,
-        description="share of the reviews that says which model is best and when to stop",
+        description="share of the reviews that says which model is best and when to stop; with 0 the last"
+        " model is kept",
         json_schema_extra={"position": 0},
     )
     test_share: float = Field(
@@ -176,9 +177,9 @@ def assign(labels: NDArray[np.int32], names: list[str], config: SplitConfig) -> 
         rows = np.flatnonzero(labels == label)
         wanted = round(use * len(rows))
         rows = rows[np.linspace(0, len(rows) - 1, wanted).round().astype(int)]
-        shares = [share for share in (config.validation_share, config.test_share) if share]
+        least = min([share for share in (config.validation_share, config.test_share) if share], default=1)
         # a short class is cut into fewer stretches, so that each holds out a row of every part
-        for stretch in np.array_split(rows, max(1, min(STRETCHES, int(len(rows) * min(shares))))):
+        for stretch in np.array_split(rows, max(1, min(STRETCHES, int(len(rows) * least)))):
             test = at_least_one(config.test_share, len(stretch))
             held_out = test + at_least_one(config.validation_share, len(stretch))
             part = np.zeros(len(stretch), np.int8)
@@ -206,7 +207,7 @@ def refuse_empty(
 ) -> None:
     """ValueError where a label is missing from a part that the config asks for."""
     for index, part in enumerate(PARTS):
-        if part == "test" and not config.test_share:
+        if not (1.0, config.validation_share, config.test_share)[index]:
             continue
         for label, name in enumerate(names):
             if not ((parts == index) & (labels == label)).any():

@@ -164,12 +164,12 @@ def card(backbone: str, labels: Sequence[str], read: FeaturesConfig, metrics: di
     blocks = {0: "the classifier alone", 1: "its last block and the classifier"}.get(
         read.trainable_blocks, f"its last {read.trainable_blocks} blocks and the classifier"
     )
+    judged = f"; validation loss {metrics['validation_loss']:.4f}" if "validation_loss" in metrics else ""
     return f"""# Sentiment classifier
 
 Says which of {len(labels)} labels ({", ".join(labels)}) a text has. The encoder {backbone}, of which
 {blocks} were trained by Lexloom on {metrics["examples"]:,} reviews ({metrics["epochs"]} epochs) in
-{metrics["seconds"]:.1f} seconds; validation loss {metrics["validation_loss"]:.4f}. It reads the first
-{read.max_length} tokens of a text.
+{metrics["seconds"]:.1f} seconds{judged}. It reads the first {read.max_length} tokens of a text.
 
 ```python
 from models.sentiment import classify

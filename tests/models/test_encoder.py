@@ -15,6 +15,7 @@ from models.encoder import (
     TrainedPart,
     blocks_of,
     by_length,
+    in_threads,
     load_classifier,
     load_tokenizer,
     native_bfloat16,
@@ -203,3 +204,24 @@ def test_a_folder_that_is_no_encoder_is_named(tmp_path: Path) -> None:
 def test_the_tokenizer_comes_with_its_marks(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_backbone(tmp_path)).backend_tokenizer
     assert tokenizer.encode("good film").ids == [VOCABULARY[w] for w in ("[CLS]", "good", "film", "[SEP]")]
+
+
+def test_threads_do_not_mix_up_what_they_compute() -> None:
+    """Each thread's activations are its own texts', also when many run side by side."""
+    frozen = FrozenPart(classifier("bert"), 1)
+    texts = [torch.tensor([[2, 5 + number % 40, *range(6, 6 + number % 7), 3]]) for number in range(64)]
+
+    def activations(ids: Tensor) -> Tensor:
+        return frozen(ids, torch.ones_like(ids)).clone()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        side_by_side = in_threads(activations, texts)
+        assert torch.get_num_threads() == 4
+        torch.set_num_threads(1)
+        alone = in_threads(activations, texts)
+    finally:
+        torch.set_num_threads(before)
+    for found, wanted in zip(side_by_side, alone, strict=True):
+        torch.testing.assert_close(found, wanted)

@@ -18,6 +18,8 @@ from transformers import (
     RobertaConfig,
 )
 
+torch.set_num_threads(1)  # products as small as these only wait for a second thread
+
 KINDS = ("bert", "roberta", "distilbert", "mpnet")
 BLOCKS, WIDTH = 3, 16
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -142,10 +142,14 @@ def test_reviews_without_a_label_are_counted_and_left_out(store: Store, build: B
     assert made.summary.rows == 990
 
 
-def test_without_a_test_share_there_is_no_test_part(store: Store, build: Build) -> None:
-    made = build(split, corpus(store, *sorted_reviews()), config=SplitConfig(test_share=0))
+def test_a_part_without_a_share_is_not_there(store: Store, build: Build) -> None:
+    source = corpus(store, *sorted_reviews())
+    made = build(split, source, config=SplitConfig(test_share=0))
     assert [made.facts[part] for part in PARTS] == [900, 100, 0]
     assert not made.files("test-*.parquet")
+    whole = build(split, source, config=SplitConfig(test_share=0, validation_share=0))
+    assert [made.name for made in whole.files()] == ["train-00000.parquet"]
+    assert whole.summary.rows == 1000
 
 
 @pytest.mark.parametrize(
