@@ -1,8 +1,8 @@
-"""The Hugging Face hub: its data sets as Arrow tables, and its errors as one sentence each."""
+"""The Hugging Face hub: data sets as Arrow tables, models as folders, its errors as one sentence each."""
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -51,6 +51,14 @@ def commit_of(name: str, dataset: str, revision: str | None) -> str:
         return sha
 
 
+def snapshot(name: str, model: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """A model's files that match the patterns, in the hub's cache; without a network, those that it has."""
+    with hub_errors(name, "model"):
+        from huggingface_hub import snapshot_download  # slow to import, and only needed here
+
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
+
+
 def with_retries(attempt: Callable[[], Result]) -> Result:
     """Calls `attempt` until it works; waits longer, and never quite as long, after each NetworkError."""
     for delay in [NETWORK_BACKOFF_SECONDS * 2**n for n in range(NETWORK_RETRIES)]:
@@ -63,7 +71,7 @@ def with_retries(attempt: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def hub_errors(name: str) -> Iterator[None]:
+def hub_errors(name: str, kind: str = "data set") -> Iterator[None]:
     """What the hub's libraries raise, as one sentence.
 
     NetworkError where another try may help; FileNotFoundError, PermissionError or ValueError where it won't.
@@ -71,10 +79,10 @@ def hub_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise in_our_words(name, error) from error
+        raise in_our_words(name, kind, error) from error
 
 
-def in_our_words(name: str, error: Exception) -> Exception:
+def in_our_words(name: str, kind: str, error: Exception) -> Exception:
     """The exception to raise in place of one of the hub's, by all that led to it."""
     kinds: set[str] = set()
     for cause in causes(error):
@@ -87,10 +95,10 @@ def in_our_words(name: str, error: Exception) -> Exception:
         return PermissionError(f"{name} asks for a login: accept its terms on the hub, then `hf auth login`")
     if "RevisionNotFoundError" in kinds:
         return FileNotFoundError(
-            f"{name}: the data set has no such revision: name a branch, tag or commit of it"
+            f"{name}: the {kind} has no such revision: name a branch, tag or commit of it"
         )
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        return FileNotFoundError(f"{name}: no such data set on the hub, or a private one: check the name")
+        return FileNotFoundError(f"{name}: no such {kind} on the hub, or a private one: check the name")
     if kinds & NETWORK_TROUBLE:
         return NetworkError(f"the hub can't be reached for {name} ({said})")
     return ValueError(f"{name} can't be read from the hub: {said}")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, canonical, digest_key
+from tasks.stage import Input
 from training.checkpoint import Checkpoint, Checkpoints
 from training.job import Job, Progress, Run
 from training.loop import train
@@ -199,12 +200,12 @@ def plan_job(
     make_trainable: Callable[[], Trainable],
     examples: Artifact,
     columns: tuple[str, ...],
-    others: Sequence[Artifact],
+    others: Sequence[Input],
     scratch: Path,
     sync: SyncConfig,
 ) -> Job:
     """The job of a config; its checkpoints, in `scratch`, are good for this config and these inputs only."""
-    keys = [examples.key, *(artifact.key for artifact in others)]
+    keys = [examples.key, *(other.key for other in others)]
     return Job(
         make_trainable=make_trainable,
         files=tuple(examples.files(TRAIN)),

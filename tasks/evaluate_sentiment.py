@@ -1,0 +1,306 @@
+"""How good a sentiment classifier is, on reviews that it has not seen, and against a simple rival.
+
+The rival is a logistic regression on tf-idf weighted words, by scikit-learn, trained on the same reviews in
+the same run: a neural model that does not beat it is not worth its time. Calibration asks whether scores can
+be taken at their word: of all reviews scored about 0.9, nine in ten should be right (expected calibration
+error, Guo et al. 2017).
+"""
+
+import heapq
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from models.sentiment import Sentiment
+from tasks import console
+from tasks.artifacts import Artifact, RunOnly, Summary
+from tasks.evaluate import mean_ranks
+from tasks.split import batches, label_values
+from tasks.stage import stage
+from tasks.train import TRAIN
+
+FILE = "evaluation.json"
+BINS = 10
+
+
+class EvaluateSentimentConfig(BaseModel):
+    """What is measured beside the model, and what is shown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    baseline_reviews: int = Field(
+        50_000,
+        ge=0,
+        description="train the bag-of-words rival on so many reviews at most; 0 does without it",
+        json_schema_extra={"position": 0},
+    )
+    mistakes: int = Field(
+        10,
+        ge=0,
+        le=1000,
+        description="how many of the most confident mistakes are kept to be read",
+        json_schema_extra={"position": 1},
+    )
+    device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
+        "cpu", description="what the classifier runs on", json_schema_extra={"position": 2}
+    )
+
+
+class LabelScore(BaseModel):
+    """How well one label is found: precision, recall and their harmonic mean."""
+
+    label: str
+    reviews: int
+    precision: float
+    recall: float
+    f1: float
+
+
+class Bin(BaseModel):
+    """The reviews whose best score is in one range: calibrated if accuracy is as high as the mean score."""
+
+    lower: float
+    upper: float
+    reviews: int
+    score: float | None
+    accuracy: float | None
+
+
+class Scores(BaseModel):
+    """What a classifier's probabilities are worth on the test reviews.
+
+    `f1` is the mean over labels (macro); `roc_auc` that of each label against the others (with two labels the
+    usual one). `confusion` has a row for each true label, a column for each predicted one. `ece` is the mean
+    distance of score and accuracy over bins, weighted by their reviews.
+    """
+
+    accuracy: float
+    f1: float
+    roc_auc: float | None
+    labels: list[LabelScore]
+    confusion: list[list[int]]
+    reliability: list[Bin]
+    ece: float
+
+
+class Mistake(BaseModel):
+    """A review whose label was missed."""
+
+    text: str
+    label: str
+    predicted: str
+    score: float
+
+
+class SentimentEvaluation(BaseModel):
+    """What `evaluation.json` holds."""
+
+    model: Scores
+    baseline: Scores | None
+    baseline_seconds: float | None
+    reviews: int
+    reviews_per_second: float
+    mistakes: list[Mistake]
+
+
+def read_sentiment_evaluation(artifact: Artifact) -> SentimentEvaluation:
+    return SentimentEvaluation.model_validate_json((artifact.folder / FILE).read_bytes())
+
+
+@stage(version=1)
+def evaluate_sentiment(
+    model: Artifact, reviews: Artifact, test: Artifact, config: EvaluateSentimentConfig, out: Path
+) -> Summary:
+    """Writes `evaluation.json`: the model's scores on test reviews, its rival's, and its worst mistakes.
+
+    `reviews` is the split that the model was trained on. `test` is the same again, for its test part; or a
+    labelled corpus from elsewhere, for all of it.
+
+    Raises:
+        ValueError: there is no test review, or one has a label that the model doesn't know.
+        ImportError: scikit-learn is not installed.
+    """
+    classifier = Sentiment.load(model.folder, config.device)
+    baseline, baseline_seconds = None, None
+    if config.baseline_reviews:
+        started = perf_counter()
+        baseline = bag_of_words(reviews, config.baseline_reviews)
+        baseline_seconds = round(perf_counter() - started, 3)
+    mistakes: list[tuple[float, int, Mistake]] = []
+    truth: list[NDArray[np.int64]] = []
+    found: list[NDArray[np.floating]] = []
+    rival: list[NDArray[np.floating]] = []
+    seconds, unlabelled, done = 0.0, 0, 0
+    with console.bar("evaluation", total=rows_in(test)) as bar:
+        for texts, labels, without in judged(test, reviews):
+            started = perf_counter()
+            probabilities = classifier.probabilities(texts)
+            seconds += perf_counter() - started
+            unlabelled += without
+            truth.append(labels)
+            found.append(probabilities)
+            if baseline is not None:
+                rival.append(baseline.predict_proba(texts))
+            for row in np.flatnonzero(probabilities.argmax(1) != labels):
+                best = int(probabilities[row].argmax())
+                mistake = Mistake(
+                    text=texts[row],
+                    label=classifier.labels[labels[row]],
+                    predicted=classifier.labels[best],
+                    score=round(float(probabilities[row, best]), 4),
+                )
+                heapq.heappush(mistakes, (mistake.score, -done - int(row), mistake))
+                if len(mistakes) > config.mistakes:
+                    heapq.heappop(mistakes)
+            done += len(texts)
+            bar.update(done, f"{done / seconds:.0f} reviews/s")
+    if not done:
+        raise ValueError(
+            "there is no test review with a label: hold some out, or name another source of them"
+        )
+    known = np.concatenate(truth)
+    evaluation = SentimentEvaluation(
+        model=score(np.concatenate(found), known, classifier.labels),
+        baseline=score(np.concatenate(rival), known, classifier.labels) if rival else None,
+        baseline_seconds=baseline_seconds,
+        reviews=done,
+        reviews_per_second=round(done / seconds, 1),
+        mistakes=[mistake for _, _, mistake in sorted(mistakes, reverse=True)],
+    )
+    (out / FILE).write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    facts: dict[str, JsonValue] = {
+        name: round(getattr(evaluation.model, name), 4) for name in ("accuracy", "f1", "roc_auc", "ece")
+    }
+    if evaluation.baseline:
+        facts["baseline_accuracy"] = round(evaluation.baseline.accuracy, 4)
+    return Summary(
+        rows_in=done + unlabelled,
+        unit_in="reviews",
+        rows=done,
+        unit="reviews",
+        dropped={"without a label": unlabelled},
+        facts=facts,
+    )
+
+
+def rows_in(test: Artifact) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in judged_files(test))
+
+
+def judged_files(test: Artifact) -> list[Path]:
+    """A split's test part, or a whole corpus."""
+    return test.files("test-*.parquet" if "labels" in test.facts else "*.parquet")
+
+
+def judged(test: Artifact, reviews: Artifact) -> Iterator[tuple[list[str], NDArray[np.int64], int]]:
+    """(texts, their labels' numbers, how many had no label) of each row group with labels in it."""
+    values: dict[Any, int] = {value: number for number, value in enumerate(label_values(reviews))}
+    if "labels" in test.facts:  # a split numbers its labels
+        values = {number: number for number in values.values()}
+    for batch in batches(judged_files(test), ["text", "label"]):
+        labels = batch["label"].to_pylist()
+        if unknown := {label for label in labels if label is not None} - values.keys():
+            raise ValueError(
+                f"a test review has the label {unknown.pop()!r}, and the model knows only {list(values)}:"
+                " leave such reviews out, or train on some"
+            )
+        rows = [row for row, label in enumerate(labels) if label is not None]
+        texts = batch["text"].to_pylist()
+        if rows:
+            numbers = np.array([values[labels[row]] for row in rows])
+            yield [texts[row] for row in rows], numbers, len(labels) - len(rows)
+
+
+def bag_of_words(reviews: Artifact, most: int) -> Any:
+    """The rival, trained on the first `most` reviews of the train part (they lie in random order)."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+    except ImportError as error:
+        raise ImportError(
+            "the bag-of-words rival needs scikit-learn: pip install 'lexloom[sentiment]', or do without it by"
+            " --baseline-reviews 0"
+        ) from error
+    texts: list[str] = []
+    labels: list[int] = []
+    for batch in batches(reviews.files(TRAIN), ["text", "label"]):
+        texts += batch["text"].to_pylist()
+        labels += batch["label"].to_pylist()
+        if len(texts) >= most:
+            break
+    return make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000)).fit(
+        texts[:most], labels[:most]
+    )
+
+
+# the figures
+
+
+def score(probabilities: NDArray[np.floating], truth: NDArray[np.int64], labels: list[str]) -> Scores:
+    """probabilities: (N, C); truth: (N,) label numbers."""
+    predicted = probabilities.argmax(1)
+    confusion = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(confusion, (truth, predicted), 1)
+    right = confusion.diagonal()
+    precision = right / np.maximum(1, confusion.sum(0))
+    recall = right / np.maximum(1, confusion.sum(1))
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    reliability = reliability_bins(probabilities.max(1), predicted == truth)
+    asked = range(len(labels)) if len(labels) > 2 else [1]  # of two labels, both areas are one
+    aucs = [roc_auc(probabilities[:, label], truth == label) for label in asked]
+    measurable = [auc for auc in aucs if auc is not None]
+    return Scores(
+        accuracy=float(right.sum() / len(truth)),
+        f1=float(f1.mean()),
+        roc_auc=float(np.mean(measurable)) if measurable else None,
+        labels=[
+            LabelScore(label=name, reviews=int(n), precision=float(p), recall=float(r), f1=float(f))
+            for name, n, p, r, f in zip(labels, confusion.sum(1), precision, recall, f1, strict=True)
+        ],
+        confusion=confusion.tolist(),
+        reliability=reliability,
+        ece=sum(
+            bin.reviews * abs(bin.accuracy - bin.score)
+            for bin in reliability
+            if bin.accuracy is not None and bin.score is not None
+        )
+        / len(truth),
+    )
+
+
+def roc_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
+    """The chance that a positive scores above a negative, ties half (Mann and Whitney); None without both."""
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if not positives or not negatives:
+        return None
+    above = mean_ranks(scores)[positive].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives))
+
+
+def reliability_bins(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> list[Bin]:
+    """Ten bins of equal width over (0, 1], each with its upper end."""
+    edges = np.linspace(0, 1, BINS + 1)
+    place = np.clip(np.ceil(scores * BINS).astype(int) - 1, 0, BINS - 1)
+    bins = []
+    for number, (lower, upper) in enumerate(pairwise(edges.round(10).tolist())):
+        inside = place == number
+        some = bool(inside.any())
+        bins.append(
+            Bin(
+                lower=lower,
+                upper=upper,
+                reviews=int(inside.sum()),
+                score=float(scores[inside].mean()) if some else None,
+                accuracy=float(right[inside].mean()) if some else None,
+            )
+        )
+    return bins

@@ -1,0 +1,36 @@
+"""A split of invented reviews, good and bad, for the stages that read one."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.artifacts import Artifact, Store, Summary
+from tests.models.tiny import WORDS
+
+REVIEWS = 40
+LABELS = ["negative", "positive"]
+
+
+def write_split(store: Store, row_group: int = 16, reviews: int = REVIEWS) -> Artifact:
+    """Reviews of one to twenty words, by turns bad (0) and good (1); a quarter as many in held-out parts."""
+    folder = store.folder("split", "reviews")
+    folder.mkdir(parents=True)
+    for number, part in enumerate(("train", "validation", "test")):
+        rows = range(reviews if part == "train" else reviews // 4)
+        texts = [review(row, number) for row in rows]
+        table = pa.table({"text": texts, "label": pa.array([row % 2 for row in rows], pa.int32())})
+        pq.write_table(table, folder / f"{part}-00000.parquet", row_group_size=row_group)
+    facts: dict[str, Any] = {"labels": LABELS, "label_values": [0, 1]}
+    summary = Summary(rows_in=0, unit_in="", rows=0, unit="", facts=facts)
+    return Artifact(stage="split", key="reviews", folder=folder, summary=summary)
+
+
+def review(row: int, part: int) -> str:
+    verdict = "good" if row % 2 else "bad"
+    return " ".join([verdict, *(WORDS[(row * word + 7 * part) % 40] for word in range(row % 20))])
+
+
+def texts_of(artifact: Artifact, part: str) -> list[str]:
+    tables = [pq.read_table(path) for path in artifact.files(f"{part}-*.parquet")]
+    return [text for table in tables for text in table["text"].to_pylist()]

@@ -1,0 +1,185 @@
+"""Splitting labelled reviews: every part has every label, and no part has met another's reviews."""
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from tasks import split as module
+from tasks.artifacts import Artifact, Store, Summary
+from tasks.split import PARTS, STRETCHES, SplitConfig, label_values, labels_of, split
+
+FILM = 5  # reviews of one film lie side by side
+
+Build = Callable[..., Artifact]
+Value = int | str | None
+
+
+def corpus(store: Store, texts: list[str], labels: list[Value] | None, row_group: int = 64) -> Artifact:
+    columns = {"text": texts} if labels is None else {"text": texts, "label": labels}
+    folder = store.folder("corpus", f"{len(list(store.root.glob('corpus/*')))}")
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table(columns), folder / "shard-00000.parquet", row_group_size=row_group)
+    nothing = Summary(rows_in=0, unit_in="", rows=0, unit="")
+    return Artifact(stage="corpus", key=folder.name, folder=folder, summary=nothing)
+
+
+def sorted_reviews(each: int = 500) -> tuple[list[str], list[Value]]:
+    """All of one label, then all of the other; `film 7 review 3` names what it is."""
+    texts = [f"film {row // FILM} review {row % FILM}" for row in range(2 * each)]
+    return texts, [0] * each + [1] * each
+
+
+def rows(artifact: Artifact, part: str) -> list[tuple[str, int]]:
+    tables = [pq.read_table(path) for path in artifact.files(f"{part}-*.parquet")]
+    return [row for t in tables for row in zip(t["text"].to_pylist(), t["label"].to_pylist(), strict=True)]
+
+
+def films(artifact: Artifact, part: str) -> set[str]:
+    return {text.split()[1] for text, _ in rows(artifact, part)}
+
+
+def test_parts_are_balanced_disjoint_and_whole(store: Store, build: Build) -> None:
+    texts, labels = sorted_reviews()
+    made = build(split, corpus(store, texts, labels), config=SplitConfig())
+    found = {part: rows(made, part) for part in PARTS}
+    assert {part: Counter(label for _, label in found[part]) for part in PARTS} == {
+        "train": {0: 400, 1: 400},
+        "validation": {0: 50, 1: 50},
+        "test": {0: 50, 1: 50},
+    }
+    assert sorted(row for part in PARTS for row in found[part]) == sorted(zip(texts, labels, strict=True))
+    assert made.facts["train"] == 800
+
+
+def test_no_film_is_in_two_parts(store: Store, build: Build) -> None:
+    """Stretches of 50 reviews end where films of 5 do, so here the promise holds to the letter."""
+    made = build(split, corpus(store, *sorted_reviews()), config=SplitConfig())
+    train, validation, test = (films(made, part) for part in PARTS)
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+
+
+def test_what_is_held_out_is_spread_over_the_source(store: Store, build: Build) -> None:
+    """A source may be several, one after the other: some of each tenth of it is held out."""
+    made = build(split, corpus(store, *sorted_reviews()), config=SplitConfig())
+    tenths = Counter(int(film) * FILM // (500 // STRETCHES) for film in films(made, "test"))
+    assert set(tenths) == set(range(2 * STRETCHES))
+
+
+def test_rows_are_shuffled_by_the_seed(store: Store, build: Build) -> None:
+    source = corpus(store, *sorted_reviews())
+    one, other = (build(split, source, config=SplitConfig(seed=seed)) for seed in (1, 2))
+    labels = [label for _, label in rows(one, "train")]
+    changes = sum(label != following for label, following in pairwise(labels))
+    assert 300 < changes < 500  # of 799 neighbours, about half
+    assert rows(one, "train") != rows(other, "train")
+    assert sorted(rows(one, "test")) == sorted(rows(other, "test"))
+
+
+def test_many_shards_hold_the_same_rows(store: Store, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = corpus(store, *sorted_reviews())
+    whole = build(split, source, config=SplitConfig(seed=1))
+    monkeypatch.setattr(module, "SHARD_BYTES", 4000)
+    cut = build(split, source, config=SplitConfig(seed=2))
+    assert len(cut.files("train-*.parquet")) > 3
+    for part in PARTS:
+        assert sorted(rows(cut, part)) == sorted(rows(whole, part))
+
+
+def test_a_held_out_text_that_was_met_before_falls_away(store: Store, build: Build) -> None:
+    texts, labels = sorted_reviews()
+    texts[49] = texts[0]  # test, as train
+    texts[44] = texts[1]  # validation, as train
+    texts[99] = texts[94]  # test, as validation
+    texts[2] = texts[3]  # both in train: they may stay
+    made = build(split, corpus(store, texts, labels), config=SplitConfig())
+    assert made.summary.dropped["held out and met before"] == 3
+    assert [made.facts[part] for part in PARTS] == [800, 99, 98]
+
+
+def test_a_limit_takes_evenly_from_each_label(store: Store, build: Build) -> None:
+    texts, labels = sorted_reviews()
+    made = build(split, corpus(store, texts, labels), config=SplitConfig(limit=200))
+    assert Counter(label for part in PARTS for _, label in rows(made, part)) == {0: 100, 1: 100}
+    assert made.summary.dropped["beyond the limit"] == 800
+    used = sorted(int(film) for part in PARTS for film in films(made, part))
+    assert used[0] == 0
+    assert used[-1] == 199
+
+
+def test_labels_are_the_datas_own(store: Store, build: Build) -> None:
+    texts, _ = sorted_reviews()
+    words: list[Value] = [("sad", "glad", "mad")[row // 334] for row in range(1000)]
+    made = build(split, corpus(store, texts, words), config=SplitConfig())
+    assert labels_of(made) == label_values(made) == ["glad", "mad", "sad"]
+    label_of = dict(zip(texts, words, strict=True))
+    assert all(label_of[text] == labels_of(made)[label] for text, label in rows(made, "train"))
+
+
+def test_numbers_are_in_their_order_and_can_be_given_names(store: Store, build: Build) -> None:
+    texts, _ = sorted_reviews()
+    stars: list[Value] = [(10, 9, 2, -1)[row // 250] for row in range(1000)]
+    source = corpus(store, texts, stars)
+    assert labels_of(build(split, source, config=SplitConfig())) == ["-1", "2", "9", "10"]
+    names = ["awful", "poor", "good", "great"]
+    named = build(split, source, config=SplitConfig(label_names=names))
+    assert (labels_of(named), label_values(named)) == (names, [-1, 2, 9, 10])
+    with pytest.raises(ValueError, match="must be 4 different names"):
+        build(split, source, config=SplitConfig(label_names=["bad", "good"]))
+
+
+def test_reviews_without_a_label_are_counted_and_left_out(store: Store, build: Build) -> None:
+    texts, labels = sorted_reviews()
+    labels[::100] = [None] * 10
+    made = build(split, corpus(store, texts, labels), config=SplitConfig())
+    assert made.summary.dropped["without a label"] == 10
+    assert made.summary.rows == 990
+
+
+def test_a_part_without_a_share_is_not_there(store: Store, build: Build) -> None:
+    source = corpus(store, *sorted_reviews())
+    made = build(split, source, config=SplitConfig(test_share=0))
+    assert [made.facts[part] for part in PARTS] == [900, 100, 0]
+    assert not made.files("test-*.parquet")
+    whole = build(split, source, config=SplitConfig(test_share=0, validation_share=0))
+    assert [made.name for made in whole.files()] == ["train-00000.parquet"]
+    assert whole.summary.rows == 1000
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (None, "the corpus has no label: name the column of the labels with --label-column"),
+        ([1] * 1000, "all reviews have the label 1: a classifier needs two different ones"),
+        ([None] * 1000, "none of the 1,000 reviews has a label"),
+        ([0] * 998 + [1] * 2, r"the label '1' has no review in the train part \(2 in all\)"),
+        (list(range(1001)), r"1,001 different labels \(0, 1, ...\): is it the right column"),
+    ],
+)
+def test_labels_that_no_classifier_can_have_are_refused(
+    store: Store, build: Build, labels: list[Value] | None, says: str
+) -> None:
+    texts = [f"text {row}" for row in range(1000 if labels is None else len(labels))]
+    with pytest.raises(ValueError, match=says):
+        build(split, corpus(store, texts, labels), config=SplitConfig())
+
+
+def test_shares_must_leave_something_to_train() -> None:
+    with pytest.raises(ValidationError, match="leave nothing to train on"):
+        SplitConfig(validation_share=0.5, test_share=0.5)
+
+
+def test_of_few_reviews_one_at_least_is_held_out(store: Store, build: Build) -> None:
+    labels: list[Value] = [0] * 3 + [1] * 15
+    made = build(split, corpus(store, [f"text {row}" for row in range(18)], labels), config=SplitConfig())
+    assert [Counter(label for _, label in rows(made, part)) for part in PARTS] == [
+        {0: 1, 1: 11},
+        {0: 1, 1: 2},
+        {0: 1, 1: 2},
+    ]
