@@ -196,7 +196,9 @@ def test_a_transformer_that_was_killed_and_resumed_is_the_same_to_the_bit(tmp_pa
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
     train(windows_job(tmp_path / "whole", stopping=Stopping(max_steps=3)))
-    train(windows_job(tmp_path / "micro", partial(transformer, micro_batch=3), stopping=Stopping(max_steps=3)))
+    train(
+        windows_job(tmp_path / "micro", partial(transformer, micro_batch=3), stopping=Stopping(max_steps=3))
+    )
     for name, tensor in state(tmp_path / "whole").items():
         torch.testing.assert_close(state(tmp_path / "micro")[name], tensor, atol=2e-3, rtol=0, msg=name)
 
