@@ -1,0 +1,61 @@
+"""The transformer's flow on real English: it trains, it is measured beside n-grams, and its model writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from flows.transformer_lm import TransformerLMFlowConfig
+from tasks.train_transformer import TrainTransformerConfig
+
+STAGES = [
+    *("corpus", "subwords", "windows", "train_transformer", "evaluate_lm", "samples", "report_lm"),
+]
+ROOT = Path(__file__).parents[2]
+
+
+def test_real_text_becomes_a_model_that_writes(tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "flows.transformer_lm", "--store", str(tmp_path), "--json"),
+        *("--limit", "300", "--encoding", "characters", "--runner", "local", "--workers", "1"),
+        *("--layers", "1", "--width", "32", "--heads", "2", "--context", "32", "--epochs", "1"),
+    ]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stderr.splitlines()[1:8]] == STAGES
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["metrics"]["bits_per_byte"] < outcome["metrics"]["unigram bits_per_byte"]
+    page = Path(outcome["report"]).read_text()
+    assert "How well it predicts" in page
+    assert "What it writes" in page
+
+    generate = [sys.executable, "-m", "flows.cli", "generate", outcome["model"], "--prompt", "The "]
+    shown = [
+        subprocess.run(
+            [*generate, "--tokens", "40", "--temperature", "0"],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert shown[0] == shown[1]
+    assert shown[0].startswith("The ")
+    assert len(shown[0]) == len("The ") + 40 + len("\n")
+
+    unknown = subprocess.run(
+        [*generate[:-1], "Ж"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert unknown.returncode == 1
+    assert "Traceback" not in unknown.stderr
+    assert "Ж" in unknown.stderr
+
+
+def test_windows_are_contexts_side_by_side_with_one_token_more() -> None:
+    config = TransformerLMFlowConfig(train=TrainTransformerConfig(context=16, heads=2))
+    assert (config.windows().size, config.windows().stride) == (17, 16)
+    assert config.windows().across_documents
+    assert not config.model_copy(update={"within_documents": True}).windows().across_documents
