@@ -82,7 +82,7 @@ def test_the_seed_says_what_is_drawn() -> None:
 
 
 class Script:
-    """A model that says given tokens one after the other, to each text its own, and notes what it is asked."""
+    """A model that says given tokens one after the other, to each text its own; notes what it is asked."""
 
     def __init__(self, *lines: list[int], vocabulary: int = 10) -> None:
         self.lines, self.vocabulary = lines, vocabulary
