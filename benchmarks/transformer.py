@@ -5,11 +5,11 @@
     python benchmarks/transformer.py gpu --data tinyshakespeare.txt
 
 `loss`: characters, 4 blocks of width 128, context 64, two threads of a processor. The peer is nanoGPT's
-CPU recipe (2000 steps of 12 windows; AdamW from 1e-3 down to 1e-4 after 100 steps of warm-up, betas
-.9 and .99, weight decay .1, clip 1): nanoGPT itself where --nanogpt names its folder, else `RecipeGPT`, the
-same network in plain torch. Both hold out the last tenth of the text, and are scored on all of it in windows
-side by side. Seconds are of training, compilation included, evaluation not. A round trains the peer, then
-Lexloom for a loss of 1.88, then Lexloom for about the peer's time; each call adds its rounds to the results.
+recipe for processors (2000 steps of 12 windows; AdamW from 1e-3 down to 1e-4 after 100 steps of warm-up,
+betas .9 and .99, weight decay .1, clip 1): nanoGPT itself where --nanogpt names its folder, else `RecipeGPT`,
+the same network in plain torch. Both hold out the last tenth of the text, and are scored on all of it in
+windows side by side. Seconds are of training, compilation included, evaluation not. A round trains the peer,
+then Lexloom for a loss of 1.88, then Lexloom for about the peer's time; each call adds its rounds.
 
 `speed`: training beside the Trainer of transformers on GPT-2's architecture of the same size; generation with
 and without the cache; memory and time of the chunked cross-entropy.

@@ -1,0 +1,199 @@
+"""Sampling: filters by hand, drawing by counting, text by what a reader of a stream sees."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.sampling import Sampling, begun, probabilities, sample_text, sample_tokens
+from models.tokenizer import Tokenizer
+
+SHARES = torch.tensor([[0.5, 0.25, 0.15, 0.1]])
+LOGITS = SHARES.log()
+
+
+def filtered(**options: object) -> list[float]:
+    return probabilities(LOGITS, Sampling(temperature=1.0, **options))[0].tolist()  # type: ignore[arg-type]
+
+
+def near(*shares: float) -> object:
+    return pytest.approx(list(shares), abs=1e-6)
+
+
+def test_filters_keep_what_their_papers_say() -> None:
+    assert filtered() == near(0.5, 0.25, 0.15, 0.1)
+    assert filtered(top_k=2) == near(2 / 3, 1 / 3, 0, 0)
+    assert filtered(top_k=9) == near(0.5, 0.25, 0.15, 0.1)
+    assert filtered(top_p=0.5) == near(1, 0, 0, 0)
+    assert filtered(top_p=0.51) == near(2 / 3, 1 / 3, 0, 0)
+    assert filtered(top_p=0.01) == near(1, 0, 0, 0)
+    assert filtered(min_p=0.3) == near(5 / 9, 2.5 / 9, 1.5 / 9, 0)
+    assert filtered(min_p=1.0) == near(1, 0, 0, 0)
+
+
+def test_filters_follow_one_another() -> None:
+    """Top-k leaves 5/9, 2.5/9, 1.5/9; of these top-p at 0.8 keeps two, which min-p at 0.6 cuts to one."""
+    assert filtered(top_k=3, top_p=0.8) == near(2 / 3, 1 / 3, 0, 0)
+    assert filtered(top_k=3, top_p=0.8, min_p=0.6) == near(1, 0, 0, 0)
+
+
+def test_temperature_divides_logits_and_0_takes_the_likeliest() -> None:
+    half = (SHARES**2 / (SHARES**2).sum())[0].tolist()
+    assert probabilities(LOGITS, Sampling(temperature=0.5))[0].tolist() == near(*half)
+    assert probabilities(LOGITS.flip(1), Sampling(temperature=0))[0].tolist() == [0, 0, 0, 1]
+    assert probabilities(LOGITS * 1e4, Sampling(temperature=1e-3)).tolist() == [[1, 0, 0, 0]]
+
+
+def test_tokens_that_occurred_are_penalised_whatever_their_logit_s_sign() -> None:
+    logits, seen = torch.tensor([[2.0, -2.0, 1.0]]), torch.tensor([[True, True, False]])
+    sampling = Sampling(temperature=1.0, repetition_penalty=2.0)
+    expected = torch.tensor([1.0, -4.0, 1.0]).softmax(0).tolist()
+    assert probabilities(logits, sampling, seen)[0].tolist() == near(*expected)
+    greedy = Sampling(temperature=0, repetition_penalty=4.0)
+    assert probabilities(logits, greedy, seen).tolist() == [[0, 0, 1]]
+
+
+def test_every_text_has_its_own_filter() -> None:
+    both = probabilities(torch.cat([LOGITS, LOGITS.flip(1)]), Sampling(temperature=1.0, top_p=0.6))
+    assert both[0].tolist() == near(2 / 3, 1 / 3, 0, 0)
+    assert both[1].tolist() == near(0, 0, 1 / 3, 2 / 3)
+
+
+def fixed(texts: Sequence[Sequence[int]]) -> Tensor:
+    """A model that always says the same."""
+    return LOGITS.expand(len(texts), -1)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    drawn = Counter(token for (token,) in sample_tokens(fixed, [[0]], Sampling(10_000, 1.0, seed=3)))
+    for token, share in enumerate(SHARES[0].tolist()):
+        assert drawn[token] / 10_000 == pytest.approx(share, abs=4 * (share * (1 - share) / 10_000) ** 0.5)
+
+
+def test_the_seed_says_what_is_drawn() -> None:
+    def text(seed: int, rows: int = 1) -> list[list[int | None]]:
+        return list(sample_tokens(fixed, [[0]] * rows, Sampling(50, 1.0, seed=seed)))
+
+    assert text(1) == text(1) != text(2)
+    assert [row[0] for row in text(1, rows=2)] == [token for (token,) in text(1)]
+    assert [row[1] for row in text(1, rows=2)] == [token for (token,) in text(2)]
+
+
+class Script:
+    """A model that says given tokens one after the other, to each text its own; notes what it is asked."""
+
+    def __init__(self, *lines: list[int], vocabulary: int = 10) -> None:
+        self.lines, self.vocabulary = lines, vocabulary
+        self.asked: list[list[list[int]]] = []
+
+    def __call__(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        logits = torch.zeros(len(texts), self.vocabulary)
+        for row, line in zip(logits, self.lines, strict=True):
+            row[line[min(len(self.asked), len(line) - 1)]] = 100.0
+        self.asked.append([list(text) for text in texts])
+        return logits
+
+
+def test_a_text_is_over_with_its_end_and_all_of_them_with_the_last() -> None:
+    model = Script([1, 9, 2], [3, 4, 9])
+    assert list(sample_tokens(model, [[0], [0]], Sampling(99), end_of_text=9)) == [[1, 3], [None, 4]]
+    assert list(sample_tokens(Script([1, 9, 2]), [[0]], Sampling(4))) == [[1], [9], [2], [2]]
+
+
+def test_an_empty_prompt_begins_behind_an_end_of_text() -> None:
+    model = Script([1, 2], [3, 4])
+    list(sample_tokens(model, [[], [7]], Sampling(2), end_of_text=9))
+    assert model.asked == [[[9], [7]], [[9, 1], [7, 3]]]
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        list(sample_tokens(model, [[]], Sampling(2)))
+
+
+def test_a_penalty_counts_the_prompt_and_what_was_written() -> None:
+    greedy = Sampling(4, temperature=0, repetition_penalty=1000.0)
+    flat = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5]])
+    drawn = sample_tokens(lambda texts: flat.expand(len(texts), -1), [[0], [3, 2]], greedy)
+    assert list(drawn) == [[1, 0], [2, 1], [3, 4], [4, 0]]
+
+
+# text
+
+LETTERS = Tokenizer.of_characters("abcdefgh")  # ids 0 to 7, end of text 8
+
+
+def written(words: str, *, stop: tuple[str, ...] = (), **options: int) -> list[str]:
+    """The pieces that are given out while a model spells `words`."""
+    model = Script(LETTERS.encode(words), vocabulary=options.get("vocabulary", 9))
+    sampling = Sampling(len(words), temperature=0, stop=stop)
+    return [piece for (piece,) in sample_text(model, LETTERS, ["a"], sampling)]
+
+
+def test_text_comes_as_it_is_written() -> None:
+    assert written("bead") == ["b", "e", "a", "d", ""]
+
+
+def test_a_stop_string_ends_the_text_before_itself_and_is_held_back_until_it_is_known() -> None:
+    assert written("abcdef", stop=("cde",)) == ["a", "b", "", "", ""]
+    assert written("abcdbcde", stop=("cde",)) == ["a", "b", "", "", "cdb", "", "", ""]
+    assert "".join(written("cdcdab", stop=("cde",))) == "cdcdab"
+    assert "".join(written("abcd", stop=("cde",))) == "abcd", "what was held back comes at the end"
+    assert "".join(written("abcdefgh", stop=("gh", "de", "dx"))) == "abc"
+    assert "".join(written("aaab", stop=("aab",))) == "a"
+
+
+def test_the_longest_beginning_of_a_stop_string_is_held() -> None:
+    assert begun("xab", "abc") == 2
+    assert begun("xaba", "abac") == 3
+    assert begun("aa", "aab") == 2
+    assert begun("abc", "abc") == 0
+    assert begun("x", "abc") == begun("", "abc") == 0
+
+
+def test_a_character_is_never_broken() -> None:
+    tokenizer = Tokenizer.of_bytes()
+    model = Script(tokenizer.encode("a猫é"), vocabulary=tokenizer.size)
+    pieces = [piece for (piece,) in sample_text(model, tokenizer, ["x"], Sampling(6, temperature=0))]
+    assert pieces == ["a", "", "", "猫", "", "é", ""]
+    model = Script(tokenizer.encode("猫"), vocabulary=tokenizer.size)
+    pieces = [piece for (piece,) in sample_text(model, tokenizer, ["x"], Sampling(2, temperature=0))]
+    assert "".join(pieces) == "\ufffd", "a character that was begun and not ended"
+
+
+def test_texts_of_a_batch_end_by_themselves() -> None:
+    model = Script(LETTERS.encode("abcd"), [*LETTERS.encode("ef"), 8, 8], vocabulary=9)
+    pieces = list(sample_text(model, LETTERS, ["a", "bcd"], Sampling(4, temperature=0, stop=("c",))))
+    assert ["".join(text) for text in zip(*pieces, strict=True)] == ["ab", "ef"]
+    assert len(model.asked) == 3, "nothing is drawn once all are over"
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_never_drawn() -> None:
+    model = Script([20], vocabulary=32)
+    (first, *_) = [piece for (piece,) in sample_text(model, LETTERS, ["a"], Sampling(1, temperature=0))]
+    assert first == "a", "all known ids are equally likely, and the first is taken"
+
+
+def test_a_prompt_of_unknown_characters_is_refused() -> None:
+    with pytest.raises(ValueError, match="the character 'z'"):
+        list(sample_text(Script([1]), LETTERS, ["az"], Sampling()))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0: it must be at least 1"),
+        ({"temperature": -0.1}, "temperature is -0.1: it must be at least 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 0.0}, "top_p is 0.0: it must be above 0 and at most 1"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"stop": ("",)}, "none of them empty"),
+        ({"stop": "end"}, "must be a list of strings"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Sampling(**options)  # type: ignore[arg-type]

@@ -1,0 +1,216 @@
+"""The transformer's training stage: a model folder, resumed after a kill, the same to the bit."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from models.tokenizer import Tokenizer
+from models.transformer import Transformer, TransformerConfig, next_token_loss
+from models.transformer_folder import load
+from tasks.artifacts import Artifact, Store, Summary
+from tasks.train_transformer import (
+    PRESETS,
+    TrainTransformerConfig,
+    rounded,
+    train_transformer,
+    trainable,
+)
+from tasks.windows import WindowsConfig, windows
+from training.autograd import Autograd
+
+TEXT = "the cat sat on the mat and the dög ran. "  # every letter follows from the ones before it
+CONTEXT = 16
+CONFIG = TrainTransformerConfig(
+    runner="local",
+    workers=1,
+    layers=1,
+    width=32,
+    context=CONTEXT,
+    epochs=4,
+    batch_size=16,
+    checkpoint_every=7,
+    samples=2,
+    sample_tokens=30,
+)
+WINDOWS = WindowsConfig(size=CONTEXT + 1, stride=CONTEXT, across_documents=True)
+
+
+@pytest.fixture
+def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Artifact]:
+    """Windows and tokens of a text that says the same again and again."""
+    tokenizer = Tokenizer.of_characters(TEXT)
+    folder = store.folder("subwords", "key")
+    tokenizer.save(folder / "tokenizer")
+    for part, times in (("train", 60), ("validation", 10)):
+        rows = pa.array([tokenizer.encode(TEXT * times)], pa.list_(pa.int32()))
+        pq.write_table(pa.table({"tokens": rows}), folder / f"{part}-00000.parquet")
+    summary = Summary(rows_in=1, unit_in="rows", rows=1, unit="rows")
+    tokens = Artifact(stage="subwords", key="key", folder=folder, summary=summary)
+    return build(windows, tokens, config=WINDOWS), tokens
+
+
+def test_the_model_folder_holds_what_people_and_tools_read(
+    inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    made = build(train_transformer, *inputs, config=CONFIG, scratch=tmp_path)
+    folder = made.folder
+    metrics = json.loads((folder / "metrics.json").read_text())
+    model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer")
+
+    rows = pq.read_table(inputs[0].files("validation-*.parquet"))
+    batch = {
+        "inputs": torch.tensor(rows["inputs"].to_pylist()),
+        "label": torch.tensor(rows["label"].to_pylist()),
+    }
+    with torch.no_grad():
+        loss = next_token_loss(model, batch).item()
+    assert metrics["validation_loss"] == pytest.approx(loss, rel=0.02), "bfloat16, where it is faster"
+    assert loss < 0.5 < 2.5 < metrics["history"][0]["loss"]
+    text = TEXT * 10
+    predicted = text[1 : 1 + CONTEXT * ((len(text) - 1) // CONTEXT)]
+    nats = metrics["validation_loss"] * len(predicted)
+    assert metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(predicted.encode()))
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["validation_loss"]))
+
+    samples = json.loads((folder / "samples.json").read_text())
+    assert [len(sample["prompt"]) for sample in samples] == [16, 16]
+    assert samples[0]["prompt"] == TEXT[:16]
+    assert all(len(sample["text"]) == 30 for sample in samples)
+    written = samples[0]["text"]
+    known = sum(written[start : start + 4] in TEXT * 2 for start in range(27))
+    assert known > 20, "it has learned to write the text's words"
+
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert made.summary.rows == sum(parameter.numel() for parameter in model.parameters())
+    card = (folder / "README.md").read_text()
+    assert f"{made.summary.rows:,} parameters" in card
+    assert samples[1]["text"].strip()[:10] in card
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
+
+
+def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
+    inputs: tuple[Artifact, Artifact], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = train_transformer.key(inputs, CONFIG)
+
+    def weights() -> dict[str, torch.Tensor]:
+        (model,) = store.root.glob("train_transformer/*/model.safetensors")
+        return load_file(model)
+
+    def run() -> None:
+        train_transformer._build(store, key, inputs, CONFIG, [])
+
+    run()
+    undisturbed = weights()
+    store.discard("train_transformer", key)
+    steps: list[float] = []
+    train_step = Autograd.train_step
+
+    def dies_at_step_17(self: Autograd, batch: dict[str, np.ndarray], *, progress: float, seed: int) -> Any:
+        steps.append(progress)
+        if len(steps) == 17:
+            raise KeyboardInterrupt
+        return train_step(self, batch, progress=progress, seed=seed)
+
+    monkeypatch.setattr(Autograd, "train_step", dies_at_step_17)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    run()
+    assert steps[17] == steps[14], "it goes on from the checkpoint of step 14"
+    for name, tensor in weights().items():
+        assert torch.equal(tensor, undisturbed[name]), name
+
+
+def test_windows_of_another_length_are_refused(
+    inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    longer = TrainTransformerConfig(runner="local", workers=1, context=20)
+    with pytest.raises(ValueError, match="the windows are of 17 tokens, but a context of 20 needs 21"):
+        build(train_transformer, *inputs, config=longer, scratch=tmp_path)
+
+
+def test_a_text_shorter_than_a_window_is_refused_before_training(
+    inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact]
+) -> None:
+    with pytest.raises(ValueError, match="not one window of 5001 tokens fits into the text to train on"):
+        build(windows, inputs[1], config=WindowsConfig(size=5001, stride=5000, across_documents=True))
+
+
+def test_without_held_out_text_there_is_no_score_and_samples_begin_as_the_training_text_does(
+    inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    for path in inputs[0].files("validation-*.parquet"):
+        path.unlink()
+    config = CONFIG.model_copy(update={"max_steps": 2, "samples": 1, "style": "gpt2", "optimizer": "adamw"})
+    folder = build(train_transformer, *inputs, config=config, scratch=tmp_path).folder
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["steps"] == 2
+    assert not metrics.keys() & {"validation_loss", "perplexity", "bits_per_byte"}
+    assert json.loads((folder / "samples.json").read_text())[0]["prompt"] == TEXT[:16]
+    assert "held-out text its loss" not in (folder / "README.md").read_text()
+
+
+def test_what_is_not_given_is_the_presets() -> None:
+    assert TrainTransformerConfig().model_dump().items() >= PRESETS["tiny"].items()
+    small = TrainTransformerConfig(preset="small", layers=3, width=None)
+    assert (small.layers, small.width, small.micro_batch) == (3, 768, 16)
+    assert TrainTransformerConfig.model_validate(small.model_dump()) == small
+    assert TrainTransformerConfig.model_validate_json(small.model_dump_json()) == small
+
+
+@pytest.mark.parametrize(
+    ("preset", "vocabulary", "parameters"),
+    [("tiny", 66, 0.80e6), ("char", 66, 10.64e6), ("small", 50_257, 123.6e6)],
+)
+def test_presets_are_as_large_as_they_say(preset: Any, vocabulary: int, parameters: float) -> None:
+    network = TrainTransformerConfig(preset=preset).network(rounded(vocabulary))
+    with torch.device("meta"):
+        found = sum(parameter.numel() for parameter in Transformer(network).parameters())
+    assert found == pytest.approx(parameters, rel=0.01)
+
+
+def test_a_large_vocabulary_is_rounded_up() -> None:
+    assert [rounded(size) for size in (66, 4095, 4097, 50_257, 50_304)] == [66, 4095, 4160, 50_304, 50_304]
+
+
+def test_options_reach_the_training() -> None:
+    config = TrainTransformerConfig(
+        matrix_rate=0.5, rate=0.25, decay=0.5, final=0.1, warm_up=0.1, precision="float32", threads=1
+    )
+    made = trainable(TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1), config)
+    made.prepare("cpu")
+    assert made.learning_rate(0.3) == 0.5
+    assert made.learning_rate(1.0) == pytest.approx(0.05)
+    assert made.learning_rate(0.0) == pytest.approx(0.005)
+    assert not made._bfloat16
+    assert trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))._bfloat16
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"preset": "huge"}, "'tiny', 'char' or 'small'"),
+        ({"heads": 3}, "3 heads can't share a width of 128"),
+        ({"style": "gpt2", "kv_heads": 1}, "leave kv_heads out"),
+        ({"layers": 0}, "greater than or equal to 1"),
+        ({"dropout": 1}, "less than 1"),
+        ({"batch_size": 4}, "greater than or equal to 8"),
+        ({"decay": 1.5}, "less than or equal to 1"),
+        ({"depth": 3}, "Extra inputs are not permitted"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused_before_anything_runs(
+    fields: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        TrainTransformerConfig(**fields)
