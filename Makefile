@@ -7,7 +7,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PIP = $(VENV)/bin/pip install -qq --disable-pip-version-check
 
-.PHONY: run test lint bench ui clean
+.PHONY: run test lint bench soak ui clean
 
 run: $(VENV)/demo.installed
 	@$(VENV)/bin/lexloom word2vec
@@ -29,6 +29,10 @@ bench: $(VENV)/dev.installed
 	$(VENV)/bin/python benchmarks/word2vec.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/flow.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/sync.py
+
+# Kills workers and drivers, and cancels runs, a hundred times in all: takes an hour or two.
+soak: $(VENV)/dev.installed
+	$(VENV)/bin/python benchmarks/soak.py
 
 # Prefect's web page with all runs made on this machine, until Ctrl-C.
 ui: $(VENV)/demo.installed

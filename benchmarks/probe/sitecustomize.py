@@ -1,0 +1,92 @@
+"""Notes when each process of a command comes by which place; benchmarks/overhead.py puts it on PYTHONPATH.
+
+Python imports it at its start. Into MOMENTS/PID.txt go lines `seconds since the epoch, place`: the process's
+creation, the start and end of each import and of each call that is listed here.
+"""
+
+import functools
+import importlib.abc
+import importlib.util
+import os
+import sys
+import time
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PLACES = {
+    "flows.word2vec": [],
+    "prefect.server.api.server": ["SubprocessASGIServer.start"],
+    "tasks.stage": ["Stage.__call__"],
+    "ray": ["init"],
+    "training.ray_trainer": ["fit", "run_worker", "join_group"],
+    "ray.train.v2._internal.execution.controller.controller": ["TrainController.__init__"],
+    "ray.train.v2._internal.execution.worker_group.worker_group": ["WorkerGroup._create_workers"],
+    "ray.train.v2._internal.execution.worker_group.worker": ["RayTrainWorker.run_train_fn"],
+    "training.loop": ["Training.__init__", "Training.go_on", "Training._step"],
+    "models.word2vec": ["Word2Vec.prepare"],
+}
+
+
+def note(place: str, seconds: float | None = None) -> None:
+    with (Path(os.environ["MOMENTS"]) / f"{os.getpid()}.txt").open("a") as file:
+        file.write(f"{seconds or time.time():.3f} {place}\n")
+
+
+def created() -> float:
+    """When this process was, in seconds since the epoch."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    up = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def watch(module: ModuleType, path: str) -> None:
+    """Notes the start and the end of each call of a function or method."""
+    *owners, name = path.split(".")
+    owner = functools.reduce(getattr, owners, module)
+    call = getattr(owner, name)
+
+    @functools.wraps(call)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        note(f"> {path}")
+        try:
+            return call(*arguments, **options)
+        finally:
+            note(f"< {path}")
+
+    setattr(owner, name, watched)
+
+
+class Watcher(importlib.abc.MetaPathFinder):
+    """Finds the modules of PLACES as the others would, and watches them."""
+
+    def __init__(self) -> None:
+        self.looking = False
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name not in PLACES or self.looking:
+            return None
+        self.looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.looking = False
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        def watched(module: ModuleType) -> None:
+            note(f"> import {name}")
+            load(module)
+            note(f"< import {name}")
+            for place in PLACES[name]:
+                watch(module, place)
+
+        spec.loader.exec_module = watched  # type: ignore[method-assign]
+        return spec
+
+
+if "MOMENTS" in os.environ:
+    note(f"process {' '.join(sys.orig_argv)}", created())
+    sys.meta_path.insert(0, Watcher())
