@@ -30,7 +30,7 @@ bench: $(VENV)/dev.installed
 	$(VENV)/bin/python benchmarks/flow.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/sync.py
 
-# Kills workers and drivers, and cancels runs, a hundred times in all: takes an hour or two.
+# Kills workers and drivers, and cancels runs, ninety times in all: an hour or two.
 soak: $(VENV)/dev.installed
 	$(VENV)/bin/python benchmarks/soak.py
 
