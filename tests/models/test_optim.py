@@ -105,6 +105,7 @@ def test_hidden_matrices_have_their_rate_and_vectors_do_not_decay(name: str) -> 
 
 
 def test_the_joined_optimizer_steps_each_parameter_by_its_own_rule() -> None:
+    torch.manual_seed(0)  # by chance a singular value is so small that Muon can not lift it
     model = Transformer(NETWORK)
     optimizer = make_optimizer(model, model.hidden_matrices(), OptimizerConfig(matrix_rate=0.5, rate=0.25))
     for parameter in model.parameters():
