@@ -10,7 +10,7 @@ part when the corpus grows, and equal documents are never in both parts.
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -29,7 +29,7 @@ from models.tokenizer import BytePair, Bytes, Characters, Encoding, Tokenizer
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary, digest_key
 from tasks.hub import NetworkError
-from tasks.shards import ShardWriter, in_order, row_groups
+from tasks.shards import Outcome, ShardWriter, in_order, row_groups
 from tasks.stage import stage
 from tasks.tokens import COLUMN_ENCODING, SCHEMA, SHARD_BYTES, TOKEN_BYTES
 
@@ -203,8 +203,8 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
     documents, sizes = encode_corpus(corpus, base, config, scratch)
     split = Split(scratch, sizes, config)
     counts = {part: np.zeros(base.size, np.int64) for part in ("train", "validation")}
-    for part, tokens in split.pieces():
-        counts[part] += np.bincount(tokens.values, minlength=base.size)
+    for part, counted in split.pieces(lambda tokens: np.bincount(tokens.values, minlength=base.size)):
+        counts[part] += counted
     check_parts(counts["train"].sum(), counts["validation"].sum(), documents, config)
     tokenizer = Tokenizer(base, kept_ids(base, counts["train"], counts["validation"], config))
     shards, rows = write_parts(split, tokenizer, out)
@@ -298,17 +298,19 @@ class Split:
             for (path, group), start in zip(groups, before, strict=True)
         ]
 
-    def pieces(self) -> Iterator[tuple[Part, pa.ListArray]]:
-        """(part, its documents of a row group), none of them empty; read in threads."""
-        for train, validation in in_order(self._read, self._groups):
-            if len(train):
-                yield "train", train
-            if len(validation):
-                yield "validation", validation
+    def pieces(self, work: Callable[[pa.ListArray], Outcome]) -> Iterator[tuple[Part, Outcome]]:
+        """(part, what `work` makes of its documents in a row group), worked out in threads."""
+
+        def read(place: tuple[Path, int, int | None]) -> list[tuple[Part, Outcome]]:
+            train, validation = self._read(*place)
+            parts: list[tuple[Part, pa.ListArray]] = [("train", train), ("validation", validation)]
+            return [(part, work(tokens)) for part, tokens in parts if len(tokens)]
+
+        for parts in in_order(read, self._groups):
+            yield from parts
 
     @staticmethod
-    def _read(place: tuple[Path, int, int | None]) -> tuple[pa.ListArray, pa.ListArray]:
-        path, group, cut = place
+    def _read(path: Path, group: int, cut: int | None) -> tuple[pa.ListArray, pa.ListArray]:
         with pq.ParquetFile(path) as file:
             table = file.read_row_group(group, use_threads=False).combine_chunks()
         tokens, held_out = (table[name].combine_chunks() for name in SCRATCH_SCHEMA.names)
@@ -362,15 +364,19 @@ def kept_ids(
 def write_parts(split: Split, tokenizer: Tokenizer, out: Path) -> tuple[int, dict[Part, int]]:
     """Writes both parts' shards; returns how many, and each part's documents."""
     rows: dict[Part, int] = {"train": 0, "validation": 0}
+
+    def renumbered(tokens: pa.ListArray) -> pa.ListArray:
+        ids = tokenizer.renumbered(tokens.values.to_numpy())
+        return pa.ListArray.from_arrays(tokens.offsets, pa.array(ids))
+
     with (
         ShardWriter(out, SHARD_BYTES, "train", column_encoding=COLUMN_ENCODING) as train,
         ShardWriter(out, SHARD_BYTES, "validation", column_encoding=COLUMN_ENCODING) as validation,
     ):
         writers: dict[Part, ShardWriter] = {"train": train, "validation": validation}
-        for part, tokens in split.pieces():
-            ids = tokenizer.renumbered(tokens.values.to_numpy())
-            batch = pa.record_batch([pa.ListArray.from_arrays(tokens.offsets, pa.array(ids))], schema=SCHEMA)
-            writers[part].write(batch, TOKEN_BYTES * len(ids))
+        for part, tokens in split.pieces(renumbered):
+            batch = pa.record_batch([tokens], schema=SCHEMA)
+            writers[part].write(batch, TOKEN_BYTES * len(tokens.values))
             rows[part] += len(batch)
     return train.count + validation.count, rows
 
