@@ -240,7 +240,7 @@ class Reader:
 
         groups = list(by_length(lengths, TOKENS_AT_ONCE[device]))
         runs: list[Tensor] = [torch.empty(0)] * len(ids)
-        for rows, found in zip(groups, in_threads(activations, groups), strict=True):
+        for rows, found in zip(groups, in_threads(activations, groups, device), strict=True):
             for row, run in zip(rows, found, strict=True):
                 runs[row] = run
         together = torch.cat(runs)

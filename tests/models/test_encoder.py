@@ -217,10 +217,10 @@ def test_threads_do_not_mix_up_what_they_compute() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        side_by_side = in_threads(activations, texts)
+        side_by_side = in_threads(activations, texts, "cpu")
         assert torch.get_num_threads() == 4
         torch.set_num_threads(1)
-        alone = in_threads(activations, texts)
+        alone = in_threads(activations, texts, "cpu")
     finally:
         torch.set_num_threads(before)
     for found, wanted in zip(side_by_side, alone, strict=True):
