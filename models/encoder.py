@@ -426,11 +426,3 @@ def in_threads(work: Callable[[Item], Outcome], items: Sequence[Item], device: s
             return list(pool.map(work, items))
     finally:
         torch.set_num_threads(threads)  # a part of it is one for all threads
-
-
-def native_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 by itself; elsewhere float32 is faster."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16"))

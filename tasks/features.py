@@ -40,9 +40,9 @@ from models.encoder import (
     in_threads,
     load_classifier,
     load_tokenizer,
-    native_bfloat16,
     padded,
 )
+from models.precision import bfloat16_pays
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary, canonical
 from tasks.backbone import Backbone
@@ -86,8 +86,7 @@ class FeaturesConfig(BaseModel):
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16",
-        description="in what activations are kept; in bfloat16 they are computed too, where the processor"
-        " multiplies it by itself",
+        description="in what activations are kept; in bfloat16 they are computed too, where that is faster",
         json_schema_extra={"position": 3},
     )
     device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
@@ -216,7 +215,7 @@ class Reader:
         # made here, long before it is trained, so that a backbone that can't be is refused at once
         TrainedPart(load_classifier(folder), config.trainable_blocks, from_activations=config.cache_features)
         if config.cache_features:
-            bfloat16 = config.dtype == "bfloat16" and native_bfloat16(config.device)
+            bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(config.device)
             self._frozen = FrozenPart(model, config.trainable_blocks, bfloat16=bfloat16).to(config.device)
 
     def read(self, texts: list[str]) -> tuple[dict[str, Tensor], NDArray[np.int64], int]:

@@ -18,7 +18,6 @@ from models.encoder import (
     in_threads,
     load_classifier,
     load_tokenizer,
-    native_bfloat16,
     padded,
     shorten,
 )
@@ -159,12 +158,6 @@ def test_rows_are_padded_with_zeros_that_are_masked() -> None:
     rows, mask = padded([torch.tensor([5, 6, 7]), torch.tensor([8])])
     assert rows.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-
-
-def test_native_bfloat16_is_what_the_processor_says() -> None:
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if "avx512_bf16" not in flags:
-        assert not native_bfloat16("cpu")
 
 
 def test_a_classifier_of_other_labels_is_drawn_by_torch_seed(tmp_path: Path) -> None:
