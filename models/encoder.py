@@ -268,9 +268,8 @@ class FirstPosition(nn.Module):
             scores = scores.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else scores + row
         weights = attention_dropout(scores.softmax(-1))  # (B, H, T)
         met = torch.einsum("bhw,hdw->bhd", weights @ hidden, value.weight.view(by_head))
-        met = met + value.bias.view(by_head[:2]) * weights.sum(
-            -1, keepdim=True
-        )  # dropout moves the sum from 1
+        total = weights.sum(-1, keepdim=True)  # (B, H, 1): 1, but for dropout
+        met = met + total * value.bias.view(by_head[:2])
         answer = out(met.reshape(batch, width))
         for dropout in output_dropout:
             answer = dropout(answer)
@@ -411,14 +410,14 @@ def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return pad_sequence(list(rows), batch_first=True), mask
 
 
-def in_threads(work: Callable[[Item], Outcome], items: Sequence[Item]) -> list[Outcome]:
+def in_threads(work: Callable[[Item], Outcome], items: Sequence[Item], device: str) -> list[Outcome]:
     """`work` of every item, in order: on a CPU, items side by side instead of each on all threads.
 
     Threads that share one product wait for each other in every layer: on two busy cores side by side does
     three times as much (benchmarks/LOG.md). Torch's number of threads is the budget.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, len(items), MOST_WORKERS)
+    workers = min(threads, len(items), MOST_WORKERS) if device == "cpu" else 1
     if workers <= 1:
         return [work(item) for item in items]
     each = threads // workers
@@ -427,11 +426,3 @@ def in_threads(work: Callable[[Item], Outcome], items: Sequence[Item]) -> list[O
             return list(pool.map(work, items))
     finally:
         torch.set_num_threads(threads)  # a part of it is one for all threads
-
-
-def native_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 by itself; elsewhere float32 is faster."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16"))

@@ -138,7 +138,7 @@ class Sentiment:
 
         groups = list(by_length([len(row) for row in ids], TOKENS_AT_ONCE))
         logits = torch.empty(len(texts), len(self.labels))
-        for rows, found in zip(groups, in_threads(logits_of, groups), strict=True):
+        for rows, found in zip(groups, in_threads(logits_of, groups, device.type), strict=True):
             logits[torch.from_numpy(rows)] = found
         return logits
 

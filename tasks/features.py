@@ -40,9 +40,9 @@ from models.encoder import (
     in_threads,
     load_classifier,
     load_tokenizer,
-    native_bfloat16,
     padded,
 )
+from models.precision import bfloat16_pays
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary, canonical
 from tasks.backbone import Backbone
@@ -86,8 +86,7 @@ class FeaturesConfig(BaseModel):
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16",
-        description="in what activations are kept; in bfloat16 they are computed too, where the processor"
-        " multiplies it by itself",
+        description="in what activations are kept; in bfloat16 they are computed too, where that is faster",
         json_schema_extra={"position": 3},
     )
     device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
@@ -216,7 +215,7 @@ class Reader:
         # made here, long before it is trained, so that a backbone that can't be is refused at once
         TrainedPart(load_classifier(folder), config.trainable_blocks, from_activations=config.cache_features)
         if config.cache_features:
-            bfloat16 = config.dtype == "bfloat16" and native_bfloat16(config.device)
+            bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(config.device)
             self._frozen = FrozenPart(model, config.trainable_blocks, bfloat16=bfloat16).to(config.device)
 
     def read(self, texts: list[str]) -> tuple[dict[str, Tensor], NDArray[np.int64], int]:
@@ -240,7 +239,7 @@ class Reader:
 
         groups = list(by_length(lengths, TOKENS_AT_ONCE[device]))
         runs: list[Tensor] = [torch.empty(0)] * len(ids)
-        for rows, found in zip(groups, in_threads(activations, groups), strict=True):
+        for rows, found in zip(groups, in_threads(activations, groups, device), strict=True):
             for row, run in zip(rows, found, strict=True):
                 runs[row] = run
         together = torch.cat(runs)

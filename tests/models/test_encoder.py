@@ -18,7 +18,6 @@ from models.encoder import (
     in_threads,
     load_classifier,
     load_tokenizer,
-    native_bfloat16,
     padded,
     shorten,
 )
@@ -161,12 +160,6 @@ def test_rows_are_padded_with_zeros_that_are_masked() -> None:
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_native_bfloat16_is_what_the_processor_says() -> None:
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if "avx512_bf16" not in flags:
-        assert not native_bfloat16("cpu")
-
-
 def test_a_classifier_of_other_labels_is_drawn_by_torch_seed(tmp_path: Path) -> None:
     folder = write_backbone(tmp_path)
 
@@ -217,10 +210,10 @@ def test_threads_do_not_mix_up_what_they_compute() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        side_by_side = in_threads(activations, texts)
+        side_by_side = in_threads(activations, texts, "cpu")
         assert torch.get_num_threads() == 4
         torch.set_num_threads(1)
-        alone = in_threads(activations, texts)
+        alone = in_threads(activations, texts, "cpu")
     finally:
         torch.set_num_threads(before)
     for found, wanted in zip(side_by_side, alone, strict=True):
