@@ -35,17 +35,19 @@ from uuid import UUID
 
 import numpy as np
 from measure import summary
-from processes import processes_of, wait_for
+from processes import POLL_SECONDS, processes_of, wait_for
 
 LINES, WORDS_PER_LINE = 5_000, 40
 SETTINGS: dict[str, dict[str, Any]] = {
-    "train": {"epochs": 6, "workers": 2, "batch_size": 4096, "dim": 64, "checkpoint_every": 20},
+    "train": {"epochs": 4, "workers": 2, "batch_size": 4096, "dim": 64, "checkpoint_every": 20},
 }
-START_SECONDS, RUN_SECONDS, CANCEL_SECONDS = 180, 400, 30
+START_SECONDS, RUN_SECONDS, CANCEL_SECONDS = 300, 900, 30
 CHAIN = ("stages", "starting Ray", "training", "training", "training")
 EARLY_STAGES = ("corpus", "vocabulary", "tokens", "pairs", "noise")
 FLOW_STAGES = (*EARLY_STAGES, "train_word2vec", "evaluate", "report")
 INTERRUPTED = 130
+ASK_SECONDS = 1.0
+RETRIES = 30  # of a question to a server that is busy
 CTRL_C = b"\x03"
 STYLING = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # what makes a terminal bold, coloured or move
 
@@ -157,6 +159,7 @@ def stop_runs(
     start(0).finish()
     ground.remember(watching)
     seconds: dict[str, list[float]] = {}
+    load: list[float] = []
     counted: Counter[str] = Counter()
     chains = 0
     while counted.total() < count:
@@ -167,6 +170,7 @@ def stop_runs(
             number = counted.total()
             run = start(number)
             at = await_moment(ground, phase, next(shares), chance, step, run.is_over)
+            waiting = os.getloadavg()[0]
             times = {} if run.is_over() else run.stop(chance)
             if not times:
                 print(f"{run.kind}: it ended before its moment ({phase}); not counted", flush=True)
@@ -174,11 +178,12 @@ def stop_runs(
                 break
             for name, value in times.items():
                 seconds.setdefault(name, []).append(value)
+            load.append(waiting)
             check_resumed(run.said(), finished, step, trained=phase != "stages", whole=False)
             finished, step = ground.finished(), ground.checkpoint()
             counted[f"{run.kind}, {phase}"] += 1
             took = ", ".join(f"{value:.1f} s {name}" for name, value in times.items())
-            print(f"stop {number + 1:2} ({run.kind}; {at}): {took}", flush=True)
+            print(f"stop {number + 1:2} ({run.kind}; {at}): {took}; load {waiting:.0f}", flush=True)
         else:
             run = start(counted.total())
             run.finish()
@@ -191,6 +196,10 @@ def stop_runs(
         "stops": counted.total(),
         "by": dict(sorted(counted.items())),
         "chains_bit_identical": chains,
+        "without_a_process_in_30_seconds": sum(
+            value < CANCEL_SECONDS for value in seconds["until no process"]
+        ),
+        "load": summary(load),
         **{f"seconds_{name.replace(' ', '_')}": summary(values) for name, values in seconds.items()},
     }
 
@@ -268,13 +277,17 @@ class ServedRun:
         self.ground, self.client, self.deployment = ground, client, deployment
         self.kind = deployment.kind
         self._log_before = deployment.log.stat().st_size
+        self._state, self._asked = "", 0.0
         parameters = {"config": ground.settings}
         self.id = client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
         wait_for(lambda: self.state() not in ("SCHEDULED", "PENDING"), START_SECONDS, "the run begins")
 
     def state(self) -> str:
-        found = self.client.read_flow_run(self.id).state
-        return found.type.value if found else ""
+        """By the API, which is asked once a second at most: it has other things to do."""
+        if time.monotonic() - self._asked > ASK_SECONDS:
+            self._state = self.client.read_flow_run(self.id).state.type.value
+            self._asked = time.monotonic()
+        return self._state
 
     def is_over(self) -> bool:
         return self.state() in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -307,9 +320,14 @@ class ServedRun:
 def by_api(work: Path, corpus: Path, count: int) -> dict[str, Any]:
     """Stops `count` runs by Prefect's API, half of them served and half on a process worker."""
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     ground = Ground(work, corpus)
-    with prefect_services(ground) as (url, deployments), SyncPrefectClient(api=url) as client:
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}),
+        prefect_services(ground) as (url, deployments),
+        SyncPrefectClient(api=url) as client,
+    ):
 
         def start(number: int) -> ServedRun:
             return ServedRun(ground, client, deployments[number % len(deployments)])
@@ -326,7 +344,7 @@ def follow_end(ends: dict[str, Callable[[], bool]], begun: float) -> dict[str, f
                 times[name] = time.monotonic() - begun
         if time.monotonic() - begun > 4 * CANCEL_SECONDS:
             raise TimeoutError(f"after {4 * CANCEL_SECONDS} s: {sorted(ends.keys() - times.keys())} not yet")
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)
     return times
 
 
@@ -337,7 +355,10 @@ def prefect_services(ground: Ground) -> Iterator[tuple[str, list[Deployment]]]:
 
     url = f"http://127.0.0.1:{free_port()}/api"
     environment = ground.environment(
-        PREFECT_API_URL=url, PREFECT_RUNNER_POLL_FREQUENCY="1", PREFECT_WORKER_QUERY_SECONDS="1"
+        PREFECT_API_URL=url,
+        PREFECT_RUNNER_POLL_FREQUENCY="2",
+        PREFECT_WORKER_QUERY_SECONDS="2",
+        PREFECT_SERVER_DATABASE_TIMEOUT="60",
     )
     prefect = [sys.executable, "-m", "prefect"]
     serve = (
