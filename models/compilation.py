@@ -1,7 +1,9 @@
 """torch.compile where it can be had."""
 
 import logging
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,3 +26,10 @@ def compile_parts(parts: Iterable[nn.Module], device: torch.device | str) -> boo
     for part in parts:
         part.compile()
     return True
+
+
+def uncompiled(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call, by modules as they are, even those that `compile_parts` has had compiled."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and its import takes seconds
+        return call
+    return torch.compiler.set_stance("force_eager")(call)

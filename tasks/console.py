@@ -47,6 +47,12 @@ def note(name: str, message: str) -> None:
     stderr.print(Text(f"{name:<{NAME_WIDTH}} ", style="bold") + Text(f"{'':10}{message}", style="dim"))
 
 
+def clipped(text: str, width: int) -> str:
+    """Text on one line, of `width` characters at most."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
 def warn(message: str) -> None:
     stderr.print(Text("warning: ", style="yellow") + Text(message))
 

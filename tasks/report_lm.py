@@ -28,6 +28,7 @@ from tasks.sections import (
 from tasks.stage import stage
 
 FILE = "report.html"
+SHOWN_SAMPLES = 6  # of those written in training
 SCORE_COLUMNS = ["on held-out text", "bits per byte", "perplexity", "likeliest token right", "among five"]
 
 
@@ -56,6 +57,7 @@ def report_lm(
         scores_section(found),
         samples_section(read_samples(samples)),
         training_section(metrics, "windows"),
+        learning_section(metrics),
         stages_section(manifests),
         configuration_section(manifests),
     ]
@@ -121,6 +123,25 @@ def samples_section(samples: Sequence[Sample]) -> Html:
         for sample in samples
     ]
     return section("What it writes", columns(cards))
+
+
+def learning_section(metrics: dict[str, Any]) -> Html:
+    """What the model wrote as it was trained: the first evaluation, the last, and some in between."""
+    scores = [score for score in metrics.get("scores", []) if score.get("sample", "").strip()]
+    last = len(scores) - 1
+    places = sorted({round(last * shown / (SHOWN_SAMPLES - 1)) for shown in range(SHOWN_SAMPLES)})
+    cards = [
+        card(
+            join(
+                [
+                    element("p", f"step {score['step']:,} · validation loss {score['loss']:.3f}", "note"),
+                    element("p", score["sample"], "sample"),
+                ]
+            )
+        )
+        for score in (scores[place] for place in places if scores)
+    ]
+    return section("How it learned to write", columns(cards)) if cards else Html()
 
 
 def markdown(model: Artifact, evaluation: Artifact, samples: Artifact, config: ReportLMConfig) -> str:

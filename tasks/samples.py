@@ -1,16 +1,20 @@
 """Samples: what a language model writes, to look at."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.language_model import load_language_model
-from models.sampling import Sampling, sample_text
+from models.sampling import NextLogits, Sampling, sample_text
+from models.tokenizer import Tokenizer
 from tasks import console
 from tasks.artifacts import Artifact, Summary
 from tasks.stage import stage
 
 FILE = "samples.json"
+IN_TRAINING = Sampling(max_tokens=64, temperature=0.8, top_p=0.95)
 
 
 class SamplesConfig(BaseModel):
@@ -87,3 +91,9 @@ def samples(model: Artifact, config: SamplesConfig, out: Path) -> Summary:
         rows=sum(len(text) for text in texts),
         unit="characters written",
     )
+
+
+def written(tokenizer: Path, reader: Callable[[Any], NextLogits], trainable: Any) -> str:
+    """A text from its beginning by a model in training: a job's `sample`, for a trainable with a `module`."""
+    pieces = sample_text(reader(trainable.module), Tokenizer.load(tokenizer), [""], IN_TRAINING)
+    return "".join(piece for (piece,) in pieces)

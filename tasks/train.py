@@ -33,6 +33,7 @@ from training.trainable import Trainable
 LANES = 8
 CHECKPOINT_FORMAT = 1  # raised by hand when what a checkpoint holds changes
 TRAIN, VALIDATION = "train-*.parquet", "validation-*.parquet"  # a stage's examples, and those it held out
+SAMPLE_WIDTH = 80  # characters of a sample on the terminal
 ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
 
@@ -203,6 +204,7 @@ def plan_job(
     others: Sequence[Input],
     scratch: Path,
     sync: SyncConfig,
+    sample: Callable[[Any], str] | None = None,
 ) -> Job:
     """The job of a config; its checkpoints, in `scratch`, are good for this config and these inputs only."""
     keys = [examples.key, *(other.key for other in others)]
@@ -221,6 +223,7 @@ def plan_job(
         device=config.device if isinstance(config, GradientTrainConfig) else "cpu",
         validation=tuple(examples.files(VALIDATION)),
         evaluate_every=config.evaluate_every,
+        sample=sample,
     )
 
 
@@ -307,9 +310,16 @@ def shown_progress(unit: str, first: str) -> Iterator[Any]:
     artifact_id: UUID | None = None
     if TaskRunContext.get() is not None:
         artifact_id = cast(UUID, create_progress_artifact(0.0, key="training", description=f"{unit} trained"))
+    shown = ""
     with console.bar("training", first=first) as bar:
 
         def on_progress(point: Progress) -> None:
+            nonlocal shown
+            if point.sample != shown:
+                shown = point.sample
+                console.note(
+                    "training", f"step {point.step:,} writes: {console.clipped(shown, SAMPLE_WIDTH)}"
+                )
             rate = point.examples / point.seconds
             bar.update(
                 point.examples,

@@ -1,7 +1,7 @@
 """Trains a transformer: joins the network and its optimizer with the training loop, writes the model folder.
 
 A model folder holds `model.safetensors` and `config.json` as transformers reads them, `lexloom.json`,
-`tokenizer/`, `metrics.json`, `samples.json` (how it goes on from held-out text) and a model card.
+`tokenizer/`, `metrics.json` and a model card.
 """
 
 import math
@@ -9,27 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from models.compilation import compile_parts
+from models.compilation import compile_parts, uncompiled
 from models.optim import OptimizerConfig, make_optimizer
 from models.precision import bfloat16_pays
-from models.sampling import Sampling, sample_text
-from models.tokenizer import Tokenizer
+from models.sampling import NextLogits
 from models.transformer import Reader, Transformer, TransformerConfig, next_token_loss
 from models.transformer_folder import save
 from tasks.artifacts import Artifact, Summary
+from tasks.samples import written
 from tasks.stage import stage
-from tasks.subwords import read_tokenizer
+from tasks.subwords import TOKENIZER, read_tokenizer
 from tasks.train import (
     LANES,
-    TRAIN,
-    VALIDATION,
     GradientTrainConfig,
     facts_of,
     plan_job,
@@ -41,7 +37,6 @@ from training.schedules import warm_up_stable_decay
 
 COLUMNS = ("inputs", "label")
 ROUND_ABOVE, ROUND_TO = 4096, 64  # a large vocabulary is rounded up: GPUs multiply whole tiles faster
-PROMPT_TOKENS = 16
 
 Preset = Literal["tiny", "char", "small"]
 PRESETS: dict[Preset, dict[str, Any]] = {
@@ -139,8 +134,6 @@ class TrainTransformerConfig(GradientTrainConfig):
     compile: Literal["auto", "on", "off"] = field(
         71, "torch.compile; 'auto' on a GPU only: on a CPU it takes longer than a short run", "auto"
     )
-    samples: int = field(72, "texts to generate at the end", 3, ge=0, le=100)
-    sample_tokens: int = field(73, "tokens of each of them", 200, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -180,20 +173,19 @@ def train_transformer(
     tokenizer = read_tokenizer(tokens)
     network = config.network(rounded(tokenizer.size), tokenizer.end_of_text)
     make = partial(trainable, network, config)
-    job = plan_job(config, make, windows, COLUMNS, [tokens], scratch, config.synchronisation())
+    sample = partial(written, tokens.folder / TOKENIZER, reader)
+    job = plan_job(config, make, windows, COLUMNS, [tokens], scratch, config.synchronisation(), sample)
     metrics, tensors = run_job(job, config, unit="windows")
     model = Transformer(network)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"module.{name}"])
     metrics = with_token_figures(metrics, windows, config.context)
-    samples = generate(model, tokenizer, windows, config)
     save(model, out)
     tokenizer.save(out / "tokenizer")
     write_json(out / "metrics.json", metrics)
-    write_json(out / "samples.json", samples)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    (out / "README.md").write_text(card(network, parameters, metrics, samples), encoding="utf-8")
+    (out / "README.md").write_text(card(network, parameters, metrics), encoding="utf-8")
     return Summary(
         rows_in=metrics["examples"],
         unit_in=f"windows in {metrics['epochs']} epochs",
@@ -236,6 +228,10 @@ def make_network(network: TransformerConfig, compile_for: str | None) -> Transfo
     return model
 
 
+def reader(model: Transformer) -> NextLogits:
+    return uncompiled(Reader(model))  # texts of ever new lengths: not worth a compilation
+
+
 def optimizer_of(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     assert isinstance(model, Transformer)
     return make_optimizer(model, model.hidden_matrices(), config)
@@ -252,25 +248,7 @@ def with_token_figures(metrics: dict[str, Any], windows: Artifact, context: int)
     return {**facts_of(metrics), **figures, **metrics}
 
 
-def generate(
-    model: Transformer, tokenizer: Tokenizer, windows: Artifact, config: TrainTransformerConfig
-) -> list[dict[str, str]]:
-    """How the model goes on from the beginnings of some windows: held-out ones, if there are any."""
-    if config.samples == 0:
-        return []
-    shard = next(iter(windows.files(VALIDATION) or windows.files(TRAIN)))
-    with pq.ParquetFile(shard) as file:
-        rows = file.read_row_group(0, columns=["inputs"])["inputs"]
-    places = np.linspace(0, len(rows) - 1, config.samples).astype(int).tolist()
-    prompts = [tokenizer.decode(rows[place].as_py()[:PROMPT_TOKENS]) for place in places]
-    sampling = Sampling(max_tokens=config.sample_tokens, seed=config.seed)
-    pieces = zip(*sample_text(Reader(model), tokenizer, prompts, sampling), strict=True)
-    return [{"prompt": prompt, "text": "".join(text)} for prompt, text in zip(prompts, pieces, strict=True)]
-
-
-def card(
-    network: TransformerConfig, parameters: int, metrics: dict[str, Any], samples: list[dict[str, str]]
-) -> str:
+def card(network: TransformerConfig, parameters: int, metrics: dict[str, Any]) -> str:
     """The model card: what it is, how it was made, how to use it."""
     architecture = "Qwen3" if network.modern else "GPT-2"
     score = ""
@@ -279,7 +257,6 @@ def card(
             f"On held-out text its loss is {metrics['validation_loss']:.4f} nats a token (perplexity"
             f" {metrics['perplexity']:.2f}), {metrics['bits_per_byte']:.3f} bits a byte.\n"
         )
-    written = "".join(f"\n> **{quoted(sample['prompt'])}**{quoted(sample['text'])}\n" for sample in samples)
     return f"""# A transformer language model
 
 {parameters:,} parameters: {network.layers} blocks of width {network.width} with {network.heads} heads,
@@ -290,7 +267,7 @@ Lexloom on {metrics["examples"]:,} windows ({metrics["epochs"]} epochs) in {metr
 |---|---|
 | `model.safetensors`, `config.json` | weights and shape, as transformers reads them |
 | `lexloom.json`, `tokenizer/` | shape and tokenizer, as Lexloom reads them |
-| `metrics.json`, `samples.json` | how training went, and what the model writes |
+| `metrics.json` | how training went |
 
 ```python
 from pathlib import Path
@@ -307,10 +284,4 @@ for (piece,) in sample_text(Reader(model), tokenizer, ["The "], Sampling(tempera
 from transformers import AutoModelForCausalLM
 AutoModelForCausalLM.from_pretrained(folder)
 ```
-
-What it writes, after the beginnings in bold:
-{written}"""
-
-
-def quoted(text: str) -> str:
-    return text.replace("\n", "\n> ")
+"""

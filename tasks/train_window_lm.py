@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from models.language_model import Windows
 from models.window_lm import (
     Activation,
     Error,
@@ -24,6 +25,7 @@ from models.window_lm import (
 )
 from tasks.artifacts import Artifact, Summary, canonical
 from tasks.embeddings import read_embeddings
+from tasks.samples import written
 from tasks.stage import stage
 from tasks.subwords import TOKENIZER, read_tokenizer
 from tasks.train import GradientTrainConfig, facts_of, plan_job, run_job, write_json
@@ -176,9 +178,9 @@ def train_window_lm(
         threads=config.threads,
         seed=config.seed,
     )
-    job = plan_job(
-        config, make_trainable, windows, COLUMNS, [embeddings, tokens], scratch, config.synchronisation()
-    )
+    others, sync = [embeddings, tokens], config.synchronisation()
+    sample = partial(written, tokens.folder / TOKENIZER, Windows)
+    job = plan_job(config, make_trainable, windows, COLUMNS, others, scratch, sync, sample)
     metrics, tensors = run_job(job, config, unit="windows")
     model = make_model()
     model.load_state_dict(

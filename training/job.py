@@ -22,6 +22,8 @@ class Job:
         validation: shards of held-out examples; the model must then be `Evaluable`.
         evaluate_every: steps between two evaluations; None evaluates at the end of every epoch. The last
             model is evaluated too.
+        sample: something to look at, made of the model by worker 0 at each evaluation, such as text that it
+            writes; it may not touch torch's own random state.
         on_batch: is called with (epoch, step in it, worker, batch) before each step: a ledger for tests.
     """
 
@@ -40,6 +42,7 @@ class Job:
     validation: tuple[Path, ...] = ()
     evaluate_every: int | None = None
     keep_checkpoints: int = 2
+    sample: Callable[[Trainable], str] | None = None
     on_batch: Callable[[int, int, int, Batch], None] | None = None
 
     def __post_init__(self) -> None:
@@ -66,7 +69,8 @@ class Accounts:
 
 @dataclass
 class Progress(Accounts):
-    """Where a run stands: `loss` is the mean over all workers' examples since the last point."""
+    """Where a run stands: `loss` is the mean over all workers' examples since the last point, `sample` what
+    `Job.sample` gave last."""
 
     step: int = 0
     epoch: int = 0
@@ -75,6 +79,7 @@ class Progress(Accounts):
     loss: float = 0.0
     learning_rate: float = 0.0
     workers: int = 1
+    sample: str = ""
 
 
 @dataclass

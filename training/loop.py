@@ -263,9 +263,12 @@ class Training:
             loss=run.loss_sum / run.loss_examples,
             learning_rate=self.trainable.learning_rate(run.examples / self.total_examples),
             workers=self.world_size,
+            sample=run.scores[-1].get("sample", "") if run.scores else "",
         )
         run.loss_sum = run.loss_examples = 0.0
-        run.history.append(asdict(point))
+        recorded = asdict(point)
+        del recorded["sample"]  # the scores have each of them once
+        run.history.append(recorded)
         if self.rank == 0 and self.on_progress:
             self.on_progress(point)
 
@@ -287,16 +290,17 @@ class Training:
                 f"the validation loss is {loss} after step {run.step}: lower the learning rate; the last"
                 " checkpoint before it is kept"
             )
-        seconds = round(time.perf_counter() - self.clock, 3)
-        run.scores.append(
-            Score(
-                step=run.step,
-                epoch=run.examples / self.stream.examples,
-                examples=run.examples,
-                seconds=seconds,
-                loss=loss / examples,
-            )
+        score = Score(
+            step=run.step,
+            epoch=run.examples / self.stream.examples,
+            examples=run.examples,
+            seconds=round(time.perf_counter() - self.clock, 3),
+            loss=loss / examples,
         )
+        if self.job.sample and self.rank == 0:
+            with self._charged("evaluation"):
+                score["sample"] = self.job.sample(self.trainable)
+        run.scores.append(score)
 
     def _checkpoint(self) -> None:
         self.sync.flush()

@@ -5,17 +5,18 @@ All of it is a function of figures that the workers share, so all of them stop a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 
 class Score(TypedDict):
-    """One evaluation: `loss` is the mean over the held-out examples."""
+    """One evaluation: `loss` is the mean over the held-out examples, `sample` what `Job.sample` gave."""
 
     step: int
     epoch: float
     examples: int
     seconds: float
     loss: float
+    sample: NotRequired[str]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,10 @@ METRICS = {
     "compute_seconds": 60.0,
     "stop_reason": "patience",
     "best_step": 20,
-    "scores": [{"step": 10, "examples": 100, "loss": 3.0}, {"step": 20, "examples": 200, "loss": 2.0}],
+    "scores": [
+        {"step": 10, "examples": 100, "loss": 3.0, "sample": "aaaa"},
+        {"step": 20, "examples": 200, "loss": 2.0, "sample": "a time <b>"},
+    ],
     "history": [],
 }
 Make = Callable[..., list[Artifact]]
@@ -73,6 +76,13 @@ def test_a_sample_keeps_its_lines_and_can_not_become_markup(
     page = page_of(build, made())
     assert '<p class="sample"><b>Once &lt;b&gt;</b> upon\na time &amp; more</p>' in page
     assert "white-space: pre-wrap" in page
+
+
+def test_what_was_written_in_training_stands_in_order(build: Callable[..., Artifact], made: Make) -> None:
+    page = page_of(build, made())
+    learning = page[page.index("How it learned to write") :]
+    assert learning.index("step 10 · validation loss 3.000") < learning.index('<p class="sample">aaaa</p>')
+    assert learning.index("aaaa") < learning.index('<p class="sample">a time &lt;b&gt;</p>')
 
 
 def test_a_model_without_a_distribution_has_no_perplexity(build: Callable[..., Artifact], made: Make) -> None:

@@ -289,3 +289,24 @@ def test_seeds_differ_by_place_and_repeat() -> None:
     seeds = {step_seed(1, epoch, step, rank) for epoch in range(5) for step in range(50) for rank in range(4)}
     assert len(seeds) == 1000
     assert step_seed(1, 2, 3, 0) == step_seed(1, 2, 3, 0) < 2**63
+
+
+def test_a_sample_is_kept_with_each_score_and_shown_and_changes_nothing(tmp_path: Path) -> None:
+    def sample(trainable: Any) -> str:
+        return f"after {trainable.learning_rate(0):g}: {len(trainable.tables())} tables"
+
+    shown: list[Progress] = []
+    held_out = (write_points(tmp_path / "held-out.parquet", 64, 16, seed=1),)
+    with_dropout = partial(classifier, dropout=0.5)
+    plain_job = points_job(tmp_path / "plain", with_dropout, validation=held_out)
+    job_with_sample = points_job(tmp_path / "with", with_dropout, validation=held_out, sample=sample)
+    run = train(job_with_sample, on_progress=shown.append)
+    plain = train(plain_job)
+    assert len(run.scores) == len(plain.scores) > 1
+    for score, without in zip(run.scores, plain.scores, strict=True):
+        assert score["sample"].endswith("tables")
+        assert score["loss"] == without["loss"]
+        assert "sample" not in without
+    assert shown[0].sample in ("", run.scores[0]["sample"])
+    assert shown[-1].sample == run.scores[-1]["sample"]
+    assert "sample" not in run.history[-1], "the scores have each of them once"
