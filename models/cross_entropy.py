@@ -1,8 +1,10 @@
 """Cross-entropy of a linear layer's logits, which are never held all at once.
 
 For a vocabulary of 50,000, the logits of 16,000 tokens are 3.2 GB in float32, and their gradient as much
-again. Here tokens go by in chunks: a chunk's logits give its loss and, at once, its gradients with respect to
-the features and the weight, which are all that stays.
+again. Here rows go by in chunks: a chunk's logits give its loss and, at once, its gradients with respect to
+the features, the weight and the bias, which are all that stays.
+
+Shapes: N rows, C features, V classes.
 """
 
 from typing import Any, cast
@@ -11,52 +13,62 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_LOGITS = 1 << 24  # 64 MB in float32
+# A processor's chunk fits its cache, but has rows enough to be worth a pass over the weight; a GPU's is as
+# large as it can be (64 MB in float32).
+CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 24}
+CHUNK_ROWS = 256
 
 
-def linear_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy, in nats, of softmax(features @ weight.T) against the labels.
+def linear_cross_entropy(
+    features: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """The sum over rows of the cross-entropy, in nats, of softmax(features @ weight.T + bias).
 
-    features: (N, C); weight: (V, C); labels: (N,) of any integer type, 0 to V - 1. The products are made in
-    the type that autocast says, the loss, without dimensions, in float32.
+    features: (N, C); weight: (V, C); bias: (V,); labels: (N,) of any integer type, 0 to V - 1. The products
+    are made in the type that autocast says, the rest, and the sum, without dimensions, in float32.
     """
     labels = labels.long()
     if torch.is_grad_enabled():
-        return cast(Tensor, LinearCrossEntropy.apply(features, weight, labels))
+        return cast(Tensor, LinearCrossEntropy.apply(features, weight, bias, labels))
     total = torch.zeros((), device=features.device)
-    for chunk in chunks(len(labels), len(weight)):
-        logits = F.linear(features[chunk], weight).float()  # (n, V)
-        total = total + F.cross_entropy(logits, labels[chunk], reduction="sum")
-    return total / len(labels)
+    for chunk in chunks(features, weight):
+        logarithms = log_softmax(F.linear(features[chunk], weight), bias)  # (n, V)
+        total = total - logarithms.gather(1, labels[chunk, None]).sum()
+    return total
 
 
-def chunks(tokens: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_LOGITS // vocabulary)
-    return [slice(start, start + size) for start in range(0, tokens, size)]
+def chunks(features: Tensor, weight: Tensor) -> list[slice]:
+    size = max(CHUNK_ROWS, CHUNK_LOGITS[features.device.type] // len(weight))
+    return [slice(start, start + size) for start in range(0, len(features), size)]
+
+
+def log_softmax(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """float32, whatever the logits are."""
+    return F.log_softmax(logits if bias is None else logits + bias, dim=-1, dtype=torch.float32)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
         total = torch.zeros((), device=features.device)
-        features_gradient = torch.empty_like(features)  # (N, C)
-        weight_gradient = torch.zeros_like(weight)  # (V, C)
-        for chunk in chunks(len(labels), len(weight)):
+        of_features = torch.empty_like(features)  # (N, C)
+        of_weight = torch.zeros_like(weight)  # (V, C)
+        of_bias = None if bias is None else torch.zeros_like(bias)  # (V,)
+        for chunk in chunks(features, weight):
             logits = F.linear(features[chunk], weight)  # (n, V)
-            logarithms = F.log_softmax(logits, dim=-1, dtype=torch.float32)  # (n, V)
+            logarithms = log_softmax(logits, bias)  # (n, V)
             at_label = labels[chunk, None]  # (n, 1)
             total = total - logarithms.gather(1, at_label).sum()
             gradient = logarithms.exp_()  # (n, V), of the chunk's sum with respect to its logits
             gradient.scatter_add_(1, at_label, gradient.new_full((1, 1), -1.0).expand_as(at_label))
+            if of_bias is not None:
+                of_bias += gradient.sum(0)
             gradient = gradient.to(logits.dtype)
-            features_gradient[chunk] = gradient @ weight
-            weight_gradient += gradient.T @ features[chunk]
-        ctx.save_for_backward(features_gradient, weight_gradient)
-        ctx.tokens = len(labels)
-        return total / len(labels)
+            of_features[chunk] = gradient @ weight
+            of_weight += gradient.T @ features[chunk]
+        ctx.save_for_backward(of_features, of_weight, of_bias)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        features_gradient, weight_gradient = ctx.saved_tensors
-        share = gradient / ctx.tokens
-        return features_gradient * share, weight_gradient * share, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(None if each is None else each * gradient for each in ctx.saved_tensors), None)

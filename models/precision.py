@@ -2,8 +2,16 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def in_bfloat16(precision: Precision, device: torch.device | str) -> bool:
+    """Whether a model of this precision multiplies in bfloat16; "auto" does where it pays."""
+    return precision == "bfloat16" or (precision == "auto" and bfloat16_pays(device))
 
 
 def bfloat16_pays(device: torch.device | str) -> bool:

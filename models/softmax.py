@@ -1,10 +1,8 @@
 """Output layers over many tokens: from features to the cross-entropy of the label, fast on a processor.
 
-- `linear_cross_entropy` never holds all logits: blocks of rows are taken through the product, the softmax and
-  both gradients while they are in the cache, with one exponential an entry.
-- `AdaptiveSoftmax` (Grave et al. 2017, "Efficient softmax approximation for GPUs") knows that few tokens make
-  up most of a text: those have an entry each in a small *head*; the others stand in *tails*, which are only
-  computed where the label lies in them, from narrower features. It is exact: the probabilities sum to 1.
+`AdaptiveSoftmax` (Grave et al. 2017, "Efficient softmax approximation for GPUs") knows that few tokens make
+up most of a text: those have an entry each in a small *head*; the others stand in *tails*, which are only
+computed where the label lies in them, from narrower features. It is exact: the probabilities sum to 1.
 
 Ids are in order of frequency, the most frequent first, as the adaptive softmax needs them.
 
@@ -13,64 +11,17 @@ Shapes: B rows, d features, V tokens.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-BLOCK_ENTRIES = 1 << 20  # logits at a time: 4 MB, which a processor's cache holds
+from models.cross_entropy import linear_cross_entropy
+
 SMALLEST_TAIL = 8  # features
 
 # ids at which tails begin, tried on 27,000 byte-pair tokens of English (benchmarks/LOG.md)
 CUTOFFS = (2000, 10_000)
-
-
-class LinearCrossEntropy(torch.autograd.Function):
-    """The sum over rows of -log softmax(inputs @ weight.T + bias)[label], with gradients made on the way."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-        learning = any(ctx.needs_input_grad)
-        total = inputs.new_zeros(())
-        gradients = [torch.empty_like(inputs), torch.zeros_like(weight), torch.zeros_like(bias)]
-        rows = max(1, BLOCK_ENTRIES // len(weight))
-        for start in range(0, len(inputs), rows):
-            part, wanted = inputs[start : start + rows], labels[start : start + rows, None]
-            logits = torch.addmm(bias, part, weight.T)  # (rows, V)
-            logits -= logits.amax(1, keepdim=True)
-            of_label = logits.gather(1, wanted)
-            sums = logits.exp_().sum(1, keepdim=True)
-            total += (sums.log() - of_label).sum()
-            if learning:
-                logits /= sums
-                logits.scatter_add_(1, wanted, logits.new_full((), -1.0).expand_as(wanted))
-                torch.mm(logits, weight, out=gradients[0][start : start + rows])
-                gradients[1].addmm_(logits.T, part)
-                gradients[2] += logits.sum(0)
-        if learning:
-            ctx.save_for_backward(*gradients)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(saved * gradient for saved in ctx.saved_tensors), None)
-
-
-def linear_cross_entropy(inputs: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-    """`F.cross_entropy(F.linear(inputs, weight, bias), labels, reduction="sum")`, in float32.
-
-    Args:
-        inputs: (B, d).
-        weight: (V, d).
-        bias: (V,).
-        labels: (B,) int64.
-    """
-    with torch.autocast(inputs.device.type, enabled=False):
-        total: Tensor = LinearCrossEntropy.apply(inputs.float(), weight, bias, labels)
-    return total
 
 
 class FullSoftmax(nn.Module):
@@ -87,7 +38,7 @@ class FullSoftmax(nn.Module):
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy, in nats, of features (B, d) and labels (B,) int64."""
-        return linear_cross_entropy(features, self.weight, self.bias, labels) / len(labels)
+        return linear_cross_entropy(features, self.weight, labels, self.bias) / len(labels)
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """(B, V) of features (B, d)."""
@@ -173,7 +124,7 @@ def entries(width: int, chances: Tensor) -> nn.Linear:
 def cross_entropy(layer: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
     """The sum over rows."""
     assert isinstance(layer, nn.Linear)
-    return linear_cross_entropy(features, layer.weight, layer.bias, labels)
+    return linear_cross_entropy(features, layer.weight, labels, layer.bias)
 
 
 def padded_top(chances: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -320,7 +320,7 @@ class Transformer(nn.Module):
         x = self.features(tokens)  # (B, T, C)
         if labels is None:
             return self.head(x)
-        return linear_cross_entropy(x.flatten(0, 1), self.head.weight, labels.flatten())
+        return linear_cross_entropy(x.flatten(0, 1), self.head.weight, labels.flatten()) / labels.numel()
 
     @torch.inference_mode()
     def next_logits(self, texts: Sequence[Sequence[int]]) -> Tensor:

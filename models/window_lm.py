@@ -177,10 +177,10 @@ class WindowLM(nn.Module):
         features, labels = self.features(inputs), labels.long()
         if self.softmax is not None:
             return self.softmax.loss(features, labels)
-        wanted = F.embedding(labels, self.embeddings)
+        found, wanted = features.float(), F.embedding(labels, self.embeddings)
         if self.config.error == "squared":
-            return F.mse_loss(features, wanted)
-        return 1 - F.cosine_similarity(features, wanted).mean()
+            return F.mse_loss(found, wanted)
+        return 1 - F.cosine_similarity(found, wanted).mean()
 
     def best(self, inputs: Tensor, k: int) -> Tensor:
         """The k tokens that are predicted first, (B, k), for windows (B, N - 1)."""

@@ -7,9 +7,11 @@ loop and writes the model folder.
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -240,9 +242,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
         if config.runner == "local":
             train(job, on_progress=on_progress)
         else:
-            from training.ray_trainer import train_on_ray  # here, since importing ray takes seconds
-
-            train_on_ray(
+            ray_trainer().train_on_ray(
                 job,
                 workers=(config.min_workers or config.workers, config.workers),
                 address=config.ray_address or None,
@@ -252,6 +252,15 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
             )
     last, best = results(Checkpoints(job.checkpoints, job.fingerprint))
     return metrics_of(Run(**last.state)), best.tensors
+
+
+def ray_trainer() -> Any:
+    """The module, imported when it is needed, since that takes seconds; and by another thread.
+
+    A cancel is an exception that a signal raises in the main thread. Within an import it may fall into a
+    library's `except:` and be lost (one in 16 did); here it finds the main thread waiting.
+    """
+    return ThreadPoolExecutor(1, "import").submit(import_module, "training.ray_trainer").result()
 
 
 def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from models.compilation import compile_parts, uncompiled
 from models.optim import OptimizerConfig, make_optimizer
-from models.precision import bfloat16_pays
+from models.precision import Precision, in_bfloat16
 from models.sampling import NextLogits
 from models.transformer import Reader, Transformer, TransformerConfig, next_token_loss
 from models.transformer_folder import save
@@ -128,7 +128,7 @@ class TrainTransformerConfig(GradientTrainConfig):
         69, "windows of one forward and backward pass; if not given, the preset's, or all at once", ge=1
     )
 
-    precision: Literal["auto", "float32", "bfloat16"] = field(
+    precision: Precision = field(
         70, "of matrix products; 'auto' takes bfloat16 where the device is faster with it", "auto"
     )
     compile: Literal["auto", "on", "off"] = field(
@@ -204,7 +204,6 @@ def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Aut
     optimizer = OptimizerConfig(
         config.optimizer, config.matrix_rate, config.rate, config.momentum, weight_decay=config.weight_decay
     )
-    fast = config.precision == "auto" and bfloat16_pays(config.device)
     compiled = config.compile == "on" or (config.compile == "auto" and config.device == "cuda")
     return Autograd(
         partial(make_network, network, config.device if compiled else None),
@@ -215,7 +214,7 @@ def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Aut
         ),
         micro_batch=config.micro_batch,
         clip=config.clip,
-        bfloat16=fast or config.precision == "bfloat16",
+        bfloat16=in_bfloat16(config.precision, config.device),
         threads=config.threads,
         seed=config.seed,
     )

@@ -239,8 +239,8 @@ def ray_runtime(
     def live() -> None:
         try:
             ray.init(**options, log_to_driver=verbose, logging_level=level)
-            # the controller asks for it, and would wait while it is started
-            default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
+            if not over.is_set():  # the controller asks for it, and would wait while it is started
+                default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
         except BaseException as error:
             begun.set_exception(error)
         else:

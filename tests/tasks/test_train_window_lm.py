@@ -44,6 +44,7 @@ CONFIG = TrainWindowLMConfig(
     features=16,
     cutoffs=(8,),
     learning_rate=0.01,
+    precision="float32",
 )
 Inputs = tuple[Artifact, Artifact, Artifact]
 
