@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.sentiment import Sentiment
+from tasks import train_sentiment as module
 from tasks.artifacts import Artifact, Store
 from tasks.backbone import Backbone, BackboneConfig, locate_backbone
 from tasks.features import FeaturesConfig, features
@@ -27,7 +28,9 @@ from tasks.train_sentiment import (
     trained_part,
 )
 from tests.models.tiny import write_backbone
+from tests.tasks import promises
 from tests.tasks.labelled import LABELS, texts_of, write_split
+from tests.tasks.promises import Plan, planner
 
 WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -163,6 +166,21 @@ def test_a_run_that_died_is_resumed_and_ends_the_same_to_the_bit(
     resumed = weights(train(found, "resumed", checkpoint_every=3))
     assert "goes on from its checkpoint of step" in capsys.readouterr().err
     assert all(torch.equal(value, resumed[name]) for name, value in undisturbed.items())
+
+
+@pytest.fixture
+def plan(read: Read, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    config = TrainSentimentConfig(runner="local", workers=1, batch_size=8)
+    return planner(monkeypatch, module, train_sentiment, (read(), backbone), config, tmp_path)
+
+
+@pytest.mark.parametrize("step", [3, 5, 8])
+def test_ten_steps_are_five_and_a_kill_and_five_more_to_the_bit(plan: Plan, step: int) -> None:
+    promises.ten_steps_are_some_and_a_kill_and_the_rest(plan, step)
+
+
+def test_so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan: Plan) -> None:
+    promises.so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan)
 
 
 def test_balanced_weights_give_every_label_the_same_sum() -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer, TransformerConfig, next_token_loss
 from models.transformer_folder import load
+from tasks import train_transformer as module
 from tasks.artifacts import Artifact, Store, Summary
 from tasks.train_transformer import (
     PRESETS,
@@ -26,6 +27,8 @@ from tasks.train_transformer import (
     trainable,
 )
 from tasks.windows import WindowsConfig, windows
+from tests.tasks import promises
+from tests.tasks.promises import Plan, planner
 from training.autograd import Autograd
 
 TEXT = "the cat sat on the mat and the dög ran. "  # every letter follows from the ones before it
@@ -123,6 +126,23 @@ def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
     assert steps[17] == steps[14], "it goes on from the checkpoint of step 14"
     for name, tensor in weights().items():
         assert torch.equal(tensor, undisturbed[name]), name
+
+
+@pytest.fixture
+def plan(inputs: tuple[Artifact, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    config = CONFIG.model_copy(update={"dropout": 0.1, "precision": "float32"})
+    return planner(monkeypatch, module, train_transformer, inputs, config, tmp_path)
+
+
+@pytest.mark.parametrize("step", [3, 5, 8])
+def test_ten_steps_are_five_and_a_kill_and_five_more_to_the_bit(plan: Plan, step: int) -> None:
+    promises.ten_steps_are_some_and_a_kill_and_the_rest(plan, step)
+
+
+def test_so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan: Plan) -> None:
+    promises.so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(
+        plan, dropout=0.0, optimizer="adamw"
+    )  # Muon makes as much of a gradient of rounding errors as of any other
 
 
 def test_windows_of_another_length_are_refused(

@@ -4,8 +4,6 @@ import io
 import json
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,10 @@ from tasks.embeddings import EmbeddingsConfig, embeddings, locate_embeddings, re
 from tasks.subwords import SubwordsConfig, locate_encoding, subwords
 from tasks.train_window_lm import TrainWindowLMConfig, train_window_lm
 from tasks.windows import WindowsConfig, windows
+from tests.tasks import promises
+from tests.tasks.promises import Plan, planner
 from tests.tasks.test_vocabulary import corpus_of
-from tests.training.toy import die_at, on_processes, train_in_pieces
 from training.autograd import Autograd
-from training.checkpoint import Checkpoint, Checkpoints
-from training.job import Job
-from training.loop import train
-from training.stopping import Stopping
-from training.sync import SyncConfig
 
 SYLLABLES = ("ba", "de", "fi", "go", "ku")
 CONFIG = TrainWindowLMConfig(
@@ -158,75 +152,19 @@ def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
 # the core's promises, for this model
 
 
-Plan = Callable[..., Job]
-
-
 @pytest.fixture
 def plan(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    """The stage's own job, with a folder of its own, 10 steps and a checkpoint every 5."""
-    planned: list[Job] = []
-
-    def catch(job: Job, *_: Any, **__: Any) -> None:
-        planned.append(job)
-        raise InterruptedError
-
-    monkeypatch.setattr(module, "run_job", catch)
-
-    def run(name: str, sync: SyncConfig, dropout: float = 0.2) -> Job:
-        config = CONFIG.model_copy(update={"fine_tuned": True, "dropout": dropout})
-        with pytest.raises(InterruptedError):
-            train_window_lm.function(*inputs, config, tmp_path / name, tmp_path / name)
-        return replace(planned.pop(), sync=sync, stopping=Stopping(max_steps=10), checkpoint_every=5)
-
-    return run
-
-
-def last(job: Job) -> Checkpoint:
-    found = Checkpoints(job.checkpoints, job.fingerprint).load()
-    assert found is not None
-    assert found.state["step"] == 10
-    return found
-
-
-def assert_equal(ours: Job, theirs: Job) -> None:
-    """To the bit."""
-    one, other = last(ours), last(theirs)
-    assert one.tensors.keys() == other.tensors.keys()
-    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
-    losses = [[score["loss"] for score in each.state["scores"]] for each in (one, other)]
-    assert losses[0] == losses[1]
-
-
-def broken(job: Job, step: int) -> Job:
-    return replace(job, on_batch=partial(die_at, step))
+    config = CONFIG.model_copy(update={"fine_tuned": True, "dropout": 0.2})
+    return planner(monkeypatch, module, train_window_lm, inputs, config, tmp_path)
 
 
 @pytest.mark.parametrize("step", [3, 5, 8])
 def test_ten_steps_are_five_and_a_kill_and_five_more_to_the_bit(plan: Plan, step: int) -> None:
-    whole, killed = (plan(name, SyncConfig("all_reduce")) for name in ("whole", "killed"))
-    train_in_pieces(0, 1, [whole, broken(killed, step), killed])
-    assert_equal(whole, killed)
+    promises.ten_steps_are_some_and_a_kill_and_the_rest(plan, step)
 
 
 def test_so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan: Plan) -> None:
-    pairs = [
-        [plan(f"{place}-{name}", sync) for name in ("whole", "killed")]
-        for place, sync in enumerate(
-            [
-                SyncConfig("average", period=3),
-                SyncConfig("average", period=3, optimizer_state="keep"),
-                SyncConfig("diloco", period=2),
-            ]
-        )
-    ]
-    alone, together = (plan(name, SyncConfig("all_reduce"), dropout=0.0) for name in ("alone", "together"))
-    jobs = [each for whole, killed in pairs for each in (whole, broken(killed, 8), killed)]
-    on_processes(2, train_in_pieces, [*jobs, together])
-    for whole, killed in pairs:
-        assert_equal(whole, killed)
-    train(alone)
-    for name, value in last(alone).tensors.items():
-        torch.testing.assert_close(last(together).tensors[name], value, rtol=1e-3, atol=1e-5)
+    promises.so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan, dropout=0.0)
 
 
 # what does not fit

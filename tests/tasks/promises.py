@@ -1,0 +1,99 @@
+"""What the training core promises of every model, asked of a training stage's own job."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.toy import die_at, on_processes, train_in_pieces
+from training.checkpoint import Checkpoint, Checkpoints
+from training.job import Job
+from training.loop import train
+from training.stopping import Stopping
+from training.sync import SyncConfig
+
+STEPS, CHECKPOINT_EVERY = 10, 5
+LOCAL_STRATEGIES = (
+    SyncConfig("average", period=3),
+    SyncConfig("average", period=3, optimizer_state="keep"),
+    SyncConfig("diloco", period=2),
+)
+Plan = Callable[..., Job]
+
+
+def planner(
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    stage: Any,
+    inputs: tuple[Any, ...],
+    config: Any,
+    folder: Path,
+) -> Plan:
+    """Makes the stage's own job, in a folder of its own, of 10 steps and a checkpoint every 5."""
+    planned: list[Job] = []
+
+    def catch(job: Job, *_: Any, **__: Any) -> None:
+        planned.append(job)
+        raise InterruptedError
+
+    monkeypatch.setattr(module, "run_job", catch)
+
+    def plan(name: str, sync: SyncConfig, **changes: Any) -> Job:
+        with pytest.raises(InterruptedError):
+            stage.function(*inputs, config.model_copy(update=changes), folder / name, folder / name)
+        limits = {"stopping": Stopping(max_steps=STEPS), "checkpoint_every": CHECKPOINT_EVERY}
+        return replace(planned.pop(), sync=sync, **limits)
+
+    return plan
+
+
+def last(job: Job) -> Checkpoint:
+    found = Checkpoints(job.checkpoints, job.fingerprint).load()
+    assert found is not None
+    assert found.state["step"] == STEPS
+    return found
+
+
+def assert_equal(ours: Job, theirs: Job) -> None:
+    """To the bit."""
+    one, other = last(ours), last(theirs)
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+    losses = [[score["loss"] for score in each.state["scores"]] for each in (one, other)]
+    assert losses[0] == losses[1]
+
+
+def broken(job: Job, step: int) -> Job:
+    return replace(job, on_batch=partial(die_at, step))
+
+
+def ten_steps_are_some_and_a_kill_and_the_rest(plan: Plan, step: int) -> None:
+    whole, killed = (plan(name, SyncConfig("all_reduce")) for name in ("whole", "killed"))
+    train_in_pieces(0, 1, [whole, broken(killed, step), killed])
+    assert_equal(whole, killed)
+
+
+def so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(
+    plan: Plan, **without_chance: Any
+) -> None:
+    """`without_chance`: options with which steps draw no random numbers, as each worker draws its own."""
+    pairs = [
+        [plan(f"{place}-{name}", sync) for name in ("whole", "killed")]
+        for place, sync in enumerate(LOCAL_STRATEGIES)
+    ]
+    alone, together = (
+        plan(name, SyncConfig("all_reduce"), **without_chance) for name in ("alone", "together")
+    )
+    jobs = [each for whole, killed in pairs for each in (whole, broken(killed, 8), killed)]
+    on_processes(2, train_in_pieces, [*jobs, together])
+    for whole, killed in pairs:
+        assert_equal(whole, killed)
+    train(alone)
+    one, two = last(alone).tensors, last(together).tensors
+    for name in one:
+        if name.startswith("module."):  # what got no gradient has steps in the optimizer of several alone
+            torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
