@@ -10,7 +10,7 @@ quality      The stages of the flow, embeddings by word2vec on the same tokens, 
              seconds of training.
 throughput   Windows trained in a second, one process of as many threads as there are cores, against a loop as
              tutorials write it: a DataLoader over a list of Python objects, each window's embeddings gathered
-             in `__getitem__`; the same network and optimizer of torch's own modules. In turn; medians.
+             in `__getitem__`; the same network and optimizer of torch's own modules, in float32. In turn.
 workers      Two workers that average parameters every 20 steps against one, same windows: validation loss.
 
 Results go to benchmarks/results/window_lm.json.
@@ -32,21 +32,23 @@ from measure import stage_runner, summary, table, write_results
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from flows.window_lm import WindowLMFlowConfig
 from models.window_lm import WindowLMConfig
 from tasks.artifacts import Artifact
-from tasks.corpus import WrittenCorpusConfig, corpus, locate
-from tasks.embeddings import EmbeddingsConfig, embeddings, read_embeddings
-from tasks.evaluate_lm import EvaluateLMConfig, evaluate_lm, read_lm_evaluation
+from tasks.corpus import corpus, locate
+from tasks.embeddings import embeddings, read_embeddings
+from tasks.evaluate_lm import evaluate_lm, read_lm_evaluation
 from tasks.noise import NoiseConfig, noise
-from tasks.pairs import PairsConfig, pairs
-from tasks.subwords import SubwordsConfig, locate_encoding, read_tokenizer, subwords
+from tasks.pairs import pairs
+from tasks.subwords import locate_encoding, read_tokenizer, subwords
 from tasks.train import TRAIN
 from tasks.train_window_lm import TrainWindowLMConfig, train_window_lm
-from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
-from tasks.windows import WindowsConfig, windows
+from tasks.train_word2vec import train_word2vec
+from tasks.windows import windows
 
 RESULTS = Path(__file__).parent / "results" / "window_lm.json"
-CONFIG = TrainWindowLMConfig()
+FLOW = WindowLMFlowConfig()
+CONFIG = FLOW.train
 THROUGHPUT_STEPS, THROUGHPUT_RUNS = 150, 5
 WARM_UP_STEPS = 5  # of the plain loop, not timed
 
@@ -54,15 +56,15 @@ WARM_UP_STEPS = 5  # of the plain loop, not timed
 def build(folder: Path) -> dict[str, Artifact]:
     """The stages before training."""
     run = stage_runner(folder)
-    text = run(corpus, locate(WrittenCorpusConfig()), config=WrittenCorpusConfig())
-    tokens = run(subwords, text, locate_encoding(SubwordsConfig()), config=SubwordsConfig())
-    skipgrams = run(pairs, tokens, tokens, config=PairsConfig())
+    text = run(corpus, locate(FLOW.corpus), config=FLOW.corpus)
+    tokens = run(subwords, text, locate_encoding(FLOW.subwords), config=FLOW.subwords)
+    skipgrams = run(pairs, tokens, tokens, config=FLOW.pairs)
     negatives = run(noise, tokens, config=NoiseConfig())
-    local = TrainWord2VecConfig(runner="local", workers=1)
-    vectors = run(train_word2vec, skipgrams, negatives, tokens, config=local, scratch=folder / "word2vec")
+    inputs = skipgrams, negatives, tokens
+    vectors = run(train_word2vec, *inputs, config=FLOW.vectors, scratch=folder / "word2vec")
     return {
-        "windows": run(windows, tokens, config=WindowsConfig()),
-        "embeddings": run(embeddings, tokens, vectors, config=EmbeddingsConfig()),
+        "windows": run(windows, tokens, config=FLOW.windows),
+        "embeddings": run(embeddings, tokens, vectors, config=FLOW.embeddings),
         "tokens": tokens,
     }
 
@@ -81,7 +83,7 @@ def quality(built: dict[str, Artifact], seeds: int) -> dict[str, Any]:
             folder = Path(name)
             model = train(built, folder, CONFIG.model_copy(update={"seed": seed}))
             scores = stage_runner(folder)(
-                evaluate_lm, model, built["windows"], built["tokens"], config=EvaluateLMConfig()
+                evaluate_lm, model, built["windows"], built["tokens"], config=FLOW.evaluate
             )
             evaluation = read_lm_evaluation(scores)
             metrics = json.loads((model.folder / "metrics.json").read_text())
@@ -176,25 +178,26 @@ def throughput(built: dict[str, Artifact]) -> dict[str, Any]:
     wanted = wanted[: (THROUGHPUT_STEPS + WARM_UP_STEPS) * CONFIG.batch_size]
     some = shards.take(wanted)
     rows = list(zip(some["inputs"].to_pylist(), some["label"].to_pylist(), strict=True))
-    rates: dict[str, list[float]] = {"lexloom": [], "plain loop": []}
+    short = {"runner": "local", "workers": 1, "threads": threads, "max_steps": THROUGHPUT_STEPS, "epochs": 1}
+    ours = {
+        "lexloom": CONFIG.model_copy(update=short),
+        "lexloom, float32": CONFIG.model_copy(update={**short, "precision": "float32"}),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in [*ours, "plain loop"]}
     for run in range(THROUGHPUT_RUNS):
-        with tempfile.TemporaryDirectory() as name:
-            config = CONFIG.model_copy(
-                update={
-                    "runner": "local",
-                    "workers": 1,
-                    "threads": threads,
-                    "max_steps": THROUGHPUT_STEPS,
-                    "epochs": 1,
-                }
-            )
-            without_validation = only_training(built, Path(name))
-            model = train(without_validation, Path(name), config)
-            rates["lexloom"].append(model.facts["examples_per_second"])  # type: ignore[arg-type]
+        for way, config in ours.items():
+            with tempfile.TemporaryDirectory() as name:
+                model = train(only_training(built, Path(name)), Path(name), config)
+                rates[way].append(model.facts["examples_per_second"])  # type: ignore[arg-type]
         rates["plain loop"].append(plain_loop(rows, table_, shape, threads))
         print(f"run {run + 1}: {[round(values[-1]) for values in rates.values()]} windows/s", flush=True)
-    ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
-    return {name: summary(values) for name, values in rates.items()} | {"ratio": summary(ratios)}
+    ratios = {
+        f"ratio of {way}": summary(
+            [one / plain for one, plain in zip(rates[way], rates["plain loop"], strict=True)]
+        )
+        for way in ours
+    }
+    return {name: summary(values) for name, values in rates.items()} | ratios
 
 
 def only_training(built: dict[str, Artifact], folder: Path) -> dict[str, Artifact]:
