@@ -78,29 +78,18 @@ def main(argv: list[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], int] = arguments.run
         return command(arguments)
     except KeyboardInterrupt:
-        return stopped()
+        stderr.print(
+            "stopped; finished stages are kept, so the same command goes on from here", style="yellow"
+        )
+        return 130
     except BrokenPipeError:
         return 141
     except Exception as error:
-        if interrupted(error):
-            return stopped()
         if verbose:
             raise
         hint = "" if isinstance(error, USER_ERRORS) else " (run again with --verbose for the details)"
         stderr.print(Text("error: ", style="bold red") + Text(plain(error) + hint))
         return 1
-
-
-def stopped() -> int:
-    stderr.print("stopped; finished stages are kept, so the same command goes on from here", style="yellow")
-    return 130
-
-
-def interrupted(error: BaseException) -> bool:
-    """Whether Ctrl-C came before the error: it stops Prefect's server too, and then a last word to that
-    fails."""
-    before = error.__cause__ or error.__context__
-    return before is not None and (isinstance(before, KeyboardInterrupt) or interrupted(before))
 
 
 def no_such_flag(given: str, known: list[str]) -> str:
@@ -183,6 +172,7 @@ def run_flow(arguments: argparse.Namespace) -> int:
     stderr.print(
         Text(f"lexloom {arguments.flow}", style="bold") + Text(f" · store {Store().root}", style="dim")
     )
+    import_module("flows.server").start_server()  # here, since its import takes seconds
     outcome = getattr(import_module(entry.module), entry.function)(config)
     stderr.print(import_module(entry.module).highlights(outcome.evaluation, stderr.width))
     stderr.print(

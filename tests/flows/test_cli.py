@@ -131,20 +131,3 @@ def test_another_store_is_named_by_a_flag(capsys: pytest.CaptureFixture[str], tm
 
 def test_a_wrong_number_to_keep_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--keep is -1" in complaint(capsys, "store", "gc", "--keep", "-1")
-
-
-def test_ctrl_c_ends_with_130_even_where_a_last_word_to_the_stopped_server_fails(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run_until_ctrl_c(arguments: object) -> int:
-        try:
-            raise KeyboardInterrupt
-        except BaseException:
-            try:
-                raise ConnectionRefusedError("all connection attempts failed")
-            except ConnectionRefusedError as refused:
-                raise RuntimeError("the state could not be set") from refused
-
-    monkeypatch.setattr("flows.cli.run_flow", run_until_ctrl_c)
-    assert main(["word2vec"]) == 130
-    assert "stopped; finished stages are kept" in capsys.readouterr().err
