@@ -508,11 +508,3 @@ def write_corpus(folder: Path) -> None:
     lines = [" ".join(line) + "\n" for line in words]
     (folder / "first.txt").write_text("".join(lines[::2]))
     (folder / "second.txt").write_text("".join(lines[1::2]))
-
-
-def cancel_runs(work: Path, count: int, stops: int) -> dict[str, Any]:
-    write_corpus(work / "corpus")
-    return {
-        "api": by_api(work / "api", work / "corpus", count),
-        "ctrl_c": by_ctrl_c(work / "terminal", work / "corpus", stops),
-    }

@@ -1,13 +1,14 @@
 """Proof by killing: whatever dies, and whenever, the result is the one that nobody disturbed.
 
-    python benchmarks/soak.py [--kills 20] [--only workers drivers cancels]
+    python benchmarks/soak.py [--kills 20] [--only workers drivers cancels interrupts]
 
-workers   a random Ray worker is killed (SIGKILL) at a seeded random moment, for each of two strategies:
-          `delta_sum` on word2vec's kernel and `all_reduce` on a small network with Adam.
-drivers   the process that drives the training is killed at a seeded random moment, and started again. It
-          writes a checkpoint every other step. Of twenty kills ten fall into the writing of a checkpoint,
-          and five of those take the workers along, so that the writing really ends there.
-cancels   whole flow runs are cancelled by Prefect's API and by Ctrl-C (benchmarks/cancels.py).
+workers     a random Ray worker is killed (SIGKILL) at a seeded random moment, for each of two strategies:
+            `delta_sum` on word2vec's kernel and `all_reduce` on a small network with Adam.
+drivers     the process that drives the training is killed at a seeded random moment, and started again. It
+            writes a checkpoint every other step. Of twenty kills ten fall into the writing of a checkpoint,
+            and five of those take the workers along, so that the writing really ends there.
+cancels     whole flow runs are cancelled by Prefect's API (benchmarks/cancels.py).
+interrupts  half as many are stopped by Ctrl-C.
 
 After each kill the final weights, and what the synchronisation and the losses of record were, must equal the
 undisturbed run's bit for bit; and the ledger (benchmarks/ledger.py) must show that the committed steps took
@@ -34,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from cancels import cancel_runs
+from cancels import by_api, by_ctrl_c, write_corpus
 from ledger import Ledger, check_coverage, pages, settle
 from measure import summary, write_results
 from processes import is_alive, processes_of, wait_for
@@ -51,6 +52,7 @@ from training.sync import SyncConfig
 WORDS, PAIRS, EPOCHS, WORKERS = 2_000, 400_000, 3, 2
 STEP_SECONDS = 0.02  # a step is held up so long that kills find the run at work
 WHOLE_RUN_SECONDS = 300
+PARTS = ["workers", "drivers", "cancels", "interrupts"]
 
 
 def skip_gram() -> Word2Vec:
@@ -270,7 +272,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=20, help="of each kind; half as many by Ctrl-C")
-    parser.add_argument("--only", nargs="+", choices=["workers", "drivers", "cancels"])
+    parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "soak.json")
     parser.add_argument("--drive", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -281,7 +283,7 @@ def main() -> None:
         train_on_ray(make_job(*arguments.drive, "delta_sum", checkpoint_every=2), workers=WORKERS)
         return
     results = json.loads(arguments.out.read_text())["results"] if arguments.out.exists() else {}
-    for part in arguments.only or ["workers", "drivers", "cancels"]:
+    for part in arguments.only or PARTS:
         with tempfile.TemporaryDirectory(prefix="soak-") as folder:
             found = run(part, Path(folder), arguments.kills)
         results[part] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **found}
@@ -289,8 +291,10 @@ def main() -> None:
 
 
 def run(part: str, work: Path, kills: int) -> dict[str, Any]:
-    if part == "cancels":
-        return cancel_runs(work, kills, -(-kills // 2))
+    if part in ("cancels", "interrupts"):
+        write_corpus(work / "corpus")
+        stop, count = (by_api, kills) if part == "cancels" else (by_ctrl_c, -(-kills // 2))
+        return stop(work / part, work / "corpus", count)
     write_pairs(work / "pairs.parquet")
     kill = kill_workers if part == "workers" else kill_drivers
     return kill(work / "pairs.parquet", work, kills)
