@@ -11,7 +11,8 @@ quality      The stages of the flow, embeddings by word2vec on the same tokens, 
 throughput   Windows trained in a second, one process of as many threads as there are cores, against a loop as
              tutorials write it: a DataLoader over a list of Python objects, each window's embeddings gathered
              in `__getitem__`; the same network and optimizer of torch's own modules, in float32. In turn.
-workers      Two workers that average parameters every 20 steps against one, same windows: validation loss.
+workers      Two workers that average parameters every 20 steps against one, same windows, one epoch:
+             validation loss.
 
 Results go to benchmarks/results/window_lm.json.
 """
@@ -214,7 +215,7 @@ def workers(built: dict[str, Artifact], seeds: int) -> dict[str, Any]:
     for seed in range(1, seeds + 1):
         for count in losses:
             with tempfile.TemporaryDirectory() as name:
-                config = CONFIG.model_copy(update={"workers": count, "seed": seed, "sync": "average"})
+                config = CONFIG.model_copy(update={"workers": count, "seed": seed, "epochs": 1})
                 model = train(built, Path(name), config)
                 losses[count].append(model.facts["validation_loss"])  # type: ignore[arg-type]
             print(f"seed {seed}, {count} workers: validation loss {losses[count][-1]:.4f}", flush=True)
