@@ -58,8 +58,8 @@ CONTEXT, BLOCKS, WIDTH = 64, 4, 128
 TARGET = 1.88  # nanoGPT's own figure for its recipe
 PEER_STEPS, PEER_BATCH, PEER_HEADS = 2000, 12, 4
 BATCH, HEADS = 32, 2
-SHORT_STEPS, LONG_STEPS = 130, 1500
-LANES = 8
+SHORT_STEPS, LONG_STEPS = 105, 600
+LANES, MIX_BYTES = 8, 1 << 24
 
 
 # text
@@ -145,6 +145,7 @@ def train_lexloom(
                 seed=seed,
                 validation=(shards[1],),
                 evaluate_every=steps,
+                mix_bytes=MIX_BYTES,
             )
         )
     return run.seconds - run.evaluation_seconds, run.scores[-1]["loss"]
@@ -238,7 +239,8 @@ def train_peer(
     seconds = time.perf_counter() - started
     rows = torch.from_numpy(windows(held_out, CONTEXT).astype(np.int64))
     with torch.no_grad():
-        losses = [float(loss_of(part[:, :-1], part[:, 1:])) * len(part) for part in rows.split(256)]
+        parts = [(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in rows.split(256)]
+        losses = [float(loss_of(inputs, labels)) * len(inputs) for inputs, labels in parts]
     return seconds, sum(losses) / len(rows)
 
 
@@ -248,7 +250,7 @@ def measure_loss(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(THREADS)
     ids, held_out, vocabulary = read_characters(arguments.data)
     network = TransformerConfig(vocabulary, CONTEXT, BLOCKS, WIDTH, HEADS)
-    optimizer = OptimizerConfig(matrix_rate=0.03, rate=0.01)
+    optimizer = OptimizerConfig(matrix_rate=0.04, rate=0.01, momentum=0.85)
     peer = "nanoGPT" if arguments.nanogpt else "nanoGPT's recipe, restated"
     path = RESULTS / "transformer-loss.json"
     rounds: list[dict[str, Any]] = json.loads(path.read_text())["rounds"] if path.exists() else []

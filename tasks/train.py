@@ -33,8 +33,9 @@ from training.sync import SyncConfig
 from training.trainable import Trainable
 
 LANES = 8
-CHECKPOINT_FORMAT = 1  # raised by hand when what a checkpoint holds changes
+CHECKPOINT_FORMAT = 2  # raised by hand when what a checkpoint holds changes
 TRAIN, VALIDATION = "train-*.parquet", "validation-*.parquet"  # a stage's examples, and those it held out
+MIX_BYTES = 1 << 24  # in each lane: a few thousand contexts of 1,024 tokens, or a million windows
 SAMPLE_WIDTH = 80  # characters of a sample on the terminal
 ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
@@ -226,6 +227,8 @@ def plan_job(
         validation=tuple(examples.files(VALIDATION)),
         evaluate_every=config.evaluate_every,
         sample=sample,
+        # a kernel of word2vec wants the pairs of one word side by side; gradients want rows of all texts
+        mix_bytes=MIX_BYTES if isinstance(config, GradientTrainConfig) else 0,
     )
 
 

@@ -50,8 +50,9 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "dropout": 0.0,
         "epochs": 2,
         "batch_size": 32,
-        "matrix_rate": 0.03,
+        "matrix_rate": 0.04,
         "rate": 0.01,
+        "momentum": 0.85,
     },
     # 10.6M, for characters or bytes: minutes on a GPU
     "char": {
@@ -65,6 +66,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "batch_size": 64,
         "matrix_rate": 0.02,
         "rate": 0.003,
+        "momentum": 0.95,
     },
     # 124M with GPT-2's vocabulary, for gigabytes of text: hours on GPUs
     "small": {
@@ -79,6 +81,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "micro_batch": 16,
         "matrix_rate": 0.02,
         "rate": 0.003,
+        "momentum": 0.95,
     },
 }
 
@@ -118,7 +121,7 @@ class TrainTransformerConfig(GradientTrainConfig):
     )
     matrix_rate: float = preset_field(61, "learning rate of the hidden matrices", gt=0, le=10)
     rate: float = preset_field(62, "learning rate of everything else", gt=0, le=10)
-    momentum: float = field(63, "Muon's momentum", 0.95, ge=0, lt=1)
+    momentum: float = preset_field(63, "Muon's momentum", ge=0, lt=1)
     weight_decay: float = field(64, "of matrices and tables", 0.0, ge=0, le=10)
     warm_up: float = field(65, "share of the run in which the learning rates rise", 0.0, ge=0, lt=1)
     decay: float = field(66, "share of the run, at its end, in which they fall", 0.5, ge=0, le=1)
@@ -155,7 +158,7 @@ class TrainTransformerConfig(GradientTrainConfig):
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
 
 
-@stage(version=1)
+@stage(version=2)
 def train_transformer(
     windows: Artifact, tokens: Artifact, config: TrainTransformerConfig, out: Path, scratch: Path
 ) -> Summary:

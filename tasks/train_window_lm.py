@@ -148,7 +148,7 @@ class TrainWindowLMConfig(GradientTrainConfig):
         )
 
 
-@stage(version=1)
+@stage(version=2)
 def train_window_lm(
     windows: Artifact,
     embeddings: Artifact,

@@ -24,6 +24,7 @@ class Job:
             model is evaluated too.
         sample: something to look at, made of the model by worker 0 at each evaluation, such as text that it
             writes; it may not touch torch's own random state.
+        mix_bytes: of rows, in each lane, that change places in memory (training/stream.py).
         on_batch: is called with (epoch, step in it, worker, batch) before each step: a ledger for tests.
     """
 
@@ -43,6 +44,7 @@ class Job:
     evaluate_every: int | None = None
     keep_checkpoints: int = 2
     sample: Callable[[Trainable], str] | None = None
+    mix_bytes: int = 0
     on_batch: Callable[[int, int, int, Batch], None] | None = None
 
     def __post_init__(self) -> None:

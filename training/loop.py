@@ -112,6 +112,7 @@ class Training:
             rank=self.rank,
             world_size=self.world_size,
             shuffle=shuffle,
+            mix_bytes=self.job.mix_bytes if shuffle else 0,
         )
 
     def _resume(self, found: Checkpoint | None) -> None:

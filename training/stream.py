@@ -5,6 +5,9 @@ or a part of one where there are too few of them to fill the lanes evenly. Globa
 slice of every lane. A worker owns whole lanes, so it reads its blocks only, each once and from front to back,
 while the set of examples in batch b depends on (seed, epoch, b) alone. A position in the stream is therefore
 two integers: the epoch, and the number of batches done in it.
+
+A block's rows often lie side by side in one text. Where they should not be trained on side by side, the next
+few blocks of a lane are held in memory together, and their rows change places.
 """
 
 import queue
@@ -41,6 +44,7 @@ class ShardStream:
     `columns` must be numbers, (rows,), or lists of numbers of one fixed length, (rows, width), without nulls.
     `lanes` bounds the number of workers that can share the stream; `batch_size` counts the examples of a
     global batch, over all workers. Without `shuffle` the row groups are dealt in the order of the files.
+    `mix_bytes` of rows, in each lane, change places in memory; with 0 a block's rows stay in their order.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class ShardStream:
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
+        mix_bytes: int = 0,
     ) -> None:
         if batch_size < lanes:
             raise ValueError(f"batch_size {batch_size} is less than one example for each of {lanes} lanes")
@@ -81,6 +86,8 @@ class ShardStream:
                         f"the column {name} is {described(values)} in the shard {path} and"
                         f" {described(self._none[name])} in {first}: build them again"
                     )
+
+        self.mix_rows = mix_bytes // sum(bytes_of_a_row(values) for values in self._none.values())
 
     def epoch(self, number: int) -> "Epoch":
         """Who reads what, and when, in an epoch; the same answer on every worker."""
@@ -134,7 +141,13 @@ class ShardStream:
 
     def _read_now(self, epoch: "Epoch", start: int) -> Iterator[Batch]:
         mine = [
-            LaneReader(epoch.lanes[lane], self._none, self.rows_per_lane, start)
+            LaneReader(
+                handfuls(epoch.lanes[lane], self.mix_rows),
+                self._none,
+                self.rows_per_lane,
+                start,
+                mix_seed=[self.seed, epoch.number, lane] if self.mix_rows else None,
+            )
             for lane in range(self.rank, self.lanes, self.world_size)
         ]
         for _ in range(start, epoch.steps):
@@ -162,17 +175,28 @@ class Epoch:
 
 
 class LaneReader:
-    """Cuts the blocks of one lane into slices of equal length, holding one block in memory."""
+    """Cuts the blocks of one lane into slices of equal length, holding one handful of blocks in memory.
 
-    def __init__(self, blocks: list[Block], none: Batch, rows: int, skip_slices: int) -> None:
+    With `mix_seed` the rows of a handful change places, by that seed and the handful's number.
+    """
+
+    def __init__(
+        self,
+        handfuls: list[list[Block]],
+        none: Batch,
+        rows: int,
+        skip_slices: int,
+        mix_seed: list[int] | None = None,
+    ) -> None:
         self._none = none  # every column, without rows
-        self._rows = rows
-        skip = rows * skip_slices
-        while blocks and skip >= blocks[0].rows:
-            skip -= blocks[0].rows
-            blocks = blocks[1:]
-        self._waiting = iter(blocks)
-        self._offset = skip if blocks else 0
+        self._rows, self._mix_seed = rows, mix_seed
+        skip, number = rows * skip_slices, 0
+        sizes = [sum(block.rows for block in blocks) for blocks in handfuls]
+        while number < len(sizes) and skip >= sizes[number]:
+            skip -= sizes[number]
+            number += 1
+        self._waiting = iter(list(enumerate(handfuls))[number:])
+        self._offset = skip if number < len(sizes) else 0
         self._current: Batch | None = None
 
     def take(self) -> Batch:
@@ -181,10 +205,10 @@ class LaneReader:
         missing = self._rows
         while missing:
             if self._current is None:
-                block = next(self._waiting, None)
-                if block is None:
+                following = next(self._waiting, None)
+                if following is None:
                     break
-                self._current = read_block(block, list(self._none))
+                self._current = self._read(*following)
             rows = len(next(iter(self._current.values())))
             end = min(rows, self._offset + missing)
             pieces.append({name: values[self._offset : end] for name, values in self._current.items()})
@@ -193,6 +217,27 @@ class LaneReader:
             if end == rows:
                 self._current, self._offset = None, 0
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in self._none}
+
+    def _read(self, number: int, blocks: list[Block]) -> Batch:
+        parts = [read_block(block, list(self._none)) for block in blocks]
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in self._none}
+        if self._mix_seed is None:
+            return rows
+        order = np.random.default_rng([*self._mix_seed, number]).permutation(sum(b.rows for b in blocks))
+        return {name: values[order] for name, values in rows.items()}
+
+
+def handfuls(blocks: list[Block], rows: int) -> list[list[Block]]:
+    """Blocks in their order, as many together as have at least so many rows."""
+    together: list[list[Block]] = []
+    held = rows
+    for block in blocks:
+        if held >= rows:
+            together.append([])
+            held = 0
+        together[-1].append(block)
+        held += block.rows
+    return together
 
 
 def shard(path: Path, columns: list[str]) -> tuple[list[Block], Batch]:
@@ -253,6 +298,10 @@ def as_numpy(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_fixed_size_list(values.type):
         return values.flatten().to_numpy().reshape(-1, values.type.list_size)
     return values.to_numpy()
+
+
+def bytes_of_a_row(values: np.ndarray) -> int:
+    return values.dtype.itemsize * int(np.prod(values.shape[1:]))
 
 
 def described(values: np.ndarray) -> str:

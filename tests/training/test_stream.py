@@ -41,13 +41,19 @@ def batches(stream: ShardStream, epoch: int = 0, start: int = 0) -> list[list[in
     sizes=st.lists(st.integers(0, 60), min_size=1, max_size=4).filter(lambda sizes: sum(sizes) > 0),
     world_size=st.integers(1, 4),
     batch_size=st.integers(4, 40),
+    mix_bytes=st.sampled_from([0, 4, 40, 400]),
 )
 def test_workers_together_see_the_batches_that_one_worker_sees(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], world_size: int, batch_size: int
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    world_size: int,
+    batch_size: int,
+    mix_bytes: int,
 ) -> None:
     files = write_shards(tmp_path_factory.mktemp("shards"), sizes)
-    alone = [sorted(batch) for batch in batches(stream(files, batch_size=batch_size))]
-    shares = [batches(stream(files, rank, world_size, batch_size=batch_size)) for rank in range(world_size)]
+    options = {"batch_size": batch_size, "mix_bytes": mix_bytes}
+    alone = [sorted(batch) for batch in batches(stream(files, **options))]
+    shares = [batches(stream(files, rank, world_size, **options)) for rank in range(world_size)]
     assert [sorted(chain.from_iterable(parts)) for parts in zip(*shares, strict=True)] == alone
     assert sorted(chain.from_iterable(alone)) == list(range(sum(sizes)))
     epoch = stream(files, batch_size=batch_size).epoch(0)
@@ -67,6 +73,27 @@ def test_epochs_differ_and_seeds_differ_and_both_repeat(tmp_path: Path) -> None:
 def test_a_cursor_goes_on_exactly_where_it_points(tmp_path: Path, start: int) -> None:
     files = write_shards(tmp_path, [170, 130])
     assert batches(stream(files), start=start) == batches(stream(files))[start:]
+
+
+@pytest.mark.parametrize("start", [1, 5, 9, 18, 19])
+def test_so_it_does_where_rows_are_mixed(tmp_path: Path, start: int) -> None:
+    mixed = stream(write_shards(tmp_path, [200, 100]), mix_bytes=100)
+    assert batches(mixed, start=start) == batches(mixed)[start:]
+
+
+def test_mixed_rows_come_from_several_blocks_in_an_order_of_their_own(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, [320], rows_per_group=5)
+    plain, mixed = stream(files), stream(files, mix_bytes=4 * 40)
+    (first, *_), (mixed_first, *_) = batches(plain), batches(mixed)
+    blocks = [{number // 5 for number in batch} for batch in (first, mixed_first)]
+    assert len(blocks[0]) == 4, "each lane is at its first block"
+    assert len(blocks[1]) > 8, "each lane draws from eight"
+    assert batches(mixed) == batches(mixed)
+    assert batches(mixed, epoch=1)[0] != mixed_first
+    seen = [batch[:4] for batch in batches(mixed)[:10]]
+    assert sorted(chain.from_iterable(seen)) == sorted(
+        5 * block.row_group + row for block in plain.epoch(0).lanes[0][:8] for row in range(block.rows)
+    )
 
 
 def test_of_enough_row_groups_a_worker_opens_only_its_own(tmp_path: Path) -> None:
