@@ -3,7 +3,9 @@
 lexloom word2vec --source FILES --epochs 3     train word vectors, end to end
 lexloom window-lm --source FILES               train a window language model
 lexloom transformer-lm --preset tiny           train a transformer language model
+lexloom sentiment --source FILES               train a classifier of labelled reviews
 lexloom generate MODEL --prompt TEXT           let a language model write
+lexloom classify MODEL TEXT...                 a label and a score for each text
 lexloom neighbours MODEL WORD...               the nearest words
 lexloom analogy MODEL A B C                    A is to B as C is to what?
 lexloom store ls | verify | explain | gc       what is in the store, and why
@@ -58,6 +60,12 @@ FLOWS = {
         "flows.transformer_lm",
         "transformer_lm",
         "TransformerLMFlowConfig",
+    ),
+    "sentiment": FlowEntry(
+        "fine-tune a pretrained encoder on labelled reviews",
+        "flows.sentiment",
+        "sentiment",
+        "SentimentFlowConfig",
     ),
 }
 SERVER_START_SECONDS = 120
