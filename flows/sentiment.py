@@ -1,4 +1,4 @@
-"""A sentiment classifier from labelled reviews: a frozen encoder's features, its last blocks fine-tuned, report."""
+"""A sentiment classifier from labelled reviews: features of a frozen encoder, fine-tuning, report."""
 
 import sys
 

@@ -163,9 +163,7 @@ def calibration_chart(bins: Sequence[tuple[float, float, float | None]], hints: 
             f'<text x="{LEFT - 8}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:.0%}</text>'
         )
     for tick in ticks(start, 1):
-        parts.append(
-            f'<text x="{across(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:.0%}</text>'
-        )
+        parts.append(f'<text x="{across(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:.0%}</text>')
     for lower, upper, share, hint in columns:
         place = f'x="{across(lower) + 1:.1f}" width="{across(upper) - across(lower) - 2:.1f}"'
         parts.append(

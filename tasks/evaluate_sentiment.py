@@ -129,12 +129,8 @@ def verdict(found: SentimentEvaluation) -> str:
     apart = 100 * (found.model.accuracy - found.baseline.accuracy)
     if apart > 0:
         return f"The {MODEL} beats the {BASELINE} by {apart:.1f} points of accuracy."
-    return (
-        f"The {MODEL} does NOT beat the {BASELINE}, which is {-apart:.1f} points of accuracy better: train more"
-        " blocks, or on more reviews."
-        if apart
-        else f"The {MODEL} does NOT beat the {BASELINE}: they are equally accurate."
-    )
+    behind = f"it is {-apart:.1f} points of accuracy behind" if apart else "both are equally accurate"
+    return f"The {MODEL} does NOT beat the {BASELINE}: {behind}. Train more blocks, or on more reviews."
 
 
 def highlights(artifact: Artifact, width: int) -> Text:
@@ -145,7 +141,9 @@ def highlights(artifact: Artifact, width: int) -> Text:
     lines = [Text(f"\n{'':{longest}}  accuracy     F1  ROC AUC  calibration error", style="bold")]
     for name, scores in named_scores(found):
         line = Text(f"{name:<{longest}}", style="bold")
-        line.append(f"  {scores.accuracy:8.1%}  {scores.f1:.3f}  {shown(scores.roc_auc):>7}  {scores.ece:17.3f}")
+        line.append(
+            f"  {scores.accuracy:8.1%}  {scores.f1:.3f}  {shown(scores.roc_auc):>7}  {scores.ece:17.3f}"
+        )
         lines.append(line)
     return Text("\n").join([*lines, Text(verdict(found))])
 

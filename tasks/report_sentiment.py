@@ -1,4 +1,4 @@
-"""The report of a sentiment classifier: how good it is beside a bag of words, where it errs, how it was made."""
+"""The report of a sentiment classifier: how good it is beside a bag of words, and where it errs."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from tasks.evaluate_sentiment import (
     shown,
     verdict,
 )
-from tasks.page import card, columns, duration, element, page, section, short, table, tiles
+from tasks.page import card, columns, duration, page, section, table, tiles
 from tasks.report_lm import read_metrics
 from tasks.sections import (
     STAGE_COLUMNS,
@@ -66,7 +66,7 @@ def report_sentiment(
     metrics, found = read_metrics(model), read_sentiment_evaluation(evaluation)
     manifests = lineage(model, evaluation)
     sections = [
-        tiles(headline(model, metrics, found)),
+        tiles(headline(model, metrics, found, manifests)),
         scores_section(model, metrics, found, manifests),
         errors_section(found.model),
         labels_section(found.model),
@@ -88,16 +88,17 @@ def report_sentiment(
 
 
 def headline(
-    model: Artifact, metrics: dict[str, Any], found: SentimentEvaluation
+    model: Artifact, metrics: dict[str, Any], found: SentimentEvaluation, manifests: Sequence[Manifest]
 ) -> list[tuple[str, str]]:
     """(label, figure) of the run's main figures; those that are not known are left out."""
+    trained_on = [each.summary.facts["train"] for each in manifests if each.stage == "features"]
     figures: list[tuple[str, str | None]] = [
         ("accuracy", f"{found.model.accuracy:.1%}"),
         ("F1", f"{found.model.f1:.3f}"),
         ("ROC AUC", shown(found.model.roc_auc)),
         ("calibration error", f"{found.model.ece:.3f}"),
         ("reviews judged", f"{found.reviews:,}"),
-        ("reviews trained on", short(metrics["examples"] / metrics["epochs"]) if metrics.get("epochs") else None),
+        ("reviews trained on", f"{trained_on[0]:,}" if trained_on else None),
         ("labels", f"{len(found.model.labels):,}"),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
         ("backbone", short_name(backbone_of(model))),
@@ -150,15 +151,17 @@ def scores_section(
         " includes the features."
     )
     if found.baseline is not None:
-        note += " The bag of words is a logistic regression on words weighted by tf-idf, trained in the same run."
+        note += (
+            " The bag of words is a logistic regression on words weighted by tf-idf, trained in the same run."
+        )
     rows = score_rows(metrics, found, manifests)
     return section("How good it is", card(table(SCORE_COLUMNS, rows, figures={1, 2, 3, 4, 5})), note)
 
 
 def errors_section(scores: Scores) -> Html:
     note = (
-        "Left: which labels are taken for which. Right: whether a score can be taken at its word; of the reviews"
-        " scored 90%, nine in ten should be right, and columns end at the broken line."
+        "Which labels are found for which, with shares of the true label; and whether scores can be taken at"
+        " their word: of the reviews scored 90%, nine in ten should be right, and columns end at the broken line."
     )
     return section("Where it errs", columns([card(confusion(scores)), card(calibration(scores))]), note)
 
@@ -176,7 +179,10 @@ def confusion(scores: Scores) -> Html:
 def shaded(counts: Sequence[int]) -> list[Html]:
     total = max(1, sum(counts))
     return [
-        Html(f'<i class="cell" style="--share:{count / total:.3f}">{count:,}<small>{count / total:.1%}</small></i>')
+        Html(
+            f'<i class="cell" style="--share:{count / total:.3f}">{count:,}'
+            f"<small>{count / total:.1%}</small></i>"
+        )
         for count in counts
     ]
 
@@ -219,7 +225,10 @@ def label_rows(scores: Scores) -> list[list[str]]:
 def labels_section(scores: Scores) -> Html:
     rows = label_rows(scores)
     more = len(scores.labels) - len(rows)
-    note = "Precision: how many of those found with a label have it. Recall: how many of those that have it are found."
+    note = (
+        "Precision: how many of those found with a label have it. Recall: how many of those that have it are"
+        " found with it."
+    )
     if more:
         note += f" The {len(rows)} most frequent labels; {more:,} more are in evaluation.json."
     return section("Label by label", card(table(LABEL_COLUMNS, rows, figures={1, 2, 3, 4})), note)
@@ -267,7 +276,7 @@ def markdown(model: Artifact, evaluation: Artifact, config: ReportSentimentConfi
     manifests = lineage(model, evaluation)
     parts = [
         f"# {plain(config.title)}",
-        markdown_table(["figure", "value"], headline(model, metrics, found)),
+        markdown_table(["figure", "value"], headline(model, metrics, found, manifests)),
         "## How good it is",
         plain(verdict(found)),
         markdown_table(SCORE_COLUMNS, score_rows(metrics, found, manifests)),
