@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 FIRST_BATCH, MOST_AT_ONCE = 16, 1024  # texts: the first labels come soon, later ones fast
 CHARACTERS_AT_ONCE = 1 << 22
@@ -140,10 +140,15 @@ def texts_of(arguments: argparse.Namespace) -> Iterator[str]:
         # bytes that were no UTF-8 come back as they were, to be refused in the same words as a file's
         return decoded((text.encode("utf-8", "surrogateescape") for text in arguments.texts), "text")
     if arguments.file:
-        return decoded(arguments.file.open("rb"), f"{arguments.file}, line")
+        return decoded(closed_after(arguments.file.open("rb")), f"{arguments.file}, line")
     if sys.stdin.isatty():
         raise ValueError("there is no text to classify: give some, name a --file, or pipe lines in")
     return decoded(sys.stdin.buffer, "stdin, line")
+
+
+def closed_after(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        yield from file
 
 
 def decoded(lines: Iterable[bytes], what: str) -> Iterator[str]:

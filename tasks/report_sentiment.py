@@ -39,6 +39,7 @@ FILE = "report.html"
 SCORE_COLUMNS = ["", "accuracy", "F1", "ROC AUC", "calibration error", "time to train"]
 LABEL_COLUMNS = ["label", "reviews", "precision", "recall", "F1"]
 MATRIX_LABELS = 10  # more would not fit; then the most frequent confusions are listed
+MATRIX_ROOM, CELL_LEAST_ROOM = 84, 6  # pixels above the figures: all cells' together, and one cell's
 CONFUSIONS = 12
 LABELS_SHOWN = 40
 EXCERPT = 420  # characters of a review; the rest is a click away
@@ -161,7 +162,7 @@ def scores_section(
 def errors_section(scores: Scores) -> Html:
     note = (
         "Which labels are found for which, with shares of the true label; and whether scores can be taken at"
-        " their word: of the reviews scored 90%, nine in ten should be right, and columns end at the broken line."
+        " their word: of the reviews scored 90%, nine in ten should be right, where the broken line is."
     )
     return section("Where it errs", columns([card(confusion(scores)), card(calibration(scores))]), note)
 
@@ -173,7 +174,9 @@ def confusion(scores: Scores) -> Html:
         return confused_pairs(scores, names)
     rows = [[name, *shaded(counts)] for name, counts in zip(names, scores.confusion, strict=True)]
     header = ["is \\ found", *names]
-    return Html(f'<div class="matrix">{table(header, rows, figures=range(1, len(header)))}</div>')
+    room = max(CELL_LEAST_ROOM, MATRIX_ROOM // len(names))
+    matrix = table(header, rows, figures=range(1, len(header)))
+    return Html(f'<div class="matrix" style="--room: {room}px">{matrix}</div>')
 
 
 def shaded(counts: Sequence[int]) -> list[Html]:
