@@ -79,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     settle_environment(verbose)
     try:
         arguments, unknown = build_parser(argv).parse_known_args(argv)
+        if "texts" in arguments:  # which argparse overlooks where a flag stands before them (until 3.13)
+            arguments.texts += [word for word in unknown if not word.startswith("-")]
+            unknown = [word for word in unknown if word.startswith("-")]
         if unknown:
             raise ValueError(no_such_flag(unknown[0], arguments.known))
         if arguments.store:
