@@ -1,7 +1,6 @@
 """The sentiment flow on invented reviews and a tiny encoder: it learns, it is cached, it repairs itself."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -248,7 +247,6 @@ def test_a_hub_that_can_not_be_reached_is_asked_once_and_the_package_stands_in(
         f"warning: the hub can't be reached for {backbone.DEFAULT}: the package stands in for it"
     ]
     assert outcome["metrics"]["backbone"] == "the package"
-    shutil.rmtree(encoder)
 
 
 @pytest.mark.parametrize(
