@@ -20,7 +20,6 @@ from tasks.evaluate_sentiment import (
     verdict,
 )
 from tasks.page import card, columns, duration, page, section, table, tiles
-from tasks.report_lm import read_metrics
 from tasks.sections import (
     STAGE_COLUMNS,
     configuration_section,
@@ -28,6 +27,7 @@ from tasks.sections import (
     lineage,
     markdown_table,
     plain,
+    read_metrics,
     stage_rows,
     stages_section,
     subtitle,
