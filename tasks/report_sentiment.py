@@ -38,7 +38,7 @@ from tasks.stage import stage
 FILE = "report.html"
 SCORE_COLUMNS = ["", "accuracy", "F1", "ROC AUC", "calibration error", "time to train"]
 LABEL_COLUMNS = ["label", "reviews", "precision", "recall", "F1"]
-MATRIX_LABELS = 10  # more would not fit; then the most frequent confusions are listed
+MATRIX_LABELS = 7  # more would not fit; then the most frequent confusions are listed
 MATRIX_ROOM, CELL_LEAST_ROOM = 84, 6  # pixels above the figures: all cells' together, and one cell's
 CONFUSIONS = 12
 LABELS_SHOWN = 40
@@ -176,7 +176,7 @@ def confusion(scores: Scores) -> Html:
     header = ["is \\ found", *names]
     room = max(CELL_LEAST_ROOM, MATRIX_ROOM // len(names))
     matrix = table(header, rows, figures=range(1, len(header)))
-    return Html(f'<div class="matrix" style="--room: {room}px">{matrix}</div>')
+    return Html(f'<div class="matrix" style="--room: {room}px; --labels: {len(names)}">{matrix}</div>')
 
 
 def shaded(counts: Sequence[int]) -> list[Html]:
