@@ -13,7 +13,7 @@ from tasks.report_sentiment import ReportSentimentConfig, markdown, report_senti
 from tests.tasks.test_report_lm import METRICS
 
 BACKBONE = "owner/some-encoder (package some-encoder 1.0)"
-LONG = "word " * 300
+LONG = "word " * 300 + "<i>"
 MISTAKES = [
     Mistake(text="I <b>loathe</b> it | truly", label="negative", predicted="positive", score=0.987),
     Mistake(text=LONG, label="positive", predicted="negative", score=0.9),
@@ -147,9 +147,9 @@ def test_mistakes_are_shown_as_text_and_long_ones_folded(build: Build, made: Mak
     page = page_of(build, made())
     assert "is <b>negative</b>, found <b>positive</b> at 98.7%" in page
     assert "I &lt;b&gt;loathe&lt;/b&gt; it | truly" in page
-    shown, rest = re.findall(r'<p class="sample">((?:word ?)+)(?: …)?</p>', page)
+    shown, rest = re.findall(r'<p class="sample">((?:word ?)+|[^<]*&lt;i&gt;)(?: …)?</p>', page)
     assert len(shown) <= 420
-    assert (shown + " " + rest).split() == LONG.split()
+    assert f"{shown} {rest}".replace("&lt;i&gt;", "<i>").split() == LONG.split()
 
 
 def test_without_a_mistake_there_is_no_section_of_them(build: Build, made: Make) -> None:
