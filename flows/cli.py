@@ -69,6 +69,7 @@ FLOWS = {
     ),
 }
 SERVER_START_SECONDS = 120
+EXTRAS = {"transformers": "sentiment", "tokenizers": "sentiment"}  # what brings a package that is optional
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, ImportError)
 
 
@@ -112,6 +113,8 @@ def plain(error: BaseException) -> str:
     """An error's message without Python's decorations."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"this needs {error.name}: pip install 'lexloom[{EXTRAS[error.name]}]'"
     return str(error) or type(error).__name__
 
 

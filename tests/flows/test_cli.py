@@ -149,6 +149,16 @@ def test_a_wrong_number_to_keep_is_refused(capsys: pytest.CaptureFixture[str]) -
     assert "--keep is -1" in complaint(capsys, "store", "gc", "--keep", "-1")
 
 
+def test_a_package_that_is_optional_is_named_with_what_brings_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "models.sentiment")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert "this needs tokenizers: pip install 'lexloom[sentiment]'" in complaint(
+        capsys, "classify", "model", "good"
+    )
+
+
 # classify
 
 
