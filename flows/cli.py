@@ -3,7 +3,9 @@
 lexloom word2vec --source FILES --epochs 3     train word vectors, end to end
 lexloom window-lm --source FILES               train a window language model
 lexloom transformer-lm --preset tiny           train a transformer language model
+lexloom sentiment --source FILES               train a classifier of labelled reviews
 lexloom generate MODEL --prompt TEXT           let a language model write
+lexloom classify MODEL TEXT...                 a label and a score for each text
 lexloom neighbours MODEL WORD...               the nearest words
 lexloom analogy MODEL A B C                    A is to B as C is to what?
 lexloom store ls | verify | explain | gc       what is in the store, and why
@@ -59,8 +61,15 @@ FLOWS = {
         "transformer_lm",
         "TransformerLMFlowConfig",
     ),
+    "sentiment": FlowEntry(
+        "fine-tune a pretrained encoder on labelled reviews",
+        "flows.sentiment",
+        "sentiment",
+        "SentimentFlowConfig",
+    ),
 }
 SERVER_START_SECONDS = 120
+EXTRAS = {"transformers": "sentiment", "tokenizers": "sentiment"}  # what brings a package that is optional
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, ImportError)
 
 
@@ -71,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     settle_environment(verbose)
     try:
         arguments, unknown = build_parser(argv).parse_known_args(argv)
+        if "texts" in arguments:  # which argparse overlooks where a flag stands before them (until 3.13)
+            arguments.texts += [word for word in unknown if not word.startswith("-")]
+            unknown = [word for word in unknown if word.startswith("-")]
         if unknown:
             raise ValueError(no_such_flag(unknown[0], arguments.known))
         if arguments.store:
@@ -101,6 +113,8 @@ def plain(error: BaseException) -> str:
     """An error's message without Python's decorations."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"this needs {error.name}: pip install 'lexloom[{EXTRAS[error.name]}]'"
     return str(error) or type(error).__name__
 
 

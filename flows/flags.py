@@ -1,7 +1,8 @@
 """Command-line flags from a flow's config: declared once in pydantic, here only translated.
 
 A field's flag is its name with dashes. Where several sections have a field of the same name, the corpus's and
-training's keep it (`--source`, `--seed`), and before the others' stands the section (`--pairs-seed`).
+training's keep it (`--source`, `--seed`), and before the others' stands the section (`--pairs-seed`). A field
+that should stand back says its flag itself, by `json_schema_extra={"flag": ...}`.
 """
 
 import argparse
@@ -60,11 +61,17 @@ def sentence(error: ValidationError, config: type[BaseModel]) -> str:
 def flags(config: type[BaseModel]) -> list[tuple[FieldPath, FieldInfo, str]]:
     """(path of names, field, flag) of every field that is not a section itself."""
     fields = list(leaves(config))
-    names = Counter(path[-1] for path, _ in fields)
-    return [
-        (path, field, "--" + "-".join(path[-1:] if is_plain(path, names) else path[-2:]).replace("_", "-"))
-        for path, field in fields
-    ]
+    names = Counter(path[-1] for path, field in fields if own_flag(field) is None)
+    found = []
+    for path, field in fields:
+        name = own_flag(field) or "-".join(path[-1:] if is_plain(path, names) else path[-2:])
+        found.append((path, field, "--" + name.replace("_", "-")))
+    return found
+
+
+def own_flag(field: FieldInfo) -> str | None:
+    extra = field.json_schema_extra
+    return str(extra["flag"]) if isinstance(extra, dict) and "flag" in extra else None
 
 
 def is_plain(path: FieldPath, names: Counter[str]) -> bool:

@@ -1,8 +1,14 @@
-"""Commands that use a trained model: neighbours and analogies of words, and text that a model writes."""
+"""Commands that use a trained model: words near a word, text that a model writes, labels of texts."""
 
 import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+FIRST_BATCH, MOST_AT_ONCE = 16, 1024  # texts: the first labels come soon, later ones fast
+CHARACTERS_AT_ONCE = 1 << 22
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -36,6 +42,16 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         command.add_argument(flag, type=kind, default=default, help=f"{purpose} (default: {default})")
     command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end where this begins")
     command.set_defaults(run=generate)
+
+    command = commands.add_parser("classify", help="a label and a score for each text", parents=[shared])
+    command.add_argument("model", type=Path, metavar="MODEL", help="a sentiment classifier's folder")
+    command.add_argument("texts", nargs="*", metavar="TEXT", help="if none is given, the lines of stdin")
+    command.add_argument("--file", type=Path, metavar="FILE", help="classify this file's lines")
+    command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(default: cpu)")
+    command.add_argument(
+        "--json", action="store_true", help="a JSON object a line, with the scores of all labels"
+    )
+    command.set_defaults(run=classify)
 
 
 def neighbours(arguments: argparse.Namespace) -> int:
@@ -89,3 +105,74 @@ def generate(arguments: argparse.Namespace) -> int:
             print(pieces[0], end="", flush=True)
     print("" if len(prompts) == 1 else "\n\n".join(texts))
     return 0
+
+
+def classify(arguments: argparse.Namespace) -> int:
+    """`label<TAB>score` for each text, in their order, as soon as its batch is done."""
+    from models.sentiment import Sentiment
+
+    texts = texts_of(arguments)
+    classifier = Sentiment.load(arguments.model, arguments.device)
+    for batch in growing_batches(texts):
+        for row in classifier.probabilities(batch).tolist():
+            scores = dict(zip(classifier.labels, row, strict=True))
+            label = max(scores, key=lambda label: scores[label])
+            if arguments.json:
+                rounded = {label: round(score, 4) for label, score in scores.items()}
+                found = {"label": label, "score": rounded[label], "scores": rounded}
+                print(json.dumps(found, ensure_ascii=False))
+            else:
+                print(f"{label}\t{scores[label]:.4f}")
+        sys.stdout.flush()
+    return 0
+
+
+def texts_of(arguments: argparse.Namespace) -> Iterator[str]:
+    """The texts of the command line, or the lines of a file or of stdin, read as they are asked for.
+
+    Raises:
+        ValueError: texts are given twice over, or nowhere.
+        OSError: the file can't be read.
+    """
+    if arguments.texts and arguments.file:
+        raise ValueError("texts and --file can't both be given: say what to classify in one way")
+    if arguments.texts:
+        # bytes that were no UTF-8 come back as they were, to be refused in the same words as a file's
+        return decoded((text.encode("utf-8", "surrogateescape") for text in arguments.texts), "text")
+    if arguments.file:
+        return decoded(closed_after(arguments.file.open("rb")), f"{arguments.file}, line")
+    if sys.stdin.isatty():
+        raise ValueError("there is no text to classify: give some, name a --file, or pipe lines in")
+    return decoded(sys.stdin.buffer, "stdin, line")
+
+
+def closed_after(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        yield from file
+
+
+def decoded(lines: Iterable[bytes], what: str) -> Iterator[str]:
+    """The lines as text; ValueError, by number, where one is empty or not UTF-8."""
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{what} {number}, byte {error.start + 1}: not UTF-8 (0x{line[error.start]:02x}): convert it"
+            ) from None
+        if not text.strip():
+            raise ValueError(f"{what} {number} is empty: leave it out")
+        yield text
+
+
+def growing_batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in batches that double up to MOST_AT_ONCE, and hold about CHARACTERS_AT_ONCE at most."""
+    most, batch, held = FIRST_BATCH, list[str](), 0
+    for text in texts:
+        batch.append(text)
+        held += len(text)
+        if len(batch) >= most or held >= CHARACTERS_AT_ONCE:
+            yield batch
+            most, batch, held = min(2 * most, MOST_AT_ONCE), [], 0
+    if batch:
+        yield batch

@@ -1,4 +1,4 @@
-"""Pictures for reports: line charts and word maps as SVG text, with no library and no script.
+"""Pictures for reports: line charts, calibration and word maps as SVG text, with no library and no script.
 
 Colours come from the page's CSS (`charts.CSS`), so a picture follows the reader's light or dark scheme. What
 is to be said about a point appears while the pointer is on it, by CSS alone.
@@ -32,6 +32,9 @@ svg .grid { stroke: var(--line); }
 svg .curve { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
 svg .area { fill: var(--accent); opacity: .09; }
 svg .mark { stroke: var(--muted); stroke-dasharray: 2 4; opacity: .7; }
+svg .ideal { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 5 4; pointer-events: none; }
+svg .column { fill: var(--accent); opacity: .45; }
+svg .point:hover .column { opacity: .8; }
 svg .hit { fill: transparent; }
 svg .point circle, svg .point .hint { opacity: 0; }
 svg .point:hover circle, svg .point:hover .hint { opacity: 1; }
@@ -132,6 +135,50 @@ def line_chart(
         f'<text x="{CHART_WIDTH - RIGHT}" y="{CHART_HEIGHT - 6}" text-anchor="end">{html(x.label)}</text>'
     )
     return svg("chart", CHART_WIDTH, CHART_HEIGHT, f"{y.label} against {x.label}", parts)
+
+
+# calibration
+
+
+def calibration_chart(bins: Sequence[tuple[float, float, float | None]], hints: Sequence[str]) -> Html:
+    """A column for each range of scores, as high as the share of it that was right.
+
+    Where scores can be taken at their word, columns end at the broken line. `bins` has (lower end, upper end,
+    share or None), all in 0..1, ascending; the axis begins at the first that has a share. Raises ValueError
+    where none has.
+    """
+    columns = [
+        (lower, upper, share, hint)
+        for (lower, upper, share), hint in zip(bins, hints, strict=True)
+        if share is not None
+    ]
+    if not columns:
+        raise ValueError("a calibration chart needs a range with something in it")
+    start, right, bottom = columns[0][0], CHART_WIDTH - RIGHT, CHART_HEIGHT - BOTTOM
+    across, up = scale(start, 1, False, LEFT, right), scale(0, 1, False, bottom, TOP)
+    parts = []
+    for tick in ticks(0, 1):
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>'
+            f'<text x="{LEFT - 8}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:.0%}</text>'
+        )
+    for tick in ticks(start, 1):
+        parts.append(f'<text x="{across(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:.0%}</text>')
+    for lower, upper, share, hint in columns:
+        place = f'x="{across(lower) + 1:.1f}" width="{across(upper) - across(lower) - 2:.1f}"'
+        parts.append(
+            f'<g class="point"><rect class="column" {place} y="{up(share):.1f}"'
+            f' height="{bottom - up(share):.1f}" rx="2"/>'
+            f'<rect class="hit" {place} y="{TOP}" height="{bottom - TOP}"/>'
+            f'<text class="hint" x="{right}" y="14" text-anchor="end">{html(hint)}</text></g>'
+        )
+    parts.append(
+        f'<line class="ideal" x1="{across(start):.1f}" x2="{across(1):.1f}" y1="{up(start):.1f}"'
+        f' y2="{up(1):.1f}"/>'
+        f'<text x="{LEFT}" y="14">right</text>'
+        f'<text x="{right}" y="{CHART_HEIGHT - 6}" text-anchor="end">score</text>'
+    )
+    return svg("chart", CHART_WIDTH, CHART_HEIGHT, "share that was right against score", parts)
 
 
 def svg(kind: str, width: int, height: int, label: str, parts: Sequence[str]) -> Html:

@@ -13,7 +13,7 @@ from rich.text import Text
 from tasks.artifacts import FIRST, Summary
 
 BAR_AFTER_SECONDS = 2.0
-NAME_WIDTH = 15
+NAME_WIDTH = 18
 SHOWN_REASONS = 3  # `lexloom store explain` has them all
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)

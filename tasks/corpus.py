@@ -148,6 +148,8 @@ def locate(config: CorpusConfig) -> Source:
 def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
     """Reads, normalises and shards a source: column `text`, and `label` where a label column is named.
 
+    The fact `label_names` says what labels that are numbers are called, where the source knows.
+
     ValueError or FileNotFoundError, in one sentence, where the source can't be read or nothing remains of it.
     """
     reading = Reading(source, config)
@@ -179,6 +181,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
         facts={
             "bytes": shards.bytes,
             "shards": shards.count,
+            **({"label_names": list(reading.label_names)} if reading.label_names else {}),
         },
         notes={
             "cut, being too long": reading.cut,
@@ -200,6 +203,7 @@ class Reading:
         self.replaced = 0  # documents with replacement characters where they were not UTF-8
         self.cut = 0  # documents that were too long
         self.parts = 0  # what these became
+        self.label_names: list[str] | None = None
 
     def pieces(self) -> Iterator[pa.RecordBatch]:
         """Batches of about PIECE_BYTES of text, in the source's order."""
@@ -229,6 +233,12 @@ class Reading:
                     raise ValueError(
                         f"column {config.label_column!r} is {raw.labels.type} from {raw.where(0)} on, and was"
                         f" {label_type} before: make it one type"
+                    )
+                self.label_names = self.label_names or raw.label_names
+                if raw.label_names not in (None, self.label_names):
+                    raise ValueError(
+                        f"the labels are called {raw.label_names} from {raw.where(0)} on, and were called"
+                        f" {self.label_names} before: make them the same, or read one source of them alone"
                     )
             yield self._cut_long(batch)
             if self.documents == config.limit:

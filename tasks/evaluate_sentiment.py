@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from rich.text import Text
 
 from models.sentiment import Sentiment
 from tasks import console
@@ -28,6 +29,7 @@ from tasks.train import TRAIN
 
 FILE = "evaluation.json"
 BINS = 10
+MODEL, BASELINE = "classifier", "bag of words"
 
 
 class EvaluateSentimentConfig(BaseModel):
@@ -112,6 +114,42 @@ class SentimentEvaluation(BaseModel):
 
 def read_sentiment_evaluation(artifact: Artifact) -> SentimentEvaluation:
     return SentimentEvaluation.model_validate_json((artifact.folder / FILE).read_bytes())
+
+
+def named_scores(found: SentimentEvaluation) -> list[tuple[str, Scores]]:
+    """The model's scores, and its rival's where there is one, each with what to call it."""
+    rival = [] if found.baseline is None else [(BASELINE, found.baseline)]
+    return [(MODEL, found.model), *rival]
+
+
+def verdict(found: SentimentEvaluation) -> str:
+    """Whether the model is worth its training, in one sentence."""
+    if found.baseline is None:
+        return "There was no baseline to compare it with."
+    apart = 100 * (found.model.accuracy - found.baseline.accuracy)
+    if apart > 0:
+        return f"The {MODEL} beats the {BASELINE} by {apart:.1f} points of accuracy."
+    behind = f"it is {-apart:.1f} points of accuracy behind" if apart else "both are equally accurate"
+    return f"The {MODEL} does NOT beat the {BASELINE}: {behind}. Train more blocks, or on more reviews."
+
+
+def highlights(artifact: Artifact, width: int) -> Text:
+    """What to show of an evaluation at the end of a run."""
+    found = read_sentiment_evaluation(artifact)
+    names = [name for name, _ in named_scores(found)]
+    longest = max(map(len, names))
+    lines = [Text(f"\n{'':{longest}}  accuracy     F1  ROC AUC  calibration error", style="bold")]
+    for name, scores in named_scores(found):
+        line = Text(f"{name:<{longest}}", style="bold")
+        line.append(
+            f"  {scores.accuracy:8.1%}  {scores.f1:.3f}  {shown(scores.roc_auc):>7}  {scores.ece:17.3f}"
+        )
+        lines.append(line)
+    return Text("\n").join([*lines, Text(verdict(found))])
+
+
+def shown(area: float | None) -> str:
+    return "–" if area is None else f"{area:.3f}"
 
 
 @stage(version=1)

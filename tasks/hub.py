@@ -3,7 +3,8 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from tasks.stage import NETWORK_BACKOFF_SECONDS, NETWORK_JITTER, NETWORK_RETRIES
 
 BATCH_ROWS = 100
 TOO_MANY_REQUESTS = 429
+ANSWER_SECONDS = 5  # from one address; the hub's libraries would wait for a silent one without end
 # by name, because the hub's libraries have changed their HTTP library before
 NETWORK_TROUBLE = {
     "TransportError",
@@ -46,7 +48,7 @@ def commit_of(name: str, dataset: str, revision: str | None) -> str:
     with hub_errors(name):
         from huggingface_hub import HfApi  # slow to import, and only needed here
 
-        sha = HfApi().dataset_info(dataset, revision=revision).sha
+        sha = HfApi().dataset_info(dataset, revision=revision, timeout=ANSWER_SECONDS).sha
         assert sha is not None, "the hub names the commit of every data set"
         return sha
 
@@ -54,9 +56,18 @@ def commit_of(name: str, dataset: str, revision: str | None) -> str:
 def snapshot(name: str, model: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """A model's files that match the patterns, in the hub's cache; without a network, those that it has."""
     with hub_errors(name, "model"):
-        from huggingface_hub import snapshot_download  # slow to import, and only needed here
+        from huggingface_hub import HfApi, snapshot_download  # slow to import, and only needed here
 
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
+        download = partial(snapshot_download, model, revision=revision, allow_patterns=list(patterns))
+        try:
+            HfApi().model_info(model, revision=revision, timeout=ANSWER_SECONDS)
+        except Exception as error:
+            if not isinstance(in_our_words(name, "model", error), NetworkError):
+                raise
+            with suppress(FileNotFoundError):  # what the library says of files that its cache lacks
+                return Path(download(local_files_only=True))
+            raise
+        return Path(download())
 
 
 def with_retries(attempt: Callable[[], Result]) -> Result:

@@ -161,6 +161,20 @@ td:first-child { font-weight: 600; }
   linear-gradient(90deg, var(--accent) calc(var(--share) * 100%), var(--line) 0); }
 .bar { margin-top: 8px; min-width: 120px; }
 .sample { white-space: pre-wrap; overflow-wrap: anywhere; font: 15px/1.6 Georgia, serif; }
+.matrix table { table-layout: fixed; min-width: calc(90px + var(--labels) * 52px); }
+.matrix th:first-child { width: 90px; }
+.matrix th, .matrix td { white-space: normal; overflow-wrap: anywhere; }
+.matrix td { padding: 4px; border: 0; vertical-align: middle; }
+.matrix th { padding: 4px; border: 0; text-align: center; }
+.matrix th:first-child, .matrix td:first-child { text-align: left; padding-left: 0; }
+.cell {
+  display: block; padding: var(--room) 4px; border-radius: 6px; text-align: center;
+  font-style: normal; font-weight: 600; white-space: nowrap;
+  background: color-mix(in srgb, var(--accent) calc(var(--share) * 55%), var(--paper));
+}
+.cell small { display: block; font-weight: 400; opacity: .75; }
+.note b { color: var(--ink); }
+.note + .sample { margin-top: 8px; }
 details { margin-top: 14px; }
 summary { cursor: pointer; color: var(--accent); font-size: 14px; }
 dl {

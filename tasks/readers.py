@@ -27,6 +27,7 @@ BLOCK_BYTES = 1 << 22
 MAX_RECORD_BYTES = 1 << 27  # a line or paragraph is held in memory whole
 MAX_CSV_RECORD_BYTES = 1 << 25  # Arrow's CSV reader allocates blocks of this size
 MAX_BATCH_ROWS = 1 << 14
+HUB_METADATA = b"huggingface"  # in the schema of a data set of the Hugging Face hub
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 InvalidText = Literal["refuse", "replace", "drop"]
@@ -51,6 +52,7 @@ class Raw:
     labels: pa.Array | None
     where: Where  # the n-th document's place, in words
     position: int  # bytes of the source read so far
+    label_names: list[str] | None = None  # of labels that are numbers, from 0 on
 
 
 def is_supported(path: Path) -> bool:
@@ -384,7 +386,16 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
         raise ValueError(
             f"column {options.label_column!r} of {source} is {labels.type}; a label is a whole number or text"
         )
-    return Raw(text, labels, where, position)
+    return Raw(text, labels, where, position, class_names(batch.schema, options.label_column))
+
+
+def class_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """What a label column's numbers are called, where the data set says so (the hub's in their metadata)."""
+    try:
+        described = json.loads(schema.metadata[HUB_METADATA])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return described if isinstance(described, list) and all(isinstance(n, str) for n in described) else None
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -1,6 +1,5 @@
 """The report of a language model: how well it predicts beside plain baselines, and what it writes."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tasks.sections import (
     lineage,
     markdown_table,
     plain,
+    read_metrics,
     stage_rows,
     stages_section,
     subtitle,
@@ -71,11 +71,6 @@ def report_lm(
         unit="sections",
         facts={"file": FILE},
     )
-
-
-def read_metrics(model: Artifact) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((model.folder / "metrics.json").read_text(encoding="utf-8"))
-    return metrics
 
 
 def headline(

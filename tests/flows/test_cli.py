@@ -1,13 +1,21 @@
 """The command: bad input ends in one sentence, and the store answers questions."""
 
+import io
 import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from flows.cli import main
+from flows.model_cli import FIRST_BATCH, MOST_AT_ONCE, growing_batches
+from models.encoder import TrainedPart, load_classifier
+from models.sentiment import Sentiment, save_classifier
 from models.word2vec import WordVectors
 from tasks.artifacts import Store
+from tests.models.tiny import write_backbone
 from tests.tasks.test_artifacts import put
 
 
@@ -67,7 +75,15 @@ def test_neighbours_and_analogies_are_printed(capsys: pytest.CaptureFixture[str]
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["analogy"], ["neighbours"], ["word2vec"], ["store", "ls"], ["store", "gc"]):
+    for command in (
+        ["analogy"],
+        ["classify"],
+        ["neighbours"],
+        ["sentiment"],
+        ["word2vec"],
+        ["store", "ls"],
+        ["store", "gc"],
+    ):
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])
         assert stop.value.code == 0
@@ -131,3 +147,138 @@ def test_another_store_is_named_by_a_flag(capsys: pytest.CaptureFixture[str], tm
 
 def test_a_wrong_number_to_keep_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--keep is -1" in complaint(capsys, "store", "gc", "--keep", "-1")
+
+
+def test_a_package_that_is_optional_is_named_with_what_brings_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "models.sentiment")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert "this needs tokenizers: pip install 'lexloom[sentiment]'" in complaint(
+        capsys, "classify", "model", "good"
+    )
+
+
+# classify
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> str:
+    backbone = write_backbone(tmp_path / "backbone")
+    part = TrainedPart(load_classifier(backbone, ["bad", "good"]), 1, from_activations=True)
+    trained = {part.names[name]: value for name, value in part.named_parameters()}
+    save_classifier(tmp_path / "classifier", backbone, ["bad", "good"], 16, trained)
+    return str(tmp_path / "classifier")
+
+
+TEXTS = ["the film was good", "word7 word9 was bad", "not the film " * 20]
+
+
+def expected(classifier: str, texts: list[str]) -> str:
+    found = Sentiment.load(classifier).classify(texts)
+    return "".join(f"{label}\t{score:.4f}\n" for label, score in found)
+
+
+def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_texts_lines_of_a_file_and_of_stdin_are_classified_alike(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classifier: str
+) -> None:
+    lines = b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode()  # as an editor on Windows saves it
+    (tmp_path / "lines.txt").write_bytes(lines)
+    pipe(monkeypatch, lines)
+    said = []
+    for given in (TEXTS, ["--file", str(tmp_path / "lines.txt")], []):
+        assert main(["classify", classifier, *given]) == 0
+        said.append(capsys.readouterr().out)
+    assert said == [expected(classifier, TEXTS)] * 3
+
+
+def test_json_has_the_scores_of_all_labels(capsys: pytest.CaptureFixture[str], classifier: str) -> None:
+    assert main(["classify", classifier, "--json", *TEXTS]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [f"{line['label']}\t{line['score']:.4f}" for line in found] == expected(
+        classifier, TEXTS
+    ).splitlines()
+    assert all(line["scores"][line["label"]] == line["score"] for line in found)
+    assert all(sum(line["scores"].values()) == pytest.approx(1, abs=2e-4) for line in found)
+
+
+def test_flags_may_stand_anywhere(capsys: pytest.CaptureFixture[str], classifier: str) -> None:
+    one, two, three = TEXTS
+    said = []
+    for given in (["--json", *TEXTS], [one, "--json", two, three], [*TEXTS, "--json"]):
+        assert main(["classify", classifier, *given]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2]
+    assert len(said[0].splitlines()) == 3
+    assert "there is no flag --jsn; near it: --json" in complaint(
+        capsys, "classify", classifier, "--jsn", one
+    )
+
+
+def test_a_text_of_a_hundred_thousand_words_is_cut(
+    capsys: pytest.CaptureFixture[str], classifier: str
+) -> None:
+    assert main(["classify", classifier, "the film was good " * 25_000]) == 0
+    assert capsys.readouterr().out == expected(classifier, ["the film was good " * 5])
+
+
+def test_input_is_read_as_it_is_needed() -> None:
+    """The first labels come after a few texts, and no more than a batch is held."""
+    taken = []
+
+    def texts() -> Iterator[str]:
+        for number in range(10_000):
+            taken.append(number)
+            yield "text"
+
+    batches = growing_batches(texts())
+    assert len(next(batches)) == len(taken) == FIRST_BATCH
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) == MOST_AT_ONCE
+    assert FIRST_BATCH + sum(sizes) == 10_000
+    assert [len(batch) for batch in growing_batches(["x" * (1 << 22)] * 3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (b"good\n\nbad\n", "stdin, line 2 is empty: leave it out"),
+        (b"good\ncaf\xe9\n", "stdin, line 2, byte 4: not UTF-8 (0xe9): convert it"),
+    ],
+)
+def test_lines_that_are_no_text_are_named(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    classifier: str,
+    lines: bytes,
+    says: str,
+) -> None:
+    pipe(monkeypatch, lines)
+    assert says in complaint(capsys, "classify", classifier)
+
+
+def test_what_can_not_be_classified_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, classifier: str, model: str
+) -> None:
+    def said(*arguments: str) -> str:
+        return complaint(capsys, "classify", *arguments)
+
+    assert "text 2 is empty" in said(classifier, "good", " ")
+    assert "text 1, byte 1: not UTF-8" in said(classifier, os.fsdecode(b"\xff"))
+    assert "No such file or directory: nowhere.txt" in said(classifier, "--file", "nowhere.txt")
+    assert "can't both be given" in said(classifier, "good", "--file", "nowhere.txt")
+    assert f"there is no model in {tmp_path}" in said(str(tmp_path), "good")
+    assert "holds a model of the kind BertModel, not a classifier" in said(str(tmp_path / "backbone"), "good")
+    assert model in said(model, "good")
+
+
+def test_a_terminal_is_not_waited_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, classifier: str
+) -> None:
+    pipe(monkeypatch, b"")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert "there is no text to classify: give some" in complaint(capsys, "classify", classifier)

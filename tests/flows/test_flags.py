@@ -46,6 +46,20 @@ def test_every_field_is_a_flag_and_a_name_that_stands_twice_gets_its_section() -
     ]
 
 
+def test_a_field_can_say_its_flag_and_then_leaves_its_name_to_another() -> None:
+    class First(BaseModel):
+        limit: int | None = Field(None, json_schema_extra={"flag": "read-limit"})
+
+    class Both(BaseModel):
+        corpus: First = First()
+        split: Train = Train()
+
+    assert [(path, flag) for path, _, flag in flags(Both) if path[-1] == "limit"] == [
+        (("corpus", "limit"), "--read-limit"),
+        (("split", "limit"), "--limit"),
+    ]
+
+
 def test_no_flags_give_the_defaults() -> None:
     assert read() == Config()
 

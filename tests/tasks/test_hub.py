@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks import hub
 from tasks.source import HubSource, find
 
 COMMIT = "a" * 40
@@ -36,9 +37,23 @@ def parquet() -> bytes:
     return sink.getvalue()
 
 
+def with_names() -> bytes:
+    """A table that says what its labels are called, as the hub's data sets do."""
+    features = {
+        "text": {"dtype": "string", "_type": "Value"},
+        "label": {"names": ["neg", "pos"], "_type": "ClassLabel"},
+    }
+    table = pa.table({"text": ["good", "bad"], "label": [1, 0]})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), sink)
+    return sink.getvalue()
+
+
 FILES = {
     "owner/lines": ("train.jsonl", json_lines()),
     "owner/table": ("data/test.parquet", parquet()),
+    "owner/named": ("data/train.parquet", with_names()),
     "owner/flaky": ("train.jsonl", json_lines()),
 }
 
@@ -120,15 +135,18 @@ for scenario in json.loads(sys.argv[1]):
     out = Path(tempfile.mkdtemp(dir="."))
     try:
         source = locate(config)
-        hub.with_retries(lambda: corpus.function(source, config, out))  # as the stage's task does
+        summary = hub.with_retries(lambda: corpus.function(source, config, out))  # as the stage's task does
         rows = [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-        print(json.dumps({"key": source.key, "revision": source.revision, "rows": rows}), flush=True)
+        names = summary.facts.get("label_names")
+        found = {"key": source.key, "revision": source.revision, "rows": rows, "label_names": names}
+        print(json.dumps(found), flush=True)
     except Exception as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
 """
 
 SCENARIOS = {
     "lines": {"source": "hf:owner/lines", "label_column": "label"},
+    "named": {"source": "hf:owner/named", "label_column": "label"},
     "table": {"source": "hf:owner/table::test"},
     "limited": {"source": "hf:owner/lines@main:default:train", "limit": 3},
     "pinned": {"source": f"hf:owner/lines@{COMMIT}", "limit": 3},
@@ -172,6 +190,12 @@ def test_json_lines_are_streamed_with_their_labels(results: dict[str, dict[str, 
     rows = results["lines"]["rows"]
     assert len(rows) == ROWS
     assert rows[:2] == [{"text": "even document", "label": 0}, {"text": "odd document", "label": 1}]
+
+
+def test_labels_keep_the_names_that_the_hub_has_for_them(results: dict[str, dict[str, Any]]) -> None:
+    assert results["named"]["label_names"] == ["neg", "pos"]
+    assert [row["label"] for row in results["named"]["rows"]] == [1, 0]
+    assert results["lines"]["label_names"] is None
 
 
 def test_parquet_is_streamed_in_order(results: dict[str, dict[str, Any]]) -> None:
@@ -243,3 +267,60 @@ def test_commit_configuration_and_split_make_the_key() -> None:
 def test_a_malformed_name_is_answered_with_the_right_form(name: str) -> None:
     with pytest.raises(ValueError, match=r"say hf:owner/name\[@revision\]\[:config\]\[:split\]"):
         find(name)
+
+
+# models
+
+
+class TransportError(Exception):
+    """As the hub's libraries call it, whatever HTTP library they use."""
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_hub_that_is_silent_is_not_waited_for_and_the_cache_is_asked(
+    cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def model_info(self: object, model: str, **options: Any) -> None:
+        asked.append(options)
+        raise TransportError("timed out")
+
+    def download(model: str, **options: Any) -> str:
+        asked.append(options)
+        if not cached:
+            raise FileNotFoundError("not in the cache")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    if cached:
+        assert hub.snapshot("owner/name", "owner/name", "v2", ["*.json"]) == tmp_path
+    else:
+        with pytest.raises(hub.NetworkError, match=r"can't be reached for owner/name \(timed out\)"):
+            hub.snapshot("owner/name", "owner/name", "v2", ["*.json"])
+    probe, fetch = asked
+    assert probe == {"revision": "v2", "timeout": hub.ANSWER_SECONDS}
+    assert fetch == {"revision": "v2", "allow_patterns": ["*.json"], "local_files_only": True}
+
+
+def test_a_model_that_is_not_there_is_not_looked_for_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    class RepositoryNotFoundError(Exception):
+        pass
+
+    def model_info(*_: object, **options: Any) -> None:
+        raise RepositoryNotFoundError("no")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("it was fetched"))
+    with pytest.raises(FileNotFoundError, match="no such model on the hub"):
+        hub.snapshot("owner/name", "owner/name", None, [])
+
+
+def test_a_hub_that_answers_is_asked_for_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda model, revision, allow_patterns: tmp_path / model / str(revision) / allow_patterns[0],
+    )
+    assert hub.snapshot("a name", "model", None, ["x"]) == tmp_path / "model" / "None" / "x"

