@@ -123,7 +123,7 @@ def pulled(text: str, pulls: Sequence[tuple[str, float]], winner: str, max_lengt
         side = "for" if pull > 0 else "against"
         parts += [
             html(text[place:start]),
-            Html(f'<mark class="{side}" style="--pull: {abs(pull) / most:.2f}" title="{pull:+.2f}">'),
+            Html(f'<mark class="{side}" style="--pull: {abs(pull) / most:.2f}" title="{signed(pull)}">'),
             html(words),
             Html("</mark>"),
         ]
@@ -143,7 +143,7 @@ def pulled(text: str, pulls: Sequence[tuple[str, float]], winner: str, max_lengt
             join(
                 [
                     element("h3", title),
-                    bars([Bar(words, abs(pull) / most, f"{pull:+.2f}") for words, pull in side]),
+                    bars([Bar(words, abs(pull) / most, signed(pull)) for words, pull in side]),
                 ]
             )
         )
@@ -154,6 +154,10 @@ def pulled(text: str, pulls: Sequence[tuple[str, float]], winner: str, max_lengt
         if side
     ]
     return section("What pulled it", join([card(shaded), columns(lists)]), note)
+
+
+def signed(pull: float) -> str:
+    return f"{pull:+.2f}".replace("-", "\u2212")
 
 
 # writing
@@ -289,7 +293,7 @@ def analogy(shelf: Shelf, model: str, a: str, b: str, c: str) -> Iterator[Html]:
 
 
 def known(vectors: WordVectors, word: str, name: str) -> str:
-    """The word as the model spells it: as it was typed, in lower case, or as a token with a space before.
+    """The word as the model spells it: as a token with a space before, as it was typed, or in lower case.
 
     Raises:
         ValueError: it is empty.
@@ -298,7 +302,7 @@ def known(vectors: WordVectors, word: str, name: str) -> str:
     word = word.strip()
     if not word:
         raise ValueError(f"the field \u201c{name.capitalize()}\u201d is empty: type a word")
-    spellings = (word, word.lower(), SPACE_SIGN + word, SPACE_SIGN + word.lower())
+    spellings = (SPACE_SIGN + word, SPACE_SIGN + word.lower(), word, word.lower())
     found = next((spelling for spelling in spellings if spelling in vectors), word)
     vectors[found]  # raises where it is unknown
     return found

@@ -130,7 +130,7 @@ def tab(blocks: gr.Blocks, shelf: Shelf, name: str) -> Iterator[tuple[gr.Dropdow
         gr.HTML(answers.framed(element("p", kind.purpose, "note")), apply_default_css=False)
         first, missing, shown = offered(shelf, kind, None)
         with gr.Row(elem_classes="choose"):
-            models = gr.Dropdown(**first, label="Model", filterable=False, interactive=True, scale=1)
+            models = gr.Dropdown(**first, label="Model", container=False, filterable=False, interactive=True)
             refresh = gr.Button("Refresh", size="md", scale=0, min_width=96)
         absent = gr.HTML(**missing, apply_default_css=False)
         with gr.Column(**shown) as present:
@@ -186,7 +186,8 @@ def sentiment_tab(shelf: Shelf, models: gr.Dropdown) -> None:
         max_lines=12,
         elem_classes="tall",
     )
-    ask = gr.Button("Classify", variant="primary")
+    with gr.Row(elem_classes="ask"):
+        ask = gr.Button("Classify", variant="primary")
     answer = gr.HTML(apply_default_css=False, elem_classes="answer")
     gr.on(
         [ask.click, text.submit],
@@ -217,9 +218,9 @@ def write_tab(shelf: Shelf, models: gr.Dropdown) -> None:
             gr.Slider(0.5, 2, 1, step=0.05, label="Repetition penalty (1: none)"),
             gr.Number(0, precision=0, minimum=0, label="Seed (the same one gives the same text)"),
         ]
-    with gr.Row():
+    with gr.Row(elem_classes="ask"):
         ask = gr.Button("Write", variant="primary")
-        stop = gr.Button("Stop", min_width=96)
+        stop = gr.Button("Stop")
     answer = gr.HTML(apply_default_css=False, elem_classes="answer")
     writing = gr.on(
         [ask.click, prompt.submit],
@@ -255,7 +256,8 @@ def next_word_tab(shelf: Shelf, models: gr.Dropdown, itself: gr.Tab) -> None:
 
 def words_tab(shelf: Shelf, models: gr.Dropdown) -> None:
     word = gr.Textbox(label="Word", placeholder="peace", lines=1, max_lines=1)
-    look_up = gr.Button("Neighbours", variant="primary")
+    with gr.Row(elem_classes="ask"):
+        look_up = gr.Button("Neighbours", variant="primary")
     near = gr.HTML(apply_default_css=False, elem_classes="answer", js_on_load=PICK)
     asked = {
         "fn": partial(answers.neighbours, shelf),
@@ -277,7 +279,8 @@ def words_tab(shelf: Shelf, models: gr.Dropdown) -> None:
             gr.Textbox(label=label, placeholder=example, lines=1, max_lines=1, min_width=90)
             for label, example in (("A", "france"), ("is to B", "paris"), ("as C", "spain"))
         ]
-    solve = gr.Button("is to what?")
+    with gr.Row(elem_classes="ask"):
+        solve = gr.Button("is to what?")
     found = gr.HTML(apply_default_css=False, elem_classes="answer")
     gr.on(
         [solve.click, *(box.submit for box in three)],

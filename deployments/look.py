@@ -64,12 +64,15 @@ SHAPES = {
     "input_text_size": "16px",  # below it a phone zooms in when a field is touched
     "block_shadow": "none",
     "block_border_width": "1px",
+    "block_padding": "10px 14px",
+    "input_padding": "4px 0",
+    "button_border_width": "1px",
     "layout_gap": "14px",
 }
 
 
 def theme() -> Any:
-    """Gradio's plainest theme in the reports' colours; the same names are light or dark by the style sheet."""
+    """Gradio's plainest theme in the reports' colours, which the style sheet makes light or dark."""
     both = COLOURS | {f"{name}_dark": colour for name, colour in COLOURS.items()}
     base = gr.themes.Base(font=FONTS, font_mono=MONO_FONTS, text_size="md")
     return base.set(
@@ -77,13 +80,82 @@ def theme() -> Any:
     )
 
 
-# Answers stand inside `.lexloom`, so that the reports' rules (`body`, `svg`, `table`) leave Gradio's parts alone.
+# Answers stand inside `.lexloom`, so that the reports' rules (for `body`, `svg`) stay off Gradio's parts.
 HEAD = f"""<style>
 :root {{ {page.LIGHT} {AGAINST_LIGHT} color-scheme: light; }}
 .dark {{ {page.DARK} {AGAINST_DARK} color-scheme: dark; }}
 .lexloom {{ {page.SHAPES} {charts.CSS} }}
+.lexloom {{
+  color: var(--ink); font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums;
+  .columns {{ margin-top: 14px; }}
+  > .card + .card {{ margin-top: 14px; }}
+  section {{ margin-top: 28px; }}
+  header .note {{ overflow-wrap: anywhere; margin-top: 4px; }}
+  code {{ font: 13px/1.6 ui-monospace, monospace; }}
+  .missing p + p {{ margin-top: 6px; }}
+  .missing code, .seen code {{
+    padding: 2px 6px; border: 1px solid var(--line); border-radius: 5px; background: var(--paper);
+  }}
+  .problem {{
+    padding: 12px 16px; background: var(--card); border: 1px solid var(--line);
+    border-left: 3px solid var(--against); border-radius: 10px; overflow-wrap: anywhere;
+  }}
+  .verdict {{ display: flex; gap: 14px; align-items: baseline; flex-wrap: wrap; }}
+  .verdict b {{ font-size: 28px; font-weight: 650; letter-spacing: -.015em; }}
+  .verdict span {{ font-size: 20px; color: var(--muted); }}
+  .shaded {{ font: 17px/1.9 Georgia, serif; white-space: pre-wrap; overflow-wrap: anywhere; }}
+  mark {{
+    --tint: var(--accent); color: inherit; border-radius: 4px; padding: 1px 2px; margin: 0 -2px;
+    background: color-mix(in srgb, var(--tint) calc(var(--pull) * 45%), transparent);
+  }}
+  mark.against {{ --tint: var(--against); }}
+  .columns .card + .card i {{ --accent: var(--against); }}
+  .unread, .prompt {{ color: var(--muted); }}
+  .sample {{ font-size: 17px; line-height: 1.7; min-height: 1.7em; }}
+  .caret {{
+    display: inline-block; width: 2px; height: 1.1em; margin-left: 2px; vertical-align: -.15em;
+    background: var(--accent); animation: lexloom-blink 1s steps(2) infinite;
+  }}
+  .seen {{ display: flex; flex-wrap: wrap; gap: 6px; }}
+  .seen:not(:empty) {{ margin-top: 10px; }}
+  .near li {{ display: block; }}
+  .near li > button, .near li:not(:has(button)) {{
+    display: grid; grid-template-columns: minmax(0, 1fr) minmax(60px, 38%) 52px;
+    gap: 12px; align-items: center;
+    width: 100%; padding: 3px 6px; margin: 0 -6px; box-sizing: content-box;
+    font: inherit; color: inherit; text-align: left; background: none; border: 0; border-radius: 6px;
+  }}
+  .near button {{ cursor: pointer; }}
+  .near button:hover {{ background: color-mix(in srgb, var(--accent) 10%, transparent); }}
+  .near button:focus-visible {{ outline: 2px solid var(--accent); outline-offset: 1px; }}
+  .beside {{ display: grid; gap: 14px; grid-template-columns: minmax(260px, 1fr) minmax(0, 2.2fr); }}
+  .map {{ margin-top: 8px; }}
+  .map .word:first-child circle {{ opacity: 1; r: 5px; }}
+  .map .word:first-child text {{ font-weight: 700; fill: var(--accent); }}
+  @media (max-width: 760px) {{ .beside {{ grid-template-columns: minmax(0, 1fr); }} }}
+}}
+@keyframes lexloom-blink {{ to {{ visibility: hidden; }} }}
+@media (prefers-reduced-motion: reduce) {{ .lexloom .caret {{ animation: none; }} }}
+.gradio-container .main {{ padding: 40px 24px; }}
+.gradio-container main.contain {{ width: 100%; max-width: 1072px; margin: 0 auto !important; }}
+.gradio-container .html-container {{ padding: 0 !important; }}
+.gradio-container .tabitem {{ padding: 14px 0; border: 0; }}
+.gradio-container textarea, .gradio-container input {{ box-shadow: none !important; }}
+.gradio-container :is(button, input[type="range"], [role="tab"]):focus-visible {{
+  outline: 2px solid var(--accent) !important; outline-offset: 2px;
+}}
+.gradio-container .block:focus-within:has(textarea, input[type="text"], input[type="number"]),
+.gradio-container .choose .wrap:focus-within {{
+  border-color: var(--accent); box-shadow: 0 0 0 1px var(--accent);
+}}
+.gradio-container .tall textarea {{ min-height: 88px; }}
+.gradio-container .choose {{ align-items: stretch; flex-wrap: nowrap; }}
+.gradio-container .choose .form {{ min-width: 0 !important; }}
+.gradio-container .choose input {{ font-size: 15px; text-overflow: ellipsis; padding: 6px 0; }}
+.gradio-container .choose button {{ font-weight: 500; }}
+.gradio-container .ask button {{ flex-grow: 0; min-width: 120px !important; }}
+@media (max-width: 600px) {{
+  .gradio-container .main {{ padding: 24px 14px; }}
+  .gradio-container .ask button {{ flex-grow: 1; }}
+}}
 </style>"""
-
-CSS = """
-.gradio-container { max-width: 1120px !important; margin: 0 auto !important; padding: 40px 24px !important; }
-"""

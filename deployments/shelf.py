@@ -15,7 +15,7 @@ from tasks.page import short
 
 SENTIMENT, WORD2VEC = "train_sentiment", "train_word2vec"
 WINDOW_LM, TRANSFORMER = "train_window_lm", "train_transformer"
-TOKENS_OF_A_LANGUAGE_MODEL = "subwords"  # the stage whose tokens, not words, some vectors belong to
+TOKENS_OF_A_LANGUAGE_MODEL = "subwords"  # the stage that makes them
 KEPT = 4  # models in memory at once
 MODEL = TypeVar("MODEL")
 
@@ -30,6 +30,7 @@ class Entry:
         folder: where it lies.
         created: when it was trained.
         label: what the reader chooses it by: when, from which text, how good.
+        by_product: whether it was made as a part of another model.
     """
 
     stage: str
@@ -37,6 +38,7 @@ class Entry:
     folder: Path
     created: datetime
     label: str
+    by_product: bool
 
     @property
     def name(self) -> str:
@@ -53,7 +55,7 @@ class Shelf:
         self._loading = threading.Lock()
 
     def entries(self, *stages: str) -> list[Entry]:
-        """The models that these stages have trained, newest first."""
+        """The models that these stages have trained, newest first; by-products behind the others."""
         manifests = {manifest.key: manifest for manifest in self.store.manifests()}
         judged = {
             entry.key: manifest.summary.facts
@@ -62,17 +64,19 @@ class Shelf:
             for entry in manifest.inputs
             if entry.name == "model"
         }
-        return [
+        found = [
             Entry(
                 stage=manifest.stage,
                 key=manifest.key,
                 folder=self.store.folder(manifest.stage, manifest.key),
                 created=manifest.created,
                 label=label(manifest, manifests, judged.get(manifest.key, {})),
+                by_product=manifest.stage == WORD2VEC and is_of_tokens(manifest),
             )
             for manifest in reversed(manifests.values())
             if manifest.stage in stages
         ]
+        return sorted(found, key=lambda entry: entry.by_product)
 
     def load(self, name: str, reader: Callable[[Path], MODEL]) -> MODEL:
         """The model `stage/key` by one of its readers; from memory where it was among the last used.
@@ -128,11 +132,15 @@ def ancestors(manifest: Manifest, manifests: Mapping[str, Manifest]) -> Iterator
                 yield manifests[entry.key]
 
 
+def is_of_tokens(manifest: Manifest) -> bool:
+    """Whether vectors are a language model's tokens', not words'."""
+    return any(entry.stage == TOKENS_OF_A_LANGUAGE_MODEL for entry in manifest.inputs)
+
+
 def figure(manifest: Manifest, facts: Mapping[str, JsonValue]) -> str:
     """The figure that a model of its kind is judged by; of one that nobody has judged, its size."""
     if manifest.stage == WORD2VEC:
-        tokens = any(entry.stage == TOKENS_OF_A_LANGUAGE_MODEL for entry in manifest.inputs)
-        return f"{manifest.summary.rows:,} {'tokens' if tokens else 'words'}"
+        return f"{manifest.summary.rows:,} {'tokens' if is_of_tokens(manifest) else 'words'}"
     for name, shown in FIGURES:
         if isinstance(value := facts.get(name), int | float):
             return shown(value)
