@@ -32,6 +32,8 @@ PULLS = 6  # words in each list of what spoke for and against
 NEXT_TOKENS = 12
 NEAR, NEAR_ON_MAP = 15, 40
 NEAR_ANALOGY = 8
+MAPS = (("roomy", 1 + NEAR_ON_MAP, 720, 500), ("narrow", 20, 330, 380))  # screen, words, width, height
+CARET = Html('<i class="caret"></i>')
 UNSHOWABLE = "\ufffd"  # what a token decodes to that is only a part of a character
 
 Options = ParamSpec("Options")
@@ -204,9 +206,14 @@ def write(
 
 def sheet(prompt: str, written: str, going_on: bool) -> Html:
     """The prompt, greyed, and what was written; a bar blinks behind what is not over."""
-    caret = Html('<i class="caret"></i>' if going_on else "")
-    text = join([Html('<span class="prompt">'), html(prompt), Html("</span>"), html(written), caret])
+    parts = [Html('<span class="prompt">'), html(prompt), Html("</span>"), html(written)]
+    text = join([*parts, CARET if going_on else Html()])
     return framed(card(Html(f'<p class="sample">{text}</p>')))
+
+
+def stopped(shown: str | None) -> Html:
+    """A sheet on which nobody goes on writing."""
+    return Html((shown or "").replace(CARET, ""))
 
 
 # the next word
@@ -267,7 +274,13 @@ def neighbours(shelf: Shelf, model: str, word: str) -> Iterator[Html]:
     surroundings = [word, *(other for other, _ in near)]
     places = in_the_plane(np.stack([vectors[each].numpy() for each in surroundings]))
     hints = [word, *(f"{other}: {cosine:.2f}" for other, cosine in near)]
-    drawn = Html(f'<div class="wide">{word_map(places, surroundings, hints)}</div>')
+    drawn = join(
+        Html(
+            f'<div class="{screen}">'
+            f"{word_map(places[:most], surroundings[:most], hints[:most], width, height)}</div>"
+        )
+        for screen, most, width, height in MAPS
+    )
     note = "How far their vectors point the same way (cosine)."
     yield framed(
         Html(

@@ -51,6 +51,7 @@ element.addEventListener('click', event => {
 });
 watch('value', () => {
   if (inside && !element.contains(document.activeElement)) element.querySelector('[data-pick]')?.focus();
+  inside = false;
 });
 """
 
@@ -127,11 +128,18 @@ def tab(blocks: gr.Blocks, shelf: Shelf, name: str) -> Iterator[tuple[gr.Dropdow
     """A tab with the list of its models, which is read anew when the page or the tab is opened."""
     kind = KINDS[name]
     with gr.Tab(kind.tab, id=name, elem_id=name) as itself:
-        gr.HTML(answers.framed(element("p", kind.purpose, "note")), apply_default_css=False)
+        with gr.Row(elem_classes="purpose"):
+            gr.HTML(answers.framed(element("p", kind.purpose, "note")), apply_default_css=False)
+            refresh = gr.Button("Refresh", size="sm", scale=0, min_width=80)
         first, missing, shown = offered(shelf, kind, None)
-        with gr.Row(elem_classes="choose"):
-            models = gr.Dropdown(**first, label="Model", container=False, filterable=False, interactive=True)
-            refresh = gr.Button("Refresh", size="md", scale=0, min_width=96)
+        models = gr.Dropdown(
+            **first,
+            label="Model",
+            container=False,
+            filterable=False,
+            interactive=True,
+            elem_classes="choose",
+        )
         absent = gr.HTML(**missing, apply_default_css=False)
         with gr.Column(**shown) as present:
             yield models, itself
@@ -208,7 +216,7 @@ def write_tab(shelf: Shelf, models: gr.Dropdown) -> None:
         max_lines=12,
         elem_classes="tall",
     )
-    with gr.Accordion("How it draws", open=False), gr.Row(elem_classes="knobs"):
+    with gr.Accordion("How it draws", open=False), gr.Group(elem_classes="knobs"):
         knobs = [
             gr.Slider(1, answers.MOST_TOKENS, 200, step=1, label="Tokens at most"),
             gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: the likeliest always)"),
@@ -231,7 +239,7 @@ def write_tab(shelf: Shelf, models: gr.Dropdown) -> None:
         concurrency_limit=AT_ONCE,
         api_name="write",
     )
-    stop.click(None, cancels=writing)
+    stop.click(answers.stopped, answer, answer, cancels=writing, show_progress="hidden", api_name="stop")
 
 
 def next_word_tab(shelf: Shelf, models: gr.Dropdown, itself: gr.Tab) -> None:

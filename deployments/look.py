@@ -91,7 +91,7 @@ HEAD = f"""<style>
   > .card + .card {{ margin-top: 14px; }}
   section {{ margin-top: 28px; }}
   header .note {{ overflow-wrap: anywhere; margin-top: 4px; }}
-  code {{ font: 13px/1.6 ui-monospace, monospace; }}
+  code {{ font: 13px/1.6 ui-monospace, monospace; white-space: nowrap; }}
   .missing p + p {{ margin-top: 6px; }}
   .missing code, .seen code {{
     padding: 2px 6px; border: 1px solid var(--line); border-radius: 5px; background: var(--paper);
@@ -130,9 +130,11 @@ HEAD = f"""<style>
   .near button:focus-visible {{ outline: 2px solid var(--accent); outline-offset: 1px; }}
   .beside {{ display: grid; gap: 14px; grid-template-columns: minmax(260px, 1fr) minmax(0, 2.2fr); }}
   .map {{ margin-top: 8px; }}
+  .narrow {{ display: none; }}
   .map .word:first-child circle {{ opacity: 1; r: 5px; }}
   .map .word:first-child text {{ font-weight: 700; fill: var(--accent); }}
   @media (max-width: 760px) {{ .beside {{ grid-template-columns: minmax(0, 1fr); }} }}
+  @media (max-width: 600px) {{ .roomy {{ display: none; }} .narrow {{ display: block; }} }}
 }}
 @keyframes lexloom-blink {{ to {{ visibility: hidden; }} }}
 @media (prefers-reduced-motion: reduce) {{ .lexloom .caret {{ animation: none; }} }}
@@ -145,17 +147,25 @@ HEAD = f"""<style>
   outline: 2px solid var(--accent) !important; outline-offset: 2px;
 }}
 .gradio-container .block:focus-within:has(textarea, input[type="text"], input[type="number"]),
-.gradio-container .choose .wrap:focus-within {{
+.gradio-container .choose:focus-within .wrap {{
   border-color: var(--accent); box-shadow: 0 0 0 1px var(--accent);
 }}
 .gradio-container .tall textarea {{ min-height: 88px; }}
-.gradio-container .choose {{ align-items: stretch; flex-wrap: nowrap; }}
-.gradio-container .choose .form {{ min-width: 0 !important; }}
-.gradio-container .choose input {{ font-size: 15px; text-overflow: ellipsis; padding: 6px 0; }}
-.gradio-container .choose button {{ font-weight: 500; }}
+.gradio-container .choose input {{ font-size: 15px; text-overflow: ellipsis; padding-right: 24px; }}
+.gradio-container .purpose {{ align-items: center; flex-wrap: nowrap; }}
+.gradio-container .purpose button {{ font-weight: 500; }}
+.gradio-container .knobs, .gradio-container .knobs > * {{ display: block; border: 0; background: none; }}
+.gradio-container .knobs .form {{
+  display: grid; gap: 4px 14px; background: none; border: 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr));
+}}
+.gradio-container input[type="range"]::-webkit-slider-thumb {{ background: var(--accent); }}
+.gradio-container input[type="range"]::-moz-range-thumb {{ background: var(--accent); }}
+.gradio-container button {{ white-space: nowrap; }}
 .gradio-container .ask button {{ flex-grow: 0; min-width: 120px !important; }}
 @media (max-width: 600px) {{
   .gradio-container .main {{ padding: 24px 14px; }}
   .gradio-container .ask button {{ flex-grow: 1; }}
+  .gradio-container .choose input {{ font-size: 13px; }}
 }}
 </style>"""

@@ -104,8 +104,10 @@ class Shelf:
 
 
 def label(manifest: Manifest, manifests: Mapping[str, Manifest], judged: Mapping[str, JsonValue]) -> str:
-    """'22 Nov 2026, 10:32 · sotu · 1.558 bits a byte': when, from what, how good."""
-    parts = [f"{manifest.created.astimezone():%-d %b %Y, %H:%M}", *corpora(manifest, manifests)]
+    """'22 Nov 2026, 10:32 · sotu · 1.558 bits a byte': when (this year is not said), from what, how good."""
+    made, today = manifest.created.astimezone(), datetime.now().astimezone()
+    year = "" if made.year == today.year else f" {made.year}"
+    parts = [f"{made:%-d %b}{year}, {made:%H:%M}", *corpora(manifest, manifests)]
     if manifest.stage in (WINDOW_LM, TRANSFORMER):
         parts.append("window" if manifest.stage == WINDOW_LM else "transformer")
     return " · ".join([*parts, figure(manifest, {**manifest.summary.facts, **judged})])
