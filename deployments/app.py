@@ -243,7 +243,9 @@ def write_tab(shelf: Shelf, models: gr.Dropdown) -> None:
 
 
 def next_word_tab(shelf: Shelf, models: gr.Dropdown, itself: gr.Tab) -> None:
-    context = gr.Textbox(label="Text so far", placeholder="The people of the", lines=1, max_lines=12)
+    context = gr.Textbox(
+        label="Text so far", placeholder="The people of the", lines=1, max_lines=12, elem_classes="tall"
+    )
     answer = gr.HTML(apply_default_css=False, elem_classes="answer", js_on_load=PICK)
     gr.on(
         [itself.select, context.change, context.submit, models.change],
