@@ -270,10 +270,10 @@ def neighbours(shelf: Shelf, model: str, word: str) -> Iterator[Html]:
     vectors = shelf.load(model, WordVectors.load)
     word = known(vectors, checked("word", word), "word")
     (near,) = vectors.neighbours([word], NEAR_ON_MAP)
-    ranking = bars([Bar(other, max(cosine, 0), f"{cosine:.2f}", pick=other) for other, cosine in near[:NEAR]])
+    ranking = bars([Bar(other, max(cosine, 0), rounded(cosine), pick=other) for other, cosine in near[:NEAR]])
     surroundings = [word, *(other for other, _ in near)]
     places = in_the_plane(np.stack([vectors[each].numpy() for each in surroundings]))
-    hints = [word, *(f"{other}: {cosine:.2f}" for other, cosine in near)]
+    hints = [word, *(f"{other}: {rounded(cosine)}" for other, cosine in near)]
     drawn = join(
         Html(
             f'<div class="{screen}">'
@@ -301,7 +301,7 @@ def analogy(shelf: Shelf, model: str, a: str, b: str, c: str) -> Iterator[Html]:
         known(vectors, checked("word", word), name) for name, word in zip("ABC", (a, b, c), strict=True)
     )
     found = vectors.analogy(a, b, c, NEAR_ANALOGY)
-    rows = [Bar(word, max(cosine, 0), f"{cosine:.2f}", pick=word) for word, cosine in found]
+    rows = [Bar(word, max(cosine, 0), rounded(cosine), pick=word) for word, cosine in found]
     yield framed(card(join([element("h3", f"{a} is to {b} as {c} is to\u2026"), bars(rows)])))
 
 
@@ -319,6 +319,10 @@ def known(vectors: WordVectors, word: str, name: str) -> str:
     found = next((spelling for spelling in spellings if spelling in vectors), word)
     vectors[found]  # raises where it is unknown
     return found
+
+
+def rounded(cosine: float) -> str:
+    return f"{round(cosine, 2) + 0:.2f}".replace("-", "\u2212")  # + 0: no minus before 0.00
 
 
 # bars

@@ -350,6 +350,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     if not 0 <= port < 1 << 16:
         raise ValueError(f"--port is {port}: it must be from 0, which finds a free one, to 65535")
+    listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -357,6 +358,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen()
     except OSError as error:
+        if listener is not None:
+            listener.close()
         if error.errno == errno.EADDRINUSE:
             raise OSError(
                 f"port {port} of {host} is in use: name another with --port, or 0 for any"

@@ -84,6 +84,7 @@ def theme() -> Any:
 HEAD = f"""<style>
 :root {{ {page.LIGHT} {AGAINST_LIGHT} color-scheme: light; }}
 .dark {{ {page.DARK} {AGAINST_DARK} color-scheme: dark; }}
+body {{ background: var(--paper) !important; color: var(--ink); }}
 .lexloom {{ {page.SHAPES} {charts.CSS} }}
 .lexloom {{
   color: var(--ink); font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums;

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ LABELS = ["bad", "good"]
 # the angle between two words, in degrees, is the difference of these
 ANGLES = {"war": 0, "wars": 10, "battle": 20, "peace": 90, "treaty": 95, "tea": 180}
 CONTEXT = 3
+AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
 
 
 def shelve(
@@ -77,7 +78,14 @@ def window_model() -> WindowLM:
     config = WindowLMConfig(
         vocabulary=size, context=CONTEXT, dim=8, padding=tokenizer().end_of_text, width=16, features=8
     )
-    return WindowLM(config).eval()
+    return stirred(WindowLM(config)).eval()
+
+
+def stirred(model: AnyModel) -> AnyModel:
+    """The model with weights so large that what was read is felt; a fresh one's last layer is zero."""
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
 
 
 def transformer_model() -> Transformer:
@@ -88,9 +96,7 @@ def transformer_model() -> Transformer:
             vocabulary=ours.size, context=16, layers=1, width=16, heads=2, end_of_text=ours.end_of_text
         )
     )
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)  # large enough that what was read is felt
-    return model.eval()
+    return stirred(model).eval()
 
 
 def write_words(folder: Path) -> None:

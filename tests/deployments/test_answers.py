@@ -87,7 +87,7 @@ def test_sentiment_gives_the_classifiers_label_score_and_pulls(shelf: Shelf, nam
     shown = rows(whole)
     assert dict(shown)[label] == f"{score:.1%}"
     strongest = max(pulls, key=lambda word: pulls[word])
-    assert dict(shown)[strongest] == f"{pulls[strongest]:+.2f}"
+    assert dict(shown)[strongest] == f"+{pulls[strongest]:.2f}"
     marked = re.findall(r'<mark class="(\w+)" style="--pull: ([\d.]+)"[^>]*>([^<]*)</mark>', whole)
     assert [word for _, _, word in marked] == REVIEW.split()
     assert {word: side == "for" for side, _, word in marked} == {
@@ -240,8 +240,8 @@ def test_neighbours_are_in_the_order_of_their_angles(shelf: Shelf, names: Names)
         ("wars", "0.98"),  # cos 10°
         ("battle", "0.94"),  # cos 20°
         ("peace", "0.00"),  # cos 90°
-        ("treaty", "-0.09"),  # cos 95°
-        ("tea", "-1.00"),  # cos 180°
+        ("treaty", "−0.09"),  # cos 95°
+        ("tea", "−1.00"),  # cos 180°
     ]
     shares = [float(share) for share in re.findall(r"--share: ([-\d.]+)", answer)]
     assert min(shares) == 0  # a bar can't be shorter than nothing

@@ -128,7 +128,7 @@ def test_every_endpoint_answers(url: str, filled: Store, names: Names) -> None:
         def ask(endpoint: str, *given: object) -> str:
             return text_of(str(client.predict(*given, api_name=endpoint)))
 
-        models, absent, _ = client.predict(None, api_name="/words_models")
+        models, absent = client.predict(None, api_name="/words_models")
         assert [name for _, name in models["choices"]] == [names["words"]]
         assert models["value"] == names["words"]
         assert absent["visible"] is False
@@ -202,7 +202,7 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
 
     panel = show(browser, "Next word")
     assert "how texts begin" in until_shown(browser, f"{panel} .answer .note")  # before anything is typed
-    fill_in(browser, f"{panel} input, {panel} textarea", "th")
+    fill_in(browser, f"{panel} .tall textarea", "th")
     browser.wait(f"document.querySelectorAll('{panel} .seen code').length === 2")  # while one types
 
     panel = show(browser, "Words")
