@@ -265,8 +265,8 @@ def next_word_tab(shelf: Shelf, models: gr.Dropdown, itself: gr.Tab) -> None:
 
 
 def words_tab(shelf: Shelf, models: gr.Dropdown) -> None:
-    word = gr.Textbox(label="Word", placeholder="peace", lines=1, max_lines=1)
-    with gr.Row(elem_classes="ask"):
+    with gr.Row(elem_classes="inline"):
+        word = gr.Textbox(label="Word", placeholder="peace", lines=1, max_lines=1)
         look_up = gr.Button("Neighbours", variant="primary")
     near = gr.HTML(apply_default_css=False, elem_classes="answer", js_on_load=PICK)
     asked = {
@@ -284,12 +284,11 @@ def words_tab(shelf: Shelf, models: gr.Dropdown) -> None:
     near.pick(take, None, word, show_progress="hidden", api_visibility="private").then(
         **asked, api_visibility="private"
     )
-    with gr.Row(elem_classes="analogy"):
+    with gr.Row(elem_classes=["inline", "analogy"]):
         three = [
             gr.Textbox(label=label, placeholder=example, lines=1, max_lines=1, min_width=90)
             for label, example in (("A", "france"), ("is to B", "paris"), ("as C", "spain"))
         ]
-    with gr.Row(elem_classes="ask"):
         solve = gr.Button("is to what?")
     found = gr.HTML(apply_default_css=False, elem_classes="answer")
     gr.on(

@@ -130,6 +130,7 @@ body {{ background: var(--paper) !important; color: var(--ink); }}
   .near button:hover {{ background: color-mix(in srgb, var(--accent) 10%, transparent); }}
   .near button:focus-visible {{ outline: 2px solid var(--accent); outline-offset: 1px; }}
   .beside {{ display: grid; gap: 14px; grid-template-columns: minmax(260px, 1fr) minmax(0, 2.2fr); }}
+  .beside .near li > button {{ grid-template-columns: minmax(0, 1fr) 72px 40px; }}
   .map {{ margin-top: 8px; }}
   .narrow {{ display: none; }}
   .map .word:first-child circle {{ opacity: 1; r: 5px; }}
@@ -163,10 +164,12 @@ body {{ background: var(--paper) !important; color: var(--ink); }}
 .gradio-container input[type="range"]::-webkit-slider-thumb {{ background: var(--accent); }}
 .gradio-container input[type="range"]::-moz-range-thumb {{ background: var(--accent); }}
 .gradio-container button {{ white-space: nowrap; }}
-.gradio-container .ask button {{ flex-grow: 0; min-width: 120px !important; }}
+.gradio-container :is(.ask, .inline) button {{ flex: 0 0 auto; min-width: 132px !important; }}
+.gradio-container .inline button {{ align-self: stretch; }}
 @media (max-width: 600px) {{
   .gradio-container .main {{ padding: 24px 14px; }}
   .gradio-container .ask button {{ flex-grow: 1; }}
+  .gradio-container .inline button {{ flex: 1 0 100%; }}
   .gradio-container .choose input {{ font-size: 13px; }}
 }}
 </style>"""
