@@ -17,6 +17,7 @@ from models.sampling import Sampling, sample_text
 from models.sentiment import Sentiment
 from models.transformer import Reader
 from models.window_lm import WindowLM, WindowLMConfig
+from models.word2vec import WordVectors
 from tasks.artifacts import Store
 from tasks.charts import Html
 from tests.deployments.store import (
@@ -136,7 +137,7 @@ def test_texts_that_are_written_by_turns_do_not_touch_each_other(
     monkeypatch.setattr(answers, "SECONDS_BETWEEN_PIECES", 0)
     alone = {
         prompt: last(answers.write(shelf, names["write"], prompt, **DRAWS))
-        for prompt in ("the people", "a long peace")
+        for prompt in ("the people", "a long peac")  # by turns, each text is one longer than the last read
     }
     one, two = (answers.write(shelf, names["write"], prompt, **DRAWS) for prompt in alone)
     pairs = list(zip(one, two, strict=False))
@@ -258,6 +259,12 @@ def test_an_analogy_turns_by_the_same_angle(shelf: Shelf, names: Names) -> None:
 
 def test_capitals_and_spaces_around_a_word_do_no_harm(shelf: Shelf, names: Names) -> None:
     assert rows(last(answers.neighbours(shelf, names["words"], " War ")))[0][0] == "wars"
+
+
+def test_a_token_that_begins_a_word_goes_before_one_from_within() -> None:
+    tokens = WordVectors(["peace", "\u2581peace", "war"], torch.eye(3))
+    assert answers.known(tokens, "Peace", "word") == "\u2581peace"
+    assert answers.known(tokens, "war", "word") == "war"
 
 
 @pytest.mark.parametrize(
