@@ -22,4 +22,5 @@ def app(arguments: argparse.Namespace) -> int:
         raise ModuleNotFoundError("the page needs Gradio: pip install 'lexloom[app]'")
     given = {"--host": arguments.host, "--port": arguments.port}
     flags = [part for flag, value in given.items() if value is not None for part in (flag, str(value))]
-    os.execv(sys.executable, [sys.executable, "-m", PROGRAM, *flags])
+    # -P: a folder `deployments` where the user happens to stand is not the program
+    os.execv(sys.executable, [sys.executable, "-P", "-m", PROGRAM, *flags])

@@ -29,7 +29,7 @@ def test_it_becomes_the_pages_program_with_its_flags_and_its_store(monkeypatch: 
         main(["app", "--port", "0", "--store", "elsewhere"])
     assert became.value.args == (
         sys.executable,
-        [sys.executable, "-m", "deployments.app", "--port", "0"],
+        [sys.executable, "-P", "-m", "deployments.app", "--port", "0"],
         "elsewhere",
     )
 
