@@ -7,10 +7,14 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PIP = $(VENV)/bin/pip install -qq --disable-pip-version-check
 
-.PHONY: run test lint bench soak ui clean
+.PHONY: run app test lint bench soak ui clean
 
 run: $(VENV)/demo.installed
 	@$(VENV)/bin/lexloom word2vec
+
+# A web page to try the models of the store, until Ctrl-C.
+app: $(VENV)/app.installed
+	@$(VENV)/bin/lexloom app
 
 test: $(VENV)/dev.installed
 	$(VENV)/bin/python -m pytest
@@ -48,6 +52,10 @@ $(VENV)/bin/python:
 $(VENV)/demo.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "installing Lexloom and its packages into $(VENV) (a minute or two)"
 	@$(PIP) '$(TORCH)' && $(PIP) -e '.[demo]' && touch $@
+
+$(VENV)/app.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing Lexloom, its packages and the web page's into $(VENV) (a minute or two)"
+	@$(PIP) '$(TORCH)' && $(PIP) -e '.[demo,sentiment,app]' && touch $@ $(VENV)/demo.installed
 
 $(VENV)/dev.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "installing Lexloom, its packages and its tests' into $(VENV) (a minute or two)"

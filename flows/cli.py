@@ -9,6 +9,7 @@ lexloom classify MODEL TEXT...                 a label and a score for each text
 lexloom neighbours MODEL WORD...               the nearest words
 lexloom analogy MODEL A B C                    A is to B as C is to what?
 lexloom store ls | verify | explain | gc       what is in the store, and why
+lexloom app                                    a web page to try the models
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from rich.text import Text
 
-from flows import model_cli, store_cli
+from flows import app_cli, model_cli, store_cli
 from flows.flags import add_flags, parse
 from tasks.artifacts import Store
 from tasks.console import stderr
@@ -156,6 +157,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
 
     model_cli.add_commands(commands, shared)
     store_cli.add_commands(commands, shared)
+    app_cli.add_commands(commands, shared)
     for command in leaf_parsers(commands):
         command.set_defaults(known=sorted(command._option_string_actions))
     return parser

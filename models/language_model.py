@@ -24,6 +24,12 @@ class LanguageModel(NamedTuple):
     next_logits: NextLogits
     tokenizer: Tokenizer
 
+    def anew(self) -> "LanguageModel":
+        """The same model, having read nothing: texts that are written at once, or by turns, need one each."""
+        if isinstance(self.next_logits, Reader):
+            return LanguageModel(Reader(self.next_logits.model), self.tokenizer)
+        return self
+
 
 def load_language_model(folder: Path) -> LanguageModel:
     """Reads a folder that `lexloom window-lm` or `lexloom transformer-lm` has written.

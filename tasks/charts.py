@@ -223,19 +223,25 @@ def ticks(low: float, high: float, log: bool = False, around: bool = False) -> l
 # maps of words
 
 
-def word_map(places: NDArray[np.float64], words: Sequence[str], hints: Sequence[str]) -> Html:
+def word_map(
+    places: NDArray[np.float64],
+    words: Sequence[str],
+    hints: Sequence[str],
+    width: int = MAP_WIDTH,
+    height: int = MAP_HEIGHT,
+) -> Html:
     """A dot for every word at `places` (n, 2), the most important first, and the labels that have room.
 
     A word without a label shows it, and every word its hint, under the pointer.
     """
     low, high = places.min(0), places.max(0)
-    room = np.array([MAP_WIDTH - 2 * MAP_MARGIN, MAP_HEIGHT - 2 * MAP_MARGIN])
+    room = np.array([width - 2 * MAP_MARGIN, height - 2 * MAP_MARGIN])
     spots = MAP_MARGIN + (places - low) / np.where(high > low, high - low, 1) * room
     dots = [(px - 3, py - 3, px + 3, py + 3) for px, py in spots.tolist()]
     taken: list[Box] = []
     parts = []
     for i, ((px, py), word, hint) in enumerate(zip(spots.tolist(), words, hints, strict=True)):
-        placed = label_place(px, py, label_width(word), [*taken, *dots[:i], *dots[i + 1 :]])
+        placed = label_place(px, py, label_width(word), [*taken, *dots[:i], *dots[i + 1 :]], width)
         if placed is None:
             text_x, text_y, anchor, kind = px, py - 10, "middle", ' class="unseen"'
         else:
@@ -246,7 +252,7 @@ def word_map(places: NDArray[np.float64], words: Sequence[str], hints: Sequence[
             f'<g class="word"><title>{html(hint)}</title><circle cx="{px:.1f}" cy="{py:.1f}" r="3"/>'
             f'<text{kind} x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">{html(word)}</text></g>'
         )
-    return svg("map", MAP_WIDTH, MAP_HEIGHT, "map of words", parts)
+    return svg("map", width, height, "map of words", parts)
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -258,7 +264,7 @@ def label_width(word: str) -> float:
 
 
 def label_place(
-    px: float, py: float, width: float, taken: Sequence[Box]
+    px: float, py: float, width: float, taken: Sequence[Box], map_width: float = MAP_WIDTH
 ) -> tuple[tuple[float, float, str], Box] | None:
     """Where a label stands free beside, above or below its dot: (x, baseline, anchor), and its box."""
     baseline, height = py + LABEL_SIZE * 0.35, LABEL_SIZE * 1.1
@@ -270,7 +276,7 @@ def label_place(
     ):
         left = {"start": x, "end": x - width, "middle": x - width / 2}[anchor]
         box = (left, y - height * 0.8, left + width, y + height * 0.2)
-        inside = left >= 0 and box[2] <= MAP_WIDTH
+        inside = left >= 0 and box[2] <= map_width
         if inside and not any(overlap(box, other) for other in taken):
             return (x, y, anchor), box
     return None

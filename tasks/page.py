@@ -103,15 +103,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-CSS = """
-:root {
-  --paper: #f6f4f0; --card: #fff; --ink: #22201d; --muted: #6f6a63; --line: #e6e1d9; --accent: #3a5a9b;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #15161a; --card: #1d1f25; --ink: #e9e6e1; --muted: #9a968f; --line: #30333b; --accent: #8fb0f5;
-  }
-}
+LIGHT = (
+    "--paper: #f6f4f0; --card: #fff; --ink: #22201d; --muted: #6f6a63; --line: #e6e1d9; --accent: #3a5a9b;"
+)
+DARK = (
+    "--paper: #15161a; --card: #1d1f25; --ink: #e9e6e1; --muted: #9a968f; --line: #30333b; --accent: #8fb0f5;"
+)
+SHAPES = """
 * { box-sizing: border-box; margin: 0; }
 body {
   background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
@@ -192,3 +190,4 @@ dd { text-align: right; overflow-wrap: anywhere; min-width: 0; }
 }
 @media print { body { max-width: none; } .card, .tiles { break-inside: avoid; } }
 """
+CSS = f":root {{ {LIGHT} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}{SHAPES}"

@@ -13,6 +13,7 @@ from tasks.charts import (
     CHART_HEIGHT,
     CHART_WIDTH,
     LABEL_SIZE,
+    MAP_MARGIN,
     Axis,
     Html,
     affinities,
@@ -175,6 +176,16 @@ def test_a_map_escapes_its_words():
     assert "<script>" not in svg
     assert "&lt;script&gt;" in svg
     assert "<hint>" not in svg
+
+
+def test_a_map_of_another_size_keeps_its_labels_inside():
+    places = np.array([[0.0, 0.0], [1.0, 1.0]])
+    svg = word_map(places, ["left", "rightmost"], ["", ""], width=200, height=300)
+    assert 'viewBox="0 0 200 300"' in svg
+    middles = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', svg)]
+    assert middles == [MAP_MARGIN, 200 - MAP_MARGIN]
+    # nine letters of 7.3 find no room in the 46 beside the right dot, so the label stands on its left
+    assert re.findall(r'text-anchor="(\w+)">(\w+)', svg) == [("start", "left"), ("end", "rightmost")]
 
 
 def test_wide_scripts_take_twice_the_room():

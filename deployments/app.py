@@ -1,0 +1,400 @@
+"""The web page on which a store's models can be tried: python -m deployments.app, or `lexloom app`.
+
+Everything on it comes from this process: no other host is asked for a font, a script or a count of visitors,
+and the browser is told to refuse it (a content security policy).
+"""
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models lie in the store
+
+import argparse
+import contextlib
+import errno
+import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from rich.text import Text
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments import answers, look
+from deployments.shelf import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC, Shelf
+from tasks.artifacts import Store
+from tasks.charts import Html
+from tasks.console import stderr
+from tasks.page import element
+
+HOST, PORT = "127.0.0.1", 7860
+AT_ONCE = 2  # answers of one kind that are worked out at the same time
+SHUTDOWN_SECONDS = 1
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:;"
+    " style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'"
+)
+PICK = """
+let inside = false;
+element.addEventListener('click', event => {
+  const chosen = event.target.closest('[data-pick]');
+  if (!chosen) return;
+  inside = element.contains(document.activeElement);
+  trigger('pick', {text: chosen.dataset.pick});
+});
+watch('value', () => {
+  if (inside && !element.contains(document.activeElement)) element.querySelector('[data-pick]')?.focus();
+  inside = false;
+});
+"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model: the tab that it is tried on, the stages that train it, and how to get one."""
+
+    tab: str
+    stages: tuple[str, ...]
+    purpose: str
+    missing: str
+    command: str
+
+
+KINDS = {
+    "sentiment": Kind(
+        "Sentiment",
+        (SENTIMENT,),
+        "Which label a text has, and which of its words say so.",
+        "There is no sentiment classifier in this store yet.",
+        "lexloom sentiment",
+    ),
+    "write": Kind(
+        "Write",
+        (TRANSFORMER, WINDOW_LM),
+        "A language model goes on from what you begin.",
+        "There is no language model in this store yet.",
+        "lexloom transformer-lm",
+    ),
+    "next-word": Kind(
+        "Next word",
+        (WINDOW_LM,),
+        "What a window model expects after the last few tokens.",
+        "There is no window language model in this store yet.",
+        "lexloom window-lm",
+    ),
+    "words": Kind(
+        "Words",
+        (WORD2VEC,),
+        "Words whose vectors point the same way, and analogies between them.",
+        "There are no word vectors in this store yet.",
+        "lexloom word2vec",
+    ),
+}
+
+
+def build(shelf: Shelf) -> gr.Blocks:
+    """The page."""
+    with gr.Blocks(title="Lexloom", analytics_enabled=False) as blocks:
+        gr.HTML(header(shelf), apply_default_css=False)
+        with gr.Tabs():
+            with tab(blocks, shelf, "sentiment") as (models, _):
+                sentiment_tab(shelf, models)
+            with tab(blocks, shelf, "write") as (models, _):
+                write_tab(shelf, models)
+            with tab(blocks, shelf, "next-word") as (models, itself):
+                next_word_tab(shelf, models, itself)
+            with tab(blocks, shelf, "words") as (models, _):
+                words_tab(shelf, models)
+    return blocks
+
+
+def header(shelf: Shelf) -> Html:
+    brand = element("p", "Lexloom", "brand")
+    heading = element("h1", "Try the models")
+    return answers.framed(
+        Html(f"<header>{brand}{heading}{element('p', f'Store {shelf.store.root}', 'note')}</header>")
+    )
+
+
+@contextlib.contextmanager
+def tab(blocks: gr.Blocks, shelf: Shelf, name: str) -> Iterator[tuple[gr.Dropdown, gr.Tab]]:
+    """A tab with the list of its models, which is read anew when the page or the tab is opened."""
+    kind = KINDS[name]
+    with gr.Tab(kind.tab, id=name, elem_id=name) as itself:
+        with gr.Row(elem_classes="purpose"):
+            gr.HTML(answers.framed(element("p", kind.purpose, "note")), apply_default_css=False)
+            refresh = gr.Button("Refresh", size="sm", scale=0, min_width=80)
+        first, missing, shown = offered(shelf, kind, None)
+        models = gr.Dropdown(
+            **first,
+            label="Model",
+            container=False,
+            filterable=False,
+            interactive=True,
+            elem_classes="choose",
+        )
+        absent = gr.HTML(**missing, apply_default_css=False)
+        with gr.Column(**shown) as present:
+            yield models, itself
+
+        def again(chosen: str | None) -> tuple[Any, Any, Any]:
+            listed, said, usable = offered(shelf, kind, chosen)
+            return gr.update(**listed), gr.update(**said), gr.update(**usable)
+
+        gr.on(
+            [blocks.load, itself.select, refresh.click],
+            again,
+            models,
+            [models, absent, present],
+            show_progress="hidden",
+            api_name=f"{name.replace('-', '_')}_models",
+        )
+
+
+def offered(
+    shelf: Shelf, kind: Kind, chosen: str | None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What the list of models, the sentence in place of one, and the rest of the tab show.
+
+    The model that was chosen stays chosen while it is there; else it is the newest.
+    """
+    entries = shelf.entries(*kind.stages)
+    names = [entry.name for entry in entries]
+    there = bool(entries)
+    value = chosen if chosen in names else next(iter(names), None)
+    choices = [(entry.label, entry.name) for entry in entries]
+    return (
+        {"choices": choices, "value": value, "visible": there},
+        {"value": "" if there else how_to_train(kind), "visible": not there},
+        {"visible": there},
+    )
+
+
+def how_to_train(kind: Kind) -> Html:
+    said = element("p", kind.missing)
+    command = Html(f"<p>Train one, then press Refresh: {element('code', kind.command)}</p>")
+    return answers.framed(Html(f'<div class="card missing">{said}{command}</div>'))
+
+
+# the tabs
+
+
+def sentiment_tab(shelf: Shelf, models: gr.Dropdown) -> None:
+    text = gr.Textbox(
+        label="Text",
+        placeholder="A film that I would gladly see again",
+        lines=1,
+        max_lines=12,
+        elem_classes="tall",
+    )
+    with gr.Row(elem_classes="ask"):
+        ask = gr.Button("Classify", variant="primary")
+    answer = gr.HTML(apply_default_css=False, elem_classes="answer")
+    gr.on(
+        [ask.click, text.submit],
+        partial(answers.sentiment, shelf),
+        [models, text],
+        answer,
+        show_progress="minimal",
+        concurrency_limit=AT_ONCE,
+        api_name="sentiment",
+    )
+
+
+def write_tab(shelf: Shelf, models: gr.Dropdown) -> None:
+    prompt = gr.Textbox(
+        label="Beginning",
+        placeholder="The people (left empty, a new text begins)",
+        lines=1,
+        max_lines=12,
+        elem_classes="tall",
+    )
+    with gr.Accordion("How it draws", open=False), gr.Group(elem_classes="knobs"):
+        knobs = [
+            gr.Slider(1, answers.MOST_TOKENS, 200, step=1, label="Tokens at most"),
+            gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: the likeliest always)"),
+            gr.Slider(0, 500, 0, step=1, label="Top-k (0: all)"),
+            gr.Slider(0.05, 1, 0.95, step=0.01, label="Top-p (1: all)"),
+            gr.Slider(0, 1, 0, step=0.01, label="Min-p (0: all)"),
+            gr.Slider(0.5, 2, 1, step=0.05, label="Repetition penalty (1: none)"),
+            gr.Number(0, precision=0, minimum=0, label="Seed (the same one gives the same text)"),
+        ]
+    with gr.Row(elem_classes="ask"):
+        ask = gr.Button("Write", variant="primary")
+        stop = gr.Button("Stop")
+    answer = gr.HTML(apply_default_css=False, elem_classes="answer")
+    writing = gr.on(
+        [ask.click, prompt.submit],
+        partial(answers.write, shelf),
+        [models, prompt, *knobs],
+        answer,
+        show_progress="hidden",
+        concurrency_limit=AT_ONCE,
+        api_name="write",
+    )
+    stop.click(answers.stopped, answer, answer, cancels=writing, show_progress="hidden", api_name="stop")
+
+
+def next_word_tab(shelf: Shelf, models: gr.Dropdown, itself: gr.Tab) -> None:
+    context = gr.Textbox(
+        label="Text so far", placeholder="The people of the", lines=1, max_lines=12, elem_classes="tall"
+    )
+    answer = gr.HTML(apply_default_css=False, elem_classes="answer", js_on_load=PICK)
+    gr.on(
+        [itself.select, context.change, context.submit, models.change],
+        partial(answers.next_word, shelf),
+        [models, context],
+        answer,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        concurrency_limit=AT_ONCE,
+        api_name="next_word",
+    )
+
+    def append(so_far: str, event: gr.EventData) -> str:
+        return so_far + event.text
+
+    answer.pick(append, context, context, show_progress="hidden", api_visibility="private")
+
+
+def words_tab(shelf: Shelf, models: gr.Dropdown) -> None:
+    with gr.Row(elem_classes="inline"):
+        word = gr.Textbox(label="Word", placeholder="peace", lines=1, max_lines=1)
+        look_up = gr.Button("Neighbours", variant="primary")
+    near = gr.HTML(apply_default_css=False, elem_classes="answer", js_on_load=PICK)
+    asked = {
+        "fn": partial(answers.neighbours, shelf),
+        "inputs": [models, word],
+        "outputs": near,
+        "show_progress": "hidden",
+        "concurrency_limit": AT_ONCE,
+    }
+    gr.on([look_up.click, word.submit], **asked, api_name="neighbours")
+
+    def take(event: gr.EventData) -> str:
+        return event.text
+
+    near.pick(take, None, word, show_progress="hidden", api_visibility="private").then(
+        **asked, api_visibility="private"
+    )
+    with gr.Row(elem_classes=["inline", "analogy"]):
+        three = [
+            gr.Textbox(label=label, placeholder=example, lines=1, max_lines=1, min_width=90)
+            for label, example in (("A", "france"), ("is to B", "paris"), ("as C", "spain"))
+        ]
+        solve = gr.Button("is to what?")
+    found = gr.HTML(apply_default_css=False, elem_classes="answer")
+    gr.on(
+        [solve.click, *(box.submit for box in three)],
+        partial(answers.analogy, shelf),
+        [models, *three],
+        found,
+        show_progress="hidden",
+        concurrency_limit=AT_ONCE,
+        api_name="analogy",
+    )
+
+
+# serving
+
+
+class AskNobodyElse:
+    """Tells the browser, with every answer, to load nothing from other hosts."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = POLICY
+                headers["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy)
+
+
+def web_app(store: Store) -> FastAPI:
+    """The page and what it calls, to be served."""
+    app = FastAPI(openapi_url=None)  # whose documentation pages would load scripts from elsewhere
+    app.add_middleware(AskNobodyElse)
+    return gr.mount_gradio_app(
+        app,
+        build(Shelf(store)),
+        path="/",
+        theme=look.theme(),
+        head=look.HEAD,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        pwa=False,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at the address.
+
+    Raises:
+        OSError: one sentence; the port is in use, or the address is not this machine's.
+        ValueError: there is no such port.
+    """
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"--port is {port}: it must be from 0, which finds a free one, to 65535")
+    listener = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(
+                f"port {port} of {host} is in use: name another with --port, or 0 for any"
+            ) from error
+        raise OSError(f"the page can't be served at {host}:{port} ({error.strerror or error})") from error
+    return listener
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serves the page until Ctrl-C; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="lexloom app", description="A page to try the models of a store.")
+    parser.add_argument("--host", default=HOST, help=f"the address to serve at (default: {HOST})")
+    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 finds a free one")
+    parser.add_argument("--store", metavar="FOLDER", help="the store (default: $LEXLOOM_STORE or artifacts/)")
+    options = parser.parse_args(argv)
+    try:
+        listener = listen(options.host, options.port)
+    except (OSError, ValueError) as error:
+        stderr.print(Text("error: ", style="bold red") + Text(str(error)))
+        return 1
+    store = Store(options.store)
+    warnings.simplefilter("ignore")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            web_app(store),
+            log_level="warning",
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            server_header=False,
+        )
+    )
+    host, port = listener.getsockname()[:2]
+    print(f"the models of {store.root} at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""One store of four models for the whole room: they are only read."""
+
+import pytest
+
+from tasks.artifacts import Store
+from tests.deployments.store import fill
+
+
+@pytest.fixture(scope="session")
+def filled_and_names(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, str]]:
+    store = Store(tmp_path_factory.mktemp("store"))
+    return store, fill(store)
+
+
+@pytest.fixture
+def filled(filled_and_names: tuple[Store, dict[str, str]]) -> Store:
+    """A store with a model for each tab."""
+    return filled_and_names[0]
+
+
+@pytest.fixture
+def names(filled_and_names: tuple[Store, dict[str, str]]) -> dict[str, str]:
+    """Their names, by tab."""
+    return filled_and_names[1]
