@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.cross_entropy import linear_cross_entropy
+from models.rms_norm import RMSNorm
 from models.sampling import Sampling, sample_tokens
 
 RMS_EPSILON, LAYER_EPSILON = 1e-6, 1e-5  # Qwen3's and GPT-2's
@@ -105,14 +106,6 @@ class TransformerConfig:
     @property
     def head_width(self) -> int:
         return self.width // self.heads
-
-
-class RMSNorm(nn.RMSNorm):
-    """Keeps the type of what it is given: under autocast, that may be another than its weight's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert self.weight is not None
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 def norm(config: TransformerConfig, width: int) -> nn.Module:
@@ -382,9 +375,11 @@ class Reader:
             new = 1
         self._lengths, self._starts = lengths, starts
         was_training = self.model.training
-        self.model.eval()
+        if was_training:  # else a walk through all modules for nothing, at each token
+            self.model.eval()
         logits = self._read(texts, new)
-        self.model.train(was_training)
+        if was_training:
+            self.model.train()
         return logits
 
     def _read(self, texts: Sequence[Sequence[int]], new: int) -> Tensor:
