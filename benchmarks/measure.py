@@ -35,6 +35,12 @@ def summary(values: list[float]) -> dict[str, float]:
     return {name: round(value, 5) for name, value in figures.items()} | {"runs": len(values)}
 
 
+def peak_megabytes() -> float:
+    """This process's own peak; `getrusage` would begin with that of the process that started it."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+
 def table(headings: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, aligned to be read in a terminal too."""
     widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]

@@ -9,7 +9,6 @@ in a process of its own, so that its peak memory is its own; a stage's seconds a
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import summary, table, write_results
+from measure import peak_megabytes, summary, table, write_results
 
 from tasks.artifacts import Artifact, Summary
 from tasks.corpus import CorpusConfig, corpus, locate
@@ -88,10 +87,6 @@ def run_stage(stage: str, data: str, folder: Path) -> Figures:
 def artifact(folder: Path, stage: str) -> Artifact:
     nothing = Summary(rows_in=0, unit_in="", rows=0, unit="")
     return Artifact(stage=stage, key="benchmark", folder=folder / stage, summary=nothing)
-
-
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def run_all(data: str) -> dict[str, Figures]:

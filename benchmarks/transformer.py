@@ -22,7 +22,6 @@ import argparse
 import importlib.util
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -332,11 +331,13 @@ def generated_rate(model: Transformer, cached: bool, tokens: int = 256) -> float
 
 def cross_entropy_costs(chunked: bool) -> None:
     """Prints seconds and peak megabytes of one forward and backward pass; runs in a process of its own."""
+    from measure import peak_megabytes
+
     torch.set_num_threads(THREADS)
     features = torch.randn(4096, 768, requires_grad=True)
     weight = torch.randn(50_304, 768).mul_(0.02).requires_grad_()
     labels = torch.randint(50_257, (4096,))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_megabytes()
     started = time.perf_counter()
     if chunked:
         loss = linear_cross_entropy(features, weight, labels) / len(labels)
@@ -344,7 +345,7 @@ def cross_entropy_costs(chunked: bool) -> None:
         loss = F.cross_entropy(F.linear(features, weight).float(), labels)
     loss.backward()
     seconds = time.perf_counter() - started
-    print(json.dumps([seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024]))
+    print(json.dumps([seconds, peak_megabytes() - before]))
 
 
 def measure_speed(arguments: argparse.Namespace) -> None:
@@ -352,7 +353,9 @@ def measure_speed(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(THREADS)
     ids = np.random.default_rng(0).integers(0, 65, 600_000).astype(np.int32)
-    network = TransformerConfig(65, CONTEXT, BLOCKS, WIDTH, HEADS)
+    modern = TransformerConfig(65, CONTEXT, BLOCKS, WIDTH, HEADS)
+    gpt2 = TransformerConfig(65, CONTEXT, BLOCKS, WIDTH, PEER_HEADS, style="gpt2", tied=True)
+    adamw = OptimizerConfig("adamw", matrix_rate=1e-3, rate=1e-3)
     rates: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -366,9 +369,10 @@ def measure_speed(arguments: argparse.Namespace) -> None:
             for bfloat16 in (False, True):
                 name = f"Trainer, {'bfloat16' if bfloat16 else 'float32'} (tokens/s)"
                 note(name, hugging_face_rate(ids, 65, arguments.steps, bfloat16))
-            for name, config in (
-                ("Lexloom, Muon (tokens/s)", OptimizerConfig()),
-                ("Lexloom, AdamW (tokens/s)", OptimizerConfig("adamw", matrix_rate=1e-3, rate=1e-3)),
+            for name, network, config in (
+                ("Lexloom, GPT-2's architecture, AdamW (tokens/s)", gpt2, adamw),
+                ("Lexloom, its own, AdamW (tokens/s)", modern, adamw),
+                ("Lexloom, its own, Muon (tokens/s)", modern, OptimizerConfig()),
             ):
                 make = partial(trainable, network, config)
                 seconds, _ = train_lexloom(make, (shard, few), arguments.steps, BATCH, round_)

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow.parquet as pq
 import tiktoken
-from measure import stage_runner, summary, table, write_results
+from measure import peak_megabytes, stage_runner, summary, table, write_results
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from models.tokenizer import Tokenizer
@@ -197,12 +197,6 @@ def write_and_read(tokens: Artifact, compression: str, out: Path) -> Figures:
         "bytes_each": sum(shard.stat().st_size for shard in shards) / made.rows,
         "peak_megabytes": peak,
     }
-
-
-def peak_megabytes() -> float:
-    """This process's own peak; `getrusage` would begin with that of the process that started it."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
 def timed(work: Callable[[], Made]) -> tuple[Made, Figures]:

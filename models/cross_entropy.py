@@ -16,7 +16,7 @@ from torch.nn import functional as F
 # A processor's chunk fits its cache, but has rows enough to be worth a pass over the weight; a GPU's is as
 # large as it can be (64 MB in float32).
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 24}
-CHUNK_ROWS = 256
+CHUNK_ROWS = 512
 
 
 def linear_cross_entropy(

@@ -114,6 +114,7 @@ def norm(config: TransformerConfig, width: int) -> nn.Module:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns each pair (x[i], x[i + D/2]) by its token's angle number i; `sin` is negative for i < D/2."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # products of two types are slow
     return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin  # (B, T, heads, D)
 
 
