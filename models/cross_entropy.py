@@ -32,8 +32,8 @@ def linear_cross_entropy(
         return cast(Tensor, LinearCrossEntropy.apply(features, weight, bias, labels))
     total = torch.zeros((), device=features.device)
     for chunk in chunks(features, weight):
-        logarithms = log_softmax(F.linear(features[chunk], weight), bias)  # (n, V)
-        total = total - logarithms.gather(1, labels[chunk, None]).sum()
+        losses, _ = softmax_losses(F.linear(features[chunk], weight), bias, labels[chunk, None])
+        total = total + losses.sum()
     return total
 
 
@@ -42,9 +42,17 @@ def chunks(features: Tensor, weight: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(features), size)]
 
 
-def log_softmax(logits: Tensor, bias: Tensor | None) -> Tensor:
-    """float32, whatever the logits are."""
-    return F.log_softmax(logits if bias is None else logits + bias, dim=-1, dtype=torch.float32)
+def softmax_losses(logits: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, V), (V,), (n, 1) -> (n, 1) cross-entropies and (n, V) probabilities, float32 whatever the logits are.
+
+    With one exponential an entry: the sum of exponentials is known from the largest logit and its probability.
+    """
+    exact = logits.float()  # before the bias is added: a sum of two types is slow
+    if bias is not None:
+        exact = exact + bias
+    probabilities = F.softmax(exact, dim=-1)
+    log_sum = exact.amax(1, keepdim=True) - probabilities.amax(1, keepdim=True).log()  # (n, 1)
+    return log_sum - exact.gather(1, labels), probabilities
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -56,10 +64,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         of_bias = None if bias is None else torch.zeros_like(bias)  # (V,)
         for chunk in chunks(features, weight):
             logits = F.linear(features[chunk], weight)  # (n, V)
-            logarithms = log_softmax(logits, bias)  # (n, V)
             at_label = labels[chunk, None]  # (n, 1)
-            total = total - logarithms.gather(1, at_label).sum()
-            gradient = logarithms.exp_()  # (n, V), of the chunk's sum with respect to its logits
+            losses, gradient = softmax_losses(logits, bias, at_label)
+            total = total + losses.sum()
+            # (n, V), of the chunk's sum with respect to its logits: the probabilities, less 1 at the label
             gradient.scatter_add_(1, at_label, gradient.new_full((1, 1), -1.0).expand_as(at_label))
             if of_bias is not None:
                 of_bias += gradient.sum(0)
