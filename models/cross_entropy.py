@@ -43,9 +43,9 @@ def chunks(features: Tensor, weight: Tensor) -> list[slice]:
 
 
 def softmax_losses(logits: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, V), (V,), (n, 1) -> (n, 1) cross-entropies and (n, V) probabilities, float32 whatever the logits are.
+    """(n, V), (V,), (n, 1) -> (n, 1) cross-entropies and (n, V) probabilities, both in float32.
 
-    With one exponential an entry: the sum of exponentials is known from the largest logit and its probability.
+    With one exponential an entry: the largest logit and its probability tell the sum of exponentials.
     """
     exact = logits.float()  # before the bias is added: a sum of two types is slow
     if bias is not None:
