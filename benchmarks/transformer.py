@@ -14,8 +14,8 @@ then Lexloom for a loss of 1.88, then Lexloom for about the peer's time; each ca
 `speed`: training beside the Trainer of transformers on GPT-2's architecture of the same size; generation with
 and without the cache; memory and time of the chunked cross-entropy.
 
-`gpu` needs torch, numpy and pyarrow alone: 10.6M parameters on characters until 1.4697, and the share of the
-GPU's peak that training 124M parameters reaches.
+`gpu` needs torch, numpy, pyarrow and safetensors: 10.6M parameters on characters until 1.4697, and the share
+of the GPU's peak that training 124M parameters reaches.
 """
 
 import argparse
@@ -57,7 +57,7 @@ CONTEXT, BLOCKS, WIDTH = 64, 4, 128
 TARGET = 1.88  # nanoGPT's own figure for its recipe
 PEER_STEPS, PEER_BATCH, PEER_HEADS = 2000, 12, 4
 BATCH, HEADS = 32, 2
-SHORT_STEPS, LONG_STEPS = 105, 600
+SHORT_STEPS, LONG_STEPS = 105, 540
 LANES, MIX_BYTES = 8, 1 << 24
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # A processor's chunk fits its cache, but has rows enough to be worth a pass over the weight; a GPU's is as
@@ -78,5 +79,6 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return (*(None if each is None else each * gradient for each in ctx.saved_tensors), None)

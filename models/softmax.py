@@ -20,7 +20,7 @@ from models.cross_entropy import linear_cross_entropy
 
 SMALLEST_TAIL = 8  # features
 
-# ids at which tails begin, tried on 27,000 byte-pair tokens of English (benchmarks/LOG.md)
+# ids at which tails begin, for some 27,000 byte-pair tokens of English
 CUTOFFS = (2000, 10_000)
 
 

@@ -136,7 +136,7 @@ def shown(figure: float | None, form: str) -> str:
 # the stage
 
 
-@stage(version=1)
+@stage(version=2)
 def evaluate_lm(
     model: Artifact, windows: Artifact, tokens: Artifact, config: EvaluateLMConfig, out: Path
 ) -> Summary:
@@ -189,17 +189,19 @@ def evaluate_lm(
 
 
 def verdict(model: Score, baselines: list[Score]) -> str:
-    """Whether the model is worth its training, in one sentence."""
-    figure = "top-1 accuracy" if model.bits_per_byte is None else "bits per byte"
-
-    def badness(score: Score) -> float:
-        return -score.top_1 if model.bits_per_byte is None else score.bits_per_byte or 0.0
-
-    better = [score.name for score in baselines if badness(model) < badness(score)]
-    worse = [score.name for score in baselines if score.name not in better]
-    if not worse:
-        return f"{model.name} beats the {' and the '.join(better)} in {figure}."
-    return f"{model.name} does NOT beat the {' and the '.join(worse)} in {figure}: train longer, or wider."
+    """Whether the model is worth its training, by every figure, in one sentence."""
+    figures: dict[str, Callable[[Score], float]] = {"top-1 accuracy": lambda score: score.top_1}
+    if model.bits_per_byte is not None:
+        figures = {"bits per byte": lambda score: -(score.bits_per_byte or 0.0), **figures}
+    better: list[str] = []
+    worse: list[str] = []
+    for figure, goodness in figures.items():
+        above = [score.name for score in baselines if goodness(score) >= goodness(model)]
+        names = " and the ".join(above or [score.name for score in baselines])
+        (worse if above else better).append(f"the {names} in {figure}")
+    parts = [f"beats {' and '.join(better)}"] if better else []
+    parts += [f"does NOT beat {' and '.join(worse)}"] if worse else []
+    return f"{model.name} {', but '.join(parts)}{': train longer, or wider' if worse else ''}."
 
 
 class Tally:

@@ -50,7 +50,7 @@ class DeltaSum(Synchronisation):
         self._dirty = True
         if step % self.rare_period == 0:
             self.flush()
-        elif step % self.period == 0:
+        elif self.frequent_rows and step % self.period == 0:
             self._exchange(self.frequent_rows)
 
     def flush(self) -> None:

@@ -90,7 +90,7 @@ def train_on_ray(
     with ray_runtime(least, address, verbose, on_note):
         require(least, job.device, ray.cluster_resources())
         with relayed(job.checkpoints.parent / PROGRESS, on_progress):
-            in_vain = 0
+            in_vain, told = 0, None
             while True:
                 before = set(job.checkpoints.glob("step-*"))
                 try:
@@ -100,6 +100,10 @@ def train_on_ray(
                     if (error := own_error(failure)) is not None:
                         raise error from None  # its notes have the worker's traceback
                     stuck = before == set(job.checkpoints.glob("step-*"))
+                    complaint = runtime_error(failure)
+                    if stuck and complaint is not None and str(complaint) == told:
+                        raise complaint from None
+                    told = None if complaint is None else str(complaint)
                     in_vain = in_vain + 1 if stuck else 1
                     if in_vain == ATTEMPTS:
                         raise RuntimeError(
@@ -228,6 +232,7 @@ def ray_runtime(
         logging.getLogger(name).setLevel(level)
     ray._private.worker._worker_logs_enabled = verbose  # what a raylet says of a death; it is raised as well
     here = {
+        "address": "local",  # else Ray would join a cluster that it finds, or RAY_ADDRESS names
         "num_cpus": max(workers, os.cpu_count() or 1),
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
@@ -284,6 +289,7 @@ def await_with_own_signals(begun: Future[None]) -> None:
 # failures
 
 Failure = WorkerGroupError | ControllerError
+DIED = (exceptions.WorkerHealthCheckFailedError, RayActorError)
 
 
 def waited_for_room(failure: Failure) -> bool:
@@ -308,14 +314,22 @@ def own_error(failure: Failure) -> Exception | None:
     return RuntimeError(f"the training workers could not be started: {one_line(cause)}")
 
 
+def runtime_error(failure: Failure) -> Exception | None:
+    """A worker's RuntimeError where none has died: if it comes again, the worker's code is to blame."""
+    if not isinstance(failure, WorkerGroupError):
+        return None
+    errors = list(failure.worker_failures.values())
+    alive = all(isinstance(error, RuntimeError) and not isinstance(error, DIED) for error in errors)
+    return errors[0] if errors and alive else None
+
+
 def lost(failure: Failure) -> str:
     """Which worker was lost and why, in a few words."""
     if isinstance(failure, ControllerError):
         return "a training worker was lost while it started"
-    died = (exceptions.WorkerHealthCheckFailedError, RayActorError)
     errors = failure.worker_failures.items()
-    rank, error = min(errors, key=lambda entry: (not isinstance(entry[1], died), entry[0]))
-    if isinstance(error, died):
+    rank, error = min(errors, key=lambda entry: (not isinstance(entry[1], DIED), entry[0]))
+    if isinstance(error, DIED):
         return f"training worker {rank} was lost (its process ended)"
     return f"training worker {rank} failed ({one_line(error)})"
 

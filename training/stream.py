@@ -2,7 +2,7 @@
 
 Blocks of rows are permuted by (seed, epoch) and dealt to a fixed number of *lanes*; a block is a row group,
 or a part of one where there are too few of them to fill the lanes evenly. Global batch number b is the b-th
-slice of every lane. A worker owns whole lanes, so it reads its blocks only, each once and from front to back,
+slice of every lane. A worker owns whole lanes, so it reads its blocks only, each from front to back,
 while the set of examples in batch b depends on (seed, epoch, b) alone. A position in the stream is therefore
 two integers: the epoch, and the number of batches done in it.
 

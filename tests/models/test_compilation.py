@@ -1,6 +1,7 @@
 """torch.compile: done where it works, done without where it does not."""
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.compilation import compile_parts
+from models.compilation import compile_parts, uncompiled
 
 
 def test_without_a_compiler_a_warning_says_so_and_modules_stay_as_they_are(
@@ -35,3 +36,18 @@ def test_where_it_works_every_part_is_compiled_in_place(monkeypatch: pytest.Monk
     assert compile_parts(layers, "cpu")
     assert all(layer._compiled_call_impl is not None for layer in layers)
     assert list(layers[0].state_dict()) == ["weight", "bias"]
+
+
+def test_a_compiled_part_can_be_called_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    stances: list[str] = []
+    monkeypatch.setattr(
+        torch.compiler, "set_stance", lambda stance: stances.append(stance) or (lambda call: call)
+    )
+    monkeypatch.setitem(sys.modules, "torch._dynamo", sys)
+    assert uncompiled(len)("abc") == 3
+    assert stances == ["force_eager"]
+
+
+def test_where_nothing_was_compiled_the_compiler_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    assert uncompiled(len) is len

@@ -17,10 +17,11 @@ from training.stopping import Stopping
 from training.sync import SyncConfig
 
 STEPS, CHECKPOINT_EVERY = 10, 5
-LOCAL_STRATEGIES = (
+STRATEGIES = (
+    SyncConfig("all_reduce"),
     SyncConfig("average", period=3),
     SyncConfig("average", period=3, optimizer_state="keep"),
-    SyncConfig("diloco", period=2),
+    SyncConfig("diloco", period=2, warm_up_steps=3),
 )
 Plan = Callable[..., Job]
 
@@ -83,7 +84,7 @@ def so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(
     """`without_chance`: options with which steps draw no random numbers, as each worker draws its own."""
     pairs = [
         [plan(f"{place}-{name}", sync) for name in ("whole", "killed")]
-        for place, sync in enumerate(LOCAL_STRATEGIES)
+        for place, sync in enumerate(STRATEGIES)
     ]
     alone, together = (
         plan(name, SyncConfig("all_reduce"), **without_chance) for name in ("alone", "together")

@@ -22,6 +22,7 @@ from tasks.evaluate_lm import (
     EvaluateLMConfig,
     LMEvaluation,
     Predictor,
+    Score,
     contexts_of,
     evaluate_lm,
     highlights,
@@ -148,12 +149,27 @@ def test_a_unigram_is_not_compared_with_twice(evaluate: Evaluate) -> None:
 @pytest.mark.parametrize(
     ("nats", "verdict"),
     [
-        (0.1, "a guess beats the 4-gram and the unigram in bits per byte."),
-        (9.0, "a guess does NOT beat the 4-gram and the unigram in bits per byte: train longer, or wider."),
+        (
+            0.1,
+            "beats the 4-gram and the unigram in bits per byte, but does NOT beat the 4-gram in top-1 accuracy",
+        ),
+        (9.0, "does NOT beat the 4-gram and the unigram in bits per byte and the 4-gram in top-1 accuracy"),
     ],
 )
 def test_the_verdict_says_so_when_a_baseline_is_better(evaluate: Evaluate, nats: float, verdict: str) -> None:
-    assert evaluate(always([0, 1, 2, 3, 4], nats)).verdict == verdict
+    found = evaluate(always([0, 1, 2, 3, 4], nats)).verdict
+    assert found == f"a guess {verdict}: train longer, or wider."
+
+
+def test_a_model_that_is_better_in_all_is_told_so() -> None:
+    model, rival = (
+        Score(name=name, perplexity=1, bits_per_byte=bits, top_1=top, top_5=1)
+        for name, bits, top in (("it", 1.0, 0.5), ("4-gram", 1.1, 0.4))
+    )
+    assert (
+        module.verdict(model, [rival])
+        == "it beats the 4-gram in bits per byte and the 4-gram in top-1 accuracy."
+    )
 
 
 def test_between_the_baselines_it_says_which_is_better(evaluate: Evaluate) -> None:
@@ -161,7 +177,7 @@ def test_between_the_baselines_it_says_which_is_better(evaluate: Evaluate) -> No
     scores = evaluate(always([0, 1, 2, 3, 4], 1.0)).scores
     between = sum(score.bits_per_byte or 0 for score in scores[1:]) / 2
     found = module.verdict(scores[0].model_copy(update={"bits_per_byte": between}), scores[1:])
-    assert found == "a guess does NOT beat the unigram in bits per byte: train longer, or wider."
+    assert found.startswith("a guess does NOT beat the unigram in bits per byte and the 4-gram in top-1")
 
 
 def test_without_a_distribution_only_accuracies_are_measured(evaluate: Evaluate) -> None:

@@ -28,7 +28,7 @@ from ray.train.v2._internal.exceptions import (
 from tests.training.test_loop import result, untimed
 from tests.training.toy import Counter, job, on_processes, train_on
 from training.job import Job, Progress
-from training.ray_trainer import lost, own_error, ray_runtime, train_on_ray
+from training.ray_trainer import lost, own_error, ray_runtime, runtime_error, train_on_ray
 
 CPUS = 3
 
@@ -66,6 +66,11 @@ class KilledOnce(Counter):
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().train_step(batch, progress=progress, seed=seed)
+
+
+class Misshapen(Counter):
+    def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> float:
+        raise RuntimeError("shapes do not fit")
 
 
 @contextmanager
@@ -208,6 +213,20 @@ def test_the_runtime_says_which_it_is(started: list[str]) -> None:
     assert started == [f"Ray: started on this machine, with {CPUS} CPUs"]
 
 
+STARTING = """
+from training.ray_trainer import ray_runtime
+with ray_runtime(1, None, False, on_note=print):
+    pass
+"""
+
+
+def test_one_is_started_even_where_ray_knows_of_a_cluster(tmp_path: Path) -> None:
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-c", STARTING]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert run.stdout == f"Ray: started on this machine, with {os.cpu_count()} CPUs\n"
+
+
 JOINING = """
 import sys
 from training.ray_trainer import ray_runtime
@@ -250,6 +269,19 @@ def test_a_lost_worker_is_told_in_a_few_words(failures: dict[int, Exception], se
 def test_the_error_of_a_workers_code_counts_and_not_what_it_did_to_the_others() -> None:
     cause = KeyError("loss")
     assert own_error(WorkerGroupError("a story", {0: RuntimeError(GLOO), 1: died(), 2: cause})) is cause
+
+
+def test_a_runtime_error_is_a_workers_own_only_where_no_worker_died() -> None:
+    own = RuntimeError("CUDA out of memory")
+    assert runtime_error(WorkerGroupError("a story", {0: own})) is own
+    assert runtime_error(WorkerGroupError("a story", {0: own, 1: died()})) is None
+    assert runtime_error(ControllerError(WorkerGroupStartupTimeoutError(2))) is None
+
+
+def test_an_error_that_comes_again_is_raised_with_the_workers_traceback(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes do not fit") as raised:
+        train_on_ray(job(tmp_path, Misshapen), workers=1)
+    assert "on training worker 0:" in "".join(raised.value.__notes__)
 
 
 def test_what_stops_a_start_for_good_is_told_from_what_may_pass() -> None:
