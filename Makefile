@@ -25,7 +25,8 @@ lint: $(VENV)/dev.installed
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-# Measures everything that the README quotes; DATA is a folder of Parquet files with a `text` column.
+# Measures what the README quotes; DATA is a folder of Parquet files with a `text` column. (The parts `loss` of
+# benchmarks/transformer.py and benchmarks/sentiment.py want texts of their own: they say which.)
 bench: $(VENV)/dev.installed
 	@test -n "$(DATA)" || { echo "say where the corpus is: make bench DATA=folder-of-parquet-files"; exit 2; }
 	$(VENV)/bin/python benchmarks/text.py --data $(DATA)
@@ -33,6 +34,9 @@ bench: $(VENV)/dev.installed
 	$(VENV)/bin/python benchmarks/word2vec.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/flow.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/sync.py
+	$(VENV)/bin/python benchmarks/windows.py --data $(DATA)
+	$(VENV)/bin/python benchmarks/window_lm.py
+	$(VENV)/bin/python benchmarks/transformer.py speed
 
 # Kills workers and drivers, and cancels runs, ninety times in all: an hour or two.
 soak: $(VENV)/dev.installed

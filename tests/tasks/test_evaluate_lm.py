@@ -151,7 +151,8 @@ def test_a_unigram_is_not_compared_with_twice(evaluate: Evaluate) -> None:
     [
         (
             0.1,
-            "beats the 4-gram and the unigram in bits per byte, but does NOT beat the 4-gram in top-1 accuracy",
+            "beats the 4-gram and the unigram in bits per byte,"
+            " but does NOT beat the 4-gram in top-1 accuracy",
         ),
         (9.0, "does NOT beat the 4-gram and the unigram in bits per byte and the 4-gram in top-1 accuracy"),
     ],
