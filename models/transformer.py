@@ -140,9 +140,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
     Without a mask, a single query looks at all keys, and several at those up to themselves.
     """
     wanted = value.dtype
-    if (
-        query.is_cpu
-    ):  # there bfloat16 takes more than twice as long as float32, most of it backward (torch 2.13)
+    # on a processor bfloat16 takes more than twice as long as float32, most of it backward (torch 2.13)
+    if query.is_cpu:
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast("cpu", enabled=False):
         mixed = F.scaled_dot_product_attention(
@@ -240,16 +239,13 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         if config.tied:
             self.head.weight = self.embedding.weight
-        frequencies = config.rope_base ** (
-            -torch.arange(0, config.head_width, 2) / config.head_width
-        )  # (D/2,)
+        share = torch.arange(0, config.head_width, 2) / config.head_width  # (D/2,)
+        frequencies = config.rope_base**-share  # (D/2,)
         angles = torch.outer(torch.arange(config.context), frequencies)  # (context, D/2)
-        self.register_buffer(
-            "cos", torch.cat((angles.cos(), angles.cos()), 1), persistent=False
-        )  # (context, D)
+        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), 1), persistent=False)
         self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), 1), persistent=False)
-        self.cos: Tensor
-        self.sin: Tensor
+        self.cos: Tensor  # (context, D)
+        self.sin: Tensor  # (context, D)
         self._initialise()
 
     @torch.no_grad()
