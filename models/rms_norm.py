@@ -15,8 +15,8 @@ from torch.nn import functional as F
 class RMSNorm(nn.RMSNorm):
     """x / √(mean x² + ε) · weight, over the last dimension.
 
-    Keeps the type of what it is given: under autocast, that may be another than its weight's. In training on a
-    processor the root is rounded to that type, too.
+    Keeps the type of what it is given: under autocast, that may be another than its weight's. In training on
+    a processor the root is rounded to that type, too.
     """
 
     eps: float
