@@ -7,7 +7,8 @@ and the browser is told to refuse it (a content security policy).
 import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models lie in the store
+if __name__ == "__main__":  # not where it is imported: other code of that process may need the hub
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models lie in the store
 
 import argparse
 import contextlib
