@@ -136,7 +136,7 @@ def shown(figure: float | None, form: str) -> str:
 # the stage
 
 
-@stage(version=2)
+@stage(version=3)
 def evaluate_lm(
     model: Artifact, windows: Artifact, tokens: Artifact, config: EvaluateLMConfig, out: Path
 ) -> Summary:
@@ -193,14 +193,16 @@ def verdict(model: Score, baselines: list[Score]) -> str:
     figures: dict[str, Callable[[Score], float]] = {"top-1 accuracy": lambda score: score.top_1}
     if model.bits_per_byte is not None:
         figures = {"bits per byte": lambda score: -(score.bits_per_byte or 0.0), **figures}
-    better: list[str] = []
-    worse: list[str] = []
+    better: dict[str, list[str]] = {}  # names of baselines -> the figures
+    worse: dict[str, list[str]] = {}
     for figure, goodness in figures.items():
         above = [score.name for score in baselines if goodness(score) >= goodness(model)]
         names = " and the ".join(above or [score.name for score in baselines])
-        (worse if above else better).append(f"the {names} in {figure}")
-    parts = [f"beats {' and '.join(better)}"] if better else []
-    parts += [f"does NOT beat {' and '.join(worse)}"] if worse else []
+        (worse if above else better).setdefault(names, []).append(figure)
+    parts = []
+    for verb, found in (("beats", better), ("does NOT beat", worse)):
+        rivals = [f"the {names} in {' and '.join(told)}" for names, told in found.items()]
+        parts += [f"{verb} {' and '.join(rivals)}"] if rivals else []
     return f"{model.name} {', but '.join(parts)}{': train longer, or wider' if worse else ''}."
 
 

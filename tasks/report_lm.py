@@ -45,7 +45,7 @@ class ReportLMConfig(BaseModel):
     )
 
 
-@stage(version=1)
+@stage(version=2)
 def report_lm(
     model: Artifact, evaluation: Artifact, samples: Artifact, config: ReportLMConfig, out: Path
 ) -> Summary:
@@ -79,11 +79,12 @@ def headline(
     """(label, figure) of the run's main figures; those that are not known are left out."""
     made = {manifest.stage: manifest.summary for manifest in manifests}
     score = found.scores[0]
+    parameters = [each.summary.rows for each in manifests if each.summary.unit.endswith("parameters")]
     figures: list[tuple[str, str | None]] = [
         ("bits per byte", None if score.bits_per_byte is None else f"{score.bits_per_byte:.3f}"),
         ("perplexity", None if score.perplexity is None else f"{score.perplexity:.1f}"),
         ("likeliest token right", f"{score.top_1:.1%}"),
-        ("parameters", short(metrics["parameters"]) if "parameters" in metrics else None),
+        ("parameters", short(parameters[0]) if parameters else None),
         ("tokens", short(made["subwords"].rows) if "subwords" in made else None),
         ("epochs", known(metrics, "epochs", "{:g}")),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),

@@ -30,6 +30,7 @@ def test_real_text_becomes_a_model_that_writes(tmp_path: Path) -> None:
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert outcome["metrics"]["bits_per_byte"] < outcome["metrics"]["unigram bits_per_byte"]
     page = Path(outcome["report"]).read_text()
+    assert "parameters</" in page, "among the main figures"
     assert "How well it predicts" in page
     assert "What it writes" in page
 
