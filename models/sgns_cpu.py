@@ -6,16 +6,17 @@ The objective is eq. 4 of Mikolov et al. (2013); models/sgns_reference.py says e
   its target and K noise words, shared by the whole run, are the outputs. So a run of six pairs touches 1 + K
   output rows, not 6 (1 + K). Sharing the noise between neighbouring targets too would be faster, but costs
   analogies.
-- The run's output rows are copied into a tile, and their moves are summed in a second tile, which is added to
-  the table at the end of the run. Changing the first tile in place would cost analogies.
-- Rows are padded to whole vectors of 16 floats, so that no loop has a remainder, and the arithmetic is
-  written in such vectors: LLVM's own vectoriser takes half of them on many processors (1.4x slower).
-- The rows of the next run are prefetched while this one is computed (1.1x).
+- The moves of the run's output rows are summed beside the table, and added to it at the end of the run.
+  Changing the rows in place would cost analogies.
+- Four contexts, or two, go through at a time: a row is loaded once for all of them, their dot products run
+  side by side, and one vector holds sixteen of their scores, errors and losses (1.6x).
+- Rows are padded to whole vectors of 16 floats, so that no loop has a remainder.
+- The rows of the next run, and contexts eight pairs ahead, are prefetched (1.2x).
 - Threads share the tables without locks (Hogwild, Niu et al. 2011). The noise is a function of the batch's
   seed and the run's position, so the number of threads changes nothing but the order in which rows are
   written.
 
-Everything that is compiled stays in this file: Numba's on-disk cache notices a change in no other.
+The arithmetic of a few pairs is in models/sgns_block.py.
 """
 
 from collections.abc import Callable
@@ -24,14 +25,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core.datamodel import PrimitiveModel
-from numba.extending import intrinsic, register_model
 
-_intrinsic: Any = intrinsic  # type checkers do not see that a caller leaves out the first argument
-
-LANES = 16  # floats in a vector: one AVX-512 register, or two of AVX2, or four of NEON
+from models.sgns_block import LANES, add_row, prefetch_row, train_block
 
 
 def padded(dim: int) -> int:
@@ -39,133 +35,8 @@ def padded(dim: int) -> int:
     return -(-dim // LANES) * LANES
 
 
-# Vectors of 16 floats. LLVM splits them where the processor's registers are narrower.
-
-
-class _Vector(types.Type):
-    def __init__(self) -> None:
-        super().__init__(name="float32x16")
-
-
-_VECTOR = _Vector()
-_LLVM_FLOAT = ir.FloatType()
-_LLVM_VECTOR = ir.VectorType(_LLVM_FLOAT, LANES)
-_LLVM_INT32 = ir.IntType(32)
-_LLVM_BYTES = ir.IntType(8).as_pointer()
-
-
-@register_model(_Vector)
-class _VectorModel(PrimitiveModel):
-    def __init__(self, manager: Any, numba_type: _Vector) -> None:
-        super().__init__(manager, numba_type, _LLVM_VECTOR)
-
-
-def _address(context: Any, builder: Any, array_type: Any, place: list[Any], pointer: Any) -> Any:
-    array, offset = place
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [offset]), pointer)
-
-
-@_intrinsic
-def _load(_typing: Any, array: Any, _offset: Any) -> Any:
-    """array[offset : offset + 16] of a flat float32 array, with no bounds check."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, signature.args[0], arguments, _LLVM_VECTOR.as_pointer())
-        vector = builder.load(address)
-        vector.align = 4  # bytes: the tables promise no more than that of a float
-        return vector
-
-    return _VECTOR(array, types.intp), generate
-
-
-@_intrinsic
-def _store(_typing: Any, array: Any, _offset: Any, _vector: Any) -> Any:
-    """array[offset : offset + 16] = vector, with no bounds check."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        *place, vector = arguments
-        address = _address(context, builder, signature.args[0], place, _LLVM_VECTOR.as_pointer())
-        builder.store(vector, address).align = 4
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, _VECTOR), generate
-
-
-@_intrinsic
-def _prefetch(_typing: Any, array: Any, _offset: Any) -> Any:
-    """Ask for the cache line of array[offset]."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, signature.args[0], arguments, _LLVM_BYTES)
-        shape = ir.FunctionType(ir.VoidType(), [_LLVM_BYTES, _LLVM_INT32, _LLVM_INT32, _LLVM_INT32])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=shape)
-        for_reading, into_every_level, data = _LLVM_INT32(0), _LLVM_INT32(3), _LLVM_INT32(1)
-        builder.call(prefetch, [address, for_reading, into_every_level, data])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
-
-
-@_intrinsic
-def _spread(_typing: Any, _value: Any) -> Any:
-    """The vector whose 16 floats are all `value`."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        undefined = ir.Constant(_LLVM_VECTOR, ir.Undefined)
-        first = builder.insert_element(undefined, arguments[0], _LLVM_INT32(0))
-        return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_LLVM_INT32, LANES), None))
-
-    return _VECTOR(types.float32), generate
-
-
-@_intrinsic
-def _multiply_add(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
-    """a * b + c, float by float."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        shape = ir.FunctionType(_LLVM_VECTOR, [_LLVM_VECTOR] * 3)
-        return builder.call(builder.module.declare_intrinsic("llvm.fmuladd.v16f32", fnty=shape), arguments)
-
-    return _VECTOR(_VECTOR, _VECTOR, _VECTOR), generate
-
-
-@_intrinsic
-def _total(_typing: Any, _vector: Any) -> Any:
-    """The sum of a vector's 16 floats."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        shape = ir.FunctionType(_LLVM_FLOAT, [_LLVM_FLOAT, _LLVM_VECTOR])
-        reduce = builder.module.declare_intrinsic("llvm.vector.reduce.fadd.v16f32", fnty=shape)
-        return builder.call(reduce, [_LLVM_FLOAT(-0.0), arguments[0]], fastmath=("reassoc",))
-
-    return types.float32(_VECTOR), generate
-
-
-# The logistic function and the loss, by linear interpolation between tabulated points. The first and the last
-# piece are the asymptotes and go on for ever, so that the loss of a very wrong score is right too.
-
-_LIMIT = np.float32(16)  # where both functions are within 2e-7 of their asymptotes
-_POINTS_PER_UNIT = np.float32(64)  # an error below 8e-6 between them
-_GRID = np.arange(-16 * 64, 16 * 64 + 2) / 64
-_SIGMOID = (1 / (1 + np.exp(-_GRID))).astype(np.float32)
-_SIGMOID[:2], _SIGMOID[-2:] = 0, 1
-_LOSS = np.log1p(np.exp(-_GRID)).astype(np.float32)
-_LOSS[:2], _LOSS[-2:] = -_GRID[:2], 0
-
-
-@njit(inline="always")
-def _sigmoid_and_loss(score: Any) -> Any:
-    """(sigmoid(score), -log sigmoid(score)), NaN for NaN."""
-    inside = score if score > -_LIMIT else -_LIMIT  # NaN reads the first piece: never outside of the tables
-    inside = inside if inside < _LIMIT else _LIMIT
-    left = np.uintp(np.int32((inside + _LIMIT) * _POINTS_PER_UNIT))
-    right = left + np.uintp(1)
-    way = (score + _LIMIT) * _POINTS_PER_UNIT - np.float32(left)
-    sigmoid = _SIGMOID[left] + way * (_SIGMOID[right] - _SIGMOID[left])
-    loss = _LOSS[left] + way * (_LOSS[right] - _LOSS[left])
-    return sigmoid, loss
-
+# Numba's cache on disk notices a change of this file alone: so this one changes with models/sgns_block.py.
+_BLOCK_DIGEST = "261f301b576d"
 
 # Noise words.
 
@@ -205,7 +76,16 @@ def draw_negatives(seed: Any, position: Any, probability: Any, alias: Any, out: 
 # The kernel.
 
 _AHEAD = 8  # pairs: how early a context's row is prefetched
-_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}  # without nnan and ninf: diverged tables must be noticed
+
+
+@njit(inline="always")
+def _differ(words: Any, first: Any, count: Any) -> Any:
+    """Whether no word stands twice: if one did, the later pair would have to see the earlier one's move."""
+    for one in range(first, first + count - 1):
+        for other in range(one + 1, first + count):
+            if words[one] == words[other]:
+                return False
+    return True
 
 
 def _read_only(dtype: Any) -> Any:
@@ -233,9 +113,9 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
 
     The first call on a machine compiles for a second or two; later the code comes from Numba's cache on disk.
     """
-    chosen_per_run = 1 + negatives
+    count = 1 + negatives
 
-    @njit(_SIGNATURE, nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")
+    @njit(_SIGNATURE, nogil=True, cache=True, error_model="numpy")
     def train(
         vectors: Any,  # (V * stride,)
         outputs: Any,  # (V * stride,)
@@ -249,81 +129,55 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
         learning_rate: Any,
     ) -> Any:
         """Train on the pairs first .. last - 1, whole runs; returns the sum of their losses."""
-        tile = chosen_per_run * stride
-        rows = np.empty(tile, np.float32)  # the run's output rows, as they were at its start
-        moves = np.empty(tile, np.float32)  # what the run will add to them
-        steps = np.empty(chosen_per_run, np.float32)  # scores, then learning_rate * (label - sigmoid(score))
-        chosen = np.empty(chosen_per_run, np.int32)  # the target and the noise words of this run
-        upcoming = np.empty(chosen_per_run, np.int32)  # and of the next one
+        chosen = np.empty(count, np.int32)  # the target and the noise words of a run
+        upcoming = np.empty(count, np.int32)  # and of the next one
         upcoming_noise = upcoming[1:]
+        weights = np.zeros(count + LANES, np.float32)  # 1, or 0 where a noise word is the target itself
+        moves = np.zeros(count * stride, np.float32)  # what the run will add to its output rows
         loss = 0.0
         stop = first
         if first < last:
             upcoming[0] = targets[first]
             draw_negatives(seed, first, probability, alias, upcoming_noise)
         while stop < last:
-            start = stop
-            target = targets[start]
+            i = stop
+            target = targets[i]
             while stop < last and targets[stop] == target:
                 stop += 1
 
-            for j in range(chosen_per_run):
+            for j in range(count):
                 chosen[j] = upcoming[j]
+                weights[j] = j == 0 or upcoming[j] != target  # else not noise: skipped, as in the original
             if stop < last:
                 upcoming[0] = targets[stop]
                 draw_negatives(seed, stop, probability, alias, upcoming_noise)
-                for j in range(chosen_per_run):
-                    for d in range(0, stride, LANES):
-                        _prefetch(outputs, np.intp(upcoming[j]) * stride + d)
+                for j in range(count):
+                    prefetch_row(outputs, upcoming[j], stride)
+            for ahead in range(i + _AHEAD, min(stop + _AHEAD, last)):
+                prefetch_row(vectors, contexts[ahead], stride)
 
-            for j in range(chosen_per_run):
-                row = np.intp(chosen[j]) * stride
-                for d in range(0, stride, LANES):
-                    _store(rows, j * stride + d, _load(outputs, row + d))
-                    _store(moves, j * stride + d, _spread(0.0))
+            while i < stop:
+                if i + 4 <= stop and _differ(contexts, i, 4):
+                    four = (contexts[i], contexts[i + 1], contexts[i + 2], contexts[i + 3])
+                    loss += train_block(
+                        vectors, four, outputs, chosen, moves, weights, learning_rate, count, stride
+                    )
+                    i += 4
+                elif i + 2 <= stop and _differ(contexts, i, 2):
+                    two = (contexts[i], contexts[i + 1])
+                    loss += train_block(
+                        vectors, two, outputs, chosen, moves, weights, learning_rate, count, stride
+                    )
+                    i += 2
+                else:
+                    one = (contexts[i],)
+                    loss += train_block(
+                        vectors, one, outputs, chosen, moves, weights, learning_rate, count, stride
+                    )
+                    i += 1
 
-            for i in range(start, stop):
-                if i + _AHEAD < last:
-                    row = np.intp(contexts[i + _AHEAD]) * stride
-                    for d in range(0, stride, LANES):
-                        _prefetch(vectors, row + d)
-
-                context = np.intp(contexts[i]) * stride
-                for j in range(chosen_per_run):
-                    products = _spread(0.0)
-                    for d in range(0, stride, LANES):
-                        products = _multiply_add(
-                            _load(vectors, context + d), _load(rows, j * stride + d), products
-                        )
-                    steps[j] = _total(products)
-
-                sigmoid, pair_loss = _sigmoid_and_loss(steps[0])
-                loss += pair_loss
-                steps[0] = learning_rate * (np.float32(1) - sigmoid)
-                for j in range(1, chosen_per_run):
-                    if chosen[j] == target:
-                        steps[j] = 0.0  # not noise: skipped, as in the original
-                    else:
-                        sigmoid, pair_loss = _sigmoid_and_loss(-steps[j])
-                        loss += pair_loss
-                        steps[j] = learning_rate * (sigmoid - np.float32(1))
-
-                for d in range(0, stride, LANES):
-                    vector = _load(vectors, context + d)
-                    moved = vector
-                    for j in range(chosen_per_run):
-                        step = _spread(steps[j])
-                        moved = _multiply_add(step, _load(rows, j * stride + d), moved)
-                        _store(
-                            moves, j * stride + d, _multiply_add(step, vector, _load(moves, j * stride + d))
-                        )
-                    _store(vectors, context + d, moved)
-
-            for j in range(chosen_per_run):
-                row = np.intp(chosen[j]) * stride
-                for d in range(0, stride, LANES):
-                    now = _load(outputs, row + d)  # not rows: a noise word may be drawn twice
-                    _store(outputs, row + d, _multiply_add(_spread(1.0), _load(moves, j * stride + d), now))
+            for j in range(count):  # one after the other: a noise word may be drawn twice
+                add_row(outputs, chosen[j], moves, j, stride)
         return loss
 
     return train

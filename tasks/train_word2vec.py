@@ -82,7 +82,7 @@ class TrainWord2VecConfig(TrainConfig):
         return self
 
 
-@stage(version=1)
+@stage(version=2)
 def train_word2vec(
     pairs: Artifact,
     noise: Artifact,

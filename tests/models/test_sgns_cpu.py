@@ -1,12 +1,15 @@
 """The compiled kernel makes the update that models/sgns_reference.py defines."""
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import sgns_cpu, sgns_reference
+from models import sgns_block, sgns_cpu, sgns_reference
 
 
 def random_tables(words: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -247,3 +250,9 @@ def test_runs_and_seeds_draw_independent_noise():
     np.testing.assert_array_equal(draw(1, 5), draw(1, 5))
     for other in (draw(1, 6), draw(2, 5), draw(2, 4)):
         assert (draw(1, 5) == other).mean() < 0.01
+
+
+def test_the_compiled_kernel_follows_a_change_of_its_inner_part():
+    """Numba's cache on disk looks at the time of sgns_cpu.py alone: put the digest there."""
+    digest = hashlib.sha256(Path(sgns_block.__file__).read_bytes()).hexdigest()
+    assert digest.startswith(sgns_cpu._BLOCK_DIGEST)
