@@ -185,6 +185,8 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
 
 # The batch.
 
+_PARTS = 4  # of a batch, for each thread
+
 
 def split_at_runs(targets: np.ndarray, parts: int) -> list[int]:
     """`parts` + 1 bounds that cut a batch into nearly equal parts, never inside a run."""
@@ -269,7 +271,7 @@ def train_batch(
             flat_vectors, flat_outputs, targets, contexts, first, last, probability, alias, batch_seed, rate
         )
 
-    bounds = split_at_runs(targets, threads)
     if threads == 1:
-        return train(*bounds)
+        return train(0, len(targets))
+    bounds = split_at_runs(targets, threads * _PARTS)  # a thread that is held up then does fewer of them
     return sum(_pool(threads).map(train, bounds[:-1], bounds[1:]))

@@ -197,6 +197,7 @@ class Word2Vec:
 
 _QUERY_BLOCK = 256  # with the next: 64 MB of scores at a time
 _TABLE_BLOCK = 65_536
+_GROUP = 64  # neighbouring words
 _LONGEST_HEADER = 64  # bytes: two numbers
 _SPELLINGS = 50_000  # words looked through for a near spelling: it takes about 10 microseconds a word
 
@@ -312,7 +313,7 @@ class WordVectors:
             scores = queries @ self.vectors[block].T * self._inverse_norms[block]  # (Q, block)
             here = (left_out >= start) & (left_out < start + scores.shape[1])  # (Q, E)
             scores[here.nonzero()[:, 0], left_out[here] - start] = -torch.inf
-            scores, ids = scores.topk(min(k, scores.shape[1]), dim=1)
+            scores, ids = _top(scores, k)
             best_scores, best_ids = torch.cat([best_scores, scores], 1), torch.cat([best_ids, ids + start], 1)
             best_scores, order = best_scores.topk(min(k, best_scores.shape[1]), dim=1)
             best_ids = best_ids.gather(1, order)
@@ -406,6 +407,23 @@ class WordVectors:
             return cls(names, matrix)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`scores.topk(k)` of every row, (Q, n), or of all n.
+
+    The k best are within the k groups whose own best are best, so most of a row is only asked for its maxima.
+    """
+    groups = scores.shape[1] // _GROUP
+    if groups <= k:
+        return scores.topk(min(k, scores.shape[1]), dim=1)
+    whole = scores[:, : groups * _GROUP].unflatten(1, (groups, _GROUP))
+    chosen = whole.amax(2).topk(k, dim=1).indices  # (Q, k)
+    ids = (chosen[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(1)
+    rest = torch.arange(groups * _GROUP, scores.shape[1]).expand(len(scores), -1)
+    ids = torch.cat([ids, rest], 1)
+    best, order = scores.gather(1, ids).topk(k, dim=1)
+    return best, ids.gather(1, order)
 
 
 def _writable(row: int, word: str) -> bytes:

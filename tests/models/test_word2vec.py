@@ -184,18 +184,20 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing(state, sentence
 # Neighbours
 
 
-def test_neighbours_are_those_of_a_naive_search(monkeypatch):
+@pytest.mark.parametrize("k", [40, 3])
+def test_neighbours_are_those_of_a_naive_search(monkeypatch, k):
     monkeypatch.setattr("models.word2vec._QUERY_BLOCK", 7)  # so that the blocks do not divide the whole
+    monkeypatch.setattr("models.word2vec._GROUP", 4)
     monkeypatch.setattr("models.word2vec._TABLE_BLOCK", 30)
     vectors = random_vectors(100)
     unit = vectors.vectors.double() / vectors.vectors.double().norm(dim=1, keepdim=True)
-    for word, found in zip(vectors.words, vectors.neighbours(vectors.words, k=40), strict=True):
+    for word, found in zip(vectors.words, vectors.neighbours(vectors.words, k=k), strict=True):
         cosines = {
             other: float(unit[vectors.words.index(word)] @ unit[i])
             for i, other in enumerate(vectors.words)
             if other != word
         }
-        naive = sorted(cosines, key=cosines.__getitem__, reverse=True)[:40]
+        naive = sorted(cosines, key=cosines.__getitem__, reverse=True)[:k]
         assert [neighbour for neighbour, _ in found] == naive
         assert [score for _, score in found] == pytest.approx([cosines[n] for n in naive], abs=1e-6)
 
