@@ -2,8 +2,8 @@
 
     python benchmarks/neighbours.py [--words 2500000] [--dim 100] [--queries 1000] [--k 10]
 
-Vectors are drawn at random. Both sides are asked for the same words and must name the same neighbours. Results
-go to benchmarks/results/neighbours.json.
+Vectors are drawn at random. Both sides are asked for the same words and must name the same neighbours.
+Results go to benchmarks/results/neighbours.json.
 """
 
 import argparse
