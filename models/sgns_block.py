@@ -50,13 +50,15 @@ class _Emitter:
     def full(self, number: float) -> Any:
         return self.vector([number] * LANES)
 
+    def row(self, tables: tuple[Any, Any], own: Any, number: Any, stride: int) -> Any:
+        """The address of a word's row: in the thread's own table if it is one of the first `own`."""
+        shared, mine = tables
+        wide = self.builder.sext(number, _INT64) if number.type.width < 64 else number
+        table = self.builder.select(self.builder.icmp_signed("<", wide, own), mine, shared)
+        return self.builder.gep(table, [self.builder.mul(wide, _INT64(stride))])
+
     def place(self, base: Any, offset: Any) -> Any:
         return self.builder.bitcast(self.builder.gep(base, [offset]), _VECTOR.as_pointer())
-
-    def row(self, number: Any, stride: int) -> Any:
-        """Where a row begins: number * stride."""
-        wide = self.builder.sext(number, _INT64) if number.type.width < 64 else number
-        return self.builder.mul(wide, _INT64(stride))
 
     def load(self, base: Any, offset: Any) -> Any:
         """base[offset : offset + 16]; the tables promise no more than a float's alignment."""
@@ -178,20 +180,13 @@ class _Block(_Emitter):
     """Emits the training on some different contexts of a run.
 
     Args:
-        vectors, outputs, moves, weights: where the tables, the moves of the run's output rows and the weights
-            of these begin.
-        contexts, chosen: ids of the words: the contexts, and the run's target and noise.
-        rate: the learning rate.
+        contexts: addresses of their rows in the input table.
+        chosen: addresses of the rows of the run's target and noise words in the output table.
     """
 
-    def __init__(
-        self, builder: Any, vectors: Any, contexts: list[Any], outputs: Any, chosen: list[Any], stride: int
-    ) -> None:
+    def __init__(self, builder: Any, contexts: list[Any], chosen: list[Any], stride: int) -> None:
         super().__init__(builder)
-        self.stride = stride
-        self.vectors, self.outputs = vectors, outputs
-        self.contexts = [self.row(word, stride) for word in contexts]
-        self.chosen = [self.row(word, stride) for word in chosen]
+        self.contexts, self.chosen, self.stride = contexts, chosen, stride
 
     def train(self, moves: Any, weights: Any, rate: Any) -> Any:
         """Moves the contexts' vectors, and adds to `moves`; returns the losses' sum."""
@@ -216,9 +211,8 @@ class _Block(_Emitter):
         """Of each pair, a vector whose lanes add up to the dot product."""
 
         def add(column: Any, sums: list[Any]) -> list[Any]:
-            contexts = [self.load(self.vectors, self.builder.add(row, column)) for row in self.contexts]
-            rows = {j: self.builder.add(self.chosen[j], column) for _, j in pairs}
-            outputs = {j: self.load(self.outputs, row) for j, row in rows.items()}
+            contexts = [self.load(row, column) for row in self.contexts]
+            outputs = {j: self.load(self.chosen[j], column) for j in {j: None for _, j in pairs}}
             return [
                 self.multiply_add(contexts[i], outputs[j], total)
                 for (i, j), total in zip(pairs, sums, strict=True)
@@ -242,94 +236,113 @@ class _Block(_Emitter):
         return step, self.builder.select(mask, self.builder.fmul(loss, weight), self.full(0.0))
 
     def move(self, column: Any, steps: dict[tuple[int, int], Any], moves: Any) -> list[Any]:
-        builder = self.builder
-        places = [builder.add(row, column) for row in self.contexts]
-        before = [self.load(self.vectors, place) for place in places]
+        before = [self.load(row, column) for row in self.contexts]
         after = list(before)
         for j, row in enumerate(self.chosen):
-            output = self.load(self.outputs, builder.add(row, column))
-            place = builder.add(_INT64(j * self.stride), column)
+            output = self.load(row, column)
+            place = self.builder.add(_INT64(j * self.stride), column)
             move = self.load(moves, place)
-            for i in range(len(places)):
+            for i, vector in enumerate(before):
                 after[i] = self.multiply_add(steps[i, j], output, after[i])
-                move = self.multiply_add(steps[i, j], before[i], move)
+                move = self.multiply_add(steps[i, j], vector, move)
             self.store(moves, place, move)
-        for place, vector in zip(places, after, strict=True):
-            self.store(self.vectors, place, vector)
+        for row, vector in zip(self.contexts, after, strict=True):
+            self.store(row, column, vector)
         return []
 
 
-def _data(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
-    """The arguments, with the address of its first number in place of each array."""
-    return [
-        context.make_array(kind)(context, builder, argument).data
-        if isinstance(kind, types.Array)
-        else argument
-        for kind, argument in zip(signature.args, arguments, strict=True)
-    ]
+def _address(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    """Of an array's first number."""
+    return context.make_array(kind)(context, builder, array).data
+
+
+def _addresses(context: Any, builder: Any, kind: Any, arrays: Any) -> tuple[Any, Any]:
+    """Of the first numbers of two arrays of one type, in a tuple."""
+    first, second = (builder.extract_value(arrays, i) for i in (0, 1))
+    return _address(context, builder, kind.dtype, first), _address(context, builder, kind.dtype, second)
+
+
+# What compiled code calls. `vectors` and `outputs` are each a table that threads share, (V * stride,), and a
+# thread's own copy of its first rows, (own * stride,). `count` and `stride` must be constants.
 
 
 @_literal_intrinsic
 def train_block(
     _typing: Any,
-    vectors: Any,  # (V * stride,)
+    vectors: Any,
     contexts: Any,  # a tuple of different ids
-    outputs: Any,  # (V * stride,)
+    outputs: Any,
     chosen: Any,  # (count,) ids: the target and the noise words
+    own: Any,
     moves: Any,  # (count * stride,), which are added to
     weights: Any,  # (count + 16,), 0 for noise that does not count
     rate: Any,
     count: Any,
     stride: Any,
 ) -> Any:
-    """Trains on some contexts of a run; returns their losses' sum. `count` and `stride` are constants."""
+    """Trains on some contexts of a run; returns their losses' sum."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vectors, words, outputs, chosen, moves, weights, rate, _, _ = _data(
-            context, builder, signature, arguments
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emitter, width = _Emitter(builder), stride.literal_value
+        inputs, results = (
+            _addresses(context, builder, kind, arguments[i]) for kind, i in ((vectors, 0), (outputs, 2))
         )
-        places = [builder.extract_value(words, i) for i in range(len(contexts))]
-        rows = [builder.load(builder.gep(chosen, [_INT64(j)])) for j in range(count.literal_value)]
-        block = _Block(builder, vectors, places, outputs, rows, stride.literal_value)
-        return block.train(moves, weights, block.spread(rate))
+        noise, sums, factors = (
+            _address(context, builder, kind, arguments[i])
+            for kind, i in ((chosen, 3), (moves, 5), (weights, 6))
+        )
+        words = [builder.extract_value(arguments[1], i) for i in range(len(contexts))]
+        others = [builder.load(builder.gep(noise, [_INT64(j)])) for j in range(count.literal_value)]
+        block = _Block(
+            builder,
+            [emitter.row(inputs, arguments[4], word, width) for word in words],
+            [emitter.row(results, arguments[4], word, width) for word in others],
+            width,
+        )
+        return block.train(sums, factors, block.spread(arguments[7]))
 
-    return types.float32(vectors, contexts, outputs, chosen, moves, weights, rate, count, stride), generate
+    return types.float32(
+        vectors, contexts, outputs, chosen, own, moves, weights, rate, count, stride
+    ), generate
 
 
 @_literal_intrinsic
-def add_row(_typing: Any, table: Any, word: Any, moves: Any, number: Any, stride: Any) -> Any:
-    """Adds the row `number` of `moves` to the word's row in `table`; it becomes zero."""
+def add_row(_typing: Any, tables: Any, own: Any, word: Any, moves: Any, number: Any, stride: Any) -> Any:
+    """Adds the row `number` of `moves` to the word's row; it becomes zero."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        table, word, moves, number, _ = _data(context, builder, signature, arguments)
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emitter, width = _Emitter(builder), stride.literal_value
-        row, moved = emitter.row(word, width), emitter.row(number, width)
+        row = emitter.row(
+            _addresses(context, builder, tables, arguments[0]), arguments[1], arguments[2], width
+        )
+        moved = builder.gep(
+            _address(context, builder, moves, arguments[3]), [builder.mul(arguments[4], _INT64(width))]
+        )
 
         def add(column: Any, _: list[Any]) -> list[Any]:
-            place, source = builder.add(row, column), builder.add(moved, column)
-            emitter.store(table, place, builder.fadd(emitter.load(table, place), emitter.load(moves, source)))
-            emitter.store(moves, source, emitter.full(0.0))
+            emitter.store(row, column, builder.fadd(emitter.load(row, column), emitter.load(moved, column)))
+            emitter.store(moved, column, emitter.full(0.0))
             return []
 
         emitter.over_columns(width, [], add)
         return context.get_dummy_value()
 
-    return types.void(table, word, moves, number, stride), generate
+    return types.void(tables, own, word, moves, number, stride), generate
 
 
 @_literal_intrinsic
-def prefetch_row(_typing: Any, table: Any, word: Any, stride: Any) -> Any:
-    """Asks for the cache lines of the word's row."""
+def prefetch_row(_typing: Any, tables: Any, own: Any, word: Any, stride: Any) -> Any:
+    """Asks for the cache lines of the word's row, which will be written."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        table, word, _ = _data(context, builder, signature, arguments)
-        row = _Emitter(builder).row(word, stride.literal_value)
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        tables_at = _addresses(context, builder, tables, arguments[0])
+        row = _Emitter(builder).row(tables_at, arguments[1], arguments[2], stride.literal_value)
         shape = ir.FunctionType(ir.VoidType(), [_BYTES, _INT32, _INT32, _INT32])
         prefetch = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=shape)
-        for_reading, into_every_level, cached = _INT32(0), _INT32(3), _INT32(1)
+        for_writing, into_every_level, cached = _INT32(1), _INT32(3), _INT32(1)
         for column in range(0, stride.literal_value, LANES):
-            address = builder.bitcast(builder.gep(table, [builder.add(row, _INT64(column))]), _BYTES)
-            builder.call(prefetch, [address, for_reading, into_every_level, cached])
+            address = builder.bitcast(builder.gep(row, [_INT64(column)]), _BYTES)
+            builder.call(prefetch, [address, for_writing, into_every_level, cached])
         return context.get_dummy_value()
 
-    return types.void(table, word, stride), generate
+    return types.void(tables, own, word, stride), generate

@@ -12,16 +12,19 @@ The objective is eq. 4 of Mikolov et al. (2013); models/sgns_reference.py says e
   side by side, and one vector holds sixteen of their scores, errors and losses (1.6x).
 - Rows are padded to whole vectors of 16 floats, so that no loop has a remainder.
 - The rows of the next run, and contexts eight pairs ahead, are prefetched (1.2x).
-- Threads share the tables without locks (Hogwild, Niu et al. 2011). The noise is a function of the batch's
-  seed and the run's position, so the number of threads changes nothing but the order in which rows are
-  written.
+- Threads share the tables without locks (Hogwild, Niu et al. 2011), but for the rows of the 128 most frequent
+  words, which would be in the other processor's cache all the time: each thread has a copy of these, and adds
+  up how they moved when its part of a batch is done (1.2x). The noise is a function of the batch's seed and
+  the run's position, so the number of threads changes nothing but the order in which rows are written.
 
 The arithmetic of a few pairs is in models/sgns_block.py.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -36,7 +39,7 @@ def padded(dim: int) -> int:
 
 
 # Numba's cache on disk notices a change of this file alone: so this one changes with models/sgns_block.py.
-_BLOCK_DIGEST = "261f301b576d"
+_BLOCK_DIGEST = "0088a44d29f6"
 
 # Noise words.
 
@@ -104,6 +107,8 @@ _SIGNATURE = types.float64(
     _read_only(types.int32),  # alias
     types.uint64,  # seed
     types.float32,  # learning_rate
+    _TABLE,  # own_vectors
+    _TABLE,  # own_outputs
 )
 
 
@@ -127,8 +132,15 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
         alias: Any,  # (V,)
         seed: Any,
         learning_rate: Any,
+        own_vectors: Any,  # (own * stride,)
+        own_outputs: Any,  # (own * stride,)
     ) -> Any:
-        """Train on the pairs first .. last - 1, whole runs; returns the sum of their losses."""
+        """Train on the pairs first .. last - 1, whole runs; returns the sum of their losses.
+
+        Of the first `own` words, the own tables are read and written in place of the others.
+        """
+        own = len(own_vectors) // stride
+        inputs, results = (vectors, own_vectors), (outputs, own_outputs)
         chosen = np.empty(count, np.int32)  # the target and the noise words of a run
         upcoming = np.empty(count, np.int32)  # and of the next one
         upcoming_noise = upcoming[1:]
@@ -152,32 +164,32 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
                 upcoming[0] = targets[stop]
                 draw_negatives(seed, stop, probability, alias, upcoming_noise)
                 for j in range(count):
-                    prefetch_row(outputs, upcoming[j], stride)
+                    prefetch_row(results, own, upcoming[j], stride)
             for ahead in range(i + _AHEAD, min(stop + _AHEAD, last)):
-                prefetch_row(vectors, contexts[ahead], stride)
+                prefetch_row(inputs, own, contexts[ahead], stride)
 
             while i < stop:
                 if i + 4 <= stop and _differ(contexts, i, 4):
                     four = (contexts[i], contexts[i + 1], contexts[i + 2], contexts[i + 3])
                     loss += train_block(
-                        vectors, four, outputs, chosen, moves, weights, learning_rate, count, stride
+                        inputs, four, results, chosen, own, moves, weights, learning_rate, count, stride
                     )
                     i += 4
                 elif i + 2 <= stop and _differ(contexts, i, 2):
                     two = (contexts[i], contexts[i + 1])
                     loss += train_block(
-                        vectors, two, outputs, chosen, moves, weights, learning_rate, count, stride
+                        inputs, two, results, chosen, own, moves, weights, learning_rate, count, stride
                     )
                     i += 2
                 else:
                     one = (contexts[i],)
                     loss += train_block(
-                        vectors, one, outputs, chosen, moves, weights, learning_rate, count, stride
+                        inputs, one, results, chosen, own, moves, weights, learning_rate, count, stride
                     )
                     i += 1
 
             for j in range(count):  # one after the other: a noise word may be drawn twice
-                add_row(outputs, chosen[j], moves, j, stride)
+                add_row(results, own, chosen[j], moves, j, stride)
         return loss
 
     return train
@@ -185,7 +197,8 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
 
 # The batch.
 
-_PARTS = 4  # of a batch, for each thread
+_OWN_ROWS = 128  # of the most frequent words, which come first
+_ADDING_UP = Lock()
 
 
 def split_at_runs(targets: np.ndarray, parts: int) -> list[int]:
@@ -200,8 +213,20 @@ def split_at_runs(targets: np.ndarray, parts: int) -> list[int]:
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="sgns")
+def _team(threads: int) -> list[ThreadPoolExecutor]:
+    """Threads that each work off what they are given in its order."""
+    return [ThreadPoolExecutor(1, thread_name_prefix="sgns") for _ in range(threads)]
+
+
+class Begun:
+    """A batch that may still be in training."""
+
+    def __init__(self, losses: Sequence[Future[float]]) -> None:
+        self._losses = losses
+
+    def loss(self) -> float:
+        """Waits for the batch; the losses of its pairs, summed."""
+        return sum(each.result() for each in self._losses)
 
 
 def _check_ids(name: str, ids: np.ndarray, words: int) -> None:
@@ -214,7 +239,7 @@ def _check_ids(name: str, ids: np.ndarray, words: int) -> None:
         )
 
 
-def train_batch(
+def begin_batch(
     vectors: np.ndarray,
     outputs: np.ndarray,
     targets: np.ndarray,
@@ -226,10 +251,12 @@ def train_batch(
     learning_rate: float,
     seed: int,
     threads: int = 1,
-) -> float:
-    """Train both tables in place on a batch; returns the loss summed over its pairs.
+) -> Begun:
+    """Begin to train both tables in place on a batch; with one thread it is done on return.
 
     With one thread the result is a function of the arguments, bit for bit; more race for the rows they share.
+    They take up the next batch without waiting for each other, so the tables are at rest only when all that
+    was begun is done.
 
     Args:
         vectors, outputs: (V, stride) float32, the input and the output table; stride is a multiple of 16.
@@ -257,7 +284,7 @@ def train_batch(
     if targets.dtype != np.int32 or contexts.dtype != np.int32:
         raise ValueError(f"target is {targets.dtype} and context {contexts.dtype}: both must be int32.")
     if not len(targets):
-        return 0.0
+        return Begun([])
     _check_ids("target", targets, words)
     _check_ids("context", contexts, words)
 
@@ -266,12 +293,33 @@ def train_batch(
     targets, contexts = (np.require(ids, requirements=["C", "A"]) for ids in (targets, contexts))
     batch_seed, rate = np.uint64(seed % 2**64), np.float32(learning_rate)
 
-    def train(first: int, last: int) -> float:
-        return kernel(
-            flat_vectors, flat_outputs, targets, contexts, first, last, probability, alias, batch_seed, rate
+    def train(first: int, last: int, own: int) -> float:
+        tables = [table[: own * stride] for table in (flat_vectors, flat_outputs)]
+        before = [table.copy() for table in tables]
+        copies = [table.copy() for table in before]
+        loss = kernel(
+            *(
+                flat_vectors,
+                flat_outputs,
+                targets,
+                contexts,
+                first,
+                last,
+                probability,
+                alias,
+                batch_seed,
+                rate,
+            ),
+            *copies,
         )
+        with _ADDING_UP:
+            for table, copy, old in zip(tables, copies, before, strict=True):
+                table += copy - old
+        return loss
 
     if threads == 1:
-        return train(0, len(targets))
-    bounds = split_at_runs(targets, threads * _PARTS)  # a thread that is held up then does fewer of them
-    return sum(_pool(threads).map(train, bounds[:-1], bounds[1:]))
+        done = Future[float]()
+        done.set_result(train(0, len(targets), own=0))
+        return Begun([done])
+    parts = zip(_team(threads), pairwise(split_at_runs(targets, threads)), strict=True)
+    return Begun([thread.submit(train, *bounds, min(_OWN_ROWS, words)) for thread, bounds in parts])

@@ -13,11 +13,12 @@ Shapes: V words, dim floats a vector, Q queries.
 import json
 import mmap
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, SupportsFloat
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from torch.nn.functional import normalize
 from models import sgns_cpu
 
 EVALUATION_SEED = 0
+_BATCHES_BEGUN = 2  # besides the one that is begun: so no thread waits for another one's end
 
 
 def _table(rows: int, stride: int) -> Tensor:
@@ -42,6 +44,16 @@ def _table(rows: int, stride: int) -> Tensor:
     with suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float32).view(rows, stride)
+
+
+class Loss:
+    """The mean loss of a batch, waited for when it is read."""
+
+    def __init__(self, begun: sgns_cpu.Begun, pairs: int) -> None:
+        self._begun, self._pairs = begun, pairs
+
+    def __float__(self) -> float:
+        return self._begun.loss() / self._pairs
 
 
 class Word2Vec:
@@ -101,6 +113,7 @@ class Word2Vec:
         self._probability = np.ascontiguousarray(probability, dtype=np.float32)
         self._alias = np.ascontiguousarray(alias, dtype=np.int32)
 
+        self._begun = deque[sgns_cpu.Begun]()
         self.vectors = _table(words, sgns_cpu.padded(dim))
         self.contexts = _table(words, sgns_cpu.padded(dim))
         generator = torch.Generator().manual_seed(seed)
@@ -120,7 +133,7 @@ class Word2Vec:
         """The rate when `progress` (0 to 1) of all pairs of all epochs are done."""
         return self._first_rate + (self._last_rate - self._first_rate) * min(max(progress, 0.0), 1.0)
 
-    def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> float:
+    def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> SupportsFloat:
         """Train on a batch in place.
 
         Args:
@@ -130,22 +143,28 @@ class Word2Vec:
 
         Returns:
             The mean over the pairs of -log s(score) - sum over the noise of log s(-score); 0 for no pairs.
+            With several threads `float` of it waits for the batch.
 
         Raises:
             ValueError: the columns do not fit each other, or an id is not in the vocabulary. Nothing changed.
         """
-        loss = self._run_kernel(batch, self.learning_rate(progress), seed)
-        return loss / max(len(batch["target"]), 1)
+        begun = self._begin(batch, self.learning_rate(progress), seed)
+        self._begun.append(begun)
+        if len(self._begun) > _BATCHES_BEGUN:
+            self._begun.popleft().loss()
+        loss = Loss(begun, max(len(batch["target"]), 1))
+        return loss if self.threads > 1 else float(loss)
 
     def evaluate(self, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
         """The losses of held-out pairs, summed, against noise that is always the same; and how many pairs.
 
         It is a step at a rate of 0: every row is written back as it was.
         """
-        return self._run_kernel(batch, 0.0, EVALUATION_SEED), len(batch["target"])
+        self.wait()
+        return self._begin(batch, 0.0, EVALUATION_SEED).loss(), len(batch["target"])
 
-    def _run_kernel(self, batch: Mapping[str, np.ndarray], learning_rate: float, seed: int) -> float:
-        return sgns_cpu.train_batch(
+    def _begin(self, batch: Mapping[str, np.ndarray], learning_rate: float, seed: int) -> sgns_cpu.Begun:
+        return sgns_cpu.begin_batch(
             self.vectors.numpy(),
             self.contexts.numpy(),
             batch["target"],
@@ -158,8 +177,14 @@ class Word2Vec:
             threads=self.threads,
         )
 
+    def wait(self) -> None:
+        """Until the tables are at rest: several threads go on with the next batch before the last is done."""
+        while self._begun:
+            self._begun.popleft().loss()
+
     def tables(self) -> dict[str, Tensor]:
-        """Both tables, live: what is written into them is trained on."""
+        """Both tables, live and at rest: what is written into them is trained on."""
+        self.wait()
         return {"vectors": self.vectors, "contexts": self.contexts}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -192,6 +217,7 @@ class Word2Vec:
 
     def word_vectors(self, words: Sequence[str]) -> "WordVectors":
         """The trained vectors (a copy) of the vocabulary's words, in the order of their ids."""
+        self.wait()
         return WordVectors(words, self.vectors[:, : self.dim].clone())
 
 

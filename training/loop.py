@@ -17,9 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, fields
 from itertools import count
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-from torch import Tensor
+from typing import Literal, NamedTuple, SupportsFloat
 
 from training.checkpoint import Checkpoint, Checkpoints
 from training.exchange import sum_over_workers
@@ -31,7 +29,7 @@ from training.trainable import Batch, Differentiable, Evaluable
 
 HISTORY_POINTS = 200
 CLOCK_STEPS = 10  # between two looks at worker 0's clock, under `max_seconds`
-UNSETTLED_LOSSES = 64  # losses that may wait on a GPU before they are asked for
+UNSETTLED_LOSSES = 64  # losses that may be on their way before they are asked for
 
 Account = Literal["data", "compute", "evaluation", "checkpoint"]
 
@@ -62,13 +60,13 @@ def train(
 
 
 class Taken(NamedTuple):
-    """A step that this worker took; its loss may still be on its way from a GPU."""
+    """A step that this worker took; its loss may still be on its way."""
 
     step: int
     epoch: int
     progress: float
     examples: int
-    loss: float | Tensor
+    loss: SupportsFloat
 
 
 class Training:
@@ -173,7 +171,7 @@ class Training:
         size, progress = self._rows(batch), run.examples / self.total_examples
         everybody = epoch.examples_until(place + 1) - epoch.examples_until(place)
         seed = step_seed(job.seed, epoch.number, place, self.rank)
-        loss: float | Tensor = 0.0
+        loss: SupportsFloat = 0.0
         if self.sync.wants_gradients(run.step + 1):
             assert isinstance(self.trainable, Differentiable)  # refuse_misfit
             with self._charged("compute"):
@@ -191,7 +189,8 @@ class Training:
             run.epoch, run.step_in_epoch = epoch.number + 1, 0
         if size:
             self.unsettled.append(Taken(run.step, epoch.number, progress, size, loss))
-        if len(self.unsettled) >= UNSETTLED_LOSSES:
+        together = self.world_size > 1 and job.device == "cpu"  # then an exchange may read the tables next
+        if together or len(self.unsettled) >= UNSETTLED_LOSSES:
             self._settle()
         self.sync.after_step(run.step, size, everybody)
 
@@ -217,7 +216,7 @@ class Training:
             self._checkpoint()
 
     def _settle(self) -> None:
-        """Adds up the losses that are waiting; on a GPU this waits for them."""
+        """Adds up the losses that are on their way: waits until the model is at rest."""
         with self._charged("compute"):
             for taken in self.unsettled:
                 loss = float(taken.loss)
@@ -276,6 +275,7 @@ class Training:
     def _evaluate(self, validation: ShardStream) -> None:
         """Adds to the scores the mean loss over the held-out examples, which the workers share."""
         assert isinstance(self.trainable, Evaluable)
+        self._settle()
         self.sync.flush()
         loss = examples = 0.0
         with closing(self._batches(validation, validation.epoch(0), 0, "evaluation")) as batches:
@@ -304,6 +304,7 @@ class Training:
         run.scores.append(score)
 
     def _checkpoint(self) -> None:
+        self._settle()
         self.sync.flush()
         self._gather()
         run = self.run

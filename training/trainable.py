@@ -6,7 +6,7 @@ A kernel that updates its tables in place is a `Trainable` and no more. A model 
 """
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -23,11 +23,11 @@ class Trainable(Protocol):
     def learning_rate(self, progress: float) -> float:
         """The rate in force when the share `progress` (0 to 1) of all examples is done."""
 
-    def train_step(self, batch: Batch, *, progress: float, seed: int) -> float | Tensor:
+    def train_step(self, batch: Batch, *, progress: float, seed: int) -> SupportsFloat:
         """Takes a batch of at least one example, updates itself, and returns the examples' mean loss.
 
         All chance in the step comes from `seed`, a function of the place in the run: so there is no random
-        state to save. A loss still on its device (a tensor without dimensions) is not waited for.
+        state to save. The loss may still be on its way (on a GPU, say): reading it waits for the step.
         """
 
     def state_dict(self) -> dict[str, Tensor]: ...
