@@ -107,6 +107,8 @@ def without_none(annotation: Any) -> Any:
 
 
 def help_text(field: FieldInfo) -> str:
+    if field.default_factory_takes_validated_data:  # the description says what it depends on
+        return field.description or ""
     default = field.get_default(call_default_factory=True)
     note = "" if default in (None, "", [], ()) else f" (default: {default})"
     return f"{field.description or ''}{note}".replace("%", "%%")

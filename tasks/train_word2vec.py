@@ -22,6 +22,14 @@ from training.sync import SyncConfig
 class TrainWord2VecConfig(TrainConfig):
     """Skip-gram with negative sampling (Mikolov et al., 2013)."""
 
+    # several workers agree after a step, and must do so often (benchmarks/LOG.md)
+    batch_size: int = Field(
+        default_factory=lambda given: 131_072 if given.get("workers") == 1 else 32_768,
+        ge=LANES,
+        description="examples of one step, over all workers; if not given, 131072 for one worker and 32768"
+        " for more",
+        json_schema_extra={"position": 3},
+    )
     dim: int = Field(
         100, ge=1, le=4096, description="length of a word's vector", json_schema_extra={"position": 50}
     )

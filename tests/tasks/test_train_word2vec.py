@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from models.word2vec import Word2Vec, WordVectors
-from tasks.artifacts import Artifact, Store, Summary
+from tasks.artifacts import Artifact, Store, Summary, canonical
 from tasks.noise import NoiseConfig, noise, read_noise
 from tasks.train import ACCOUNTS, mean_loss
 from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
@@ -199,3 +199,10 @@ def test_the_mean_loss_weighs_points_by_their_examples() -> None:
     history = [{"examples": 100, "loss": 4.0}, {"examples": 200, "loss": 2.0}, {"examples": 250, "loss": 1.0}]
     assert mean_loss(history) == pytest.approx((100 * 4 + 100 * 2 + 50 * 1) / 250)
     assert mean_loss(history[:1]) == 4.0
+
+
+def test_steps_are_long_unless_workers_must_agree_after_them():
+    one = TrainWord2VecConfig(workers=1)
+    assert (one.batch_size, TrainWord2VecConfig(workers=2).batch_size) == (131_072, 32_768)
+    assert TrainWord2VecConfig(workers=1, batch_size=8).batch_size == 8
+    assert canonical(one) == canonical(TrainWord2VecConfig(workers=1, batch_size=131_072)), "the same key"
