@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ from typing import Any
 from tasks.artifacts import Artifact, Store, package_versions
 from tasks.stage import Stage
 
+PEERS = ("accelerate", "datasets", "gensim")  # whose versions figures depend on, too
+
 
 def stage_runner(root: Path) -> Callable[..., Artifact]:
     """Runs a stage's plain function into the store `root`, and hands back what they make."""
@@ -20,13 +23,19 @@ def stage_runner(root: Path) -> Callable[..., Artifact]:
 
     def run(stage: Stage, *inputs: Any, config: Any, **extra: Any) -> Artifact:
         key = stage.key(inputs, config)
-        out = store.folder(stage.name, key)
-        out.mkdir(parents=True)
+        out = emptied(store.folder(stage.name, key))
         return Artifact(
             stage=stage.name, key=key, folder=out, summary=stage.function(*inputs, config, out, **extra)
         )
 
     return run
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, made, with nothing in it: what an earlier run left would make this one look fast."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -59,7 +68,7 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
         "command": command,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "hardware": hardware(),
-        "versions": {"python": platform.python_version(), **package_versions()},
+        "versions": {"python": platform.python_version(), **package_versions(*PEERS)},
         **results,
     }
     path.write_text(json.dumps(document, indent=2) + "\n")

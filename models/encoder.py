@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-PROBE_TEXTS, PROBE_TOKENS = 2, 6
+PROBE_TEXTS, PROBE_TOKENS = 3, 6  # three: a batch of two would pass for the pair that some blocks return
 PROBE_TOLERANCE = 0.01  # of how far the texts' logits lie apart; float32 leaves about 1e-5
 MOST_WORKERS = 16  # each holds the activations of a batch
 
@@ -106,6 +106,12 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def require_device(device: str) -> None:
+    """ValueError where torch can't compute on it."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"the device {device} is asked for, and torch finds no GPU here: say cpu")
+
+
 # finding the parts of a model, and changing them
 
 
@@ -134,6 +140,21 @@ def embeddings_of(model: "PreTrainedModel") -> nn.Module:
     raise ValueError(
         f"{type(model).__name__} has no embeddings to cut off: take an encoder in the manner of BERT"
     )
+
+
+def longest_text(model: "PreTrainedModel") -> int | None:
+    """How many tokens of a text the encoder has positions for; None where it needs none.
+
+    An encoder in the manner of RoBERTa counts positions from behind that of its padding.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    if positions < 1:
+        return None
+    unused = 0
+    for name, module in model.base_model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+    return int(positions) - unused
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -195,7 +216,7 @@ def first_trained(blocks: nn.ModuleList, trainable_blocks: int) -> int:
 
 
 def probe(model: "PreTrainedModel") -> tuple[Tensor, Tensor]:
-    """(ids, mask), both (B, T), of two short texts, one shorter than the other."""
+    """(ids, mask), both (B, T), of three short texts, one shorter than the others."""
     ids = torch.arange(PROBE_TEXTS * PROBE_TOKENS).view(PROBE_TEXTS, PROBE_TOKENS)
     mask = torch.ones_like(ids)
     mask[1, PROBE_TOKENS // 2 :] = 0
@@ -336,17 +357,24 @@ class TrainedPart(nn.Module):
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         blocks = blocks_of(model)
         cut = first_trained(blocks, trainable_blocks)
+        embeddings = embeddings_of(model)
         ids, mask = probe(model)
-        with torch.no_grad():
-            expected = model(input_ids=ids, attention_mask=mask).logits
-        frozen, activations = below(model, cut, ids, mask)
+        try:
+            with torch.no_grad():
+                expected = model(input_ids=ids, attention_mask=mask).logits
+            frozen, activations = below(model, cut, ids, mask)
+        except Exception as error:  # another architecture's blocks may take and give other things
+            raise ValueError(
+                f"an encoder of the type {model.config.model_type} can't be cut between its blocks: take"
+                " one in the manner of BERT"
+            ) from error
         for parameter in frozen:
             parameter.requires_grad_(False)
         short = shorten(model)
         self.model, self._from_activations = model, from_activations
         self._frozen: tuple[nn.Module, ...] = tuple(blocks[:cut])  # registered where the model has them
         if from_activations:
-            replace(model, embeddings_of(model), Given())
+            replace(model, embeddings, Given())
             replace(model, short, short[cut:])
             if not still_gives(expected, lambda: self(activations, mask)):
                 raise ValueError(
@@ -354,7 +382,7 @@ class TrainedPart(nn.Module):
                     " --no-cache-features"
                 )
         else:
-            self._frozen += (embeddings_of(model),)
+            self._frozen += (embeddings,)
         self.names = {name: names[id(parameter)] for name, parameter in self.named_parameters()}
 
     def train(self, mode: bool = True) -> "TrainedPart":
@@ -413,8 +441,8 @@ def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def in_threads(work: Callable[[Item], Outcome], items: Sequence[Item], device: str) -> list[Outcome]:
     """`work` of every item, in order: on a CPU, items side by side instead of each on all threads.
 
-    Threads that share one product wait for each other in every layer: on two busy cores side by side does
-    three times as much (benchmarks/LOG.md). Torch's number of threads is the budget.
+    Threads that share one product wait for each other in every layer; side by side they don't. Torch's number
+    of threads is the budget.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(items), MOST_WORKERS) if device == "cpu" else 1

@@ -1,8 +1,8 @@
 """A sentiment classifier in a folder: labels and scores of texts, and which words pulled them.
 
-The folder is a checkpoint that transformers.pipeline("text-classification", folder) loads too, with the
-same scores. Texts are computed in the order of their lengths, so that little of a batch is padding, and in
-the last block only the position that the classifier reads.
+The folder is a checkpoint that transformers.pipeline("text-classification", folder, truncation=True) loads
+too, with the same scores. Texts are computed in the order of their lengths, so that little of a batch is
+padding, and in the last block only the position that the classifier reads.
 """
 
 import json
@@ -18,16 +18,28 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from models.encoder import by_length, in_threads, load_classifier, load_tokenizer, padded, quiet, shorten
+from models.encoder import (
+    by_length,
+    in_threads,
+    load_classifier,
+    load_tokenizer,
+    longest_text,
+    padded,
+    quiet,
+    require_device,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TEXTS_AT_ONCE = 4096
 TOKENS_AT_ONCE = 4096
+MOST_TOKENS = 512  # of a text, where the model has no bound
 PHRASES = 64  # that a text's attribution is divided among, at most
 WORD = re.compile(r"\S+")
 ARCHITECTURE = "ForSequenceClassification"
+ONE_LABEL = "single_label_classification"  # as transformers says it
 
 
 def classify(folder: Path | str, texts: Sequence[str]) -> list[tuple[str, float]]:
@@ -38,13 +50,15 @@ def classify(folder: Path | str, texts: Sequence[str]) -> list[tuple[str, float]
 class Sentiment:
     """A classifier ready for use: `labels`, and at most `max_length` tokens of a text that it reads."""
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: Tokenizer, max_length: int) -> None:
-        """Takes `model` over."""
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: Tokenizer, max_length: int, truncation_side: str = "right"
+    ) -> None:
+        """Takes `model` over. Of a text that is too long the end falls away; with "left" its start."""
         shorten(model)
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length)
+        self._tokenizer.enable_truncation(max_length, direction=truncation_side)
         self.max_length = max_length
         names = cast("dict[int, str]", model.config.id2label)
         self.labels = [str(names[index]) for index in range(len(names))]
@@ -55,10 +69,11 @@ class Sentiment:
 
         Raises:
             FileNotFoundError: there is no model folder.
-            ValueError: it holds a model of another kind, or a damaged one.
+            ValueError: it holds a model of another kind, or a damaged one; or there is no such device.
         """
         folder = Path(folder)
-        max_length = check(folder)
+        require_device(device)
+        check(folder)
         tokenizer_file = folder / "tokenizer.json"
         if not tokenizer_file.is_file():
             raise FileNotFoundError(
@@ -69,8 +84,9 @@ class Sentiment:
         except Exception as error:  # the library raises nothing more precise
             raise ValueError(f"{tokenizer_file} can't be read ({error}): train or export it again") from error
         model = load_classifier(folder)
+        refuse_other_scores(model, folder)
         cast(nn.Module, model).to(device)
-        return cls(model, tokenizer, max_length)
+        return cls(model, tokenizer, *reading(folder, model))
 
     def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
         """Each text's likeliest label and its probability, in the order of the texts.
@@ -91,6 +107,7 @@ class Sentiment:
                 raise ValueError(f"text {number} of {len(texts)} is {type(text).__name__}, not text")
             if not text.strip():
                 raise ValueError(f"text {number} of {len(texts)} is empty: leave it out")
+            refuse_half_characters(text, f"text {number} of {len(texts)}")
         if not texts:
             return np.empty((0, len(self.labels)), np.float32)
         return self._logits(texts).softmax(1).numpy()
@@ -103,12 +120,15 @@ class Sentiment:
         phrases of several words are left out together, and stand here as one. Pulls need not add up.
 
         Raises:
-            ValueError: the text is empty.
+            ValueError: the text is empty, or nothing in it is a token.
         """
         if not text.strip():
             raise ValueError("the text is empty: there is no word to look at")
-        text = text[: max(end for _, end in self._tokenizer.encode(text).offsets)]
+        refuse_half_characters(text, "the text")
+        text = self._read(text)
         words = [match.span() for match in WORD.finditer(text)]
+        if not words:
+            raise ValueError("the model reads nothing of this text: there is no word to look at")
         together = -(-len(words) // PHRASES)
         spans = [
             (words[i][0], words[min(i + together, len(words)) - 1][1]) for i in range(0, len(words), together)
@@ -120,6 +140,14 @@ class Sentiment:
             (text[start:end], float(odds[0] - left))
             for (start, end), left in zip(spans, odds[1:], strict=True)
         ]
+
+    def _read(self, text: str) -> str:
+        """What of the text the model reads, with the space before it."""
+        tokens = [(start, end) for start, end in self._tokenizer.encode(text).offsets if end > start]
+        if not tokens:
+            return ""
+        first = min(start for start, _ in tokens)
+        return text[len(text[:first].rstrip()) : max(end for _, end in tokens)]
 
     def _logits(self, texts: Sequence[str]) -> Tensor:
         """(N, C) float32 on the CPU."""
@@ -143,14 +171,25 @@ class Sentiment:
         return logits
 
 
+def refuse_half_characters(text: str, which: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise ValueError(
+            f"{which} has half a character ({half}, a lone surrogate) at place {error.start + 1}: decode it"
+            " anew"
+        ) from None
+
+
 def log_odds(logits: Tensor, label: int) -> Tensor:
     """(N, C) logits to (N,) log odds of one label against all others."""
     others = torch.cat([logits[:, :label], logits[:, label + 1 :]], dim=1)
     return logits[:, label] - others.logsumexp(1)
 
 
-def check(folder: Path) -> int:
-    """Whether a folder holds a classifier: its max_length; raises as `Sentiment.load` does."""
+def check(folder: Path) -> None:
+    """Whether a folder holds a classifier; raises as `Sentiment.load` does."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except OSError as error:
@@ -159,15 +198,30 @@ def check(folder: Path) -> int:
         ) from error
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'} is no JSON ({error}): train again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.json'} describes no model: train again")
     kinds = config.get("architectures") or [config.get("model", "unknown")]
     if not any(str(kind).endswith(ARCHITECTURE) for kind in kinds):
         raise ValueError(f"{folder} holds a model of the kind {kinds[0]}, not a classifier of texts")
-    most = config.get("max_position_embeddings", 512)
+
+
+def reading(folder: Path, model: "PreTrainedModel") -> tuple[int, str]:
+    """How many tokens of a text are read, and on which side a longer one is cut."""
     try:
-        stated = json.loads((folder / "tokenizer_config.json").read_bytes())["model_max_length"]
-    except (OSError, ValueError, KeyError):
-        return int(most)
-    return int(min(stated, most))
+        stated = dict(json.loads((folder / "tokenizer_config.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        stated = {}
+    most = longest_text(model) or MOST_TOKENS
+    return int(min(stated.get("model_max_length", most), most)), str(stated.get("truncation_side", "right"))
+
+
+def refuse_other_scores(model: "PreTrainedModel", folder: Path) -> None:
+    """ValueError where a text's scores would not be shares of 1, of which its one label has the most."""
+    if model.config.num_labels < 2:
+        raise ValueError(f"{folder} has one label, so it gives a number and no choice: name a classifier")
+    kind = model.config.problem_type
+    if kind not in (None, ONE_LABEL):
+        raise ValueError(f"{folder} is trained for {kind}: scores are read of {ONE_LABEL} only")
 
 
 def save_classifier(

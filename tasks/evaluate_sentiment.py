@@ -7,7 +7,9 @@ error, Guo et al. 2017).
 """
 
 import heapq
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -23,13 +25,14 @@ from models.sentiment import Sentiment
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary
 from tasks.evaluate import mean_ranks
-from tasks.split import batches, label_values
+from tasks.split import PARTS, batches, digests_of, label_values
 from tasks.stage import stage
 from tasks.train import TRAIN
 
 FILE = "evaluation.json"
 BINS = 10
 MODEL, BASELINE = "classifier", "bag of words"
+UNLABELLED, MET_BEFORE = "without a label", "met in training"
 
 
 class EvaluateSentimentConfig(BaseModel):
@@ -50,8 +53,10 @@ class EvaluateSentimentConfig(BaseModel):
         description="how many of the most confident mistakes are kept to be read",
         json_schema_extra={"position": 1},
     )
-    device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
-        "cpu", description="what the classifier runs on", json_schema_extra={"position": 2}
+    device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
+        None,
+        description="what the classifier runs on; in a flow what trains, by default",
+        json_schema_extra={"position": 2},
     )
 
 
@@ -102,12 +107,16 @@ class Mistake(BaseModel):
 
 
 class SentimentEvaluation(BaseModel):
-    """What `evaluation.json` holds."""
+    """What `evaluation.json` holds.
+
+    `met_before` test reviews were in the train or validation part too, and are not among the `reviews`.
+    """
 
     model: Scores
     baseline: Scores | None
     baseline_seconds: float | None
     reviews: int
+    met_before: int
     reviews_per_second: float
     mistakes: list[Mistake]
 
@@ -152,65 +161,35 @@ def shown(area: float | None) -> str:
     return "–" if area is None else f"{area:.3f}"
 
 
-@stage(version=1)
+@stage(version=2)
 def evaluate_sentiment(
     model: Artifact, reviews: Artifact, test: Artifact, config: EvaluateSentimentConfig, out: Path
 ) -> Summary:
     """Writes `evaluation.json`: the model's scores on test reviews, its rival's, and its worst mistakes.
 
     `reviews` is the split that the model was trained on. `test` is the same again, for its test part; or a
-    labelled corpus from elsewhere, for all of it.
+    labelled corpus from elsewhere, for all of it but the texts that training or validation met.
 
     Raises:
         ValueError: there is no test review, or one has a label that the model doesn't know.
         ImportError: scikit-learn is not installed.
     """
-    classifier = Sentiment.load(model.folder, config.device)
+    classifier = Sentiment.load(model.folder, config.device or "cpu")
     baseline, baseline_seconds = None, None
     if config.baseline_reviews:
         started = perf_counter()
         baseline = bag_of_words(reviews, config.baseline_reviews)
-        baseline_seconds = round(perf_counter() - started, 3)
-    mistakes: list[tuple[float, int, Mistake]] = []
-    truth: list[NDArray[np.int64]] = []
-    found: list[NDArray[np.floating]] = []
-    rival: list[NDArray[np.floating]] = []
-    seconds, unlabelled, done = 0.0, 0, 0
-    with console.bar("evaluation", total=rows_in(test)) as bar:
-        for texts, labels, without in judged(test, reviews):
-            started = perf_counter()
-            probabilities = classifier.probabilities(texts)
-            seconds += perf_counter() - started
-            unlabelled += without
-            truth.append(labels)
-            found.append(probabilities)
-            if baseline is not None:
-                rival.append(baseline.predict_proba(texts))
-            for row in np.flatnonzero(probabilities.argmax(1) != labels):
-                best = int(probabilities[row].argmax())
-                mistake = Mistake(
-                    text=texts[row],
-                    label=classifier.labels[labels[row]],
-                    predicted=classifier.labels[best],
-                    score=round(float(probabilities[row, best]), 4),
-                )
-                heapq.heappush(mistakes, (mistake.score, -done - int(row), mistake))
-                if len(mistakes) > config.mistakes:
-                    heapq.heappop(mistakes)
-            done += len(texts)
-            bar.update(done, f"{done / seconds:.0f} reviews/s")
-    if not done:
-        raise ValueError(
-            "there is no test review with a label: hold some out, or name another source of them"
-        )
-    known = np.concatenate(truth)
+        baseline_seconds = None if baseline is None else round(perf_counter() - started, 3)
+    judgement = judge(classifier, baseline, reviews, test, config.mistakes)
+    rival, dropped, done = judgement.rival, judgement.dropped, len(judgement.truth)
     evaluation = SentimentEvaluation(
-        model=score(np.concatenate(found), known, classifier.labels),
-        baseline=score(np.concatenate(rival), known, classifier.labels) if rival else None,
+        model=score(judgement.found, judgement.truth, classifier.labels),
+        baseline=None if rival is None else score(rival, judgement.truth, classifier.labels),
         baseline_seconds=baseline_seconds,
         reviews=done,
-        reviews_per_second=round(done / seconds, 1),
-        mistakes=[mistake for _, _, mistake in sorted(mistakes, reverse=True)],
+        met_before=dropped[MET_BEFORE],
+        reviews_per_second=round(done / judgement.seconds, 1),
+        mistakes=judgement.mistakes,
     )
     (out / FILE).write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
     facts: dict[str, JsonValue] = {
@@ -219,13 +198,81 @@ def evaluate_sentiment(
     if evaluation.baseline:
         facts["baseline_accuracy"] = round(evaluation.baseline.accuracy, 4)
     return Summary(
-        rows_in=done + unlabelled,
+        rows_in=done + dropped.total(),
         unit_in="reviews",
         rows=done,
         unit="reviews",
-        dropped={"without a label": unlabelled},
+        dropped={reason: dropped[reason] for reason in (UNLABELLED, MET_BEFORE)},
         facts=facts,
     )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What classifier and rival said of N test reviews, and what is true."""
+
+    truth: NDArray[np.int64]  # (N,)
+    found: NDArray[np.floating]  # (N, C)
+    rival: NDArray[np.floating] | None  # (N, C)
+    mistakes: list[Mistake]
+    seconds: float  # the classifier's alone
+    dropped: Counter[str]  # reason -> test reviews that don't judge
+
+
+def judge(
+    classifier: Sentiment, baseline: Any, reviews: Artifact, test: Artifact, mistakes: int
+) -> Judgement:
+    """Asks both about every test review; of the classifier's mistakes keeps the most confident."""
+    worst = WorstMistakes(classifier.labels, mistakes)
+    truth: list[NDArray[np.int64]] = []
+    found: list[NDArray[np.floating]] = []
+    rival: list[NDArray[np.floating]] = []
+    seconds, done, dropped = 0.0, 0, Counter[str]()
+    with console.bar("evaluation", total=rows_in(test)) as bar:
+        for texts, labels in judged(test, reviews, dropped):
+            started = perf_counter()
+            probabilities = classifier.probabilities(texts)
+            seconds += perf_counter() - started
+            truth.append(labels)
+            found.append(probabilities)
+            if baseline is not None:
+                rival.append(rival_scores(baseline, texts, len(classifier.labels)))
+            worst.meet(texts, labels, probabilities)
+            done += len(texts)
+            bar.update(done, f"{done / seconds:.0f} reviews/s")
+    if not done:
+        raise ValueError(
+            "there is no test review with a label that the model has not met: hold some out, or name another"
+            " source of them"
+        )
+    theirs = np.concatenate(rival) if rival else None
+    return Judgement(np.concatenate(truth), np.concatenate(found), theirs, worst.in_order(), seconds, dropped)
+
+
+class WorstMistakes:
+    """The mistakes with the highest scores, of all that were met."""
+
+    def __init__(self, labels: Sequence[str], most: int) -> None:
+        self._labels, self._most, self._met = labels, most, 0
+        self._heap: list[tuple[float, int, Mistake]] = []  # of equal ones the first stay
+
+    def meet(self, texts: Sequence[str], labels: NDArray[np.int64], scores: NDArray[np.floating]) -> None:
+        """labels: (N,) true numbers; scores: (N, C)."""
+        for row in np.flatnonzero(scores.argmax(1) != labels):
+            best = int(scores[row].argmax())
+            mistake = Mistake(
+                text=texts[row],
+                label=self._labels[labels[row]],
+                predicted=self._labels[best],
+                score=round(float(scores[row, best]), 4),
+            )
+            heapq.heappush(self._heap, (mistake.score, -self._met - int(row), mistake))
+            if len(self._heap) > self._most:
+                heapq.heappop(self._heap)
+        self._met += len(texts)
+
+    def in_order(self) -> list[Mistake]:
+        return [mistake for _, _, mistake in sorted(self._heap, reverse=True)]
 
 
 def rows_in(test: Artifact) -> int:
@@ -237,11 +284,16 @@ def judged_files(test: Artifact) -> list[Path]:
     return test.files("test-*.parquet" if "labels" in test.facts else "*.parquet")
 
 
-def judged(test: Artifact, reviews: Artifact) -> Iterator[tuple[list[str], NDArray[np.int64], int]]:
-    """(texts, their labels' numbers, how many had no label) of each row group with labels in it."""
+def judged(
+    test: Artifact, reviews: Artifact, dropped: Counter[str]
+) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
+    """(texts, their labels' numbers) of each row group's reviews that judge; `dropped` counts the others."""
     values: dict[Any, int] = {value: number for number, value in enumerate(label_values(reviews))}
-    if "labels" in test.facts:  # a split numbers its labels
+    met = np.empty(0, np.uint64)
+    if "labels" in test.facts:  # a split numbers its labels, and has taken care that its parts share no text
         values = {number: number for number in values.values()}
+    else:
+        met = digests_met(reviews)
     for batch in batches(judged_files(test), ["text", "label"]):
         labels = batch["label"].to_pylist()
         if unknown := {label for label in labels if label is not None} - values.keys():
@@ -249,15 +301,27 @@ def judged(test: Artifact, reviews: Artifact) -> Iterator[tuple[list[str], NDArr
                 f"a test review has the label {unknown.pop()!r}, and the model knows only {list(values)}:"
                 " leave such reviews out, or train on some"
             )
-        rows = [row for row, label in enumerate(labels) if label is not None]
+        labelled = np.array([label is not None for label in labels])
+        unmet = ~np.isin(digests_of(batch), met)
+        dropped[UNLABELLED] += int((~labelled).sum())
+        dropped[MET_BEFORE] += int((labelled & ~unmet).sum())
+        rows = np.flatnonzero(labelled & unmet).tolist()
         texts = batch["text"].to_pylist()
         if rows:
-            numbers = np.array([values[labels[row]] for row in rows])
-            yield [texts[row] for row in rows], numbers, len(labels) - len(rows)
+            yield [texts[row] for row in rows], np.array([values[labels[row]] for row in rows])
+
+
+def digests_met(reviews: Artifact) -> NDArray[np.uint64]:
+    """Those of the texts that trained the model, or chose among its states."""
+    paths = [path for part in PARTS[:2] for path in reviews.files(f"{part}-*.parquet")]
+    return np.concatenate([digests_of(batch) for batch in batches(paths, ["text"])])
 
 
 def bag_of_words(reviews: Artifact, most: int) -> Any:
-    """The rival, trained on the first `most` reviews of the train part (they lie in random order)."""
+    """The rival, trained on the first `most` reviews of the train part (they lie in random order).
+
+    None, and a warning, where they teach it nothing: all have one label, or none has words.
+    """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -274,9 +338,26 @@ def bag_of_words(reviews: Artifact, most: int) -> Any:
         labels += batch["label"].to_pylist()
         if len(texts) >= most:
             break
-    return make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000)).fit(
-        texts[:most], labels[:most]
-    )
+    if len(set(labels[:most])) < 2:
+        console.warn(
+            f"no {BASELINE} to compare with: the first {len(labels[:most]):,} reviews have one label; raise"
+            " --baseline-reviews"
+        )
+        return None
+    try:
+        return make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000)).fit(
+            texts[:most], labels[:most]
+        )
+    except ValueError as error:  # of reviews without a word of two letters, say
+        console.warn(f"no {BASELINE} to compare with: {error}")
+        return None
+
+
+def rival_scores(baseline: Any, texts: list[str], labels: int) -> NDArray[np.floating]:
+    """(N, C): the rival's probabilities; 0 for a label that was not among its reviews."""
+    found = np.zeros((len(texts), labels))
+    found[:, baseline.classes_] = baseline.predict_proba(texts)
+    return found
 
 
 # the figures

@@ -6,6 +6,10 @@ With `cache_features=False` the token ids take the activations' place, and train
 encoder in each step: the plain way, for when activations would not fit on the disk (a review of 256 tokens
 takes 200 KB of them at a width of 384).
 
+Activations kept in bfloat16 are computed in it too on a processor that is faster so (`bfloat16_pays`). That
+changes their numbers and is no part of the key: as the order of sums is, it is the machine's; float32 is free
+of it. Without a cache `dtype` changes nothing, but is in the key: at worst the same is made twice.
+
 The work is done in windows of some hundred reviews. A window goes in as texts and comes out as one file, and
 depends on nothing else; finished ones outlive a run that was stopped.
 
@@ -40,7 +44,9 @@ from models.encoder import (
     in_threads,
     load_classifier,
     load_tokenizer,
+    longest_text,
     padded,
+    require_device,
 )
 from models.precision import bfloat16_pays
 from tasks import console
@@ -75,7 +81,7 @@ class FeaturesConfig(BaseModel):
         256,
         ge=8,
         le=8192,
-        description="tokens of a review that are read, its first ones",
+        description="tokens of a review that are read, its first ones (its last, if the tokenizer says so)",
         json_schema_extra={"position": 1},
     )
     cache_features: bool = Field(
@@ -86,15 +92,18 @@ class FeaturesConfig(BaseModel):
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16",
-        description="in what activations are kept; in bfloat16 they are computed too, where that is faster",
+        description="in what activations are kept; in bfloat16 they are computed too, where that is faster;"
+        " without the cache it changes nothing",
         json_schema_extra={"position": 3},
     )
-    device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
-        "cpu", description="what computes the activations", json_schema_extra={"position": 4}
+    device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
+        None,
+        description="what computes the activations; in a flow what trains, by default",
+        json_schema_extra={"position": 4},
     )
 
 
-@stage(version=1)
+@stage(version=2)
 def features(
     reviews: Artifact, backbone: Backbone, config: FeaturesConfig, out: Path, scratch: Path
 ) -> Summary:
@@ -157,12 +166,13 @@ class Window:
 
         Counts: `reviews`, `tokens`, `cut` (reviews that were longer), and the reviews of each label.
         """
+        runs_file = folder / features_file(self.number)
         rows_file = folder / f"{self.part}-{self.number:05d}.parquet"
-        if not rows_file.is_file():  # written last: if it is there, so is the other
+        if not (runs_file.is_file() and rows_file.is_file()):  # a kill may have left one, or moved one out
             with pq.ParquetFile(self.path) as file:
                 table = file.read_row_group(self.row_group)
             runs, lengths, cut = reader.read(table["text"].to_pylist())
-            write_whole(folder / features_file(self.number), lambda path: save_file(runs, path))
+            write_whole(runs_file, lambda path: save_file(runs, path))
             ends = np.cumsum(lengths)
             rows = [np.full(len(ends), self.number), ends - lengths, lengths, table["label"].to_numpy()]
             made = pa.table([pa.array(column) for column in rows], names=SCHEMA.names).cast(SCHEMA)
@@ -200,9 +210,13 @@ class Reader:
     """Texts to features by a backbone."""
 
     def __init__(self, folder: Path, config: FeaturesConfig) -> None:
+        self._device = config.device or "cpu"
+        require_device(self._device)
         tokenizer = load_tokenizer(folder)
+        # made here, long before it is trained, so that a backbone that can't be is refused at once
+        TrainedPart(load_classifier(folder), config.trainable_blocks, from_activations=config.cache_features)
         model = load_classifier(folder)
-        longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        longest = min(tokenizer.model_max_length, longest_text(model) or tokenizer.model_max_length)
         if config.max_length > longest:
             raise ValueError(
                 f"max_length {config.max_length} is more than the {longest} tokens that the backbone in"
@@ -210,13 +224,11 @@ class Reader:
             )
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(config.max_length)
+        self._tokenizer.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
         self._config = config
-        # made here, long before it is trained, so that a backbone that can't be is refused at once
-        TrainedPart(load_classifier(folder), config.trainable_blocks, from_activations=config.cache_features)
         if config.cache_features:
-            bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(config.device)
-            self._frozen = FrozenPart(model, config.trainable_blocks, bfloat16=bfloat16).to(config.device)
+            bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(self._device)
+            self._frozen = FrozenPart(model, config.trainable_blocks, bfloat16=bfloat16).to(self._device)
 
     def read(self, texts: list[str]) -> tuple[dict[str, Tensor], NDArray[np.int64], int]:
         """The runs of some texts one after the other, their lengths, and how many texts were cut."""
@@ -230,7 +242,7 @@ class Reader:
 
     def _activations(self, ids: list[Tensor], lengths: NDArray[np.int64]) -> Tensor:
         """(N, D), N the sum of the lengths."""
-        device, dtype = self._config.device, DTYPES[self._config.dtype]
+        device, dtype = self._device, DTYPES[self._config.dtype]
 
         def activations(rows: NDArray[np.int64]) -> list[Tensor]:
             batch, mask = padded([ids[row] for row in rows])

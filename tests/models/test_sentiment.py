@@ -1,24 +1,26 @@
 """A classifier in a folder: the same scores as transformers gives, one text or many, and why."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, pipeline
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, pipeline
 
 from models.encoder import TrainedPart, load_classifier
 from models.sentiment import PHRASES, Sentiment, classify, save_classifier
-from tests.models.tiny import KINDS, LONGEST, WORDS, write_backbone
+from tests.models.tiny import KINDS, LONGEST, WORDS, config, write_backbone
 
 LABELS = ["negative", "neutral", "positive"]
 MAX_LENGTH = 12
 
 
-def write_model(folder: Path, kind: str = "bert", seed: int = 0) -> Path:
+def write_model(folder: Path, kind: str = "bert", seed: int = 0, **changes: Any) -> Path:
     """A classifier whose last block and head were moved at random, as training does."""
-    backbone = write_backbone(folder / "backbone", kind)
+    backbone = write_backbone(folder / "backbone", kind, **changes)
     part = TrainedPart(load_classifier(backbone, LABELS), 1, from_activations=True)
     torch.manual_seed(seed)
     trained = {
@@ -76,6 +78,17 @@ def test_only_the_first_tokens_are_read(model: Path) -> None:
     assert shorter != read
 
 
+def test_a_tokenizer_that_cuts_off_the_start_does_so_here(model: Path, tmp_path: Path) -> None:
+    folder = changed(model, "tokenizer_config.json", tmp_path / "left", truncation_side="left")
+    long = " ".join(WORDS)
+    ours = classify(folder, [long])
+    theirs = pipeline("text-classification", str(folder))(long, truncation=True)
+    assert ours[0][1] == pytest.approx(theirs[0]["score"], abs=1e-5)
+    assert ours != classify(model, [long])
+    words = [word for word, _ in Sentiment.load(folder).attribute(long)]
+    assert words == WORDS[2 - MAX_LENGTH :]
+
+
 def test_a_hundred_thousand_words_are_no_trouble(model: Path) -> None:
     ((label, score),) = classify(model, ["word1 " * 100_000])
     assert label in LABELS
@@ -124,6 +137,28 @@ def test_an_empty_text_is_refused(model: Path, empty: str) -> None:
         Sentiment.load(model).attribute(empty)
 
 
+def test_a_text_without_a_token_has_no_words_to_look_at(tmp_path: Path) -> None:
+    """A lone accent, say: a tokenizer takes it off the letter, and here is none."""
+    folder = write_model(tmp_path)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "BertNormalizer", "lowercase": True, "clean_text": True}
+    tokenizer["normalizer"] |= {"handle_chinese_chars": True, "strip_accents": True}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    classifier = Sentiment.load(folder)
+    for text in ("\u200b", "\x01", "\ufeff\u200d", "\u0301"):
+        assert len(classifier.classify([text])) == 1
+        with pytest.raises(ValueError, match="reads nothing of this text: there is no word to look at"):
+            classifier.attribute(text)
+
+
+def test_half_a_character_is_refused(model: Path) -> None:
+    says = r"has half a character \(U\+D83D, a lone surrogate\) at place 6"
+    with pytest.raises(ValueError, match=f"text 2 of 2 {says}"):
+        classify(model, ["good", "good \ud83d"])
+    with pytest.raises(ValueError, match=f"the text {says}"):
+        Sentiment.load(model).attribute("good \ud83d")
+
+
 def test_what_is_no_text_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match="text 1 of 1 is float, not text"):
         classify(model, [float("nan")])  # type: ignore[list-item]
@@ -137,6 +172,35 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1)).save_pretrained(tmp_path / "lm")
     with pytest.raises(ValueError, match="GPT2LMHeadModel, not a classifier of texts"):
         Sentiment.load(tmp_path / "lm")
+
+
+def changed(folder: Path, name: str, target: Path, **fields: object) -> Path:
+    """A copy of a model folder with other fields in a JSON file of it; None takes a field out."""
+    shutil.copytree(folder, target)
+    stated = json.loads((target / name).read_text()) | fields
+    stated = {field: value for field, value in stated.items() if value is not None}
+    (target / name).write_text(json.dumps(stated))
+    return target
+
+
+def test_a_model_whose_scores_are_no_shares_of_one_label_is_refused(model: Path, tmp_path: Path) -> None:
+    several = changed(model, "config.json", tmp_path / "n", problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match="is trained for multi_label_classification: scores are read of"):
+        Sentiment.load(several)
+    shutil.copytree(model, tmp_path / "one")
+    AutoModelForSequenceClassification.from_config(config("bert", num_labels=1)).save_pretrained(
+        tmp_path / "one"
+    )
+    with pytest.raises(ValueError, match="has one label, so it gives a number and no choice"):
+        Sentiment.load(tmp_path / "one")
+
+
+def test_a_gpu_that_is_not_there_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        ValueError, match="the device cuda is asked for, and torch finds no GPU here: say cpu"
+    ):
+        Sentiment.load(model, "cuda")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
@@ -158,6 +222,9 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is no JSON"):
         Sentiment.load(folder)
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config.json describes no model"):
+        Sentiment.load(folder)
 
 
 def test_weights_may_be_read_by_whoever_may_read_the_rest(model: Path) -> None:
@@ -167,10 +234,15 @@ def test_weights_may_be_read_by_whoever_may_read_the_rest(model: Path) -> None:
 
 def test_a_classifier_from_elsewhere_reads_as_much_as_it_can(model: Path, tmp_path: Path) -> None:
     """A tokenizer that names no length leaves it to the model."""
-    for path in model.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    stated = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    del stated["model_max_length"]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
+    silent = changed(model, "tokenizer_config.json", tmp_path / "silent", model_max_length=None)
     assert Sentiment.load(model).max_length == MAX_LENGTH
-    assert Sentiment.load(tmp_path).max_length == LONGEST
+    assert Sentiment.load(silent).max_length == LONGEST
+
+
+@pytest.mark.parametrize("kind", ["roberta", "mpnet"])
+def test_positions_that_lie_before_the_padding_hold_no_token(kind: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path, kind, pad_token_id=1)
+    silent = changed(folder, "tokenizer_config.json", tmp_path / "silent", model_max_length=None)
+    classifier = Sentiment.load(silent)
+    assert classifier.max_length == LONGEST - 2
+    assert classifier.classify([" ".join(WORDS)])[0][0] in LABELS

@@ -16,10 +16,12 @@ from tasks.artifacts import Artifact, Store, Summary
 from tasks.evaluate_sentiment import (
     EvaluateSentimentConfig,
     SentimentEvaluation,
+    bag_of_words,
     evaluate_sentiment,
     highlights,
     read_sentiment_evaluation,
     reliability_bins,
+    rival_scores,
     roc_auc,
     score,
     verdict,
@@ -28,6 +30,7 @@ from tests.models.tiny import write_backbone
 from tests.tasks.labelled import LABELS, texts_of, write_split
 
 NOTHING = Summary(rows_in=0, unit_in="", rows=0, unit="")
+WITHOUT_BASELINE = EvaluateSentimentConfig(baseline_reviews=0)
 
 Build = Callable[..., Artifact]
 
@@ -118,6 +121,37 @@ def test_model_and_rival_are_judged_by_the_same_reviews(
     assert made.facts["baseline_accuracy"] == 1.0
 
 
+def test_a_rival_that_can_not_be_trained_is_done_without(
+    build: Build, model: Artifact, reviews: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = EvaluateSentimentConfig(baseline_reviews=1)
+    made = build(evaluate_sentiment, model, reviews, reviews, config=config)
+    assert read_sentiment_evaluation(made).baseline is None
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no bag of words to compare with: the first 1 reviews have one label" in said
+
+
+def test_a_rival_that_met_no_review_of_a_label_never_finds_it(tmp_path: Path) -> None:
+    """The label in the middle: the column behind it stays its own label's."""
+    pq.write_table(
+        pa.table({"text": ["bad film", "good film"] * 4, "label": [0, 2] * 4}),
+        tmp_path / "train-00000.parquet",
+    )
+    reviews = Artifact(stage="split", key="k", folder=tmp_path, summary=NOTHING)
+    found = rival_scores(bag_of_words(reviews, 8), ["good", "bad"], 4)
+    assert found.shape == (2, 4)
+    assert found.argmax(1).tolist() == [2, 0]
+    assert (found[:, [1, 3]] == 0).all()
+
+
+def test_reviews_without_words_have_no_rival(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pa.table({"text": ["+ +", "- -"], "label": [0, 1]})
+    pq.write_table(table, tmp_path / "train-00000.parquet")
+    reviews = Artifact(stage="split", key="k", folder=tmp_path, summary=NOTHING)
+    assert bag_of_words(reviews, 2) is None
+    assert "no bag of words to compare with" in capsys.readouterr().err
+
+
 def test_the_most_confident_mistakes_come_first(build: Build, model: Artifact, reviews: Artifact) -> None:
     made = build(evaluate_sentiment, model, reviews, reviews, config=EvaluateSentimentConfig(mistakes=3))
     texts = texts_of(reviews, "test")
@@ -142,6 +176,7 @@ def judged(accuracy: float, baseline: float | None) -> SentimentEvaluation:
         baseline=None if baseline is None else scores.model_copy(update={"accuracy": baseline}),
         baseline_seconds=None,
         reviews=500,
+        met_before=0,
         reviews_per_second=1.0,
         mistakes=[],
     )
@@ -180,15 +215,30 @@ def test_reviews_from_elsewhere_have_the_labels_of_their_corpus(
     build: Build, store: Store, model: Artifact, reviews: Artifact
 ) -> None:
     """The split called 0 and 1 negative and positive; a test corpus says 0 and 1 as the first one did."""
-    texts = texts_of(reviews, "test")
-    labels = [int(text.startswith("good")) for text in texts]
-    config = EvaluateSentimentConfig(baseline_reviews=0)
-    inside = read_sentiment_evaluation(build(evaluate_sentiment, model, reviews, reviews, config=config))
+    texts = [f"film {text}" for text in texts_of(reviews, "test")]
+    labels = [int(text.startswith("film good")) for text in texts]
+    found = Sentiment.load(model.folder).classify(texts)
     elsewhere = corpus(store, [*texts, "good film"], [*labels, None])
-    made = build(evaluate_sentiment, model, reviews, elsewhere, config=config)
-    assert read_sentiment_evaluation(made).model == inside.model
-    assert made.summary.dropped == {"without a label": 1}
-    assert inside.baseline is None
+    made = build(evaluate_sentiment, model, reviews, elsewhere, config=WITHOUT_BASELINE)
+    evaluation = read_sentiment_evaluation(made)
+    right = [label == LABELS[number] for (label, _), number in zip(found, labels, strict=True)]
+    assert evaluation.model.accuracy == pytest.approx(np.mean(right))
+    assert made.summary.dropped == {"without a label": 1, "met in training": 0}
+    assert evaluation.baseline is None
+
+
+def test_reviews_from_elsewhere_that_training_or_validation_met_are_left_out(
+    build: Build, store: Store, model: Artifact, reviews: Artifact
+) -> None:
+    met = [*texts_of(reviews, "train")[:30], *texts_of(reviews, "validation")[:5]]
+    mixed = corpus(store, [*met, "film good", "film bad", met[0]], [0, 1] * 18 + [0, None])
+    made = build(evaluate_sentiment, model, reviews, mixed, config=WITHOUT_BASELINE)
+    assert made.summary.dropped == {"without a label": 1, "met in training": 35}
+    assert (made.summary.rows_in, made.summary.rows) == (38, 2)
+    assert read_sentiment_evaluation(made).met_before == 35
+    none_new = corpus(store, met, [0] * 35, key="met")
+    with pytest.raises(ValueError, match="no test review with a label that the model has not met"):
+        build(evaluate_sentiment, model, reviews, none_new, config=WITHOUT_BASELINE)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +253,11 @@ def test_test_reviews_that_cannot_be_judged_are_refused(
 ) -> None:
     source = corpus(store, ["good", "bad"], pa.array(labels, pa.int64()))
     with pytest.raises(ValueError, match=says):
-        build(evaluate_sentiment, model, reviews, source, config=EvaluateSentimentConfig(baseline_reviews=0))
+        build(evaluate_sentiment, model, reviews, source, config=WITHOUT_BASELINE)
 
 
 def test_a_split_without_a_test_part_is_refused(build: Build, model: Artifact, reviews: Artifact) -> None:
     for path in reviews.files("test-*.parquet"):
         path.unlink()
-    with pytest.raises(ValueError, match="there is no test review with a label: hold some out"):
-        build(evaluate_sentiment, model, reviews, reviews, config=EvaluateSentimentConfig(baseline_reviews=0))
+    with pytest.raises(ValueError, match=r"there is no test review with a label .*hold some out"):
+        build(evaluate_sentiment, model, reviews, reviews, config=WITHOUT_BASELINE)

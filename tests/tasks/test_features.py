@@ -1,5 +1,6 @@
 """Features: what is kept of a review is what the frozen part says of it, whatever it was computed with."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from tasks import features as module
 from tasks.artifacts import Artifact, Store
 from tasks.backbone import Backbone, BackboneConfig, locate_backbone
 from tasks.features import FeaturesConfig, Runs, features, label_counts, read_options
-from tests.models.tiny import WIDTH, write_backbone
+from tests.models.tiny import VOCABULARY, WIDTH, write_backbone
 from tests.tasks.labelled import REVIEWS, texts_of, write_split
 
 MAX_LENGTH = 10
@@ -136,6 +137,27 @@ def test_finished_windows_outlive_a_run_that_was_stopped(
         assert torch.equal(run, want)
 
 
+def test_a_run_that_was_stopped_while_files_went_out_loses_none(
+    compute: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    move = shutil.move
+
+    def stopped_at_the_second(source: Path, target: Path) -> None:
+        if any(target.parent.iterdir()):
+            raise KeyboardInterrupt
+        move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "move", stopped_at_the_second)
+        patch.setattr(Path, "iterdir", lambda folder: iter(sorted(folder.glob("*"))))  # features-* come first
+        with pytest.raises(KeyboardInterrupt):
+            compute()
+    shutil.rmtree(next((tmp_path / "store" / "features").iterdir()))
+    made = compute()
+    assert len(made.files("*.safetensors")) == len(made.files()) == 4
+    assert len(runs_of(made, "train")) == REVIEWS
+
+
 def test_the_device_is_no_part_of_the_key(reviews: Artifact, backbone: Backbone) -> None:
     keys = {features.key((reviews, backbone), FeaturesConfig(device=device)) for device in ("cpu", "cuda")}
     assert len(keys) == 1
@@ -157,6 +179,32 @@ def test_the_key_knows_weights_length_layer_dtype_and_way(reviews: Artifact, bac
 def test_more_tokens_than_the_backbone_reads_are_refused(compute: Build) -> None:
     with pytest.raises(ValueError, match="max_length 31 is more than the 30 tokens"):
         compute(max_length=31)
+
+
+def test_positions_that_lie_before_the_padding_hold_no_token(tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path / "roberta", "roberta", pad_token_id=1)
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    del stated["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated))
+    with pytest.raises(ValueError, match="max_length 31 is more than the 30 tokens"):
+        module.Reader(folder, FeaturesConfig(max_length=31))
+    _, lengths, cut = module.Reader(folder, FeaturesConfig(max_length=30)).read(["film " * 40])
+    assert (lengths.tolist(), cut) == ([30], 1)
+
+
+def test_a_tokenizer_that_cuts_off_the_start_does_so_here(tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path / "left")
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**stated, "truncation_side": "left"}))
+    reader = module.Reader(folder, FeaturesConfig(max_length=8, cache_features=False))
+    found, _, _ = reader.read(["good " * 9 + "film " * 6])
+    assert found["tokens"].tolist() == [VOCABULARY[word] for word in ("[CLS]", *["film"] * 6, "[SEP]")]
+
+
+def test_a_gpu_that_is_not_there_is_said(compute: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="the device cuda is asked for, and torch finds no GPU"):
+        compute(device="cuda")
 
 
 def test_a_cut_that_cannot_be_is_refused_at_once(compute: Build) -> None:
