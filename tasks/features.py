@@ -157,12 +157,13 @@ class Window:
 
         Counts: `reviews`, `tokens`, `cut` (reviews that were longer), and the reviews of each label.
         """
+        runs_file = folder / features_file(self.number)
         rows_file = folder / f"{self.part}-{self.number:05d}.parquet"
-        if not rows_file.is_file():  # written last: if it is there, so is the other
+        if not (runs_file.is_file() and rows_file.is_file()):  # a kill may have left one, or moved one out
             with pq.ParquetFile(self.path) as file:
                 table = file.read_row_group(self.row_group)
             runs, lengths, cut = reader.read(table["text"].to_pylist())
-            write_whole(folder / features_file(self.number), lambda path: save_file(runs, path))
+            write_whole(runs_file, lambda path: save_file(runs, path))
             ends = np.cumsum(lengths)
             rows = [np.full(len(ends), self.number), ends - lengths, lengths, table["label"].to_numpy()]
             made = pa.table([pa.array(column) for column in rows], names=SCHEMA.names).cast(SCHEMA)

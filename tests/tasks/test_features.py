@@ -136,6 +136,27 @@ def test_finished_windows_outlive_a_run_that_was_stopped(
         assert torch.equal(run, want)
 
 
+def test_a_run_that_was_stopped_while_files_went_out_loses_none(
+    compute: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    move = shutil.move
+
+    def stopped_at_the_second(source: Path, target: Path) -> None:
+        if any(target.parent.iterdir()):
+            raise KeyboardInterrupt
+        move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "move", stopped_at_the_second)
+        patch.setattr(Path, "iterdir", lambda folder: iter(sorted(folder.glob("*"))))  # features-* come first
+        with pytest.raises(KeyboardInterrupt):
+            compute()
+    shutil.rmtree(next((tmp_path / "store" / "features").iterdir()))
+    made = compute()
+    assert len(made.files("*.safetensors")) == len(made.files()) == 4
+    assert len(runs_of(made, "train")) == REVIEWS
+
+
 def test_the_device_is_no_part_of_the_key(reviews: Artifact, backbone: Backbone) -> None:
     keys = {features.key((reviews, backbone), FeaturesConfig(device=device)) for device in ("cpu", "cuda")}
     assert len(keys) == 1
