@@ -7,6 +7,7 @@ error, Guo et al. 2017).
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -23,13 +24,14 @@ from models.sentiment import Sentiment
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary
 from tasks.evaluate import mean_ranks
-from tasks.split import batches, label_values
+from tasks.split import PARTS, batches, digests_of, label_values
 from tasks.stage import stage
 from tasks.train import TRAIN
 
 FILE = "evaluation.json"
 BINS = 10
 MODEL, BASELINE = "classifier", "bag of words"
+UNLABELLED, MET_BEFORE = "without a label", "met in training"
 
 
 class EvaluateSentimentConfig(BaseModel):
@@ -102,12 +104,16 @@ class Mistake(BaseModel):
 
 
 class SentimentEvaluation(BaseModel):
-    """What `evaluation.json` holds."""
+    """What `evaluation.json` holds.
+
+    `met_before` test reviews were in the train or validation part too, and are not among the `reviews`.
+    """
 
     model: Scores
     baseline: Scores | None
     baseline_seconds: float | None
     reviews: int
+    met_before: int
     reviews_per_second: float
     mistakes: list[Mistake]
 
@@ -152,14 +158,14 @@ def shown(area: float | None) -> str:
     return "–" if area is None else f"{area:.3f}"
 
 
-@stage(version=1)
+@stage(version=2)
 def evaluate_sentiment(
     model: Artifact, reviews: Artifact, test: Artifact, config: EvaluateSentimentConfig, out: Path
 ) -> Summary:
     """Writes `evaluation.json`: the model's scores on test reviews, its rival's, and its worst mistakes.
 
     `reviews` is the split that the model was trained on. `test` is the same again, for its test part; or a
-    labelled corpus from elsewhere, for all of it.
+    labelled corpus from elsewhere, for all of it but the texts that training or validation met.
 
     Raises:
         ValueError: there is no test review, or one has a label that the model doesn't know.
@@ -175,13 +181,12 @@ def evaluate_sentiment(
     truth: list[NDArray[np.int64]] = []
     found: list[NDArray[np.floating]] = []
     rival: list[NDArray[np.floating]] = []
-    seconds, unlabelled, done = 0.0, 0, 0
+    seconds, done, dropped = 0.0, 0, Counter[str]()
     with console.bar("evaluation", total=rows_in(test)) as bar:
-        for texts, labels, without in judged(test, reviews):
+        for texts, labels in judged(test, reviews, dropped):
             started = perf_counter()
             probabilities = classifier.probabilities(texts)
             seconds += perf_counter() - started
-            unlabelled += without
             truth.append(labels)
             found.append(probabilities)
             if baseline is not None:
@@ -201,7 +206,8 @@ def evaluate_sentiment(
             bar.update(done, f"{done / seconds:.0f} reviews/s")
     if not done:
         raise ValueError(
-            "there is no test review with a label: hold some out, or name another source of them"
+            "there is no test review with a label that the model has not met: hold some out, or name another"
+            " source of them"
         )
     known = np.concatenate(truth)
     evaluation = SentimentEvaluation(
@@ -209,6 +215,7 @@ def evaluate_sentiment(
         baseline=score(np.concatenate(rival), known, classifier.labels) if rival else None,
         baseline_seconds=baseline_seconds,
         reviews=done,
+        met_before=dropped[MET_BEFORE],
         reviews_per_second=round(done / seconds, 1),
         mistakes=[mistake for _, _, mistake in sorted(mistakes, reverse=True)],
     )
@@ -219,11 +226,11 @@ def evaluate_sentiment(
     if evaluation.baseline:
         facts["baseline_accuracy"] = round(evaluation.baseline.accuracy, 4)
     return Summary(
-        rows_in=done + unlabelled,
+        rows_in=done + dropped.total(),
         unit_in="reviews",
         rows=done,
         unit="reviews",
-        dropped={"without a label": unlabelled},
+        dropped={reason: dropped[reason] for reason in (UNLABELLED, MET_BEFORE)},
         facts=facts,
     )
 
@@ -237,11 +244,16 @@ def judged_files(test: Artifact) -> list[Path]:
     return test.files("test-*.parquet" if "labels" in test.facts else "*.parquet")
 
 
-def judged(test: Artifact, reviews: Artifact) -> Iterator[tuple[list[str], NDArray[np.int64], int]]:
-    """(texts, their labels' numbers, how many had no label) of each row group with labels in it."""
+def judged(
+    test: Artifact, reviews: Artifact, dropped: Counter[str]
+) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
+    """(texts, their labels' numbers) of each row group's reviews that can judge; `dropped` counts the rest."""
     values: dict[Any, int] = {value: number for number, value in enumerate(label_values(reviews))}
-    if "labels" in test.facts:  # a split numbers its labels
+    met = np.empty(0, np.uint64)
+    if "labels" in test.facts:  # a split numbers its labels, and has taken care that its parts share no text
         values = {number: number for number in values.values()}
+    else:
+        met = digests_met(reviews)
     for batch in batches(judged_files(test), ["text", "label"]):
         labels = batch["label"].to_pylist()
         if unknown := {label for label in labels if label is not None} - values.keys():
@@ -249,11 +261,20 @@ def judged(test: Artifact, reviews: Artifact) -> Iterator[tuple[list[str], NDArr
                 f"a test review has the label {unknown.pop()!r}, and the model knows only {list(values)}:"
                 " leave such reviews out, or train on some"
             )
-        rows = [row for row, label in enumerate(labels) if label is not None]
+        labelled = np.array([label is not None for label in labels])
+        unmet = ~np.isin(digests_of(batch), met)
+        dropped[UNLABELLED] += int((~labelled).sum())
+        dropped[MET_BEFORE] += int((labelled & ~unmet).sum())
+        rows = np.flatnonzero(labelled & unmet).tolist()
         texts = batch["text"].to_pylist()
         if rows:
-            numbers = np.array([values[labels[row]] for row in rows])
-            yield [texts[row] for row in rows], numbers, len(labels) - len(rows)
+            yield [texts[row] for row in rows], np.array([values[labels[row]] for row in rows])
+
+
+def digests_met(reviews: Artifact) -> NDArray[np.uint64]:
+    """Those of the texts that trained the model, or chose among its states."""
+    paths = [path for part in PARTS[:2] for path in reviews.files(f"{part}-*.parquet")]
+    return np.concatenate([digests_of(batch) for batch in batches(paths, ["text"])])
 
 
 def bag_of_words(reviews: Artifact, most: int) -> Any:

@@ -59,7 +59,7 @@ class ReportSentimentConfig(BaseModel):
     )
 
 
-@stage(version=1)
+@stage(version=2)
 def report_sentiment(
     model: Artifact, evaluation: Artifact, config: ReportSentimentConfig, out: Path
 ) -> Summary:
@@ -146,8 +146,9 @@ def seconds_to_train(metrics: dict[str, Any], manifests: Sequence[Manifest]) -> 
 def scores_section(
     model: Artifact, metrics: dict[str, Any], found: SentimentEvaluation, manifests: Sequence[Manifest]
 ) -> Html:
+    left_out = f" ({found.met_before:,} that it had seen were left out)" if found.met_before else ""
     note = (
-        f"{verdict(found)} Judged by {found.reviews:,} reviews that it has not seen,"
+        f"{verdict(found)} Judged by {found.reviews:,} reviews that it has not seen{left_out},"
         f" {found.reviews_per_second:,.0f} a second. The classifier stands on {backbone_of(model)}; its time"
         " includes the features."
     )

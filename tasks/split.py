@@ -116,13 +116,19 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
 def read_labels(corpus: Artifact) -> tuple[list[int | str | None], NDArray[np.uint64], int]:
     """Every row's label and the digest of its text; and the bytes of all texts."""
     values: list[int | str | None] = []
-    digests: list[int] = []
+    digests = [np.empty(0, np.uint64)]
     size = 0
     for batch in batches(corpus.files(), ["text", "label"]):
         values += batch["label"].to_pylist()
-        digests += [xxhash.xxh3_64_intdigest(text) for text in batch["text"].cast(pa.binary()).to_pylist()]
+        digests.append(digests_of(batch))
         size += batch["text"].nbytes
-    return values, np.array(digests, np.uint64), size
+    return values, np.concatenate(digests), size
+
+
+def digests_of(batch: pa.RecordBatch) -> NDArray[np.uint64]:
+    """(N,): by which two texts are told to be the same, letter for letter."""
+    texts = batch["text"].cast(pa.binary()).to_pylist()
+    return np.array([xxhash.xxh3_64_intdigest(text) for text in texts], np.uint64)
 
 
 def labels_of(artifact: Artifact) -> list[str]:

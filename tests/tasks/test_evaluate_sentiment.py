@@ -28,6 +28,7 @@ from tests.models.tiny import write_backbone
 from tests.tasks.labelled import LABELS, texts_of, write_split
 
 NOTHING = Summary(rows_in=0, unit_in="", rows=0, unit="")
+WITHOUT_BASELINE = EvaluateSentimentConfig(baseline_reviews=0)
 
 Build = Callable[..., Artifact]
 
@@ -142,6 +143,7 @@ def judged(accuracy: float, baseline: float | None) -> SentimentEvaluation:
         baseline=None if baseline is None else scores.model_copy(update={"accuracy": baseline}),
         baseline_seconds=None,
         reviews=500,
+        met_before=0,
         reviews_per_second=1.0,
         mistakes=[],
     )
@@ -180,15 +182,30 @@ def test_reviews_from_elsewhere_have_the_labels_of_their_corpus(
     build: Build, store: Store, model: Artifact, reviews: Artifact
 ) -> None:
     """The split called 0 and 1 negative and positive; a test corpus says 0 and 1 as the first one did."""
-    texts = texts_of(reviews, "test")
-    labels = [int(text.startswith("good")) for text in texts]
-    config = EvaluateSentimentConfig(baseline_reviews=0)
-    inside = read_sentiment_evaluation(build(evaluate_sentiment, model, reviews, reviews, config=config))
+    texts = [f"film {text}" for text in texts_of(reviews, "test")]
+    labels = [int(text.startswith("film good")) for text in texts]
+    found = Sentiment.load(model.folder).classify(texts)
     elsewhere = corpus(store, [*texts, "good film"], [*labels, None])
-    made = build(evaluate_sentiment, model, reviews, elsewhere, config=config)
-    assert read_sentiment_evaluation(made).model == inside.model
-    assert made.summary.dropped == {"without a label": 1}
-    assert inside.baseline is None
+    made = build(evaluate_sentiment, model, reviews, elsewhere, config=WITHOUT_BASELINE)
+    evaluation = read_sentiment_evaluation(made)
+    right = [label == LABELS[number] for (label, _), number in zip(found, labels, strict=True)]
+    assert evaluation.model.accuracy == pytest.approx(np.mean(right))
+    assert made.summary.dropped == {"without a label": 1, "met in training": 0}
+    assert evaluation.baseline is None
+
+
+def test_reviews_from_elsewhere_that_training_or_validation_met_are_left_out(
+    build: Build, store: Store, model: Artifact, reviews: Artifact
+) -> None:
+    met = [*texts_of(reviews, "train")[:30], *texts_of(reviews, "validation")[:5]]
+    mixed = corpus(store, [*met, "film good", "film bad", met[0]], [0, 1] * 18 + [0, None])
+    made = build(evaluate_sentiment, model, reviews, mixed, config=WITHOUT_BASELINE)
+    assert made.summary.dropped == {"without a label": 1, "met in training": 35}
+    assert (made.summary.rows_in, made.summary.rows) == (38, 2)
+    assert read_sentiment_evaluation(made).met_before == 35
+    with pytest.raises(ValueError, match="no test review with a label that the model has not met"):
+        none_new = corpus(store, met, [0] * 35, key="met")
+        build(evaluate_sentiment, model, reviews, none_new, config=WITHOUT_BASELINE)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +220,11 @@ def test_test_reviews_that_cannot_be_judged_are_refused(
 ) -> None:
     source = corpus(store, ["good", "bad"], pa.array(labels, pa.int64()))
     with pytest.raises(ValueError, match=says):
-        build(evaluate_sentiment, model, reviews, source, config=EvaluateSentimentConfig(baseline_reviews=0))
+        build(evaluate_sentiment, model, reviews, source, config=WITHOUT_BASELINE)
 
 
 def test_a_split_without_a_test_part_is_refused(build: Build, model: Artifact, reviews: Artifact) -> None:
     for path in reviews.files("test-*.parquet"):
         path.unlink()
-    with pytest.raises(ValueError, match="there is no test review with a label: hold some out"):
-        build(evaluate_sentiment, model, reviews, reviews, config=EvaluateSentimentConfig(baseline_reviews=0))
+    with pytest.raises(ValueError, match="there is no test review with a label .*hold some out"):
+        build(evaluate_sentiment, model, reviews, reviews, config=WITHOUT_BASELINE)

@@ -65,13 +65,17 @@ def made(store: Store) -> Make:
         return store.commit(building, manifest)
 
     def make(
-        model: Scores = MODEL, baseline: Scores | None = RIVAL, mistakes: list[Mistake] = MISTAKES
+        model: Scores = MODEL,
+        baseline: Scores | None = RIVAL,
+        mistakes: list[Mistake] = MISTAKES,
+        met_before: int = 0,
     ) -> list[Artifact]:
         evaluation = SentimentEvaluation(
             model=model,
             baseline=baseline,
             baseline_seconds=None if baseline is None else 1.25,
             reviews=200,
+            met_before=met_before,
             reviews_per_second=1234.5,
             mistakes=mistakes,
         )
@@ -104,6 +108,11 @@ def test_figures_stand_beside_the_bag_of_words(build: Build, made: Make) -> None
     assert "classifier 85.0% 0.850 0.850 0.050 1 min 20 s" in text
     assert "bag of words 80.0% 0.800 0.800 0.100 1.2 s" in text
     assert BACKBONE in text
+
+
+def test_reviews_that_were_left_out_are_told(build: Build, made: Make) -> None:
+    text = text_of(page_of(build, made(met_before=1200)))
+    assert "Judged by 200 reviews that it has not seen (1,200 that it had seen were left out), 1," in text
 
 
 def test_a_bag_of_words_that_is_better_is_admitted(build: Build, made: Make) -> None:
