@@ -176,7 +176,7 @@ def evaluate_sentiment(
     if config.baseline_reviews:
         started = perf_counter()
         baseline = bag_of_words(reviews, config.baseline_reviews)
-        baseline_seconds = round(perf_counter() - started, 3)
+        baseline_seconds = None if baseline is None else round(perf_counter() - started, 3)
     mistakes: list[tuple[float, int, Mistake]] = []
     truth: list[NDArray[np.int64]] = []
     found: list[NDArray[np.floating]] = []
@@ -190,7 +190,7 @@ def evaluate_sentiment(
             truth.append(labels)
             found.append(probabilities)
             if baseline is not None:
-                rival.append(baseline.predict_proba(texts))
+                rival.append(rival_scores(baseline, texts, len(classifier.labels)))
             for row in np.flatnonzero(probabilities.argmax(1) != labels):
                 best = int(probabilities[row].argmax())
                 mistake = Mistake(
@@ -278,7 +278,10 @@ def digests_met(reviews: Artifact) -> NDArray[np.uint64]:
 
 
 def bag_of_words(reviews: Artifact, most: int) -> Any:
-    """The rival, trained on the first `most` reviews of the train part (they lie in random order)."""
+    """The rival, trained on the first `most` reviews of the train part (they lie in random order).
+
+    None, and a warning, where they teach it nothing: their labels are one and the same, or they have no words.
+    """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -295,9 +298,26 @@ def bag_of_words(reviews: Artifact, most: int) -> Any:
         labels += batch["label"].to_pylist()
         if len(texts) >= most:
             break
-    return make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000)).fit(
-        texts[:most], labels[:most]
-    )
+    if len(set(labels[:most])) < 2:
+        console.warn(
+            f"no {BASELINE} to compare with: the first {len(labels[:most]):,} reviews have one label; raise"
+            " --baseline-reviews"
+        )
+        return None
+    try:
+        return make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000)).fit(
+            texts[:most], labels[:most]
+        )
+    except ValueError as error:  # of reviews without a word of two letters, say
+        console.warn(f"no {BASELINE} to compare with: {error}")
+        return None
+
+
+def rival_scores(baseline: Any, texts: list[str], labels: int) -> NDArray[np.floating]:
+    """(N, C): the rival's probabilities; 0 for a label that was not among its reviews."""
+    found = np.zeros((len(texts), labels))
+    found[:, baseline.classes_] = baseline.predict_proba(texts)
+    return found
 
 
 # the figures

@@ -16,10 +16,12 @@ from tasks.artifacts import Artifact, Store, Summary
 from tasks.evaluate_sentiment import (
     EvaluateSentimentConfig,
     SentimentEvaluation,
+    bag_of_words,
     evaluate_sentiment,
     highlights,
     read_sentiment_evaluation,
     reliability_bins,
+    rival_scores,
     roc_auc,
     score,
     verdict,
@@ -117,6 +119,37 @@ def test_model_and_rival_are_judged_by_the_same_reviews(
     assert found.baseline.accuracy == 1.0  # the words good and bad are all there is to know
     assert made.facts["accuracy"] == round(found.model.accuracy, 4)
     assert made.facts["baseline_accuracy"] == 1.0
+
+
+def test_a_rival_that_can_not_be_trained_is_done_without(
+    build: Build, model: Artifact, reviews: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = EvaluateSentimentConfig(baseline_reviews=1)
+    made = build(evaluate_sentiment, model, reviews, reviews, config=config)
+    assert read_sentiment_evaluation(made).baseline is None
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no bag of words to compare with: the first 1 reviews have one label" in said
+
+
+def test_a_rival_that_met_no_review_of_a_label_never_finds_it(tmp_path: Path) -> None:
+    """The label in the middle: the column behind it stays its own label's."""
+    pq.write_table(
+        pa.table({"text": ["bad film", "good film"] * 4, "label": [0, 2] * 4}),
+        tmp_path / "train-00000.parquet",
+    )
+    reviews = Artifact(stage="split", key="k", folder=tmp_path, summary=NOTHING)
+    found = rival_scores(bag_of_words(reviews, 8), ["good", "bad"], 4)
+    assert found.shape == (2, 4)
+    assert found.argmax(1).tolist() == [2, 0]
+    assert (found[:, [1, 3]] == 0).all()
+
+
+def test_reviews_without_words_have_no_rival(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pa.table({"text": ["+ +", "- -"], "label": [0, 1]})
+    pq.write_table(table, tmp_path / "train-00000.parquet")
+    reviews = Artifact(stage="split", key="k", folder=tmp_path, summary=NOTHING)
+    assert bag_of_words(reviews, 2) is None
+    assert "no bag of words to compare with" in capsys.readouterr().err
 
 
 def test_the_most_confident_mistakes_come_first(build: Build, model: Artifact, reviews: Artifact) -> None:
