@@ -28,6 +28,7 @@ TOKENS_AT_ONCE = 4096
 PHRASES = 64  # that a text's attribution is divided among, at most
 WORD = re.compile(r"\S+")
 ARCHITECTURE = "ForSequenceClassification"
+ONE_LABEL = "single_label_classification"  # as transformers says it
 
 
 def classify(folder: Path | str, texts: Sequence[str]) -> list[tuple[str, float]]:
@@ -69,6 +70,7 @@ class Sentiment:
         except Exception as error:  # the library raises nothing more precise
             raise ValueError(f"{tokenizer_file} can't be read ({error}): train or export it again") from error
         model = load_classifier(folder)
+        refuse_other_scores(model, folder)
         cast(nn.Module, model).to(device)
         return cls(model, tokenizer, max_length)
 
@@ -168,6 +170,15 @@ def check(folder: Path) -> int:
     except (OSError, ValueError, KeyError):
         return int(most)
     return int(min(stated, most))
+
+
+def refuse_other_scores(model: "PreTrainedModel", folder: Path) -> None:
+    """ValueError where a text's scores would not be shares of 1, of which its one label has the most."""
+    if model.config.num_labels < 2:
+        raise ValueError(f"{folder} has one label, so it gives a number and no choice: name a classifier")
+    kind = model.config.problem_type
+    if kind not in (None, ONE_LABEL):
+        raise ValueError(f"{folder} is trained for {kind}: only one label for each text ({ONE_LABEL}) is read")
 
 
 def save_classifier(

@@ -1,6 +1,7 @@
 """A classifier in a folder: the same scores as transformers gives, one text or many, and why."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,25 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
         Sentiment.load(tmp_path / "lm")
 
 
+def changed(folder: Path, name: str, target: Path, **fields: object) -> Path:
+    """A copy of a model folder with other fields in a JSON file of it; None takes a field out."""
+    shutil.copytree(folder, target)
+    stated = json.loads((target / name).read_text()) | fields
+    stated = {field: value for field, value in stated.items() if value is not None}
+    (target / name).write_text(json.dumps(stated))
+    return target
+
+
+def test_a_model_whose_scores_are_no_shares_of_one_label_is_refused(model: Path, tmp_path: Path) -> None:
+    several = changed(model, "config.json", tmp_path / "n", problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match="is trained for multi_label_classification: only one label"):
+        Sentiment.load(several)
+    backbone = write_backbone(tmp_path / "backbone")
+    save_classifier(tmp_path / "one", backbone, ["stars"], MAX_LENGTH, {})
+    with pytest.raises(ValueError, match="has one label, so it gives a number and no choice"):
+        Sentiment.load(tmp_path / "one")
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no model in .* \(no config.json\)"):
         classify(tmp_path / "nowhere", ["good"])
@@ -167,10 +187,6 @@ def test_weights_may_be_read_by_whoever_may_read_the_rest(model: Path) -> None:
 
 def test_a_classifier_from_elsewhere_reads_as_much_as_it_can(model: Path, tmp_path: Path) -> None:
     """A tokenizer that names no length leaves it to the model."""
-    for path in model.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    stated = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    del stated["model_max_length"]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
+    silent = changed(model, "tokenizer_config.json", tmp_path / "silent", model_max_length=None)
     assert Sentiment.load(model).max_length == MAX_LENGTH
-    assert Sentiment.load(tmp_path).max_length == LONGEST
+    assert Sentiment.load(silent).max_length == LONGEST
