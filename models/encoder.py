@@ -136,6 +136,21 @@ def embeddings_of(model: "PreTrainedModel") -> nn.Module:
     )
 
 
+def longest_text(model: "PreTrainedModel") -> int | None:
+    """How many tokens of a text the encoder has positions for; None where it needs none.
+
+    An encoder in the manner of RoBERTa counts positions from behind that of its padding.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    if positions < 1:
+        return None
+    unused = 0
+    for name, module in model.base_model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+    return int(positions) - unused
+
+
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Puts `new` wherever `old` stands in the model."""
     for parent in list(model.modules()):

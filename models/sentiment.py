@@ -18,13 +18,23 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from models.encoder import by_length, in_threads, load_classifier, load_tokenizer, padded, quiet, shorten
+from models.encoder import (
+    by_length,
+    in_threads,
+    load_classifier,
+    load_tokenizer,
+    longest_text,
+    padded,
+    quiet,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TEXTS_AT_ONCE = 4096
 TOKENS_AT_ONCE = 4096
+MOST_TOKENS = 512  # of a text, where neither tokenizer nor model says
 PHRASES = 64  # that a text's attribution is divided among, at most
 WORD = re.compile(r"\S+")
 ARCHITECTURE = "ForSequenceClassification"
@@ -59,7 +69,7 @@ class Sentiment:
             ValueError: it holds a model of another kind, or a damaged one.
         """
         folder = Path(folder)
-        max_length = check(folder)
+        stated = check(folder)
         tokenizer_file = folder / "tokenizer.json"
         if not tokenizer_file.is_file():
             raise FileNotFoundError(
@@ -72,7 +82,8 @@ class Sentiment:
         model = load_classifier(folder)
         refuse_other_scores(model, folder)
         cast(nn.Module, model).to(device)
-        return cls(model, tokenizer, max_length)
+        lengths = [length for length in (stated, longest_text(model)) if length is not None]
+        return cls(model, tokenizer, min(lengths, default=MOST_TOKENS))
 
     def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
         """Each text's likeliest label and its probability, in the order of the texts.
@@ -151,8 +162,8 @@ def log_odds(logits: Tensor, label: int) -> Tensor:
     return logits[:, label] - others.logsumexp(1)
 
 
-def check(folder: Path) -> int:
-    """Whether a folder holds a classifier: its max_length; raises as `Sentiment.load` does."""
+def check(folder: Path) -> int | None:
+    """Whether a folder holds a classifier: the length that its tokenizer states; raises as `load` does."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except OSError as error:
@@ -164,12 +175,10 @@ def check(folder: Path) -> int:
     kinds = config.get("architectures") or [config.get("model", "unknown")]
     if not any(str(kind).endswith(ARCHITECTURE) for kind in kinds):
         raise ValueError(f"{folder} holds a model of the kind {kinds[0]}, not a classifier of texts")
-    most = config.get("max_position_embeddings", 512)
     try:
-        stated = json.loads((folder / "tokenizer_config.json").read_bytes())["model_max_length"]
-    except (OSError, ValueError, KeyError):
-        return int(most)
-    return int(min(stated, most))
+        return int(json.loads((folder / "tokenizer_config.json").read_bytes())["model_max_length"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def refuse_other_scores(model: "PreTrainedModel", folder: Path) -> None:

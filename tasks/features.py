@@ -40,6 +40,7 @@ from models.encoder import (
     in_threads,
     load_classifier,
     load_tokenizer,
+    longest_text,
     padded,
 )
 from models.precision import bfloat16_pays
@@ -203,7 +204,7 @@ class Reader:
     def __init__(self, folder: Path, config: FeaturesConfig) -> None:
         tokenizer = load_tokenizer(folder)
         model = load_classifier(folder)
-        longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        longest = min(tokenizer.model_max_length, longest_text(model) or tokenizer.model_max_length)
         if config.max_length > longest:
             raise ValueError(
                 f"max_length {config.max_length} is more than the {longest} tokens that the backbone in"

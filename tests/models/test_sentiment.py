@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ LABELS = ["negative", "neutral", "positive"]
 MAX_LENGTH = 12
 
 
-def write_model(folder: Path, kind: str = "bert", seed: int = 0) -> Path:
+def write_model(folder: Path, kind: str = "bert", seed: int = 0, **changes: Any) -> Path:
     """A classifier whose last block and head were moved at random, as training does."""
-    backbone = write_backbone(folder / "backbone", kind)
+    backbone = write_backbone(folder / "backbone", kind, **changes)
     part = TrainedPart(load_classifier(backbone, LABELS), 1, from_activations=True)
     torch.manual_seed(seed)
     trained = {
@@ -190,3 +191,12 @@ def test_a_classifier_from_elsewhere_reads_as_much_as_it_can(model: Path, tmp_pa
     silent = changed(model, "tokenizer_config.json", tmp_path / "silent", model_max_length=None)
     assert Sentiment.load(model).max_length == MAX_LENGTH
     assert Sentiment.load(silent).max_length == LONGEST
+
+
+@pytest.mark.parametrize("kind", ["roberta", "mpnet"])
+def test_positions_that_lie_before_the_padding_hold_no_token(kind: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path, kind, pad_token_id=1)
+    silent = changed(folder, "tokenizer_config.json", tmp_path / "silent", model_max_length=None)
+    classifier = Sentiment.load(silent)
+    assert classifier.max_length == LONGEST - 2
+    assert classifier.classify([" ".join(WORDS)])[0][0] in LABELS

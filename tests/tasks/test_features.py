@@ -1,5 +1,6 @@
 """Features: what is kept of a review is what the frozen part says of it, whatever it was computed with."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +179,17 @@ def test_the_key_knows_weights_length_layer_dtype_and_way(reviews: Artifact, bac
 def test_more_tokens_than_the_backbone_reads_are_refused(compute: Build) -> None:
     with pytest.raises(ValueError, match="max_length 31 is more than the 30 tokens"):
         compute(max_length=31)
+
+
+def test_positions_that_lie_before_the_padding_hold_no_token(tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path / "roberta", "roberta", pad_token_id=1)
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    del stated["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated))
+    with pytest.raises(ValueError, match="max_length 31 is more than the 30 tokens"):
+        module.Reader(folder, FeaturesConfig(max_length=31))
+    _, lengths, cut = module.Reader(folder, FeaturesConfig(max_length=30)).read(["film " * 40])
+    assert (lengths.tolist(), cut) == ([30], 1)
 
 
 def test_a_cut_that_cannot_be_is_refused_at_once(compute: Build) -> None:
