@@ -116,12 +116,14 @@ class Sentiment:
         phrases of several words are left out together, and stand here as one. Pulls need not add up.
 
         Raises:
-            ValueError: the text is empty.
+            ValueError: the text is empty, or nothing in it is a token.
         """
         if not text.strip():
             raise ValueError("the text is empty: there is no word to look at")
         text = text[: max(end for _, end in self._tokenizer.encode(text).offsets)]
         words = [match.span() for match in WORD.finditer(text)]
+        if not words:
+            raise ValueError("the model reads nothing of this text: there is no word to look at")
         together = -(-len(words) // PHRASES)
         spans = [
             (words[i][0], words[min(i + together, len(words)) - 1][1]) for i in range(0, len(words), together)

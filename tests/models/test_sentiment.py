@@ -126,6 +126,20 @@ def test_an_empty_text_is_refused(model: Path, empty: str) -> None:
         Sentiment.load(model).attribute(empty)
 
 
+def test_a_text_without_a_token_has_no_words_to_look_at(tmp_path: Path) -> None:
+    """A lone accent, say: a tokenizer takes it off the letter, and here is none."""
+    folder = write_model(tmp_path)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "BertNormalizer", "lowercase": True, "clean_text": True}
+    tokenizer["normalizer"] |= {"handle_chinese_chars": True, "strip_accents": True}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    classifier = Sentiment.load(folder)
+    for text in ("\u200b", "\x01", "\ufeff\u200d", "\u0301"):
+        assert len(classifier.classify([text])) == 1
+        with pytest.raises(ValueError, match="reads nothing of this text: there is no word to look at"):
+            classifier.attribute(text)
+
+
 def test_what_is_no_text_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match="text 1 of 1 is float, not text"):
         classify(model, [float("nan")])  # type: ignore[list-item]
