@@ -351,17 +351,24 @@ class TrainedPart(nn.Module):
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         blocks = blocks_of(model)
         cut = first_trained(blocks, trainable_blocks)
+        embeddings = embeddings_of(model)
         ids, mask = probe(model)
-        with torch.no_grad():
-            expected = model(input_ids=ids, attention_mask=mask).logits
-        frozen, activations = below(model, cut, ids, mask)
+        try:
+            with torch.no_grad():
+                expected = model(input_ids=ids, attention_mask=mask).logits
+            frozen, activations = below(model, cut, ids, mask)
+        except Exception as error:  # another architecture's blocks may take and give other things
+            raise ValueError(
+                f"an encoder of the type {model.config.model_type} can't be cut between its blocks: take one in"
+                " the manner of BERT"
+            ) from error
         for parameter in frozen:
             parameter.requires_grad_(False)
         short = shorten(model)
         self.model, self._from_activations = model, from_activations
         self._frozen: tuple[nn.Module, ...] = tuple(blocks[:cut])  # registered where the model has them
         if from_activations:
-            replace(model, embeddings_of(model), Given())
+            replace(model, embeddings, Given())
             replace(model, short, short[cut:])
             if not still_gives(expected, lambda: self(activations, mask)):
                 raise ValueError(
@@ -369,7 +376,7 @@ class TrainedPart(nn.Module):
                     " --no-cache-features"
                 )
         else:
-            self._frozen += (embeddings_of(model),)
+            self._frozen += (embeddings,)
         self.names = {name: names[id(parameter)] for name, parameter in self.named_parameters()}
 
     def train(self, mode: bool = True) -> "TrainedPart":

@@ -203,6 +203,8 @@ class Reader:
 
     def __init__(self, folder: Path, config: FeaturesConfig) -> None:
         tokenizer = load_tokenizer(folder)
+        # made here, long before it is trained, so that a backbone that can't be is refused at once
+        TrainedPart(load_classifier(folder), config.trainable_blocks, from_activations=config.cache_features)
         model = load_classifier(folder)
         longest = min(tokenizer.model_max_length, longest_text(model) or tokenizer.model_max_length)
         if config.max_length > longest:
@@ -214,8 +216,6 @@ class Reader:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(config.max_length)
         self._config = config
-        # made here, long before it is trained, so that a backbone that can't be is refused at once
-        TrainedPart(load_classifier(folder), config.trainable_blocks, from_activations=config.cache_features)
         if config.cache_features:
             bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(config.device)
             self._frozen = FrozenPart(model, config.trainable_blocks, bfloat16=bfloat16).to(config.device)
