@@ -7,7 +7,7 @@ if __name__ == "__main__":  # before Prefect is imported, since it reads its log
 
     sys.exit(main(["sentiment", *sys.argv[1:]]))
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -24,6 +24,8 @@ from tasks.split import SplitConfig, split
 from tasks.train_sentiment import TrainSentimentConfig, train_sentiment
 
 __all__ = ["SentimentFlowConfig", "highlights", "sentiment"]
+
+Section = TypeVar("Section", FeaturesConfig, EvaluateSentimentConfig)
 
 
 class ReviewsConfig(WrittenCorpusConfig):
@@ -88,6 +90,10 @@ class SentimentFlowConfig(BaseModel):
         """The split; it has no test part where the test reviews are elsewhere."""
         return self.split if self.test_source is None else self.split.model_copy(update={"test_share": 0.0})
 
+    def on_device(self, section: Section) -> Section:
+        """A stage's config: it runs on what trains, unless it says something else."""
+        return section if section.device else section.model_copy(update={"device": self.train.device})
+
 
 DEFAULT_CONFIG = SentimentFlowConfig()
 
@@ -99,9 +105,10 @@ def sentiment(config: SentimentFlowConfig = DEFAULT_CONFIG) -> Outcome:
         text = corpus(locate(config.corpus), config=config.corpus)
         reviews = split(text, config=config.held_out())
         encoder = locate_backbone(config.backbone)
-        read = features(reviews, encoder, config=config.features)
+        read = features(reviews, encoder, config=config.on_device(config.features))
         model = train_sentiment(read, encoder, config=config.train)
-        scores = evaluate_sentiment(model, reviews, test_of(reviews, config), config=config.evaluate)
+        judging = config.on_device(config.evaluate)
+        scores = evaluate_sentiment(model, reviews, test_of(reviews, config), config=judging)
         page = report_sentiment(model, scores, config=config.report)
         create_markdown_artifact(markdown(model, scores, config.report), key="report")
         return told.outcome(model, scores, page)

@@ -106,6 +106,12 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def require_device(device: str) -> None:
+    """ValueError where torch can't compute on it."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"the device {device} is asked for, and torch finds no GPU here: say cpu")
+
+
 # finding the parts of a model, and changing them
 
 

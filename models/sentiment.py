@@ -26,6 +26,7 @@ from models.encoder import (
     longest_text,
     padded,
     quiet,
+    require_device,
     shorten,
 )
 
@@ -66,9 +67,10 @@ class Sentiment:
 
         Raises:
             FileNotFoundError: there is no model folder.
-            ValueError: it holds a model of another kind, or a damaged one.
+            ValueError: it holds a model of another kind, or a damaged one; or there is no such device.
         """
         folder = Path(folder)
+        require_device(device)
         stated = check(folder)
         tokenizer_file = folder / "tokenizer.json"
         if not tokenizer_file.is_file():

@@ -52,8 +52,10 @@ class EvaluateSentimentConfig(BaseModel):
         description="how many of the most confident mistakes are kept to be read",
         json_schema_extra={"position": 1},
     )
-    device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
-        "cpu", description="what the classifier runs on", json_schema_extra={"position": 2}
+    device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
+        None,
+        description="what the classifier runs on; in a flow what trains, by default",
+        json_schema_extra={"position": 2},
     )
 
 
@@ -171,7 +173,7 @@ def evaluate_sentiment(
         ValueError: there is no test review, or one has a label that the model doesn't know.
         ImportError: scikit-learn is not installed.
     """
-    classifier = Sentiment.load(model.folder, config.device)
+    classifier = Sentiment.load(model.folder, config.device or "cpu")
     baseline, baseline_seconds = None, None
     if config.baseline_reviews:
         started = perf_counter()

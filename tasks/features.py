@@ -42,6 +42,7 @@ from models.encoder import (
     load_tokenizer,
     longest_text,
     padded,
+    require_device,
 )
 from models.precision import bfloat16_pays
 from tasks import console
@@ -90,8 +91,10 @@ class FeaturesConfig(BaseModel):
         description="in what activations are kept; in bfloat16 they are computed too, where that is faster",
         json_schema_extra={"position": 3},
     )
-    device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
-        "cpu", description="what computes the activations", json_schema_extra={"position": 4}
+    device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
+        None,
+        description="what computes the activations; in a flow what trains, by default",
+        json_schema_extra={"position": 4},
     )
 
 
@@ -202,6 +205,8 @@ class Reader:
     """Texts to features by a backbone."""
 
     def __init__(self, folder: Path, config: FeaturesConfig) -> None:
+        self._device = config.device or "cpu"
+        require_device(self._device)
         tokenizer = load_tokenizer(folder)
         # made here, long before it is trained, so that a backbone that can't be is refused at once
         TrainedPart(load_classifier(folder), config.trainable_blocks, from_activations=config.cache_features)
@@ -217,8 +222,8 @@ class Reader:
         self._tokenizer.enable_truncation(config.max_length)
         self._config = config
         if config.cache_features:
-            bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(config.device)
-            self._frozen = FrozenPart(model, config.trainable_blocks, bfloat16=bfloat16).to(config.device)
+            bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(self._device)
+            self._frozen = FrozenPart(model, config.trainable_blocks, bfloat16=bfloat16).to(self._device)
 
     def read(self, texts: list[str]) -> tuple[dict[str, Tensor], NDArray[np.int64], int]:
         """The runs of some texts one after the other, their lengths, and how many texts were cut."""
@@ -232,7 +237,7 @@ class Reader:
 
     def _activations(self, ids: list[Tensor], lengths: NDArray[np.int64]) -> Tensor:
         """(N, D), N the sum of the lengths."""
-        device, dtype = self._config.device, DTYPES[self._config.dtype]
+        device, dtype = self._device, DTYPES[self._config.dtype]
 
         def activations(rows: NDArray[np.int64]) -> list[Tensor]:
             batch, mask = padded([ids[row] for row in rows])

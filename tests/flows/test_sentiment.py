@@ -141,6 +141,16 @@ def test_defaults_are_the_packaged_reviews_as_they_were_written() -> None:
     assert sentiment.name == "sentiment"
 
 
+def test_one_flag_moves_the_run_to_a_gpu() -> None:
+    def devices(**given: dict[str, str]) -> list[str | None]:
+        config = SentimentFlowConfig.model_validate(given)
+        return [config.on_device(section).device for section in (config.features, config.evaluate)]
+
+    assert devices() == ["cpu", "cpu"]
+    assert devices(train={"device": "cuda"}) == ["cuda", "cuda"]
+    assert devices(train={"device": "cuda"}, features={"device": "cpu"}) == ["cpu", "cuda"]
+
+
 def test_a_limit_is_spread_over_labels_that_lie_sorted(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, encoder: str
 ) -> None:

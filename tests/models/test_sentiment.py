@@ -174,6 +174,12 @@ def test_a_model_whose_scores_are_no_shares_of_one_label_is_refused(model: Path,
         Sentiment.load(tmp_path / "one")
 
 
+def test_a_gpu_that_is_not_there_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="the device cuda is asked for, and torch finds no GPU here: say cpu"):
+        Sentiment.load(model, "cuda")
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no model in .* \(no config.json\)"):
         classify(tmp_path / "nowhere", ["good"])

@@ -192,6 +192,12 @@ def test_positions_that_lie_before_the_padding_hold_no_token(tmp_path: Path) -> 
     assert (lengths.tolist(), cut) == ([30], 1)
 
 
+def test_a_gpu_that_is_not_there_is_said(compute: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="the device cuda is asked for, and torch finds no GPU"):
+        compute(device="cuda")
+
+
 def test_a_cut_that_cannot_be_is_refused_at_once(compute: Build) -> None:
     with pytest.raises(ValueError, match="trainable_blocks is 9, and the encoder has 3 blocks"):
         compute(trainable_blocks=9)
