@@ -13,6 +13,8 @@ from typing import Any
 from tasks.artifacts import Artifact, Store, package_versions
 from tasks.stage import Stage
 
+PEERS = ("accelerate", "datasets", "gensim")  # whose versions figures depend on, too
+
 
 def stage_runner(root: Path) -> Callable[..., Artifact]:
     """Runs a stage's plain function into the store `root`, and hands back what they make."""
@@ -59,7 +61,7 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
         "command": command,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "hardware": hardware(),
-        "versions": {"python": platform.python_version(), **package_versions()},
+        "versions": {"python": platform.python_version(), **package_versions(*PEERS)},
         **results,
     }
     path.write_text(json.dumps(document, indent=2) + "\n")

@@ -31,7 +31,18 @@ LOCKS = ".locks"
 ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
 KEY_LENGTH = 24
 READ_BYTES = 1 << 22
-RECORDED_PACKAGES = ("lexloom", "numba", "numpy", "prefect", "pyarrow", "ray", "torch")
+RECORDED_PACKAGES = (
+    "lexloom",
+    "numba",
+    "numpy",
+    "prefect",
+    "pyarrow",
+    "ray",
+    "scikit-learn",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 
 Verification = Literal["size", "full"]
 FIRST = "the first of its stage"  # from such inputs
@@ -351,9 +362,10 @@ def list_files(folder: Path) -> list[FileEntry]:
     ]
 
 
-def package_versions() -> dict[str, str]:
+def package_versions(*more: str) -> dict[str, str]:
+    """The versions of the packages that results depend on, and of `more`: of those that are installed."""
     versions = {}
-    for name in RECORDED_PACKAGES:
+    for name in sorted({*RECORDED_PACKAGES, *more}):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
