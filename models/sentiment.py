@@ -1,7 +1,7 @@
 """A sentiment classifier in a folder: labels and scores of texts, and which words pulled them.
 
-The folder is a checkpoint that transformers.pipeline("text-classification", folder) loads too, with the
-same scores. Texts are computed in the order of their lengths, so that little of a batch is padding, and in
+The folder is a checkpoint that transformers.pipeline("text-classification", folder, truncation=True) loads
+too, with the same scores. Texts are computed in the order of their lengths, so that little of a batch is padding, and in
 the last block only the position that the classifier reads.
 """
 

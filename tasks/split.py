@@ -1,10 +1,11 @@
-"""Labelled reviews, split into parts that share nothing: train, validation and test.
+"""Labelled reviews, split into train, validation and test: parts that share no text, and hardly a film.
 
 Labelled data lies sorted more often than not: all of one class together, and reviews of one film side by
 side. Held out at random, a film would be in two parts at once, and a classifier that remembers films would
 score too well. So what is held out is the end of each tenth of each class's rows (tenths, so that a source
-made of several is held out from each), and only then are rows shuffled. A held-out text that the training
-part has too, letter for letter, falls away.
+made of several is held out from each), and only then are rows shuffled. So parts share no reviews of a film,
+but for those of a film that straddles a border. A held-out text that the training part has too, letter for
+letter, falls away.
 
 Bounded memory: labels and digests of all texts (16 bytes a review), and one shard at a time.
 """
