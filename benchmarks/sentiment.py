@@ -286,6 +286,8 @@ def part_classify(data: Path, folder: Path) -> dict[str, Any]:
         "pipeline": lambda: theirs(texts),
         "pipeline, batch_size=32": lambda: theirs(texts, batch_size=32),
     }
+    expected = [found["label"] for found in theirs(texts)]
+    assert [label for label, _ in ours.classify(texts)] == expected, "the two sides give other labels"
     took: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, way in ways.items():
