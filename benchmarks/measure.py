@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,13 +23,19 @@ def stage_runner(root: Path) -> Callable[..., Artifact]:
 
     def run(stage: Stage, *inputs: Any, config: Any, **extra: Any) -> Artifact:
         key = stage.key(inputs, config)
-        out = store.folder(stage.name, key)
-        out.mkdir(parents=True)
+        out = emptied(store.folder(stage.name, key))
         return Artifact(
             stage=stage.name, key=key, folder=out, summary=stage.function(*inputs, config, out, **extra)
         )
 
     return run
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, made, with nothing in it: what an earlier run left would make this one look fast."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def summary(values: list[float]) -> dict[str, float]:

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from measure import stage_runner, summary, table, write_results
+from measure import emptied, stage_runner, summary, table, write_results
 
 from tasks.artifacts import Artifact
 from tasks.backbone import BackboneConfig, locate_backbone
@@ -87,8 +87,7 @@ class Ours:
         whole = SplitConfig(validation_share=0, test_share=0, label_names=["negative", "positive"])
         self.reviews = self.timed("split", lambda: self._run(split, reviews, config=whole))
         reading = FeaturesConfig(max_length=MAX_LENGTH)
-        made = folder / "scratch-features"
-        made.mkdir()
+        made = emptied(folder / "scratch-features")
         self.features = self.timed(
             "features",
             lambda: self._run(features, self.reviews, self.backbone, config=reading, scratch=made),
@@ -110,8 +109,7 @@ class Ours:
             weight_decay=DECAY,
             seed=seed,
         )
-        made = self._folder / f"scratch-train-{seed}"
-        made.mkdir()
+        made = emptied(self._folder / f"scratch-train-{seed}")
         return self.timed(
             "train",
             lambda: self._run(train_sentiment, self.features, self.backbone, config=config, scratch=made),
@@ -228,7 +226,7 @@ def run_trainer(reviews: Path, folder: Path) -> dict[str, float]:
     backbone = locate_backbone(BACKBONE).folder
     started, cpu = time.perf_counter(), time.process_time()
     tokenizer = AutoTokenizer.from_pretrained(backbone)
-    data = Dataset.from_parquet(str(reviews), cache_dir=str(folder / "cache"))
+    data = Dataset.from_parquet(str(reviews), cache_dir=str(emptied(folder / "cache")))
     data = data.map(
         lambda batch: tokenizer(batch["text"], truncation=True, max_length=MAX_LENGTH),
         batched=True,

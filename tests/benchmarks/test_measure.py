@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import write_results
+from benchmarks.measure import emptied, write_results
 
 
 def test_results_name_the_versions_of_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +16,10 @@ def test_results_name_the_versions_of_both_sides(tmp_path: Path, monkeypatch: py
     assert results["command"] == "python benchmarks/sentiment.py --data DATA"
     for package in ("torch", "transformers", "scikit-learn"):
         assert results["versions"][package] == version(package)
+
+
+def test_a_folder_that_is_used_again_has_nothing_of_before(tmp_path: Path) -> None:
+    folder = tmp_path / "store" / "scratch"
+    for _ in range(2):
+        assert list(emptied(folder).iterdir()) == []
+        (folder / "checkpoint").touch()
