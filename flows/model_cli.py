@@ -137,6 +137,8 @@ def texts_of(arguments: argparse.Namespace) -> Iterator[str]:
     if arguments.texts and arguments.file:
         raise ValueError("texts and --file can't both be given: say what to classify in one way")
     if arguments.texts:
+        if not arguments.texts[-1].strip():
+            raise ValueError(f"text {len(arguments.texts)} is empty: leave it out")
         # bytes that were no UTF-8 come back as they were, to be refused in the same words as a file's
         return decoded((text.encode("utf-8", "surrogateescape") for text in arguments.texts), "text")
     if arguments.file:
@@ -152,7 +154,8 @@ def closed_after(file: BinaryIO) -> Iterator[bytes]:
 
 
 def decoded(lines: Iterable[bytes], what: str) -> Iterator[str]:
-    """The lines as text; ValueError, by number, where one is empty or not UTF-8."""
+    """The lines as text; ValueError, by number, where one is empty and not at the end, or not UTF-8."""
+    empty = 0
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -161,18 +164,29 @@ def decoded(lines: Iterable[bytes], what: str) -> Iterator[str]:
                 f"{what} {number}, byte {error.start + 1}: not UTF-8 (0x{line[error.start]:02x}): convert it"
             ) from None
         if not text.strip():
-            raise ValueError(f"{what} {number} is empty: leave it out")
+            empty = empty or number
+            continue
+        if empty:
+            raise ValueError(f"{what} {empty} is empty: leave it out")
         yield text
 
 
 def growing_batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in batches that double up to MOST_AT_ONCE, and hold about CHARACTERS_AT_ONCE at most."""
+    """Texts in batches that double up to MOST_AT_ONCE, and hold about CHARACTERS_AT_ONCE at most.
+
+    Those before a line that is refused come out before the ValueError.
+    """
     most, batch, held = FIRST_BATCH, list[str](), 0
-    for text in texts:
-        batch.append(text)
-        held += len(text)
-        if len(batch) >= most or held >= CHARACTERS_AT_ONCE:
+    try:
+        for text in texts:
+            batch.append(text)
+            held += len(text)
+            if len(batch) >= most or held >= CHARACTERS_AT_ONCE:
+                yield batch
+                most, batch, held = min(2 * most, MOST_AT_ONCE), [], 0
+    except ValueError:
+        if batch:
             yield batch
-            most, batch, held = min(2 * most, MOST_AT_ONCE), [], 0
+        raise
     if batch:
         yield batch

@@ -261,6 +261,25 @@ def test_lines_that_are_no_text_are_named(
     assert says in complaint(capsys, "classify", classifier)
 
 
+def test_texts_before_a_line_that_is_refused_have_their_labels(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, classifier: str
+) -> None:
+    pipe(monkeypatch, "\n".join([*TEXTS, "", "bad"]).encode())
+    assert main(["classify", classifier]) == 1
+    out, said = capsys.readouterr()
+    assert out == expected(classifier, TEXTS)
+    assert "stdin, line 4 is empty: leave it out" in said
+
+
+def test_empty_lines_at_the_end_are_no_texts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, classifier: str
+) -> None:
+    pipe(monkeypatch, "\n".join([*TEXTS, "", " \n"]).encode())
+    assert main(["classify", classifier]) == 0
+    assert capsys.readouterr().out == expected(classifier, TEXTS)
+    assert "text 2 is empty: leave it out" in complaint(capsys, "classify", classifier, "good", " ")
+
+
 def test_what_can_not_be_classified_is_said(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, classifier: str, model: str
 ) -> None:
