@@ -50,13 +50,15 @@ def classify(folder: Path | str, texts: Sequence[str]) -> list[tuple[str, float]
 class Sentiment:
     """A classifier ready for use: `labels`, and at most `max_length` tokens of a text that it reads."""
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: Tokenizer, max_length: int) -> None:
-        """Takes `model` over."""
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: Tokenizer, max_length: int, truncation_side: str = "right"
+    ) -> None:
+        """Takes `model` over. A text's end falls away where it is too long; with the side "left" its start."""
         shorten(model)
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length)
+        self._tokenizer.enable_truncation(max_length, direction=truncation_side)
         self.max_length = max_length
         names = cast("dict[int, str]", model.config.id2label)
         self.labels = [str(names[index]) for index in range(len(names))]
@@ -71,7 +73,7 @@ class Sentiment:
         """
         folder = Path(folder)
         require_device(device)
-        stated = check(folder)
+        check(folder)
         tokenizer_file = folder / "tokenizer.json"
         if not tokenizer_file.is_file():
             raise FileNotFoundError(
@@ -84,8 +86,7 @@ class Sentiment:
         model = load_classifier(folder)
         refuse_other_scores(model, folder)
         cast(nn.Module, model).to(device)
-        lengths = [length for length in (stated, longest_text(model)) if length is not None]
-        return cls(model, tokenizer, min(lengths, default=MOST_TOKENS))
+        return cls(model, tokenizer, *reading(folder, model))
 
     def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
         """Each text's likeliest label and its probability, in the order of the texts.
@@ -106,6 +107,7 @@ class Sentiment:
                 raise ValueError(f"text {number} of {len(texts)} is {type(text).__name__}, not text")
             if not text.strip():
                 raise ValueError(f"text {number} of {len(texts)} is empty: leave it out")
+            refuse_half_characters(text, f"text {number} of {len(texts)}")
         if not texts:
             return np.empty((0, len(self.labels)), np.float32)
         return self._logits(texts).softmax(1).numpy()
@@ -122,7 +124,8 @@ class Sentiment:
         """
         if not text.strip():
             raise ValueError("the text is empty: there is no word to look at")
-        text = text[: max(end for _, end in self._tokenizer.encode(text).offsets)]
+        refuse_half_characters(text, "the text")
+        text = self._read(text)
         words = [match.span() for match in WORD.finditer(text)]
         if not words:
             raise ValueError("the model reads nothing of this text: there is no word to look at")
@@ -137,6 +140,12 @@ class Sentiment:
             (text[start:end], float(odds[0] - left))
             for (start, end), left in zip(spans, odds[1:], strict=True)
         ]
+
+    def _read(self, text: str) -> str:
+        """What of the text the model reads, with the space before it."""
+        offsets = self._tokenizer.encode(text).offsets
+        start = min((start for start, end in offsets if end > start), default=0)
+        return text[len(text[:start].rstrip()) : max(end for _, end in offsets)]
 
     def _logits(self, texts: Sequence[str]) -> Tensor:
         """(N, C) float32 on the CPU."""
@@ -160,14 +169,24 @@ class Sentiment:
         return logits
 
 
+def refuse_half_characters(text: str, which: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise ValueError(
+            f"{which} has half a character ({half}, a lone surrogate) at place {error.start + 1}: decode it anew"
+        ) from None
+
+
 def log_odds(logits: Tensor, label: int) -> Tensor:
     """(N, C) logits to (N,) log odds of one label against all others."""
     others = torch.cat([logits[:, :label], logits[:, label + 1 :]], dim=1)
     return logits[:, label] - others.logsumexp(1)
 
 
-def check(folder: Path) -> int | None:
-    """Whether a folder holds a classifier: the length that its tokenizer states; raises as `load` does."""
+def check(folder: Path) -> None:
+    """Whether a folder holds a classifier; raises as `Sentiment.load` does."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except OSError as error:
@@ -176,13 +195,21 @@ def check(folder: Path) -> int | None:
         ) from error
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'} is no JSON ({error}): train again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.json'} describes no model: train again")
     kinds = config.get("architectures") or [config.get("model", "unknown")]
     if not any(str(kind).endswith(ARCHITECTURE) for kind in kinds):
         raise ValueError(f"{folder} holds a model of the kind {kinds[0]}, not a classifier of texts")
+
+
+def reading(folder: Path, model: "PreTrainedModel") -> tuple[int, str]:
+    """How many tokens of a text are read, and on which side a longer one is cut."""
     try:
-        return int(json.loads((folder / "tokenizer_config.json").read_bytes())["model_max_length"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        stated = dict(json.loads((folder / "tokenizer_config.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        stated = {}
+    lengths = [length for length in (stated.get("model_max_length"), longest_text(model)) if length]
+    return int(min(lengths, default=MOST_TOKENS)), str(stated.get("truncation_side", "right"))
 
 
 def refuse_other_scores(model: "PreTrainedModel", folder: Path) -> None:

@@ -77,7 +77,7 @@ class FeaturesConfig(BaseModel):
         256,
         ge=8,
         le=8192,
-        description="tokens of a review that are read, its first ones",
+        description="tokens of a review that are read, its first ones (its last, if the tokenizer says so)",
         json_schema_extra={"position": 1},
     )
     cache_features: bool = Field(
@@ -98,7 +98,7 @@ class FeaturesConfig(BaseModel):
     )
 
 
-@stage(version=1)
+@stage(version=2)
 def features(
     reviews: Artifact, backbone: Backbone, config: FeaturesConfig, out: Path, scratch: Path
 ) -> Summary:
@@ -219,7 +219,7 @@ class Reader:
             )
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(config.max_length)
+        self._tokenizer.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
         self._config = config
         if config.cache_features:
             bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(self._device)

@@ -78,6 +78,16 @@ def test_only_the_first_tokens_are_read(model: Path) -> None:
     assert shorter != read
 
 
+def test_a_tokenizer_that_cuts_off_the_start_does_so_here(model: Path, tmp_path: Path) -> None:
+    folder = changed(model, "tokenizer_config.json", tmp_path / "left", truncation_side="left")
+    long = " ".join(WORDS)
+    ours, theirs = classify(folder, [long]), pipeline("text-classification", str(folder), truncation=True)(long)
+    assert ours[0][1] == pytest.approx(theirs[0]["score"], abs=1e-5)
+    assert ours != classify(model, [long])
+    words = [word for word, _ in Sentiment.load(folder).attribute(long)]
+    assert words == WORDS[2 - MAX_LENGTH :]
+
+
 def test_a_hundred_thousand_words_are_no_trouble(model: Path) -> None:
     ((label, score),) = classify(model, ["word1 " * 100_000])
     assert label in LABELS
@@ -140,6 +150,14 @@ def test_a_text_without_a_token_has_no_words_to_look_at(tmp_path: Path) -> None:
             classifier.attribute(text)
 
 
+def test_half_a_character_is_refused(model: Path) -> None:
+    says = r"has half a character \(U\+D83D, a lone surrogate\) at place 6"
+    with pytest.raises(ValueError, match=f"text 2 of 2 {says}"):
+        classify(model, ["good", "good \ud83d"])
+    with pytest.raises(ValueError, match=f"the text {says}"):
+        Sentiment.load(model).attribute("good \ud83d")
+
+
 def test_what_is_no_text_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match="text 1 of 1 is float, not text"):
         classify(model, [float("nan")])  # type: ignore[list-item]
@@ -198,6 +216,9 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
         Sentiment.load(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is no JSON"):
+        Sentiment.load(folder)
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config.json describes no model"):
         Sentiment.load(folder)
 
 

@@ -17,7 +17,7 @@ from tasks import features as module
 from tasks.artifacts import Artifact, Store
 from tasks.backbone import Backbone, BackboneConfig, locate_backbone
 from tasks.features import FeaturesConfig, Runs, features, label_counts, read_options
-from tests.models.tiny import WIDTH, write_backbone
+from tests.models.tiny import VOCABULARY, WIDTH, write_backbone
 from tests.tasks.labelled import REVIEWS, texts_of, write_split
 
 MAX_LENGTH = 10
@@ -190,6 +190,15 @@ def test_positions_that_lie_before_the_padding_hold_no_token(tmp_path: Path) -> 
         module.Reader(folder, FeaturesConfig(max_length=31))
     _, lengths, cut = module.Reader(folder, FeaturesConfig(max_length=30)).read(["film " * 40])
     assert (lengths.tolist(), cut) == ([30], 1)
+
+
+def test_a_tokenizer_that_cuts_off_the_start_does_so_here(tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path / "left")
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**stated, "truncation_side": "left"}))
+    reader = module.Reader(folder, FeaturesConfig(max_length=8, cache_features=False))
+    found, _, _ = reader.read(["good " * 9 + "film " * 6])
+    assert found["tokens"].tolist() == [VOCABULARY[word] for word in ("[CLS]", *["film"] * 6, "[SEP]")]
 
 
 def test_a_gpu_that_is_not_there_is_said(compute: Build, monkeypatch: pytest.MonkeyPatch) -> None:
