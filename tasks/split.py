@@ -7,7 +7,7 @@ made of several is held out from each), and only then are rows shuffled. So part
 but for those of a film that straddles a border. A held-out text that the training part has too, letter for
 letter, falls away.
 
-Bounded memory: labels and digests of all texts (16 bytes a review), and one shard at a time.
+Bounded memory: labels, parts, shards and digests of all texts (some 30 bytes a review), one shard at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -87,11 +87,8 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
     Raises:
         ValueError: there are no labels, fewer than two different ones, or too few reviews of one.
     """
-    values, digests, size = read_labels(corpus)
-    known = sorted({value for value in values if value is not None})
-    names = named(known, config.label_names or names_in(corpus, known), len(values))
-    number = {value: index for index, value in enumerate(known)}
-    labels = np.array([LEFT_OUT if value is None else number[value] for value in values], np.int32)
+    known, labels, digests, size = read_labels(corpus)
+    names = named(known, config.label_names or names_in(corpus, known), len(labels))
     unlabelled = int((labels == LEFT_OUT).sum())
     parts = assign(labels, names, config)
     unused = int((parts == LEFT_OUT).sum()) - unlabelled
@@ -101,7 +98,7 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
     write_parts(corpus, parts, labels, out, max(1, -(-size // SHARD_BYTES)), config.seed)
     counts = {part: int((parts == index).sum()) for index, part in enumerate(PARTS)}
     return Summary(
-        rows_in=len(values),
+        rows_in=len(labels),
         unit_in="reviews",
         rows=sum(counts.values()),
         unit="reviews",
@@ -110,20 +107,27 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
             "beyond the limit": unused,
             "held out and met before": int(twice.sum()),
         },
-        facts={**counts, "labels": names, "label_values": list(known)},
+        facts={**counts, "labels": names, "label_values": known},
     )
 
 
-def read_labels(corpus: Artifact) -> tuple[list[int | str | None], NDArray[np.uint64], int]:
-    """Every row's label and the digest of its text; and the bytes of all texts."""
-    values: list[int | str | None] = []
-    digests = [np.empty(0, np.uint64)]
-    size = 0
+def read_labels(
+    corpus: Artifact,
+) -> tuple[list[int | str], NDArray[np.int32], NDArray[np.uint64], int]:
+    """The different labels, sorted; every row's place among them, or LEFT_OUT; its text's digest; all bytes."""
+    met: dict[int | str, int] = {}  # label -> its place in order of appearance
+    places, digests, size = [np.empty(0, np.int32)], [np.empty(0, np.uint64)], 0
     for batch in batches(corpus.files(), ["text", "label"]):
-        values += batch["label"].to_pylist()
+        coded = batch["label"].dictionary_encode()
+        here = [met.setdefault(label, len(met)) for label in coded.dictionary.drop_null().to_pylist()]
+        found = coded.indices.fill_null(len(here)).to_numpy()
+        places.append(np.array([*here, LEFT_OUT], np.int32)[found])
         digests.append(digests_of(batch))
         size += batch["text"].nbytes
-    return values, np.concatenate(digests), size
+    known = sorted(met)
+    number = {label: index for index, label in enumerate(known)}
+    numbers = np.array([*(number[label] for label in met), LEFT_OUT], np.int32)  # LEFT_OUT is the last place
+    return known, numbers[np.concatenate(places)], np.concatenate(digests), size
 
 
 def digests_of(batch: pa.RecordBatch) -> NDArray[np.uint64]:

@@ -1,5 +1,6 @@
 """Splitting labelled reviews: every part has every label, and no part has met another's reviews."""
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -162,6 +163,21 @@ def test_reviews_without_a_label_are_counted_and_left_out(store: Store, build: B
     made = build(split, corpus(store, texts, labels), config=SplitConfig())
     assert made.summary.dropped["without a label"] == 10
     assert made.summary.rows == 990
+
+
+def test_labels_and_digests_of_many_reviews_take_little_memory(store: Store) -> None:
+    """12 bytes a review, twice while they are put together; as Python's numbers they take 50."""
+    reviews = 50_000
+    source = corpus(store, ["text"] * reviews, [row % 7 for row in range(reviews)], row_group=500)
+    tracemalloc.start()
+    try:
+        known, labels, digests, size = module.read_labels(source)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (known, len(labels), len(digests)) == ([*range(7)], reviews, reviews)
+    assert size >= 4 * reviews
+    assert peak < 40 * reviews
 
 
 def test_a_part_without_a_share_is_not_there(store: Store, build: Build) -> None:
