@@ -6,8 +6,8 @@
 
 FOLDER holds IMDb as `train.parquet` and `test.parquet` (`text`, `label`: 0 or 1). The encoder is the packaged
 MiniLM with its last block and a classifier trained. Both sides of `train` get the same texts, cut at the same
-length, the same batch size, epochs and rates. Of the Trainer's options bf16 and group_by_length stay off, as they
-are by default; they might make it faster. Seconds are from texts on disk to a trained model in memory,
+length, the same batch size, epochs and rates. Of the Trainer's options bf16 and group_by_length, which might
+make it faster, stay off, as they are by default. Seconds are from texts on disk to a trained model in memory,
 without imports; CPU seconds (of all threads) tell of work done where the machine was not alone.
 """
 

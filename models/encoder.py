@@ -365,8 +365,8 @@ class TrainedPart(nn.Module):
             frozen, activations = below(model, cut, ids, mask)
         except Exception as error:  # another architecture's blocks may take and give other things
             raise ValueError(
-                f"an encoder of the type {model.config.model_type} can't be cut between its blocks: take one in"
-                " the manner of BERT"
+                f"an encoder of the type {model.config.model_type} can't be cut between its blocks: take"
+                " one in the manner of BERT"
             ) from error
         for parameter in frozen:
             parameter.requires_grad_(False)

@@ -218,7 +218,9 @@ def refuse_other_scores(model: "PreTrainedModel", folder: Path) -> None:
         raise ValueError(f"{folder} has one label, so it gives a number and no choice: name a classifier")
     kind = model.config.problem_type
     if kind not in (None, ONE_LABEL):
-        raise ValueError(f"{folder} is trained for {kind}: only one label for each text ({ONE_LABEL}) is read")
+        raise ValueError(
+            f"{folder} is trained for {kind}: only one label for each text ({ONE_LABEL}) is read"
+        )
 
 
 def save_classifier(

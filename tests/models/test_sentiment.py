@@ -81,7 +81,10 @@ def test_only_the_first_tokens_are_read(model: Path) -> None:
 def test_a_tokenizer_that_cuts_off_the_start_does_so_here(model: Path, tmp_path: Path) -> None:
     folder = changed(model, "tokenizer_config.json", tmp_path / "left", truncation_side="left")
     long = " ".join(WORDS)
-    ours, theirs = classify(folder, [long]), pipeline("text-classification", str(folder), truncation=True)(long)
+    ours, theirs = (
+        classify(folder, [long]),
+        pipeline("text-classification", str(folder), truncation=True)(long),
+    )
     assert ours[0][1] == pytest.approx(theirs[0]["score"], abs=1e-5)
     assert ours != classify(model, [long])
     words = [word for word, _ in Sentiment.load(folder).attribute(long)]
@@ -194,7 +197,9 @@ def test_a_model_whose_scores_are_no_shares_of_one_label_is_refused(model: Path,
 
 def test_a_gpu_that_is_not_there_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="the device cuda is asked for, and torch finds no GPU here: say cpu"):
+    with pytest.raises(
+        ValueError, match="the device cuda is asked for, and torch finds no GPU here: say cpu"
+    ):
         Sentiment.load(model, "cuda")
 
 
