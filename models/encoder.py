@@ -441,8 +441,8 @@ def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def in_threads(work: Callable[[Item], Outcome], items: Sequence[Item], device: str) -> list[Outcome]:
     """`work` of every item, in order: on a CPU, items side by side instead of each on all threads.
 
-    Threads that share one product wait for each other in every layer: on two busy cores side by side does
-    three times as much (benchmarks/LOG.md). Torch's number of threads is the budget.
+    Threads that share one product wait for each other in every layer; side by side they don't. Torch's number
+    of threads is the budget.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(items), MOST_WORKERS) if device == "cpu" else 1

@@ -1,8 +1,8 @@
 """A sentiment classifier in a folder: labels and scores of texts, and which words pulled them.
 
 The folder is a checkpoint that transformers.pipeline("text-classification", folder, truncation=True) loads
-too, with the same scores. Texts are computed in the order of their lengths, so that little of a batch is padding, and in
-the last block only the position that the classifier reads.
+too, with the same scores. Texts are computed in the order of their lengths, so that little of a batch is
+padding, and in the last block only the position that the classifier reads.
 """
 
 import json
@@ -53,7 +53,7 @@ class Sentiment:
     def __init__(
         self, model: "PreTrainedModel", tokenizer: Tokenizer, max_length: int, truncation_side: str = "right"
     ) -> None:
-        """Takes `model` over. A text's end falls away where it is too long; with the side "left" its start."""
+        """Takes `model` over. Of a text that is too long the end falls away; with "left" its start."""
         shorten(model)
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
@@ -175,7 +175,8 @@ def refuse_half_characters(text: str, which: str) -> None:
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X}"
         raise ValueError(
-            f"{which} has half a character ({half}, a lone surrogate) at place {error.start + 1}: decode it anew"
+            f"{which} has half a character ({half}, a lone surrogate) at place {error.start + 1}: decode it"
+            " anew"
         ) from None
 
 
@@ -218,9 +219,7 @@ def refuse_other_scores(model: "PreTrainedModel", folder: Path) -> None:
         raise ValueError(f"{folder} has one label, so it gives a number and no choice: name a classifier")
     kind = model.config.problem_type
     if kind not in (None, ONE_LABEL):
-        raise ValueError(
-            f"{folder} is trained for {kind}: only one label for each text ({ONE_LABEL}) is read"
-        )
+        raise ValueError(f"{folder} is trained for {kind}: scores are read of {ONE_LABEL} only")
 
 
 def save_classifier(

@@ -249,7 +249,7 @@ def judged_files(test: Artifact) -> list[Path]:
 def judged(
     test: Artifact, reviews: Artifact, dropped: Counter[str]
 ) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
-    """(texts, their labels' numbers) of each row group's reviews that can judge; `dropped` counts the rest."""
+    """(texts, their labels' numbers) of each row group's reviews that judge; `dropped` counts the others."""
     values: dict[Any, int] = {value: number for number, value in enumerate(label_values(reviews))}
     met = np.empty(0, np.uint64)
     if "labels" in test.facts:  # a split numbers its labels, and has taken care that its parts share no text
@@ -282,7 +282,7 @@ def digests_met(reviews: Artifact) -> NDArray[np.uint64]:
 def bag_of_words(reviews: Artifact, most: int) -> Any:
     """The rival, trained on the first `most` reviews of the train part (they lie in random order).
 
-    None, and a warning, where they teach it nothing: their labels are one and the same, or they have no words.
+    None, and a warning, where they teach it nothing: all have one label, or none has words.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer

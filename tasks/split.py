@@ -114,7 +114,7 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
 def read_labels(
     corpus: Artifact,
 ) -> tuple[list[int | str], NDArray[np.int32], NDArray[np.uint64], int]:
-    """The different labels, sorted; every row's place among them, or LEFT_OUT; its text's digest; all bytes."""
+    """The labels met, sorted; each row's number among them or LEFT_OUT; each text's digest; all bytes."""
     met: dict[int | str, int] = {}  # label -> its place in order of appearance
     places, digests, size = [np.empty(0, np.int32)], [np.empty(0, np.uint64)], 0
     for batch in batches(corpus.files(), ["text", "label"]):

@@ -236,8 +236,8 @@ def test_reviews_from_elsewhere_that_training_or_validation_met_are_left_out(
     assert made.summary.dropped == {"without a label": 1, "met in training": 35}
     assert (made.summary.rows_in, made.summary.rows) == (38, 2)
     assert read_sentiment_evaluation(made).met_before == 35
+    none_new = corpus(store, met, [0] * 35, key="met")
     with pytest.raises(ValueError, match="no test review with a label that the model has not met"):
-        none_new = corpus(store, met, [0] * 35, key="met")
         build(evaluate_sentiment, model, reviews, none_new, config=WITHOUT_BASELINE)
 
 
@@ -259,5 +259,5 @@ def test_test_reviews_that_cannot_be_judged_are_refused(
 def test_a_split_without_a_test_part_is_refused(build: Build, model: Artifact, reviews: Artifact) -> None:
     for path in reviews.files("test-*.parquet"):
         path.unlink()
-    with pytest.raises(ValueError, match="there is no test review with a label .*hold some out"):
+    with pytest.raises(ValueError, match=r"there is no test review with a label .*hold some out"):
         build(evaluate_sentiment, model, reviews, reviews, config=WITHOUT_BASELINE)
