@@ -6,6 +6,11 @@ With `cache_features=False` the token ids take the activations' place, and train
 encoder in each step: the plain way, for when activations would not fit on the disk (a review of 256 tokens
 takes 200 KB of them at a width of 384).
 
+Activations kept in bfloat16 are computed in it too on a processor that is faster so (`bfloat16_pays`). That
+moves them by about as much as keeping them does, and is no part of the key: like the order of a sum, it is the
+machine's. float32 asks for the same everywhere, but for that order. `dtype` is in the key without a cache, too,
+where it changes nothing: a run that sets both computes once more at worst.
+
 The work is done in windows of some hundred reviews. A window goes in as texts and comes out as one file, and
 depends on nothing else; finished ones outlive a run that was stopped.
 
@@ -88,7 +93,8 @@ class FeaturesConfig(BaseModel):
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16",
-        description="in what activations are kept; in bfloat16 they are computed too, where that is faster",
+        description="in what activations are kept; in bfloat16 they are computed too, where that is faster;"
+        " without the cache it changes nothing",
         json_schema_extra={"position": 3},
     )
     device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
