@@ -139,8 +139,18 @@ def pulled(text: str, pulls: Sequence[tuple[str, float]], winner: str, max_lengt
     note = (
         f"Each word is left out in turn: its pull is how far the log odds of \u201c{winner}\u201d fall.{read}"
     )
+    lists = columns(strongest(pulls, winner, most))
+    return section("What pulled it", join([card(shaded), lists]), note)
+
+
+def strongest(pulls: Sequence[tuple[str, float]], winner: str, most: float) -> list[Html]:
+    """A card of what spoke most for the label, and one of what spoke against it; `most` fills a bar."""
     ranking = sorted(pulls, key=lambda pair: -pair[1])
-    lists = [
+    sides = (
+        (f"For {winner}", [pair for pair in ranking[:PULLS] if pair[1] > 0]),
+        ("Against it", [pair for pair in reversed(ranking[-PULLS:]) if pair[1] < 0]),
+    )
+    return [
         card(
             join(
                 [
@@ -149,13 +159,9 @@ def pulled(text: str, pulls: Sequence[tuple[str, float]], winner: str, max_lengt
                 ]
             )
         )
-        for title, side in (
-            (f"For {winner}", [pair for pair in ranking[:PULLS] if pair[1] > 0]),
-            ("Against it", [pair for pair in reversed(ranking[-PULLS:]) if pair[1] < 0]),
-        )
+        for title, side in sides
         if side
     ]
-    return section("What pulled it", join([card(shaded), columns(lists)]), note)
 
 
 def signed(pull: float) -> str:

@@ -8,7 +8,8 @@ error, Guo et al. 2017).
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -179,47 +180,16 @@ def evaluate_sentiment(
         started = perf_counter()
         baseline = bag_of_words(reviews, config.baseline_reviews)
         baseline_seconds = None if baseline is None else round(perf_counter() - started, 3)
-    mistakes: list[tuple[float, int, Mistake]] = []
-    truth: list[NDArray[np.int64]] = []
-    found: list[NDArray[np.floating]] = []
-    rival: list[NDArray[np.floating]] = []
-    seconds, done, dropped = 0.0, 0, Counter[str]()
-    with console.bar("evaluation", total=rows_in(test)) as bar:
-        for texts, labels in judged(test, reviews, dropped):
-            started = perf_counter()
-            probabilities = classifier.probabilities(texts)
-            seconds += perf_counter() - started
-            truth.append(labels)
-            found.append(probabilities)
-            if baseline is not None:
-                rival.append(rival_scores(baseline, texts, len(classifier.labels)))
-            for row in np.flatnonzero(probabilities.argmax(1) != labels):
-                best = int(probabilities[row].argmax())
-                mistake = Mistake(
-                    text=texts[row],
-                    label=classifier.labels[labels[row]],
-                    predicted=classifier.labels[best],
-                    score=round(float(probabilities[row, best]), 4),
-                )
-                heapq.heappush(mistakes, (mistake.score, -done - int(row), mistake))
-                if len(mistakes) > config.mistakes:
-                    heapq.heappop(mistakes)
-            done += len(texts)
-            bar.update(done, f"{done / seconds:.0f} reviews/s")
-    if not done:
-        raise ValueError(
-            "there is no test review with a label that the model has not met: hold some out, or name another"
-            " source of them"
-        )
-    known = np.concatenate(truth)
+    judgement = judge(classifier, baseline, reviews, test, config.mistakes)
+    rival, dropped, done = judgement.rival, judgement.dropped, len(judgement.truth)
     evaluation = SentimentEvaluation(
-        model=score(np.concatenate(found), known, classifier.labels),
-        baseline=score(np.concatenate(rival), known, classifier.labels) if rival else None,
+        model=score(judgement.found, judgement.truth, classifier.labels),
+        baseline=None if rival is None else score(rival, judgement.truth, classifier.labels),
         baseline_seconds=baseline_seconds,
         reviews=done,
         met_before=dropped[MET_BEFORE],
-        reviews_per_second=round(done / seconds, 1),
-        mistakes=[mistake for _, _, mistake in sorted(mistakes, reverse=True)],
+        reviews_per_second=round(done / judgement.seconds, 1),
+        mistakes=judgement.mistakes,
     )
     (out / FILE).write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
     facts: dict[str, JsonValue] = {
@@ -235,6 +205,74 @@ def evaluate_sentiment(
         dropped={reason: dropped[reason] for reason in (UNLABELLED, MET_BEFORE)},
         facts=facts,
     )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What classifier and rival said of N test reviews, and what is true."""
+
+    truth: NDArray[np.int64]  # (N,)
+    found: NDArray[np.floating]  # (N, C)
+    rival: NDArray[np.floating] | None  # (N, C)
+    mistakes: list[Mistake]
+    seconds: float  # the classifier's alone
+    dropped: Counter[str]  # reason -> test reviews that don't judge
+
+
+def judge(
+    classifier: Sentiment, baseline: Any, reviews: Artifact, test: Artifact, mistakes: int
+) -> Judgement:
+    """Asks both about every test review; of the classifier's mistakes keeps the most confident."""
+    worst = WorstMistakes(classifier.labels, mistakes)
+    truth: list[NDArray[np.int64]] = []
+    found: list[NDArray[np.floating]] = []
+    rival: list[NDArray[np.floating]] = []
+    seconds, done, dropped = 0.0, 0, Counter[str]()
+    with console.bar("evaluation", total=rows_in(test)) as bar:
+        for texts, labels in judged(test, reviews, dropped):
+            started = perf_counter()
+            probabilities = classifier.probabilities(texts)
+            seconds += perf_counter() - started
+            truth.append(labels)
+            found.append(probabilities)
+            if baseline is not None:
+                rival.append(rival_scores(baseline, texts, len(classifier.labels)))
+            worst.meet(texts, labels, probabilities)
+            done += len(texts)
+            bar.update(done, f"{done / seconds:.0f} reviews/s")
+    if not done:
+        raise ValueError(
+            "there is no test review with a label that the model has not met: hold some out, or name another"
+            " source of them"
+        )
+    theirs = np.concatenate(rival) if rival else None
+    return Judgement(np.concatenate(truth), np.concatenate(found), theirs, worst.in_order(), seconds, dropped)
+
+
+class WorstMistakes:
+    """The mistakes with the highest scores, of all that were met."""
+
+    def __init__(self, labels: Sequence[str], most: int) -> None:
+        self._labels, self._most, self._met = labels, most, 0
+        self._heap: list[tuple[float, int, Mistake]] = []  # of equal ones the first stay
+
+    def meet(self, texts: Sequence[str], labels: NDArray[np.int64], scores: NDArray[np.floating]) -> None:
+        """labels: (N,) true numbers; scores: (N, C)."""
+        for row in np.flatnonzero(scores.argmax(1) != labels):
+            best = int(scores[row].argmax())
+            mistake = Mistake(
+                text=texts[row],
+                label=self._labels[labels[row]],
+                predicted=self._labels[best],
+                score=round(float(scores[row, best]), 4),
+            )
+            heapq.heappush(self._heap, (mistake.score, -self._met - int(row), mistake))
+            if len(self._heap) > self._most:
+                heapq.heappop(self._heap)
+        self._met += len(texts)
+
+    def in_order(self) -> list[Mistake]:
+        return [mistake for _, _, mistake in sorted(self._heap, reverse=True)]
 
 
 def rows_in(test: Artifact) -> int:
