@@ -7,9 +7,8 @@ encoder in each step: the plain way, for when activations would not fit on the d
 takes 200 KB of them at a width of 384).
 
 Activations kept in bfloat16 are computed in it too on a processor that is faster so (`bfloat16_pays`). That
-moves them by about as much as keeping them does, and is no part of the key: like the order of a sum, it is the
-machine's. float32 asks for the same everywhere, but for that order. `dtype` is in the key without a cache, too,
-where it changes nothing: a run that sets both computes once more at worst.
+changes their numbers and is no part of the key: as the order of sums is, it is the machine's; float32 is free
+of it. Without a cache `dtype` changes nothing, but is in the key: at worst the same is made twice.
 
 The work is done in windows of some hundred reviews. A window goes in as texts and comes out as one file, and
 depends on nothing else; finished ones outlive a run that was stopped.

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AlbertConfig, AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    FunnelConfig,
+    GPT2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    T5Config,
+    XLNetConfig,
+)
 
 from models.encoder import (
     FirstPosition,
@@ -18,10 +28,11 @@ from models.encoder import (
     in_threads,
     load_classifier,
     load_tokenizer,
+    longest_text,
     padded,
     shorten,
 )
-from tests.models.tiny import BERT, BLOCKS, KINDS, VOCABULARY, config, write_backbone
+from tests.models.tiny import BERT, BLOCKS, KINDS, LONGEST, VOCABULARY, config, write_backbone
 
 IDS = torch.tensor([[2, 7, 8, 9, 10, 3], [2, 11, 12, 3, 0, 0], [2, 3, 0, 0, 0, 0]])
 MASK = (IDS != 0).long()
@@ -141,6 +152,40 @@ def test_a_decoder_is_refused() -> None:
     model = AutoModelForSequenceClassification.from_config(small)
     with pytest.raises(ValueError, match="has no embeddings to cut off"):
         TrainedPart(model.eval(), 1, from_activations=True)
+
+
+SMALL = {"vocab_size": 60}
+OTHERS: list[tuple[PreTrainedConfig, str]] = [
+    (
+        DebertaV2Config(
+            **BERT, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True, num_labels=2
+        ),
+        "an encoder of the type deberta-v2 can't be cut between its blocks",
+    ),
+    (
+        FunnelConfig(**SMALL, block_sizes=[1, 1, 1], d_model=16, n_head=4, d_head=4, d_inner=24),
+        "FunnelForSequenceClassification has no list of",
+    ),
+    (T5Config(**SMALL, d_model=16, d_kv=4, d_ff=24, num_layers=3, num_heads=4), "T5|t5"),
+    (
+        XLNetConfig(**SMALL, d_model=16, n_layer=3, n_head=4, d_inner=24),
+        "XLNetForSequenceClassification has no embeddings to cut off",
+    ),
+]
+
+
+@pytest.mark.parametrize(("other", "says"), OTHERS, ids=lambda value: getattr(value, "model_type", ""))
+def test_encoders_made_otherwise_are_refused_by_name(other: PreTrainedConfig, says: str) -> None:
+    model = AutoModelForSequenceClassification.from_config(other).eval()
+    with pytest.raises(ValueError, match=f"({says}).*: take (one|an encoder) in the manner of BERT"):
+        TrainedPart(model, 1, from_activations=False)
+
+
+def test_a_text_may_be_as_long_as_there_are_positions() -> None:
+    assert longest_text(classifier("bert")) == LONGEST
+    assert longest_text(classifier("roberta", pad_token_id=1)) == LONGEST - 2
+    xlnet = AutoModelForSequenceClassification.from_config(OTHERS[-1][0])
+    assert longest_text(xlnet) is None
 
 
 def test_more_blocks_than_there_are_cannot_be_trained() -> None:
