@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 TEXTS_AT_ONCE = 4096
 TOKENS_AT_ONCE = 4096
-MOST_TOKENS = 512  # of a text, where neither tokenizer nor model says
+MOST_TOKENS = 512  # of a text, where the model has no bound
 PHRASES = 64  # that a text's attribution is divided among, at most
 WORD = re.compile(r"\S+")
 ARCHITECTURE = "ForSequenceClassification"
@@ -143,9 +143,11 @@ class Sentiment:
 
     def _read(self, text: str) -> str:
         """What of the text the model reads, with the space before it."""
-        offsets = self._tokenizer.encode(text).offsets
-        start = min((start for start, end in offsets if end > start), default=0)
-        return text[len(text[:start].rstrip()) : max(end for _, end in offsets)]
+        tokens = [(start, end) for start, end in self._tokenizer.encode(text).offsets if end > start]
+        if not tokens:
+            return ""
+        first = min(start for start, _ in tokens)
+        return text[len(text[:first].rstrip()) : max(end for _, end in tokens)]
 
     def _logits(self, texts: Sequence[str]) -> Tensor:
         """(N, C) float32 on the CPU."""
@@ -209,8 +211,8 @@ def reading(folder: Path, model: "PreTrainedModel") -> tuple[int, str]:
         stated = dict(json.loads((folder / "tokenizer_config.json").read_bytes()))
     except (OSError, ValueError, TypeError):
         stated = {}
-    lengths = [length for length in (stated.get("model_max_length"), longest_text(model)) if length]
-    return int(min(lengths, default=MOST_TOKENS)), str(stated.get("truncation_side", "right"))
+    most = longest_text(model) or MOST_TOKENS
+    return int(min(stated.get("model_max_length", most), most)), str(stated.get("truncation_side", "right"))
 
 
 def refuse_other_scores(model: "PreTrainedModel", folder: Path) -> None:
