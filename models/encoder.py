@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-PROBE_TEXTS, PROBE_TOKENS = 2, 6
+PROBE_TEXTS, PROBE_TOKENS = 3, 6  # three: a batch of two would pass for the pair that some blocks return
 PROBE_TOLERANCE = 0.01  # of how far the texts' logits lie apart; float32 leaves about 1e-5
 MOST_WORKERS = 16  # each holds the activations of a batch
 
@@ -216,7 +216,7 @@ def first_trained(blocks: nn.ModuleList, trainable_blocks: int) -> int:
 
 
 def probe(model: "PreTrainedModel") -> tuple[Tensor, Tensor]:
-    """(ids, mask), both (B, T), of two short texts, one shorter than the other."""
+    """(ids, mask), both (B, T), of three short texts, one shorter than the others."""
     ids = torch.arange(PROBE_TEXTS * PROBE_TOKENS).view(PROBE_TEXTS, PROBE_TOKENS)
     mask = torch.ones_like(ids)
     mask[1, PROBE_TOKENS // 2 :] = 0

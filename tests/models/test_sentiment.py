@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, pipeline
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, pipeline
 
 from models.encoder import TrainedPart, load_classifier
 from models.sentiment import PHRASES, Sentiment, classify, save_classifier
-from tests.models.tiny import KINDS, LONGEST, WORDS, write_backbone
+from tests.models.tiny import KINDS, LONGEST, WORDS, config, write_backbone
 
 LABELS = ["negative", "neutral", "positive"]
 MAX_LENGTH = 12
@@ -187,8 +187,10 @@ def test_a_model_whose_scores_are_no_shares_of_one_label_is_refused(model: Path,
     several = changed(model, "config.json", tmp_path / "n", problem_type="multi_label_classification")
     with pytest.raises(ValueError, match="is trained for multi_label_classification: scores are read of"):
         Sentiment.load(several)
-    backbone = write_backbone(tmp_path / "backbone")
-    save_classifier(tmp_path / "one", backbone, ["stars"], MAX_LENGTH, {})
+    shutil.copytree(model, tmp_path / "one")
+    AutoModelForSequenceClassification.from_config(config("bert", num_labels=1)).save_pretrained(
+        tmp_path / "one"
+    )
     with pytest.raises(ValueError, match="has one label, so it gives a number and no choice"):
         Sentiment.load(tmp_path / "one")
 
