@@ -118,7 +118,8 @@ class TrainConfig(BaseModel):
     )
     ray_address: Annotated[str, RunOnly()] = Field(
         "",
-        description="a Ray cluster to train on ('auto' finds one); empty starts Ray on this machine",
+        description="a Ray cluster to train on ('auto' finds one); empty takes the one that RAY_ADDRESS names, or starts"
+        " Ray on this machine",
         json_schema_extra={"position": 12},
     )
 
@@ -248,7 +249,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
             ray_trainer().train_on_ray(
                 job,
                 workers=(config.min_workers or config.workers, config.workers),
-                address=config.ray_address or None,
+                address=config.ray_address or os.environ.get("RAY_ADDRESS") or None,
                 verbose=bool(os.environ.get("LEXLOOM_VERBOSE")),
                 on_progress=on_progress,
                 on_note=partial(console.note, "training"),
