@@ -118,8 +118,8 @@ class TrainConfig(BaseModel):
     )
     ray_address: Annotated[str, RunOnly()] = Field(
         "",
-        description="a Ray cluster to train on ('auto' finds one); empty takes the one that RAY_ADDRESS names, or starts"
-        " Ray on this machine",
+        description="a Ray cluster to train on ('auto' finds one); empty takes the one that RAY_ADDRESS"
+        " names, or starts Ray on this machine",
         json_schema_extra={"position": 12},
     )
 

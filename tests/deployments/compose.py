@@ -1,7 +1,7 @@
 """docker-compose.yml without Docker: its services as plain processes on this machine.
 
-What they are told comes from the file, as docker-compose itself resolves it. Only the places differ: host names
-become this machine, ports free ones, and volumes folders of the test.
+What they are told comes from the file, as docker-compose itself resolves it. Only the places differ: host
+names become this machine, ports free ones, and volumes folders of the test.
 """
 
 import json
@@ -34,7 +34,14 @@ Service = dict[str, Any]
 def docker_compose(*arguments: str, secrets: dict[str, str], **variables: str) -> subprocess.CompletedProcess:
     """What `docker compose` says of our file, with these variables and no others of ours."""
     return subprocess.run(
-        [SCRIPTS / "docker-compose", "--env-file", os.devnull, "--file", ROOT / "docker-compose.yml", *arguments],
+        [
+            SCRIPTS / "docker-compose",
+            "--env-file",
+            os.devnull,
+            "--file",
+            ROOT / "docker-compose.yml",
+            *arguments,
+        ],
         env={"PATH": os.environ["PATH"], **secrets, **variables},
         capture_output=True,
         text=True,
@@ -139,9 +146,7 @@ class Stack:
             assert time.monotonic() < end, f"{name} is not healthy: {self.log(name).read_text()}"
             time.sleep(0.2)
 
-    def ask(
-        self, name: str, *command: str, **variables: str
-    ) -> subprocess.CompletedProcess:
+    def ask(self, name: str, *command: str, **variables: str) -> subprocess.CompletedProcess:
         """Runs another command in a service's environment, as `docker compose exec` would."""
         return subprocess.run(
             command,
