@@ -133,6 +133,11 @@ class TrainConfig(BaseModel):
             )
         return self
 
+    @property
+    def cluster(self) -> str:
+        """The Ray cluster to train on: what is given, or what RAY_ADDRESS names; empty for this machine."""
+        return (self.ray_address or os.environ.get("RAY_ADDRESS", "")) if self.runner == "ray" else ""
+
     def stopping(self) -> Stopping:
         return Stopping(
             max_epochs=self.epochs,
@@ -249,7 +254,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
             ray_trainer().train_on_ray(
                 job,
                 workers=(config.min_workers or config.workers, config.workers),
-                address=config.ray_address or os.environ.get("RAY_ADDRESS") or None,
+                address=config.cluster or None,
                 verbose=bool(os.environ.get("LEXLOOM_VERBOSE")),
                 on_progress=on_progress,
                 on_note=partial(console.note, "training"),

@@ -163,7 +163,7 @@ class Stack:
         family = [] if process.poll() is not None else psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

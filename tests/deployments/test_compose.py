@@ -14,6 +14,7 @@ import ray.scripts.scripts
 from prefect.cli._app import _app as prefect_cli
 from prefect.settings import Settings
 from prefect.settings.legacy import _get_valid_setting_names
+from prefect_redis.cleanup_queue import RedisWorkerCleanupQueueSettings
 from prefect_redis.client import RedisMessagingSettings
 
 from flows.cli import build_parser, settle_environment
@@ -171,7 +172,8 @@ def test_a_command_that_its_program_does_not_know_is_noticed(line: str) -> None:
 
 
 def test_every_variable_is_one_that_someone_reads(told: dict[str, Any]) -> None:
-    prefect = _get_valid_setting_names(Settings) | _get_valid_setting_names(RedisMessagingSettings)
+    models = (Settings, RedisMessagingSettings, RedisWorkerCleanupQueueSettings)
+    prefect = set().union(*(_get_valid_setting_names(model) for model in models))
     ours = {
         name for folder in ("flows", "tasks") for name in names_in((ROOT / folder).glob("*.py"), "LEXLOOM")
     }
