@@ -27,6 +27,7 @@ SECRETS = {
     "LEXLOOM_LOGIN": "lexloom:of-prefect",
 }
 SECONDS = 240.0  # until something is given up: a busy machine is slow
+RESTARTS = 2
 
 Service = dict[str, Any]
 
@@ -82,7 +83,7 @@ class Stack:
         self.services = services()
         names = ("redis:6379", "6379", "4200", "5432", "6380", "7860", "8080")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self._running: dict[str, subprocess.Popen] = {}
+        self.running: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> "Stack":
         return self
@@ -90,7 +91,7 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name in reversed(self._running):
+        for name in reversed(list(self.running)):
             self.end(name)
         shutil.rmtree(self.folder)
 
@@ -129,20 +130,26 @@ class Stack:
         """Starts a service, in a session of its own."""
         if name == "postgres":
             self._make_database()
-        self._running[name] = self._process(name, self.services[name]["command"])
+        self.running[name] = self._process(name, self.services[name]["command"])
 
     def run(self, name: str) -> None:
         """Runs a service that ends, and expects that it ends well."""
         self.start(name)
-        status = self._running[name].wait(SECONDS)
+        status = self.running[name].wait(SECONDS)
         assert status == 0, f"{name} ended with {status}: {self.log(name).read_text()}"
 
     def await_health(self, name: str) -> None:
-        """Waits until the service's own health check passes."""
+        """Waits until the service's own health check passes; starts it again when it ends, as Docker would.
+
+        (Ray gives up after 30 seconds, which a busy machine can take.)
+        """
         (_, *probe) = self.services[name]["healthcheck"]["test"]
-        end = time.monotonic() + SECONDS
+        end, restarts = time.monotonic() + SECONDS, 0
         while self._process(name, probe, f"{name}-probe").wait() != 0:
-            assert self._running[name].poll() is None, f"{name} has ended: {self.log(name).read_text()}"
+            if self.running[name].poll() is not None:
+                restarts += 1
+                assert restarts <= RESTARTS, f"{name} ends: {self.log(name).read_text()}"
+                self.running[name] = self._process(name, self.services[name]["command"])
             assert time.monotonic() < end, f"{name} is not healthy: {self.log(name).read_text()}"
             time.sleep(0.2)
 
@@ -159,7 +166,7 @@ class Stack:
 
     def end(self, name: str) -> list[psutil.Process]:
         """Ends a service as Docker does, SIGTERM and then SIGKILL for all; returns those that were killed."""
-        process = self._running.pop(name)
+        process = self.running.pop(name)
         family = [] if process.poll() is not None else psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         try:

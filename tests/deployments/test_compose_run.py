@@ -9,10 +9,12 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 
 from tests.deployments.compose import SECONDS, SECRETS, Stack, programs_of_postgres
@@ -32,19 +34,19 @@ def stack() -> Iterator[Stack]:
     with Stack() as stack:
         text = "\n".join(f"the {what} sees the {which}" for what in COLOURS for which in COLOURS)
         (stack.folder / "data" / "colours.txt").write_text(text)
-        for name in ("postgres", "redis", "ray-head"):
+        for name in ("postgres", "redis"):
             stack.start(name)
         for name in ("postgres", "redis"):
             stack.await_health(name)
         stack.run("migrate")
-        stack.start("server")
-        stack.await_health("ray-head")
-        stack.start("ray-worker")
-        stack.await_health("server")
-        stack.start("background")
+        for name in ("server", "ray-head"):
+            stack.start(name)
+            stack.await_health(name)
+        for name in ("background", "ray-worker"):
+            stack.start(name)
         stack.run("deploy")
         stack.start("worker")
-        for name in ("worker", "ray-worker"):
+        for name in ("ray-worker", "worker"):
             stack.await_health(name)
         yield stack
 
@@ -134,8 +136,17 @@ def test_a_port_in_use_is_said(stack: Stack, name: str, port: str) -> None:
     assert re.search("in use|already running", said.stdout + said.stderr)
 
 
+def test_the_worker_ends_with_its_ray_node_and_so_comes_back_with_a_new_one(stack: Stack) -> None:
+    family = psutil.Process(stack.running["worker"].pid).children(recursive=True)
+    (raylet,) = (process for process in family if process.name() == "raylet")
+    raylet.kill()
+    stack.running["worker"].wait(SECONDS)
+    for process in family:  # which a container takes along
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def test_no_service_complains_and_all_end_when_told_to(stack: Stack) -> None:
-    """Docker ends a container's other processes with its first one; those are the worker's Ray node."""
     logs = {name: stack.log(name) for name in stack.services}
     complaints = {name: log.read_text() for name, log in logs.items() if log.exists()}
     assert not {name for name, said in complaints.items() if re.search("Traceback|ERROR|Error ", said)}, (
