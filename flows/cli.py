@@ -112,6 +112,8 @@ def no_such_flag(given: str, known: list[str]) -> str:
 
 def plain(error: BaseException) -> str:
     """An error's message without Python's decorations."""
+    if type(error).__name__ == "PrefectHTTPStatusError" and "401 Unauthorized" in str(error):
+        return "Prefect's server refuses the login: set PREFECT_API_AUTH_STRING to its name:password"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:

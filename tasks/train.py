@@ -118,7 +118,8 @@ class TrainConfig(BaseModel):
     )
     ray_address: Annotated[str, RunOnly()] = Field(
         "",
-        description="a Ray cluster to train on ('auto' finds one); empty starts Ray on this machine",
+        description="a Ray cluster to train on ('auto' finds one); empty takes the one that RAY_ADDRESS"
+        " names, or starts Ray on this machine",
         json_schema_extra={"position": 12},
     )
 
@@ -131,6 +132,11 @@ class TrainConfig(BaseModel):
                 f"the local runner has one worker, not {self.workers}: say --workers 1, or --runner ray"
             )
         return self
+
+    @property
+    def cluster(self) -> str:
+        """The Ray cluster to train on: what is given, or what RAY_ADDRESS names; empty for this machine."""
+        return (self.ray_address or os.environ.get("RAY_ADDRESS", "")) if self.runner == "ray" else ""
 
     def stopping(self) -> Stopping:
         return Stopping(
@@ -248,7 +254,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
             ray_trainer().train_on_ray(
                 job,
                 workers=(config.min_workers or config.workers, config.workers),
-                address=config.ray_address or None,
+                address=config.cluster or None,
                 verbose=bool(os.environ.get("LEXLOOM_VERBOSE")),
                 on_progress=on_progress,
                 on_note=partial(console.note, "training"),

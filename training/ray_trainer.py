@@ -38,7 +38,7 @@ import ray
 import torch
 import torch.distributed as dist
 from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import AuthenticationError, RayActorError, RayError
 from ray.train import RunConfig, get_context
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2._internal import callbacks, exceptions
@@ -246,6 +246,13 @@ def ray_runtime(
             ray.init(**options, log_to_driver=verbose, logging_level=level)
             if not over.is_set():  # the controller asks for it, and would wait while it is started
                 default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
+        except AuthenticationError:
+            begun.set_exception(
+                PermissionError(
+                    f"the Ray cluster at {address} refuses the token: RAY_AUTH_TOKEN, or the file that"
+                    " RAY_AUTH_TOKEN_PATH names, must hold the one that it was started with"
+                )
+            )
         except BaseException as error:
             begun.set_exception(error)
         else:

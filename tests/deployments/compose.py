@@ -1,0 +1,232 @@
+"""docker-compose.yml without Docker: its services as plain processes on this machine.
+
+What they are told comes from the file, as docker-compose itself resolves it. Only the places differ: host
+names become this machine, ports free ones, and volumes folders of the test.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(sys.executable).parent
+SECRETS = {
+    "LEXLOOM_DATABASE_PASSWORD": "of-the-database",
+    "LEXLOOM_RAY_TOKEN": "of-ray",
+    "LEXLOOM_LOGIN": "lexloom:of-prefect",
+}
+SECONDS = 240.0  # until something is given up: a busy machine is slow
+RESTARTS = 2
+
+Service = dict[str, Any]
+
+
+def docker_compose(*arguments: str, secrets: dict[str, str], **variables: str) -> subprocess.CompletedProcess:
+    """What `docker compose` says of our file, with these variables and no others of ours."""
+    return subprocess.run(
+        [
+            SCRIPTS / "docker-compose",
+            "--env-file",
+            os.devnull,
+            "--file",
+            ROOT / "docker-compose.yml",
+            *arguments,
+        ],
+        env={"PATH": os.environ["PATH"], **secrets, **variables},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+
+
+def services(**variables: str) -> dict[str, Service]:
+    """All services, those of profiles too, with `$$` as the shells in them see it."""
+    said = docker_compose("--profile", "*", "config", "--format", "json", secrets=SECRETS, **variables)
+    assert said.returncode == 0, said.stderr
+    return json.loads(said.stdout.replace("$$", "$"))["services"]
+
+
+def programs_of_postgres() -> str | None:
+    """The folder of Postgres' programs, which Debian keeps off the PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [shutil.which("initdb")]
+    return str(Path(found[-1]).parent) if found[-1] else None
+
+
+def free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+class Stack:
+    """The services of the file as processes; a context manager that ends them all."""
+
+    def __init__(self) -> None:
+        # not pytest's folder: Postgres' user must get in, and Ray's sockets want a short path
+        self.folder = Path(tempfile.mkdtemp(prefix="lexloom-"))
+        self.folder.chmod(0o755)
+        for each in ("tmp", "store", "cache", "data"):
+            (self.folder / each).mkdir()
+        self.services = services()
+        names = ("redis:6379", "6379", "4200", "5432", "6380", "7860", "8080")
+        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.running: dict[str, subprocess.Popen] = {}
+
+    def __enter__(self) -> "Stack":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in reversed(list(self.running)):
+            self.end(name)
+        shutil.rmtree(self.folder)
+
+    # where things are
+
+    def here(self, text: str) -> str:
+        """The text with the places of this machine."""
+        ports = "|".join(sorted(self.ports, key=len, reverse=True))
+        text = re.sub(rf"\b({ports})\b", lambda found: self._port(found[0]), text)
+        text = re.sub(r"(?<![\w-])((server|ray-head)(?=:)|localhost\b|0\.0\.0\.0)", "127.0.0.1", text)
+        return re.sub(r"(?<!\w)/(store|cache|data|tmp)\b", rf"{self.folder}/\1", text)
+
+    def _port(self, found: str) -> str:
+        return f"127.0.0.1:{self.ports[found]}" if ":" in found else str(self.ports[found])
+
+    def url(self, port: str) -> str:
+        return f"http://127.0.0.1:{self.ports[port]}"
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The service's own, and what finds our programs; nothing of the test's environment."""
+        own = {key: self.here(value) for key, value in self.services[name].get("environment", {}).items()}
+        if own.get("PREFECT_SERVER_DATABASE_HOST") == "postgres":
+            own["PREFECT_SERVER_DATABASE_HOST"] = "127.0.0.1"
+        path = [str(SCRIPTS), programs_of_postgres() or "", os.environ["PATH"]]
+        found = {"PATH": os.pathsep.join(path), "RAY_TMPDIR": str(self.folder), "PYTHONPATH": str(ROOT)}
+        if name == "postgres":
+            found |= {"PGPORT": str(self.ports["5432"]), "PGDATA": str(self.folder / "postgres")}
+        return own | found
+
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    # what runs
+
+    def start(self, name: str) -> None:
+        """Starts a service, in a session of its own."""
+        if name == "postgres":
+            self._make_database()
+        self.running[name] = self._process(name, self.services[name]["command"])
+
+    def run(self, name: str) -> None:
+        """Runs a service that ends, and expects that it ends well."""
+        self.start(name)
+        status = self.running[name].wait(SECONDS)
+        assert status == 0, f"{name} ended with {status}: {self.log(name).read_text()}"
+
+    def await_health(self, name: str) -> None:
+        """Waits until the service's own health check passes; starts it again when it ends, as Docker would.
+
+        (Ray gives up after 30 seconds, which a busy machine can take.)
+        """
+        (_, *probe) = self.services[name]["healthcheck"]["test"]
+        end, restarts = time.monotonic() + SECONDS, 0
+        while self._process(name, probe, f"{name}-probe").wait() != 0:
+            if self.running[name].poll() is not None:
+                restarts += 1
+                assert restarts <= RESTARTS, f"{name} ends: {self.log(name).read_text()}"
+                self.running[name] = self._process(name, self.services[name]["command"])
+            assert time.monotonic() < end, f"{name} is not healthy: {self.log(name).read_text()}"
+            time.sleep(0.2)
+
+    def ask(self, name: str, *command: str, **variables: str) -> subprocess.CompletedProcess:
+        """Runs another command in a service's environment, as `docker compose exec` would."""
+        return subprocess.run(
+            command,
+            env=self.environment(name) | variables,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+
+    def end(self, name: str) -> list[psutil.Process]:
+        """Ends a service as Docker does, SIGTERM and then SIGKILL for all; returns those that were killed."""
+        process = self.running.pop(name)
+        family = [] if process.poll() is not None else psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        _, left = psutil.wait_procs(family, timeout=5)
+        for each in left:
+            each.kill()
+        psutil.wait_procs(left)
+        return left
+
+    def _process(self, name: str, command: list[str], log: str = "") -> subprocess.Popen:
+        command = [self.here(word) for word in command]
+        more: dict[str, Any] = {}
+        if name == "postgres":
+            command += ["-k", str(self.folder / "postgres")] if command[0] == "postgres" else []
+            more = as_postgres()
+        if name == "redis":
+            port = ["--port" if command[0] == "redis-server" else "-p", str(self.ports["redis:6379"])]
+            command[1:1] = [*port, "--dir", str(self.folder)] if command[0] == "redis-server" else port
+        with self.log(log or name).open("a") as output:
+            return subprocess.Popen(
+                command,
+                env=self.environment(name),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **more,
+            )
+
+    def _make_database(self) -> None:
+        """What the image's entry point does at its first start."""
+        told = self.environment("postgres")
+        data = self.folder / "postgres"
+        data.mkdir()
+        if as_postgres():
+            shutil.chown(data, "postgres", "postgres")
+        password = self.folder / "password"
+        password.write_text(told["POSTGRES_PASSWORD"])
+        initdb = ["initdb", f"--username={told['POSTGRES_USER']}", f"--pwfile={password}", "--no-sync"]
+        for command in (
+            [*initdb, *told["POSTGRES_INITDB_ARGS"].split()],
+            ["postgres", "--single", "postgres"],
+        ):
+            subprocess.run(
+                command,
+                env=told,
+                input=f"CREATE DATABASE {told['POSTGRES_DB']};\n" if "--single" in command else None,
+                check=True,
+                capture_output=True,
+                text=True,
+                cwd=data,
+                **as_postgres(),
+            )
+
+
+def as_postgres() -> dict[str, Any]:
+    """Postgres refuses to be root."""
+    return {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}

@@ -1,0 +1,156 @@
+"""Every service of docker-compose.yml as a plain process, and one run through them all.
+
+Wants Postgres and Redis (Debian: postgresql, redis-server); without them these tests are skipped.
+"""
+
+import base64
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import psutil
+import pytest
+
+from tests.deployments.compose import SECONDS, SECRETS, Stack, programs_of_postgres
+
+pytestmark = [
+    pytest.mark.skipif(programs_of_postgres() is None, reason="Postgres is not installed"),
+    pytest.mark.skipif(shutil.which("redis-server") is None, reason="Redis is not installed"),
+    pytest.mark.timeout(4 * SECONDS),
+]
+FLAGS = ("--min-count", "1", "--epochs", "1", "--workers", "2", "--dim", "8")
+CONFIG = {"vocabulary": {"min_count": 1}, "train": {"epochs": 1, "workers": 2, "dim": 8}}
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """All services but the page, in the order in which they wait for each other."""
+    with Stack() as stack:
+        text = "\n".join(f"the {what} sees the {which}" for what in COLOURS for which in COLOURS)
+        (stack.folder / "data" / "colours.txt").write_text(text)
+        for name in ("postgres", "redis"):
+            stack.start(name)
+        for name in ("postgres", "redis"):
+            stack.await_health(name)
+        stack.run("migrate")
+        for name in ("server", "ray-head"):
+            stack.start(name)
+            stack.await_health(name)
+        for name in ("background", "ray-worker"):
+            stack.start(name)
+        stack.run("deploy")
+        stack.start("worker")
+        for name in ("ray-worker", "worker"):
+            stack.await_health(name)
+        yield stack
+
+
+COLOURS = ["red", "green", "blue", "white", "black", "grey", "pink", "brown"]
+
+
+def api(stack: Stack, path: str, login: str = SECRETS["LEXLOOM_LOGIN"], **body: Any) -> Any:
+    """What the server's API answers to a POST, or to a GET where there is no body."""
+    headers = {"Content-Type": "application/json"}
+    if login:
+        headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+    data = json.dumps(body).encode() if body else None
+    with urlopen(Request(f"{stack.url('4200')}/api{path}", data, headers), timeout=60) as answer:
+        return json.load(answer)
+
+
+def test_a_run_started_by_the_api_trains_on_rays_workers(stack: Stack) -> None:
+    deployment = api(stack, "/deployments/name/word2vec/word2vec")
+    config = CONFIG | {"corpus": {"source": stack.here("/data/colours.txt")}}
+    run = api(
+        stack,
+        f"/deployments/{deployment['id']}/create_flow_run",
+        parameters={"config": config},
+        state={"type": "SCHEDULED"},
+    )
+    end = time.monotonic() + SECONDS
+    while (state := api(stack, f"/flow_runs/{run['id']}")["state"])["type"] not in OVER:
+        assert time.monotonic() < end, stack.log("worker").read_text()
+        time.sleep(0.5)
+    said = stack.log("worker").read_text()
+    assert state["type"] == "COMPLETED", said
+    # the worker's own node and the head have no CPUs: both training workers were on ray-worker's
+    assert re.search(r"Ray: joined the cluster at 127\.0\.0\.1:\d+, with 2 CPUs on 3 nodes", said)
+    (metrics,) = stack.folder.glob("store/train_word2vec/*/metrics.json")
+    assert json.loads(metrics.read_text())["workers"] == 2
+
+
+OVER = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+@pytest.mark.parametrize("login", ["", "lexloom:wrong", "wrong"])
+def test_the_api_is_closed_to_those_without_the_password(stack: Stack, login: str) -> None:
+    with pytest.raises(HTTPError, match="401"):
+        api(stack, "/work_pools/filter", login, limit=1)
+
+
+def test_the_pool_has_the_limit_that_was_asked_for(stack: Stack) -> None:
+    pool = api(stack, "/work_pools/lexloom")
+    assert (pool["type"], pool["concurrency_limit"]) == ("process", 1)
+
+
+def test_a_wrong_password_is_said_in_one_sentence(stack: Stack) -> None:
+    said = stack.ask("worker", "lexloom", "word2vec", *FLAGS, PREFECT_API_AUTH_STRING="lexloom:wrong")
+    assert said.returncode == 1
+    assert "error: Prefect's server refuses the login: set PREFECT_API_AUTH_STRING to its name" in said.stderr
+
+
+def test_a_wrong_token_is_said_in_one_sentence(stack: Stack) -> None:
+    source = stack.here("/data/colours.txt")
+    said = stack.ask(
+        "worker", "lexloom", "word2vec", "--source", source, *FLAGS, "--seed", "2", RAY_AUTH_TOKEN="no"
+    )
+    assert said.returncode == 1
+    assert re.search(
+        r"error: the Ray cluster at 127\.0\.0\.1:\d+ refuses the token: RAY_AUTH_TOKEN, or", said.stderr
+    )
+
+
+def test_a_node_with_a_wrong_token_does_not_join(stack: Stack) -> None:
+    command = [stack.here(word) for word in stack.services["ray-worker"]["command"]]
+    said = stack.ask("ray-worker", *command, RAY_AUTH_TOKEN="no")
+    assert said.returncode != 0
+    assert "Authentication token is missing or incorrect" in said.stdout + said.stderr
+
+
+def test_the_page_is_served(stack: Stack) -> None:
+    stack.start("page")
+    stack.await_health("page")
+
+
+@pytest.mark.parametrize(("name", "port"), [("server", "4200"), ("ray-head", "6379"), ("page", "7860")])
+def test_a_port_in_use_is_said(stack: Stack, name: str, port: str) -> None:
+    said = stack.ask(name, *(stack.here(word) for word in stack.services[name]["command"]))
+    assert said.returncode != 0
+    assert str(stack.ports[port]) in said.stdout + said.stderr
+    assert re.search("in use|already running", said.stdout + said.stderr)
+
+
+def test_the_worker_ends_with_its_ray_node_and_so_comes_back_with_a_new_one(stack: Stack) -> None:
+    family = psutil.Process(stack.running["worker"].pid).children(recursive=True)
+    (raylet,) = (process for process in family if process.name() == "raylet")
+    raylet.kill()
+    stack.running["worker"].wait(SECONDS)
+    for process in family:  # which a container takes along
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def test_no_service_complains_and_all_end_when_told_to(stack: Stack) -> None:
+    logs = {name: stack.log(name) for name in stack.services}
+    complaints = {name: log.read_text() for name, log in logs.items() if log.exists()}
+    assert not {name for name, said in complaints.items() if re.search("Traceback|ERROR|Error ", said)}, (
+        complaints
+    )
+    for name in ("page", "background", "server", "ray-worker", "ray-head", "redis", "postgres"):
+        assert stack.end(name) == [], name
