@@ -25,8 +25,8 @@ def require(workers: int, device: str, cluster: Resources) -> None:
     cpus = int(cluster.get("CPU", 0))
     if workers > cpus:
         raise ValueError(
-            f"{workers} workers need as many CPUs, and the Ray cluster has {cpus}: ask for fewer, or let fewer"
-            " do (min_workers)"
+            f"{workers} workers need as many CPUs, and the Ray cluster has {cpus}: ask for fewer, or let"
+            " fewer do (min_workers)"
         )
     if device == "cuda" and cluster.get("GPU", 0) < 1:
         raise ValueError("the Ray cluster has no GPU: train on the CPU, or join a cluster that has one")
@@ -45,7 +45,9 @@ def room(least: int, most: int, device: str, cluster: Resources, free: Resources
     """How many workers, up to `most`, fit into what other work leaves `free`; ValueError for too few."""
     fitting = capacity(device, free)
     if fitting < least:
-        busy = [f"{cluster[name] - free.get(name, 0):g} of {cluster[name]:g} {name}s" for name in wanted(device)]
+        busy = [
+            f"{cluster[name] - free.get(name, 0):g} of {cluster[name]:g} {name}s" for name in wanted(device)
+        ]
         raise ValueError(
             f"there is no room for {least} workers: other work keeps {' and '.join(busy)} of the Ray cluster"
             " busy; wait until it is done, or ask for fewer workers"
