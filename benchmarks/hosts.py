@@ -67,6 +67,7 @@ class Node:
     address: str
     namespace: str | None
     process: subprocess.Popen[bytes]
+    lost: bool = False
 
     def processes(self) -> list[psutil.Process]:
         """The processes of its Ray node."""
@@ -168,15 +169,24 @@ class Cluster:
 
     def kill(self, node: Node) -> None:
         """As if its power had failed: all its processes end at once."""
+        node.lost = True
         signal_all(node.processes(), signal.SIGKILL)
         node.process.wait()
 
     def cut_off(self, node: Node) -> None:
         """Its processes go on, but nothing goes in or out any more."""
+        node.lost = True
         if node.namespace is not None:
             ip("-n", self._hub, "link", "set", f"host{node.number}", "down")
         else:
             signal_all(node.processes(), signal.SIGSTOP)
+
+    def alive(self) -> list[Node]:
+        return [node for node in self.nodes if not node.lost]
+
+    def of(self, pid: int) -> Node:
+        """The host that a process runs on."""
+        return next(node for node in self.nodes if pid in [process.pid for process in node.processes()])
 
     def close(self) -> None:
         for node in self.nodes:
