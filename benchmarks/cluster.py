@@ -1,13 +1,13 @@
-"""Proof by killing, on a cluster: a host dies, another takes its place, and the result is the undisturbed one.
+"""Proof by killing, on a cluster: a host dies, another takes its place, and the result is as if none had.
 
     python benchmarks/cluster.py [--kills 10]
 
-Three hosts (benchmarks/hosts.py: network namespaces, where they are allowed) with one worker each train, by
-turns, word2vec's kernel under `delta_sum` and a small network with Adam under `all_reduce`. At a seeded random
-moment one of the two hosts that are not the head is killed with all its processes, and another one joins the
-cluster. The final weights, what the synchronisation and the losses of record were must equal the undisturbed
-run's bit for bit, and the ledger must show each example exactly once an epoch (benchmarks/soak.py). Results
-go to benchmarks/results/cluster.json.
+Three hosts (benchmarks/hosts.py: network namespaces, where they are allowed) with one worker each train
+word2vec's kernel under `delta_sum`, and then a small network with Adam under `all_reduce`: half of the kills
+each. At a seeded random moment one of the two hosts that are not the head is killed with all its processes,
+and another one joins the cluster. The final weights, what the synchronisation and the losses of record were
+must equal the undisturbed run's bit for bit, and the ledger must show each example exactly once an epoch
+(benchmarks/soak.py). Results go to benchmarks/results/cluster.json.
 """
 
 import argparse

@@ -16,6 +16,7 @@ from training.sync import SyncConfig
 from training.trainable import Batch
 
 STEP_SECONDS = 0.1
+EPOCHS = 40
 
 
 class Steps:
@@ -49,8 +50,8 @@ def points(folder: Path) -> Job:
 
 
 def numbers(folder: Path) -> Job:
-    """300 steps of counting, which come to the same counts however many workers share them."""
-    return job(folder, epochs=30, on_batch=steps_of(folder))
+    """400 steps of counting, which come to the same counts however many workers share them."""
+    return job(folder, epochs=EPOCHS, on_batch=steps_of(folder))
 
 
 JOBS = {"points": points, "numbers": numbers}

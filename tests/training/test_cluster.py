@@ -1,13 +1,12 @@
 """Training on a cluster of three hosts: one is killed, one is cut off, one comes late.
 
-The hosts are network namespaces on this machine, with addresses of their own, or, where those are not allowed,
-Ray nodes on one address (benchmarks/hosts.py); the first test says which.
+The hosts are network namespaces on this machine, with addresses of their own, or, where those are not
+allowed, Ray nodes on one address (benchmarks/hosts.py); a line before the first test says which.
 """
 
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks.hosts import Cluster, Node, hosts, namespaces_allowed
-from tests.training.cluster_driver import numbers, points, steps_of
+from tests.training.cluster_driver import EPOCHS, numbers, points, steps_of
 from tests.training.test_loop import result
 from tests.training.toy import ROWS, on_processes, train_on
 
@@ -29,9 +28,9 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[Cluster]:
-    if not namespaces_allowed():
-        warnings.warn("no network namespaces here: the hosts are Ray nodes on one address", stacklevel=1)
+def started(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    kind = "network namespaces" if namespaces_allowed() else "Ray nodes on one address"
+    request.config.get_terminal_writer().line(f"{HOSTS} hosts: {kind}")
     with hosts(HOSTS) as cluster:
         yield cluster
 
@@ -121,5 +120,5 @@ def test_a_host_that_comes_late_is_used(cluster: Cluster, tmp_path: Path) -> Non
     run.await_word("workers: 3", WAIT_SECONDS)
     run.finish()
     shard = pq.read_table(tmp_path / "shard-00000.parquet")["number"].to_numpy()
-    counts = 30 * np.bincount(shard, minlength=ROWS)
+    counts = EPOCHS * np.bincount(shard, minlength=ROWS)
     assert result(numbers(tmp_path)).tensors["table"][:, 0].tolist() == counts.tolist()
