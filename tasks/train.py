@@ -253,7 +253,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
             module("training.ray_trainer").train_on_ray(
                 job,
                 workers=(config.min_workers or config.workers, config.workers),
-                address=config.ray_address or None,
+                address=config.cluster or None,
                 verbose=bool(os.environ.get("LEXLOOM_VERBOSE")),
                 on_progress=on_progress,
                 on_note=partial(console.note, "training"),
