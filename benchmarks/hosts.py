@@ -31,12 +31,12 @@ PORT = 6400
 START_SECONDS = 60
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 LOOPBACK = "127.0.0.1"
-# what the head is told, so that it gives up a silent node after about ten seconds, and not 65
+# what the head is told, so that it gives up a silent node after 16 seconds at most, and not 65
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "4",
 }
 
 _clusters = count()
