@@ -52,7 +52,7 @@ def fan_out(
         with closing(in_order(named, pieces) if side_by_side else one_by_one(named, pieces)) as outcomes:
             yield outcomes
         return
-    verbose, note = bool(os.environ.get("LEXLOOM_VERBOSE")), partial(console.note, "pieces")
+    verbose, note = bool(os.environ.get("LEXLOOM_VERBOSE")), partial(console.note, "cluster")
     with (
         module("training.ray_trainer").ray_runtime(1, address, verbose, note),
         closing(module("training.ray_map").map_on_nodes(named, pieces, gpu=gpu)) as outcomes,

@@ -1,7 +1,7 @@
 """Runs the training loop on Ray Train workers.
 
-Of all modules only this one and ray_map.py import ray. The loop's own checkpoints carry a run through failures:
-when a worker dies the group is started again, and every worker takes up the newest checkpoint.
+Of all modules only this one and ray_map.py import ray. The loop's own checkpoints carry a run through
+failures: when a worker dies the group is started again, and every worker takes up the newest checkpoint.
 
 Most of the seconds to the first step go into processes that import ray, and torch (benchmarks/overhead.py).
 So as few are started as can be, and torch is imported by the workers alone.
