@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 PORT = 6400
-START_SECONDS = 60
+START_SECONDS = 240
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 LOOPBACK = "127.0.0.1"
 # what the head is told, so that it gives up a silent node after 16 seconds at most, and not 65
