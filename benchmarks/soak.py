@@ -115,7 +115,7 @@ def result(job: Job) -> Checkpoint:
     return found
 
 
-def compare(job: Job, undisturbed: Job) -> int:
+def compare(job: Job, undisturbed: Job, workers: int = WORKERS) -> int:
     """Checks result and ledger against the undisturbed run's; returns how many batches were taken again."""
     ours, theirs = result(job), result(undisturbed)
     for mine, other in ((ours.tensors, theirs.tensors), (ours.sync, theirs.sync)):
@@ -126,7 +126,7 @@ def compare(job: Job, undisturbed: Job) -> int:
     account, once = (settle(pages(ledger_of(each))) for each in (job, undisturbed))
     assert once.again == 0, "the undisturbed run took a batch twice"
     assert account.steps == ours.state["step"], "the ledger and the checkpoint count other steps"
-    check_coverage(account, ledger_of(job), PAIRS, EPOCHS, WORKERS)
+    check_coverage(account, ledger_of(job), PAIRS, EPOCHS, workers)
     assert account.committed == once.committed, "a batch is not the one of the undisturbed run"
     return account.again
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, JsonValue
 
 from tasks.artifacts import Artifact
+from tasks.fan_out import stages_on
 from tasks.stage import StageRecord, record_stages
 
 
@@ -47,6 +48,7 @@ class Story:
 
 
 @contextmanager
-def story(flow: str) -> Iterator[Story]:
-    with record_stages() as records:
+def story(flow: str, cluster: str) -> Iterator[Story]:
+    """`cluster` is the address of the Ray cluster that stages fan out over; empty for none."""
+    with stages_on(cluster), record_stages() as records:
         yield Story(flow, records)

@@ -101,7 +101,7 @@ DEFAULT_CONFIG = SentimentFlowConfig()
 @flow(name="sentiment")
 def sentiment(config: SentimentFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Fine-tunes an encoder's last blocks on labelled reviews, judges the classifier, and writes a report."""
-    with story("sentiment") as told:
+    with story("sentiment", config.train.cluster) as told:
         text = corpus(locate(config.corpus), config=config.corpus)
         reviews = split(text, config=config.held_out())
         encoder = locate_backbone(config.backbone)

@@ -66,7 +66,7 @@ DEFAULT_CONFIG = TransformerLMFlowConfig()
 @flow(name="transformer-lm")
 def transformer_lm(config: TransformerLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Trains a transformer on a corpus, lets it write, and writes a report."""
-    with story("transformer-lm") as told:
+    with story("transformer-lm", config.train.cluster) as told:
         text = corpus(locate(config.corpus), config=config.corpus)
         ids = subwords(text, locate_encoding(config.subwords), config=config.subwords)
         examples = windows(ids, config=config.windows())

@@ -109,7 +109,7 @@ DEFAULT_CONFIG = WindowLMFlowConfig()
 @flow(name="window-lm")
 def window_lm(config: WindowLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Trains a next-token network on sliding windows over token embeddings, and writes a report."""
-    with story("window-lm") as told:
+    with story("window-lm", config.train.cluster) as told:
         text = corpus(locate(config.corpus), config=config.corpus)
         ids = subwords(text, locate_encoding(config.subwords), config=config.subwords)
         table = embeddings(ids, table_of(ids, config), config=config.embeddings)

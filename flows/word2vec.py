@@ -67,7 +67,7 @@ DEFAULT_CONFIG = Word2VecConfig()
 @flow(name="word2vec")
 def word2vec(config: Word2VecConfig = DEFAULT_CONFIG) -> Outcome:
     """Trains word vectors on a corpus, looks at them, and writes a report."""
-    with story("word2vec") as told:
+    with story("word2vec", config.train.cluster) as told:
         text = corpus(locate(config.corpus), config=config.corpus)
         words = vocabulary(text, config=config.vocabulary)
         ids = tokens(text, words, config=config.tokens)

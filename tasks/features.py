@@ -20,6 +20,7 @@ depends on nothing else; finished ones outlive a run that was stopped.
 """
 
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ from models.precision import bfloat16_pays
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary, canonical
 from tasks.backbone import Backbone
+from tasks.fan_out import fan_out
 from tasks.split import PARTS, labels_of
 from tasks.stage import stage
 
@@ -61,6 +63,7 @@ SCHEMA = pa.schema(
     [("shard", pa.int32()), ("start", pa.int64()), ("length", pa.int32()), ("label", pa.int32())]
 )
 COLUMNS = tuple(SCHEMA.names)
+ROWS, RUNS = "*.parquet", "features-*.safetensors"
 ACTIVATIONS, TOKENS = "activations", "tokens"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -116,14 +119,23 @@ def features(
     reader = Reader(backbone.folder, config)
     windows = windows_of(reviews)
     totals = {part: Counter[str]() for part in READ_PARTS}
-    with console.bar("features", total=sum(window.rows for window in windows)) as bar:
+    with (
+        fan_out(
+            lambda window: window.compute(reader, scratch),
+            windows,
+            side_by_side=False,
+            gpu=config.device == "cuda",
+        ) as computed,
+        console.bar("features", total=sum(window.rows for window in windows)) as bar,
+    ):
         done = 0
-        for window in windows:
-            totals[window.part].update(window.compute(reader, scratch))
+        for window, counts in zip(windows, computed, strict=True):
+            totals[window.part].update(counts)
             done += window.rows
             bar.update(done, f"{done:,} reviews")
-    for path in scratch.iterdir():
-        shutil.move(path, out / path.name)
+    for pattern in (ROWS, RUNS):
+        for path in scratch.glob(pattern):
+            shutil.move(path, out / path.name)
     train, validation = (totals[part] for part in READ_PARTS)
     return Summary(
         rows_in=done,
@@ -160,6 +172,9 @@ class Window:
     path: Path
     row_group: int
     rows: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, row group {self.row_group}"
 
     def compute(self, reader: "Reader", folder: Path) -> dict[str, int]:
         """Writes the window's two files, unless they are there; returns what there is to count in it.
@@ -201,7 +216,8 @@ def features_file(number: int) -> str:
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """A file that is there is complete."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    # a name that no other node has: one that is given up as lost may still be writing
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     write(unfinished)
     unfinished.rename(path)
 
@@ -210,6 +226,7 @@ class Reader:
     """Texts to features by a backbone."""
 
     def __init__(self, folder: Path, config: FeaturesConfig) -> None:
+        self._folder = folder
         self._device = config.device or "cpu"
         require_device(self._device)
         tokenizer = load_tokenizer(folder)
@@ -229,6 +246,9 @@ class Reader:
         if config.cache_features:
             bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(self._device)
             self._frozen = FrozenPart(model, config.trainable_blocks, bfloat16=bfloat16).to(self._device)
+
+    def __reduce__(self) -> tuple[type["Reader"], tuple[Path, FeaturesConfig]]:
+        return Reader, (self._folder, self._config)  # another process loads its own
 
     def read(self, texts: list[str]) -> tuple[dict[str, Tensor], NDArray[np.int64], int]:
         """The runs of some texts one after the other, their lengths, and how many texts were cut."""

@@ -2,9 +2,10 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -63,25 +64,40 @@ class ShardWriter:
         self.close()
 
 
-def row_groups(artifact: Artifact, column: str) -> list[Callable[[], pa.Array]]:
-    """Readers of the artifact's row groups, in order: each, called in any thread, gives the column."""
+@dataclass(frozen=True)
+class RowGroup:
+    """A piece of a shard, to be read in any thread or process that sees the store."""
 
-    def reader(path: Path, group: int) -> Callable[[], pa.Array]:
-        def read() -> pa.Array:
-            with pq.ParquetFile(path) as file:
-                table = file.read_row_group(group, columns=[column], use_threads=False)
-            return table[column].combine_chunks()
+    path: Path
+    group: int
+    column: str
 
-        return read
+    def read(self) -> pa.Array:
+        """The column; an OSError that names the file where it can't be read."""
+        try:
+            with pq.ParquetFile(self.path) as file:
+                table = file.read_row_group(self.group, columns=[self.column], use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise OSError(
+                f"the shard {self.path} can't be read ({error}): LEXLOOM_VERIFY=full finds it damaged, and"
+                " builds it again"
+            ) from error
+        return table[self.column].combine_chunks()
 
+    def __str__(self) -> str:
+        return f"{self.path}, row group {self.group}"
+
+
+def row_groups(artifact: Artifact, column: str) -> list[RowGroup]:
+    """The artifact's row groups, in order."""
     return [
-        reader(path, group)
+        RowGroup(path, group, column)
         for path in artifact.files()
         for group in range(pq.read_metadata(path).num_row_groups)
     ]
 
 
-def in_order(function: Callable[[Item], Outcome], items: Iterable[Item]) -> Iterator[Outcome]:
+def in_order(function: Callable[[Item], Outcome], items: Iterable[Item]) -> Generator[Outcome]:
     """`function` of every item, worked out in threads, handed out in order; few items wait at any time."""
     threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(threads, thread_name_prefix="piece") as pool:

@@ -28,6 +28,7 @@ from models.ranks import MERGES_MARK, PUBLISHED, check_against_ids, read_ranks
 from models.tokenizer import BytePair, Bytes, Characters, Encoding, Tokenizer
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary, digest_key
+from tasks.fan_out import fan_out
 from tasks.hub import NetworkError
 from tasks.shards import Outcome, ShardWriter, in_order, row_groups
 from tasks.stage import stage
@@ -246,11 +247,10 @@ def encode_corpus(
     sizes: list[int] = []
     with (
         ShardWriter(scratch, SHARD_BYTES, compression="lz4", column_encoding=COLUMN_ENCODING) as shards,
+        fan_out(lambda piece: encode_piece(piece.read(), base, config), pieces) as encoded,
         console.bar("subwords", total=len(pieces)) as bar,
     ):
-        for done, batch in enumerate(
-            in_order(lambda read: encode_piece(read(), base, config), pieces), start=1
-        ):
+        for done, batch in enumerate(encoded, start=1):
             if batch.num_rows:
                 sizes.append(len(batch["tokens"].values))
                 shards.write(batch, TOKEN_BYTES * sizes[-1])

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks import console
 from tasks.artifacts import Artifact, Summary
-from tasks.shards import ShardWriter, in_order, row_groups
+from tasks.fan_out import fan_out
+from tasks.shards import ShardWriter, row_groups
 from tasks.stage import stage
 from tasks.vocabulary import read_vocabulary
 
@@ -57,11 +58,10 @@ def tokens(corpus: Artifact, vocabulary: Artifact, config: TokensConfig, out: Pa
     known = unknown = documents = emptied = 0
     with (
         ShardWriter(out, SHARD_BYTES, column_encoding=COLUMN_ENCODING) as shards,
+        fan_out(lambda piece: table.encode(piece.read()), pieces) as encoded,
         console.bar("tokens", total=len(pieces)) as bar,
     ):
-        for done, (ids, missed, empty) in enumerate(
-            in_order(lambda read: table.encode(read()), pieces), start=1
-        ):
+        for done, (ids, missed, empty) in enumerate(encoded, start=1):
             shards.write(pa.record_batch([ids], schema=SCHEMA), TOKEN_BYTES * len(ids.values))
             known += len(ids.values)
             unknown += missed

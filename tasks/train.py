@@ -7,11 +7,9 @@ loop and writes the model folder.
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, canonical, digest_key
+from tasks.fan_out import module
 from tasks.stage import Input
 from training.checkpoint import Checkpoint, Checkpoints
 from training.job import Job, Progress, Run
@@ -118,8 +117,8 @@ class TrainConfig(BaseModel):
     )
     ray_address: Annotated[str, RunOnly()] = Field(
         "",
-        description="a Ray cluster to train on ('auto' finds one); empty takes the one that RAY_ADDRESS"
-        " names, or starts Ray on this machine",
+        description="a Ray cluster to train on, and to work on pieces of the text ('auto' finds one); empty"
+        " takes the one that RAY_ADDRESS names, or starts Ray on this machine",
         json_schema_extra={"position": 12},
     )
 
@@ -135,7 +134,7 @@ class TrainConfig(BaseModel):
 
     @property
     def cluster(self) -> str:
-        """The Ray cluster to train on: what is given, or what RAY_ADDRESS names; empty for this machine."""
+        """The Ray cluster: what is given, or what RAY_ADDRESS names; empty for this machine."""
         return (self.ray_address or os.environ.get("RAY_ADDRESS", "")) if self.runner == "ray" else ""
 
     def stopping(self) -> Stopping:
@@ -251,7 +250,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
         if config.runner == "local":
             train(job, on_progress=on_progress)
         else:
-            ray_trainer().train_on_ray(
+            module("training.ray_trainer").train_on_ray(
                 job,
                 workers=(config.min_workers or config.workers, config.workers),
                 address=config.cluster or None,
@@ -261,15 +260,6 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
             )
     last, best = results(Checkpoints(job.checkpoints, job.fingerprint))
     return metrics_of(Run(**last.state)), best.tensors
-
-
-def ray_trainer() -> Any:
-    """The module, imported when it is needed, since that takes seconds; and by another thread.
-
-    A cancel is an exception that a signal raises in the main thread. Within an import it may fall into a
-    library's `except:` and be lost (one in 16 did); here it finds the main thread waiting.
-    """
-    return ThreadPoolExecutor(1, "import").submit(import_module, "training.ray_trainer").result()
 
 
 def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:

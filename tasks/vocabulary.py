@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks import console
 from tasks.artifacts import Artifact, Summary
-from tasks.shards import in_order, row_groups
+from tasks.fan_out import fan_out
+from tasks.shards import row_groups
 from tasks.stage import stage
 
 MERGE_ROWS = 1 << 20  # counts that may wait to be merged
@@ -51,10 +52,11 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
     spill = out / "spill"
     counts = WordCounts(spill)
     pieces = row_groups(corpus, "text")
-    with console.bar("vocabulary", total=len(pieces)) as bar:
-        for done, (words, occurrences) in enumerate(
-            in_order(lambda read: count_words(read()), pieces), start=1
-        ):
+    with (
+        fan_out(lambda piece: count_words(piece.read()), pieces) as counted,
+        console.bar("vocabulary", total=len(pieces)) as bar,
+    ):
+        for done, (words, occurrences) in enumerate(counted, start=1):
             counts.add(words, occurrences)
             bar.update(done, f"{counts.total:,} words")
     kept = counts.at_least(config.min_count)

@@ -21,22 +21,33 @@ def reserved(workers: int, device: str, cluster: Resources) -> tuple[dict[str, f
 
 
 def require(workers: int, device: str, cluster: Resources) -> None:
-    """ValueError where the cluster can never hold so many workers."""
+    """ValueError where the cluster can't hold so many workers, even if nobody else used it."""
     cpus = int(cluster.get("CPU", 0))
     if workers > cpus:
         raise ValueError(
-            f"{workers} workers need as many CPUs, and the Ray cluster has {cpus}: ask for fewer"
+            f"{workers} workers need as many CPUs, and the Ray cluster has {cpus}: ask for fewer, or let"
+            " fewer do (min_workers)"
         )
     if device == "cuda" and cluster.get("GPU", 0) < 1:
         raise ValueError("the Ray cluster has no GPU: train on the CPU, or join a cluster that has one")
 
 
+def capacity(device: str, resources: Resources) -> int:
+    """How many workers there is room for, each with a GPU of its own on "cuda"."""
+    return int(min(resources.get(name, 0) for name in wanted(device)))
+
+
+def wanted(device: str) -> list[str]:
+    return ["CPU", "GPU"] if device == "cuda" else ["CPU"]
+
+
 def room(least: int, most: int, device: str, cluster: Resources, free: Resources) -> int:
     """How many workers, up to `most`, fit into what other work leaves `free`; ValueError for too few."""
-    wanted = ["CPU", "GPU"] if device == "cuda" else ["CPU"]
-    fitting = int(min(free.get(name, 0) for name in wanted))
+    fitting = capacity(device, free)
     if fitting < least:
-        busy = [f"{cluster[name] - free.get(name, 0):g} of {cluster[name]:g} {name}s" for name in wanted]
+        busy = [
+            f"{cluster[name] - free.get(name, 0):g} of {cluster[name]:g} {name}s" for name in wanted(device)
+        ]
         raise ValueError(
             f"there is no room for {least} workers: other work keeps {' and '.join(busy)} of the Ray cluster"
             " busy; wait until it is done, or ask for fewer workers"

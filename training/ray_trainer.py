@@ -1,7 +1,7 @@
 """Runs the training loop on Ray Train workers.
 
-The only module that imports ray. The loop's own checkpoints carry a run through failures: when a worker dies
-the group is started again, and every worker takes up the newest checkpoint.
+Of all modules only this one and ray_map.py import ray. The loop's own checkpoints carry a run through
+failures: when a worker dies the group is started again, and every worker takes up the newest checkpoint.
 
 Most of the seconds to the first step go into processes that import ray, and torch (benchmarks/overhead.py).
 So as few are started as can be, and torch is imported by the workers alone.
@@ -13,6 +13,7 @@ import re
 import signal
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -34,6 +35,7 @@ os.environ.update(
     | os.environ
 )
 
+import psutil  # Ray carries it
 import ray
 import torch
 import torch.distributed as dist
@@ -50,13 +52,16 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from training.job import Job, Progress
 from training.loop import train
-from training.placement import described, require, reserved, room
+from training.placement import capacity, described, require, reserved, room
 from training.relay import relayed, write_progress
 
 PROGRESS = "progress.json"
 GROUP_TIMEOUT_SECONDS = 120
 ATTEMPTS = 4  # without a new checkpoint in between
 WAITS_FOR_ROOM = 3
+NODE_SECONDS = 600  # that a run waits for a node in the place of one that it lost
+SETTLING_SECONDS = 3
+RESIZE_SECONDS = 30  # between two looks at whether a node has come that more workers could use
 SIGNALS_SECONDS = 0.05  # between two looks at whose handlers of signals stand
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # the least that Ray accepts: data reaches workers by files
 
@@ -75,7 +80,8 @@ def train_on_ray(
     """`training.loop.train` on Ray Train workers; returns when the last checkpoint stands.
 
     `workers` are so many, or (least, most): as many as the cluster has room for, and from the newest
-    checkpoint on more or fewer when nodes come or go. `address` names a Ray cluster to join; None starts a
+    checkpoint on more or fewer when nodes come or go. Where a lost node leaves too little room for the least,
+    the run waits `NODE_SECONDS` for another. `address` names a Ray cluster to join; None starts a
     runtime on this machine for the call. A job on "cuda" gives each worker a GPU of its own, or a share of
     one where there are fewer. `on_note` is told which Ray this is, and what happened to workers.
 
@@ -90,11 +96,11 @@ def train_on_ray(
     with ray_runtime(least, address, verbose, on_note):
         require(least, job.device, ray.cluster_resources())
         with relayed(job.checkpoints.parent / PROGRESS, on_progress):
-            in_vain, told = 0, None
+            in_vain, told, limit = 0, None, most
             while True:
                 before = set(job.checkpoints.glob("step-*"))
                 try:
-                    fit(job, least, most)
+                    fit(job, least, limit)
                     return
                 except (WorkerGroupError, ControllerError) as failure:
                     if (error := own_error(failure)) is not None:
@@ -110,12 +116,14 @@ def train_on_ray(
                             f"{lost(failure)}, {ATTEMPTS} times without a new checkpoint in between; the last"
                             " one is kept, so the same command goes on from there"
                         ) from failure
-                    if waited_for_room(failure):
-                        found = ray.cluster_resources(), ray.available_resources()
-                        most = room(least, most, job.device, *found)
-                        on_note(f"the Ray cluster is busy: going on with {most} workers at most")
-                    else:
+                    if not waited_for_room(failure):
+                        limit = most
                         on_note(f"{lost(failure)}; going on from the last checkpoint")
+                        continue
+                    fitting = await_room(least, most, job.device, on_note)
+                    if fitting < min(most, capacity(job.device, ray.cluster_resources())):
+                        limit = fitting  # which Ray Train, that sees only nodes come and go, can't know
+                        on_note(f"the Ray cluster is busy: going on with {limit} workers at most")
 
 
 class Trainer(DataParallelTrainer):
@@ -143,6 +151,7 @@ def fit(job: Job, least: int, most: int) -> None:
             partial(run_worker, job, backend),
             scaling_config=ScalingConfig(
                 num_workers=(least, most) if elastic else least,
+                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
                 use_gpu="GPU" in resources,
                 resources_per_worker=resources,
             ),
@@ -177,6 +186,9 @@ def run_worker(job: Job, backend: str) -> None:
     try:
         if job.device == "cuda":
             job = replace(job, device=own_gpu())
+        if world_size > context.get_local_world_size():
+            # else gloo listens where the host's name leads, which on Debian is 127.0.1.1
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(ray.util.get_node_ip_address()))
         if world_size > 1:
             join_group(rank, world_size, backend)
         train(
@@ -212,7 +224,35 @@ def join_group(rank: int, world_size: int, backend: str) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
+def interface_of(address: str) -> str:
+    """The network interface that an address of this host belongs to."""
+    interfaces = psutil.net_if_addrs().items()
+    return next(name for name, entries in interfaces if address in [entry.address for entry in entries])
+
+
 # the cluster
+
+
+def await_room(least: int, most: int, device: str, on_note: Callable[[str], None]) -> int:
+    """How many workers, up to `most`, there is room for; ValueError where there is none for the least.
+
+    Before that, a cluster that is busy gets the time to free what a group left behind, and one that has lost
+    a node `NODE_SECONDS` to replace it.
+    """
+    started, told = time.monotonic(), False
+    while True:
+        cluster, free = ray.cluster_resources(), ray.available_resources()
+        try:
+            require(least, device, cluster)
+            return room(least, most, device, cluster, free)
+        except ValueError:
+            short = capacity(device, cluster) < least
+            if time.monotonic() - started > (NODE_SECONDS if short else SETTLING_SECONDS):
+                raise
+        if short and not told:
+            on_note(f"the Ray cluster has lost a node: waiting up to {NODE_SECONDS} seconds for another")
+            told = True
+        time.sleep(1)
 
 
 @contextmanager

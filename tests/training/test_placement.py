@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.placement import described, require, reserved, room
+from training.placement import capacity, described, require, reserved, room
 
 
 def test_a_worker_on_the_cpu_reserves_one_and_talks_by_gloo() -> None:
@@ -27,6 +27,12 @@ def test_a_cluster_that_can_never_hold_the_workers_is_refused() -> None:
     require(4, "cuda", {"CPU": 4.0, "GPU": 1.0})
     with pytest.raises(ValueError, match=r"^the Ray cluster has no GPU: train on the CPU, or join"):
         require(1, "cuda", {"CPU": 4.0})
+
+
+def test_a_gpu_for_each_worker_counts_as_much_as_a_cpu() -> None:
+    assert capacity("cpu", {"CPU": 3.0, "GPU": 1.0}) == 3
+    assert capacity("cuda", {"CPU": 3.0, "GPU": 1.0}) == 1
+    assert capacity("cuda", {"CPU": 3.0}) == 0
 
 
 def test_what_other_work_leaves_free_is_room_for_fewer_workers_or_an_error() -> None:

@@ -27,8 +27,17 @@ from ray.train.v2._internal.exceptions import (
 
 from tests.training.test_loop import result, untimed
 from tests.training.toy import Counter, job, on_processes, train_on
+from training import ray_trainer
 from training.job import Job, Progress
-from training.ray_trainer import lost, own_error, ray_runtime, runtime_error, train_on_ray
+from training.ray_trainer import (
+    await_room,
+    interface_of,
+    lost,
+    own_error,
+    ray_runtime,
+    runtime_error,
+    train_on_ray,
+)
 
 CPUS = 3
 
@@ -160,6 +169,26 @@ def test_a_busy_cluster_is_an_error_and_no_endless_wait(
     message = rf"no room for {CPUS} workers: other work keeps 1 of {CPUS} CPUs of the Ray cluster busy"
     with other_work(cpus=1), pytest.raises(ValueError, match=message):
         train_on_ray(job(tmp_path), workers=CPUS)
+
+
+def test_a_run_waits_for_a_node_in_the_place_of_a_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clusters = iter([{"CPU": 2.0}, {"CPU": 2.0}, {"CPU": 4.0}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: next(clusters))
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
+    notes: list[str] = []
+    assert await_room(3, 3, "cpu", notes.append) == 3
+    assert notes == ["the Ray cluster has lost a node: waiting up to 600 seconds for another"]
+
+
+def test_no_node_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray_trainer, "NODE_SECONDS", 0)
+    with pytest.raises(ValueError, match=r"^3 workers need as many CPUs, and the Ray cluster has 2: ask"):
+        await_room(3, 3, "cpu", lambda note: None)
+
+
+def test_an_address_belongs_to_an_interface() -> None:
+    assert interface_of("127.0.0.1") == "lo"
 
 
 def test_a_signal_while_ray_starts_is_raised_when_it_has_started_and_ended(

@@ -1,0 +1,62 @@
+"""The example for Kubernetes: its fields agree with each other, and with the Ray that is installed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from benchmarks.hosts import HEALTH
+
+EXAMPLE = Path(__file__).parents[2] / "deployments" / "raycluster.yaml"
+
+
+@pytest.fixture(scope="module")
+def spec() -> dict[str, Any]:
+    document = yaml.safe_load(EXAMPLE.read_text())
+    assert (document["apiVersion"], document["kind"]) == ("ray.io/v1", "RayCluster")
+    return document["spec"]
+
+
+def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+
+
+def test_its_ray_is_the_one_that_is_installed_and_wants_a_token(spec: dict[str, Any]) -> None:
+    assert spec["rayVersion"] == ray.__version__
+    assert spec["authOptions"] == {"mode": "token"}
+
+
+def test_groups_have_names_of_their_own_and_sizes_that_fit(spec: dict[str, Any]) -> None:
+    names = [group["groupName"] for group in spec["workerGroupSpecs"]]
+    assert len(set(names)) == len(names)
+    for group in spec["workerGroupSpecs"]:
+        assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_every_pod_has_the_store_at_one_place_from_one_claim_and_one_image(spec: dict[str, Any]) -> None:
+    found = set()
+    for pod in pods(spec):
+        (container,), (volume,) = pod["containers"], pod["volumes"]
+        (mount,) = container["volumeMounts"]
+        environment = {entry["name"]: entry["value"] for entry in container["env"]}
+        assert mount["name"] == volume["name"]
+        assert environment["LEXLOOM_STORE"] == mount["mountPath"]
+        found.add((volume["persistentVolumeClaim"]["claimName"], mount["mountPath"], container["image"]))
+    assert len(found) == 1
+
+
+def test_what_is_requested_is_the_limit_so_that_ray_counts_what_there_is(spec: dict[str, Any]) -> None:
+    for pod in pods(spec):
+        resources = pod["containers"][0]["resources"]
+        assert resources["requests"] == resources["limits"]
+
+
+def test_the_heads_settings_are_known_to_ray(spec: dict[str, Any]) -> None:
+    server = (Path(ray.__file__).parent / "core" / "src" / "ray" / "gcs" / "gcs_server").read_bytes()
+    environment = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    named = {entry["name"] for entry in environment if entry["name"].startswith("RAY_")}
+    assert named
+    for name in named | set(HEALTH):
+        assert name.removeprefix("RAY_").encode() in server

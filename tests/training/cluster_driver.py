@@ -1,0 +1,73 @@
+"""Trains a small job on a Ray cluster: what test_cluster.py runs on the cluster's head, as a user would.
+
+python -m tests.training.cluster_driver FOLDER ADDRESS KIND LEAST MOST
+"""
+
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from tests.training.toy import classifier, job, points_job
+from training import ray_trainer
+from training.job import Job
+from training.sync import SyncConfig
+from training.trainable import Batch
+
+STEP_SECONDS = 0.1
+EPOCHS = 40
+
+
+class Steps:
+    """`Job.on_batch`: each worker process notes its steps in a file named by its rank and pid."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, epoch: int, step: int, worker: int, batch: Batch) -> None:
+        with (self.folder / f"{worker}-{os.getpid()}").open("a") as file:
+            file.write(".")
+        time.sleep(STEP_SECONDS)
+
+    def pids(self, least: int = 1) -> dict[int, int]:
+        """rank -> pid of the newest process that has taken so many steps."""
+        files = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
+        ranks = [tuple(map(int, path.name.split("-"))) for path in files if path.stat().st_size >= least]
+        return dict(ranks)
+
+
+def steps_of(folder: Path) -> Steps:
+    return Steps(folder / "steps")
+
+
+def points(folder: Path) -> Job:
+    """60 steps of Adam on gradients that are summed in every one."""
+    sync = SyncConfig("all_reduce")
+    make = partial(classifier, 0.1)
+    return points_job(folder, make, epochs=6, sync=sync, checkpoint_every=5, on_batch=steps_of(folder))
+
+
+def numbers(folder: Path) -> Job:
+    """400 steps of counting, which come to the same counts however many workers share them."""
+    return job(folder, epochs=EPOCHS, on_batch=steps_of(folder))
+
+
+JOBS = {"points": points, "numbers": numbers}
+
+
+def main() -> None:
+    folder, address, kind, least, most = sys.argv[1:]
+    ray_trainer.RESIZE_SECONDS = 3
+    ray_trainer.train_on_ray(
+        JOBS[kind](Path(folder)),
+        workers=(int(least), int(most)),
+        address=address,
+        on_note=lambda note: print("note:", note, flush=True),
+        on_progress=lambda point: print("workers:", point.workers, flush=True),
+    )
+
+
+if __name__ == "__main__":
+    main()
