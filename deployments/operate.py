@@ -124,6 +124,7 @@ def environment_of(api: str, store: Store) -> dict[str, str]:
     quiet = os.environ.get("PREFECT_LOGGING_LEVEL") == QUIET_LIBRARIES["PREFECT_LOGGING_LEVEL"]
     defaults = {
         "PREFECT_SERVER_UI_API_URL": "/api",  # wherever the browser is
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that page counts its visits at another host
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         **({"PREFECT_API_AUTH_STRING": password} if password else {}),
