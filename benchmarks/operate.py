@@ -3,10 +3,10 @@
     python benchmarks/operate.py [--repeats 5]
 
 `start`: seconds from `lexloom ui` to its page, with all deployments, and to a worker that takes runs; the
-first time also makes Prefect's database. `cached run`: seconds from the request of a word2vec run (by the API,
-as the page makes it) to Completed, when every stage is in the store already: server, worker, a process and its
-imports. `server killed`: a run is requested, and in training the server is killed with SIGKILL; `lexloom ui`
-starts it again. The run must complete, and no stage may have run twice. Results go to
+first time also makes Prefect's database. `cached run`: seconds from the request of a word2vec run (by the
+API, as the page makes it) to Completed, when every stage is in the store already: server, worker, a process
+and its imports. `server killed`: a run is requested, and in training the server is killed with SIGKILL;
+`lexloom ui` starts it again. The run must complete, and no stage may have run twice. Results go to
 benchmarks/results/operate.json.
 """
 

@@ -8,6 +8,7 @@ next time.
 
 import argparse
 import ctypes
+import fcntl
 import os
 import platform
 import shlex
@@ -85,7 +86,7 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
     refuse_another_server(f"{url}/api")
     store.make_writable()
     stderr.print(Text("lexloom ui", style="bold") + Text(f" · store {store.root}", style="dim"))
-    with ended_in_order() as programs, log_file() as log:
+    with log_file() as log, ended_in_order() as programs:
         environment = environment_of(f"{url}/api", store)
         serve = ["server", "start", "--host", host, "--port", str(port)]
         begun = time.monotonic()
@@ -228,12 +229,20 @@ def is_healthy(url: str) -> bool:
 
 @contextmanager
 def log_file() -> Iterator[IO[bytes]]:
-    """What the processes say, of this time only."""
+    """What the processes say, of this time only; while one of them lives, nobody else has the file."""
     from prefect.settings import get_current_settings
 
     home = get_current_settings().home
     home.mkdir(parents=True, exist_ok=True)
-    with (home / LOG).open("wb") as log:
+    with (home / LOG).open("ab") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                f"another lexloom ui is at work on Prefect's records in {home}: end it, or name another folder"
+                " by PREFECT_HOME"
+            ) from None
+        log.truncate(0)
         yield log
 
 

@@ -69,12 +69,12 @@ def row(record: StageRecord) -> dict[str, Any]:
     """A line of the table of stages."""
     return {
         "stage": record.stage,
-        "key": record.key,
-        "made from": ", ".join(shortened(parent) for parent in record.parents),
-        "rows": describe(record.summary),
-        "seconds": round(record.seconds, 1),
         "cached": "yes" if record.cached else "no",
-        "why it ran": "" if record.cached else "; ".join(record.why),
+        "seconds": round(record.seconds, 1),
+        "rows": describe(record.summary),
+        "made from": ", ".join(shortened(parent) for parent in record.parents),
+        "key": record.key,
+        "why it ran": "; ".join(record.why),
     }
 
 

@@ -17,7 +17,7 @@ import yaml
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.flows import Flow, load_flow_from_entrypoint
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
@@ -173,6 +173,18 @@ def test_a_store_that_can_not_be_written_is_said_before_anything_starts(
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         said = said_by_main(capsys, "--port", "0", "--store", str(tmp_path / "file" / "store"))
     assert said.startswith(f"error: the store {tmp_path}/file/store can't be written")
+
+
+def test_a_second_one_does_not_take_the_records_of_the_first(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with (
+        temporary_settings({PREFECT_HOME: tmp_path / "home"}, restore_defaults={PREFECT_API_URL}),
+        operate.log_file(),
+    ):
+        assert operate.main(["--port", "0"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: another lexloom ui is at work on Prefect's records in {tmp_path}/home")
 
 
 def test_a_program_that_ends_by_itself_says_where_its_log_is(tmp_path: Path) -> None:
