@@ -31,7 +31,7 @@ from httpx import HTTPError
 from rich.text import Text
 
 from deployments.address import listen
-from flows.cli import QUIET_LIBRARIES, SERVER_START_SECONDS, plain, settle_environment
+from flows.cli import QUIET_LIBRARIES, plain, settle_environment
 from tasks.artifacts import Store
 from tasks.console import NAME_WIDTH, clipped, stderr
 
@@ -40,6 +40,7 @@ EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # not an address to ask at
 POOL, RUNS_AT_ONCE = "lexloom", 2
 DEPLOYMENTS = Path(__file__).parent / "prefect.yaml"
 LOG = "lexloom-ui.log"
+START_SECONDS = 300  # a busy machine is slow
 POLL_SECONDS = 2
 CANCEL_SECONDS, END_SECONDS = 60, 15
 SHOWN_RUNS, MESSAGE_WIDTH = 20, 100
@@ -85,8 +86,8 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
     url = f"http://{EVERYWHERE.get(host, host)}:{port}"
     refuse_another_server(f"{url}/api")
     store.make_writable()
-    stderr.print(Text("lexloom ui", style="bold") + Text(f" · store {store.root}", style="dim"))
     with log_file() as log, ended_in_order() as programs:
+        stderr.print(Text("lexloom ui", style="bold") + Text(f" · store {store.root}", style="dim"))
         environment = environment_of(f"{url}/api", store)
         serve = ["server", "start", "--host", host, "--port", str(port)]
         begun = time.monotonic()
@@ -176,7 +177,7 @@ class Program:
 
     def until_healthy(self, url: str) -> None:
         """Waits until the server answers."""
-        deadline = time.monotonic() + SERVER_START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not is_healthy(url):
             if self.has_ended():
                 self.complain()
@@ -239,8 +240,8 @@ def log_file() -> Iterator[IO[bytes]]:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(
-                f"another lexloom ui is at work on Prefect's records in {home}: end it, or name another folder"
-                " by PREFECT_HOME"
+                f"another lexloom ui is at work on Prefect's records in {home}: end it, or name another"
+                " folder by PREFECT_HOME"
             ) from None
         log.truncate(0)
         yield log

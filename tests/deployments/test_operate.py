@@ -182,8 +182,7 @@ def test_a_second_one_does_not_take_the_records_of_the_first(
         temporary_settings({PREFECT_HOME: tmp_path / "home"}, restore_defaults={PREFECT_API_URL}),
         operate.log_file(),
     ):
-        assert operate.main(["--port", "0"]) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
+        said = said_by_main(capsys, "--port", "0")
     assert said.startswith(f"error: another lexloom ui is at work on Prefect's records in {tmp_path}/home")
 
 

@@ -143,7 +143,7 @@ def test_a_run_is_started_by_the_form_and_watched_to_its_end(ui: Ui, browser: Br
     assert all(name in browser.text() for name in ("window-lm", "transformer-lm", "sentiment"))
 
     browser.run("[...document.querySelectorAll('a')].find(a => a.innerText.trim() === 'word2vec').click()")
-    browser.wait("document.body.innerText.includes('skip-gram, negative sampling')")
+    browser.wait("document.body.innerText.includes('nightly')", SECONDS)
     show(browser, f"{ui.url}/deployments/deployment/{ui.deployment().id}/run?", "Text Column")
     shown = browser.text()
     places = [shown.index(label) for label in ("Source", "Min Count", "Window", "Power", "Epochs", "Title")]
