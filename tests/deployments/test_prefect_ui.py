@@ -51,6 +51,10 @@ class Ui:
             self.deployment().id, parameters={"config": config}
         ).id
 
+    def new_runs(self, before: list[FlowRun]) -> list[FlowRun]:
+        known = {run.id for run in before}
+        return [run for run in self.client.read_flow_runs() if run.id not in known]
+
     def finished(self, run: UUID) -> FlowRun:
         wait(lambda: self.client.read_flow_run(run).state.is_final())  # type: ignore[union-attr]
         return self.client.read_flow_run(run)
@@ -155,11 +159,12 @@ def test_a_run_is_started_by_the_form_and_watched_to_its_end(ui: Ui, browser: Br
     fill_in(browser, "Epochs", "1")
     fill_in(browser, "Dim", "8")
     choose(browser, "Runner", "local")
+    before = ui.client.read_flow_runs()
     press(browser, "Submit")
 
-    wait(lambda: ui.client.read_flow_runs())
-    (run,) = ui.client.read_flow_runs()
-    assert ui.finished(run.id).state.is_completed(), run.state  # type: ignore[union-attr]
+    wait(lambda: ui.new_runs(before))
+    (run,) = ui.new_runs(before)
+    assert ui.finished(run.id).state.is_completed()  # type: ignore[union-attr]
     assert {manifest.stage for manifest in ui.store.manifests()} == set(STAGES)
 
     show(browser, f"{ui.url}/runs/flow-run/{run.id}", "Completed")
