@@ -132,8 +132,8 @@ def show(browser: Browser, address: str, text: str) -> None:
 
 
 def press(browser: Browser, label: str) -> None:
-    """Presses the last button of this label: a dialog's lies above the page's."""
-    button = f"[...document.querySelectorAll('button')].findLast(b => b.innerText.trim() === {label!r})"
+    """Presses the button of this label, once it is there."""
+    button = f"[...document.querySelectorAll('button')].find(b => b.innerText.trim() === {label!r})"
     browser.wait(f"!!({button}) && !({button}).disabled")
     browser.run(f"({button}).click()")
 
@@ -271,7 +271,7 @@ def test_a_run_that_is_cancelled_in_training_leaves_no_process(ui: Ui, browser: 
     progress = ui.artifacts(run)["training"]
     assert 0 < progress["data"] < 100
     press(browser, "Cancel")
-    press(browser, "Cancel")  # in the dialog that asks whether this is meant
+    press(browser, "Confirm")
     assert ui.finished(run).state.name == "Cancelled"  # type: ignore[union-attr]
     wait(lambda: not processes_of(run), 60)
 
