@@ -333,11 +333,12 @@ def runs(client: Any, states: Sequence[str]) -> list[Any]:
 
 def bury_the_dead(client: Any) -> None:
     """Runs whose worker was killed would be at work for ever, and take the places of others."""
-    from prefect.states import Crashed
+    from prefect.states import Cancelled, Crashed
 
     message = "Its worker has ended. Run it again: it goes on from its finished stages."
     for run in runs(client, AT_WORK):
-        client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+        end = Cancelled if run.state.is_cancelling() else Crashed
+        client.set_flow_run_state(run.id, end(message=message), force=True)
 
 
 def cancel_runs(client: Any) -> None:
