@@ -42,9 +42,9 @@ bench: $(VENV)/dev.installed
 soak: $(VENV)/dev.installed
 	$(VENV)/bin/python benchmarks/soak.py
 
-# Prefect's web page with all runs made on this machine, until Ctrl-C.
+# Prefect's page to start, schedule and watch runs on this machine, until Ctrl-C.
 ui: $(VENV)/demo.installed
-	@PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 $(VENV)/bin/prefect server start
+	@$(VENV)/bin/lexloom ui
 
 clean:
 	rm -rf $(VENV) artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
 PROGRAM = "deployments.app"  # by name: flows do not import deployments
 
@@ -20,7 +20,12 @@ def app(arguments: argparse.Namespace) -> int:
     """Becomes the page's program; --store has gone into the environment."""
     if find_spec("gradio") is None:
         raise ModuleNotFoundError("the page needs Gradio: pip install 'lexloom[app]'")
+    become(PROGRAM, arguments)
+
+
+def become(program: str, arguments: argparse.Namespace) -> NoReturn:
+    """Goes on as another program, with the address that was asked for."""
     given = {"--host": arguments.host, "--port": arguments.port}
     flags = [part for flag, value in given.items() if value is not None for part in (flag, str(value))]
     # -P: a folder `deployments` where the user happens to stand is not the program
-    os.execv(sys.executable, [sys.executable, "-P", "-m", PROGRAM, *flags])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", program, *flags])

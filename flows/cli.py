@@ -10,6 +10,7 @@ lexloom neighbours MODEL WORD...               the nearest words
 lexloom analogy MODEL A B C                    A is to B as C is to what?
 lexloom store ls | verify | explain | gc       what is in the store, and why
 lexloom app                                    a web page to try the models
+lexloom ui                                     Prefect's page to start, schedule and watch runs
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from rich.text import Text
 
-from flows import app_cli, model_cli, store_cli
+from flows import app_cli, model_cli, store_cli, ui_cli
 from flows.flags import add_flags, parse
 from tasks.artifacts import Store
 from tasks.console import stderr
@@ -160,6 +161,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     model_cli.add_commands(commands, shared)
     store_cli.add_commands(commands, shared)
     app_cli.add_commands(commands, shared)
+    ui_cli.add_commands(commands, shared)
     for command in leaf_parsers(commands):
         command.set_defaults(known=sorted(command._option_string_actions))
     return parser

@@ -1,15 +1,23 @@
 """What a flow gives back: where the model is, how good it is, and what had to run."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from prefect.artifacts import create_table_artifact
+from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel, Field, JsonValue
 
 from tasks.artifacts import Artifact
+from tasks.console import describe
 from tasks.fan_out import stages_on
 from tasks.stage import StageRecord, record_stages
+
+SHOWN_KEY = 8  # characters, enough to find it in the column of keys
+LINEAGE = "The stages of this run, and which was made from which. `lexloom store explain STAGE` says more."
 
 
 class Outcome(BaseModel):
@@ -49,6 +57,31 @@ class Story:
 
 @contextmanager
 def story(flow: str, cluster: str) -> Iterator[Story]:
-    """`cluster` is the address of the Ray cluster that stages fan out over; empty for none."""
+    """Tells a run's story; on Prefect's page its stages are a table, of a run that failed, too.
+
+    `cluster` is the address of the Ray cluster that stages fan out over; empty for none.
+    """
     with stages_on(cluster), record_stages() as records:
-        yield Story(flow, records)
+        try:
+            yield Story(flow, records)
+        finally:
+            if not isinstance(sys.exception(), TerminationSignal | KeyboardInterrupt):  # it has to be quick
+                create_table_artifact([row(record) for record in records], key="stages", description=LINEAGE)
+
+
+def row(record: StageRecord) -> dict[str, Any]:
+    """A line of the table of stages."""
+    return {
+        "stage": record.stage,
+        "cached": "yes" if record.cached else "no",
+        "seconds": round(record.seconds, 1),
+        "rows": describe(record.summary),
+        "made from": ", ".join(shortened(parent) for parent in record.parents),
+        "key": record.key,
+        "why it ran": "; ".join(record.why),
+    }
+
+
+def shortened(parent: str) -> str:
+    stage, key = parent.split("/")
+    return f"{stage}/{key[:SHOWN_KEY]}"

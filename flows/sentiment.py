@@ -11,8 +11,9 @@ from typing import Annotated, TypeVar
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from flows.form import FlowConfig
 from flows.outcome import Outcome, story
 from tasks.artifacts import Artifact, RunOnly
 from tasks.backbone import BackboneConfig, locate_backbone
@@ -52,10 +53,8 @@ class ReviewsConfig(WrittenCorpusConfig):
     )
 
 
-class SentimentFlowConfig(BaseModel):
+class SentimentFlowConfig(FlowConfig):
     """Everything that can be said about a sentiment run, in the order in which the stages use it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: ReviewsConfig = Field(
         ReviewsConfig(), description="the labelled text", json_schema_extra={"position": 0}

@@ -9,8 +9,9 @@ if __name__ == "__main__":  # before Prefect is imported, since it reads its log
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from flows.form import FlowConfig
 from flows.outcome import Outcome, story
 from tasks.corpus import WrittenCorpusConfig, corpus, locate
 from tasks.evaluate_lm import EvaluateLMConfig, evaluate_lm, highlights
@@ -23,10 +24,8 @@ from tasks.windows import WindowsConfig, windows
 __all__ = ["TransformerLMFlowConfig", "highlights", "transformer_lm"]
 
 
-class TransformerLMFlowConfig(BaseModel):
+class TransformerLMFlowConfig(FlowConfig):
     """Everything that can be said about a transformer-lm run, in the order in which the stages use it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: WrittenCorpusConfig = Field(
         WrittenCorpusConfig(), description="the text", json_schema_extra={"position": 0}

@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from flows.form import FlowConfig
 from flows.outcome import Outcome, story
 from tasks.artifacts import Artifact, RunOnly
 from tasks.corpus import WrittenCorpusConfig, corpus, locate
@@ -58,10 +59,8 @@ class EveryTokenConfig(WindowsConfig):
     )
 
 
-class WindowLMFlowConfig(BaseModel):
+class WindowLMFlowConfig(FlowConfig):
     """Everything that can be said about a window-lm run, in the order in which the stages use it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: WrittenCorpusConfig = Field(
         WrittenCorpusConfig(), description="the text", json_schema_extra={"position": 0}

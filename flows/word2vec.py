@@ -11,8 +11,9 @@ from typing import Self
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from flows.form import FlowConfig
 from flows.outcome import Outcome, story
 from tasks.corpus import CorpusConfig, corpus, locate
 from tasks.evaluate import EvaluateConfig, evaluate, highlights, locate_sets
@@ -26,10 +27,8 @@ from tasks.vocabulary import VocabularyConfig, vocabulary
 __all__ = ["Word2VecConfig", "highlights", "word2vec"]
 
 
-class Word2VecConfig(BaseModel):
+class Word2VecConfig(FlowConfig):
     """Everything that can be said about a word2vec run, in the order in which the stages use it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: CorpusConfig = Field(CorpusConfig(), description="the text", json_schema_extra={"position": 0})
     vocabulary: VocabularyConfig = Field(

@@ -61,10 +61,11 @@ class Input(Protocol):
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One line of a run's story, for the report and for `--json`."""
+    """One line of a run's story, for Prefect's page and for `--json`; a parent is "stage/key"."""
 
     stage: str
     key: str
+    parents: list[str]
     cached: bool
     seconds: float
     summary: Summary
@@ -141,14 +142,14 @@ class Stage:
                 manifest = store.manifest(self.name, key)
                 if manifest is not None:  # else removed since, as if it had never been there
                     artifact = store.artifact(manifest)
-                    self._tell(artifact, cached=True, seconds=time.perf_counter() - started, why=[])
+                    self._tell(artifact, inputs, cached=True, seconds=time.perf_counter() - started, why=[])
                     return Completed(name="Cached", data=artifact)
             else:
                 console.warn(f"{self.name}: {damage}; building it again")
                 why = [f"rebuilt: {damage}"]
         store.make_writable()
         artifact, why = self._build(store, key, inputs, config, why)
-        self._tell(artifact, cached=False, seconds=time.perf_counter() - started, why=why)
+        self._tell(artifact, inputs, cached=False, seconds=time.perf_counter() - started, why=why)
         return artifact
 
     def _build(
@@ -167,9 +168,7 @@ class Stage:
                     seconds=round(time.perf_counter() - started, 3),
                     why=why,
                     config=canonical(config),
-                    inputs=[
-                        describe(name, entry) for name, entry in zip(self.input_names, inputs, strict=True)
-                    ],
+                    inputs=self._entries(inputs),
                     files=list_files(building),
                     summary=summary,
                     versions=package_versions(),
@@ -188,8 +187,14 @@ class Stage:
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
-    def _tell(self, artifact: Artifact, cached: bool, seconds: float, why: list[str]) -> None:
-        record = StageRecord(self.name, artifact.key, cached, seconds, artifact.summary, why)
+    def _entries(self, inputs: tuple[Input, ...]) -> list[InputEntry]:
+        return [describe(name, entry) for name, entry in zip(self.input_names, inputs, strict=True)]
+
+    def _tell(
+        self, artifact: Artifact, inputs: tuple[Input, ...], cached: bool, seconds: float, why: list[str]
+    ) -> None:
+        parents = [f"{entry.stage or entry.name}/{entry.key}" for entry in self._entries(inputs)]
+        record = StageRecord(self.name, artifact.key, parents, cached, seconds, artifact.summary, why)
         records = _records.get()
         if records is not None:
             records.append(record)

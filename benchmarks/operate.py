@@ -1,0 +1,171 @@
+"""What Prefect costs on one machine, and what becomes of a run when its server dies.
+
+    python benchmarks/operate.py [--repeats 5]
+
+`start`: seconds from `lexloom ui` to its page, with all deployments, and to a worker that takes runs; the
+first time also makes Prefect's database. `cached run`: seconds from the request of a word2vec run (by the
+API, as the page makes it) to Completed, when every stage is in the store already: server, worker, a process
+and its imports. `server killed`: a run is requested, and in training the server is killed with SIGKILL;
+`lexloom ui` starts it again. The run must complete, and no stage may have run twice. Results go to
+benchmarks/results/operate.json.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from httpx import HTTPError
+from measure import summary, table, write_results
+from prefect.client.orchestration import SyncPrefectClient
+from processes import wait_for
+
+from tasks.artifacts import Store
+
+ROOT = Path(__file__).parent.parent
+START_SECONDS, RUN_SECONDS = 300, 900
+DEPLOYMENT = "word2vec/word2vec"
+CONFIG = {"train": {"epochs": 1}}
+LONG = {"train": {"epochs": 8, "seed": 7, "checkpoint_every": 50}}
+
+
+class Ui:
+    """`lexloom ui` at work, and a client of its server."""
+
+    def __init__(self, store: Path, home: Path) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        begun = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "ui", "--port", "0", "--store", str(store)],
+            env={**kept, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        found = re.search(r"http://\S+", self.process.stdout.readline())
+        if found is None:
+            raise RuntimeError("lexloom ui did not start")
+        self.until_page = time.monotonic() - begun
+        self.client = SyncPrefectClient(api=f"{found[0]}/api")
+        wait_for(self._worker_is_online, START_SECONDS, "the worker")
+        self.until_worker = time.monotonic() - begun
+
+    def _worker_is_online(self) -> bool:
+        workers = self.client._client.post("/work_pools/lexloom/workers/filter", json={}).json()
+        return any(worker["status"] == "ONLINE" for worker in workers)
+
+    def request(self, config: dict[str, Any]) -> Any:
+        deployment = self.client.read_deployment_by_name(DEPLOYMENT)
+        return self.client.create_flow_run_from_deployment(deployment.id, parameters={"config": config}).id
+
+    def state(self, run: Any) -> str:
+        """Of a run; empty while the server does not answer."""
+        try:
+            return str(self.client.read_flow_run(run).state_type.value)
+        except HTTPError:
+            return ""
+
+    def finish(self, run: Any) -> tuple[float, float]:
+        """Seconds until the run runs, and until it has completed."""
+        begun = time.monotonic()
+        wait_for(lambda: self.state(run) not in ("", "SCHEDULED", "PENDING"), START_SECONDS, "the run begins")
+        running = time.monotonic() - begun
+        ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        wait_for(lambda: self.state(run) in ends, RUN_SECONDS, "the run ends")
+        state = self.client.read_flow_run(run).state
+        if not state.is_completed():
+            raise RuntimeError(f"the run ended as {state.name}: {state.message}")
+        return running, time.monotonic() - begun
+
+    def server(self) -> int:
+        """The server's process ID."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+        return next(pid for pid, command in commands.items() if "server\0start" in command)
+
+
+@contextmanager
+def ui(store: Path, home: Path) -> Iterator[Ui]:
+    opened = Ui(store, home)
+    try:
+        yield opened
+    finally:
+        opened.process.terminate()
+        opened.process.wait(RUN_SECONDS)
+
+
+def kill_the_server(opened: Ui, store: Path) -> dict[str, Any]:
+    """Kills it while a run trains; returns how the run fared."""
+    run = opened.request(LONG)
+    wait_for(lambda: any(store.glob(".scratch/*/*/step-*")), RUN_SECONDS, "the first checkpoint")
+    os.kill(opened.server(), signal.SIGKILL)
+    begun = time.monotonic()
+    wait_for(lambda: opened.state(run) == "", START_SECONDS, "the server's death is noticed")
+    wait_for(lambda: opened.state(run) != "", START_SECONDS, "the server is back")
+    back = time.monotonic() - begun
+    opened.finish(run)
+    tasks = opened.client._client.post(
+        "/task_runs/filter", json={"flow_runs": {"id": {"any_": [str(run)]}}}
+    ).json()
+    return {
+        "seconds_without_server": round(back, 2),
+        "attempts_of_the_run": opened.client.read_flow_run(run).run_count,
+        "task_runs": len(tasks),
+        "most_attempts_of_a_stage": max(task["run_count"] for task in tasks),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "operate.json")
+    arguments = parser.parse_args()
+    pages, workers, runs, running, load = [], [], [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        store, home = Path(folder) / "store", Path(folder) / "prefect"
+        with ui(store, home) as opened:
+            first = round(opened.until_page, 2)
+            opened.finish(opened.request(CONFIG))  # fills the store
+            killed = kill_the_server(opened, store)
+        built = [manifest.stage for manifest in Store(store).manifests()]
+        print(f"first start {first} s; server killed: {killed}", flush=True)
+        for number in range(arguments.repeats):
+            load.append(round(os.getloadavg()[0], 1))
+            with ui(store, home) as opened:
+                pages.append(opened.until_page)
+                workers.append(opened.until_worker)
+                begun, ended = opened.finish(opened.request(CONFIG))
+                running.append(begun)
+                runs.append(ended)
+            print(f"{number + 1}: page {pages[-1]:.1f} s, cached run {runs[-1]:.1f} s", flush=True)
+        if [manifest.stage for manifest in Store(store).manifests()] != built:
+            raise RuntimeError("a cached run has built something")
+    results = {
+        "start: until the page": summary(pages),
+        "start: until the worker takes runs": summary(workers),
+        "cached run: until it runs": summary(running),
+        "cached run: until it has completed": summary(runs),
+    }
+    rows = [
+        [what, f"{found['median']:.2f}", f"{found['min']:.2f} to {found['max']:.2f}"]
+        for what, found in results.items()
+    ]
+    print(table(["what", "seconds", "spread"], rows))
+    write_results(
+        arguments.out,
+        {"load_average": load, "first_start": first, "results": results, "server_killed": killed},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Where a program of this folder is to be reached."""
+
+import errno
+import socket
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at the address.
+
+    Raises:
+        OSError: one sentence; the port is in use, or the address is not this machine's.
+        ValueError: there is no such port.
+    """
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"--port is {port}: it must be from 0, which finds a free one, to 65535")
+    listener = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(
+                f"port {port} of {host} is in use: name another with --port, or 0 for any"
+            ) from error
+        raise OSError(f"the page can't be served at {host}:{port} ({error.strerror or error})") from error
+    return listener

@@ -1,0 +1,408 @@
+"""Prefect's page with the flows ready to run on this machine: python -m deployments.operate, or `lexloom ui`.
+
+Three things of Prefect's own: a server, the deployments of prefect.yaml beside this file, and a worker that
+runs them with this Python, this store and this folder (from which a run's relative paths count). When it
+ends, it cancels what runs, as the page would, and then ends the worker and the server; runs that wait begin
+next time.
+"""
+
+import argparse
+import ctypes
+import fcntl
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, NoReturn
+from urllib.error import URLError
+from urllib.request import urlopen
+from uuid import UUID
+
+import yaml
+from httpx import HTTPError
+from rich.text import Text
+
+from deployments.address import listen
+from flows.cli import QUIET_LIBRARIES, plain, settle_environment
+from tasks.artifacts import Store
+from tasks.console import NAME_WIDTH, clipped, stderr
+
+HOST, PORT = "127.0.0.1", 4200
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # not an address to ask at
+POOL, RUNS_AT_ONCE = "lexloom", 2
+DEPLOYMENTS = Path(__file__).parent / "prefect.yaml"
+LOG = "lexloom-ui.log"
+START_SECONDS = 300  # a busy machine is slow
+POLL_SECONDS = 2
+CANCEL_SECONDS, END_SECONDS = 60, 15
+SHOWN_RUNS, MESSAGE_WIDTH = 20, 100
+AT_WORK = ("PENDING", "RUNNING", "CANCELLING")
+PR_SET_PDEATHSIG = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serves until Ctrl-C or SIGTERM; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="lexloom ui", description="Prefect's page to start, schedule and watch runs."
+    )
+    parser.add_argument("--host", default=HOST, help=f"the address to serve at (default: {HOST})")
+    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 finds a free one")
+    parser.add_argument("--store", metavar="FOLDER", help="the store (default: $LEXLOOM_STORE or artifacts/)")
+    options = parser.parse_args(argv)
+    settle_environment(verbose=bool(os.environ.get("LEXLOOM_VERBOSE")))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    try:
+        operate(options.host, options.port, Store(options.store))
+    except KeyboardInterrupt:
+        return 0
+    except (OSError, ValueError, RuntimeError) as error:
+        stderr.print(Text("error: ", style="bold red") + Text(plain(error)))
+        return 1
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def operate(host: str, port: int, store: Store) -> NoReturn:
+    """Starts everything, tells how the runs fare, and ends everything when an exception ends that.
+
+    Raises:
+        OSError: one sentence; the port is in use, or the store can't be written.
+        ValueError: Prefect is told to use another server.
+        RuntimeError: the server or the worker ended by itself.
+    """
+    with listen(host, port) as listener:
+        port = listener.getsockname()[1]
+    url = f"http://{EVERYWHERE.get(host, host)}:{port}"
+    refuse_another_server(f"{url}/api")
+    store.make_writable()
+    with log_file() as log, ended_in_order() as programs:
+        stderr.print(Text("lexloom ui", style="bold") + Text(f" · store {store.root}", style="dim"))
+        environment = environment_of(f"{url}/api", store)
+        serve = ["server", "start", "--host", host, "--port", str(port)]
+        begun = time.monotonic()
+        programs.append(Program("server", serve, environment, log))
+        client = client_of(environment)
+        programs[0].until_healthy(url)
+        tell("server", begun, f"its log, and the runs', in {log.name}")
+
+        begun = time.monotonic()
+        bury_the_dead(client)
+        make_pool(client)
+        names = deploy(client, environment, log)
+        tell("deployments", begun, " · ".join(names))
+
+        work = ["worker", "start", "--pool", POOL, "--type", "process", "--name", f"of {platform.node()}"]
+        programs.append(Program("worker", work, environment, log, before=lambda: cancel_runs(client)))
+        print(f"Prefect's page at {url} (Ctrl-C ends it, and what runs)", flush=True)
+        watch(client, programs, url)
+
+
+def refuse_another_server(api: str) -> None:
+    from prefect.settings import get_current_settings
+
+    other = get_current_settings().api.url
+    if other and other.rstrip("/") != api:
+        raise ValueError(
+            f"PREFECT_API_URL is {other}, and this would start a server of its own: unset it; or give that"
+            f" server the flows by `prefect deploy --all --prefect-file {DEPLOYMENTS}` and run them by"
+            f" `prefect worker start --pool {POOL} --type process`"
+        )
+
+
+def environment_of(api: str, store: Store) -> dict[str, str]:
+    """What server, worker and runs find in their environment; what the user has set there stays."""
+    password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    quiet = os.environ.get("PREFECT_LOGGING_LEVEL") == QUIET_LIBRARIES["PREFECT_LOGGING_LEVEL"]
+    defaults = {
+        "PREFECT_SERVER_UI_API_URL": "/api",  # wherever the browser is
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that page counts its visits at another host
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        **({"PREFECT_API_AUTH_STRING": password} if password else {}),
+    }
+    settled = {
+        "PREFECT_API_URL": api,
+        "LEXLOOM_STORE": str(store.root),
+        **({"PREFECT_LOGGING_LEVEL": "INFO"} if quiet else {}),  # the stages' lines, for the run's page
+    }
+    return {**defaults, **os.environ, **settled}
+
+
+# processes
+
+
+class Program:
+    """A command of Prefect's in a session of its own, out of reach of Ctrl-C; it ends with this process."""
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        log: IO[bytes],
+        before: Any = lambda: None,
+    ) -> None:
+        self.name, self._before = name, before
+        self._start = lambda: subprocess.Popen(
+            prefect(*arguments),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+        self._log = log.name
+        self._process = self._start()
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def complain(self) -> NoReturn:
+        raise RuntimeError(f"the {self.name} has ended (exit {self._process.returncode}): see {self._log}")
+
+    def restart(self) -> None:
+        self._process = self._start()
+
+    def until_healthy(self, url: str) -> None:
+        """Waits until the server answers."""
+        deadline = time.monotonic() + START_SECONDS
+        while not is_healthy(url):
+            if self.has_ended():
+                self.complain()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the {self.name} does not answer at {url}: see {self._log}")
+            time.sleep(0.2)
+
+    def end(self) -> None:
+        """Does what is to be done before, lets it end, and then ends what it may have left behind."""
+        if not self.has_ended():
+            self._before()
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@contextmanager
+def ended_in_order() -> Iterator[list[Program]]:
+    """Programs that end when this does, the last one first; no signal interrupts that."""
+    programs: list[Program] = []
+    try:
+        yield programs
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        stderr.print(Text("stopping", style="yellow"))
+        for program in reversed(programs):
+            program.end()
+
+
+def prefect(*arguments: str) -> list[str]:
+    # -P: a folder `flows` where the user happens to stand is not the program
+    return [sys.executable, "-P", "-m", "prefect", *arguments]
+
+
+def end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/api/health", timeout=5) as answer:
+            return answer.status == 200
+    except (URLError, OSError):
+        return False
+
+
+@contextmanager
+def log_file() -> Iterator[IO[bytes]]:
+    """What the processes say, of this time only; while one of them lives, nobody else has the file."""
+    from prefect.settings import get_current_settings
+
+    home = get_current_settings().home
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / LOG).open("ab") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                f"another lexloom ui is at work on Prefect's records in {home}: end it, or name another"
+                " folder by PREFECT_HOME"
+            ) from None
+        log.truncate(0)
+        yield log
+
+
+# what the server is told
+
+
+def client_of(environment: dict[str, str]) -> Any:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    password = environment.get("PREFECT_API_AUTH_STRING")
+    return SyncPrefectClient(api=environment["PREFECT_API_URL"], auth_string=password)
+
+
+def make_pool(client: Any) -> None:
+    """The work pool, where there is none; its limit may be changed on the page."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    try:
+        client.read_work_pool(POOL)
+    except ObjectNotFound:
+        client.create_work_pool(
+            WorkPoolCreate(
+                name=POOL,
+                type="process",
+                description="Lexloom's flows on this machine",
+                base_job_template=ProcessWorker.get_default_base_job_template(),
+                concurrency_limit=RUNS_AT_ONCE,
+            )
+        )
+
+
+def deploy(client: Any, environment: dict[str, str], log: IO[bytes]) -> list[str]:
+    """Applies prefect.yaml by Prefect's own command; returns the deployments' names."""
+    with tempfile.TemporaryDirectory(prefix="lexloom-") as folder:
+        document = for_this_machine(client)
+        path = Path(folder) / DEPLOYMENTS.name
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        command = prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(path))
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=end_with_parent,
+        )
+    if done.returncode:
+        raise RuntimeError(f"the deployments could not be applied: see {log.name}")
+    return [entry["name"] for entry in document["deployments"]]
+
+
+def for_this_machine(client: Any) -> dict[str, Any]:
+    """prefect.yaml with this Python and this folder; schedules that are there stay as they were set."""
+    document: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text())
+    there = {deployment.name for deployment in client.read_deployments()}
+    for entry in document["deployments"]:
+        entry["work_pool"]["job_variables"] = {
+            "command": shlex.join([sys.executable, "-P", "-m", "prefect.engine"]),
+            "working_dir": os.getcwd(),
+        }
+        if entry["name"] in there:
+            del entry["schedules"]
+    return document
+
+
+def runs(client: Any, states: Sequence[str]) -> list[Any]:
+    """The pool's runs in these states, the latest first."""
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    found: list[Any] = client.read_flow_runs(
+        work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL])),
+        flow_run_filter=filters.FlowRunFilter(
+            state=filters.FlowRunFilterState(
+                type=filters.FlowRunFilterStateType(any_=[StateType(state) for state in states])
+            )
+        ),
+        sort=FlowRunSort.START_TIME_DESC,
+        limit=SHOWN_RUNS,
+    )
+    return found
+
+
+def bury_the_dead(client: Any) -> None:
+    """Runs whose worker was killed would be at work for ever, and take the places of others."""
+    from prefect.states import Cancelled, Crashed
+
+    message = "Its worker has ended. Run it again: it goes on from its finished stages."
+    for run in runs(client, AT_WORK):
+        end = Cancelled if run.state.is_cancelling() else Crashed
+        client.set_flow_run_state(run.id, end(message=message), force=True)
+
+
+def cancel_runs(client: Any) -> None:
+    """Cancels what runs, and waits until it has ended."""
+    from prefect.states import Cancelling
+
+    with suppress(HTTPError):  # a server that does not answer must not keep the worker from being ended
+        for run in runs(client, ("PENDING", "RUNNING")):
+            client.set_flow_run_state(run.id, Cancelling(message="lexloom ui was stopped"), force=True)
+        deadline = time.monotonic() + CANCEL_SECONDS
+        while runs(client, AT_WORK) and time.monotonic() < deadline:
+            time.sleep(0.5)
+
+
+# what a person sees
+
+
+def tell(name: str, begun: float, what: str) -> None:
+    line = Text(f"{name:<{NAME_WIDTH}} ", style="bold")
+    line.append(f"{time.monotonic() - begun:6.1f} s ", style="cyan")
+    stderr.print(line.append(f" {what}"))
+
+
+def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
+    """A line for each change of a run's state, until an exception; a server that died is started again."""
+    server, worker = programs
+    states = (*AT_WORK, "COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    told: dict[UUID, str] = {run.id: run.state_name for run in runs(client, states)}
+
+    @cache
+    def flow_name(flow_id: UUID) -> str:
+        return str(client.read_flow(flow_id).name)
+
+    while True:
+        time.sleep(POLL_SECONDS)
+        if worker.has_ended():
+            worker.complain()
+        if server.has_ended():
+            begun = time.monotonic()
+            server.restart()
+            server.until_healthy(url)
+            tell("server", begun, "had ended; started again")
+        with suppress(HTTPError):  # it is busy: next time
+            for run in reversed(runs(client, states)):
+                if told.get(run.id) != run.state_name:
+                    told[run.id] = run.state_name
+                    tell_run(flow_name(run.flow_id), run)
+
+
+STYLES = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow"}
+
+
+def tell_run(flow: str, run: Any) -> None:
+    kind = run.state_type.value
+    line = Text(f"{flow:<{NAME_WIDTH}} ", style="bold")
+    if kind in STYLES:
+        line.append(f"{run.estimated_run_time.total_seconds():6.1f} s ", style="cyan")
+    else:
+        line.append(" " * 9)
+    line.append(f" {run.name} ").append(run.state_name.lower(), style=STYLES.get(kind, ""))
+    if kind in ("FAILED", "CRASHED") and run.state.message:
+        line.append(f": {clipped(run.state.message, MESSAGE_WIDTH)}", style="dim")
+    stderr.print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""What `lexloom ui` would tell Prefect: deployments, schedules, forms and the notice of a failure."""
+
+import os
+import shlex
+import signal
+import socket
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import validate
+
+from deployments import operate
+from flows.cli import FLOWS
+from tasks.artifacts import Store
+
+ENTRIES = {entry["name"]: entry for entry in yaml.safe_load(operate.DEPLOYMENTS.read_text())["deployments"]}
+AUTOMATIONS = yaml.safe_load((operate.DEPLOYMENTS.parent / "automations.yaml").read_text())["automations"]
+
+
+@pytest.fixture(autouse=True)
+def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`main` settles environment variables, and takes the signals."""
+    monkeypatch.setattr(operate, "settle_environment", lambda verbose: None)
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def flow_of(name: str) -> Flow[..., Any]:
+    return load_flow_from_entrypoint(ENTRIES[name]["entrypoint"])
+
+
+# prefect.yaml
+
+
+def test_every_flow_of_the_command_line_is_deployed() -> None:
+    assert list(ENTRIES) == list(FLOWS)
+    for name, entry in FLOWS.items():
+        assert ENTRIES[name]["entrypoint"] == f"{entry.module}.{entry.function}"
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_deployments_parameters_are_what_its_flow_takes(name: str) -> None:
+    entry, flow = ENTRIES[name], flow_of(name)
+    assert flow.name == name
+    assert entry["enforce_parameter_schema"] is True
+    schema = parameter_schema(flow).model_dump()
+    assert not validate(entry["parameters"], schema, raise_on_error=True)
+    taken = flow.validate_parameters(entry["parameters"])["config"]
+    assert taken == type(taken)(), "the form begins with the command's defaults"
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_schedule_has_a_timezone_and_a_slug_and_sleeps(name: str) -> None:
+    (schedule,) = ENTRIES[name]["schedules"]
+    assert set(schedule) == {"slug", "cron", "timezone", "active"}
+    assert schedule["active"] is False
+    CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+    assert ZoneInfo(schedule["timezone"])
+
+
+def test_no_two_schedules_begin_at_the_same_time() -> None:
+    times = [tuple(entry["schedules"][0]["cron"].split()) for entry in ENTRIES.values()]
+    assert len({(minute, hour, day) for minute, hour, _, _, day in times}) == len(times)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_field_of_the_form_is_described_and_has_its_place(name: str) -> None:
+    schema = parameter_schema(flow_of(name)).model_dump()
+    for title, definition in schema["definitions"].items():
+        places = [field["position"] for field in definition["properties"].values()]
+        assert len(set(places)) == len(places), f"two fields of {title} have one place"
+        for field, said in definition["properties"].items():
+            assert said.get("description"), f"{title}.{field} is not described"
+
+
+def test_the_files_are_part_of_the_installed_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (pattern,) = project["tool"]["setuptools"]["package-data"]["deployments"]
+    assert operate.DEPLOYMENTS in operate.DEPLOYMENTS.parent.glob(pattern)
+
+
+def test_on_this_machine_runs_have_this_python_and_this_folder(tmp_path: Path) -> None:
+    client = SimpleNamespace(read_deployments=list)
+    for entry in operate.for_this_machine(client)["deployments"]:
+        settled = entry["work_pool"]["job_variables"]
+        python, *flags = shlex.split(settled["command"])
+        assert python == sys.executable
+        assert flags == ["-P", "-m", "prefect.engine"], "not from the folder where it runs"
+        assert settled["working_dir"] == str(tmp_path)
+        assert entry["schedules"] == ENTRIES[entry["name"]]["schedules"]
+
+
+def test_schedules_that_are_there_stay_as_they_were_set() -> None:
+    client = SimpleNamespace(read_deployments=lambda: [SimpleNamespace(name="word2vec")])
+    first, *others = operate.for_this_machine(client)["deployments"]
+    assert "schedules" not in first
+    assert all("schedules" in other for other in others)
+
+
+# the environment
+
+
+def test_server_worker_and_runs_share_one_store_and_log_for_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "7")
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "admin:secret")
+    found = operate.environment_of("http://127.0.0.1:4200/api", Store("relative"))
+    assert found["LEXLOOM_STORE"] == str(tmp_path / "relative")
+    assert found["PREFECT_LOGGING_LEVEL"] == "INFO"
+    assert found["PREFECT_WORKER_QUERY_SECONDS"] == "7"
+    assert found["PREFECT_API_AUTH_STRING"] == "admin:secret"
+    assert found["PREFECT_SERVER_UI_API_URL"] == "/api"
+
+
+# bad input
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*arguments: object, **named: object) -> None:
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr(operate, "Program", start)
+
+
+def said_by_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert operate.main(list(arguments)) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    return said.strip()
+
+
+def test_a_port_in_use_is_said_before_anything_starts(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = said_by_main(capsys, "--port", str(port))
+    assert said == f"error: port {port} of 127.0.0.1 is in use: name another with --port, or 0 for any"
+
+
+def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings({PREFECT_API_URL: "http://prefect.example/api"}):
+        said = said_by_main(capsys, "--port", "0")
+    assert said.startswith("error: PREFECT_API_URL is http://prefect.example/api, and this would start a")
+    assert f"--prefect-file {operate.DEPLOYMENTS}" in said
+
+
+def test_a_store_that_can_not_be_written_is_said_before_anything_starts(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        said = said_by_main(capsys, "--port", "0", "--store", str(tmp_path / "file" / "store"))
+    assert said.startswith(f"error: the store {tmp_path}/file/store can't be written")
+
+
+def test_a_second_one_does_not_take_the_records_of_the_first(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with (
+        temporary_settings({PREFECT_HOME: tmp_path / "home"}, restore_defaults={PREFECT_API_URL}),
+        operate.log_file(),
+    ):
+        said = said_by_main(capsys, "--port", "0")
+    assert said.startswith(f"error: another lexloom ui is at work on Prefect's records in {tmp_path}/home")
+
+
+def test_a_program_that_ends_by_itself_says_where_its_log_is(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        program = operate.Program("server", ["no-such-command"], dict(os.environ), log)
+        with pytest.raises(RuntimeError, match=rf"the server has ended \(exit [12]\): see {tmp_path}/log"):
+            program.until_healthy("http://127.0.0.1:9")
+
+
+# failures
+
+
+def test_the_notice_of_a_failure_is_one_of_prefects_automations() -> None:
+    (automation,) = [AutomationCore.model_validate(entry) for entry in AUTOMATIONS]
+    trigger = automation.trigger
+    assert isinstance(trigger, EventTrigger)
+    assert trigger.posture is Posture.Reactive
+    assert trigger.expect == {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}
+    (action,) = automation.actions
+    assert action.type == "send-notification"
+
+
+def test_it_watches_the_tag_that_all_deployments_have() -> None:
+    related = AUTOMATIONS[0]["trigger"]["match_related"]
+    assert related["prefect.resource.role"] == "tag"
+    tag = related["prefect.resource.id"].removeprefix("prefect.tag.")
+    assert all(tag in entry["tags"] for entry in ENTRIES.values())

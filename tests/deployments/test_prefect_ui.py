@@ -1,0 +1,297 @@
+"""`lexloom ui` as a person uses it: one server for all, a small corpus, and Prefect's page in a real browser.
+
+The browser tests need Debian's chromium and are skipped where it is missing; the others ask the API.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.exceptions import PrefectHTTPStatusError
+
+from tasks.artifacts import Store
+from tests.deployments.browser import CHROMIUM, Browser
+
+in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt install chromium")
+SECONDS = 180
+STAGES = ["corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"]
+
+
+@dataclass
+class Ui:
+    """`lexloom ui` at work, and a client of its server."""
+
+    process: subprocess.Popen[str]
+    url: str
+    home: Path
+    store: Store
+    client: SyncPrefectClient
+    config: dict[str, Any]
+
+    def deployment(self, name: str = "word2vec") -> Any:
+        return self.client.read_deployment_by_name(f"{name}/{name}")
+
+    def start(self, **train: object) -> UUID:
+        config = {**self.config, "train": {**self.config["train"], **train}}
+        return self.client.create_flow_run_from_deployment(
+            self.deployment().id, parameters={"config": config}
+        ).id
+
+    def new_runs(self, before: list[FlowRun]) -> list[FlowRun]:
+        known = {run.id for run in before}
+        return [run for run in self.client.read_flow_runs() if run.id not in known]
+
+    def finished(self, run: UUID) -> FlowRun:
+        wait(lambda: self.client.read_flow_run(run).state.is_final())  # type: ignore[union-attr]
+        return self.client.read_flow_run(run)
+
+    def artifacts(self, run: UUID) -> dict[str, Any]:
+        """Key -> content of what the run has published."""
+        given = {"flow_runs": {"id": {"any_": [str(run)]}}}
+        found = self.client._client.post("/artifacts/filter", json=given).json()
+        return {artifact["key"]: artifact for artifact in found}
+
+
+def wait(condition: Callable[[], object], seconds: float = SECONDS) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.2)
+
+
+def processes_of(run: UUID) -> list[str]:
+    """The command lines of the living processes of a run, Ray's among them: they inherit its ID."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"PREFECT__FLOW_RUN_ID={run}".encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:  # it ended meanwhile, or is another user's
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    folder = tmp_path_factory.mktemp("ui")
+    text = folder / "books" / "text.txt"
+    text.parent.mkdir()
+    text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "ui", "--port", "0", "--store", "store"],
+        env={**kept, "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    )
+    assert process.stdout is not None
+    try:
+        said = process.stdout.readline()
+        found = re.search(r"http://\S+", said)
+        assert found, said
+        quick = {"runner": "local", "workers": 1, "epochs": 1, "dim": 8}
+        yield Ui(
+            process,
+            found[0],
+            folder / "home",
+            Store(folder / "store"),
+            SyncPrefectClient(api=f"{found[0]}/api"),
+            {"corpus": {"source": "books"}, "train": quick},  # a path from the folder where it was started
+        )
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as opened:
+        yield opened
+
+
+def show(browser: Browser, address: str, text: str) -> None:
+    """Opens a page, and waits until it shows a text."""
+    browser.call("Page.navigate", url=address)
+    browser.wait(f"document.body?.innerText.includes({text!r})", SECONDS)
+
+
+def press(browser: Browser, label: str) -> None:
+    """Presses the button of this label, once it is there."""
+    button = f"[...document.querySelectorAll('button')].find(b => b.innerText.trim() === {label!r})"
+    browser.wait(f"!!({button}) && !({button}).disabled")
+    browser.run(f"({button}).click()")
+
+
+# the form
+
+
+@in_chromium
+def test_a_run_is_started_by_the_form_and_watched_to_its_end(ui: Ui, browser: Browser) -> None:
+    show(browser, f"{ui.url}/deployments", "word2vec")
+    assert all(name in browser.text() for name in ("window-lm", "transformer-lm", "sentiment"))
+
+    browser.run("[...document.querySelectorAll('a')].find(a => a.innerText.trim() === 'word2vec').click()")
+    browser.wait("document.body.innerText.includes('nightly')", SECONDS)
+    show(browser, f"{ui.url}/deployments/deployment/{ui.deployment().id}/run?", "Text Column")
+    shown = browser.text()
+    places = [shown.index(label) for label in ("Source", "Min Count", "Window", "Power", "Epochs", "Title")]
+    assert places == sorted(places), "the fields stand in the order of the stages"
+    assert "data-parallel workers, one replica of the model each (at least 1, at most 8)" in shown
+
+    fill_in(browser, "Source", "books")
+    fill_in(browser, "Workers", "1")
+    fill_in(browser, "Epochs", "1")
+    fill_in(browser, "Dim", "8")
+    choose(browser, "Runner", "local")
+    before = ui.client.read_flow_runs()
+    press(browser, "Submit")
+
+    wait(lambda: ui.new_runs(before))
+    (run,) = ui.new_runs(before)
+    assert ui.finished(run.id).state.is_completed()  # type: ignore[union-attr]
+    assert {manifest.stage for manifest in ui.store.manifests()} == set(STAGES)
+
+    show(browser, f"{ui.url}/runs/flow-run/{run.id}", "Completed")
+    show(browser, f"{ui.url}/runs/flow-run/{run.id}?tab=Task+Runs", "train_word2vec")
+    show(browser, f"{ui.url}/runs/flow-run/{run.id}?tab=Artifacts", "report")
+    stages = ui.artifacts(run.id)["stages"]
+    show(browser, f"{ui.url}/artifacts/artifact/{stages['id']}", "train_word2vec")
+    page = browser.text()
+    model = next(manifest for manifest in ui.store.manifests() if manifest.stage == "train_word2vec")
+    assert model.key in page
+    assert all(f"{entry.stage}/{entry.key[:8]}" in page for entry in model.inputs)
+    assert browser.hosts == {ui.url.removeprefix("http://")}
+
+
+def fill_in(browser: Browser, label: str, text: str) -> None:
+    """Types into the form's first field of this label."""
+    browser.run(
+        f"(() => {{ const field = {field(label)}.querySelector('input, textarea');"
+        " field.focus(); field.select(); })()"
+    )
+    browser.type(text)
+
+
+def choose(browser: Browser, label: str, option: str) -> None:
+    browser.run(
+        f"(() => {{ const field = {field(label)}.querySelector('select'); field.value = {option!r};"
+        " field.dispatchEvent(new Event('change', {bubbles: true})); })()"
+    )
+
+
+def field(label: str) -> str:
+    labels = "[...document.querySelectorAll('.schema-form-property__label')]"
+    return f"{labels}.find(l => l.innerText === '{label} (Optional)').closest('.schema-form-property')"
+
+
+# the API
+
+
+def test_what_the_form_would_not_allow_is_refused_with_the_field_and_its_bound(ui: Ui) -> None:
+    with pytest.raises(PrefectHTTPStatusError) as refused:
+        ui.start(epochs=0)
+    assert refused.value.response.status_code == 409
+    said = refused.value.response.json()["detail"]
+    assert "config.train.epochs" in said
+    assert "0 is less than the minimum of 1" in said
+    with pytest.raises(PrefectHTTPStatusError, match="409"):
+        ui.start(no_such_field=1)
+
+
+def test_a_run_of_the_api_is_cached_and_tells_how_its_stages_hang_together(ui: Ui) -> None:
+    first, second = ui.start(), ui.start()  # two runs of one deployment at once
+    assert [ui.finished(run).state.type for run in (first, second)] == ["COMPLETED"] * 2  # type: ignore[union-attr]
+    built = [manifest.stage for manifest in ui.store.manifests()]
+    assert sorted(built) == sorted(STAGES), "each stage is in the store once, and whole"
+    assert all(ui.store.damage(each.stage, each.key, "full") is None for each in ui.store.manifests())
+
+    again = ui.finished(ui.start())
+    published = ui.artifacts(again.id)
+    assert published["report"]["data"].startswith("# ")
+    rows = json.loads(published["stages"]["data"])
+    assert [row["stage"] for row in rows] == STAGES
+    assert {row["cached"] for row in rows} == {"yes"}
+
+
+def test_a_schedule_that_is_switched_on_starts_runs_and_stays_on(ui: Ui) -> None:
+    deployment = ui.deployment()
+    (schedule,) = deployment.schedules
+    assert schedule.active is False
+    assert not ui.client.read_flow_runs(flow_run_filter=scheduled())
+    ui.client._client.patch(
+        f"/deployments/{deployment.id}", json={"parameters": {"config": ui.config}}
+    ).raise_for_status()
+    ui.client._client.patch(
+        f"/deployments/{deployment.id}/schedules/{schedule.id}",
+        json={
+            "active": True,
+            "schedule": IntervalSchedule(interval=timedelta(seconds=30)).model_dump(mode="json"),
+        },
+    ).raise_for_status()
+    wait(lambda: [run for run in ui.client.read_flow_runs() if run.auto_scheduled and is_completed(run)])
+    ui.client._client.patch(
+        f"/deployments/{deployment.id}/schedules/{schedule.id}", json={"active": False}
+    ).raise_for_status()
+
+
+def is_completed(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_completed()
+
+
+def scheduled() -> Any:
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+
+    kind = filters.FlowRunFilterStateType(any_=[StateType.SCHEDULED])
+    return filters.FlowRunFilter(state=filters.FlowRunFilterState(type=kind))
+
+
+@in_chromium
+def test_a_run_that_is_cancelled_in_training_leaves_no_process(ui: Ui, browser: Browser) -> None:
+    run = ui.start(runner="ray", workers=2, epochs=100_000, checkpoint_every=20)
+    wait(lambda: any(ui.store.root.glob(".scratch/*/*/step-*")))
+    assert len(processes_of(run)) > 3, "the run, and Ray's"
+    show(browser, f"{ui.url}/runs/flow-run/{run}", "Running")
+    progress = ui.artifacts(run)["training"]
+    assert 0 < progress["data"] < 100
+    press(browser, "Cancel")
+    press(browser, "Confirm")
+    assert ui.finished(run).state.name == "Cancelled"  # type: ignore[union-attr]
+    wait(lambda: not processes_of(run), 60)
+
+
+# the end
+
+
+def test_sigterm_ends_the_server_the_worker_and_what_runs(ui: Ui) -> None:
+    run = ui.start(epochs=100_000, dim=16)
+    wait(lambda: "training" in ui.artifacts(run))
+    assert processes_of(run)
+    ui.process.send_signal(signal.SIGTERM)
+    assert ui.process.wait(SECONDS) == 0
+    assert not processes_of(run)
+    left = [path for path in Path("/proc").glob("[0-9]*/environ") if is_of(path, ui.home)]
+    assert not left
+
+
+def is_of(environment: Path, home: Path) -> bool:
+    try:
+        return f"PREFECT_HOME={home}".encode() in environment.read_bytes()
+    except OSError:
+        return False

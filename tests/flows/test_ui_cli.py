@@ -1,0 +1,27 @@
+"""`lexloom ui` becomes the program that starts Prefect's server and worker."""
+
+import os
+import sys
+
+import pytest
+
+from flows.cli import main
+
+
+def test_it_becomes_the_program_with_its_flags_and_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.cli.settle_environment", lambda verbose: None)
+    monkeypatch.setenv("LEXLOOM_STORE", "overwritten")
+    became: list[tuple[str, list[str], str]] = []
+
+    class BecameAnotherError(BaseException):
+        """Stands for `exec`, after which this program is no more."""
+
+    def become(path: str, arguments: list[str]) -> None:
+        became.append((path, arguments, os.environ["LEXLOOM_STORE"]))
+        raise BecameAnotherError
+
+    monkeypatch.setattr(os, "execv", become)
+    with pytest.raises(BecameAnotherError):
+        main(["ui", "--host", "0.0.0.0", "--port", "4242", "--store", "elsewhere"])
+    command = ["-P", "-m", "deployments.operate", "--host", "0.0.0.0", "--port", "4242"]
+    assert became == [(sys.executable, [sys.executable, *command], "elsewhere")]
