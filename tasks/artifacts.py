@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import xxhash
 from pydantic import BaseModel, Field, JsonValue, ValidationError
@@ -311,8 +311,28 @@ class Store:
             stage, _, key = folder.name.rpartition("-")
             with self.lock(folder.name, wait=False) as unused:
                 return unused and (old or self.manifest(stage, key) is not None)
-        host, pid = folder.name.rsplit("-", 3)[1:3]
-        return old if host != host_name() else not Path(f"/proc/{pid}").exists()
+        alive = Building.of(folder).alive
+        return old if alive is None else not alive
+
+
+class Building(NamedTuple):
+    """What the name of a folder below `.building` says: what is made there, by whom, and since when."""
+
+    stage: str
+    key: str
+    host: str
+    pid: int
+    since: float  # seconds since 1970
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        stage, key, host, pid, mark = folder.name.rsplit("-", 4)
+        return cls(stage, key, host, int(pid), int(mark, 16) / 1e9)
+
+    @property
+    def alive(self) -> bool | None:
+        """Whether its process is there; None where that is on another machine."""
+        return Path(f"/proc/{self.pid}").exists() if self.host == host_name() else None
 
 
 def is_inside(name: str) -> bool:
@@ -334,8 +354,8 @@ def host_name() -> str:
 
 
 def own_mark() -> str:
-    """What makes a folder this process's own: `host-pid-random`."""
-    return f"{host_name()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    """What makes a folder this process's own: `host-pid-time`, the time in nanoseconds, hexadecimal."""
+    return f"{host_name()}-{os.getpid()}-{time.time_ns():x}"
 
 
 def folder_bytes(folder: Path) -> int:

@@ -27,7 +27,8 @@ from ray.train.v2._internal.exceptions import (
 
 from tests.training.test_loop import result, untimed
 from tests.training.toy import Counter, job, on_processes, train_on
-from training.job import Job, Progress
+from training.job import Job
+from training.progress import Progress
 from training.ray_trainer import lost, own_error, ray_runtime, runtime_error, train_on_ray
 
 CPUS = 3
