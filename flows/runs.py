@@ -1,7 +1,7 @@
 """The latest runs of Lexloom's flows, as Prefect has recorded them.
 
-Where PREFECT_API_URL (or Prefect's profile) names a server, that is asked. Else every command runs a server of
-its own on Prefect's database on this machine, which is read here without one: a server takes seconds to start.
+Where PREFECT_API_URL (or Prefect's profile) names a server, that is asked. Else every command runs a server
+of its own on Prefect's database on this machine, which is read without one: a server takes seconds to start.
 """
 
 import sqlite3

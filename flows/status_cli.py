@@ -167,9 +167,10 @@ def doing(work: Work) -> str:
 
 def left_behind(work: Work) -> str:
     assert work.progress is not None  # by which it was found
+    further = "begins it anew" if work.checkpoint is None else f"goes on from step {work.checkpoint:,}"
     return (
-        f"  interrupted {ago(work.progress_at or 0)} at step {work.progress['step']:,}; the same command goes"
-        " on from its last checkpoint"
+        f"  interrupted {ago(work.progress_at or 0)} at step {work.progress['step']:,}; the same command"
+        f" {further}"
     )
 
 

@@ -262,10 +262,32 @@ class Store:
 
     # keeping house
 
+    @contextlib.contextmanager
+    def hold(self, stage: str, key: str) -> Iterator[None]:
+        """Keeps an artifact from garbage collection; the system lets go of it when this process dies."""
+        with (self.folder(stage, key) / MANIFEST).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
+    def _unless_held(self, manifest: Manifest) -> Iterator[bool]:
+        """Whether nobody holds an artifact; while this lasts, nobody can begin to."""
+        with contextlib.ExitStack() as opened:
+            free = True
+            try:
+                path = self.folder(manifest.stage, manifest.key) / MANIFEST
+                fcntl.flock(opened.enter_context(path.open("r+")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                free = False
+            except FileNotFoundError:  # somebody else has removed it
+                pass
+            yield free
+
     def collect_garbage(self, keep: int, dry_run: bool = False) -> list[tuple[str, int]]:
         """Removes what nobody needs: returns (what, bytes) of each thing removed.
 
-        Kept are the `keep` most recently used artifacts of every stage and all that they were made from.
+        Kept are the `keep` most recently used artifacts of every stage, those that a run at work has used so
+        far, and all that they were made from.
         Half-built folders go when the process that made them is gone (after a week where it ran on another
         machine); scratch folders when their artifact stands, or after a week.
         """
@@ -279,6 +301,10 @@ class Store:
             for group in by_stage.values()
             for manifest in sorted(group, key=self._last_used, reverse=True)[:keep]
         ]
+        for manifest in manifests.values():
+            with self._unless_held(manifest) as free:
+                if not free:
+                    waiting.append(manifest)
         while waiting:
             manifest = waiting.pop()
             if manifest.key not in needed:
@@ -286,10 +312,13 @@ class Store:
                 waiting += [manifests[entry.key] for entry in manifest.inputs if entry.key in manifests]
         removed = []
         for manifest in manifests.values():
-            if manifest.key not in needed:
-                removed.append((f"{manifest.stage}/{manifest.key}", self.size(manifest)))
-                if not dry_run:
-                    self.discard(manifest.stage, manifest.key)
+            if manifest.key in needed:
+                continue
+            with self._unless_held(manifest) as free:
+                if free:
+                    removed.append((f"{manifest.stage}/{manifest.key}", self.size(manifest)))
+                    if not dry_run:
+                        self.discard(manifest.stage, manifest.key)
         for folder in [*self.root.glob(f"{BUILDING}/*"), *self.root.glob(f"{SCRATCH}/*")]:
             if self._is_abandoned(folder):
                 removed.append((str(folder.relative_to(self.root)), folder_bytes(folder)))

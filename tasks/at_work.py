@@ -57,6 +57,7 @@ def at_work(store: Store) -> list[Work]:
                 bytes=size,
                 progress=progress,
                 progress_at=when,
+                checkpoint=newest_checkpoint(store, made.stage, made.key),
             )
         )
     return sorted(found, key=lambda work: work.since or 0.0)
@@ -72,7 +73,15 @@ def interrupted(store: Store, working: list[Work]) -> list[Work]:
         if progress and (stage, key) not in busy and not store.folder(stage, key).exists():
             files, size = contents(folder)
             found.append(
-                Work(stage=stage, key=key, files=files, bytes=size, progress=progress, progress_at=when)
+                Work(
+                    stage=stage,
+                    key=key,
+                    files=files,
+                    bytes=size,
+                    progress=progress,
+                    progress_at=when,
+                    checkpoint=newest_checkpoint(store, stage, key),
+                )
             )
     return found
 
@@ -96,6 +105,13 @@ def last_progress(store: Store, stage: str, key: str) -> tuple[dict[str, Any] | 
         return json.loads(path.read_text()), path.stat().st_mtime
     except (OSError, ValueError):
         return None, None
+
+
+def newest_checkpoint(store: Store, stage: str, key: str) -> int | None:
+    """The step of a training's newest checkpoint, by its name: `step-000000001000`."""
+    names = (store.root / SCRATCH / f"{stage}-{key}").glob("checkpoints/step-*")
+    steps = [path.name.removeprefix("step-") for path in names]
+    return max((int(step) for step in steps if step.isdecimal()), default=None)
 
 
 def line(point: dict[str, Any], unit: str) -> str:
