@@ -27,6 +27,7 @@ class Work(BaseModel):
     bytes: int
     progress: dict[str, Any] | None  # of a training: its last `Progress`
     progress_at: float | None
+    checkpoint: int | None  # the step of a training's newest one
 
 
 def at_work(store: Store) -> list[Work]:
@@ -108,7 +109,7 @@ def last_progress(store: Store, stage: str, key: str) -> tuple[dict[str, Any] | 
 
 
 def newest_checkpoint(store: Store, stage: str, key: str) -> int | None:
-    """The step of a training's newest checkpoint, by its name: `step-000000001000`."""
+    """The step of a training's newest checkpoint, by its name: `step-0000001000`."""
     names = (store.root / SCRATCH / f"{stage}-{key}").glob("checkpoints/step-*")
     steps = [path.name.removeprefix("step-") for path in names]
     return max((int(step) for step in steps if step.isdecimal()), default=None)

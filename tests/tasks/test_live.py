@@ -1,4 +1,4 @@
-"""Training in Prefect's page: a bar with a line of figures, and a curve, updated in place and not too often."""
+"""Training in Prefect's page: a bar with a line of figures, and a curve, updated in place, seldom."""
 
 import json
 from collections.abc import Iterator
