@@ -19,6 +19,7 @@ from tasks.console import NAME_WIDTH, clipped
 from tasks.page import duration, size
 
 MESSAGE_WIDTH = 90
+PREFIX = "Flow run encountered an exception: "  # Prefect's
 COLOURS = {"Completed": "green", "Running": "cyan", "Failed": "red", "Crashed": "red"}
 
 
@@ -183,7 +184,8 @@ def run_line(run: Any, working: bool) -> Text:
     if run.state == "Running" and not working:
         text.append("   no stage at work in this store", style="yellow")
     elif run.state in ("Failed", "Crashed") and run.message:
-        text.append(f"\n  {'':{NAME_WIDTH}} {clipped(run.message, MESSAGE_WIDTH)}", style="dim")
+        message = clipped(run.message.removeprefix(PREFIX), MESSAGE_WIDTH)
+        text.append(f"\n  {'':{NAME_WIDTH}} {message}", style="dim")
     return text
 
 
