@@ -35,7 +35,7 @@ def commands(page: Path) -> Iterator[str]:
     for language, block in FENCE.findall(text):
         if language != "python":
             yield from (line for line in COMMAND.findall(block) if " · store " not in line)
-    yield from INLINE.findall(FENCE.sub("", text))
+    yield from INLINE.findall(FENCE.sub("", text).replace("\n> ", " "))
 
 
 @pytest.mark.parametrize(
