@@ -71,7 +71,9 @@ def status(arguments: argparse.Namespace) -> int:
 def look(store: Store, flows: list[str], runs: int) -> Status:
     working = at_work(store)
     stages = totals(store)
-    origin, latest, problem = None, [], None
+    latest: list[Any] = []
+    origin: str | None = None
+    problem: str | None = None
     if runs:
         try:  # here, since importing Prefect takes longer than all the rest
             origin, latest = import_module("flows.runs").latest_runs(flows, runs)
