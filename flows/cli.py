@@ -8,6 +8,7 @@ lexloom generate MODEL --prompt TEXT           let a language model write
 lexloom classify MODEL TEXT...                 a label and a score for each text
 lexloom neighbours MODEL WORD...               the nearest words
 lexloom analogy MODEL A B C                    A is to B as C is to what?
+lexloom status                                 what is at work, the latest runs, how full the store is
 lexloom store ls | verify | explain | gc       what is in the store, and why
 lexloom app                                    a web page to try the models
 lexloom ui                                     Prefect's page to start, schedule and watch runs
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from rich.text import Text
 
-from flows import app_cli, model_cli, store_cli, ui_cli
+from flows import app_cli, model_cli, status_cli, store_cli, ui_cli
 from flows.flags import add_flags, parse
 from tasks.artifacts import Store
 from tasks.console import stderr
@@ -159,6 +160,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
             add_flags(command, flow_config(name))
 
     model_cli.add_commands(commands, shared)
+    status_cli.add_commands(commands, shared, list(FLOWS))
     store_cli.add_commands(commands, shared)
     app_cli.add_commands(commands, shared)
     ui_cli.add_commands(commands, shared)

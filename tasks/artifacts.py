@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import xxhash
 from pydantic import BaseModel, Field, JsonValue, ValidationError
@@ -273,10 +273,32 @@ class Store:
 
     # keeping house
 
+    @contextlib.contextmanager
+    def hold(self, stage: str, key: str) -> Iterator[None]:
+        """Keeps an artifact from garbage collection; the system lets go of it when this process dies."""
+        with (self.folder(stage, key) / MANIFEST).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
+    def _unless_held(self, manifest: Manifest) -> Iterator[bool]:
+        """Whether nobody holds an artifact; while this lasts, nobody can begin to."""
+        with contextlib.ExitStack() as opened:
+            free = True
+            try:
+                path = self.folder(manifest.stage, manifest.key) / MANIFEST
+                fcntl.flock(opened.enter_context(path.open("r+")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                free = False
+            except FileNotFoundError:  # somebody else has removed it
+                pass
+            yield free
+
     def collect_garbage(self, keep: int, dry_run: bool = False) -> list[tuple[str, int]]:
         """Removes what nobody needs: returns (what, bytes) of each thing removed.
 
-        Kept are the `keep` most recently used artifacts of every stage and all that they were made from.
+        Kept are the `keep` most recently used artifacts of every stage, those that a run at work has used so
+        far, and all that they were made from.
         Half-built folders go when the process that made them is gone (after a week where it ran on another
         machine); scratch folders when their artifact stands, or after a week.
         """
@@ -290,6 +312,10 @@ class Store:
             for group in by_stage.values()
             for manifest in sorted(group, key=self._last_used, reverse=True)[:keep]
         ]
+        for manifest in manifests.values():
+            with self._unless_held(manifest) as free:
+                if not free:
+                    waiting.append(manifest)
         while waiting:
             manifest = waiting.pop()
             if manifest.key not in needed:
@@ -297,10 +323,13 @@ class Store:
                 waiting += [manifests[entry.key] for entry in manifest.inputs if entry.key in manifests]
         removed = []
         for manifest in manifests.values():
-            if manifest.key not in needed:
-                removed.append((f"{manifest.stage}/{manifest.key}", self.size(manifest)))
-                if not dry_run:
-                    self.discard(manifest.stage, manifest.key)
+            if manifest.key in needed:
+                continue
+            with self._unless_held(manifest) as free:
+                if free:
+                    removed.append((f"{manifest.stage}/{manifest.key}", self.size(manifest)))
+                    if not dry_run:
+                        self.discard(manifest.stage, manifest.key)
         for folder in [*self.root.glob(f"{BUILDING}/*"), *self.root.glob(f"{SCRATCH}/*")]:
             if self._is_abandoned(folder):
                 removed.append((str(folder.relative_to(self.root)), folder_bytes(folder)))
@@ -322,8 +351,28 @@ class Store:
             stage, _, key = folder.name.rpartition("-")
             with self.lock(folder.name, wait=False) as unused:
                 return unused and (old or self.manifest(stage, key) is not None)
-        host, pid = folder.name.rsplit("-", 3)[1:3]
-        return old if host != host_name() else not Path(f"/proc/{pid}").exists()
+        alive = Building.of(folder).alive
+        return old if alive is None else not alive
+
+
+class Building(NamedTuple):
+    """What the name of a folder below `.building` says: what is made there, by whom, and since when."""
+
+    stage: str
+    key: str
+    host: str
+    pid: int
+    since: float  # seconds since 1970
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        stage, key, host, pid, mark = folder.name.rsplit("-", 4)
+        return cls(stage, key, host, int(pid), int(mark, 16) / 1e9)
+
+    @property
+    def alive(self) -> bool | None:
+        """Whether its process is there; None where that is on another machine."""
+        return Path(f"/proc/{self.pid}").exists() if self.host == host_name() else None
 
 
 def is_inside(name: str) -> bool:
@@ -345,8 +394,8 @@ def host_name() -> str:
 
 
 def own_mark() -> str:
-    """What makes a folder this process's own: `host-pid-random`."""
-    return f"{host_name()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    """What makes a folder this process's own: `host-pid-time`, the time in nanoseconds, hexadecimal."""
+    return f"{host_name()}-{os.getpid()}-{time.time_ns():x}"
 
 
 def folder_bytes(folder: Path) -> int:

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
@@ -73,17 +73,20 @@ class StageRecord:
 
 
 _records: ContextVar[list[StageRecord] | None] = ContextVar("stage_records", default=None)
+_held: ContextVar[ExitStack | None] = ContextVar("held_artifacts", default=None)
 
 
 @contextmanager
 def record_stages() -> Iterator[list[StageRecord]]:
-    """Collects the records of all stages that run inside."""
+    """Collects the records of all stages that run inside; what they made is safe from garbage collection."""
     records: list[StageRecord] = []
-    token = _records.set(records)
-    try:
-        yield records
-    finally:
-        _records.reset(token)
+    with ExitStack() as held:
+        tokens = _records.set(records), _held.set(held)
+        try:
+            yield records
+        finally:
+            _records.reset(tokens[0])
+            _held.reset(tokens[1])
 
 
 class Stage:
@@ -139,6 +142,7 @@ class Stage:
             damage = store.damage(self.name, key, verification())
             if damage is None:
                 store.mark_used(self.name, key)
+                hold(store, self.name, key)
                 manifest = store.manifest(self.name, key)
                 if manifest is not None:  # else removed since, as if it had never been there
                     artifact = store.artifact(manifest)
@@ -174,7 +178,9 @@ class Stage:
                     versions=package_versions(),
                 )
                 manifest.why = why or explain_change(manifest, list(store.manifests()))
-                return store.commit(building, manifest), manifest.why
+                artifact = store.commit(building, manifest)
+                hold(store, self.name, key)
+                return artifact, manifest.why
         except OSError as error:
             if is_disk_full(error):
                 raise OSError(
@@ -229,6 +235,14 @@ def scratch_folder(store: Store, name: str, key: str, wanted: bool) -> Iterator[
         folder = store.scratch(name, key) if alone else store.new_folder(f"{name}-scratch", key)
         yield {"scratch": folder}
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def hold(store: Store, name: str, key: str) -> None:
+    """Holds an artifact until the run ends. One that went a moment ago is left to be found missing."""
+    held = _held.get()
+    if held is not None:
+        with suppress(OSError):
+            held.enter_context(store.hold(name, key))
 
 
 def verification() -> Verification:

@@ -6,27 +6,25 @@ loop and writes the model folder.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
-from uuid import UUID
+from typing import Annotated, Any, Literal, Self
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import TaskRunContext
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, canonical, digest_key
 from tasks.fan_out import module
+from tasks.live import shown_progress
 from tasks.stage import Input
 from training.checkpoint import Checkpoint, Checkpoints
-from training.job import Job, Progress, Run
+from training.job import Job, Run
 from training.loop import train
+from training.progress import PROGRESS, Progress
+from training.relay import write_progress
 from training.stopping import Stopping
 from training.sync import SyncConfig
 from training.trainable import Trainable
@@ -35,7 +33,6 @@ LANES = 8
 CHECKPOINT_FORMAT = 2  # raised by hand when what a checkpoint holds changes
 TRAIN, VALIDATION = "train-*.parquet", "validation-*.parquet"  # a stage's examples, and those it held out
 MIX_BYTES = 1 << 24  # in each lane: a few thousand contexts of 1,024 tokens, or a million windows
-SAMPLE_WIDTH = 80  # characters of a sample on the terminal
 ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
 
@@ -248,7 +245,12 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
     starting = "" if config.runner == "local" else f"starting {config.workers} Ray workers"
     with shown_progress(unit, starting) as on_progress:
         if config.runner == "local":
-            train(job, on_progress=on_progress)
+
+            def on_point(point: Progress) -> None:
+                write_progress(job.checkpoints.parent / PROGRESS, point)  # `lexloom status` reads it
+                on_progress(point)
+
+            train(job, on_progress=on_point)
         else:
             module("training.ray_trainer").train_on_ray(
                 job,
@@ -310,46 +312,6 @@ def mean_loss(history: list[dict[str, Any]]) -> float:
     if len(history) > 1:
         weights[0] = weights[1]  # the first point began before: as long as its neighbour
     return sum(w * point["loss"] for w, point in zip(weights, history, strict=True)) / sum(weights)
-
-
-@contextmanager
-def shown_progress(unit: str, first: str) -> Iterator[Any]:
-    """A callback that shows each point in the terminal and, in a Prefect run, as a progress artifact."""
-    artifact_id: UUID | None = None
-    if TaskRunContext.get() is not None:
-        artifact_id = cast(UUID, create_progress_artifact(0.0, key="training", description=f"{unit} trained"))
-    shown = ""
-    with console.bar("training", first=first) as bar:
-
-        def on_progress(point: Progress) -> None:
-            nonlocal shown
-            if point.sample != shown:
-                shown = point.sample
-                console.note(
-                    "training", f"step {point.step:,} writes: {console.clipped(shown, SAMPLE_WIDTH)}"
-                )
-            rate = point.examples / point.seconds
-            bar.update(
-                point.examples,
-                f"{in_thousands(rate)} {unit}/s  loss {point.loss:.3f}  rate {point.learning_rate:.2g}",
-                total=point.total_examples,
-            )
-            if artifact_id is not None:
-                update_progress_artifact(
-                    artifact_id,
-                    100 * point.examples / point.total_examples,
-                    description=json.dumps(asdict(point)),
-                )
-
-        yield on_progress
-
-
-def in_thousands(rate: float) -> str:
-    """1.25M, 3.4k or 12: three digits at most."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if rate >= size:
-            return f"{rate / size:.3g}{letter}"
-    return f"{rate:.3g}"
 
 
 def write_json(path: Path, value: Any) -> None:

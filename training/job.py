@@ -1,10 +1,11 @@
-"""What a run is told, and what it tells: the job, and the records of how it stands."""
+"""What a run is told, and how it stands in a checkpoint."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training.progress import Accounts
 from training.stopping import Score, Stopping, best_of
 from training.sync import SyncConfig
 from training.trainable import Batch, Trainable
@@ -54,34 +55,6 @@ class Job:
                 raise ValueError(f"{name} is {steps}: it must be at least 1")
         if self.stopping.patience is not None and not self.validation:
             raise ValueError("patience watches the validation loss: hold out some examples for validation")
-
-
-@dataclass
-class Accounts:
-    """Where worker 0's time has gone, in seconds. `seconds` is all of it, from the first step."""
-
-    seconds: float = 0.0
-    data_seconds: float = 0.0  # waiting for the stream
-    compute_seconds: float = 0.0
-    sync_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    checkpoint_seconds: float = 0.0
-    sync_bytes: int = 0
-
-
-@dataclass
-class Progress(Accounts):
-    """Where a run stands: `loss` is the mean over all workers' examples since the last point, `sample` what
-    `Job.sample` gave last."""
-
-    step: int = 0
-    epoch: int = 0
-    examples: int = 0
-    total_examples: int = 0
-    loss: float = 0.0
-    learning_rate: float = 0.0
-    workers: int = 1
-    sample: str = ""
 
 
 @dataclass

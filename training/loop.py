@@ -21,7 +21,8 @@ from typing import Literal, NamedTuple, SupportsFloat
 
 from training.checkpoint import Checkpoint, Checkpoints
 from training.exchange import sum_over_workers
-from training.job import Accounts, Job, Progress, Run
+from training.job import Job, Run
+from training.progress import Accounts, Progress
 from training.stopping import Score, Stopping
 from training.stream import Epoch, ShardStream
 from training.sync import refuse_misfit, synchronisation

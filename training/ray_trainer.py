@@ -50,12 +50,12 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from training.job import Job, Progress
+from training.job import Job
 from training.loop import train
 from training.placement import capacity, described, require, reserved, room
+from training.progress import PROGRESS, Progress
 from training.relay import relayed, write_progress
 
-PROGRESS = "progress.json"
 GROUP_TIMEOUT_SECONDS = 120
 ATTEMPTS = 4  # without a new checkpoint in between
 WAITS_FOR_ROOM = 3

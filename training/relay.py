@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from training.job import Progress
+from training.progress import Progress
 
 POLL_SECONDS = 0.5
 

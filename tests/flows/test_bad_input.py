@@ -1,6 +1,8 @@
 """Bad input, as a user meets it: one sentence, status 1, and nothing half-made in the store."""
 
 import gzip
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,3 +128,33 @@ def test_a_store_that_can_not_be_written_is_named(
     said = capsys.readouterr().err
     assert "the store" in said
     assert "can't be written" in said
+
+
+@pytest.fixture
+def small_volume(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB; only root may make one."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_volume_is_said_and_left_clean(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, small_volume: Path
+) -> None:
+    (tmp_path / "text.txt").write_bytes(os.urandom(3 << 20).hex().encode())
+    flags = [
+        "--store",
+        str(small_volume / "store"),
+        "--runner",
+        "local",
+        "--workers",
+        "1",
+        "--no-strip-digits",
+    ]
+    assert main(["word2vec", "--source", "text.txt", "--min-count", "1", *flags]) == 1
+    assert "no space is left for stage corpus" in capfd.readouterr().err
+    assert not list((small_volume / "store").glob(".building/*"))
+    assert not list((small_volume / "store").glob("corpus/*"))

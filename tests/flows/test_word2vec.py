@@ -77,7 +77,7 @@ def test_real_text_becomes_vectors_and_only_what_changed_is_built_again(runtime:
     }
     assert outcome.report.read_text().startswith("<!doctype html>")
 
-    assert published() == {"training", "report", "stages"}
+    assert published() == {"training", "training-curve", "report", "stages"}
 
     again, built = built_by(config())
     assert built == []

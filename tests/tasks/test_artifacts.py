@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from tasks.artifacts import (
     Artifact,
+    Building,
     InputEntry,
     Manifest,
     RunOnly,
@@ -198,6 +200,25 @@ def test_garbage_collection_removes_what_dead_processes_left(store: Store) -> No
     store.collect_garbage(keep=5)
     assert [path.exists() for path in (alive, elsewhere, going_on)] == [True, True, True]
     assert [path.exists() for path in (dead, forgotten, finished)] == [False, False, False]
+
+
+def test_what_a_run_at_work_has_used_is_not_collected_nor_what_it_was_made_from(store: Store) -> None:
+    corpus = put(store, "corpus", "c1")
+    put(store, "tokens", "t1", inputs=[corpus])
+    put(store, "tokens", "t2", inputs=[corpus])
+    with store.hold("tokens", "t1"), store.hold("tokens", "t1"):
+        assert [what for what, _ in store.collect_garbage(keep=0)] == ["tokens/t2"]
+    assert [what for what, _ in store.collect_garbage(keep=0)] == ["corpus/c1", "tokens/t1"]
+
+
+def test_a_folder_that_is_built_says_by_whom_and_since_when(store: Store) -> None:
+    before = time.time()
+    made = Building.of(store.new_folder("train_word2vec", "k1"))
+    assert made[:4] == ("train_word2vec", "k1", host_name(), os.getpid())
+    assert before <= made.since <= time.time()
+    assert made.alive
+    assert made._replace(pid=2**22 + 1).alive is False
+    assert made._replace(host="another_machine").alive is None
 
 
 def test_a_scratch_folder_in_use_is_not_collected(store: Store) -> None:

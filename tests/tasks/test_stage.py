@@ -112,6 +112,26 @@ def test_a_changed_field_runs_its_stage_and_what_follows_and_says_why() -> None:
     assert records[1].why == ["loom.width: 1 -> 3"]
 
 
+def test_what_a_run_has_used_stays_until_it_ends(store: Store) -> None:
+    found = []
+
+    @flow
+    def weave() -> None:
+        cloth = loom(Text(), config=Config())
+        store.collect_garbage(keep=0)
+        dye(cloth, config=Config())
+        loom(Text(), config=Config())
+        store.collect_garbage(keep=0)
+        found.extend(manifest.stage for manifest in store.manifests())
+
+    for _ in range(2):  # built, and cached
+        with record_stages():
+            weave()
+    assert found == ["loom", "dye"] * 2
+    store.collect_garbage(keep=0)
+    assert not list(store.manifests())
+
+
 @pytest.mark.parametrize("damaged", ["cloth.txt", "manifest.json"])
 def test_what_is_missing_is_built_again_and_nothing_else(store: Store, damaged: str) -> None:
     artifact, _, _ = run()

@@ -24,8 +24,9 @@ from tests.training.toy import (
     write_points,
 )
 from training.checkpoint import Checkpoint, Checkpoints
-from training.job import Job, Progress
+from training.job import Job
 from training.loop import step_seed, train
+from training.progress import Progress
 from training.stopping import Stopping
 from training.sync import SyncConfig
 from training.trainable import Batch

@@ -28,7 +28,8 @@ from ray.train.v2._internal.exceptions import (
 from tests.training.test_loop import result, untimed
 from tests.training.toy import Counter, job, on_processes, train_on
 from training import ray_trainer
-from training.job import Job, Progress
+from training.job import Job
+from training.progress import Progress
 from training.ray_trainer import (
     await_room,
     interface_of,

@@ -1,0 +1,130 @@
+"""What is being made in a store just now, as its own files tell: no server is asked.
+
+A stage at work has a folder below `.building`, whose name says since when and in which process. One that
+trains keeps its checkpoints and its latest figures in a scratch folder, which outlives it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from tasks.artifacts import BUILDING, SCRATCH, Building, Store
+from tasks.page import duration, short
+from training.progress import PROGRESS
+
+
+class Work(BaseModel):
+    """A stage at work, or one that was interrupted and has left something to go on from."""
+
+    stage: str
+    key: str
+    host: str | None = None
+    pid: int | None = None
+    since: float | None = None  # seconds since 1970; None where it was interrupted
+    files: int
+    bytes: int
+    progress: dict[str, Any] | None  # of a training: its last `Progress`
+    progress_at: float | None
+    checkpoint: int | None  # the step of a training's newest one
+
+
+def at_work(store: Store) -> list[Work]:
+    """The stages at work in a store, the oldest first.
+
+    One whose process is gone is none. On another machine that can't be seen from here: such a one is listed.
+    """
+    found = []
+    for folder in store.root.glob(f"{BUILDING}/*"):
+        try:
+            made = Building.of(folder)
+        except ValueError:  # not a folder of Lexloom's
+            continue
+        if made.alive is False or made.stage == "discarded" or made.stage.endswith("-scratch"):
+            continue
+        files, size = contents(folder)
+        progress, when = last_progress(store, made.stage, made.key)
+        if when is not None and when < made.since:  # an earlier attempt's
+            progress = when = None
+        found.append(
+            Work(
+                stage=made.stage,
+                key=made.key,
+                host=made.host,
+                pid=made.pid,
+                since=made.since,
+                files=files,
+                bytes=size,
+                progress=progress,
+                progress_at=when,
+                checkpoint=newest_checkpoint(store, made.stage, made.key),
+            )
+        )
+    return sorted(found, key=lambda work: work.since or 0.0)
+
+
+def interrupted(store: Store, working: list[Work]) -> list[Work]:
+    """Trainings that were ended on their way, and go on from there when the same command runs again."""
+    busy = {(work.stage, work.key) for work in working}
+    found = []
+    for folder in sorted(store.root.glob(f"{SCRATCH}/*")):
+        stage, _, key = folder.name.rpartition("-")
+        progress, when = last_progress(store, stage, key)
+        if progress and (stage, key) not in busy and not store.folder(stage, key).exists():
+            files, size = contents(folder)
+            found.append(
+                Work(
+                    stage=stage,
+                    key=key,
+                    files=files,
+                    bytes=size,
+                    progress=progress,
+                    progress_at=when,
+                    checkpoint=newest_checkpoint(store, stage, key),
+                )
+            )
+    return found
+
+
+def contents(folder: Path) -> tuple[int, int]:
+    """How many files there are below a folder, and their bytes; some may vanish meanwhile."""
+    sizes = []
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file():
+                sizes.append(path.stat().st_size)
+        except FileNotFoundError:
+            continue
+    return len(sizes), sum(sizes)
+
+
+def last_progress(store: Store, stage: str, key: str) -> tuple[dict[str, Any] | None, float | None]:
+    """The last figures of a training, and when they were written."""
+    path = store.root / SCRATCH / f"{stage}-{key}" / PROGRESS
+    try:
+        return json.loads(path.read_text()), path.stat().st_mtime
+    except (OSError, ValueError):
+        return None, None
+
+
+def newest_checkpoint(store: Store, stage: str, key: str) -> int | None:
+    """The step of a training's newest checkpoint, by its name: `step-0000001000`."""
+    names = (store.root / SCRATCH / f"{stage}-{key}").glob("checkpoints/step-*")
+    steps = [path.name.removeprefix("step-") for path in names]
+    return max((int(step) for step in steps if step.isdecimal()), default=None)
+
+
+def line(point: dict[str, Any], unit: str) -> str:
+    """A training's `Progress` in words: `16.8M of 40.9M pairs · epoch 3 · loss 1.234 · ...`."""
+    done, total, seconds = point["examples"], point["total_examples"], point["seconds"]
+    figures = [
+        f"{short(done)} of {short(total)} {unit}",
+        f"epoch {point['epoch'] + 1}",
+        f"loss {point['loss']:.3f}",
+        f"rate {point['learning_rate']:.2g}",
+        f"{short(done / seconds)}/s",
+    ]
+    if done < total:
+        figures.append(f"about {duration((total - done) * seconds / done)} left")
+    return " · ".join(figures)
