@@ -150,8 +150,8 @@ def train_word2vec(
     metrics, tensors = run_job(job, config, unit)
     if metrics["loss"] == 0:  # the sum over no pair
         raise ValueError(
-            f"not one pair can be made of {metrics['examples']:,} {unit}: no document keeps two words. Make the"
-            " documents longer, lower min_count of the vocabulary, or set subsample to 0"
+            f"not one pair can be made of {metrics['examples']:,} {unit}: no document keeps two words."
+            " Make the documents longer, lower min_count of the vocabulary, or set subsample to 0"
         )
     metrics["unit"] = unit
     vectors = WordVectors(words.to_pylist(), tensors["vectors"][:, : config.dim])
@@ -208,10 +208,11 @@ def from_tokens(
 
 def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int) -> str:
     """The model card: what it is, how it was made, how to load it."""
+    examples = f"{metrics['examples']:,} {metrics['unit']} ({metrics['epochs']} epochs)"
     return f"""# Word vectors
 
 {words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples; trained by
-Lexloom on {metrics["examples"]:,} {metrics["unit"]} ({metrics["epochs"]} epochs) in {metrics["seconds"]:.1f} seconds,
+Lexloom on {examples} in {metrics["seconds"]:.1f} seconds,
 mean loss in the last epoch {metrics["loss"]:.4f}.
 
 | file | what is in it |
