@@ -219,7 +219,7 @@ class Word2VecFromTokens(Word2Vec):
         return super().train_step(self._pairs(batch, seed), progress=progress, seed=seed)
 
     def evaluate(self, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
-        """The losses of the held-out documents' pairs, summed, and how many; the draws are always the same."""
+        """The losses of the held-out documents' pairs, summed, and how many; always the same draws."""
         return super().evaluate(self._pairs(batch, EVALUATION_SEED, held_out=True))
 
     def _pairs(

@@ -19,6 +19,7 @@ import tasks.shards
 import tasks.tokens
 from tasks.artifacts import Artifact, Summary
 from tasks.pairs import PairsConfig, pairs
+from tests.models.test_skipgram import TEXT, assert_drawn_as_expected, chances_of, expected_pairs
 
 PLAIN = {"shrink_window": False, "subsample": 0}
 numbers = count()
@@ -160,6 +161,14 @@ def test_windows_are_drawn_after_subsampling(make):
     kept = summary.rows_in - summary.dropped["subsampled"]
     assert 0.4 < kept / summary.rows_in < 0.8
     assert len(found) == 2 * kept - 2 * len(documents)
+
+
+def test_stored_pairs_are_drawn_as_often_as_streamed_ones(make):
+    """tests/models/test_skipgram.py asks the same of pairs drawn in training."""
+    kept = chances_of(TEXT, 0.05) / (1 << 32)
+    options = {"words": 4, "window": 3, "subsample": 0.05}
+    found = [Counter(make(TEXT, seed=seed, **options)[1]) for seed in range(200)]
+    assert_drawn_as_expected(found, expected_pairs(TEXT, kept, window=3))
 
 
 def test_held_out_documents_are_drawn_whole_and_lose_no_pair(make):

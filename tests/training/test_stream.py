@@ -203,13 +203,18 @@ def test_of_lists_of_any_length_every_element_comes_once_and_says_whence(
         reading = ShardStream(
             files,
             ["tokens"],
-            **{"batch_size": batch_size, "lanes": 4, "seed": 3, "shuffle": shuffle},
-            **{"rank": rank, "world_size": world_size},
+            batch_size=batch_size,
+            lanes=4,
+            seed=3,
+            rank=rank,
+            world_size=world_size,
+            shuffle=shuffle,
         )
         assert reading.examples == sum(map(len, lists))
         found = list(reading.read(reading.epoch(0)))
         assert all(batch["tokens"].dtype == np.int32 for batch in found)
-        return [list(zip(*(batch[name].tolist() for name in ("row", "place", "tokens")))) for batch in found]
+        columns = ("row", "place", "tokens")
+        return [list(zip(*(batch[name].tolist() for name in columns), strict=True)) for batch in found]
 
     alone = read(0, 1)
     shares = [read(rank, world_size) for rank in range(world_size)]
