@@ -17,6 +17,7 @@ from pydantic import ValidationError
 import tasks.pairs
 import tasks.shards
 import tasks.tokens
+from models.skipgram import SkipGrams
 from tasks.artifacts import Artifact, Summary
 from tasks.pairs import PairsConfig, pairs
 from tests.models.test_skipgram import TEXT, assert_drawn_as_expected, chances_of, expected_pairs
@@ -182,6 +183,8 @@ def test_held_out_documents_are_drawn_whole_and_lose_no_pair(make):
     held_out = {target // 2 for target in files[1].read()["target"].to_pylist()}
     assert not trained & held_out
     assert len(held_out) == pytest.approx(200, abs=40)
+    streamed = SkipGrams(np.zeros(2000), 2, shrink_window=False, seed=1, held_out_share=0.2)
+    assert held_out == set(np.flatnonzero(streamed.held_out(np.arange(1000))).tolist())
     assert summary.rows + summary.facts["validation_pairs"] == len(everything)
 
 
