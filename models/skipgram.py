@@ -159,9 +159,11 @@ class SkipGrams:
             `target` and `context`, (pairs,) int32 each; a target position's pairs stand together.
         """
         ids, row, place = batch["tokens"], batch["row"], batch["place"]
-        cuts = np.flatnonzero((row[1:] != row[:-1]) | (place[1:] != place[:-1] + 1)) + 1
-        offsets = np.concatenate(([0], cuts, [len(ids)]))
-        wanted = self.held_out(row[offsets[:-1]]) == held_out
+        begins = np.ones(len(ids), np.bool_)  # of a document, or of a piece of one
+        begins[1:] = (row[1:] != row[:-1]) | (place[1:] != place[:-1] + 1)
+        starts = np.flatnonzero(begins)
+        offsets = np.append(starts, len(ids))
+        wanted = self.held_out(row[starts]) == held_out
         own_seed = ~(seed ^ self.seed)  # not the one from which the step draws its noise
         kept, kept_offsets = subsample(ids, offsets, 0, own_seed, self.chances)
         room = 2 * self.window * len(kept)

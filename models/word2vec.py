@@ -214,6 +214,12 @@ class Word2VecFromTokens(Word2Vec):
                 f" {len(skipgrams.chances)}: were both made from the same vocabulary?"
             )
 
+    def prepare(self, device: str) -> None:
+        """Compile the kernel, and what draws the pairs; see `Word2Vec`."""
+        super().prepare(device)
+        nowhere = np.empty(0, np.int64)
+        self._pairs({"tokens": np.empty(0, np.int32), "row": nowhere, "place": nowhere}, seed=0)
+
     def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> float:
         """Train in place on the pairs of the documents that are not held out; returns their mean loss."""
         return super().train_step(self._pairs(batch, seed), progress=progress, seed=seed)

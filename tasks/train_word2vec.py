@@ -26,6 +26,8 @@ from training.job import Job
 from training.sync import SyncConfig
 
 DOCUMENTS_AT_ONCE = 1 << 20
+# of a step's tokens in each lane, at least: so fewer than one pair in 100 is lost where a step cuts the text
+WINDOWS_PER_LANE = 64
 
 
 class TrainWord2VecConfig(TrainConfig):
@@ -34,7 +36,8 @@ class TrainWord2VecConfig(TrainConfig):
     batch_size: int = Field(
         32_768,
         ge=LANES,
-        description="pairs of one step, over all workers (about so many, where they are streamed)",
+        description="pairs of one step, over all workers; streamed, about so many, and no fewer than those of"
+        f" {LANES * WINDOWS_PER_LANE} windows' length of text",
         json_schema_extra={"position": 3},
     )
     dim: int = Field(
@@ -176,7 +179,10 @@ def from_tokens(
     counts: NDArray[np.int64],
     config: TrainFromTokensConfig,
 ) -> Job:
-    """The job with its pairs drawn from tokens, of which a step has as many as make `batch_size` pairs.
+    """The job with its pairs drawn from tokens, of which a step has about as many as make `batch_size` pairs.
+
+    It has more where the lanes' parts would be short beside the window. Where the text is thinned out so far
+    that a token makes less than a pair, it has `batch_size` tokens, so that memory stays bounded.
 
     Raises ValueError where not one document is held out although some should be.
     """
@@ -196,13 +202,14 @@ def from_tokens(
         raise ValueError(
             f"not one of {documents:,} documents is held out: raise validation_share, or set it to 0"
         )
+    tokens_per_step = round(job.batch_size / max(1.0, skipgrams.pairs_per_token(counts)))
     return replace(
         job,
         make_trainable=partial(Word2VecFromTokens, skipgrams, *make_model.args, **make_model.keywords),
         files=tuple(files),
         validation=tuple(files) if drawn.validation_share else (),
         columns=("tokens",),
-        batch_size=max(LANES, round(job.batch_size / skipgrams.pairs_per_token(counts))),
+        batch_size=max(tokens_per_step, LANES * WINDOWS_PER_LANE * drawn.window),
     )
 
 

@@ -240,11 +240,33 @@ def test_from_tokens_come_the_same_neighbours_and_tokens_are_counted(
     assert sum(int(word[1:]) % 2 == 0 for word in near) >= 9
     metrics = json.loads((model.folder / "metrics.json").read_text())
     assert (metrics["unit"], metrics["examples"]) == ("tokens", 2 * tokens.summary.rows)
-    # a window of 1, 2 or 3: four pairs a token, and 1,000 pairs a step
-    assert metrics["steps"] == pytest.approx(2 * tokens.summary.rows * 4 / 1000, rel=0.1)
     assert (model.summary.rows_in, model.summary.unit_in) == (2 * tokens.summary.rows, "tokens in 2 epochs")
     assert "tokens (2 epochs)" in (model.folder / "README.md").read_text()
     assert json.loads((model.folder / "config.json").read_text())["pairs"]["window"] == 3
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "options", "tokens_of_a_step"),
+    [
+        (12_000, {"window": 3, "subsample": 0}, 3000),  # a window of 1, 2 or 3: four pairs a token
+        (12_000, {"window": 3, "subsample": 0, "shrink_window": False}, 2000),
+        (1000, {"window": 3, "subsample": 0}, 8 * 64 * 3),  # else the ends of the lanes' parts cost pairs
+        (12_000, {"window": 3, "subsample": 1e-6}, 12_000),  # hardly a word is kept
+    ],
+)
+def test_a_step_has_as_many_tokens_as_make_its_pairs(
+    inputs: tuple[Artifact, ...],
+    tokens: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    options: dict[str, Any],
+    tokens_of_a_step: int,
+) -> None:
+    config = CONFIG.model_copy(update={"batch_size": batch_size})
+    config = config.reading(PairsConfig(mode="streamed", **options))
+    plan = planner(monkeypatch, tasks.train_word2vec, train_word2vec, (tokens, *inputs[1:]), config, tmp_path)
+    assert plan("job", SyncConfig("delta_sum")).batch_size == tokens_of_a_step
 
 
 def test_the_key_has_what_decides_on_streamed_pairs_and_of_stored_ones_nothing(
