@@ -164,7 +164,7 @@ class SkipGrams:
         starts = np.flatnonzero(begins)
         offsets = np.append(starts, len(ids))
         wanted = self.held_out(row[starts]) == held_out
-        own_seed = ~(seed ^ self.seed)  # not the one from which the step draws its noise
+        own_seed = int(random_bits(np.uint64(seed), ~self.seed)) >> 1  # the step's own draws its noise
         kept, kept_offsets = subsample(ids, offsets, 0, own_seed, self.chances)
         room = 2 * self.window * len(kept)
         targets, contexts = np.empty(room, np.int32), np.empty(room, np.int32)
