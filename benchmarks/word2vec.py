@@ -5,9 +5,10 @@
 The documents (column `text` of every Parquet file below the folder) are shuffled once. For each seed the
 contenders train one epoch in turn: gensim from sentences, gensim from a corpus file, and Lexloom with one
 worker of several threads and with two and four workers of one thread (`delta_sum`, on Ray). Seconds are
-those of training alone, on a vocabulary that stands; Lexloom's pairs come from stored shards, and the seconds
-that it took to make them are shown beside. Every model is scored by gensim's own evaluation. Results go to
-benchmarks/results/word2vec.json.
+those of training alone, on a vocabulary that stands. Lexloom's pairs come from stored shards, and the seconds
+and bytes that those took are shown beside; or they are streamed, drawn from the tokens in training. Pairs a
+second are the stored ones of an epoch over its seconds, for both. Every model is scored by gensim's own
+evaluation. Results go to benchmarks/results/word2vec.json.
 
 All are told the same rate, 0.025 falling to 0.0001. gensim's corpus_file way falls only by 1/threads of that
 (each thread measures its own share against the whole), so Lexloom is shown at that rate too; and at its own
@@ -22,7 +23,7 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,8 @@ DEFAULT_RATE = TrainWord2VecConfig().learning_rate
 SHUFFLE_SEED = 0
 FLOAT_BYTES = 4
 GENSIM_SENTENCE = 10_000  # words; gensim silently cuts longer ones
+
+Mode = Literal["stored", "streamed"]
 
 
 def shuffled_documents(data: Path, out: Path) -> None:
@@ -100,8 +103,12 @@ def run_gensim(lines: Path, how: str, *, seed: int, threads: int, dim: int) -> d
     return {"seconds": time.perf_counter() - started, **score(model.wv)}
 
 
+def pairs_config(seed: int, mode: Mode = "stored") -> PairsConfig:
+    return PairsConfig(window=WINDOW, subsample=SUBSAMPLE, seed=seed, mode=mode)
+
+
 def run_lexloom(
-    built: dict[str, Artifact], stages: Any, *, dim: int, seed: int, **how: Any
+    built: dict[str, Artifact], stages: Any, *, dim: int, seed: int, mode: Mode = "stored", **how: Any
 ) -> dict[str, float]:
     from gensim.models import KeyedVectors
 
@@ -109,10 +116,10 @@ def run_lexloom(
     with tempfile.TemporaryDirectory() as scratch:
         model = stages(
             train_word2vec,
-            built["pairs"],
+            built["pairs" if mode == "stored" else "tokens"],
             built["noise"],
             built["vocabulary"],
-            config=config,
+            config=config.reading(pairs_config(seed, mode)),
             scratch=Path(scratch),
         )
     vectors = KeyedVectors.load_word2vec_format(str(model.folder / "word2vec.bin"), binary=True)
@@ -123,9 +130,14 @@ def run_lexloom(
         "sync_seconds": model.facts["sync_seconds"],
         "sync_megabytes_per_step": model.facts["sync_bytes"] / model.facts["steps"] / 1e6,
         "both_tables_megabytes": 2 * rows * stride * FLOAT_BYTES / 1e6,
-        "pairs_per_second": model.facts["examples_per_second"],
+        "pairs_per_second": built["pairs"].facts["pairs"] / model.facts["seconds"],
         **score(vectors),
     }
+
+
+def size_of(artifact: Artifact) -> int:
+    """Bytes of its shards."""
+    return sum(path.stat().st_size for path in artifact.files())
 
 
 def main() -> None:
@@ -148,7 +160,7 @@ def main() -> None:
         text_config = CorpusConfig(source=str(work / "documents.parquet"))
         text = stages(corpus, locate(text_config), config=text_config)
         built = {"vocabulary": stages(vocabulary, text, config=VocabularyConfig(min_count=MIN_COUNT))}
-        ids = stages(tokens, text, built["vocabulary"], config=TokensConfig())
+        ids = built["tokens"] = stages(tokens, text, built["vocabulary"], config=TokensConfig())
         built["noise"] = stages(noise, built["vocabulary"], config=NoiseConfig())
         lines = work / "lines.txt"
         with lines.open("w") as file:
@@ -169,6 +181,7 @@ def main() -> None:
                 )
                 for who, how in {
                     "one worker": local,
+                    "one worker, streamed": {**local, "mode": "streamed"},
                     "two workers": {"workers": 2},
                     "four workers": {"workers": 4},
                 }.items()
@@ -188,12 +201,7 @@ def main() -> None:
         pair_seconds = []
         for seed in range(1, arguments.seeds + 1):
             started = time.perf_counter()
-            built["pairs"] = stages(
-                pairs,
-                ids,
-                built["vocabulary"],
-                config=PairsConfig(window=WINDOW, subsample=SUBSAMPLE, seed=seed),
-            )
+            built["pairs"] = stages(pairs, ids, built["vocabulary"], config=pairs_config(seed))
             pair_seconds.append(time.perf_counter() - started)
             for name, contender in contenders.items():
                 runs[name].append(contender(seed=seed))
@@ -210,6 +218,10 @@ def main() -> None:
         facts = {
             "words": words,
             "pairs": built["pairs"].facts["pairs"],
+            **{
+                f"{name}_bytes_per_pair": size_of(built[name]) / built["pairs"].facts["pairs"]
+                for name in ("tokens", "pairs")
+            },
             "vocabulary": built["vocabulary"].summary.rows,
         }
     ratios = {

@@ -125,6 +125,6 @@ def table_of(ids: Artifact, config: WindowLMFlowConfig) -> Artifact | EmbeddingS
     """The embeddings' source: word vectors of the tokens themselves, or what the config names."""
     if config.embeddings.source != FROM_FLOW:
         return locate_embeddings(config.embeddings)
-    skipgrams = pairs(ids, ids, config=config.pairs)
+    skipgrams = pairs(ids, ids, config=config.pairs) if config.pairs.mode == "stored" else ids
     negatives = noise(ids, config=NoiseConfig())
-    return train_word2vec(skipgrams, negatives, ids, config=config.vectors)
+    return train_word2vec(skipgrams, negatives, ids, config=config.vectors.reading(config.pairs))

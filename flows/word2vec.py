@@ -70,9 +70,9 @@ def word2vec(config: Word2VecConfig = DEFAULT_CONFIG) -> Outcome:
         text = corpus(locate(config.corpus), config=config.corpus)
         words = vocabulary(text, config=config.vocabulary)
         ids = tokens(text, words, config=config.tokens)
-        skipgrams = pairs(ids, words, config=config.pairs)
+        skipgrams = pairs(ids, words, config=config.pairs) if config.pairs.mode == "stored" else ids
         negatives = noise(words, config=config.noise)
-        model = train_word2vec(skipgrams, negatives, words, config=config.train)
+        model = train_word2vec(skipgrams, negatives, words, config=config.train.reading(config.pairs))
         scores = evaluate(model, words, locate_sets(config.evaluate), config=config.evaluate)
         page = report(model, scores, words, config=config.report)
         create_markdown_artifact(markdown(model, scores, words, config.report), key="report")

@@ -229,7 +229,7 @@ class Begun:
         return sum(each.result() for each in self._losses)
 
 
-def _check_ids(name: str, ids: np.ndarray, words: int) -> None:
+def check_ids(name: str, ids: np.ndarray, words: int) -> None:
     lowest, highest = int(ids.min()), int(ids.max())
     if lowest < 0 or highest >= words:
         offending = lowest if lowest < 0 else highest
@@ -285,8 +285,8 @@ def begin_batch(
         raise ValueError(f"target is {targets.dtype} and context {contexts.dtype}: both must be int32.")
     if not len(targets):
         return Begun([])
-    _check_ids("target", targets, words)
-    _check_ids("context", contexts, words)
+    check_ids("target", targets, words)
+    check_ids("context", contexts, words)
 
     kernel = compile_kernel(stride, negatives)
     flat_vectors, flat_outputs = vectors.reshape(-1), outputs.reshape(-1)

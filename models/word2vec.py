@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import BinaryIO, SupportsFloat
+from typing import Any, BinaryIO, SupportsFloat
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from models import sgns_cpu
+from models.skipgram import SkipGrams
 
 EVALUATION_SEED = 0
 _BATCHES_BEGUN = 2  # besides the one that is begun: so no thread waits for another one's end
@@ -219,6 +220,46 @@ class Word2Vec:
         """The trained vectors (a copy) of the vocabulary's words, in the order of their ids."""
         self.wait()
         return WordVectors(words, self.vectors[:, : self.dim].clone())
+
+
+class Word2VecFromTokens(Word2Vec):
+    """Skip-gram trained on tokens: the pairs of a batch are drawn by its seed, and gone after the step.
+
+    Batches have `tokens`, `row` and `place`, as `SkipGrams.draw` takes them; the other arguments are those of
+    `Word2Vec`.
+    """
+
+    def __init__(
+        self, skipgrams: SkipGrams, probability: np.ndarray, alias: np.ndarray, **options: Any
+    ) -> None:
+        super().__init__(probability, alias, **options)
+        self._skipgrams = skipgrams
+        if skipgrams.chances.shape != probability.shape:
+            raise ValueError(
+                f"The noise is of {len(probability)} words, the chances to be kept of"
+                f" {len(skipgrams.chances)}: were both made from the same vocabulary?"
+            )
+
+    def prepare(self, device: str) -> None:
+        """Compile the kernel, and what draws the pairs; see `Word2Vec`."""
+        super().prepare(device)
+        nowhere = np.empty(0, np.int64)
+        self._pairs({"tokens": np.empty(0, np.int32), "row": nowhere, "place": nowhere}, seed=0)
+
+    def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> SupportsFloat:
+        """Train in place on the pairs of the documents that are not held out; returns their mean loss."""
+        return super().train_step(self._pairs(batch, seed), progress=progress, seed=seed)
+
+    def evaluate(self, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
+        """The losses of the held-out documents' pairs, summed, and how many; always the same draws."""
+        return super().evaluate(self._pairs(batch, EVALUATION_SEED, held_out=True))
+
+    def _pairs(
+        self, batch: Mapping[str, np.ndarray], seed: int, held_out: bool = False
+    ) -> Mapping[str, np.ndarray]:
+        if len(batch["tokens"]):
+            sgns_cpu.check_ids("tokens", batch["tokens"], len(self.vectors))
+        return self._skipgrams.draw(batch, seed, held_out=held_out)
 
 
 _QUERY_BLOCK = 256  # with the next: 64 MB of scores at a time

@@ -77,7 +77,7 @@ def report(
     run = read_run(model, evaluation, vocabulary)
     sections = [
         tiles(headline(run)),
-        training_section(run.metrics, "pairs"),
+        training_section(run.metrics, unit_of(run)),
         neighbours_section(run.evaluation),
         map_section(run, config.words_on_map),
         scores_section(run.evaluation),
@@ -119,7 +119,7 @@ def headline(run: Run) -> list[tuple[str, str]]:
         ("epochs", known(metrics, "epochs", "{:g}")),
         ("loss, last epoch", known(metrics, "loss", "{:.4f}")),
         (
-            "pairs a second",
+            f"{unit_of(run)} a second",
             short(metrics["examples_per_second"]) if "examples_per_second" in metrics else None,
         ),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
@@ -127,6 +127,11 @@ def headline(run: Run) -> list[tuple[str, str]]:
         *((name, figure(score)) for name, score in run.evaluation.scores().items()),
     ]
     return [(label, shown) for label, shown in figures if shown is not None]
+
+
+def unit_of(run: Run) -> str:
+    """What training counted: pairs, or the tokens that it drew pairs from."""
+    return str(run.metrics.get("unit", "pairs"))
 
 
 def figure(score: float | None) -> str:

@@ -180,6 +180,11 @@ def count_tokens(files: list[Path]) -> int:
     return total
 
 
+def count_documents(files: list[Path]) -> int:
+    """How many documents the shards hold, by their metadata."""
+    return sum(pq.read_metadata(path).num_rows for path in files)
+
+
 def token_batches(files: list[Path]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """All documents in order, about `TOKENS_PER_BATCH` tokens at a time: (ids, offsets of the documents)."""
     for path in files:

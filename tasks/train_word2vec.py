@@ -4,19 +4,30 @@ A model folder holds `model.safetensors`, `vocabulary.json`, `config.json`, `met
 what the ecosystem reads (`word2vec.bin`).
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from models.word2vec import Word2Vec, WordVectors
+from models.skipgram import SkipGrams, keep_chances
+from models.word2vec import Word2Vec, Word2VecFromTokens, WordVectors
 from tasks.artifacts import Artifact, Summary, canonical
 from tasks.noise import read_noise
+from tasks.pairs import PairsConfig, SkipGramsConfig
 from tasks.stage import stage
+from tasks.tokens import count_documents, training_files
 from tasks.train import LANES, TrainConfig, facts_of, plan_job, run_job, write_json
 from tasks.vocabulary import read_vocabulary
+from training.job import Job
 from training.sync import SyncConfig
+
+DOCUMENTS_AT_ONCE = 1 << 20
+# of a step's tokens in each lane, at least: so fewer than one pair in 100 is lost where a step cuts the text
+WINDOWS_PER_LANE = 64
 
 
 class TrainWord2VecConfig(TrainConfig):
@@ -26,8 +37,9 @@ class TrainWord2VecConfig(TrainConfig):
     batch_size: int = Field(
         default_factory=lambda given: 131_072 if given.get("workers") == 1 else 32_768,
         ge=LANES,
-        description="examples of one step, over all workers; if not given, 131072 for one worker and 32768"
-        " for more",
+        description="pairs of one step, over all workers; if not given, 131072 for one worker and 32768 for"
+        " more; streamed, about so many, and no fewer than those of"
+        f" {LANES * WINDOWS_PER_LANE} windows' length of text",
         json_schema_extra={"position": 3},
     )
     dim: int = Field(
@@ -44,7 +56,7 @@ class TrainWord2VecConfig(TrainConfig):
         0.0001,
         ge=0,
         le=10,
-        description="learning rate at the end; it falls linearly with the pairs done",
+        description="learning rate at the end; it falls linearly with what is done",
         json_schema_extra={"position": 53},
     )
     sync_period: int = Field(
@@ -89,6 +101,19 @@ class TrainWord2VecConfig(TrainConfig):
             )
         return self
 
+    def reading(self, pairs: PairsConfig) -> "TrainWord2VecConfig":
+        """This config for pairs of that mode: streamed ones are drawn in training, by options of its own."""
+        if pairs.mode == "stored":
+            return self
+        drawn = SkipGramsConfig(**pairs.model_dump(include=set(SkipGramsConfig.model_fields)))
+        return TrainFromTokensConfig(**self.model_dump(), pairs=drawn)
+
+
+class TrainFromTokensConfig(TrainWord2VecConfig):
+    """Skip-gram whose pairs are drawn from tokens as training goes."""
+
+    pairs: SkipGramsConfig
+
 
 @stage(version=2)
 def train_word2vec(
@@ -99,12 +124,15 @@ def train_word2vec(
     out: Path,
     scratch: Path,
 ) -> Summary:
-    """Trains the two tables on the pair shards and writes the model folder."""
-    probability, alias = read_noise(noise)
+    """Trains the two tables and writes the model folder.
+
+    `pairs` has the pairs, or, under a `TrainFromTokensConfig`, the tokens that they are drawn from: then what
+    is counted are tokens.
+    """
+    words, counts = read_vocabulary(vocabulary)
     make_model = partial(
         Word2Vec,
-        probability,
-        alias,
+        *read_noise(noise),
         dim=config.dim,
         negatives=config.negatives,
         learning_rate=config.learning_rate,
@@ -121,8 +149,16 @@ def train_word2vec(
     )
     columns = ("target", "context")
     job = plan_job(config, make_model, pairs, columns, [noise, vocabulary], scratch, sync)
-    metrics, tensors = run_job(job, config, unit="pairs")
-    words, _ = read_vocabulary(vocabulary)
+    unit = "pairs"
+    if isinstance(config, TrainFromTokensConfig):
+        job, unit = from_tokens(job, make_model, pairs, counts, config), "tokens"
+    metrics, tensors = run_job(job, config, unit)
+    if metrics["loss"] == 0:  # the sum over no pair
+        raise ValueError(
+            f"not one pair can be made of {metrics['examples']:,} {unit}: no document keeps two words."
+            " Make the documents longer, lower min_count of the vocabulary, or set subsample to 0"
+        )
+    metrics["unit"] = unit
     vectors = WordVectors(words.to_pylist(), tensors["vectors"][:, : config.dim])
     vectors.save(out)
     vectors.save_word2vec(out / "word2vec.bin", binary=True)
@@ -131,19 +167,61 @@ def train_word2vec(
     (out / "README.md").write_text(card(config, metrics, len(words)), encoding="utf-8")
     return Summary(
         rows_in=metrics["examples"],
-        unit_in=f"pairs in {metrics['epochs']} epochs",
+        unit_in=f"{unit} in {metrics['epochs']} epochs",
         rows=len(words),
         unit="word vectors",
         facts=facts_of(metrics),
     )
 
 
+def from_tokens(
+    job: Job,
+    make_model: partial[Word2Vec],
+    tokens: Artifact,
+    counts: NDArray[np.int64],
+    config: TrainFromTokensConfig,
+) -> Job:
+    """The job with its pairs drawn from tokens, of which a step has about as many as make `batch_size` pairs.
+
+    It has more where the lanes' parts would be short beside the window. Where the text is thinned out so far
+    that a token makes less than a pair, it has `batch_size` tokens, so that memory stays bounded.
+
+    Raises ValueError where not one document is held out although some should be.
+    """
+    drawn, files = config.pairs, training_files(tokens)
+    skipgrams = SkipGrams(
+        chances=keep_chances(counts, drawn.subsample),
+        window=drawn.window,
+        shrink_window=drawn.shrink_window,
+        seed=drawn.seed,
+        held_out_share=drawn.validation_share,
+    )
+    documents = count_documents(files)
+    pieces = (
+        np.arange(i, min(i + DOCUMENTS_AT_ONCE, documents)) for i in range(0, documents, DOCUMENTS_AT_ONCE)
+    )
+    if drawn.validation_share and not any(skipgrams.held_out(piece).any() for piece in pieces):
+        raise ValueError(
+            f"not one of {documents:,} documents is held out: raise validation_share, or set it to 0"
+        )
+    tokens_per_step = round(job.batch_size / max(1.0, skipgrams.pairs_per_token(counts)))
+    return replace(
+        job,
+        make_trainable=partial(Word2VecFromTokens, skipgrams, *make_model.args, **make_model.keywords),
+        files=tuple(files),
+        validation=tuple(files) if drawn.validation_share else (),
+        columns=("tokens",),
+        batch_size=max(tokens_per_step, LANES * WINDOWS_PER_LANE * drawn.window),
+    )
+
+
 def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int) -> str:
     """The model card: what it is, how it was made, how to load it."""
+    examples = f"{metrics['examples']:,} {metrics['unit']} ({metrics['epochs']} epochs)"
     return f"""# Word vectors
 
 {words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples; trained by
-Lexloom on {metrics["examples"]:,} pairs ({metrics["epochs"]} epochs) in {metrics["seconds"]:.1f} seconds,
+Lexloom on {examples} in {metrics["seconds"]:.1f} seconds,
 mean loss in the last epoch {metrics["loss"]:.4f}.
 
 | file | what is in it |

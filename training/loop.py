@@ -287,6 +287,8 @@ class Training:
                     loss, examples = loss + batch_loss, examples + batch_examples
         loss, examples = self._total([loss, examples])
         run = self.run
+        if not examples:
+            raise ValueError("there is no held-out example to measure the error on: hold out more")
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the validation loss is {loss} after step {run.step}: lower the learning rate; the last"

@@ -8,12 +8,16 @@ two integers: the epoch, and the number of batches done in it.
 
 A block's rows often lie side by side in one text. Where they should not be trained on side by side, the next
 few blocks of a lane are held in memory together, and their rows change places.
+
+In a column of lists of any length, such as a text's tokens, the example is the element and not the list: so
+batches have one size whatever the lengths, and a list may be cut between two of them. Of each element it is
+told from which list it came, and from which place.
 """
 
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,18 +34,21 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of one row group of one shard: the unit that is shuffled and read at a time."""
+    """Examples of one row group of one shard: the unit that is shuffled and read at a time."""
 
     path: Path
     row_group: int
     start: int
     rows: int
+    first_row: int  # of the row group, counted through all shards
 
 
 class ShardStream:
     """The examples of some Parquet shards, as global batches of which this worker gets its share.
 
     `columns` must be numbers, (rows,), or lists of numbers of one fixed length, (rows, width), without nulls.
+    Or it is one column of lists of any length but 0: then an example is an element, and beside the column
+    stand the `row` of its list, counted through all files, and its `place` in the list, int64 both.
     `lanes` bounds the number of workers that can share the stream; `batch_size` counts the examples of a
     global batch, over all workers. Without `shuffle` the row groups are dealt in the order of the files.
     `mix_bytes` of rows, in each lane, change places in memory; with 0 a block's rows stay in their order.
@@ -71,7 +78,10 @@ class ShardStream:
         self.rows_per_lane = batch_size // lanes
         self.seed, self.shuffle = seed, shuffle
         self.rank, self.world_size = rank, world_size
-        shards = [(path, *shard(path, self.columns)) for path in files]
+        shards, rows = [], 0
+        for path in files:
+            blocks, none, rows = shard(path, self.columns, rows)
+            shards.append((path, blocks, none))
         row_groups = [block for _, blocks, _ in shards for block in blocks]
         parts = -(-BLOCKS_PER_LANE * lanes // len(row_groups)) if row_groups else 1
         self.blocks = [part for block in row_groups for part in cut(block, parts)]
@@ -80,6 +90,11 @@ class ShardStream:
             raise ValueError(f"there is nothing to read: the {len(files)} shards hold no rows")
         first, _, self._none = shards[0]
         for path, _, none in shards:
+            if none.keys() != self._none.keys():
+                raise ValueError(
+                    f"the column {self.columns[0]} has lists of any length in one of the shards {path} and"
+                    f" {first}, but not in the other: build them again"
+                )
             for name, values in none.items():
                 if (values.dtype, values.shape) != (self._none[name].dtype, self._none[name].shape):
                     raise ValueError(
@@ -143,6 +158,7 @@ class ShardStream:
         mine = [
             LaneReader(
                 handfuls(epoch.lanes[lane], self.mix_rows),
+                self.columns,
                 self._none,
                 self.rows_per_lane,
                 start,
@@ -152,7 +168,7 @@ class ShardStream:
         ]
         for _ in range(start, epoch.steps):
             shares = [lane.take() for lane in mine]
-            yield {name: np.concatenate([share[name] for share in shares]) for name in self.columns}
+            yield {name: np.concatenate([share[name] for share in shares]) for name in self._none}
 
 
 @dataclass(frozen=True)
@@ -183,12 +199,14 @@ class LaneReader:
     def __init__(
         self,
         handfuls: list[list[Block]],
+        columns: list[str],
         none: Batch,
         rows: int,
         skip_slices: int,
         mix_seed: list[int] | None = None,
     ) -> None:
-        self._none = none  # every column, without rows
+        self._columns = columns  # to be read
+        self._none = none  # all that a batch has, without rows
         self._rows, self._mix_seed = rows, mix_seed
         skip, number = rows * skip_slices, 0
         sizes = [sum(block.rows for block in blocks) for blocks in handfuls]
@@ -219,7 +237,7 @@ class LaneReader:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in self._none}
 
     def _read(self, number: int, blocks: list[Block]) -> Batch:
-        parts = [read_block(block, list(self._none)) for block in blocks]
+        parts = [read_block(block, self._columns) for block in blocks]
         rows = {name: np.concatenate([part[name] for part in parts]) for name in self._none}
         if self._mix_seed is None:
             return rows
@@ -240,8 +258,8 @@ def handfuls(blocks: list[Block], rows: int) -> list[list[Block]]:
     return together
 
 
-def shard(path: Path, columns: list[str]) -> tuple[list[Block], Batch]:
-    """The row groups of a shard, and its columns without rows.
+def shard(path: Path, columns: list[str], first_row: int) -> tuple[list[Block], Batch, int]:
+    """The row groups of a shard, what a batch of it has (without rows), and the row behind its last.
 
     Raises:
         ValueError: it is no Parquet file, or a column is missing or of a kind that can't be streamed.
@@ -255,41 +273,80 @@ def shard(path: Path, columns: list[str]) -> tuple[list[Block], Batch]:
         raise ValueError(f"the shard {path} has no column {sorted(missing)}; it has {schema.names}")
     for name in columns:
         kind = schema.field(name).type
-        element = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+        element = kind.value_type if pa.types.is_fixed_size_list(kind) or is_ragged(kind) else kind
         if not (pa.types.is_integer(element) or pa.types.is_floating(element)):
             raise ValueError(
-                f"the column {name} of the shard {path} is {kind}: only numbers, and lists of numbers of one"
-                " fixed length, can be streamed"
+                f"the column {name} of the shard {path} is {kind}: only numbers and lists of numbers can be"
+                " streamed"
             )
-    groups = range(metadata.num_row_groups)
-    blocks = [Block(path, group, 0, metadata.row_group(group).num_rows) for group in groups]
-    none = schema.empty_table()
-    return blocks, {name: as_numpy(none.column(name)) for name in columns}
+        if is_ragged(kind) and len(columns) > 1:
+            raise ValueError(
+                f"the column {name} of the shard {path} has lists of any length:"
+                f" it can be streamed alone, not with {sorted(set(columns) - {name})}"
+            )
+    ragged = any(is_ragged(schema.field(name).type) for name in columns)
+    blocks = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows = elements(group, columns[0]) if ragged else group.num_rows
+        blocks.append(Block(path, number, 0, rows, first_row))
+        first_row += group.num_rows
+    return blocks, as_batch(schema.empty_table().select(columns), 0, 0, 0), first_row
+
+
+def is_ragged(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def elements(group: pq.RowGroupMetaData, column: str) -> int:
+    """Of all lists in a row group; a list that is empty or null counts as one (`read_block` refuses it)."""
+    leaves = (group.column(i) for i in range(group.num_columns))
+    return next(leaf.num_values for leaf in leaves if leaf.path_in_schema.split(".")[0] == column)
 
 
 def cut(block: Block, parts: int) -> list[Block]:
     """A block in at most `parts` parts of nearly equal length, none of them empty."""
     bounds = np.linspace(0, block.rows, min(parts, max(1, block.rows)) + 1).astype(int).tolist()
-    return [
-        Block(block.path, block.row_group, block.start + start, end - start)
-        for start, end in pairwise(bounds)
-    ]
+    return [replace(block, start=block.start + start, rows=end - start) for start, end in pairwise(bounds)]
 
 
 def read_block(block: Block, columns: list[str]) -> Batch:
     try:
         with pq.ParquetFile(block.path) as file:
             table = file.read_row_group(block.row_group, columns=columns, use_threads=False)
-            table = table.slice(block.start, block.rows)
     except (OSError, pa.ArrowInvalid) as error:
         raise OSError(
             f"row group {block.row_group} of the shard {block.path} can't be read ({first_line(error)}):"
             " run the flow again, it rebuilds what is damaged and goes on from the last checkpoint"
         ) from error
     for name in columns:
-        if table.column(name).null_count:
+        if lacks_values(table.column(name)):
             raise ValueError(f"the column {name} of the shard {block.path} has rows without a value")
-    return {name: as_numpy(table.column(name)) for name in columns}
+    return as_batch(table, block.start, block.rows, block.first_row)
+
+
+def lacks_values(column: pa.ChunkedArray) -> bool:
+    if column.null_count or not is_ragged(column.type):
+        return bool(column.null_count)
+    lists = column.combine_chunks()
+    return bool(lists.values.null_count or (np.diff(lists.offsets) == 0).any())
+
+
+def as_batch(table: pa.Table, start: int, count: int, first_row: int) -> Batch:
+    """`count` examples of a row group from number `start` on, whose first row is the shards' `first_row`."""
+    end = start + count
+    if not is_ragged(table.column(0).type):
+        return {name: as_numpy(table.column(name))[start:end] for name in table.column_names}
+    lists = table.column(0).combine_chunks()
+    offsets = lists.offsets.to_numpy()
+    first, last = np.searchsorted(offsets, [start, end - 1], side="right") - 1
+    lengths = np.diff(np.clip(offsets[first : last + 2], start, end))
+    row = np.repeat(np.arange(first, last + 1), lengths)
+    return {
+        table.column_names[0]: lists.values.to_numpy()[start:end],
+        "row": first_row + row,
+        "place": np.arange(start, end) - offsets[row],
+    }
 
 
 def as_numpy(column: pa.ChunkedArray) -> np.ndarray:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gensim.models import KeyedVectors
@@ -16,6 +17,7 @@ from flows.outcome import Outcome
 from flows.word2vec import Word2VecConfig, word2vec
 from models.word2vec import WordVectors
 from tasks.artifacts import Store
+from tasks.corpus import CorpusConfig
 from tasks.pairs import PairsConfig
 from tasks.train_word2vec import TrainWord2VecConfig
 from training.ray_trainer import ray_runtime
@@ -90,6 +92,26 @@ def test_real_text_becomes_vectors_and_only_what_changed_is_built_again(runtime:
     again, built = built_by(config())
     assert built == ["tokens"]
     assert again.model == outcome.model
+
+
+def test_streamed_pairs_leave_the_stage_out_and_their_options_are_those_of_training(
+    runtime: None, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
+
+    def run(**options: Any) -> list[str]:
+        return built_by(
+            Word2VecConfig(
+                corpus=CorpusConfig(source=str(tmp_path / "text.txt")),
+                pairs=PairsConfig(mode="streamed", **options),
+                train=TrainWord2VecConfig(epochs=1, dim=16, workers=1, runner="local"),
+            )
+        )[1]
+
+    assert run() == [name for name in STAGES if name != "pairs"]
+    assert run(compression="zstd") == []
+    assert run(window=3) == ["train_word2vec", "evaluate", "report"]
+    assert run(validation_share=0.2) == ["train_word2vec", "evaluate", "report"]
 
 
 def test_the_command_ends_with_one_json_object(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models.word2vec import EVALUATION_SEED, UnknownWordError, Word2Vec, WordVectors
+from models.skipgram import ALWAYS, SkipGrams
+from models.word2vec import EVALUATION_SEED, UnknownWordError, Word2Vec, Word2VecFromTokens, WordVectors
 
 
 def model(words: int = 10, **options) -> Word2Vec:
@@ -179,6 +180,68 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing(state, sentence
     with pytest.raises(ValueError, match=sentence):
         refusing.load_state_dict(state)
     assert torch.equal(refusing.vectors, model().vectors)
+
+
+# From tokens
+
+
+def from_tokens(words: int = 10, held_out_share: float = 0.0, **options) -> Word2VecFromTokens:
+    chances = np.full(words, ALWAYS // 2, np.uint64)
+    skipgrams = SkipGrams(chances, 2, shrink_window=True, seed=3, held_out_share=held_out_share)
+    noise = np.ones(words, dtype=np.float32), np.zeros(words, dtype=np.int32)
+    return Word2VecFromTokens(skipgrams, *noise, **{"dim": 20, **options})
+
+
+def sentences(count: int = 40, words: int = 10) -> dict[str, np.ndarray]:
+    """`count` documents of 8 words, as the stream hands them over."""
+    tokens = np.random.default_rng(0).integers(0, words, 8 * count).astype(np.int32)
+    return {"tokens": tokens, "row": np.arange(8 * count) // 8, "place": np.arange(8 * count) % 8}
+
+
+def test_a_step_on_tokens_is_a_step_on_the_pairs_that_its_seed_draws():
+    ours, theirs = from_tokens(), model()
+    for seed, progress in ((5, 0.0), (6, 0.5)):
+        pairs = ours._skipgrams.draw(sentences(), seed)
+        assert 300 < len(pairs["target"]) < 600  # 320 tokens, half of them kept, 3 pairs each but at the ends
+        loss = ours.train_step(sentences(), progress=progress, seed=seed)
+        assert loss == theirs.train_step(pairs, progress=progress, seed=seed)
+    assert torch.equal(ours.vectors, theirs.vectors)
+
+
+def test_the_error_is_that_of_the_held_out_documents_which_no_step_sees():
+    learner = from_tokens(held_out_share=0.3)
+    assert learner.train_step(sentences(), progress=0.0, seed=1) > 0
+    before = learner.vectors.clone()
+    loss, pairs = learner.evaluate(sentences())
+    assert 0 < pairs < 250
+    assert (loss, pairs) == learner.evaluate(sentences())
+    assert torch.equal(learner.vectors, before)
+    numbers = np.flatnonzero(learner._skipgrams.held_out(np.arange(40)))
+    held_out = np.isin(sentences()["row"], numbers)
+    kept_back = {name: values[held_out] for name, values in sentences().items()}
+    assert learner.train_step(kept_back, progress=0.0, seed=2) == 0.0
+    assert torch.equal(learner.vectors, before)
+
+
+def test_tokens_that_make_no_pair_change_nothing():
+    alone = {"tokens": np.arange(5, dtype=np.int32), "row": np.arange(5), "place": np.zeros(5, int)}
+    assert from_tokens().train_step(alone, progress=0.0, seed=0) == 0.0
+    none = {name: values[:0] for name, values in alone.items()}
+    assert from_tokens().train_step(none, progress=0.0, seed=0) == 0.0
+
+
+@pytest.mark.parametrize("offending", [-1, 10])
+def test_a_token_that_is_no_word_is_refused(offending):
+    broken = sentences()
+    broken["tokens"][7] = offending
+    with pytest.raises(ValueError, match=rf"tokens holds the id {offending}, .* 0 to 9"):
+        from_tokens().train_step(broken, progress=0.0, seed=0)
+
+
+def test_chances_of_another_vocabulary_are_refused():
+    skipgrams = SkipGrams(np.full(9, ALWAYS, np.uint64), 2, shrink_window=True, seed=3)
+    with pytest.raises(ValueError, match="noise is of 10 words, the chances to be kept of 9"):
+        Word2VecFromTokens(skipgrams, np.ones(10, np.float32), np.zeros(10, np.int32))
 
 
 # Neighbours

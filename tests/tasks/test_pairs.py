@@ -17,8 +17,10 @@ from pydantic import ValidationError
 import tasks.pairs
 import tasks.shards
 import tasks.tokens
+from models.skipgram import SkipGrams
 from tasks.artifacts import Artifact, Summary
 from tasks.pairs import PairsConfig, pairs
+from tests.models.test_skipgram import TEXT, assert_drawn_as_expected, chances_of, expected_pairs
 
 PLAIN = {"shrink_window": False, "subsample": 0}
 numbers = count()
@@ -162,6 +164,14 @@ def test_windows_are_drawn_after_subsampling(make):
     assert len(found) == 2 * kept - 2 * len(documents)
 
 
+def test_stored_pairs_are_drawn_as_often_as_streamed_ones(make):
+    """tests/models/test_skipgram.py asks the same of pairs drawn in training."""
+    kept = chances_of(TEXT, 0.05) / (1 << 32)
+    options = {"words": 4, "window": 3, "subsample": 0.05}
+    found = [Counter(make(TEXT, seed=seed, **options)[1]) for seed in range(200)]
+    assert_drawn_as_expected(found, expected_pairs(TEXT, kept, window=3))
+
+
 def test_held_out_documents_are_drawn_whole_and_lose_no_pair(make):
     documents = [[i, i + 1, i, i + 1] for i in range(0, 2000, 2)]  # every document has words of its own
     options = {"words": 2000, "window": 2, **PLAIN}
@@ -173,6 +183,8 @@ def test_held_out_documents_are_drawn_whole_and_lose_no_pair(make):
     held_out = {target // 2 for target in files[1].read()["target"].to_pylist()}
     assert not trained & held_out
     assert len(held_out) == pytest.approx(200, abs=40)
+    streamed = SkipGrams(np.zeros(2000), 2, shrink_window=False, seed=1, held_out_share=0.2)
+    assert held_out == set(np.flatnonzero(streamed.held_out(np.arange(1000))).tolist())
     assert summary.rows + summary.facts["validation_pairs"] == len(everything)
 
 

@@ -6,7 +6,10 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +19,18 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+import tasks.train_word2vec
 from models.word2vec import Word2Vec, WordVectors
 from tasks.artifacts import Artifact, Store, Summary, canonical
 from tasks.noise import NoiseConfig, noise, read_noise
+from tasks.pairs import PairsConfig
 from tasks.train import ACCOUNTS, mean_loss
 from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
+from tests.tasks.promises import assert_equal, broken, planner
+from tests.training.toy import on_processes, train_in_pieces
 from training.checkpoint import Checkpoints
+from training.stopping import Stopping
+from training.sync import SyncConfig
 
 WORDS = 50
 PAIRS = 20_000
@@ -193,6 +202,137 @@ def test_values_that_do_not_fit_are_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(ValidationError, match=complaint):
         TrainWord2VecConfig(**fields)  # type: ignore[arg-type]
+
+
+# from tokens
+
+
+STREAMED = CONFIG.reading(PairsConfig(mode="streamed", window=3, subsample=0))
+
+
+@pytest.fixture
+def tokens(store: Store) -> Artifact:
+    """400 documents of 10 to 29 words of the same language, in two shards."""
+    generator = np.random.default_rng(1)
+    documents = [
+        (generator.integers(0, WORDS // 2, length) * 2 + number % 2).tolist()
+        for number, length in enumerate(generator.integers(10, 30, 400))
+    ]
+    return tokens_of(documents, store)
+
+
+def tokens_of(documents: list[list[int]], store: Store) -> Artifact:
+    folder = store.folder("tokens", "key")
+    folder.mkdir(parents=True)
+    for shard in (0, 1):
+        rows = pa.array(documents[shard * len(documents) // 2 :][: len(documents) // 2], pa.list_(pa.int32()))
+        pq.write_table(pa.table({"tokens": rows}), folder / f"shard-{shard:05d}.parquet", row_group_size=50)
+    total = sum(map(len, documents))
+    summary = Summary(rows_in=total, unit_in="words", rows=total, unit="tokens")
+    return Artifact(stage="tokens", key="key", folder=folder, summary=summary)
+
+
+def test_from_tokens_come_the_same_neighbours_and_tokens_are_counted(
+    inputs: tuple[Artifact, ...], tokens: Artifact, build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    model = build(train_word2vec, tokens, *inputs[1:], config=STREAMED, scratch=tmp_path)
+    near = [word for word, _ in WordVectors.load(model.folder).neighbours(["w10"], 10)[0]]
+    assert sum(int(word[1:]) % 2 == 0 for word in near) >= 9
+    metrics = json.loads((model.folder / "metrics.json").read_text())
+    assert (metrics["unit"], metrics["examples"]) == ("tokens", 2 * tokens.summary.rows)
+    assert (model.summary.rows_in, model.summary.unit_in) == (2 * tokens.summary.rows, "tokens in 2 epochs")
+    assert "tokens (2 epochs)" in (model.folder / "README.md").read_text()
+    assert json.loads((model.folder / "config.json").read_text())["pairs"]["window"] == 3
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "options", "tokens_of_a_step"),
+    [
+        (12_000, {"window": 3, "subsample": 0}, 3000),  # a window of 1, 2 or 3: four pairs a token
+        (12_000, {"window": 3, "subsample": 0, "shrink_window": False}, 2000),
+        (1000, {"window": 3, "subsample": 0}, 8 * 64 * 3),  # else the ends of the lanes' parts cost pairs
+        (12_000, {"window": 3, "subsample": 1e-6}, 12_000),  # hardly a word is kept
+    ],
+)
+def test_a_step_has_as_many_tokens_as_make_its_pairs(
+    inputs: tuple[Artifact, ...],
+    tokens: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    options: dict[str, Any],
+    tokens_of_a_step: int,
+) -> None:
+    config = CONFIG.model_copy(update={"batch_size": batch_size})
+    config = config.reading(PairsConfig(mode="streamed", **options))
+    plan = planner(monkeypatch, tasks.train_word2vec, train_word2vec, (tokens, *inputs[1:]), config, tmp_path)
+    assert plan("job", SyncConfig("delta_sum")).batch_size == tokens_of_a_step
+
+
+def test_the_key_has_what_decides_on_streamed_pairs_and_of_stored_ones_nothing(
+    inputs: tuple[Artifact, ...], tokens: Artifact
+) -> None:
+    def key(**options: Any) -> str:
+        pairs = PairsConfig(**{"mode": "streamed", **options})
+        return train_word2vec.key((tokens, *inputs[1:]), CONFIG.reading(pairs))
+
+    changes: list[dict[str, Any]] = [
+        *({"window": 4}, {"shrink_window": False}, {"subsample": 0.1}, {"seed": 2}),
+        {"validation_share": 0.1},
+    ]
+    assert len({key(), *(key(**change) for change in changes)}) == 6
+    assert key(compression="zstd", pairs_per_shard=1) == key()
+    assert CONFIG.reading(PairsConfig(window=4)) is CONFIG
+
+
+def test_held_out_documents_stop_the_training_from_tokens_too(
+    inputs: tuple[Artifact, ...], tokens: Artifact, build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    patient = CONFIG.model_copy(
+        update={"epochs": 50, "evaluate_every": 10, "patience": 2, "min_delta": 0.05, "learning_rate": 0.2}
+    )
+    config = patient.reading(PairsConfig(mode="streamed", window=3, subsample=0, validation_share=0.2))
+    model = build(train_word2vec, tokens, *inputs[1:], config=config, scratch=tmp_path)
+    metrics = json.loads((model.folder / "metrics.json").read_text())
+    assert metrics["stop_reason"] == "patience"
+    assert metrics["epochs"] < 50
+    assert metrics["validation_loss"] == min(score["loss"] for score in metrics["scores"])
+
+
+def note(folder: Path, epoch: int, step: int, worker: int, batch: dict[str, np.ndarray]) -> None:
+    np.stack([batch["row"], batch["place"]]).tofile(folder / f"{epoch}-{step}-{worker}")
+
+
+def test_from_tokens_a_killed_run_ends_the_same_and_two_workers_share_every_token(
+    inputs: tuple[Artifact, ...], tokens: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage_inputs = (tokens, *inputs[1:])
+    plan = planner(monkeypatch, tasks.train_word2vec, train_word2vec, stage_inputs, STREAMED, tmp_path)
+    delta_sum = SyncConfig("delta_sum", period=3)
+    whole, killed, shared, cut_short = (plan(name, delta_sum) for name in ("a", "b", "c", "d"))
+    train_in_pieces(0, 1, [whole, broken(killed, 8), killed])
+    assert_equal(whole, killed)
+    (noted := tmp_path / "noted").mkdir()
+    epoch = replace(
+        plan("e", delta_sum, epochs=1), stopping=Stopping(max_epochs=1), on_batch=partial(note, noted)
+    )
+    on_processes(2, train_in_pieces, [shared, broken(cut_short, 8), cut_short, epoch])
+    assert_equal(shared, cut_short)
+    taken = np.concatenate([np.fromfile(path, np.int64).reshape(2, -1) for path in noted.iterdir()], axis=1)
+    lengths = [len(row) for path in tokens.files() for row in pq.read_table(path)["tokens"].to_pylist()]
+    everything = [(row, place) for row, length in enumerate(lengths) for place in range(length)]
+    assert sorted(map(tuple, taken.T.tolist())) == everything
+
+
+def test_tokens_without_a_pair_or_without_a_held_out_document_are_refused(
+    inputs: tuple[Artifact, ...], store: Store, build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    lonely = tokens_of([[1], [2], [3], [4]], store)
+    with pytest.raises(ValueError, match="not one pair can be made of 8 tokens: no document keeps two words"):
+        build(train_word2vec, lonely, *inputs[1:], config=STREAMED, scratch=tmp_path)
+    config = CONFIG.reading(PairsConfig(mode="streamed", validation_share=0.001))
+    with pytest.raises(ValueError, match="not one of 4 documents is held out: raise validation_share"):
+        build(train_word2vec, lonely, *inputs[1:], config=config, scratch=tmp_path)
 
 
 def test_the_mean_loss_weighs_points_by_their_examples() -> None:

@@ -1,6 +1,6 @@
 """The stream: one global order whatever the number of workers, each example once, an exact cursor."""
 
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -158,11 +158,80 @@ def test_columns_that_are_no_numbers_or_differ_between_shards_are_refused(tmp_pa
     ):
         ShardStream([narrow, wide], ["inputs"], **options)
     ragged = write_windows(tmp_path / "c.parquet", 9, kind=pa.list_(pa.float32()))
-    with pytest.raises(ValueError, match=r"inputs of the shard .*c.parquet is list.*: only numbers"):
-        ShardStream([ragged], ["inputs"], **options)
+    with pytest.raises(
+        ValueError, match=r"lists of any length: it can be streamed alone, not with \['label'\]"
+    ):
+        ShardStream([ragged], ["inputs", "label"], **options)
+    with pytest.raises(ValueError, match=r"inputs has lists of any length in one of the shards .*c.parquet"):
+        ShardStream([narrow, ragged], ["inputs"], **options)
+    texts = write_lists(tmp_path / "e.parquet", [["a"], ["b"]], pa.list_(pa.string()))
+    with pytest.raises(ValueError, match=r"tokens of the shard .*e.parquet is list.*: only numbers"):
+        ShardStream([texts], ["tokens"], **options)
     pq.write_table(pa.table({"number": pa.array([1, None, 3])}), tmp_path / "d.parquet")
     with pytest.raises(ValueError, match=r"number of the shard .*d.parquet has rows without a value"):
         batches(ShardStream([tmp_path / "d.parquet"], ["number"], **options))
+
+
+def write_lists(path: Path, lists: list, kind: pa.DataType | None = None) -> Path:
+    column = pa.array(lists, kind or pa.list_(pa.int32()))
+    pq.write_table(pa.table({"other": pa.array(range(len(lists))), "tokens": column}), path, row_group_size=3)
+    return path
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 30), max_size=8), min_size=1, max_size=3).filter(any),
+    world_size=st.integers(1, 4),
+    batch_size=st.integers(4, 40),
+    shuffle=st.booleans(),
+)
+def test_of_lists_of_any_length_every_element_comes_once_and_says_whence(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[list[int]],
+    world_size: int,
+    batch_size: int,
+    shuffle: bool,
+) -> None:
+    lists = [[100 * row + place for place in range(size)] for row, size in enumerate(chain(*sizes))]
+    folder, ends = tmp_path_factory.mktemp("lists"), np.cumsum([0, *map(len, sizes)])
+    files = [
+        write_lists(folder / f"{i}.parquet", lists[start:end])
+        for i, (start, end) in enumerate(pairwise(ends))
+    ]
+
+    def read(rank: int, world_size: int) -> list[list[tuple[int, int, int]]]:
+        reading = ShardStream(
+            files,
+            ["tokens"],
+            batch_size=batch_size,
+            lanes=4,
+            seed=3,
+            rank=rank,
+            world_size=world_size,
+            shuffle=shuffle,
+        )
+        assert reading.examples == sum(map(len, lists))
+        found = list(reading.read(reading.epoch(0)))
+        assert all(batch["tokens"].dtype == np.int32 for batch in found)
+        columns = ("row", "place", "tokens")
+        return [list(zip(*(batch[name].tolist() for name in columns), strict=True)) for batch in found]
+
+    alone = read(0, 1)
+    shares = [read(rank, world_size) for rank in range(world_size)]
+    assert [sorted(chain(*parts)) for parts in zip(*shares, strict=True)] == [sorted(each) for each in alone]
+    assert max(map(len, alone)) <= batch_size
+    assert sorted(chain(*alone)) == [
+        (row, place, number) for row, numbers in enumerate(lists) for place, number in enumerate(numbers)
+    ]
+
+
+@pytest.mark.parametrize("lists", [[[1, 2], [], [3]], [[1, 2], None, [3]], [[1, None]]])
+def test_lists_without_a_value_are_refused(tmp_path: Path, lists: list) -> None:
+    reading = ShardStream(
+        [write_lists(tmp_path / "a.parquet", lists)], ["tokens"], batch_size=8, lanes=1, seed=1
+    )
+    with pytest.raises(ValueError, match=r"tokens of the shard .*a.parquet has rows without a value"):
+        list(reading.read(reading.epoch(0)))
 
 
 def test_a_shard_that_vanishes_is_named(tmp_path: Path) -> None:
