@@ -217,7 +217,7 @@ def reading(folder: Path, model: "PreTrainedModel") -> tuple[int, str]:
 
 def refuse_other_scores(model: "PreTrainedModel", folder: Path) -> None:
     """ValueError where a text's scores would not be shares of 1, of which its one label has the most."""
-    if model.config.num_labels < 2:
+    if (model.config.num_labels or 0) < 2:
         raise ValueError(f"{folder} has one label, so it gives a number and no choice: name a classifier")
     kind = model.config.problem_type
     if kind not in (None, ONE_LABEL):

@@ -258,7 +258,7 @@ class WorstMistakes:
 
     def meet(self, texts: Sequence[str], labels: NDArray[np.int64], scores: NDArray[np.floating]) -> None:
         """labels: (N,) true numbers; scores: (N, C)."""
-        for row in np.flatnonzero(scores.argmax(1) != labels):
+        for row in np.flatnonzero(scores.argmax(1) != labels).tolist():
             best = int(scores[row].argmax())
             mistake = Mistake(
                 text=texts[row],
@@ -266,7 +266,7 @@ class WorstMistakes:
                 predicted=self._labels[best],
                 score=round(float(scores[row, best]), 4),
             )
-            heapq.heappush(self._heap, (mistake.score, -self._met - int(row), mistake))
+            heapq.heappush(self._heap, (mistake.score, -self._met - row, mistake))
             if len(self._heap) > self._most:
                 heapq.heappop(self._heap)
         self._met += len(texts)
