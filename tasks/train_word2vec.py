@@ -38,8 +38,7 @@ class TrainWord2VecConfig(TrainConfig):
         default_factory=lambda given: 131_072 if given.get("workers") == 1 else 32_768,
         ge=LANES,
         description="pairs of one step, over all workers; if not given, 131072 for one worker and 32768 for"
-        " more; streamed, about so many, and no fewer than those of"
-        f" {LANES * WINDOWS_PER_LANE} windows' length of text",
+        f" more. Streamed, about so many, and at least those of {LANES * WINDOWS_PER_LANE} windows' length",
         json_schema_extra={"position": 3},
     )
     dim: int = Field(
