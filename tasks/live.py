@@ -2,10 +2,10 @@
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from time import monotonic
 from typing import Any, cast
 from uuid import UUID
 
@@ -73,7 +73,7 @@ class Page:
 
     def show(self, point: Progress) -> None:
         self.points.append(point)
-        self._update(time.monotonic())
+        self._update(monotonic())
 
     def finish(self) -> None:
         """Shows the last point, which may have come too soon after another."""

@@ -40,12 +40,19 @@ def map_on_nodes(
             reference = task.remote(sent, item)
             running.append((item, reference, reference.future()))
             if len(running) > most:
-                yield outcome_of(*running.popleft())
+                yield taken(running)
         while running:
-            yield outcome_of(*running.popleft())
+            yield taken(running)
     finally:
         for _, reference, _ in running:
             ray.cancel(reference, force=True)
+
+
+def taken(running: deque[tuple[Item, Any, Future[Outcome]]]) -> Outcome:
+    """The first one's outcome; while it is awaited it stays among those that run."""
+    outcome = outcome_of(*running[0])
+    running.popleft()
+    return outcome
 
 
 def outcome_of(item: Item, reference: Any, future: "Future[Outcome]") -> Outcome:

@@ -44,7 +44,7 @@ def artifacts() -> dict[str, list[Any]]:
 
 def test_the_page_shows_the_last_point_and_a_curve_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1_000))
-    monkeypatch.setattr(live.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(live, "monotonic", lambda: float(next(clock)))
     updates: list[Any] = []
     update = live.update_progress_artifact
 
