@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -31,7 +30,6 @@ LOCKS = ".locks"
 ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
 KEY_LENGTH = 24
 READ_BYTES = 1 << 22
-RECORDED_PACKAGES = ("lexloom", "numba", "numpy", "prefect", "pyarrow", "ray", "torch")
 
 Verification = Literal["size", "full"]
 FIRST = "the first of its stage"  # from such inputs
@@ -349,16 +347,6 @@ def list_files(folder: Path) -> list[FileEntry]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]
-
-
-def package_versions() -> dict[str, str]:
-    versions = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def now() -> datetime:
