@@ -75,7 +75,6 @@ def _train_runs(
     inside = column < STRIDE
     slot = tl.arange(0, COUNT)
     label = slot == 0
-    rate = learning_rate.to(vectors.dtype.element_ty)
     loss = tl.zeros((), tl.float64)
     for run in range(program * runs // programs, (program + 1) * runs // programs):
         start, stop = tl.load(starts + run), tl.load(starts + run + 1)
@@ -102,7 +101,7 @@ def _train_runs(
             sigmoid = tl.where(scores < 0, small, 1.0) / (1.0 + small)
             wrong = tl.where(label, -scores, scores)
             run_losses += tl.where(used, tl.maximum(wrong, 0.0) + tl.log(1.0 + small), 0.0)
-            steps = rate * (tl.where(label, 1.0, 0.0) - sigmoid)
+            steps = learning_rate * (tl.where(label, 1.0, 0.0) - sigmoid)
             move = tl.sum(steps[:, None] * rows, axis=0)  # (WIDTH,)
             moves += steps[:, None] * vector[None, :]
             tl.atomic_add(vectors + context * STRIDE + column, move, mask=inside, sem="relaxed")
