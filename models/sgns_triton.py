@@ -76,7 +76,8 @@ def _train_runs(
     slot = tl.arange(0, COUNT)
     label = slot == 0
     loss = tl.zeros((), tl.float64)
-    for run in range(program * runs // programs, (program + 1) * runs // programs):
+    run, last = program * runs // programs, (program + 1) * runs // programs
+    while run < last:  # not `for ... in range`: in the interpreter that fails with NumPy 2.4
         start, stop = tl.load(starts + run), tl.load(starts + run + 1)
         target = tl.load(targets + start)
         noise = _draw(seed, start, slot, probability, alias, words)
@@ -90,7 +91,8 @@ def _train_runs(
 
         context = tl.load(contexts + start).to(tl.int64)
         vector = tl.load(vectors + context * STRIDE + column, mask=inside, other=0.0, cache_modifier=".cg")
-        for pair in range(start, stop):
+        pair = start
+        while pair < stop:
             more = pair + 1 < stop
             following = tl.load(contexts + pair + 1, mask=more, other=0).to(tl.int64)
             upcoming = tl.load(
@@ -108,8 +110,10 @@ def _train_runs(
             # the next context's row was loaded before this move: where it is the same row, it is at hand
             vector = tl.where(following == context, vector + move, upcoming)
             context = following
+            pair += 1
         tl.atomic_add(places, moves, mask=held, sem="relaxed")
         loss += tl.sum(run_losses, axis=0).to(tl.float64)
+        run += 1
     tl.store(losses + program, loss)
 
 
