@@ -168,7 +168,6 @@ def test_programs_in_step_do_not_see_each_others_moves():
         )
         for table, moved, old in zip(expected, alone, start, strict=True):
             table += moved - old
-    # the second pairs' rows have moved by all of the first: contexts differ, so nothing is seen twice
     train(sgns_gpu.train_in_torch, tables, targets, contexts, noise, programs=3)
     for table, same in zip(tables, expected, strict=True):
         torch.testing.assert_close(table, same, rtol=1e-9, atol=1e-9)
@@ -227,7 +226,7 @@ def test_rows_that_registers_do_not_hold_are_for_torch():
 
 
 @needs_triton
-@pytest.mark.parametrize(("negatives", "stride"), [(5, 112), (5, 304), (20, 304)])
+@pytest.mark.parametrize(("negatives", "stride"), [(5, 112), (5, 304)])
 def test_the_kernel_compiles_for_a_gpu_that_is_not_there(negatives, stride):
     """The interpreter takes more than the compiler does."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -261,7 +260,7 @@ print(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_war
 
 
 def learner(**options) -> Word2Vec:
-    options = {"dim": 20, "negatives": 3, "programs": 1, "seed": 4} | options
+    options = {"dim": 20, "programs": 1, "seed": 4} | options
     return Word2Vec(*uneven_noise(50), **options)
 
 
