@@ -119,7 +119,7 @@ def check(corpus: Corpus, stride: int, programs: int = 1) -> dict[str, float]:
         ways["triton"] = sgns_triton.train_batch
     errors = {}
     for name, way in ways.items():
-        tables = [table.to(DEVICE) for table in start]
+        tables = [table.to(DEVICE, copy=True) for table in start]
         loss = way(
             *tables,
             sgns_gpu.Feed(DEVICE)(targets, contexts),
