@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=20_000_000, help="pairs that are read")
     parser.add_argument("--batch", type=int, default=1 << 20)
     parser.add_argument("--dims", type=int, nargs="+", default=[100, 300])
-    parser.add_argument("--programs", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096])
+    parser.add_argument("--programs", type=int, nargs="+", default=[256, 512, 768, 1024, 2048])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dry", action="store_true", help="tiny, on a CPU: does the script run?")
     results = Path(__file__).parent / "results"
@@ -269,7 +269,7 @@ def main() -> None:
     found = []
     for dim in arguments.dims:
         reference = cpu_loss(corpus, dim)
-        for programs in [*arguments.programs, None]:  # the last: as many as the model takes by itself
+        for programs in [*arguments.programs, None]:  # the last: the model's own choice
             figures = measure(corpus, dim, programs, arguments.repeats, bus)
             found.append(figures | {"default": programs is None, "cpu_held_out_loss": round(reference, 5)})
             print(found[-1], flush=True)

@@ -109,8 +109,10 @@ class Feed:
 
 # Training.
 
-_WORDS_PER_PROGRAM = 16  # fewer, and too much of what a program reads is stale
-_PROGRAMS_IN_TORCH = 1024
+# Programs x learning rate x outputs of a run: the programs do not see each other's moves, which together make
+# one long step. At 300 held-out loss grows, at 600 training may diverge (benchmarks/LOG.md).
+_LONGEST_STEP = 200.0
+_MOST_PROGRAMS = 2048
 
 
 @cache
@@ -125,12 +127,13 @@ def _kernel(device: str, negatives: int, stride: int) -> Any:
     return sgns_triton if sgns_triton.fits(negatives, stride) else None
 
 
-def default_programs(vectors: Tensor, negatives: int) -> int:
-    """As many as are at work on the table's device at once, but no more than a small vocabulary bears."""
+def default_programs(vectors: Tensor, negatives: int, learning_rate: float) -> int:
+    """As many as are at work on the table's device at once, but no more than training bears."""
     words, stride = vectors.shape
     kernel = _kernel(vectors.device.type, negatives, stride)
-    most = kernel.resident_programs(vectors.device, negatives, stride) if kernel else _PROGRAMS_IN_TORCH
-    return max(1, min(most, words // _WORDS_PER_PROGRAM))
+    most = kernel.resident_programs(vectors.device, negatives, stride) if kernel else _MOST_PROGRAMS
+    step = learning_rate * (1 + negatives)
+    return max(1, min(most, words, int(_LONGEST_STEP / step) if step else most))
 
 
 def train_batch(

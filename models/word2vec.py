@@ -66,7 +66,7 @@ class Word2Vec:
         learning_rate, min_learning_rate: it falls linearly from the one to the other.
         seed: of the first vectors.
         threads: of a CPU, that share the tables without locks; with one, training repeats bit for bit.
-        programs: of a GPU, that do the same (models/sgns_gpu.py); None takes as many as it holds.
+        programs: of a GPU, that do the same (models/sgns_gpu.py); None takes as many as training bears.
 
     Attributes:
         vectors: (V, stride) float32, the input table and the result; evenly within ±0.5/dim at first.
@@ -147,10 +147,13 @@ class Word2Vec:
 
     def _move(self, device: torch.device) -> None:
         self.vectors, self.contexts = self.vectors.to(device), self.contexts.to(device)
-        self._noise = tuple(torch.from_numpy(part).to(device) for part in (self._probability, self._alias))
+        self._noise = (
+            torch.from_numpy(self._probability).to(device),
+            torch.from_numpy(self._alias).to(device),
+        )
         self._feed = sgns_gpu.Feed(device)
         if self.programs is None:
-            self.programs = sgns_gpu.default_programs(self.vectors, self.negatives)
+            self.programs = sgns_gpu.default_programs(self.vectors, self.negatives, self._first_rate)
 
     def learning_rate(self, progress: float) -> float:
         """The rate when `progress` (0 to 1) of all pairs of all epochs are done."""

@@ -121,6 +121,25 @@ def test_a_feed_hands_over_what_it_is_given():
         assert fed.starts.tolist() == [*firsts, len(targets)]
 
 
+# The number of programs
+
+
+@pytest.mark.skipif(GPU, reason="a GPU has a limit of its own")
+@pytest.mark.parametrize(
+    ("words", "negatives", "rate", "programs"),
+    [
+        (10_000, 5, 0.05, 666),  # 200 / (6 * 0.05)
+        (10_000, 5, 0.025, 1333),
+        (10_000, 19, 0.05, 200),
+        (10_000, 5, 0.0, 2048),
+        (50, 5, 0.05, 50),  # one for each word
+        (50, 100, 10.0, 1),
+    ],
+)
+def test_long_steps_allow_few_programs(words, negatives, rate, programs):
+    assert sgns_gpu.default_programs(torch.zeros(words, 16), negatives, rate) == programs
+
+
 # The update
 
 
@@ -303,7 +322,7 @@ def test_many_programs_learn_which_words_stand_together():
         "target": (topics + np.repeat(random.integers(5, size=1000), 5)).astype(np.int32),
         "context": (topics + random.integers(5, size=5000)).astype(np.int32),
     }
-    model = Word2Vec(*even_noise(50), dim=20, programs=20)
+    model = Word2Vec(*even_noise(50), dim=20)
     model._move(DEVICE)
     losses = [float(model.train_step(batch, progress=step / 20, seed=step)) for step in range(20)]
     assert losses[-1] < 0.7 * losses[0]
