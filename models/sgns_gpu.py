@@ -79,6 +79,11 @@ def find_runs(targets: Tensor, contexts: Tensor) -> Pairs:
     return Pairs(targets, contexts, begins.nonzero().squeeze(1))
 
 
+def from_numpy(array: np.ndarray) -> Tensor:
+    """Without a copy if torch can take it: it wants whole arrays, and to be allowed to write."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
 class Feed:
     """Sends batches to a device. To a GPU they go on a stream of their own: while one batch is trained on,
     the next is copied there and cut into runs. The host waits rather than run two batches ahead."""
@@ -90,7 +95,7 @@ class Feed:
 
     def __call__(self, targets: np.ndarray, contexts: np.ndarray) -> Pairs:
         """targets, contexts: (pairs,) int32."""
-        columns = [torch.from_numpy(np.ascontiguousarray(ids)) for ids in (targets, contexts)]
+        columns = [from_numpy(ids) for ids in (targets, contexts)]
         if self._stream is None:
             return find_runs(*(column.to(self._device) for column in columns))
         training = torch.cuda.current_stream(self._device)
@@ -112,7 +117,7 @@ class Feed:
 # Programs x learning rate x outputs of a run: the programs do not see each other's moves, which together make
 # one long step. At 300 held-out loss grows, at 600 training may diverge (benchmarks/LOG.md).
 _LONGEST_STEP = 200.0
-_MOST_PROGRAMS = 2048
+_MOST_PROGRAMS = 2048  # where no kernel says how many a device holds
 
 
 @cache

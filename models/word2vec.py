@@ -148,8 +148,8 @@ class Word2Vec:
     def _move(self, device: torch.device) -> None:
         self.vectors, self.contexts = self.vectors.to(device), self.contexts.to(device)
         self._noise = (
-            torch.from_numpy(self._probability).to(device),
-            torch.from_numpy(self._alias).to(device),
+            sgns_gpu.from_numpy(self._probability).to(device),
+            sgns_gpu.from_numpy(self._alias).to(device),
         )
         self._feed = sgns_gpu.Feed(device)
         if self.programs is None:
@@ -175,9 +175,8 @@ class Word2Vec:
             ValueError: the columns do not fit each other, or an id is not in the vocabulary. Nothing changed.
         """
         if self._feed is not None:
-            return self._run_gpu(self._feed, batch, self.learning_rate(progress), seed) / max(
-                len(batch["target"]), 1
-            )
+            losses = self._run_gpu(self._feed, batch, self.learning_rate(progress), seed)
+            return losses / max(len(batch["target"]), 1)
         begun = self._begin(batch, self.learning_rate(progress), seed)
         self._begun.append(begun)
         if len(self._begun) > _BATCHES_BEGUN:

@@ -114,6 +114,7 @@ def test_a_feed_hands_over_what_it_is_given():
     batches = [random_runs(words=50, pairs=pairs, seed=pairs) for pairs in (1000, 10, 500, 0)]
     for targets, contexts in batches:
         strided = np.stack([targets, contexts], axis=1)
+        strided.flags.writeable = False
         fed = feed(strided[:, 0], strided[:, 1])
         assert fed.targets.tolist() == targets.tolist()
         assert fed.contexts.tolist() == contexts.tolist()
