@@ -11,17 +11,18 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from tasks.artifacts import Artifact, Store, package_versions
-from tasks.stage import Stage
+from tasks.versions import package_versions
 
 PEERS = ("accelerate", "datasets", "gensim")  # whose versions figures depend on, too
 
 
-def stage_runner(root: Path) -> Callable[..., Artifact]:
-    """Runs a stage's plain function into the store `root`, and hands back what they make."""
+def stage_runner(root: Path) -> Callable[..., Any]:
+    """Runs a stage's plain function into the store `root`, and hands back the artifact that it makes."""
+    from tasks.artifacts import Artifact, Store  # here: machines that only measure do without their packages
+
     store = Store(root)
 
-    def run(stage: Stage, *inputs: Any, config: Any, **extra: Any) -> Artifact:
+    def run(stage: Any, *inputs: Any, config: Any, **extra: Any) -> Artifact:
         key = stage.key(inputs, config)
         out = emptied(store.folder(stage.name, key))
         return Artifact(

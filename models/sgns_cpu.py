@@ -230,13 +230,26 @@ class Begun:
 
 
 def check_ids(name: str, ids: np.ndarray, words: int) -> None:
-    lowest, highest = int(ids.min()), int(ids.max())
+    """ValueError unless all name words of the vocabulary."""
+    lowest, highest = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
     if lowest < 0 or highest >= words:
         offending = lowest if lowest < 0 else highest
         raise ValueError(
             f"The batch's {name} holds the id {offending}, but the vocabulary's ids are 0 to {words - 1}: "
             f"were the pairs made with another vocabulary?"
         )
+
+
+def check_pairs(targets: np.ndarray, contexts: np.ndarray, words: int) -> None:
+    """ValueError unless both are flat, int32, as long as each other, and name words of the vocabulary."""
+    if targets.ndim != 1 or targets.shape != contexts.shape:
+        raise ValueError(
+            f"target is {targets.shape} and context {contexts.shape}: both must be one flat array."
+        )
+    if targets.dtype != np.int32 or contexts.dtype != np.int32:
+        raise ValueError(f"target is {targets.dtype} and context {contexts.dtype}: both must be int32.")
+    check_ids("target", targets, words)
+    check_ids("context", contexts, words)
 
 
 def begin_batch(
@@ -277,16 +290,9 @@ def begin_batch(
         raise ValueError(f"A row has {stride} floats: pad it to a multiple of {LANES}.")
     if not all(table.flags.carray and table.dtype == np.float32 for table in (vectors, outputs)):
         raise ValueError("The tables are changed in place: they must be float32, contiguous and writeable.")
-    if targets.ndim != 1 or targets.shape != contexts.shape:
-        raise ValueError(
-            f"target is {targets.shape} and context {contexts.shape}: both must be one flat array."
-        )
-    if targets.dtype != np.int32 or contexts.dtype != np.int32:
-        raise ValueError(f"target is {targets.dtype} and context {contexts.dtype}: both must be int32.")
+    check_pairs(targets, contexts, words)
     if not len(targets):
         return Begun([])
-    check_ids("target", targets, words)
-    check_ids("context", contexts, words)
 
     kernel = compile_kernel(stride, negatives)
     flat_vectors, flat_outputs = vectors.reshape(-1), outputs.reshape(-1)

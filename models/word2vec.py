@@ -1,8 +1,8 @@
 """Word vectors: the skip-gram model in training, and the vectors that come out of it.
 
-`Word2Vec` holds two embedding tables and trains them in place (models/sgns_cpu.py has the arithmetic);
-`WordVectors` is what is kept: one row a word, looked up by nearest neighbours and analogies, written and read
-in the usual formats.
+`Word2Vec` holds two embedding tables and trains them in place (models/sgns_cpu.py has the arithmetic, and
+models/sgns_gpu.py that of a GPU); `WordVectors` is what is kept: one row a word, looked up by nearest
+neighbours and analogies, written and read in the usual formats.
 
 Mikolov et al. (2013), "Efficient Estimation of Word Representations in Vector Space" and "Distributed
 Representations of Words and Phrases and their Compositionality".
@@ -28,7 +28,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from models import sgns_cpu
+from models import sgns_cpu, sgns_gpu
 from models.skipgram import SkipGrams
 
 EVALUATION_SEED = 0
@@ -66,7 +66,8 @@ class Word2Vec:
         negatives: noise words for each target position.
         learning_rate, min_learning_rate: it falls linearly from the one to the other.
         seed: of the first vectors.
-        threads: that share the tables without locks; with one, training is reproducible bit for bit.
+        threads: of a CPU, that share the tables without locks; with one, training repeats bit for bit.
+        programs: of a GPU, that do the same (models/sgns_gpu.py); None takes as many as training bears.
 
     Attributes:
         vectors: (V, stride) float32, the input table and the result; evenly within ±0.5/dim at first.
@@ -88,9 +89,15 @@ class Word2Vec:
         min_learning_rate: float = 0.0001,
         seed: int = 0,
         threads: int = 1,
+        programs: int | None = None,
     ) -> None:
-        for name, value in (("dim", dim), ("negatives", negatives), ("threads", threads)):
-            if value < 1:
+        for name, value in (
+            ("dim", dim),
+            ("negatives", negatives),
+            ("threads", threads),
+            ("programs", programs),
+        ):
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: it must be at least 1.")
         if not 0 <= min_learning_rate <= learning_rate:
             raise ValueError(
@@ -109,26 +116,45 @@ class Word2Vec:
         self.dim = dim
         self.negatives = negatives
         self.threads = threads
+        self.programs = programs
         self._first_rate = learning_rate
         self._last_rate = min_learning_rate
         self._probability = np.ascontiguousarray(probability, dtype=np.float32)
         self._alias = np.ascontiguousarray(alias, dtype=np.int32)
 
         self._begun = deque[sgns_cpu.Begun]()
+        self._feed: sgns_gpu.Feed | None = None  # on a GPU
         self.vectors = _table(words, sgns_cpu.padded(dim))
         self.contexts = _table(words, sgns_cpu.padded(dim))
         generator = torch.Generator().manual_seed(seed)
         self.vectors[:, :dim].uniform_(-0.5 / dim, 0.5 / dim, generator=generator)
 
     def prepare(self, device: str) -> None:
-        """Compile the kernel, so that the first step is as fast as the others. The tables stay as they are.
+        """Make ready to train there: on "cpu" compile the kernel, so that the first step is as fast as the
+        others; on a GPU ("cuda", "cuda:1") move the tables to it, with what they hold.
 
         Raises:
-            ValueError: the device is not "cpu".
+            ValueError: there is no such GPU.
         """
-        if device != "cpu":
-            raise ValueError(f"Word2Vec trains on the device 'cpu' only, not on {device!r}.")
-        sgns_cpu.compile_kernel(self.vectors.shape[1], self.negatives)
+        if device == "cpu":
+            sgns_cpu.compile_kernel(self.vectors.shape[1], self.negatives)
+            return
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"Word2Vec cannot train on the device {device!r}: torch finds no GPU on this machine "
+                f"(torch.cuda.is_available() is False). Train on 'cpu', or install torch for CUDA."
+            )
+        self._move(torch.device(device))
+
+    def _move(self, device: torch.device) -> None:
+        self.vectors, self.contexts = self.vectors.to(device), self.contexts.to(device)
+        self._noise = (
+            sgns_gpu.from_numpy(self._probability).to(device),
+            sgns_gpu.from_numpy(self._alias).to(device),
+        )
+        self._feed = sgns_gpu.Feed(device)
+        if self.programs is None:
+            self.programs = sgns_gpu.default_programs(self.vectors, self.negatives, self._first_rate)
 
     def learning_rate(self, progress: float) -> float:
         """The rate when `progress` (0 to 1) of all pairs of all epochs are done."""
@@ -144,11 +170,14 @@ class Word2Vec:
 
         Returns:
             The mean over the pairs of -log s(score) - sum over the noise of log s(-score); 0 for no pairs.
-            With several threads `float` of it waits for the batch.
+            With several threads, and on a GPU, `float` of it waits for the batch.
 
         Raises:
             ValueError: the columns do not fit each other, or an id is not in the vocabulary. Nothing changed.
         """
+        if self._feed is not None:
+            losses = self._run_gpu(self._feed, batch, self.learning_rate(progress), seed)
+            return losses / max(len(batch["target"]), 1)
         begun = self._begin(batch, self.learning_rate(progress), seed)
         self._begun.append(begun)
         if len(self._begun) > _BATCHES_BEGUN:
@@ -162,6 +191,8 @@ class Word2Vec:
         It is a step at a rate of 0: every row is written back as it was.
         """
         self.wait()
+        if self._feed is not None:
+            return float(self._run_gpu(self._feed, batch, 0.0, EVALUATION_SEED)), len(batch["target"])
         return self._begin(batch, 0.0, EVALUATION_SEED).loss(), len(batch["target"])
 
     def _begin(self, batch: Mapping[str, np.ndarray], learning_rate: float, seed: int) -> sgns_cpu.Begun:
@@ -176,6 +207,23 @@ class Word2Vec:
             learning_rate=learning_rate,
             seed=seed,
             threads=self.threads,
+        )
+
+    def _run_gpu(
+        self, feed: sgns_gpu.Feed, batch: Mapping[str, np.ndarray], learning_rate: float, seed: int
+    ) -> Tensor:
+        """The losses of the batch's pairs, summed."""
+        assert self.programs is not None  # _move
+        sgns_cpu.check_pairs(batch["target"], batch["context"], len(self.vectors))
+        return sgns_gpu.train_batch(
+            self.vectors,
+            self.contexts,
+            feed(batch["target"], batch["context"]),
+            *self._noise,
+            negatives=self.negatives,
+            learning_rate=learning_rate,
+            seed=seed,
+            programs=self.programs,
         )
 
     def wait(self) -> None:
@@ -219,7 +267,7 @@ class Word2Vec:
     def word_vectors(self, words: Sequence[str]) -> "WordVectors":
         """The trained vectors (a copy) of the vocabulary's words, in the order of their ids."""
         self.wait()
-        return WordVectors(words, self.vectors[:, : self.dim].clone())
+        return WordVectors(words, self.vectors[:, : self.dim].to("cpu", copy=True))
 
 
 class Word2VecFromTokens(Word2Vec):
@@ -257,8 +305,7 @@ class Word2VecFromTokens(Word2Vec):
     def _pairs(
         self, batch: Mapping[str, np.ndarray], seed: int, held_out: bool = False
     ) -> Mapping[str, np.ndarray]:
-        if len(batch["tokens"]):
-            sgns_cpu.check_ids("tokens", batch["tokens"], len(self.vectors))
+        sgns_cpu.check_ids("tokens", batch["tokens"], len(self.vectors))
         return self._skipgrams.draw(batch, seed, held_out=held_out)
 
 

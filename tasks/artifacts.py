@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, Self
 
@@ -31,18 +30,6 @@ LOCKS = ".locks"
 ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
 KEY_LENGTH = 24
 READ_BYTES = 1 << 22
-RECORDED_PACKAGES = (
-    "lexloom",
-    "numba",
-    "numpy",
-    "prefect",
-    "pyarrow",
-    "ray",
-    "scikit-learn",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
 
 Verification = Literal["size", "full"]
 FIRST = "the first of its stage"  # from such inputs
@@ -409,17 +396,6 @@ def list_files(folder: Path) -> list[FileEntry]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]
-
-
-def package_versions(*more: str) -> dict[str, str]:
-    """The versions of the packages that results depend on, and of `more`: of those that are installed."""
-    versions = {}
-    for name in sorted({*RECORDED_PACKAGES, *more}):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def now() -> datetime:

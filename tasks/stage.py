@@ -44,8 +44,8 @@ from tasks.artifacts import (
     explain_change,
     list_files,
     now,
-    package_versions,
 )
+from tasks.versions import package_versions
 
 NETWORK_RETRIES = 4
 NETWORK_BACKOFF_SECONDS = 2

@@ -63,6 +63,9 @@ class TrainConfig(BaseModel):
         description="threads of one worker; more than one make a CPU run fast but not repeatable to the bit",
         json_schema_extra={"position": 2},
     )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="'cuda' gives every worker a GPU", json_schema_extra={"position": 14}
+    )
     batch_size: int = Field(
         32_768,
         ge=LANES,
@@ -147,9 +150,6 @@ class TrainConfig(BaseModel):
 class GradientTrainConfig(TrainConfig):
     """How a model that learns by gradients is trained: the strategies of training/sync.py are open to it."""
 
-    device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="'cuda' gives every worker a GPU", json_schema_extra={"position": 20}
-    )
     sync: Literal["all_reduce", "average", "diloco"] = Field(
         "all_reduce",
         description="how workers agree: gradients every step; the mean of their parameters every sync_period"
@@ -225,7 +225,7 @@ def plan_job(
         sync=sync,
         checkpoint_every=config.checkpoint_every,
         seed=config.seed,
-        device=config.device if isinstance(config, GradientTrainConfig) else "cpu",
+        device=config.device,
         validation=tuple(examples.files(VALIDATION)),
         evaluate_every=config.evaluate_every,
         sample=sample,

@@ -111,9 +111,9 @@ def test_it_learns_which_words_stand_together():
         assert {neighbour[0] for neighbour, _ in found} == {word[0]}
 
 
-def test_it_trains_on_the_cpu_only():
-    model().prepare("cpu")
-    with pytest.raises(ValueError, match="'cpu' only, not on 'cuda'"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_named():
+    with pytest.raises(ValueError, match="device 'cuda': torch finds no GPU on this machine"):
         model().prepare("cuda")
 
 
@@ -123,6 +123,7 @@ def test_it_trains_on_the_cpu_only():
         ({"dim": 0}, "dim is 0"),
         ({"negatives": 0}, "negatives is 0"),
         ({"threads": 0}, "threads is 0"),
+        ({"programs": 0}, "programs is 0"),
         ({"learning_rate": 0.01, "min_learning_rate": 0.02}, "cannot fall from 0.01 to 0.02"),
     ],
 )

@@ -108,6 +108,15 @@ def test_where_pairs_are_held_out_training_ends_when_the_error_ceases_to_shrink(
     assert 0.5 * metrics["seconds"] < accounts <= metrics["seconds"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_named(
+    inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"device": "cuda"})
+    with pytest.raises(ValueError, match="torch finds no GPU on this machine"):
+        build(train_word2vec, *inputs, config=config, scratch=tmp_path)
+
+
 def fingerprint_of(scratch: Path) -> str:
     manifest = next((scratch / "checkpoints").glob("step-*/manifest.json"))
     return str(json.loads(manifest.read_text())["fingerprint"])

@@ -1,0 +1,307 @@
+"""Skip-gram on one GPU: correctness first, then pairs a second and what staleness costs. Not measured yet.
+
+    python benchmarks/word2vec_gpu.py --pairs FOLDER --noise FILE [--dims 100 300] [--programs 256 1024 ...]
+    python benchmarks/word2vec_gpu.py --dry
+
+`--pairs` is the folder of a `pairs` artifact, `--noise` the `noise.parquet` of the same vocabulary: run the
+word2vec flow to have them. The machine with the GPU needs torch, Triton, Numba and PyArrow, not the rest.
+
+1. A small batch in float64, by the kernel and by its twin in torch, against models/sgns_reference.py.
+2. For every width and number of programs, from the same start: pairs a second with all batches on the GPU
+   already; and fed from the host, checks and uploads included.
+3. Beside each rate the loss of held-out pairs after one epoch, and that of the CPU's kernel on one thread: a
+   rate at which this is worse is worth nothing.
+
+The bytes of a pair are those of its rows, read and written once by each run; those that the second-level
+cache holds never reach the bus, so the share of the bus may exceed 1. Results go to
+benchmarks/results/word2vec-gpu.json. `--dry` goes through all of it with tiny sizes and writes nothing; it
+needs no GPU (the correctness of the kernel is then looked at in Triton's interpreter).
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from measure import summary, table, write_results
+
+from models import sgns_cpu, sgns_gpu, sgns_reference
+from models.word2vec import Word2Vec
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+NEGATIVES, RATE, LAST_RATE = 5, 0.05, 0.0001
+HELD_OUT = 0.05  # of the pairs, the last ones
+FLOAT_BYTES, ID_BYTES = 4, 4
+Batch = dict[str, np.ndarray]
+
+
+class Corpus(NamedTuple):
+    """Pairs to train on and pairs held out, and the noise as an alias table."""
+
+    batches: list[Batch]
+    held_out: Batch
+    probability: np.ndarray
+    alias: np.ndarray
+
+    @property
+    def pairs(self) -> int:
+        return sum(len(batch["target"]) for batch in self.batches)
+
+
+def read_corpus(pairs: Path, noise: Path, limit: int, batch: int) -> Corpus:
+    """The first `limit` pairs of the shards."""
+    columns: dict[str, list[np.ndarray]] = {"target": [], "context": []}
+    rows = 0
+    for shard in sorted(pairs.glob("train-*.parquet")):
+        if rows < limit:
+            found = pq.read_table(shard, columns=list(columns))
+            rows += found.num_rows
+            for name, parts in columns.items():
+                parts.append(found[name].to_numpy().astype(np.int32))
+    if not rows:
+        raise SystemExit(f"{pairs} holds no train-*.parquet: give the folder of a pairs artifact")
+    table = pq.read_table(noise)
+    flat = {name: np.concatenate(parts)[:limit] for name, parts in columns.items()}
+    return cut(flat, batch, table["probability"].to_numpy(), table["alias"].to_numpy())
+
+
+def tiny_corpus() -> Corpus:
+    random = np.random.default_rng(0)
+    words = 40
+    topics = np.repeat(random.integers(4, size=120) * 10, 5)
+    pairs = {"target": topics + np.repeat(random.integers(10, size=120), 5)}
+    pairs["context"] = topics + random.integers(10, size=600)
+    return cut(
+        {name: ids.astype(np.int32) for name, ids in pairs.items()},
+        200,
+        np.ones(words, np.float32),
+        np.arange(words, dtype=np.int32),
+    )
+
+
+def cut(pairs: Batch, size: int, probability: np.ndarray, alias: np.ndarray) -> Corpus:
+    last = int(len(pairs["target"]) * (1 - HELD_OUT))
+    batches = [
+        {name: ids[start : min(start + size, last)] for name, ids in pairs.items()}
+        for start in range(0, last, size)
+    ]
+    return Corpus(batches, {name: ids[last:] for name, ids in pairs.items()}, probability, alias)
+
+
+# Correctness
+
+
+def check(corpus: Corpus, stride: int, programs: int = 1) -> dict[str, float]:
+    """The largest error of each way's tables after 200 pairs in float64, beside the reference's."""
+    generator = torch.Generator().manual_seed(0)
+    words, positions = len(corpus.probability), slice(200)
+    start = [
+        torch.randn(words, stride, generator=generator, dtype=torch.float64) * stride**-0.25 for _ in range(2)
+    ]
+    targets, contexts = (corpus.batches[0][name][positions] for name in ("target", "context"))
+    exact = [table.clone() for table in start]
+    drawn = []
+    for first, _ in sgns_reference.runs(targets.tolist()):
+        drawn.append(np.empty(NEGATIVES, np.int32))
+        sgns_cpu.draw_negatives(np.uint64(7), first, corpus.probability, corpus.alias, drawn[-1])
+    expected = sgns_reference.train_batch(*exact, targets.tolist(), contexts.tolist(), drawn, 0.125)
+    ways = {"torch": sgns_gpu.train_in_torch}
+    if find_spec("triton"):
+        from models import sgns_triton
+
+        ways["triton"] = sgns_triton.train_batch
+    errors = {}
+    for name, way in ways.items():
+        tables = [table.to(DEVICE, copy=True) for table in start]
+        loss = way(
+            *tables,
+            sgns_gpu.Feed(DEVICE)(targets, contexts),
+            *noise_on_device(corpus),
+            negatives=NEGATIVES,
+            learning_rate=0.125,
+            seed=7,
+            programs=programs,
+        )
+        off = [float((table.cpu() - same).abs().max()) for table, same in zip(tables, exact, strict=True)]
+        errors[name] = max(*off, abs(float(loss) / expected - 1.0))
+        if not errors[name] < 1e-8:
+            raise SystemExit(f"the {name} way is wrong at stride {stride}: its error is {errors[name]:.2g}")
+    return errors
+
+
+# Rates
+
+
+def noise_on_device(corpus: Corpus) -> list[torch.Tensor]:
+    return [torch.tensor(part, device=DEVICE) for part in (corpus.probability, corpus.alias)]
+
+
+def clock(work: Callable[[], Any]) -> float:
+    """Seconds until the device has done it."""
+    wait = torch.cuda.synchronize if DEVICE.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - started
+
+
+def copied_bytes_per_second(size: int) -> float:
+    """Of a copy within the device, bytes read and written: what its memory bus gives."""
+    source = torch.zeros(size, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * size / median(clock(lambda: target.copy_(source)) for _ in range(10))
+
+
+def learner(corpus: Corpus, dim: int, programs: int | None, device: str) -> Word2Vec:
+    model = Word2Vec(
+        corpus.probability,
+        corpus.alias,
+        dim=dim,
+        negatives=NEGATIVES,
+        learning_rate=RATE,
+        min_learning_rate=LAST_RATE,
+        seed=1,
+        programs=programs,
+    )
+    if device == "cuda" and DEVICE.type == "cpu":
+        model._move(DEVICE)
+    else:
+        model.prepare(device)
+    return model
+
+
+def epoch(model: Word2Vec, corpus: Corpus) -> None:
+    """One epoch from the host, as the training loop does it."""
+    for number, batch in enumerate(corpus.batches):
+        model.train_step(batch, progress=number / len(corpus.batches), seed=number)
+
+
+def resident_epoch(model: Word2Vec, corpus: Corpus, batches: list[sgns_gpu.Pairs]) -> None:
+    """One epoch of batches that are on the GPU, by the kernel alone."""
+    noise = noise_on_device(corpus)
+    assert model.programs is not None
+    for number, pairs in enumerate(batches):
+        sgns_gpu.train_batch(
+            model.vectors,
+            model.contexts,
+            pairs,
+            *noise,
+            negatives=NEGATIVES,
+            learning_rate=model.learning_rate(number / len(batches)),
+            seed=number,
+            programs=model.programs,
+        )
+
+
+def measure(corpus: Corpus, dim: int, programs: int | None, repeats: int, bus: float) -> dict[str, Any]:
+    feed = sgns_gpu.Feed(DEVICE)
+    resident = [feed(batch["target"], batch["context"]) for batch in corpus.batches]
+    model = learner(corpus, dim, programs, "cuda")
+    resident_epoch(model, corpus, resident[:1])  # compiles
+    alone, fed, losses = [], [], []
+    for _ in range(repeats):
+        model = learner(corpus, dim, programs, "cuda")
+        alone.append(corpus.pairs / clock(lambda model=model: resident_epoch(model, corpus, resident)))
+        model = learner(corpus, dim, programs, "cuda")
+        fed.append(corpus.pairs / clock(lambda model=model: epoch(model, corpus)))
+        loss, pairs = model.evaluate(corpus.held_out)
+        losses.append(loss / pairs)
+    runs = sum(len(pairs.starts) - 1 for pairs in resident)
+    rows = corpus.pairs + runs * (1 + NEGATIVES)
+    bytes_per_pair = (2 * rows * model.vectors.shape[1] * FLOAT_BYTES) / corpus.pairs + 2 * ID_BYTES
+    return {
+        "dim": dim,
+        "programs": model.programs,
+        "pairs_per_run": round(corpus.pairs / runs, 2),
+        "resident_pairs_per_second": summary(alone),
+        "host_fed_pairs_per_second": summary(fed),
+        "held_out_loss": summary(losses),
+        "bytes_per_pair": round(bytes_per_pair),
+        "share_of_bus": round(median(alone) * bytes_per_pair / bus, 4),
+    }
+
+
+def cpu_loss(corpus: Corpus, dim: int) -> float:
+    model = learner(corpus, dim, None, "cpu")
+    epoch(model, corpus)
+    loss, pairs = model.evaluate(corpus.held_out)
+    return loss / pairs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=Path, help="folder of a pairs artifact")
+    parser.add_argument("--noise", type=Path, help="noise.parquet of the same vocabulary")
+    parser.add_argument("--limit", type=int, default=20_000_000, help="pairs that are read")
+    parser.add_argument("--batch", type=int, default=1 << 20)
+    parser.add_argument("--dims", type=int, nargs="+", default=[100, 300])
+    parser.add_argument("--programs", type=int, nargs="+", default=[256, 512, 768, 1024, 2048])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dry", action="store_true", help="tiny, on a CPU: does the script run?")
+    results = Path(__file__).parent / "results"
+    parser.add_argument("--out", type=Path, default=results / "word2vec-gpu.json")
+    arguments = parser.parse_args()
+    if DEVICE.type == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    if arguments.dry:
+        corpus = tiny_corpus()
+        arguments.dims, arguments.programs, arguments.repeats = [16], [1, 8], 1
+    elif DEVICE.type == "cpu":
+        raise SystemExit("torch finds no GPU on this machine: say --dry to go through the script without")
+    elif arguments.pairs is None or arguments.noise is None:
+        raise SystemExit("say --pairs FOLDER --noise FILE, or --dry")
+    else:
+        corpus = read_corpus(arguments.pairs, arguments.noise, arguments.limit, arguments.batch)
+
+    errors = {dim: check(corpus, sgns_cpu.padded(dim)) for dim in arguments.dims}
+    print(f"largest errors in float64: {errors}", flush=True)
+    bus = copied_bytes_per_second(1 << (20 if arguments.dry else 30))
+    found = []
+    for dim in arguments.dims:
+        reference = cpu_loss(corpus, dim)
+        for programs in [*arguments.programs, None]:  # the last: the model's own choice
+            figures = measure(corpus, dim, programs, arguments.repeats, bus)
+            found.append(figures | {"default": programs is None, "cpu_held_out_loss": round(reference, 5)})
+            print(found[-1], flush=True)
+    headings = ["dim", "programs", "M pairs/s", "fed by the host", "share of bus", "loss", "CPU's loss"]
+    rows = [
+        [
+            str(figures["dim"]),
+            f"{figures['programs']}{' (default)' if figures['default'] else ''}",
+            f"{figures['resident_pairs_per_second']['median'] / 1e6:.4g}",
+            f"{figures['host_fed_pairs_per_second']['median'] / 1e6:.4g}",
+            f"{figures['share_of_bus']:.3f}",
+            f"{figures['held_out_loss']['median']:.4f}",
+            f"{figures['cpu_held_out_loss']:.4f}",
+        ]
+        for figures in found
+    ]
+    print(table(headings, rows))
+    if arguments.dry:
+        return
+    write_results(
+        arguments.out,
+        {
+            "gpu": torch.cuda.get_device_name(),
+            "copied_bytes_per_second": round(bus),
+            "pairs": corpus.pairs,
+            "vocabulary": len(corpus.probability),
+            "batch": arguments.batch,
+            "errors": errors,
+            "results": found,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
