@@ -326,7 +326,7 @@ def mixed_lengths(path: Path) -> list[str]:
 
 
 def part_all(data: Path, folder: Path) -> dict[str, Any]:
-    """All of the train file, judged by all of the test file; of each review as much as the encoder can read."""
+    """All of the train file, judged by all of the test file, as much of a review as the encoder can read."""
     ours = Ours(folder, data / "train.parquet", data / "test.parquet", LONGEST)
     scores = ours.evaluate(ours.model(SEEDS[0]), baseline=True)
     print(scores)
