@@ -210,10 +210,14 @@ def plan_job(
     scratch: Path,
     sync: SyncConfig,
     sample: Callable[[Any], str] | None = None,
+    **own: Any,
 ) -> Job:
-    """The job of a config; its checkpoints, in `scratch`, are good for this config and these inputs only."""
+    """The job of a config; its checkpoints, in `scratch`, are good for this config and these inputs only.
+
+    What the model has of its `own` takes the place of fields of the job that are set here.
+    """
     keys = [examples.key, *(other.key for other in others)]
-    return Job(
+    fields = dict(
         make_trainable=make_trainable,
         files=tuple(examples.files(TRAIN)),
         columns=columns,
@@ -232,6 +236,7 @@ def plan_job(
         # a kernel of word2vec wants the pairs of one word side by side; gradients want rows of all texts
         mix_bytes=MIX_BYTES if isinstance(config, GradientTrainConfig) else 0,
     )
+    return Job(**(fields | own))
 
 
 def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -4,7 +4,6 @@ A model folder holds `model.safetensors`, `vocabulary.json`, `config.json`, `met
 what the ecosystem reads (`word2vec.bin`).
 """
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +21,6 @@ from tasks.stage import stage
 from tasks.tokens import count_documents, training_files
 from tasks.train import LANES, TrainConfig, facts_of, plan_job, run_job, write_json
 from tasks.vocabulary import read_vocabulary
-from training.job import Job
 from training.sync import SyncConfig
 
 DOCUMENTS_AT_ONCE = 1 << 20
@@ -146,11 +144,11 @@ def train_word2vec(
         rare_period=config.sync_rare_period,
         cap=config.sync_cap,
     )
-    columns = ("target", "context")
-    job = plan_job(config, make_model, pairs, columns, [noise, vocabulary], scratch, sync)
-    unit = "pairs"
+    unit, own = "pairs", {}
     if isinstance(config, TrainFromTokensConfig):
-        job, unit = from_tokens(job, make_model, pairs, counts, config), "tokens"
+        unit, own = "tokens", from_tokens(make_model, pairs, counts, config)
+    columns = ("target", "context")
+    job = plan_job(config, make_model, pairs, columns, [noise, vocabulary], scratch, sync, **own)
     metrics, tensors = run_job(job, config, unit)
     if metrics["loss"] == 0:  # the sum over no pair
         raise ValueError(
@@ -174,15 +172,11 @@ def train_word2vec(
 
 
 def from_tokens(
-    job: Job,
-    make_model: partial[Word2Vec],
-    tokens: Artifact,
-    counts: NDArray[np.int64],
-    config: TrainFromTokensConfig,
-) -> Job:
-    """The job with its pairs drawn from tokens, of which a step has about as many as make `batch_size` pairs.
+    make_model: partial[Word2Vec], tokens: Artifact, counts: NDArray[np.int64], config: TrainFromTokensConfig
+) -> dict[str, Any]:
+    """What is different in a job whose pairs are drawn from tokens.
 
-    It has more where the lanes' parts would be short beside the window. Where the text is thinned out so far
+    A step has about as many tokens as make `batch_size` pairs. It has more where the lanes' parts would be short beside the window. Where the text is thinned out so far
     that a token makes less than a pair, it has `batch_size` tokens, so that memory stays bounded.
 
     Raises ValueError where not one document is held out although some should be.
@@ -203,15 +197,14 @@ def from_tokens(
         raise ValueError(
             f"not one of {documents:,} documents is held out: raise validation_share, or set it to 0"
         )
-    tokens_per_step = round(job.batch_size / max(1.0, skipgrams.pairs_per_token(counts)))
-    return replace(
-        job,
-        make_trainable=partial(Word2VecFromTokens, skipgrams, *make_model.args, **make_model.keywords),
-        files=tuple(files),
-        validation=tuple(files) if drawn.validation_share else (),
-        columns=("tokens",),
-        batch_size=max(tokens_per_step, LANES * WINDOWS_PER_LANE * drawn.window),
-    )
+    tokens_per_step = round(config.batch_size / max(1.0, skipgrams.pairs_per_token(counts)))
+    return {
+        "make_trainable": partial(Word2VecFromTokens, skipgrams, *make_model.args, **make_model.keywords),
+        "files": tuple(files),
+        "validation": tuple(files) if drawn.validation_share else (),
+        "columns": ("tokens",),
+        "batch_size": max(tokens_per_step, LANES * WINDOWS_PER_LANE * drawn.window),
+    }
 
 
 def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int) -> str:
