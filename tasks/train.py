@@ -217,25 +217,25 @@ def plan_job(
     What the model has of its `own` takes the place of fields of the job that are set here.
     """
     keys = [examples.key, *(other.key for other in others)]
-    fields = dict(
-        make_trainable=make_trainable,
-        files=tuple(examples.files(TRAIN)),
-        columns=columns,
-        checkpoints=scratch / "checkpoints",
-        fingerprint=digest_key(type(config).__name__, CHECKPOINT_FORMAT, canonical(config), keys),
-        batch_size=config.batch_size,
-        lanes=LANES,
-        stopping=config.stopping(),
-        sync=sync,
-        checkpoint_every=config.checkpoint_every,
-        seed=config.seed,
-        device=config.device,
-        validation=tuple(examples.files(VALIDATION)),
-        evaluate_every=config.evaluate_every,
-        sample=sample,
+    fields = {
+        "make_trainable": make_trainable,
+        "files": tuple(examples.files(TRAIN)),
+        "columns": columns,
+        "checkpoints": scratch / "checkpoints",
+        "fingerprint": digest_key(type(config).__name__, CHECKPOINT_FORMAT, canonical(config), keys),
+        "batch_size": config.batch_size,
+        "lanes": LANES,
+        "stopping": config.stopping(),
+        "sync": sync,
+        "checkpoint_every": config.checkpoint_every,
+        "seed": config.seed,
+        "device": config.device,
+        "validation": tuple(examples.files(VALIDATION)),
+        "evaluate_every": config.evaluate_every,
+        "sample": sample,
         # a kernel of word2vec wants the pairs of one word side by side; gradients want rows of all texts
-        mix_bytes=MIX_BYTES if isinstance(config, GradientTrainConfig) else 0,
-    )
+        "mix_bytes": MIX_BYTES if isinstance(config, GradientTrainConfig) else 0,
+    }
     return Job(**(fields | own))
 
 

@@ -127,7 +127,9 @@ def train_word2vec(
     is counted are tokens.
     """
     words, counts = read_vocabulary(vocabulary)
-    make_model = partial(
+    columns: tuple[str, ...] = ("target", "context")
+    own: dict[str, Any] = {}
+    make_model: partial[Word2Vec] = partial(
         Word2Vec,
         *read_noise(noise),
         dim=config.dim,
@@ -144,10 +146,11 @@ def train_word2vec(
         rare_period=config.sync_rare_period,
         cap=config.sync_cap,
     )
-    unit, own = "pairs", {}
+    unit = "pairs"
     if isinstance(config, TrainFromTokensConfig):
-        unit, own = "tokens", from_tokens(make_model, pairs, counts, config)
-    columns = ("target", "context")
+        skipgrams = skipgrams_of(config.pairs, counts)
+        make_model = partial(Word2VecFromTokens, skipgrams, *make_model.args, **make_model.keywords)
+        unit, columns, own = "tokens", ("tokens",), from_tokens(skipgrams, pairs, counts, config)
     job = plan_job(config, make_model, pairs, columns, [noise, vocabulary], scratch, sync, **own)
     metrics, tensors = run_job(job, config, unit)
     if metrics["loss"] == 0:  # the sum over no pair
@@ -171,39 +174,41 @@ def train_word2vec(
     )
 
 
-def from_tokens(
-    make_model: partial[Word2Vec], tokens: Artifact, counts: NDArray[np.int64], config: TrainFromTokensConfig
-) -> dict[str, Any]:
-    """What is different in a job whose pairs are drawn from tokens.
+def skipgrams_of(config: SkipGramsConfig, counts: NDArray[np.int64]) -> SkipGrams:
+    return SkipGrams(
+        chances=keep_chances(counts, config.subsample),
+        window=config.window,
+        shrink_window=config.shrink_window,
+        seed=config.seed,
+        held_out_share=config.validation_share,
+    )
 
-    A step has about as many tokens as make `batch_size` pairs. It has more where the lanes' parts would be short beside the window. Where the text is thinned out so far
-    that a token makes less than a pair, it has `batch_size` tokens, so that memory stays bounded.
+
+def from_tokens(
+    skipgrams: SkipGrams, tokens: Artifact, counts: NDArray[np.int64], config: TrainFromTokensConfig
+) -> dict[str, Any]:
+    """What a job that draws its pairs from tokens has of its own: the token shards, and how long a step is.
+
+    A step has about as many tokens as make `batch_size` pairs. It has more where the lanes' parts would be
+    short beside the window. Where the text is thinned out so far that a token makes less than a pair, it has
+    `batch_size` tokens, so that memory stays bounded.
 
     Raises ValueError where not one document is held out although some should be.
     """
-    drawn, files = config.pairs, training_files(tokens)
-    skipgrams = SkipGrams(
-        chances=keep_chances(counts, drawn.subsample),
-        window=drawn.window,
-        shrink_window=drawn.shrink_window,
-        seed=drawn.seed,
-        held_out_share=drawn.validation_share,
-    )
-    documents = count_documents(files)
+    files = tuple(training_files(tokens))
+    documents = count_documents(list(files))
     pieces = (
         np.arange(i, min(i + DOCUMENTS_AT_ONCE, documents)) for i in range(0, documents, DOCUMENTS_AT_ONCE)
     )
-    if drawn.validation_share and not any(skipgrams.held_out(piece).any() for piece in pieces):
+    if skipgrams.held_out_share and not any(skipgrams.held_out(piece).any() for piece in pieces):
         raise ValueError(
             f"not one of {documents:,} documents is held out: raise validation_share, or set it to 0"
         )
     tokens_per_step = round(config.batch_size / max(1.0, skipgrams.pairs_per_token(counts)))
     return {
-        "make_trainable": partial(Word2VecFromTokens, skipgrams, *make_model.args, **make_model.keywords),
-        "files": tuple(files),
-        "validation": tuple(files) if drawn.validation_share else (),
-        "columns": ("tokens",),
-        "batch_size": max(tokens_per_step, LANES * WINDOWS_PER_LANE * drawn.window),
+        "files": files,
+        "validation": files if skipgrams.held_out_share else (),
+        "batch_size": max(tokens_per_step, LANES * WINDOWS_PER_LANE * skipgrams.window),
     }
 
 
