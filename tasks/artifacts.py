@@ -442,7 +442,11 @@ def differences(old: Manifest, new: Manifest, by_key: dict[str, Manifest]) -> li
         if before is None:
             lines.append(f"{new.stage} has a new input: {entry.name}")
         elif before.key != entry.key:
-            if before.key in by_key and entry.key in by_key:
+            if before.stage != entry.stage:
+                found = [
+                    f"{new.stage}'s {entry.name}: {before.stage or 'a source'} -> {entry.stage or 'a source'}"
+                ]
+            elif before.key in by_key and entry.key in by_key:
                 found = differences(by_key[before.key], by_key[entry.key], by_key)
             else:
                 found = [

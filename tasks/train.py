@@ -217,7 +217,7 @@ def plan_job(
     What the model has of its `own` takes the place of fields of the job that are set here.
     """
     keys = [examples.key, *(other.key for other in others)]
-    fields = {
+    fields: dict[str, Any] = {
         "make_trainable": make_trainable,
         "files": tuple(examples.files(TRAIN)),
         "columns": columns,

@@ -129,7 +129,7 @@ def train_word2vec(
     words, counts = read_vocabulary(vocabulary)
     columns: tuple[str, ...] = ("target", "context")
     own: dict[str, Any] = {}
-    make_model: partial[Word2Vec] = partial(
+    make_model: partial[Any] = partial(
         Word2Vec,
         *read_noise(noise),
         dim=config.dim,
