@@ -173,6 +173,21 @@ def test_what_was_made_from_other_kinds_of_inputs_explains_nothing(store: Store)
     assert explain_change(manifest, list(store.manifests())) == ["the first of its stage"]
 
 
+def test_an_input_of_another_stage_is_not_compared_field_by_field(store: Store) -> None:
+    models = [
+        put(store, "model", key, inputs=[put(store, stage, f"{key}-{stage}", window=5)])
+        for key, stage in (("m1", "pairs"), ("m2", "tokens"))
+    ]
+    for number, model in enumerate(models):
+        put(store, "report", f"r{number}", inputs=[model])
+    manifests = list(store.manifests())
+    for manifest in manifests:
+        if manifest.stage == "model":
+            manifest.inputs[0].name = "examples"
+    second = next(manifest for manifest in manifests if manifest.key == "r1")
+    assert explain_change(second, manifests) == ["model's examples: pairs -> tokens"]
+
+
 def test_garbage_collection_keeps_the_last_used_and_all_they_are_made_of(store: Store) -> None:
     corpora = [put(store, "corpus", f"c{number}") for number in range(3)]
     tokens = [put(store, "tokens", f"t{number}", inputs=[corpora[number]]) for number in range(3)]
