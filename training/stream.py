@@ -18,6 +18,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import pyarrow.parquet as pq
 READ_AHEAD_BATCHES = 4
 BLOCKS_PER_LANE = 16  # at least: lanes then differ by a sixteenth of their length at most
 STOP_POLL_SECONDS = 0.2
+ROW_GROUPS_KEPT = 4  # a small text has no more, and each of them is cut into many blocks
 
 Batch = dict[str, np.ndarray]
 
@@ -312,8 +314,7 @@ def cut(block: Block, parts: int) -> list[Block]:
 
 def read_block(block: Block, columns: list[str]) -> Batch:
     try:
-        with pq.ParquetFile(block.path) as file:
-            table = file.read_row_group(block.row_group, columns=columns, use_threads=False)
+        table = read_row_group(block.path, block.row_group, tuple(columns))
     except (OSError, pa.ArrowInvalid) as error:
         raise OSError(
             f"row group {block.row_group} of the shard {block.path} can't be read ({first_line(error)}):"
@@ -323,6 +324,12 @@ def read_block(block: Block, columns: list[str]) -> Batch:
         if lacks_values(table.column(name)):
             raise ValueError(f"the column {name} of the shard {block.path} has rows without a value")
     return as_batch(table, block.start, block.rows, block.first_row)
+
+
+@lru_cache(ROW_GROUPS_KEPT)
+def read_row_group(path: Path, number: int, columns: tuple[str, ...]) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read_row_group(number, columns=list(columns), use_threads=False)
 
 
 def lacks_values(column: pa.ChunkedArray) -> bool:
