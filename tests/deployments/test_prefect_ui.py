@@ -244,7 +244,11 @@ def test_a_schedule_that_is_switched_on_starts_runs_and_stays_on(ui: Ui) -> None
             "schedule": IntervalSchedule(interval=timedelta(seconds=30)).model_dump(mode="json"),
         },
     ).raise_for_status()
-    wait(lambda: [run for run in ui.client.read_flow_runs() if run.auto_scheduled and is_completed(run)])
+    wait(
+        lambda: [
+            run for run in ui.client.read_flow_runs() if "auto-scheduled" in run.tags and is_completed(run)
+        ]
+    )
     ui.client._client.patch(
         f"/deployments/{deployment.id}/schedules/{schedule.id}", json={"active": False}
     ).raise_for_status()
@@ -268,8 +272,7 @@ def test_a_run_that_is_cancelled_in_training_leaves_no_process(ui: Ui, browser: 
     wait(lambda: any(ui.store.root.glob(".scratch/*/*/step-*")))
     assert len(processes_of(run)) > 3, "the run, and Ray's"
     show(browser, f"{ui.url}/runs/flow-run/{run}", "Running")
-    progress = ui.artifacts(run)["training"]
-    assert 0 < progress["data"] < 100
+    wait(lambda: 0 < ui.artifacts(run)["training"]["data"] < 100)
     press(browser, "Cancel")
     press(browser, "Confirm")
     assert ui.finished(run).state.name == "Cancelled"  # type: ignore[union-attr]
