@@ -17,7 +17,7 @@ app: $(VENV)/app.installed
 	@$(VENV)/bin/lexloom app
 
 test: $(VENV)/dev.installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev.installed
 	$(VENV)/bin/ruff check .
