@@ -191,7 +191,7 @@ class Stack:
             command[1:1] = [*port, "--dir", str(self.folder)] if command[0] == "redis-server" else port
         with self.log(log or name).open("a") as output:
             return subprocess.Popen(
-                command,
+                ["env", "--default-signal=INT", *command],  # as in a container; a shell's `&` ignores it
                 env=self.environment(name),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
