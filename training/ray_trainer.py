@@ -313,8 +313,8 @@ def is_about_token(error: BaseException) -> bool:
 
 def refused(address: str | None) -> PermissionError:
     return PermissionError(
-        f"the Ray cluster at {address} refuses the token: RAY_AUTH_TOKEN, or the file that RAY_AUTH_TOKEN_PATH"
-        " names, must hold the one that it was started with"
+        f"the Ray cluster at {address} refuses the token: RAY_AUTH_TOKEN, or the file that"
+        " RAY_AUTH_TOKEN_PATH names, must hold the one that it was started with"
     )
 
 

@@ -174,7 +174,7 @@ class Stack:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        _, left = psutil.wait_procs(family, timeout=5)
+        _, left = psutil.wait_procs(family, timeout=15)
         for each in left:
             each.kill()
         psutil.wait_procs(left)
