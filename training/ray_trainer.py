@@ -286,15 +286,8 @@ def ray_runtime(
             ray.init(**options, log_to_driver=verbose, logging_level=level)
             if not over.is_set():  # the controller asks for it, and would wait while it is started
                 default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
-        except AuthenticationError:
-            begun.set_exception(
-                PermissionError(
-                    f"the Ray cluster at {address} refuses the token: RAY_AUTH_TOKEN, or the file that"
-                    " RAY_AUTH_TOKEN_PATH names, must hold the one that it was started with"
-                )
-            )
         except BaseException as error:
-            begun.set_exception(error)
+            begun.set_exception(refused(address) if is_about_token(error) else error)
         else:
             begun.set_result(None)
             over.wait()  # what Ray starts on this machine dies with the thread that started it
@@ -311,6 +304,18 @@ def ray_runtime(
     finally:
         over.set()
         ended.wait()  # not join(): a signal may have come before start() was through
+
+
+def is_about_token(error: BaseException) -> bool:
+    """Also where Ray, after 20 tries, is left with the text of the error alone."""
+    return isinstance(error, AuthenticationError) or "AuthenticationError" in str(error.__cause__)
+
+
+def refused(address: str | None) -> PermissionError:
+    return PermissionError(
+        f"the Ray cluster at {address} refuses the token: RAY_AUTH_TOKEN, or the file that"
+        " RAY_AUTH_TOKEN_PATH names, must hold the one that it was started with"
+    )
 
 
 def await_with_own_signals(begun: Future[None]) -> None:

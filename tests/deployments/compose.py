@@ -174,7 +174,7 @@ class Stack:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        _, left = psutil.wait_procs(family, timeout=5)
+        _, left = psutil.wait_procs(family, timeout=15)
         for each in left:
             each.kill()
         psutil.wait_procs(left)
@@ -191,7 +191,7 @@ class Stack:
             command[1:1] = [*port, "--dir", str(self.folder)] if command[0] == "redis-server" else port
         with self.log(log or name).open("a") as output:
             return subprocess.Popen(
-                command,
+                ["env", "--default-signal=INT", *command],  # as in a container; a shell's `&` ignores it
                 env=self.environment(name),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,

@@ -140,7 +140,7 @@ def test_the_worker_ends_with_its_ray_node_and_so_comes_back_with_a_new_one(stac
     family = psutil.Process(stack.running["worker"].pid).children(recursive=True)
     (raylet,) = (process for process in family if process.name() == "raylet")
     raylet.kill()
-    stack.running["worker"].wait(SECONDS)
+    stack.running["worker"].wait(60)  # seconds, of which its Ray needs a few to notice and it some to end
     for process in family:  # which a container takes along
         with suppress(psutil.NoSuchProcess):
             process.kill()
