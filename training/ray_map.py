@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 RETRIES = 3  # of a piece whose process or node was lost
+CANCELS, CANCEL_SECONDS = 5, 2.0  # of work that is taken back, and between two of them
 AHEAD = 2  # pieces for each CPU: one that is worked on, and one that waits
 
 Item = TypeVar("Item")
@@ -44,8 +45,16 @@ def map_on_nodes(
         while running:
             yield taken(running)
     finally:
-        for _, reference, _ in running:
+        take_back([reference for _, reference, _ in running])
+
+
+def take_back(references: list[Any]) -> None:
+    """Cancels tasks, again and again: one that is about to begin may not hear of it."""
+    for _ in range(CANCELS):
+        for reference in references:
             ray.cancel(reference, force=True)
+        if references:
+            _, references = ray.wait(references, num_returns=len(references), timeout=CANCEL_SECONDS)
 
 
 def taken(running: deque[tuple[Item, Any, Future[Outcome]]]) -> Outcome:

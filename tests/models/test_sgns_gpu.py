@@ -25,9 +25,6 @@ TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not TRITON, reason="Triton is not installed")
 RATE = 0.125  # a power of two: the kernel's float32 holds it exactly
 
-if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-
 
 @pytest.fixture(params=[pytest.param("sgns_triton", marks=needs_triton), "torch"])
 def way(request):
