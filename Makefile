@@ -37,6 +37,7 @@ bench: $(VENV)/dev.installed
 	$(VENV)/bin/python benchmarks/windows.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/window_lm.py
 	$(VENV)/bin/python benchmarks/transformer.py speed
+	$(VENV)/bin/python benchmarks/neighbours.py
 
 # Kills workers and drivers, and cancels runs, ninety times in all: an hour or two.
 soak: $(VENV)/dev.installed
