@@ -24,6 +24,7 @@ from training.exchange import sum_over_workers
 from training.job import Job, Run
 from training.progress import Accounts, Progress
 from training.stopping import Score, Stopping
+from training.strategies import Synchronisation
 from training.stream import Epoch, ShardStream
 from training.sync import refuse_misfit, synchronisation
 from training.trainable import Batch, Differentiable, Evaluable
@@ -190,8 +191,9 @@ class Training:
             run.epoch, run.step_in_epoch = epoch.number + 1, 0
         if size:
             self.unsettled.append(Taken(run.step, epoch.number, progress, size, loss))
-        together = self.world_size > 1 and job.device == "cpu"  # then an exchange may read the tables next
-        if together or len(self.unsettled) >= UNSETTLED_LOSSES:
+        exchanges = type(self.sync) is not Synchronisation
+        # a strategy may read the tables next: a GPU keeps the order of what it is asked, threads do not
+        if (exchanges and job.device == "cpu") or len(self.unsettled) >= UNSETTLED_LOSSES:
             self._settle()
         self.sync.after_step(run.step, size, everybody)
 
@@ -276,7 +278,6 @@ class Training:
     def _evaluate(self, validation: ShardStream) -> None:
         """Adds to the scores the mean loss over the held-out examples, which the workers share."""
         assert isinstance(self.trainable, Evaluable)
-        self._settle()
         self.sync.flush()
         loss = examples = 0.0
         with closing(self._batches(validation, validation.epoch(0), 0, "evaluation")) as batches:
@@ -307,7 +308,6 @@ class Training:
         run.scores.append(score)
 
     def _checkpoint(self) -> None:
-        self._settle()
         self.sync.flush()
         self._gather()
         run = self.run

@@ -30,7 +30,8 @@ class Trainable(Protocol):
         state to save. The loss may still be on its way (on a GPU, say): reading it waits for the step.
         """
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Tensor]:
+        """After all the steps that were taken, even those whose loss nobody has read."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 

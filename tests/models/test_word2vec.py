@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from models import sgns_cpu
 from models.skipgram import ALWAYS, SkipGrams
 from models.word2vec import EVALUATION_SEED, UnknownWordError, Word2Vec, Word2VecFromTokens, WordVectors
 
@@ -71,6 +73,49 @@ def test_the_step_follows_the_progress():
     assert move(0.0).any()
     torch.testing.assert_close(move(0.75), move(0.0) / 4)
     assert not move(1.0).any()
+
+
+class LateThread:
+    """A thread that begins what it was given when somebody waits for it."""
+
+    def submit(self, function, *arguments):
+        done = Future()
+        wait = done.result
+
+        def result():
+            if not done.done():
+                done.set_result(function(*arguments))
+            return wait()
+
+        done.result = result
+        return done
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda trained: trained.tables(),
+        lambda trained: trained.state_dict(),
+        lambda trained: trained.word_vectors(list("abcdefghij")),
+        lambda trained: trained.evaluate(batch([1], [2])),
+    ],
+)
+def test_who_asks_for_the_tables_of_several_threads_gets_them_at_rest(monkeypatch, ask):
+    monkeypatch.setattr(sgns_cpu, "_team", lambda threads: [LateThread() for _ in range(threads)])
+    trained, expected = model(threads=2), model()
+    losses = [each.train_step(batch([1, 3], [2, 4]), progress=0.0, seed=0) for each in (trained, expected)]
+    assert not trained.contexts.any(), "still on its way"
+    ask(trained)
+    torch.testing.assert_close(trained.contexts, expected.contexts)
+    assert float(losses[0]) == pytest.approx(losses[1])
+
+
+def test_threads_are_never_far_behind(monkeypatch):
+    monkeypatch.setattr(sgns_cpu, "_team", lambda threads: [LateThread() for _ in range(threads)])
+    trained = model(threads=2)
+    for step in range(5):
+        trained.train_step(batch([1, 3], [2, 4]), progress=0.0, seed=step)
+    assert len(trained._begun) == 2
 
 
 def test_an_empty_batch_changes_nothing():

@@ -65,6 +65,44 @@ def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in point.items() if "seconds" not in name} for point in history]
 
 
+class LateCounter(Counter):
+    """Takes a step when its loss is read, or when its state is asked for."""
+
+    def prepare(self, device: str) -> None:
+        super().prepare(device)
+        self.waiting: list[partial[float]] = []
+
+    def train_step(self, batch: Batch, *, progress: float, seed: int) -> Any:
+        step = partial(super().train_step, batch, progress=progress, seed=seed)
+        self.waiting.append(step)
+        return LateLoss(self, step)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        while self.waiting:
+            self.waiting.pop(0)()
+        return super().state_dict()
+
+
+class LateLoss:
+    def __init__(self, model: LateCounter, step: partial[float]) -> None:
+        self.model, self.step = model, step
+
+    def __float__(self) -> float:
+        assert self.model.waiting.pop(0) is self.step, "in their order"
+        return self.step()
+
+
+@pytest.mark.parametrize("sync", [SyncConfig("delta_sum"), SyncConfig("diloco", period=3)])
+def test_steps_that_end_late_are_waited_for_before_their_result_is_used(
+    tmp_path: Path, sync: SyncConfig
+) -> None:
+    for name, make in (("now", Counter), ("late", LateCounter)):
+        train(job(tmp_path / name, make, sync=sync))
+    now, late = (result(job(tmp_path / name)) for name in ("now", "late"))
+    assert torch.equal(late.tensors["table"], now.tensors["table"])
+    assert untimed(late.state["history"]) == untimed(now.state["history"])
+
+
 def test_every_example_is_trained_once_an_epoch(tmp_path: Path) -> None:
     plan = job(tmp_path)
     train(plan)
