@@ -26,8 +26,9 @@ from typing import Any
 from httpx import HTTPError
 from measure import summary, table, write_results
 from prefect.client.orchestration import SyncPrefectClient
-from processes import wait_for
+from processes import is_alive, wait_for
 
+from deployments.operate import is_healthy
 from tasks.artifacts import Store
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +55,8 @@ class Ui:
         if found is None:
             raise RuntimeError("lexloom ui did not start")
         self.until_page = time.monotonic() - begun
-        self.client = SyncPrefectClient(api=f"{found[0]}/api")
+        self.url = found[0]
+        self.client = SyncPrefectClient(api=f"{self.url}/api")
         wait_for(self._worker_is_online, START_SECONDS, "the worker")
         self.until_worker = time.monotonic() - begun
 
@@ -106,11 +108,14 @@ def kill_the_server(opened: Ui, store: Path) -> dict[str, Any]:
     """Kills it while a run trains; returns how the run fared."""
     run = opened.request(LONG)
     wait_for(lambda: any(store.glob(".scratch/*/*/step-*")), RUN_SECONDS, "the first checkpoint")
-    os.kill(opened.server(), signal.SIGKILL)
+    server = opened.server()
+    os.kill(server, signal.SIGKILL)
     begun = time.monotonic()
-    wait_for(lambda: opened.state(run) == "", START_SECONDS, "the server's death is noticed")
-    wait_for(lambda: opened.state(run) != "", START_SECONDS, "the server is back")
+    wait_for(lambda: not is_alive(server), START_SECONDS, "the server's death")
+    wait_for(lambda: is_healthy(opened.url), START_SECONDS, "the server is back")
     back = time.monotonic() - begun
+    if not opened.client.read_flow_run(run).state.is_running():
+        raise RuntimeError("the run was over before the server was killed")
     opened.finish(run)
     tasks = opened.client._client.post(
         "/task_runs/filter", json={"flow_runs": {"id": {"any_": [str(run)]}}}
