@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         operate(options.host, options.port, Store(options.store))
     except KeyboardInterrupt:
         return 0
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
         stderr.print(Text("error: ", style="bold red") + Text(plain(error)))
         return 1
 
@@ -122,14 +122,17 @@ def refuse_another_server(api: str) -> None:
 
 def environment_of(api: str, store: Store) -> dict[str, str]:
     """What server, worker and runs find in their environment; what the user has set there stays."""
-    password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    login = settings.api.auth_string or settings.server.api.auth_string
     quiet = os.environ.get("PREFECT_LOGGING_LEVEL") == QUIET_LIBRARIES["PREFECT_LOGGING_LEVEL"]
     defaults = {
         "PREFECT_SERVER_UI_API_URL": "/api",  # wherever the browser is
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that page counts its visits at another host
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        **({"PREFECT_API_AUTH_STRING": password} if password else {}),
+        **({"PREFECT_API_AUTH_STRING": login.get_secret_value()} if login else {}),
     }
     settled = {
         "PREFECT_API_URL": api,
@@ -253,8 +256,8 @@ def log_file() -> Iterator[IO[bytes]]:
 def client_of(environment: dict[str, str]) -> Any:
     from prefect.client.orchestration import SyncPrefectClient
 
-    password = environment.get("PREFECT_API_AUTH_STRING")
-    return SyncPrefectClient(api=environment["PREFECT_API_URL"], auth_string=password)
+    login = environment.get("PREFECT_API_AUTH_STRING")
+    return SyncPrefectClient(api=environment["PREFECT_API_URL"], auth_string=login)
 
 
 def make_pool(client: Any) -> None:

@@ -17,7 +17,13 @@ import yaml
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.flows import Flow, load_flow_from_entrypoint
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_SERVER_API_AUTH_STRING,
+    temporary_settings,
+)
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
@@ -119,13 +125,24 @@ def test_server_worker_and_runs_share_one_store_and_log_for_the_page(
 ) -> None:
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
     monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "7")
-    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "admin:secret")
     found = operate.environment_of("http://127.0.0.1:4200/api", Store("relative"))
     assert found["LEXLOOM_STORE"] == str(tmp_path / "relative")
     assert found["PREFECT_LOGGING_LEVEL"] == "INFO"
     assert found["PREFECT_WORKER_QUERY_SECONDS"] == "7"
-    assert found["PREFECT_API_AUTH_STRING"] == "admin:secret"
     assert found["PREFECT_SERVER_UI_API_URL"] == "/api"
+
+
+def test_the_servers_login_is_the_clients_unless_that_has_its_own() -> None:
+    """From Prefect's settings, which know the profile, too."""
+    server = {PREFECT_SERVER_API_AUTH_STRING: "ann:secret"}
+    for given, login in [
+        ({}, None),
+        (server, "ann:secret"),
+        ({**server, PREFECT_API_AUTH_STRING: "ann:other"}, "ann:other"),
+    ]:
+        with temporary_settings(given):
+            found = operate.environment_of("http://127.0.0.1:4200/api", Store())
+        assert found.get("PREFECT_API_AUTH_STRING") == login
 
 
 # bad input

@@ -28,6 +28,7 @@ from tests.deployments.browser import CHROMIUM, Browser
 
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt install chromium")
 SECONDS = 180
+COMMAND = [sys.executable, "-m", "flows.cli", "ui", "--port", "0", "--store", "store"]
 STAGES = ["corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"]
 
 
@@ -85,19 +86,19 @@ def processes_of(run: UUID) -> list[str]:
     return found
 
 
+def environment_in(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return {**kept, "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     folder = tmp_path_factory.mktemp("ui")
     text = folder / "books" / "text.txt"
     text.parent.mkdir()
     text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "ui", "--port", "0", "--store", "store"],
-        env={**kept, "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=folder,
+        COMMAND, env=environment_in(folder), stdout=subprocess.PIPE, text=True, cwd=folder
     )
     assert process.stdout is not None
     try:
@@ -277,6 +278,22 @@ def test_a_run_that_is_cancelled_in_training_leaves_no_process(ui: Ui, browser: 
     press(browser, "Confirm")
     assert ui.finished(run).state.name == "Cancelled"  # type: ignore[union-attr]
     wait(lambda: not processes_of(run), 60)
+
+
+# bad input
+
+
+def test_a_login_that_the_server_refuses_is_said_in_a_sentence(tmp_path: Path) -> None:
+    logins = {"PREFECT_SERVER_API_AUTH_STRING": "ann:secret", "PREFECT_API_AUTH_STRING": "ann:wrong"}
+    done = subprocess.run(
+        COMMAND, env={**environment_in(tmp_path), **logins}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    *_, stopping, said = done.stderr.splitlines()
+    assert stopping == "stopping"
+    assert said == (
+        "error: Prefect's server refuses the login: set PREFECT_API_AUTH_STRING to its name:password"
+    )
 
 
 # the end
