@@ -2,8 +2,8 @@
 
 Three things of Prefect's own: a server, the deployments of prefect.yaml beside this file, and a worker that
 runs them with this Python, this store and this folder (from which a run's relative paths count). When it
-ends, it cancels what runs, as the page would, and then ends the worker and the server; runs that wait begin
-next time.
+ends, it pauses the work pool, cancels what runs, as the page would, and then ends the worker and the server;
+runs that wait begin next time, when the pool is resumed.
 """
 
 import argparse
@@ -261,13 +261,13 @@ def client_of(environment: dict[str, str]) -> Any:
 
 
 def make_pool(client: Any) -> None:
-    """The work pool, where there is none; its limit may be changed on the page."""
-    from prefect.client.schemas.actions import WorkPoolCreate
+    """The work pool, where there is none, at work; its limit may be changed on the page."""
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
 
     try:
-        client.read_work_pool(POOL)
+        client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
     except ObjectNotFound:
         client.create_work_pool(
             WorkPoolCreate(
@@ -315,7 +315,7 @@ def for_this_machine(client: Any) -> dict[str, Any]:
     return document
 
 
-def runs(client: Any, states: Sequence[str]) -> list[Any]:
+def runs(client: Any, states: Sequence[str], limit: int | None = None) -> list[Any]:
     """The pool's runs in these states, the latest first."""
     from prefect.client.schemas import filters
     from prefect.client.schemas.objects import StateType
@@ -329,7 +329,7 @@ def runs(client: Any, states: Sequence[str]) -> list[Any]:
             )
         ),
         sort=FlowRunSort.START_TIME_DESC,
-        limit=SHOWN_RUNS,
+        limit=limit,  # None is as many as the server gives at once, 200
     )
     return found
 
@@ -339,20 +339,26 @@ def bury_the_dead(client: Any) -> None:
     from prefect.states import Cancelled, Crashed
 
     message = "Its worker has ended. Run it again: it goes on from its finished stages."
-    for run in runs(client, AT_WORK):
-        end = Cancelled if run.state.is_cancelling() else Crashed
-        client.set_flow_run_state(run.id, end(message=message), force=True)
+    while found := runs(client, AT_WORK):
+        for run in found:
+            end = Cancelled if run.state.is_cancelling() else Crashed
+            client.set_flow_run_state(run.id, end(message=message), force=True)
 
 
 def cancel_runs(client: Any) -> None:
-    """Cancels what runs, and waits until it has ended."""
+    """Cancels what runs, and waits until it has ended; what waits goes on waiting."""
+    from prefect.client.schemas.actions import WorkPoolUpdate
     from prefect.states import Cancelling
 
     with suppress(HTTPError):  # a server that does not answer must not keep the worker from being ended
-        for run in runs(client, ("PENDING", "RUNNING")):
-            client.set_flow_run_state(run.id, Cancelling(message="lexloom ui was stopped"), force=True)
+        client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
         deadline = time.monotonic() + CANCEL_SECONDS
-        while runs(client, AT_WORK) and time.monotonic() < deadline:
+        while (found := runs(client, AT_WORK)) and time.monotonic() < deadline:
+            for run in found:  # again and again: the worker may have taken one before the pause
+                if not run.state.is_cancelling():
+                    client.set_flow_run_state(
+                        run.id, Cancelling(message="lexloom ui was stopped"), force=True
+                    )
             time.sleep(0.5)
 
 
@@ -369,7 +375,7 @@ def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
     """A line for each change of a run's state, until an exception; a server that died is started again."""
     server, worker = programs
     states = (*AT_WORK, "COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-    told: dict[UUID, str] = {run.id: run.state_name for run in runs(client, states)}
+    told: dict[UUID, str] = {run.id: run.state_name for run in runs(client, states, SHOWN_RUNS)}
 
     @cache
     def flow_name(flow_id: UUID) -> str:
@@ -385,7 +391,7 @@ def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
             server.until_healthy(url)
             tell("server", begun, "had ended; started again")
         with suppress(HTTPError):  # it is busy: next time
-            for run in reversed(runs(client, states)):
+            for run in reversed(runs(client, states, SHOWN_RUNS)):
                 if told.get(run.id) != run.state_name:
                     told[run.id] = run.state_name
                     tell_run(flow_name(run.flow_id), run)

@@ -7,10 +7,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +21,7 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
@@ -91,9 +94,8 @@ def environment_in(folder: Path) -> dict[str, str]:
     return {**kept, "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-@pytest.fixture(scope="module")
-def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
-    folder = tmp_path_factory.mktemp("ui")
+@contextmanager
+def opened(folder: Path) -> Iterator[Ui]:
     text = folder / "books" / "text.txt"
     text.parent.mkdir()
     text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
@@ -118,6 +120,12 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
         process.terminate()
         process.wait(SECONDS)
         process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    with opened(tmp_path_factory.mktemp("ui")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +316,21 @@ def test_sigterm_ends_the_server_the_worker_and_what_runs(ui: Ui) -> None:
     assert not processes_of(run)
     left = [path for path in Path("/proc").glob("[0-9]*/environ") if is_of(path, ui.home)]
     assert not left
+
+
+def test_what_waits_at_the_end_goes_on_waiting(tmp_path: Path) -> None:
+    with opened(tmp_path) as ui:
+        ui.client.update_work_pool("lexloom", WorkPoolUpdate(concurrency_limit=1))
+        running = ui.start(epochs=100_000)
+        wait(lambda: "training" in ui.artifacts(running))
+        waiting = ui.start()
+        ui.process.send_signal(signal.SIGTERM)
+        assert ui.process.wait(SECONDS) == 0
+    with closing(sqlite3.connect(ui.home / "prefect.db")) as database:
+        found = dict(database.execute("select id, state_type from flow_run"))
+        begun = database.execute("select id from flow_run where start_time is not null").fetchall()
+    assert found == {str(running): "CANCELLED", str(waiting): "SCHEDULED"}
+    assert begun == [(str(running),)]
 
 
 def is_of(environment: Path, home: Path) -> bool:
