@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -91,9 +91,10 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
         environment = environment_of(f"{url}/api", store)
         serve = ["server", "start", "--host", host, "--port", str(port)]
         begun = time.monotonic()
-        programs.append(Program("server", serve, environment, log))
+        server = Program("server", serve, environment, log)
+        programs.append(server)
         client = client_of(environment)
-        programs[0].until_healthy(url)
+        server.until_healthy(url)
         tell("server", begun, f"its log, and the runs', in {log.name}")
 
         begun = time.monotonic()
@@ -103,7 +104,7 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
         tell("deployments", begun, " · ".join(names))
 
         work = ["worker", "start", "--pool", POOL, "--type", "process", "--name", f"of {platform.node()}"]
-        programs.append(Program("worker", work, environment, log, before=lambda: cancel_runs(client)))
+        programs.append(Program("worker", work, environment, log, before=lambda: cancel_runs(client, server)))
         print(f"Prefect's page at {url} (Ctrl-C ends it, and what runs)", flush=True)
         watch(client, programs, url)
 
@@ -260,6 +261,13 @@ def client_of(environment: dict[str, str]) -> Any:
     return SyncPrefectClient(api=environment["PREFECT_API_URL"], auth_string=login)
 
 
+def asked_once() -> AbstractContextManager[Any]:
+    """A client that tries again for a minute would neither see that the server is dead nor end."""
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+
+
 def make_pool(client: Any) -> None:
     """The work pool, where there is none, at work; its limit may be changed on the page."""
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
@@ -345,21 +353,24 @@ def bury_the_dead(client: Any) -> None:
             client.set_flow_run_state(run.id, end(message=message), force=True)
 
 
-def cancel_runs(client: Any) -> None:
+def cancel_runs(client: Any, server: Program) -> None:
     """Cancels what runs, and waits until it has ended; what waits goes on waiting."""
     from prefect.client.schemas.actions import WorkPoolUpdate
     from prefect.states import Cancelling
 
-    with suppress(HTTPError):  # a server that does not answer must not keep the worker from being ended
-        client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
-        deadline = time.monotonic() + CANCEL_SECONDS
-        while (found := runs(client, AT_WORK)) and time.monotonic() < deadline:
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while not server.has_ended() and time.monotonic() < deadline:
+        with suppress(HTTPError), asked_once():  # it is busy: again
+            client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
+            found = runs(client, AT_WORK)
+            if not found:
+                return
             for run in found:  # again and again: the worker may have taken one before the pause
                 if not run.state.is_cancelling():
                     client.set_flow_run_state(
                         run.id, Cancelling(message="lexloom ui was stopped"), force=True
                     )
-            time.sleep(0.5)
+        time.sleep(0.5)
 
 
 # what a person sees
@@ -390,7 +401,7 @@ def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
             server.restart()
             server.until_healthy(url)
             tell("server", begun, "had ended; started again")
-        with suppress(HTTPError):  # it is busy: next time
+        with suppress(HTTPError), asked_once():  # it is busy: next time
             for run in reversed(runs(client, states, SHOWN_RUNS)):
                 if told.get(run.id) != run.state_name:
                     told[run.id] = run.state_name

@@ -8,6 +8,8 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from socketserver import StreamRequestHandler, TCPServer
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -208,6 +210,46 @@ def test_a_program_that_ends_by_itself_says_where_its_log_is(tmp_path: Path) -> 
         program = operate.Program("server", ["no-such-command"], dict(os.environ), log)
         with pytest.raises(RuntimeError, match=rf"the server has ended \(exit [12]\): see {tmp_path}/log"):
             program.until_healthy("http://127.0.0.1:9")
+
+
+# a server that does not answer
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that answers nothing, and what it was asked."""
+    requests: list[str] = []
+
+    class Silent(StreamRequestHandler):
+        def handle(self) -> None:
+            requests.append(self.rfile.readline().decode())
+
+    with TCPServer(("127.0.0.1", 0), Silent) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/api", requests
+        server.shutdown()
+        thread.join()
+
+
+def test_runs_are_cancelled_while_it_lives_and_no_longer(asked: tuple[str, list[str]]) -> None:
+    url, requests = asked
+    server = SimpleNamespace(has_ended=lambda: len(requests) == 2)
+    operate.cancel_runs(operate.client_of({"PREFECT_API_URL": url}), server)
+    assert len(requests) == 2, "once in a round"
+
+
+def test_it_is_watched_by_asking_once(monkeypatch: pytest.MonkeyPatch, asked: tuple[str, list[str]]) -> None:
+    url, requests = asked
+    monkeypatch.setattr(operate, "POLL_SECONDS", 0)
+    rounds = iter([False, False, True])
+    worker = SimpleNamespace(has_ended=lambda: next(rounds), complain=lambda: sys.exit("it has ended"))
+    server = SimpleNamespace(has_ended=lambda: False)
+    look, first = operate.runs, iter([True])
+    monkeypatch.setattr(operate, "runs", lambda *given: [] if next(first, False) else look(*given))
+    with pytest.raises(SystemExit):
+        operate.watch(operate.client_of({"PREFECT_API_URL": url}), [server, worker], url)
+    assert len(requests) == 2, "once in a round"
 
 
 # failures
