@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import IO, Any, NoReturn
 from urllib.error import URLError
@@ -78,13 +79,14 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
 
     Raises:
         OSError: one sentence; the port is in use, or the store can't be written.
-        ValueError: Prefect is told to use another server.
+        ValueError: Prefect is told to use another server, or others could use this one without a login.
         RuntimeError: the server or the worker ended by itself.
     """
     with listen(host, port) as listener:
-        port = listener.getsockname()[1]
+        address, port = listener.getsockname()[:2]
     url = f"http://{EVERYWHERE.get(host, host)}:{port}"
     refuse_another_server(f"{url}/api")
+    refuse_everyone(address)
     store.make_writable()
     with log_file() as log, ended_in_order() as programs:
         stderr.print(Text("lexloom ui", style="bold") + Text(f" · store {store.root}", style="dim"))
@@ -121,6 +123,17 @@ def refuse_another_server(api: str) -> None:
         )
 
 
+def refuse_everyone(address: str) -> None:
+    """Whoever starts runs reads and writes what this user may."""
+    from prefect.settings import get_current_settings
+
+    if not ip_address(address).is_loopback and not get_current_settings().server.api.auth_string:
+        raise ValueError(
+            f"at {address} everyone who reaches this machine could start runs on it: set a login first by"
+            " PREFECT_SERVER_API_AUTH_STRING=name:password, or leave out --host"
+        )
+
+
 def environment_of(api: str, store: Store) -> dict[str, str]:
     """What server, worker and runs find in their environment; what the user has set there stays."""
     from prefect.settings import get_current_settings
@@ -130,6 +143,7 @@ def environment_of(api: str, store: Store) -> dict[str, str]:
     quiet = os.environ.get("PREFECT_LOGGING_LEVEL") == QUIET_LIBRARIES["PREFECT_LOGGING_LEVEL"]
     defaults = {
         "PREFECT_SERVER_UI_API_URL": "/api",  # wherever the browser is
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),  # no other page
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that page counts its visits at another host
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_WORKER_QUERY_SECONDS": "2",

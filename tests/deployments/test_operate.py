@@ -132,6 +132,7 @@ def test_server_worker_and_runs_share_one_store_and_log_for_the_page(
     assert found["PREFECT_LOGGING_LEVEL"] == "INFO"
     assert found["PREFECT_WORKER_QUERY_SECONDS"] == "7"
     assert found["PREFECT_SERVER_UI_API_URL"] == "/api"
+    assert found["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200"
 
 
 def test_the_servers_login_is_the_clients_unless_that_has_its_own() -> None:
@@ -183,6 +184,25 @@ def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
         said = said_by_main(capsys, "--port", "0")
     assert said.startswith("error: PREFECT_API_URL is http://prefect.example/api, and this would start a")
     assert f"--prefect-file {operate.DEPLOYMENTS}" in said
+
+
+def test_others_are_not_served_without_a_login(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings(restore_defaults={PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING}):
+        said = said_by_main(capsys, "--host", "0.0.0.0", "--port", "0")
+    assert said == (
+        "error: at 0.0.0.0 everyone who reaches this machine could start runs on it: set a login first by"
+        " PREFECT_SERVER_API_AUTH_STRING=name:password, or leave out --host"
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "login"), [("127.0.0.1", None), ("127.8.8.8", None), ("::1", None), ("0.0.0.0", "ann:secret")]
+)
+def test_this_machine_is_served_and_others_with_a_login(address: str, login: str | None) -> None:
+    with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: login}):
+        operate.refuse_everyone(address)
 
 
 def test_a_store_that_can_not_be_written_is_said_before_anything_starts(

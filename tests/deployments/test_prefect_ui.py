@@ -223,6 +223,12 @@ def test_what_the_form_would_not_allow_is_refused_with_the_field_and_its_bound(u
         ui.start(no_such_field=1)
 
 
+def test_another_page_of_the_browser_can_not_use_it(ui: Ui) -> None:
+    for origin, allowed in [(ui.url, ui.url), ("http://elsewhere.example", None)]:
+        answer = ui.client._client.get("/health", headers={"Origin": origin})
+        assert answer.headers.get("Access-Control-Allow-Origin") == allowed
+
+
 def test_a_run_of_the_api_is_cached_and_tells_how_its_stages_hang_together(ui: Ui) -> None:
     first, second = ui.start(), ui.start()  # two runs of one deployment at once
     assert [ui.finished(run).state.type for run in (first, second)] == ["COMPLETED"] * 2  # type: ignore[union-attr]
