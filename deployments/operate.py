@@ -37,7 +37,7 @@ from tasks.artifacts import Store
 from tasks.console import NAME_WIDTH, clipped, stderr
 
 HOST, PORT = "127.0.0.1", 4200
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # not an address to ask at
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # not an address to ask at
 POOL, RUNS_AT_ONCE = "lexloom", 2
 DEPLOYMENTS = Path(__file__).parent / "prefect.yaml"
 LOG = "lexloom-ui.log"
@@ -84,7 +84,7 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
     """
     with listen(host, port) as listener:
         address, port = listener.getsockname()[:2]
-    url = f"http://{EVERYWHERE.get(host, host)}:{port}"
+    url = url_of(host, port)
     refuse_another_server(f"{url}/api")
     refuse_everyone(address)
     store.make_writable()
@@ -109,6 +109,11 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
         programs.append(Program("worker", work, environment, log, before=lambda: cancel_runs(client, server)))
         print(f"Prefect's page at {url} (Ctrl-C ends it, and what runs)", flush=True)
         watch(client, programs, url)
+
+
+def url_of(host: str, port: int) -> str:
+    host = EVERYWHERE.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def refuse_another_server(api: str) -> None:

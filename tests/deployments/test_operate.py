@@ -148,6 +148,20 @@ def test_the_servers_login_is_the_clients_unless_that_has_its_own() -> None:
         assert found.get("PREFECT_API_AUTH_STRING") == login
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:4200"),
+        ("localhost", "http://localhost:4200"),
+        ("0.0.0.0", "http://127.0.0.1:4200"),
+        ("::1", "http://[::1]:4200"),
+        ("::", "http://[::1]:4200"),
+    ],
+)
+def test_the_page_is_at_an_address_that_can_be_asked(host: str, url: str) -> None:
+    assert operate.url_of(host, 4200) == url
+
+
 # bad input
 
 
