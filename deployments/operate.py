@@ -38,7 +38,7 @@ from tasks.console import NAME_WIDTH, clipped, stderr
 
 HOST, PORT = "127.0.0.1", 4200
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # not an address to ask at
-POOL, RUNS_AT_ONCE = "lexloom", 2
+POOL, POOL_TYPE, RUNS_AT_ONCE = "lexloom", "process", 2
 DEPLOYMENTS = Path(__file__).parent / "prefect.yaml"
 LOG = "lexloom-ui.log"
 START_SECONDS = 300  # a busy machine is slow
@@ -105,7 +105,7 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
         names = deploy(client, environment, log)
         tell("deployments", begun, " · ".join(names))
 
-        work = ["worker", "start", "--pool", POOL, "--type", "process", "--name", f"of {platform.node()}"]
+        work = ["worker", "start", "--pool", POOL, "--type", POOL_TYPE, "--name", f"of {platform.node()}"]
         programs.append(Program("worker", work, environment, log, before=lambda: cancel_runs(client, server)))
         print(f"Prefect's page at {url} (Ctrl-C ends it, and what runs)", flush=True)
         watch(client, programs, url)
@@ -123,8 +123,9 @@ def refuse_another_server(api: str) -> None:
     if other and other.rstrip("/") != api:
         raise ValueError(
             f"PREFECT_API_URL is {other}, and this would start a server of its own: unset it; or give that"
-            f" server the flows by `prefect deploy --all --prefect-file {DEPLOYMENTS}` and run them by"
-            f" `prefect worker start --pool {POOL} --type process`"
+            f" server the flows by `prefect work-pool create {POOL} --type {POOL_TYPE}` and `prefect deploy"
+            f" --all --prefect-file {DEPLOYMENTS}`, and run them by"
+            f" `prefect worker start --pool {POOL} --type {POOL_TYPE}`"
         )
 
 
@@ -288,23 +289,34 @@ def asked_once() -> AbstractContextManager[Any]:
 
 
 def make_pool(client: Any) -> None:
-    """The work pool, where there is none, at work; its limit may be changed on the page."""
+    """The work pool, where there is none, at work; its limit may be changed on the page.
+
+    Raises:
+        ValueError: there is one whose runs are not processes.
+    """
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
 
     try:
-        client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
+        pool = client.read_work_pool(POOL)
     except ObjectNotFound:
         client.create_work_pool(
             WorkPoolCreate(
                 name=POOL,
-                type="process",
+                type=POOL_TYPE,
                 description="Lexloom's flows on this machine",
                 base_job_template=ProcessWorker.get_default_base_job_template(),
                 concurrency_limit=RUNS_AT_ONCE,
             )
         )
+        return
+    if pool.type != POOL_TYPE:
+        raise ValueError(
+            f"the work pool {POOL} is of type {pool.type}, not {POOL_TYPE}: delete it by `prefect work-pool"
+            f" delete {POOL}`, and the next start makes it anew"
+        )
+    client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
 
 
 def deploy(client: Any, environment: dict[str, str], log: IO[bytes]) -> list[str]:

@@ -1,6 +1,7 @@
 """What `lexloom ui` would tell Prefect: deployments, schedules, forms and the notice of a failure."""
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -16,8 +17,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
@@ -198,6 +201,8 @@ def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
         said = said_by_main(capsys, "--port", "0")
     assert said.startswith("error: PREFECT_API_URL is http://prefect.example/api, and this would start a")
     assert f"--prefect-file {operate.DEPLOYMENTS}" in said
+    commands = re.findall("`prefect ([^ ]+)", said)
+    assert commands == ["work-pool", "deploy", "worker"], "deployments need the pool"
 
 
 def test_others_are_not_served_without_a_login(
@@ -244,6 +249,47 @@ def test_a_program_that_ends_by_itself_says_where_its_log_is(tmp_path: Path) -> 
         program = operate.Program("server", ["no-such-command"], dict(os.environ), log)
         with pytest.raises(RuntimeError, match=rf"the server has ended \(exit [12]\): see {tmp_path}/log"):
             program.until_healthy("http://127.0.0.1:9")
+
+
+# the work pool
+
+
+class Pool:
+    """A client of a server that has one work pool, or none."""
+
+    def __init__(self, kind: str | None) -> None:
+        self.kind = kind
+        self.told: list[WorkPoolCreate | WorkPoolUpdate] = []
+
+    def read_work_pool(self, name: str) -> SimpleNamespace:
+        if self.kind is None:
+            raise ObjectNotFound(http_exc=Exception())
+        return SimpleNamespace(type=self.kind)
+
+    def create_work_pool(self, pool: WorkPoolCreate) -> None:
+        self.told.append(pool)
+
+    def update_work_pool(self, name: str, change: WorkPoolUpdate) -> None:
+        self.told.append(change)
+
+
+def test_a_pool_that_is_not_there_is_made() -> None:
+    client = Pool(None)
+    operate.make_pool(client)
+    (pool,) = client.told
+    assert isinstance(pool, WorkPoolCreate)
+    assert (pool.name, pool.type, pool.concurrency_limit) == ("lexloom", "process", 2)
+
+
+def test_a_pool_that_is_there_is_resumed_and_keeps_its_limit() -> None:
+    client = Pool("process")
+    operate.make_pool(client)
+    assert [change.model_dump(exclude_unset=True) for change in client.told] == [{"is_paused": False}]
+
+
+def test_a_pool_whose_runs_are_not_processes_is_refused() -> None:
+    with pytest.raises(ValueError, match="is of type docker, not process: delete it by `prefect work-pool d"):
+        operate.make_pool(Pool("docker"))
 
 
 # a server that does not answer
