@@ -4,12 +4,9 @@ The browser tests need Debian's chromium and are skipped where it is missing; th
 """
 
 import json
-import os
-import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -26,12 +23,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 
+from benchmarks.ui import COMMAND, environment_of, ui_in
 from tasks.artifacts import Store
 from tests.deployments.browser import CHROMIUM, Browser
 
+pytestmark = pytest.mark.timeout(900)  # with the start of everything, on a busy machine
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt install chromium")
 SECONDS = 180
-COMMAND = [sys.executable, "-m", "flows.cli", "ui", "--port", "0", "--store", "store"]
 STAGES = ["corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"]
 
 
@@ -89,37 +87,19 @@ def processes_of(run: UUID) -> list[str]:
     return found
 
 
-def environment_in(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return {**kept, "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
-
-
 @contextmanager
 def opened(folder: Path) -> Iterator[Ui]:
     text = folder / "books" / "text.txt"
     text.parent.mkdir()
     text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
-    process = subprocess.Popen(
-        COMMAND, env=environment_in(folder), stdout=subprocess.PIPE, text=True, cwd=folder
-    )
-    assert process.stdout is not None
-    try:
-        said = process.stdout.readline()
-        found = re.search(r"http://\S+", said)
-        assert found, said
-        quick = {"runner": "local", "workers": 1, "epochs": 1, "dim": 8}
-        yield Ui(
-            process,
-            found[0],
-            folder / "home",
-            Store(folder / "store"),
-            SyncPrefectClient(api=f"{found[0]}/api"),
-            {"corpus": {"source": "books"}, "train": quick},  # a path from the folder where it was started
-        )
-    finally:
-        process.terminate()
-        process.wait(SECONDS)
-        process.stdout.close()
+    store, home = folder / "store", folder / "home"
+    quick = {"runner": "local", "workers": 1, "epochs": 1, "dim": 8}
+    config = {"corpus": {"source": "books"}, "train": quick}  # a path from the folder where it was started
+    with (
+        ui_in(folder, store, home) as (process, url),
+        SyncPrefectClient(api=f"{url}/api") as client,
+    ):
+        yield Ui(process, url, home, Store(store), client, config)
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +207,9 @@ def test_another_page_of_the_browser_can_not_use_it(ui: Ui) -> None:
     for origin, allowed in [(ui.url, ui.url), ("http://elsewhere.example", None)]:
         answer = ui.client._client.get("/health", headers={"Origin": origin})
         assert answer.headers.get("Access-Control-Allow-Origin") == allowed
+    unasked = {"Content-Type": "text/plain"}  # a browser sends such a request without asking
+    with pytest.raises(PrefectHTTPStatusError, match="422"):
+        ui.client._client.post("/flows/", content='{"name": "theirs"}', headers=unasked)
 
 
 def test_a_run_of_the_api_is_cached_and_tells_how_its_stages_hang_together(ui: Ui) -> None:
@@ -300,7 +283,11 @@ def test_a_run_that_is_cancelled_in_training_leaves_no_process(ui: Ui, browser: 
 def test_a_login_that_the_server_refuses_is_said_in_a_sentence(tmp_path: Path) -> None:
     logins = {"PREFECT_SERVER_API_AUTH_STRING": "ann:secret", "PREFECT_API_AUTH_STRING": "ann:wrong"}
     done = subprocess.run(
-        COMMAND, env={**environment_in(tmp_path), **logins}, cwd=tmp_path, capture_output=True, text=True
+        COMMAND,
+        env={**environment_of(tmp_path / "home"), **logins},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     *_, stopping, said = done.stderr.splitlines()
