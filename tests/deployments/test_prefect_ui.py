@@ -4,6 +4,7 @@ The browser tests need Debian's chromium and are skipped where it is missing; th
 """
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -88,7 +89,7 @@ def processes_of(run: UUID) -> list[str]:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Ui]:
+def opened(folder: Path, login: str | None = None) -> Iterator[Ui]:
     text = folder / "books" / "text.txt"
     text.parent.mkdir()
     text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
@@ -97,7 +98,7 @@ def opened(folder: Path) -> Iterator[Ui]:
     config = {"corpus": {"source": "books"}, "train": quick}  # a path from the folder where it was started
     with (
         ui_in(folder, store, home) as (process, url),
-        SyncPrefectClient(api=f"{url}/api") as client,
+        SyncPrefectClient(api=f"{url}/api", auth_string=login) as client,
     ):
         yield Ui(process, url, home, Store(store), client, config)
 
@@ -300,30 +301,38 @@ def test_a_login_that_the_server_refuses_is_said_in_a_sentence(tmp_path: Path) -
 # the end
 
 
-def test_sigterm_ends_the_server_the_worker_and_what_runs(ui: Ui) -> None:
+def test_ctrl_c_ends_the_server_the_worker_and_what_runs(ui: Ui) -> None:
     run = ui.start(epochs=100_000, dim=16)
     wait(lambda: "training" in ui.artifacts(run))
     assert processes_of(run)
-    ui.process.send_signal(signal.SIGTERM)
+    os.killpg(ui.process.pid, signal.SIGINT)
     assert ui.process.wait(SECONDS) == 0
     assert not processes_of(run)
-    left = [path for path in Path("/proc").glob("[0-9]*/environ") if is_of(path, ui.home)]
-    assert not left
+    assert not living(ui.home)
 
 
-def test_what_waits_at_the_end_goes_on_waiting(tmp_path: Path) -> None:
-    with opened(tmp_path) as ui:
+def test_sigterm_lets_what_waits_wait_on(tmp_path: Path) -> None:
+    """On a server with a login, which stands in Prefect's profile."""
+    profile = tmp_path / "home" / "profiles.toml"
+    profile.parent.mkdir()
+    profile.write_text('active = "here"\n[profiles.here]\nPREFECT_SERVER_API_AUTH_STRING = "ann:secret"\n')
+    with opened(tmp_path, login="ann:secret") as ui:
         ui.client.update_work_pool("lexloom", WorkPoolUpdate(concurrency_limit=1))
         running = ui.start(epochs=100_000)
         wait(lambda: "training" in ui.artifacts(running))
         waiting = ui.start()
         ui.process.send_signal(signal.SIGTERM)
         assert ui.process.wait(SECONDS) == 0
+        assert not living(ui.home)
     with closing(sqlite3.connect(ui.home / "prefect.db")) as database:
         found = dict(database.execute("select id, state_type from flow_run"))
         begun = database.execute("select id from flow_run where start_time is not null").fetchall()
     assert found == {str(running): "CANCELLED", str(waiting): "SCHEDULED"}
     assert begun == [(str(running),)]
+
+
+def living(home: Path) -> list[Path]:
+    return [path for path in Path("/proc").glob("[0-9]*/environ") if is_of(path, home)]
 
 
 def is_of(environment: Path, home: Path) -> bool:
