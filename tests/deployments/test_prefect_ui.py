@@ -20,11 +20,12 @@ from uuid import UUID
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 
-from benchmarks.ui import COMMAND, environment_of, ui_in
+from benchmarks.ui import COMMAND, environment_of, server_of, ui_in
 from deployments import operate
 from tasks.artifacts import Store
 from tests.deployments.browser import CHROMIUM, Browser
@@ -62,6 +63,10 @@ class Ui:
     def finished(self, run: UUID) -> FlowRun:
         wait(lambda: self.client.read_flow_run(run).state.is_final())  # type: ignore[union-attr]
         return self.client.read_flow_run(run)
+
+    def stages(self, run: UUID) -> list[TaskRun]:
+        given = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+        return self.client.read_task_runs(flow_run_filter=given)
 
     def artifacts(self, run: UUID) -> dict[str, Any]:
         """Key -> content of what the run has published."""
@@ -298,6 +303,31 @@ def test_a_run_that_is_cancelled_in_training_leaves_no_process(ui: Ui, browser: 
     press(browser, "Confirm")
     assert ui.finished(run).state.name == "Cancelled"  # type: ignore[union-attr]
     wait(lambda: not processes_of(run), 60)
+
+
+# failures
+
+
+def test_a_run_outlives_the_servers_death_and_repeats_no_stage(ui: Ui) -> None:
+    run = ui.start(epochs=100_000, max_seconds=10, seed=7)
+    wait(lambda: "training" in ui.artifacts(run))
+    assert ui.client.read_flow_run(run).state.is_running()  # type: ignore[union-attr]
+    killed = server_of(ui.process)
+    os.kill(killed, signal.SIGKILL)
+    wait(lambda: is_another(ui, killed) and operate.is_healthy(ui.url))
+    ended = ui.finished(run)
+    assert ended.state.is_completed()  # type: ignore[union-attr]
+    assert ended.run_count == 1
+    wait(lambda: all(task.state.is_final() for task in ui.stages(run)), 60)  # they are told of by and by
+    assert sorted(task.name for task in ui.stages(run)) == sorted(STAGES)
+    assert {task.run_count for task in ui.stages(run)} == {1}
+
+
+def is_another(ui: Ui, killed: int) -> bool:
+    try:
+        return server_of(ui.process) != killed
+    except (StopIteration, OSError):
+        return False
 
 
 # bad input
