@@ -7,7 +7,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PIP = $(VENV)/bin/pip install -qq --disable-pip-version-check
 
-.PHONY: run app test lint bench soak ui clean
+.PHONY: run app test lint bench soak operate ui clean
 
 run: $(VENV)/demo.installed
 	@$(VENV)/bin/lexloom word2vec
@@ -42,6 +42,12 @@ bench: $(VENV)/dev.installed
 # Kills workers and drivers, and cancels runs, ninety times in all: an hour or two.
 soak: $(VENV)/dev.installed
 	$(VENV)/bin/python benchmarks/soak.py
+
+# Measures what Prefect and Ray cost, and kills the server and hosts: half an hour or more.
+operate: $(VENV)/dev.installed
+	$(VENV)/bin/python benchmarks/operate.py
+	$(VENV)/bin/python benchmarks/cluster.py
+	$(VENV)/bin/python benchmarks/overhead.py
 
 # Prefect's page to start, schedule and watch runs on this machine, until Ctrl-C.
 ui: $(VENV)/demo.installed

@@ -12,10 +12,8 @@ benchmarks/results/operate.json.
 
 import argparse
 import os
-import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,12 +24,13 @@ from typing import Any
 from httpx import HTTPError
 from measure import summary, table, write_results
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from processes import is_alive, wait_for
+from ui import server_of, ui_in
 
 from deployments.operate import is_healthy
 from tasks.artifacts import Store
 
-ROOT = Path(__file__).parent.parent
 START_SECONDS, RUN_SECONDS = 300, 900
 DEPLOYMENT = "word2vec/word2vec"
 CONFIG = {"train": {"epochs": 1}}
@@ -41,22 +40,10 @@ LONG = {"train": {"epochs": 8, "seed": 7, "checkpoint_every": 50}}
 class Ui:
     """`lexloom ui` at work, and a client of its server."""
 
-    def __init__(self, store: Path, home: Path) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        begun = time.monotonic()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "ui", "--port", "0", "--store", str(store)],
-            env={**kept, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        found = re.search(r"http://\S+", self.process.stdout.readline())
-        if found is None:
-            raise RuntimeError("lexloom ui did not start")
+    def __init__(self, process: "subprocess.Popen[str]", url: str, begun: float) -> None:
         self.until_page = time.monotonic() - begun
-        self.url = found[0]
-        self.client = SyncPrefectClient(api=f"{self.url}/api")
+        self.process, self.url = process, url
+        self.client = SyncPrefectClient(api=f"{url}/api")
         wait_for(self._worker_is_online, START_SECONDS, "the worker")
         self.until_worker = time.monotonic() - begun
 
@@ -75,6 +62,9 @@ class Ui:
         except HTTPError:
             return ""
 
+    def stages(self, run: Any) -> list[Any]:
+        return self.client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+
     def finish(self, run: Any) -> tuple[float, float]:
         """Seconds until the run runs, and until it has completed."""
         begun = time.monotonic()
@@ -87,28 +77,19 @@ class Ui:
             raise RuntimeError(f"the run ended as {state.name}: {state.message}")
         return running, time.monotonic() - begun
 
-    def server(self) -> int:
-        """The server's process ID."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
-        return next(pid for pid, command in commands.items() if "server\0start" in command)
-
 
 @contextmanager
 def ui(store: Path, home: Path) -> Iterator[Ui]:
-    opened = Ui(store, home)
-    try:
-        yield opened
-    finally:
-        opened.process.terminate()
-        opened.process.wait(RUN_SECONDS)
+    begun = time.monotonic()
+    with ui_in(Path.cwd(), store, home) as (process, url):
+        yield Ui(process, url, begun)
 
 
 def kill_the_server(opened: Ui, store: Path) -> dict[str, Any]:
     """Kills it while a run trains; returns how the run fared."""
     run = opened.request(LONG)
     wait_for(lambda: any(store.glob(".scratch/*/*/step-*")), RUN_SECONDS, "the first checkpoint")
-    server = opened.server()
+    server = server_of(opened.process)
     os.kill(server, signal.SIGKILL)
     begun = time.monotonic()
     wait_for(lambda: not is_alive(server), START_SECONDS, "the server's death")
@@ -117,15 +98,13 @@ def kill_the_server(opened: Ui, store: Path) -> dict[str, Any]:
     if not opened.client.read_flow_run(run).state.is_running():
         raise RuntimeError("the run was over before the server was killed")
     opened.finish(run)
-    tasks = opened.client._client.post(
-        "/task_runs/filter", json={"flow_runs": {"id": {"any_": [str(run)]}}}
-    ).json()
-    return {
-        "seconds_without_server": round(back, 2),
-        "attempts_of_the_run": opened.client.read_flow_run(run).run_count,
-        "task_runs": len(tasks),
-        "most_attempts_of_a_stage": max(task["run_count"] for task in tasks),
-    }
+    wait_for(lambda: all(each.state.is_final() for each in opened.stages(run)), RUN_SECONDS, "the last news")
+    stages = opened.stages(run)
+    names = [stage.name for stage in stages]
+    attempts = [each.run_count for each in (opened.client.read_flow_run(run), *stages)]
+    if len(set(names)) < len(names) or set(attempts) != {1}:
+        raise RuntimeError(f"something has run twice: stages {names}, attempts {attempts}")
+    return {"seconds_without_server": round(back, 2), "stages": len(stages)}
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 Three things of Prefect's own: a server, the deployments of prefect.yaml beside this file, and a worker that
 runs them with this Python, this store and this folder (from which a run's relative paths count). When it
-ends, it cancels what runs, as the page would, and then ends the worker and the server; runs that wait begin
-next time.
+ends, it pauses the work pool, cancels what runs, as the page would, and then ends the worker and the server;
+runs that wait begin next time, when the pool is resumed.
 """
 
 import argparse
@@ -18,8 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import IO, Any, NoReturn
 from urllib.error import URLError
@@ -36,8 +37,8 @@ from tasks.artifacts import Store
 from tasks.console import NAME_WIDTH, clipped, stderr
 
 HOST, PORT = "127.0.0.1", 4200
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # not an address to ask at
-POOL, RUNS_AT_ONCE = "lexloom", 2
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # not an address to ask at
+POOL, POOL_TYPE, RUNS_AT_ONCE = "lexloom", "process", 2
 DEPLOYMENTS = Path(__file__).parent / "prefect.yaml"
 LOG = "lexloom-ui.log"
 START_SECONDS = 300  # a busy machine is slow
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         operate(options.host, options.port, Store(options.store))
     except KeyboardInterrupt:
         return 0
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
         stderr.print(Text("error: ", style="bold red") + Text(plain(error)))
         return 1
 
@@ -78,22 +79,24 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
 
     Raises:
         OSError: one sentence; the port is in use, or the store can't be written.
-        ValueError: Prefect is told to use another server.
+        ValueError: Prefect is told to use another server, or others could use this one without a login.
         RuntimeError: the server or the worker ended by itself.
     """
     with listen(host, port) as listener:
-        port = listener.getsockname()[1]
-    url = f"http://{EVERYWHERE.get(host, host)}:{port}"
+        address, port = listener.getsockname()[:2]
+    url = url_of(host, port)
     refuse_another_server(f"{url}/api")
+    refuse_everyone(address)
     store.make_writable()
     with log_file() as log, ended_in_order() as programs:
         stderr.print(Text("lexloom ui", style="bold") + Text(f" · store {store.root}", style="dim"))
         environment = environment_of(f"{url}/api", store)
         serve = ["server", "start", "--host", host, "--port", str(port)]
         begun = time.monotonic()
-        programs.append(Program("server", serve, environment, log))
+        server = Program("server", serve, environment, log)
+        programs.append(server)
         client = client_of(environment)
-        programs[0].until_healthy(url)
+        server.until_healthy(url)
         tell("server", begun, f"its log, and the runs', in {log.name}")
 
         begun = time.monotonic()
@@ -102,10 +105,15 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
         names = deploy(client, environment, log)
         tell("deployments", begun, " · ".join(names))
 
-        work = ["worker", "start", "--pool", POOL, "--type", "process", "--name", f"of {platform.node()}"]
-        programs.append(Program("worker", work, environment, log, before=lambda: cancel_runs(client)))
+        work = ["worker", "start", "--pool", POOL, "--type", POOL_TYPE, "--name", f"of {platform.node()}"]
+        programs.append(Program("worker", work, environment, log, before=lambda: cancel_runs(client, server)))
         print(f"Prefect's page at {url} (Ctrl-C ends it, and what runs)", flush=True)
         watch(client, programs, url)
+
+
+def url_of(host: str, port: int) -> str:
+    host = EVERYWHERE.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def refuse_another_server(api: str) -> None:
@@ -115,21 +123,37 @@ def refuse_another_server(api: str) -> None:
     if other and other.rstrip("/") != api:
         raise ValueError(
             f"PREFECT_API_URL is {other}, and this would start a server of its own: unset it; or give that"
-            f" server the flows by `prefect deploy --all --prefect-file {DEPLOYMENTS}` and run them by"
-            f" `prefect worker start --pool {POOL} --type process`"
+            f" server the flows by `prefect work-pool create {POOL} --type {POOL_TYPE}` and `prefect deploy"
+            f" --all --prefect-file {DEPLOYMENTS}`, and run them by"
+            f" `prefect worker start --pool {POOL} --type {POOL_TYPE}`"
+        )
+
+
+def refuse_everyone(address: str) -> None:
+    """Whoever starts runs reads and writes what this user may."""
+    from prefect.settings import get_current_settings
+
+    if not ip_address(address).is_loopback and not get_current_settings().server.api.auth_string:
+        raise ValueError(
+            f"at {address} everyone who reaches this machine could start runs on it: set a login first by"
+            " PREFECT_SERVER_API_AUTH_STRING=name:password, or leave out --host"
         )
 
 
 def environment_of(api: str, store: Store) -> dict[str, str]:
     """What server, worker and runs find in their environment; what the user has set there stays."""
-    password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    login = settings.api.auth_string or settings.server.api.auth_string
     quiet = os.environ.get("PREFECT_LOGGING_LEVEL") == QUIET_LIBRARIES["PREFECT_LOGGING_LEVEL"]
     defaults = {
         "PREFECT_SERVER_UI_API_URL": "/api",  # wherever the browser is
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),  # no other page
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that page counts its visits at another host
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        **({"PREFECT_API_AUTH_STRING": password} if password else {}),
+        **({"PREFECT_API_AUTH_STRING": login.get_secret_value()} if login else {}),
     }
     settled = {
         "PREFECT_API_URL": api,
@@ -253,28 +277,46 @@ def log_file() -> Iterator[IO[bytes]]:
 def client_of(environment: dict[str, str]) -> Any:
     from prefect.client.orchestration import SyncPrefectClient
 
-    password = environment.get("PREFECT_API_AUTH_STRING")
-    return SyncPrefectClient(api=environment["PREFECT_API_URL"], auth_string=password)
+    login = environment.get("PREFECT_API_AUTH_STRING")
+    return SyncPrefectClient(api=environment["PREFECT_API_URL"], auth_string=login)
+
+
+def asked_once() -> AbstractContextManager[Any]:
+    """A client that tries again for a minute would neither see that the server is dead nor end."""
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
 def make_pool(client: Any) -> None:
-    """The work pool, where there is none; its limit may be changed on the page."""
-    from prefect.client.schemas.actions import WorkPoolCreate
+    """The work pool, where there is none, at work; its limit may be changed on the page.
+
+    Raises:
+        ValueError: there is one whose runs are not processes.
+    """
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
 
     try:
-        client.read_work_pool(POOL)
+        pool = client.read_work_pool(POOL)
     except ObjectNotFound:
         client.create_work_pool(
             WorkPoolCreate(
                 name=POOL,
-                type="process",
+                type=POOL_TYPE,
                 description="Lexloom's flows on this machine",
                 base_job_template=ProcessWorker.get_default_base_job_template(),
                 concurrency_limit=RUNS_AT_ONCE,
             )
         )
+        return
+    if pool.type != POOL_TYPE:
+        raise ValueError(
+            f"the work pool {POOL} is of type {pool.type}, not {POOL_TYPE}: delete it by `prefect work-pool"
+            f" delete {POOL}`, and the next start makes it anew"
+        )
+    client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
 
 
 def deploy(client: Any, environment: dict[str, str], log: IO[bytes]) -> list[str]:
@@ -312,7 +354,7 @@ def for_this_machine(client: Any) -> dict[str, Any]:
     return document
 
 
-def runs(client: Any, states: Sequence[str]) -> list[Any]:
+def runs(client: Any, states: Sequence[str], limit: int | None = None) -> list[Any]:
     """The pool's runs in these states, the latest first."""
     from prefect.client.schemas import filters
     from prefect.client.schemas.objects import StateType
@@ -326,7 +368,7 @@ def runs(client: Any, states: Sequence[str]) -> list[Any]:
             )
         ),
         sort=FlowRunSort.START_TIME_DESC,
-        limit=SHOWN_RUNS,
+        limit=limit,  # None is as many as the server gives at once, 200
     )
     return found
 
@@ -336,21 +378,30 @@ def bury_the_dead(client: Any) -> None:
     from prefect.states import Cancelled, Crashed
 
     message = "Its worker has ended. Run it again: it goes on from its finished stages."
-    for run in runs(client, AT_WORK):
-        end = Cancelled if run.state.is_cancelling() else Crashed
-        client.set_flow_run_state(run.id, end(message=message), force=True)
+    while found := runs(client, AT_WORK):
+        for run in found:
+            end = Cancelled if run.state.is_cancelling() else Crashed
+            client.set_flow_run_state(run.id, end(message=message), force=True)
 
 
-def cancel_runs(client: Any) -> None:
-    """Cancels what runs, and waits until it has ended."""
+def cancel_runs(client: Any, server: Program) -> None:
+    """Cancels what runs, and waits until it has ended; what waits goes on waiting."""
+    from prefect.client.schemas.actions import WorkPoolUpdate
     from prefect.states import Cancelling
 
-    with suppress(HTTPError):  # a server that does not answer must not keep the worker from being ended
-        for run in runs(client, ("PENDING", "RUNNING")):
-            client.set_flow_run_state(run.id, Cancelling(message="lexloom ui was stopped"), force=True)
-        deadline = time.monotonic() + CANCEL_SECONDS
-        while runs(client, AT_WORK) and time.monotonic() < deadline:
-            time.sleep(0.5)
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while not server.has_ended() and time.monotonic() < deadline:
+        with suppress(HTTPError), asked_once():  # it is busy: again
+            client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
+            found = runs(client, AT_WORK)
+            if not found:
+                return
+            for run in found:  # again and again: the worker may have taken one before the pause
+                if not run.state.is_cancelling():
+                    client.set_flow_run_state(
+                        run.id, Cancelling(message="lexloom ui was stopped"), force=True
+                    )
+        time.sleep(0.5)
 
 
 # what a person sees
@@ -366,7 +417,7 @@ def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
     """A line for each change of a run's state, until an exception; a server that died is started again."""
     server, worker = programs
     states = (*AT_WORK, "COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-    told: dict[UUID, str] = {run.id: run.state_name for run in runs(client, states)}
+    told: dict[UUID, str] = {run.id: run.state_name for run in runs(client, states, SHOWN_RUNS)}
 
     @cache
     def flow_name(flow_id: UUID) -> str:
@@ -381,8 +432,8 @@ def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
             server.restart()
             server.until_healthy(url)
             tell("server", begun, "had ended; started again")
-        with suppress(HTTPError):  # it is busy: next time
-            for run in reversed(runs(client, states)):
+        with suppress(HTTPError), asked_once():  # it is busy: next time
+            for run in reversed(runs(client, states, SHOWN_RUNS)):
                 if told.get(run.id) != run.state_name:
                     told[run.id] = run.state_name
                     tell_run(flow_name(run.flow_id), run)

@@ -1,5 +1,6 @@
 """What a flow gives back: where the model is, how good it is, and what had to run."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from tasks.stage import StageRecord, record_stages
 
 SHOWN_KEY = 8  # characters, enough to find it in the column of keys
 LINEAGE = "The stages of this run, and which was made from which. `lexloom store explain STAGE` says more."
+
+logger = logging.getLogger("lexloom.outcome")
 
 
 class Outcome(BaseModel):
@@ -66,7 +69,15 @@ def story(flow: str, cluster: str) -> Iterator[Story]:
             yield Story(flow, records)
         finally:
             if not isinstance(sys.exception(), TerminationSignal | KeyboardInterrupt):  # it has to be quick
-                create_table_artifact([row(record) for record in records], key="stages", description=LINEAGE)
+                show_stages(records)
+
+
+def show_stages(records: list[StageRecord]) -> None:
+    """The table of stages on Prefect's page; where that can't be reached the run ends as it would have."""
+    try:
+        create_table_artifact([row(record) for record in records], key="stages", description=LINEAGE)
+    except Exception:
+        logger.warning("the table of stages could not be shown on Prefect's page", exc_info=True)
 
 
 def row(record: StageRecord) -> dict[str, Any]:

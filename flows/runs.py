@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from httpx import HTTPError
+from httpx import HTTPError, HTTPStatusError
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -23,6 +23,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import get_current_settings
 from pydantic import BaseModel
+
+from flows.cli import plain
 
 PATIENCE_SECONDS = 5.0
 SQLITE = "sqlite+aiosqlite:///"
@@ -51,7 +53,7 @@ def latest_runs(flows: Sequence[str], limit: int) -> tuple[str, list[FlowRun]]:
     """Where the runs are recorded, and the latest `limit` of these flows, the latest first.
 
     Raises:
-        OSError: the server does not answer, or the database can't be read.
+        OSError: the server does not answer or refuses the login, or the database can't be read.
     """
     settings = get_current_settings()
     if settings.api.url is not None:
@@ -77,6 +79,8 @@ def ask_server(url: str, flows: Sequence[str], limit: int) -> list[FlowRun]:
             ids = list({run.flow_id for run in runs})
             found = client.read_flows(flow_filter=FlowFilter(id=FlowFilterId(any_=ids))) if ids else []
     except (HTTPError, RuntimeError) as error:
+        if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
+            raise OSError(plain(error)) from error
         raise OSError(
             f"the Prefect server at {url} does not answer ({error}): is PREFECT_API_URL right?"
         ) from error

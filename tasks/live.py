@@ -60,7 +60,7 @@ def shown_progress(unit: str, first: str) -> Iterator[Callable[[Progress], None]
 class Page:
     """Two artifacts of a run in Prefect's page: its progress with a line of figures, and its curve.
 
-    They are made at once and updated in place, the curve seldom. A server that can't be reached is no reason
+    They are made once and updated in place, the curve seldom. A server that can't be reached is no reason
     to end a training: the page then stays as it was, and the log says so.
     """
 
@@ -68,8 +68,10 @@ class Page:
         self.unit = unit
         self.points: list[Progress] = []
         self.next_bar = self.next_curve = 0.0
-        self.bar = cast(UUID, create_progress_artifact(0.0, key="training", description="not yet begun"))
+        self.bar: UUID | None = None
         self.curve: UUID | None = None
+        with going_on():
+            self._fill(0.0, "not yet begun")
 
     def show(self, point: Progress) -> None:
         self.points.append(point)
@@ -82,16 +84,20 @@ class Page:
 
     def _update(self, now: float) -> None:
         point = self.points[-1]
-        try:
+        with going_on():
             if now >= self.next_bar:
                 self.next_bar = now + BAR_SECONDS
                 percent = 100 * point.examples / point.total_examples
-                update_progress_artifact(self.bar, percent, description=line(asdict(point), self.unit))
+                self._fill(percent, line(asdict(point), self.unit))
             if now >= self.next_curve:
                 self.next_curve = now + CURVE_SECONDS
                 self._draw(curve(self.points, self.unit))
-        except Exception:
-            logger.warning("Prefect's page could not be updated; training goes on", exc_info=True)
+
+    def _fill(self, percent: float, description: str) -> None:
+        if self.bar is None:
+            self.bar = cast(UUID, create_progress_artifact(percent, key="training", description=description))
+        else:
+            update_progress_artifact(self.bar, percent, description=description)
 
     def _draw(self, rows: list[dict[str, Any]]) -> None:
         if self.curve is None:
@@ -100,6 +106,14 @@ class Page:
         else:
             with get_client(sync_client=True) as client:
                 client.update_artifact(self.curve, ArtifactUpdate(data=json.dumps(rows)))
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        logger.warning("Prefect's page could not be updated; training goes on", exc_info=True)
 
 
 def curve(points: list[Progress], unit: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.cli._app import _app
 
 from flows.cli import build_parser
 
@@ -15,6 +16,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\$ )?(lexloom [^\n#]*)", re.MULTILINE)
+PREFECT_COMMAND = re.compile(r"^(prefect [^\n#]*)", re.MULTILINE)
 INLINE = re.compile(r"`(lexloom [^`|]+)`")
 
 
@@ -51,6 +53,11 @@ def test_a_command_is_one_that_there_is(capsys: pytest.CaptureFixture[str], comm
         only_named = len(argv) == 1 and complaint.startswith(f"usage: lexloom {argv[0]} ")
         unknown = [] if stop.code == 0 or only_named else complaint.splitlines()
     assert unknown == []
+
+
+@pytest.mark.parametrize("command", PREFECT_COMMAND.findall((ROOT / "docs" / "operating.md").read_text()))
+def test_a_command_of_prefects_is_one_that_there_is(command: str) -> None:
+    _app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
 
 
 def test_there_are_commands_to_check() -> None:

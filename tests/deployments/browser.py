@@ -63,7 +63,9 @@ class Browser:
                 targets = json.load(answer)
             return next(target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page")
 
-        return connect(self._eventually(page, "Chromium has no page"), max_size=None, proxy=None)
+        address = self._eventually(page, "Chromium has no page")
+        # no pings: their answers are not read while a test waits for something else
+        return connect(address, max_size=None, proxy=None, ping_interval=None)
 
     @staticmethod
     def _eventually(look: Callable[[], Any], complaint: str) -> Any:

@@ -1,6 +1,7 @@
 """What `lexloom ui` would tell Prefect: deployments, schedules, forms and the notice of a failure."""
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -8,16 +9,26 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from socketserver import StreamRequestHandler, TCPServer
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow, load_flow_from_entrypoint
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_SERVER_API_AUTH_STRING,
+    temporary_settings,
+)
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
@@ -119,13 +130,39 @@ def test_server_worker_and_runs_share_one_store_and_log_for_the_page(
 ) -> None:
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
     monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "7")
-    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "admin:secret")
     found = operate.environment_of("http://127.0.0.1:4200/api", Store("relative"))
     assert found["LEXLOOM_STORE"] == str(tmp_path / "relative")
     assert found["PREFECT_LOGGING_LEVEL"] == "INFO"
     assert found["PREFECT_WORKER_QUERY_SECONDS"] == "7"
-    assert found["PREFECT_API_AUTH_STRING"] == "admin:secret"
     assert found["PREFECT_SERVER_UI_API_URL"] == "/api"
+    assert found["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200"
+
+
+def test_the_servers_login_is_the_clients_unless_that_has_its_own() -> None:
+    """From Prefect's settings, which know the profile, too."""
+    server = {PREFECT_SERVER_API_AUTH_STRING: "ann:secret"}
+    for given, login in [
+        ({}, None),
+        (server, "ann:secret"),
+        ({**server, PREFECT_API_AUTH_STRING: "ann:other"}, "ann:other"),
+    ]:
+        with temporary_settings(given):
+            found = operate.environment_of("http://127.0.0.1:4200/api", Store())
+        assert found.get("PREFECT_API_AUTH_STRING") == login
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:4200"),
+        ("localhost", "http://localhost:4200"),
+        ("0.0.0.0", "http://127.0.0.1:4200"),
+        ("::1", "http://[::1]:4200"),
+        ("::", "http://[::1]:4200"),
+    ],
+)
+def test_the_page_is_at_an_address_that_can_be_asked(host: str, url: str) -> None:
+    assert operate.url_of(host, 4200) == url
 
 
 # bad input
@@ -164,6 +201,27 @@ def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
         said = said_by_main(capsys, "--port", "0")
     assert said.startswith("error: PREFECT_API_URL is http://prefect.example/api, and this would start a")
     assert f"--prefect-file {operate.DEPLOYMENTS}" in said
+    commands = re.findall("`prefect ([^ ]+)", said)
+    assert commands == ["work-pool", "deploy", "worker"], "deployments need the pool"
+
+
+def test_others_are_not_served_without_a_login(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings(restore_defaults={PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING}):
+        said = said_by_main(capsys, "--host", "0.0.0.0", "--port", "0")
+    assert said == (
+        "error: at 0.0.0.0 everyone who reaches this machine could start runs on it: set a login first by"
+        " PREFECT_SERVER_API_AUTH_STRING=name:password, or leave out --host"
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "login"), [("127.0.0.1", None), ("127.8.8.8", None), ("::1", None), ("0.0.0.0", "ann:secret")]
+)
+def test_this_machine_is_served_and_others_with_a_login(address: str, login: str | None) -> None:
+    with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: login}):
+        operate.refuse_everyone(address)
 
 
 def test_a_store_that_can_not_be_written_is_said_before_anything_starts(
@@ -191,6 +249,87 @@ def test_a_program_that_ends_by_itself_says_where_its_log_is(tmp_path: Path) -> 
         program = operate.Program("server", ["no-such-command"], dict(os.environ), log)
         with pytest.raises(RuntimeError, match=rf"the server has ended \(exit [12]\): see {tmp_path}/log"):
             program.until_healthy("http://127.0.0.1:9")
+
+
+# the work pool
+
+
+class Pool:
+    """A client of a server that has one work pool, or none."""
+
+    def __init__(self, kind: str | None) -> None:
+        self.kind = kind
+        self.told: list[WorkPoolCreate | WorkPoolUpdate] = []
+
+    def read_work_pool(self, name: str) -> SimpleNamespace:
+        if self.kind is None:
+            raise ObjectNotFound(http_exc=Exception())
+        return SimpleNamespace(type=self.kind)
+
+    def create_work_pool(self, pool: WorkPoolCreate) -> None:
+        self.told.append(pool)
+
+    def update_work_pool(self, name: str, change: WorkPoolUpdate) -> None:
+        self.told.append(change)
+
+
+def test_a_pool_that_is_not_there_is_made() -> None:
+    client = Pool(None)
+    operate.make_pool(client)
+    (pool,) = client.told
+    assert isinstance(pool, WorkPoolCreate)
+    assert (pool.name, pool.type, pool.concurrency_limit) == ("lexloom", "process", 2)
+
+
+def test_a_pool_that_is_there_is_resumed_and_keeps_its_limit() -> None:
+    client = Pool("process")
+    operate.make_pool(client)
+    assert [change.model_dump(exclude_unset=True) for change in client.told] == [{"is_paused": False}]
+
+
+def test_a_pool_whose_runs_are_not_processes_is_refused() -> None:
+    with pytest.raises(ValueError, match="is of type docker, not process: delete it by `prefect work-pool d"):
+        operate.make_pool(Pool("docker"))
+
+
+# a server that does not answer
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that answers nothing, and what it was asked."""
+    requests: list[str] = []
+
+    class Silent(StreamRequestHandler):
+        def handle(self) -> None:
+            requests.append(self.rfile.readline().decode())
+
+    with TCPServer(("127.0.0.1", 0), Silent) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/api", requests
+        server.shutdown()
+        thread.join()
+
+
+def test_runs_are_cancelled_while_it_lives_and_no_longer(asked: tuple[str, list[str]]) -> None:
+    url, requests = asked
+    server = SimpleNamespace(has_ended=lambda: len(requests) == 2)
+    operate.cancel_runs(operate.client_of({"PREFECT_API_URL": url}), server)
+    assert len(requests) == 2, "once in a round"
+
+
+def test_it_is_watched_by_asking_once(monkeypatch: pytest.MonkeyPatch, asked: tuple[str, list[str]]) -> None:
+    url, requests = asked
+    monkeypatch.setattr(operate, "POLL_SECONDS", 0)
+    rounds = iter([False, False, True])
+    worker = SimpleNamespace(has_ended=lambda: next(rounds), complain=lambda: sys.exit("it has ended"))
+    server = SimpleNamespace(has_ended=lambda: False)
+    look, first = operate.runs, iter([True])
+    monkeypatch.setattr(operate, "runs", lambda *given: [] if next(first, False) else look(*given))
+    with pytest.raises(SystemExit):
+        operate.watch(operate.client_of({"PREFECT_API_URL": url}), [server, worker], url)
+    assert len(requests) == 2, "once in a round"
 
 
 # failures

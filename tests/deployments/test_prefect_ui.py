@@ -5,12 +5,12 @@ The browser tests need Debian's chromium and are skipped where it is missing; th
 
 import json
 import os
-import re
 import signal
+import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,13 +19,18 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 
+from benchmarks.ui import COMMAND, environment_of, server_of, ui_in
+from deployments import operate
 from tasks.artifacts import Store
 from tests.deployments.browser import CHROMIUM, Browser
 
+pytestmark = pytest.mark.timeout(900)  # with the start of everything, on a busy machine
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt install chromium")
 SECONDS = 180
 STAGES = ["corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"]
@@ -59,6 +64,10 @@ class Ui:
         wait(lambda: self.client.read_flow_run(run).state.is_final())  # type: ignore[union-attr]
         return self.client.read_flow_run(run)
 
+    def stages(self, run: UUID) -> list[TaskRun]:
+        given = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+        return self.client.read_task_runs(flow_run_filter=given)
+
     def artifacts(self, run: UUID) -> dict[str, Any]:
         """Key -> content of what the run has published."""
         given = {"flow_runs": {"id": {"any_": [str(run)]}}}
@@ -85,38 +94,25 @@ def processes_of(run: UUID) -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
-    folder = tmp_path_factory.mktemp("ui")
+@contextmanager
+def opened(folder: Path, login: str | None = None) -> Iterator[Ui]:
     text = folder / "books" / "text.txt"
     text.parent.mkdir()
     text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "ui", "--port", "0", "--store", "store"],
-        env={**kept, "PREFECT_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-    )
-    assert process.stdout is not None
-    try:
-        said = process.stdout.readline()
-        found = re.search(r"http://\S+", said)
-        assert found, said
-        quick = {"runner": "local", "workers": 1, "epochs": 1, "dim": 8}
-        yield Ui(
-            process,
-            found[0],
-            folder / "home",
-            Store(folder / "store"),
-            SyncPrefectClient(api=f"{found[0]}/api"),
-            {"corpus": {"source": "books"}, "train": quick},  # a path from the folder where it was started
-        )
-    finally:
-        process.terminate()
-        process.wait(SECONDS)
-        process.stdout.close()
+    store, home = folder / "store", folder / "home"
+    quick = {"runner": "local", "workers": 1, "epochs": 1, "dim": 8}
+    config = {"corpus": {"source": "books"}, "train": quick}  # a path from the folder where it was started
+    with (
+        ui_in(folder, store, home) as (process, url),
+        SyncPrefectClient(api=f"{url}/api", auth_string=login) as client,
+    ):
+        yield Ui(process, url, home, Store(store), client, config)
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    with opened(tmp_path_factory.mktemp("ui")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +166,10 @@ def test_a_run_is_started_by_the_form_and_watched_to_its_end(ui: Ui, browser: Br
     show(browser, f"{ui.url}/runs/flow-run/{run.id}", "Completed")
     show(browser, f"{ui.url}/runs/flow-run/{run.id}?tab=Task+Runs", "train_word2vec")
     show(browser, f"{ui.url}/runs/flow-run/{run.id}?tab=Artifacts", "report")
-    stages = ui.artifacts(run.id)["stages"]
-    show(browser, f"{ui.url}/artifacts/artifact/{stages['id']}", "train_word2vec")
+    published = ui.artifacts(run.id)
+    show(browser, f"{ui.url}/artifacts/artifact/{published['training']['id']}", "100%")
+    show(browser, f"{ui.url}/artifacts/artifact/{published['report']['id']}", "Nearest")
+    show(browser, f"{ui.url}/artifacts/artifact/{published['stages']['id']}", "train_word2vec")
     page = browser.text()
     model = next(manifest for manifest in ui.store.manifests() if manifest.stage == "train_word2vec")
     assert model.key in page
@@ -214,14 +212,25 @@ def test_what_the_form_would_not_allow_is_refused_with_the_field_and_its_bound(u
         ui.start(no_such_field=1)
 
 
+def test_another_page_of_the_browser_can_not_use_it(ui: Ui) -> None:
+    for origin, allowed in [(ui.url, ui.url), ("http://elsewhere.example", None)]:
+        answer = ui.client._client.get("/health", headers={"Origin": origin})
+        assert answer.headers.get("Access-Control-Allow-Origin") == allowed
+    unasked = {"Content-Type": "text/plain"}  # a browser sends such a request without asking
+    with pytest.raises(PrefectHTTPStatusError, match="422"):
+        ui.client._client.post("/flows/", content='{"name": "theirs"}', headers=unasked)
+
+
 def test_a_run_of_the_api_is_cached_and_tells_how_its_stages_hang_together(ui: Ui) -> None:
-    first, second = ui.start(), ui.start()  # two runs of one deployment at once
+    before = {manifest.key for manifest in ui.store.manifests()}
+    first, second = ui.start(seed=5), ui.start(seed=5)  # two runs of one deployment at once
     assert [ui.finished(run).state.type for run in (first, second)] == ["COMPLETED"] * 2  # type: ignore[union-attr]
-    built = [manifest.stage for manifest in ui.store.manifests()]
-    assert sorted(built) == sorted(STAGES), "each stage is in the store once, and whole"
+    built = [manifest.stage for manifest in ui.store.manifests() if manifest.key not in before]
+    assert {"train_word2vec", "evaluate", "report"} <= set(built)
+    assert len(built) == len(set(built)), "each stage is in the store once, and whole"
     assert all(ui.store.damage(each.stage, each.key, "full") is None for each in ui.store.manifests())
 
-    again = ui.finished(ui.start())
+    again = ui.finished(ui.start(seed=5))
     published = ui.artifacts(again.id)
     assert published["report"]["data"].startswith("# ")
     rows = json.loads(published["stages"]["data"])
@@ -229,29 +238,46 @@ def test_a_run_of_the_api_is_cached_and_tells_how_its_stages_hang_together(ui: U
     assert {row["cached"] for row in rows} == {"yes"}
 
 
-def test_a_schedule_that_is_switched_on_starts_runs_and_stays_on(ui: Ui) -> None:
+@in_chromium
+def test_a_schedule_is_switched_on_and_off_by_its_toggle(ui: Ui, browser: Browser) -> None:
+    show(browser, f"{ui.url}/deployments/deployment/{ui.deployment().id}", "nightly")
+    toggle = "document.querySelector('.deployment-schedule-card .p-toggle__control')"
+    for active in (True, False):
+        browser.wait(f"!!{toggle}")
+        browser.run(f"{toggle}.click()")
+        wait(lambda active=active: ui.deployment().schedules[0].active is active)
+
+
+def test_a_schedule_that_is_switched_on_starts_runs_and_stays_on(
+    ui: Ui, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     deployment = ui.deployment()
     (schedule,) = deployment.schedules
     assert schedule.active is False
     assert not ui.client.read_flow_runs(flow_run_filter=scheduled())
-    ui.client._client.patch(
-        f"/deployments/{deployment.id}", json={"parameters": {"config": ui.config}}
-    ).raise_for_status()
-    ui.client._client.patch(
-        f"/deployments/{deployment.id}/schedules/{schedule.id}",
-        json={
-            "active": True,
-            "schedule": IntervalSchedule(interval=timedelta(seconds=30)).model_dump(mode="json"),
-        },
-    ).raise_for_status()
-    wait(
-        lambda: [
-            run for run in ui.client.read_flow_runs() if "auto-scheduled" in run.tags and is_completed(run)
-        ]
-    )
-    ui.client._client.patch(
-        f"/deployments/{deployment.id}/schedules/{schedule.id}", json={"active": False}
-    ).raise_for_status()
+
+    def settle(active: bool, interval: timedelta) -> None:
+        ui.client.update_deployment_schedule(
+            deployment.id, schedule.id, active=active, schedule=IntervalSchedule(interval=interval)
+        )
+
+    ui.client.update_deployment(deployment.id, DeploymentUpdate(parameters={"config": ui.config}))
+    try:
+        settle(True, timedelta(seconds=30))
+        wait(
+            lambda: [
+                run
+                for run in ui.client.read_flow_runs()
+                if "auto-scheduled" in run.tags and is_completed(run)
+            ]
+        )
+        settle(True, timedelta(days=1))
+        monkeypatch.chdir(ui.home.parent)  # where runs go on to be
+        with (tmp_path / "log").open("wb") as log:  # as at the next start
+            operate.deploy(ui.client, {**environment_of(ui.home), "PREFECT_API_URL": f"{ui.url}/api"}, log)
+        assert ui.deployment().schedules[0].active is True
+    finally:
+        settle(False, timedelta(days=1))
 
 
 def is_completed(run: FlowRun) -> bool:
@@ -279,18 +305,86 @@ def test_a_run_that_is_cancelled_in_training_leaves_no_process(ui: Ui, browser: 
     wait(lambda: not processes_of(run), 60)
 
 
+# failures
+
+
+def test_a_run_outlives_the_servers_death_and_repeats_no_stage(ui: Ui) -> None:
+    run = ui.start(epochs=100_000, max_seconds=10, seed=7)
+    wait(lambda: "training" in ui.artifacts(run))
+    assert ui.client.read_flow_run(run).state.is_running()  # type: ignore[union-attr]
+    killed = server_of(ui.process)
+    os.kill(killed, signal.SIGKILL)
+    wait(lambda: is_another(ui, killed) and operate.is_healthy(ui.url))
+    ended = ui.finished(run)
+    assert ended.state.is_completed()  # type: ignore[union-attr]
+    assert ended.run_count == 1
+    wait(lambda: all(task.state.is_final() for task in ui.stages(run)), 60)  # they are told of by and by
+    assert sorted(task.name for task in ui.stages(run)) == sorted(STAGES)
+    assert {task.run_count for task in ui.stages(run)} == {1}
+
+
+def is_another(ui: Ui, killed: int) -> bool:
+    try:
+        return server_of(ui.process) != killed
+    except (StopIteration, OSError):
+        return False
+
+
+# bad input
+
+
+def test_a_login_that_the_server_refuses_is_said_in_a_sentence(tmp_path: Path) -> None:
+    logins = {"PREFECT_SERVER_API_AUTH_STRING": "ann:secret", "PREFECT_API_AUTH_STRING": "ann:wrong"}
+    done = subprocess.run(
+        COMMAND,
+        env={**environment_of(tmp_path / "home"), **logins},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    *_, stopping, said = done.stderr.splitlines()
+    assert stopping == "stopping"
+    assert said == (
+        "error: Prefect's server refuses the login: set PREFECT_API_AUTH_STRING to its name:password"
+    )
+
+
 # the end
 
 
-def test_sigterm_ends_the_server_the_worker_and_what_runs(ui: Ui) -> None:
+def test_ctrl_c_ends_the_server_the_worker_and_what_runs(ui: Ui) -> None:
     run = ui.start(epochs=100_000, dim=16)
     wait(lambda: "training" in ui.artifacts(run))
     assert processes_of(run)
-    ui.process.send_signal(signal.SIGTERM)
+    os.killpg(ui.process.pid, signal.SIGINT)
     assert ui.process.wait(SECONDS) == 0
     assert not processes_of(run)
-    left = [path for path in Path("/proc").glob("[0-9]*/environ") if is_of(path, ui.home)]
-    assert not left
+    assert not living(ui.home)
+
+
+def test_sigterm_lets_what_waits_wait_on(tmp_path: Path) -> None:
+    """On a server with a login, which stands in Prefect's profile."""
+    profile = tmp_path / "home" / "profiles.toml"
+    profile.parent.mkdir()
+    profile.write_text('active = "here"\n[profiles.here]\nPREFECT_SERVER_API_AUTH_STRING = "ann:secret"\n')
+    with opened(tmp_path, login="ann:secret") as ui:
+        ui.client.update_work_pool("lexloom", WorkPoolUpdate(concurrency_limit=1))
+        running = ui.start(epochs=100_000)
+        wait(lambda: "training" in ui.artifacts(running))
+        waiting = ui.start()
+        ui.process.send_signal(signal.SIGTERM)
+        assert ui.process.wait(SECONDS) == 0
+        assert not living(ui.home)
+    with closing(sqlite3.connect(ui.home / "prefect.db")) as database:
+        found = dict(database.execute("select id, state_type from flow_run"))
+        begun = database.execute("select id from flow_run where start_time is not null").fetchall()
+    assert found == {str(running): "CANCELLED", str(waiting): "SCHEDULED"}
+    assert begun == [(str(running),)]
+
+
+def living(home: Path) -> list[Path]:
+    return [path for path in Path("/proc").glob("[0-9]*/environ") if is_of(path, home)]
 
 
 def is_of(environment: Path, home: Path) -> bool:

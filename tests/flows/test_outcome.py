@@ -1,6 +1,9 @@
 """The table of stages on a run's page."""
 
-from flows.outcome import row
+import pytest
+
+from flows import outcome
+from flows.outcome import row, story
 from tasks.artifacts import Summary
 from tasks.stage import StageRecord
 
@@ -18,3 +21,24 @@ def test_a_row_says_what_a_stage_was_made_from_and_why_it_ran() -> None:
         "key": "aaaa",
         "why it ran": "pairs.window: 5 -> 8; more",
     }
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*given: object, **named: object) -> None:
+        raise ConnectionError("nobody is there")
+
+    monkeypatch.setattr(outcome, "create_table_artifact", gone)
+
+
+def test_a_run_that_is_done_is_done_even_if_its_table_can_not_be_shown(
+    no_server: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with story("word2vec", ""):
+        pass
+    assert "the table of stages could not be shown" in caplog.text
+
+
+def test_a_run_that_fails_says_why_even_if_its_table_can_not_be_shown(no_server: None) -> None:
+    with pytest.raises(ValueError, match="no text remains"), story("word2vec", ""):
+        raise ValueError("no text remains")

@@ -5,7 +5,9 @@ import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from prefect import flow
@@ -142,6 +144,31 @@ def test_prefect_is_not_imported_where_no_runs_are_asked_for(
 ) -> None:
     monkeypatch.setattr(status_cli, "import_module", None)
     assert "runs" not in said(capsys, "--runs", "0")
+
+
+def test_a_login_that_the_server_refuses_is_said_beside_the_store(
+    capsys: pytest.CaptureFixture[str], store: Store
+) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *given: object) -> None:
+            """What is asked is no matter of this test."""
+
+    put(store, "corpus", "c1")
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}):
+            text = said(capsys)
+        server.shutdown()
+        thread.join()
+    assert "Prefect's server refuses the login: set PREFECT_API_AUTH_STRING to its name:password" in text
+    assert "1 artifact," in text
 
 
 def test_a_number_of_runs_below_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,13 +83,14 @@ def test_the_page_shows_the_last_point_and_a_curve_of_few_rows(monkeypatch: pyte
     }
 
 
+@pytest.mark.parametrize("call", ["create_progress_artifact", "update_progress_artifact"])
 def test_a_server_that_is_gone_does_not_end_a_training(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
     def gone(*given: object, **named: object) -> None:
         raise ConnectionError("nobody is there")
 
-    monkeypatch.setattr(live, "update_progress_artifact", gone)
+    monkeypatch.setattr(live, call, gone)
 
     @task
     def training() -> int:
