@@ -31,6 +31,7 @@ import numpy as np
 from numba import njit, types
 
 from models.sgns_block import LANES, add_row, prefetch_row, train_block
+from models.splitmix import GOLDEN_GAMMA, mix
 
 
 def padded(dim: int) -> int:
@@ -43,16 +44,7 @@ _BLOCK_DIGEST = "3bcda5d24899"
 
 # Noise words.
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _COIN = np.float32(2.0**-24)
-
-
-@njit(inline="always")
-def _mix(x: Any) -> Any:
-    """The output function of SplitMix64 (Steele et al. 2014): a bijection that scatters its argument."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 @njit(nogil=True, cache=True)
@@ -66,11 +58,11 @@ def draw_negatives(seed: Any, position: Any, probability: Any, alias: Any, out: 
             kept with its probability, else replaced by its alias.
         out: (K,) int32.
     """
-    state = _mix(seed + np.uint64(position) * _GOLDEN)
+    state = mix(seed + np.uint64(position) * GOLDEN_GAMMA)
     words = np.uint64(len(probability))
     for k in range(len(out)):
-        state += _GOLDEN
-        bits = _mix(state)
+        state += GOLDEN_GAMMA
+        bits = mix(state)
         word = np.intp(((bits >> np.uint64(32)) * words) >> np.uint64(32))  # the high half says which
         coin = np.float32(np.uint32(bits) >> np.uint32(8)) * _COIN  # the low half, in [0, 1)
         out[k] = word if coin < probability[word] else alias[word]
