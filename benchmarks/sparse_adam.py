@@ -12,18 +12,25 @@ RATE = 0.001
 
 
 def pairs_per_second(
-    targets: np.ndarray, contexts: np.ndarray, words: int, dim: int, negatives: int, device: str = "cpu"
+    targets: np.ndarray,
+    contexts: np.ndarray,
+    *,
+    words: int,
+    dim: int,
+    negatives: int,
+    device: str = "cpu",
+    batch: int = BATCH,
 ) -> list[float]:
     """Of each step but the first.
 
     Args:
-        targets, contexts: (pairs,) int32, at least four batches of 300,000.
+        targets, contexts: (pairs,) int32, at least four batches.
     """
     inputs, outputs = (nn.Embedding(words, dim, sparse=True, device=device) for _ in range(2))
     optimizer = torch.optim.SparseAdam([*inputs.parameters(), *outputs.parameters()], lr=RATE)
     rates = []
     for step in range(STEPS):
-        some = slice(step * BATCH, (step + 1) * BATCH)
+        some = slice(step * batch, (step + 1) * batch)
         target, context = (torch.from_numpy(ids[some].astype(np.int64)) for ids in (targets, contexts))
         begun = time.perf_counter()
         vectors = inputs(context.to(device))  # (pairs, dim)

@@ -231,7 +231,7 @@ def sparse_adam(texts: Texts, dim: int, threads: int) -> dict[str, float]:
     targets, contexts = (column.to_numpy() for column in first.columns)
     torch.set_num_threads(threads)
     words = texts.vocabulary.summary.rows
-    return summary(pairs_per_second(targets, contexts, words, dim, NEGATIVES))
+    return summary(pairs_per_second(targets, contexts, words=words, dim=dim, negatives=NEGATIVES))
 
 
 def ratios_of(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
