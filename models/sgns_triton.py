@@ -126,7 +126,8 @@ def constants(negatives: int, stride: int) -> tuple[dict[str, int], int]:
     """What is constant to the compiler, and the warps of a program."""
     count, width = triton.next_power_of_2(1 + negatives), triton.next_power_of_2(stride)
     warps = max(1, count * width // _FLOATS_PER_WARP)
-    return {"NEGATIVES": negatives, "STRIDE": stride, "COUNT": count, "WIDTH": width}, warps
+    fixed = {"NEGATIVES": negatives, "STRIDE": stride, "COUNT": count, "WIDTH": width, "WARPS": warps}
+    return fixed, warps
 
 
 def fits(negatives: int, stride: int) -> bool:
@@ -170,7 +171,6 @@ def train_batch(
             seed % 2**64,
             learning_rate,
             **fixed,
-            WARPS=warps,
             num_warps=warps,
         )
     return losses.sum()
