@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from models.skipgram import SkipGrams, keep_chances
-from models.word2vec import Word2Vec, Word2VecFromTokens, WordVectors
+from models.word2vec import Word2Vec, Word2VecFromTokens
+from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, Summary, canonical
 from tasks.noise import read_noise
 from tasks.pairs import PairsConfig, SkipGramsConfig
@@ -246,7 +247,7 @@ mean loss in the last epoch {metrics["loss"]:.4f}.
 | `config.json`, `metrics.json` | how it was trained, and how it went |
 
 ```python
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 vectors = WordVectors.load("this folder")
 vectors.neighbours(["peace"], k=10)
 

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 import tasks.train_word2vec
-from models.word2vec import Word2Vec, WordVectors
+from models.word2vec import Word2Vec
+from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, Store, Summary, canonical
 from tasks.noise import NoiseConfig, noise, read_noise
 from tasks.pairs import PairsConfig
