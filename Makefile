@@ -31,6 +31,7 @@ bench: $(VENV)/dev.installed
 	@test -n "$(DATA)" || { echo "say where the corpus is: make bench DATA=folder-of-parquet-files"; exit 2; }
 	$(VENV)/bin/python benchmarks/text.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/pairs.py --data $(DATA)
+	$(VENV)/bin/python benchmarks/sgns_cpu.py
 	$(VENV)/bin/python benchmarks/word2vec.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/flow.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/sync.py

@@ -13,7 +13,7 @@ from typing import Any
 
 from tasks.versions import package_versions
 
-PEERS = ("accelerate", "datasets", "gensim")  # whose versions figures depend on, too
+PEERS = ("accelerate", "datasets", "fasttext-community", "gensim")  # whose versions figures depend on, too
 
 
 def stage_runner(root: Path) -> Callable[..., Any]:
@@ -90,5 +90,7 @@ def hardware() -> dict[str, Any]:
         ),
         platform.processor(),
     )
+    features = Path("/proc/cpuinfo").read_text().split()
+    vectors = next((name for name in ("avx512f", "avx2", "asimd") if name in features), "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30)}
+    return {"cpu": model, "vectors": vectors, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30)}

@@ -1,18 +1,22 @@
-"""Word vectors beside gensim's: training speed and quality, same documents, words and settings, in one run.
+"""Word vectors beside gensim's and fastText's: speed and quality, same words and settings, in one run.
 
-    python benchmarks/word2vec.py --data FOLDER_OF_PARQUET [--seeds 3] [--threads 2] [--dim 100]
+    python benchmarks/word2vec.py --data FOLDER_OF_PARQUET [--seeds 3] [--settings 100x2 100x1 300x2]
 
-The documents (column `text` of every Parquet file below the folder) are shuffled once. For each seed the
-contenders train one epoch in turn: gensim from sentences, gensim from a corpus file, and Lexloom with one
-worker of several threads and with two and four workers of one thread (`delta_sum`, on Ray). Seconds are
-those of training alone, on a vocabulary that stands. Lexloom's pairs come from stored shards, and the seconds
-and bytes that those took are shown beside; or they are streamed, drawn from the tokens in training. Pairs a
-second are the stored ones of an epoch over its seconds, for both. Every model is scored by gensim's own
-evaluation. Results go to benchmarks/results/word2vec.json.
+The documents (column `text` of every Parquet file below the folder) are shuffled once, and every hundredth is
+held out. For each setting (dimensions x threads) and each seed the contenders train one epoch in turn: gensim
+from sentences and from a corpus file, fastText without subwords, and Lexloom by one worker, from stored pairs
+and from tokens. Those on Ray (two and four workers of one thread) run where `--only` names them.
 
 All are told the same rate, 0.025 falling to 0.0001. gensim's corpus_file way falls only by 1/threads of that
 (each thread measures its own share against the whole), so Lexloom is shown at that rate too; and at its own
 default, 0.05.
+
+`seconds` are of training alone, on a vocabulary that stands; Lexloom's stored pairs are drawn beforehand, and
+`total_seconds` have that too: they go from a text to vectors in memory. The peers' text is lower case without
+punctuation already; Lexloom's total has that work. Pairs a second are the stored ones of an epoch over the
+seconds, for all. benchmarks/word2vec_score.py scores all models alike. A plain torch trainer with SparseAdam
+(benchmarks/sparse_adam.py) is timed for a few batches. Results go to
+benchmarks/results/word2vec.json and, as a plot, word2vec.svg, after each setting.
 """
 
 import argparse
@@ -20,7 +24,7 @@ import logging
 import os
 import tempfile
 import time
-import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +32,23 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from measure import stage_runner, summary, table, write_results
+from safetensors.numpy import load_file
+from sparse_adam import pairs_per_second
+from word2vec_peers import (
+    LAST_RATE,
+    MIN_COUNT,
+    NEGATIVES,
+    RATE,
+    SUBSAMPLE,
+    WINDOW,
+    Trained,
+    run_fasttext,
+    run_gensim,
+)
+from word2vec_plot import plot
+from word2vec_score import SCORES, Scorer
 
 from models.sgns_cpu import padded
 from tasks.artifacts import Artifact
@@ -37,107 +57,207 @@ from tasks.noise import NoiseConfig, noise
 from tasks.pairs import PairsConfig, pairs
 from tasks.tokens import TokensConfig, tokens
 from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
-from tasks.vocabulary import VocabularyConfig, vocabulary
+from tasks.vocabulary import VocabularyConfig, read_vocabulary, vocabulary
 
-WINDOW, NEGATIVES, SUBSAMPLE, MIN_COUNT = 5, 5, 1e-3, 5
-RATE, LAST_RATE = 0.025, 0.0001
+SHUFFLE_SEED, HELD_OUT_SEED = 0, 0
+HELD_OUT_EVERY = 100  # documents
 DEFAULT_RATE = TrainWord2VecConfig().learning_rate
-SHUFFLE_SEED = 0
 FLOAT_BYTES = 4
-GENSIM_SENTENCE = 10_000  # words; gensim silently cuts longer ones
 
 Mode = Literal["stored", "streamed"]
+Contender = Callable[..., Trained]
 
 
-def shuffled_documents(data: Path, out: Path) -> None:
-    """All texts below `data` in one Parquet file, in random order."""
+def split_documents(data: Path, train: Path, held_out: Path) -> None:
+    """All texts below `data` in random order, in two Parquet files."""
     texts = pa.concat_tables(
         [pq.read_table(path, columns=["text"]) for path in sorted(data.rglob("*.parquet"))]
     )
     order = np.random.default_rng(SHUFFLE_SEED).permutation(texts.num_rows)
-    pq.write_table(texts.take(pa.array(order)), out)
-
-
-def score(vectors: Any) -> dict[str, float]:
-    """WordSim-353 and SimLex-999 (Spearman) and Google's analogies (accuracy), all by gensim."""
-    from gensim.test.utils import datapath
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        similar = vectors.evaluate_word_pairs(datapath("wordsim353.tsv"))[1][0]
-        simlex = vectors.evaluate_word_pairs(datapath("simlex999.txt"))[1][0]
-        analogies = vectors.evaluate_word_analogies(datapath("questions-words.txt"))[0]
-    return {
-        "wordsim353": float(similar),
-        "simlex999": float(simlex),
-        "analogies": float(analogies),
-        "mean": float(np.mean([similar, simlex, analogies])),
-    }
-
-
-def run_gensim(lines: Path, how: str, *, seed: int, threads: int, dim: int) -> dict[str, float]:
-    from gensim.models import Word2Vec
-    from gensim.models.word2vec import LineSentence
-
-    source = (
-        {"corpus_file": str(lines)}
-        if how == "corpus_file"
-        else {"corpus_iterable": list(LineSentence(str(lines), max_sentence_length=GENSIM_SENTENCE))}
-    )
-    model = Word2Vec(
-        vector_size=dim,
-        window=WINDOW,
-        negative=NEGATIVES,
-        sample=SUBSAMPLE,
-        min_count=MIN_COUNT,
-        alpha=RATE,
-        min_alpha=LAST_RATE,
-        sg=1,
-        seed=seed,
-        workers=threads,
-        epochs=1,
-    )
-    model.build_vocab(**source)
-    started = time.perf_counter()
-    model.train(**source, total_examples=model.corpus_count, total_words=model.corpus_total_words, epochs=1)
-    return {"seconds": time.perf_counter() - started, **score(model.wv)}
+    is_held_out = np.arange(texts.num_rows) % HELD_OUT_EVERY == 0
+    pq.write_table(texts.take(pa.array(order[~is_held_out])), train)
+    pq.write_table(texts.take(pa.array(order[is_held_out])), held_out)
 
 
 def pairs_config(seed: int, mode: Mode = "stored") -> PairsConfig:
     return PairsConfig(window=WINDOW, subsample=SUBSAMPLE, seed=seed, mode=mode)
 
 
-def run_lexloom(
-    built: dict[str, Artifact], stages: Any, *, dim: int, seed: int, mode: Mode = "stored", **how: Any
-) -> dict[str, float]:
-    from gensim.models import KeyedVectors
+class Texts:
+    """The stages before training, each run once (the pairs once a seed), and what they took."""
 
-    config = TrainWord2VecConfig(epochs=1, dim=dim, negatives=NEGATIVES, seed=seed, **how)
-    with tempfile.TemporaryDirectory() as scratch:
-        model = stages(
-            train_word2vec,
-            built["pairs" if mode == "stored" else "tokens"],
-            built["noise"],
-            built["vocabulary"],
-            config=config.reading(pairs_config(seed, mode)),
-            scratch=Path(scratch),
-        )
-    vectors = KeyedVectors.load_word2vec_format(str(model.folder / "word2vec.bin"), binary=True)
-    assert vectors.vector_size == dim
-    rows, stride = built["vocabulary"].summary.rows, padded(dim)
-    return {
-        "seconds": model.facts["seconds"],
-        "sync_seconds": model.facts["sync_seconds"],
-        "sync_megabytes_per_step": model.facts["sync_bytes"] / model.facts["steps"] / 1e6,
-        "both_tables_megabytes": 2 * rows * stride * FLOAT_BYTES / 1e6,
-        "pairs_per_second": built["pairs"].facts["pairs"] / model.facts["seconds"],
-        **score(vectors),
-    }
+    def __init__(self, data: Path, work: Path) -> None:
+        self.stages = stage_runner(work / "store")
+        split_documents(data, work / "train.parquet", work / "held-out.parquet")
+        begun = time.perf_counter()
+        text = self._text(work / "train.parquet")
+        self.vocabulary = self.stages(vocabulary, text, config=VocabularyConfig(min_count=MIN_COUNT))
+        self.tokens = self._tokens(text)
+        self.noise = self.stages(noise, self.vocabulary, config=NoiseConfig())
+        self.seconds = time.perf_counter() - begun
+        held_out = self._tokens(self._text(work / "held-out.parquet"))
+        self.scorer = Scorer(self.vocabulary, self._pairs(held_out, HELD_OUT_SEED))
+        self.lines = work / "lines.txt"
+        with self.lines.open("w") as file:
+            for shard in text.files():
+                for document in pq.read_table(shard)["text"]:
+                    file.write(document.as_py() + "\n")
+        self.pair_seconds: list[float] = []
+
+    def _text(self, path: Path) -> Artifact:
+        config = CorpusConfig(source=str(path))
+        return self.stages(corpus, locate(config), config=config)
+
+    def _tokens(self, text: Artifact) -> Artifact:
+        return self.stages(tokens, text, self.vocabulary, config=TokensConfig())
+
+    def _pairs(self, ids: Artifact, seed: int) -> Artifact:
+        return self.stages(pairs, ids, self.vocabulary, config=pairs_config(seed))
+
+    def draw_pairs(self, seed: int) -> None:
+        begun = time.perf_counter()
+        self.pairs = self._pairs(self.tokens, seed)
+        self.pair_seconds.append(time.perf_counter() - begun)
+
+    def facts(self) -> dict[str, Any]:
+        drawn = self.pairs.facts["pairs"]
+        return {
+            "words": self.tokens.facts["tokens"],
+            "pairs": drawn,
+            "tokens_bytes_per_pair": size_of(self.tokens) / drawn,
+            "pairs_bytes_per_pair": size_of(self.pairs) / drawn,
+            "vocabulary": self.vocabulary.summary.rows,
+            "coverage": self.scorer.coverage,
+            "text_to_tokens_seconds": round(self.seconds, 2),
+        }
 
 
 def size_of(artifact: Artifact) -> int:
     """Bytes of its shards."""
     return sum(path.stat().st_size for path in artifact.files())
+
+
+def run_lexloom(texts: Texts, *, dim: int, seed: int, mode: Mode = "stored", **how: Any) -> Trained:
+    config = TrainWord2VecConfig(epochs=1, dim=dim, negatives=NEGATIVES, seed=seed, **how)
+    with tempfile.TemporaryDirectory() as scratch:
+        begun = time.perf_counter()
+        model = texts.stages(
+            train_word2vec,
+            texts.pairs if mode == "stored" else texts.tokens,
+            texts.noise,
+            texts.vocabulary,
+            config=config.reading(pairs_config(seed, mode)),
+            scratch=Path(scratch),
+        )
+        before = texts.seconds + (texts.pair_seconds[-1] if mode == "stored" else 0)
+        total = time.perf_counter() - begun + before
+        tables = load_file(max(Path(scratch).rglob("step-*/model.safetensors")))
+    facts = model.facts
+    return Trained(
+        read_vocabulary(texts.vocabulary)[0].to_pylist(),
+        tables["vectors"][:, :dim],
+        tables["contexts"][:, :dim],
+        facts["seconds"],
+        total,
+        {
+            "waiting_for_data_seconds": facts["data_seconds"],
+            "sync_seconds": facts["sync_seconds"],
+            "sync_megabytes_per_step": facts["sync_bytes"] / facts["steps"] / 1e6,
+            "both_tables_megabytes": 2 * len(tables["vectors"]) * padded(dim) * FLOAT_BYTES / 1e6,
+        },
+    )
+
+
+def contenders_of(texts: Texts, dim: int, threads: int) -> dict[str, Contender]:
+    """All of them, by name. Those of several workers need Ray."""
+    peers = {
+        "gensim, sentences": partial(run_gensim, texts.lines, "sentences", threads=threads, dim=dim),
+        "gensim, corpus_file": partial(run_gensim, texts.lines, "corpus_file", threads=threads, dim=dim),
+        "fastText": partial(run_fasttext, texts.lines, threads=threads, dim=dim),
+    }
+    same = {"learning_rate": RATE, "min_learning_rate": LAST_RATE}
+    rates = {"same rate": same}
+    if threads > 1:
+        rates["corpus_file's rate"] = same | {"min_learning_rate": RATE - (RATE - LAST_RATE) / threads}
+    rates["default rate"] = same | {"learning_rate": DEFAULT_RATE}
+    local = {"runner": "local", "workers": 1, "threads": threads}
+    ours = {
+        "one worker": local,
+        "one worker, streamed": {**local, "mode": "streamed"},
+        "two workers": {"workers": 2},
+        "four workers": {"workers": 4},
+    }
+    return peers | {
+        f"lexloom, {who}, {name}": partial(run_lexloom, texts, dim=dim, **how, **rate)
+        for who, how in ours.items()
+        for name, rate in rates.items()
+    }
+
+
+def on_ray(name: str) -> bool:
+    return "workers" in name
+
+
+def run(contenders: dict[str, Contender], texts: Texts, seeds: int) -> dict[str, list[dict[str, float]]]:
+    """Each contender's figures, seed by seed, in turn."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for seed in range(1, seeds + 1):
+        texts.draw_pairs(seed)
+        for name in names[seed % len(names) :] + names[: seed % len(names)]:  # none is always the first
+            model = contenders[name](seed=seed)
+            figures = {
+                "seconds": model.seconds,
+                "total_seconds": model.total_seconds,
+                "words_per_second": texts.tokens.facts["tokens"] / model.seconds,
+                "pairs_per_second": texts.pairs.facts["pairs"] / model.seconds,
+                **texts.scorer(model),
+                **model.more,
+            }
+            runs[name].append(figures)
+            print(
+                f"seed {seed}  {name:40}",
+                *(f"{key} {value:.4g}" for key, value in figures.items()),
+                flush=True,
+            )
+    return runs
+
+
+def sparse_adam(texts: Texts, dim: int, threads: int) -> dict[str, float]:
+    """Pairs a second, without a word on quality: an epoch would take half an hour."""
+    first = next(
+        pq.ParquetFile(texts.pairs.files()[0]).iter_batches(1_500_000, columns=["target", "context"])
+    )
+    targets, contexts = (column.to_numpy() for column in first.columns)
+    torch.set_num_threads(threads)
+    words = texts.vocabulary.summary.rows
+    return summary(pairs_per_second(targets, contexts, words=words, dim=dim, negatives=NEGATIVES))
+
+
+def ratios_of(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """How many times as long the peers take, seed by seed."""
+    return {
+        f"{theirs} / {ours}": summary(
+            [a["seconds"] / b["seconds"] for a, b in zip(runs[theirs], runs[ours], strict=True)]
+        )
+        for theirs in runs
+        if not theirs.startswith("lexloom")
+        for ours in runs
+        if ours.startswith("lexloom")
+    }
+
+
+def show(setting: str, results: dict[str, Any]) -> None:
+    medians = ["seconds", "total_seconds"]
+    rows = [
+        [
+            name,
+            *(f"{found[figure]['median']:.1f}" for figure in medians),
+            *(f"{found[figure]['mean']:.3f}" for figure in SCORES),
+        ]
+        for name, found in results.items()
+    ]
+    print(table([setting, *medians, *SCORES], rows), flush=True)
 
 
 def main() -> None:
@@ -146,104 +266,44 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of Parquet files with a text column")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--dim", type=int, default=100)
+    threads = os.cpu_count() or 1
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        default=[f"100x{threads}", "100x1", f"300x{threads}"],
+        help="dimensions x threads; by default 100 and 300 dimensions with all cores, and 100 with one",
+    )
     parser.add_argument("--only", nargs="+", help="run only these contenders")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "word2vec.json")
     arguments = parser.parse_args()
     logging.getLogger("gensim").setLevel(logging.ERROR)
 
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        stages = stage_runner(work / "store")
-        shuffled_documents(arguments.data, work / "documents.parquet")
-        text_config = CorpusConfig(source=str(work / "documents.parquet"))
-        text = stages(corpus, locate(text_config), config=text_config)
-        built = {"vocabulary": stages(vocabulary, text, config=VocabularyConfig(min_count=MIN_COUNT))}
-        ids = built["tokens"] = stages(tokens, text, built["vocabulary"], config=TokensConfig())
-        built["noise"] = stages(noise, built["vocabulary"], config=NoiseConfig())
-        lines = work / "lines.txt"
-        with lines.open("w") as file:
-            for shard in text.files():
-                for document in pq.read_table(shard)["text"]:
-                    file.write(document.as_py() + "\n")
-        local = {"runner": "local", "workers": 1, "threads": arguments.threads}
-        contenders = {
-            "gensim, sentences": partial(
-                run_gensim, lines, "sentences", threads=arguments.threads, dim=arguments.dim
-            ),
-            "gensim, corpus_file": partial(
-                run_gensim, lines, "corpus_file", threads=arguments.threads, dim=arguments.dim
-            ),
-            **{
-                f"lexloom, {who}, {rates}": partial(
-                    run_lexloom, built, stages, dim=arguments.dim, **how, **rate
-                )
-                for who, how in {
-                    "one worker": local,
-                    "one worker, streamed": {**local, "mode": "streamed"},
-                    "two workers": {"workers": 2},
-                    "four workers": {"workers": 4},
-                }.items()
-                for rates, rate in {
-                    "same rate": {"learning_rate": RATE, "min_learning_rate": LAST_RATE},
-                    "corpus_file's rate": {
-                        "learning_rate": RATE,
-                        "min_learning_rate": RATE - (RATE - LAST_RATE) / arguments.threads,
-                    },
-                    "default rate": {"learning_rate": DEFAULT_RATE, "min_learning_rate": LAST_RATE},
-                }.items()
-            },
-        }
-        if arguments.only:
-            contenders = {name: contenders[name] for name in arguments.only}
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
-        pair_seconds = []
-        for seed in range(1, arguments.seeds + 1):
-            started = time.perf_counter()
-            built["pairs"] = stages(pairs, ids, built["vocabulary"], config=pairs_config(seed))
-            pair_seconds.append(time.perf_counter() - started)
-            for name, contender in contenders.items():
-                runs[name].append(contender(seed=seed))
-                print(
-                    f"seed {seed}  {name:24}",
-                    {key: round(value, 3) for key, value in runs[name][-1].items()},
-                    flush=True,
-                )
-        words = ids.facts["tokens"]
-        results = {
-            name: {figure: summary([run[figure] for run in found]) for figure in found[0]}
-            for name, found in runs.items()
-        }
-        facts = {
-            "words": words,
-            "pairs": built["pairs"].facts["pairs"],
-            **{
-                f"{name}_bytes_per_pair": size_of(built[name]) / built["pairs"].facts["pairs"]
-                for name in ("tokens", "pairs")
-            },
-            "vocabulary": built["vocabulary"].summary.rows,
-        }
-    ratios = {
-        f"{theirs} / {ours}": summary(
-            [a["seconds"] / b["seconds"] for a, b in zip(runs[theirs], runs[ours], strict=True)]
-        )
-        for theirs in runs
-        if theirs.startswith("gensim")
-        for ours in runs
-        if ours.startswith("lexloom")
-    }
-    figures = ["seconds", "wordsim353", "simlex999", "analogies", "mean"]
-    rows = [
-        [name, *(f"{found[figure]['median' if figure == 'seconds' else 'mean']:.3f}" for figure in figures)]
-        for name, found in results.items()
-    ]
-    print(table(["one epoch", *figures], rows))
-    print(f"making the pairs: {summary(pair_seconds)['median']:.1f} s; {facts}")
-    write_results(
-        arguments.out,
-        {"facts": facts, "pair_seconds": summary(pair_seconds), "results": results, "time_ratios": ratios},
-    )
+        texts = Texts(arguments.data, Path(folder))
+        measured: dict[str, Any] = {}
+        for setting in arguments.settings:
+            dim, threads = (int(number) for number in setting.split("x"))
+            contenders = {
+                name: contender
+                for name, contender in contenders_of(texts, dim, threads).items()
+                if (name in arguments.only if arguments.only else not on_ray(name))
+            }
+            runs = run(contenders, texts, arguments.seeds)
+            results = {
+                name: {figure: summary([run[figure] for run in found]) for figure in found[0]}
+                for name, found in runs.items()
+            }
+            show(setting, results)
+            measured[setting] = {
+                "results": results,
+                "time_ratios": ratios_of(runs),
+                "sparse_adam_pairs_per_second": sparse_adam(texts, dim, threads),
+            }
+            write_results(
+                arguments.out,
+                {"facts": texts.facts(), "pair_seconds": summary(texts.pair_seconds), "settings": measured},
+            )
+            plot(measured, arguments.out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ word2vec flow to have them. The machine with the GPU needs torch, Triton, Numba 
    already; and fed from the host, checks and uploads included.
 3. Beside each rate the loss of held-out pairs after one epoch, and that of the CPU's kernel on one thread: a
    rate at which this is worse is worth nothing.
+4. Pairs a second of a plain torch trainer with SparseAdam and batches of 300,000 (benchmarks/sparse_adam.py).
 
 The bytes of a pair are those of its rows, read and written once by each run; those that the second-level
 cache holds never reach the bus, so the share of the bus may exceed 1. Results go to
@@ -31,6 +32,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from measure import summary, table, write_results
+from sparse_adam import BATCH, pairs_per_second
 
 from models import sgns_cpu, sgns_gpu, sgns_reference
 from models.word2vec import Word2Vec
@@ -229,6 +231,17 @@ def measure(corpus: Corpus, dim: int, programs: int | None, repeats: int, bus: f
     }
 
 
+def sparse_adam(corpus: Corpus, dim: int, batch: int) -> dict[str, float]:
+    targets, contexts = (
+        np.concatenate([part[name] for part in corpus.batches]) for name in ("target", "context")
+    )
+    words = len(corpus.probability)
+    rates = pairs_per_second(
+        targets, contexts, words=words, dim=dim, negatives=NEGATIVES, device=DEVICE.type, batch=batch
+    )
+    return summary(rates)
+
+
 def cpu_loss(corpus: Corpus, dim: int) -> float:
     model = learner(corpus, dim, None, "cpu")
     epoch(model, corpus)
@@ -266,8 +279,9 @@ def main() -> None:
     errors = {dim: check(corpus, sgns_cpu.padded(dim)) for dim in arguments.dims}
     print(f"largest errors in float64: {errors}", flush=True)
     bus = copied_bytes_per_second(1 << (20 if arguments.dry else 30))
-    found = []
+    found, plain = [], {}
     for dim in arguments.dims:
+        plain[dim] = sparse_adam(corpus, dim, 100 if arguments.dry else BATCH)
         reference = cpu_loss(corpus, dim)
         for programs in [*arguments.programs, None]:  # the last: the model's own choice
             figures = measure(corpus, dim, programs, arguments.repeats, bus)
@@ -287,6 +301,7 @@ def main() -> None:
         for figures in found
     ]
     print(table(headings, rows))
+    print(f"SparseAdam, pairs a second: { {dim: rates['median'] for dim, rates in plain.items()} }")
     if arguments.dry:
         return
     write_results(
@@ -299,6 +314,7 @@ def main() -> None:
             "batch": arguments.batch,
             "errors": errors,
             "results": found,
+            "sparse_adam_pairs_per_second": plain,
         },
     )
 

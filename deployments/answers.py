@@ -18,7 +18,7 @@ from models.language_model import TOKENIZER, Windows, load_language_model
 from models.sampling import Sampling, sample_text
 from models.tokenizer import SPACE_SIGN, Tokenizer
 from models.window_lm import WindowLM
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks.charts import Html, html, in_the_plane, join, word_map
 from tasks.page import card, columns, element, section
 

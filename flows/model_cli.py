@@ -55,7 +55,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def neighbours(arguments: argparse.Namespace) -> int:
-    from models.word2vec import WordVectors
+    from models.word_vectors import WordVectors
 
     vectors = WordVectors.load(arguments.model)
     for word, near in zip(arguments.words, vectors.neighbours(arguments.words, arguments.k), strict=True):
@@ -64,7 +64,7 @@ def neighbours(arguments: argparse.Namespace) -> int:
 
 
 def analogy(arguments: argparse.Namespace) -> int:
-    from models.word2vec import WordVectors
+    from models.word_vectors import WordVectors
 
     a, b, c = arguments.a, arguments.b, arguments.c
     print_ranking(

@@ -1,7 +1,7 @@
 """The inner part of skip-gram's kernel: some contexts of a run against all of its outputs.
 
-In vectors of 16 floats, by LLVM's instructions, since what the compiler's own vectoriser makes of such loops
-takes twice as long. LLVM splits the vectors where the processor's registers are narrower.
+By LLVM's instructions, since what the compiler's own vectoriser makes of such loops takes twice as long. Rows
+are read a register at a time; scores, errors and losses are computed sixteen at a time on every processor.
 
 models/sgns_cpu.py is what uses it, and says what a run is.
 """
@@ -17,15 +17,17 @@ from numba.extending import intrinsic
 # type checkers do not see that a caller leaves out the first argument
 _literal_intrinsic: Any = intrinsic(prefer_literal=True)
 
-LANES = 16  # floats in a vector: one AVX-512 register, or two of AVX2, or four of NEON
+LANES = 16  # floats in a cache line, which rows are whole numbers of; and scores in a vector
 
 _WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
-_ACCUMULATORS = 24 if _WIDE else 6  # dot products in flight: as many as registers hold beside their factors
+_WIDTH = 16 if _WIDE else 8  # floats of a row in a register: AVX-512's, or AVX2's (two of NEON's)
+_ACCUMULATORS = 24 if _WIDE else 8  # dot products in flight: as many as registers hold beside their factors
 _FLOAT = ir.FloatType()
 _INT32 = ir.IntType(32)
 _INT64 = ir.IntType(64)
 _BYTES = ir.IntType(8).as_pointer()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
+_COLUMNS = ir.VectorType(_FLOAT, _WIDTH)
 _INTEGERS = ir.VectorType(_INT32, LANES)
 
 # exp2(x) - 1 over x, on [-1/2, 1/2], and log(1 + x) over x, on [0, 1]: polynomials, lowest power first
@@ -39,7 +41,7 @@ _LARGEST = 80.0  # exp(-80) is still a normal number, and 1 + exp(-80) is 1
 
 
 class _Emitter:
-    """Emits LLVM's instructions for vectors of 16 floats; a number stands for a vector full of it."""
+    """Emits LLVM's instructions for vectors: of a row's columns, and of sixteen scores."""
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
@@ -50,6 +52,10 @@ class _Emitter:
     def full(self, number: float) -> Any:
         return self.vector([number] * LANES)
 
+    def zeros(self) -> Any:
+        """Of a row's columns."""
+        return ir.Constant(_COLUMNS, [0.0] * _WIDTH)
+
     def row(self, tables: tuple[Any, Any], own: Any, number: Any, stride: int) -> Any:
         """The address of a word's row: in the thread's own table if it is one of the first `own`."""
         shared, mine = tables
@@ -57,22 +63,23 @@ class _Emitter:
         table = self.builder.select(self.builder.icmp_signed("<", wide, own), mine, shared)
         return self.builder.gep(table, [self.builder.mul(wide, _INT64(stride))])
 
-    def place(self, base: Any, offset: Any) -> Any:
-        return self.builder.bitcast(self.builder.gep(base, [offset]), _VECTOR.as_pointer())
+    def place(self, base: Any, offset: Any, kind: Any) -> Any:
+        return self.builder.bitcast(self.builder.gep(base, [offset]), kind.as_pointer())
 
-    def load(self, base: Any, offset: Any) -> Any:
-        """base[offset : offset + 16]; the tables promise no more than a float's alignment."""
-        vector = self.builder.load(self.place(base, offset))
+    def load(self, base: Any, offset: Any, kind: Any = _COLUMNS) -> Any:
+        """The numbers from base[offset] on; the tables promise no more than a float's alignment."""
+        vector = self.builder.load(self.place(base, offset, kind))
         vector.align = 4  # bytes
         return vector
 
     def store(self, base: Any, offset: Any, vector: Any) -> None:
-        self.builder.store(vector, self.place(base, offset)).align = 4
+        self.builder.store(vector, self.place(base, offset, vector.type)).align = 4
 
     def call(self, name: str, *vectors: Any) -> Any:
-        shape = ir.FunctionType(_VECTOR, [_VECTOR] * len(vectors))
+        kind = vectors[0].type
+        shape = ir.FunctionType(kind, [kind] * len(vectors))
         return self.builder.call(
-            self.builder.module.declare_intrinsic(f"llvm.{name}.v16f32", fnty=shape), vectors
+            self.builder.module.declare_intrinsic(f"llvm.{name}.v{kind.count}f32", fnty=shape), vectors
         )
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
@@ -85,11 +92,12 @@ class _Emitter:
         return total
 
     def lanes(self, vector: Any, order: Sequence[int]) -> Any:
-        return self.two_lanes(vector, ir.Constant(_VECTOR, ir.Undefined), order)
+        return self.two_lanes(vector, ir.Constant(vector.type, ir.Undefined), order)
 
     def two_lanes(self, a: Any, b: Any, order: Sequence[int]) -> Any:
-        """Lanes of a (0 to 15) and b (16 to 31)."""
-        return self.builder.shuffle_vector(a, b, ir.Constant(_INTEGERS, list(order)))
+        """Lanes of a, and after the last of them of b."""
+        mask = ir.Constant(ir.VectorType(_INT32, len(order)), list(order))
+        return self.builder.shuffle_vector(a, b, mask)
 
     def spread(self, scalar: Any) -> Any:
         undefined = ir.Constant(_VECTOR, ir.Undefined)
@@ -110,28 +118,31 @@ class _Emitter:
         left: list[Any] = [*vectors, *[None] * (LANES - len(vectors))]
         half = LANES // 2
         while half:
-            low = [lane if lane % (2 * half) < half else lane + LANES - half for lane in range(LANES)]
             pairs = zip(left[: len(left) // 2], left[len(left) // 2 :], strict=True)
-            left = [None if a is None else self.folded(a, b, low, half) for a, b in pairs]
+            left = [None if a is None else self.folded(a, b, half) for a, b in pairs]
             half //= 2
         return left[0]
 
-    def folded(self, a: Any, b: Any, low: list[int], half: int) -> Any:
-        other = ir.Constant(_VECTOR, ir.Undefined) if b is None else b
+    def folded(self, a: Any, b: Any, half: int) -> Any:
+        """Sixteen lanes: of each of the two vectors' stretches of 2 * half lanes, the sum of its halves."""
+        other = ir.Constant(a.type, ir.Undefined) if b is None else b
+        if a.type.count == half:  # nothing to add yet
+            return self.two_lanes(a, other, range(LANES))
+        low = [lane if lane % (2 * half) < half else lane + LANES - half for lane in range(LANES)]
         high = [lane + half for lane in low]
         return self.builder.fadd(self.two_lanes(a, other, low), self.two_lanes(a, other, high))
 
     def over_columns(
         self, stride: int, carried: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]
     ) -> list[Any]:
-        """A loop: `body` gets a column, 0, 16 .. stride - 16, and the carried vectors, and returns these."""
+        """A loop: `body` gets the first of some columns, and the carried vectors, and returns these."""
         builder = self.builder
         before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.branch(loop)
         builder.position_at_end(loop)
-        column, *vectors = [builder.phi(_INT64), *(builder.phi(_VECTOR) for _ in carried)]
+        column, *vectors = [builder.phi(_INT64), *(builder.phi(_COLUMNS) for _ in carried)]
         results = body(column, vectors)
-        following = builder.add(column, _INT64(LANES))
+        following = builder.add(column, _INT64(_WIDTH))
         for phi, first, later in zip(
             [column, *vectors], [_INT64(0), *carried], [following, *results], strict=True
         ):
@@ -203,7 +214,7 @@ class _Block(_Emitter):
                 some = pairs[start : start + LANES]
                 vector, losses = self.steps(some, products[start : start + LANES], weights, rate)
                 loss = self.builder.fadd(loss, losses)
-                steps |= {pair: self.lanes(vector, [_LANE_OF[n]] * LANES) for n, pair in enumerate(some)}
+                steps |= {pair: self.lanes(vector, [_LANE_OF[n]] * _WIDTH) for n, pair in enumerate(some)}
         self.over_columns(self.stride, [], lambda column, _: self.move(column, steps, moves))
         return self.total(loss)
 
@@ -218,7 +229,7 @@ class _Block(_Emitter):
                 for (i, j), total in zip(pairs, sums, strict=True)
             ]
 
-        return self.over_columns(self.stride, [self.full(0.0)] * len(pairs), add)
+        return self.over_columns(self.stride, [self.zeros()] * len(pairs), add)
 
     def steps(
         self, pairs: list[tuple[int, int]], products: list[Any], weights: Any, rate: Any
@@ -229,7 +240,7 @@ class _Block(_Emitter):
         for lane, (_, j) in zip(_LANE_OF, pairs, strict=False):
             signs[lane], order[lane], used[lane] = 1.0 if j == 0 else -1.0, j - first, 1
         sign = self.vector(signs)
-        weight = self.lanes(self.load(weights, _INT64(first)), order)
+        weight = self.lanes(self.load(weights, _INT64(first), _VECTOR), order)
         error, loss = self.error_and_loss(self.builder.fmul(self.totals(products), sign))
         step = self.builder.fmul(self.builder.fmul(error, sign), self.builder.fmul(rate, weight))
         mask = ir.Constant(ir.VectorType(ir.IntType(1), LANES), used)
@@ -321,7 +332,7 @@ def add_row(_typing: Any, tables: Any, own: Any, word: Any, moves: Any, number: 
 
         def add(column: Any, _: list[Any]) -> list[Any]:
             emitter.store(row, column, builder.fadd(emitter.load(row, column), emitter.load(moved, column)))
-            emitter.store(moved, column, emitter.full(0.0))
+            emitter.store(moved, column, emitter.zeros())
             return []
 
         emitter.over_columns(width, [], add)

@@ -13,9 +13,9 @@ The objective is eq. 4 of Mikolov et al. (2013); models/sgns_reference.py says e
 - Rows are padded to whole vectors of 16 floats, so that no loop has a remainder.
 - The rows of the next run, and contexts eight pairs ahead, are prefetched (1.2x).
 - Threads share the tables without locks (Hogwild, Niu et al. 2011), but for the rows of the 128 most frequent
-  words, which would be in the other processor's cache all the time: each thread has a copy of these, and adds
-  up how they moved when its part of a batch is done (1.2x). The noise is a function of the batch's seed and
-  the run's position, so the number of threads changes nothing but the order in which rows are written.
+  words, which would be in the other processor's cache all the time: each thread has a copy of these, and now
+  and then adds up how they moved (1.2x). The noise is a function of the batch's seed and the run's position,
+  so the number of threads changes nothing but the order in which rows are written, and when they are seen.
 
 The arithmetic of a few pairs is in models/sgns_block.py.
 """
@@ -31,6 +31,7 @@ import numpy as np
 from numba import njit, types
 
 from models.sgns_block import LANES, add_row, prefetch_row, train_block
+from models.splitmix import GOLDEN_GAMMA, mix
 
 
 def padded(dim: int) -> int:
@@ -39,20 +40,11 @@ def padded(dim: int) -> int:
 
 
 # Numba's cache on disk notices a change of this file alone: so this one changes with models/sgns_block.py.
-_BLOCK_DIGEST = "0088a44d29f6"
+_BLOCK_DIGEST = "3bcda5d24899"
 
 # Noise words.
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _COIN = np.float32(2.0**-24)
-
-
-@njit(inline="always")
-def _mix(x: Any) -> Any:
-    """The output function of SplitMix64 (Steele et al. 2014): a bijection that scatters its argument."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 @njit(nogil=True, cache=True)
@@ -66,11 +58,11 @@ def draw_negatives(seed: Any, position: Any, probability: Any, alias: Any, out: 
             kept with its probability, else replaced by its alias.
         out: (K,) int32.
     """
-    state = _mix(seed + np.uint64(position) * _GOLDEN)
+    state = mix(seed + np.uint64(position) * GOLDEN_GAMMA)
     words = np.uint64(len(probability))
     for k in range(len(out)):
-        state += _GOLDEN
-        bits = _mix(state)
+        state += GOLDEN_GAMMA
+        bits = mix(state)
         word = np.intp(((bits >> np.uint64(32)) * words) >> np.uint64(32))  # the high half says which
         coin = np.float32(np.uint32(bits) >> np.uint32(8)) * _COIN  # the low half, in [0, 1)
         out[k] = word if coin < probability[word] else alias[word]
@@ -198,6 +190,9 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
 # The batch.
 
 _OWN_ROWS = 128  # of the most frequent words, which come first
+# Pairs that the other threads may have trained on, unseen in a thread's copies of these rows. Their moves add
+# up to one long step, which overshoots where it is too long: four threads that did not care diverged.
+_UNSEEN_PAIRS = 65_536
 _ADDING_UP = Lock()
 
 
@@ -299,33 +294,41 @@ def begin_batch(
     targets, contexts = (np.require(ids, requirements=["C", "A"]) for ids in (targets, contexts))
     batch_seed, rate = np.uint64(seed % 2**64), np.float32(learning_rate)
 
-    def train(first: int, last: int, own: int) -> float:
-        tables = [table[: own * stride] for table in (flat_vectors, flat_outputs)]
-        before = [table.copy() for table in tables]
-        copies = [table.copy() for table in before]
-        loss = kernel(
-            *(
-                flat_vectors,
-                flat_outputs,
-                targets,
-                contexts,
-                first,
-                last,
-                probability,
-                alias,
-                batch_seed,
-                rate,
-            ),
-            *copies,
+    shared = (flat_vectors, flat_outputs)
+
+    def train(first: int, last: int, own_vectors: np.ndarray, own_outputs: np.ndarray) -> float:
+        return kernel(
+            flat_vectors,
+            flat_outputs,
+            targets,
+            contexts,
+            first,
+            last,
+            probability,
+            alias,
+            batch_seed,
+            rate,
+            own_vectors,
+            own_outputs,
         )
-        with _ADDING_UP:
-            for table, copy, old in zip(tables, copies, before, strict=True):
-                table += copy - old
+
+    def train_beside_others(first: int, last: int) -> float:
+        frequent = [table[: _OWN_ROWS * stride] for table in shared]
+        loss = 0.0
+        pieces = -(-(last - first) * (threads - 1) // _UNSEEN_PAIRS)
+        for piece in pairwise(split_at_runs(targets[first:last], pieces)):
+            with _ADDING_UP:
+                before = [table.copy() for table in frequent]
+            own = [table.copy() for table in before]
+            loss += train(first + piece[0], first + piece[1], *own)
+            with _ADDING_UP:
+                for table, copy, old in zip(frequent, own, before, strict=True):
+                    table += copy - old
         return loss
 
     if threads == 1:
         done = Future[float]()
-        done.set_result(train(0, len(targets), own=0))
+        done.set_result(train(0, len(targets), *(table[:0] for table in shared)))
         return Begun([done])
     parts = zip(_team(threads), pairwise(split_at_runs(targets, threads)), strict=True)
-    return Begun([thread.submit(train, *bounds, min(_OWN_ROWS, words)) for thread, bounds in parts])
+    return Begun([thread.submit(train_beside_others, *bounds) for thread, bounds in parts])

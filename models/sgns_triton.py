@@ -11,6 +11,8 @@ programs, and none of them sees the others' unfinished moves. So the number of p
 - All additions to the tables are atomic: no move is lost, but their order is not defined.
 """
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -69,6 +71,7 @@ def _train_runs(
     STRIDE: tl.constexpr,  # noqa: N803
     COUNT: tl.constexpr,  # noqa: N803 - 1 + NEGATIVES, rounded up to a power of two
     WIDTH: tl.constexpr,  # noqa: N803 - STRIDE, rounded up to a power of two
+    WARPS: tl.constexpr,  # noqa: N803
 ) -> None:
     program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     column = tl.arange(0, WIDTH)
@@ -111,6 +114,8 @@ def _train_runs(
             vector = tl.where(following == context, vector + move, upcoming)
             context = following
             pair += 1
+            if WARPS > 1:  # else one warp may load a row again before another has added to its part of it
+                tl.debug_barrier()
         tl.atomic_add(places, moves, mask=held, sem="relaxed")
         loss += tl.sum(run_losses, axis=0).to(tl.float64)
         run += 1
@@ -121,7 +126,8 @@ def constants(negatives: int, stride: int) -> tuple[dict[str, int], int]:
     """What is constant to the compiler, and the warps of a program."""
     count, width = triton.next_power_of_2(1 + negatives), triton.next_power_of_2(stride)
     warps = max(1, count * width // _FLOATS_PER_WARP)
-    return {"NEGATIVES": negatives, "STRIDE": stride, "COUNT": count, "WIDTH": width}, warps
+    fixed = {"NEGATIVES": negatives, "STRIDE": stride, "COUNT": count, "WIDTH": width, "WARPS": warps}
+    return fixed, warps
 
 
 def fits(negatives: int, stride: int) -> bool:
@@ -151,18 +157,20 @@ def train_batch(
     words, stride = vectors.shape
     fixed, warps = constants(negatives, stride)
     losses = torch.empty(programs, dtype=torch.float64, device=vectors.device)
-    _train_runs[(programs,)](
-        vectors,
-        outputs,
-        *pairs,
-        probability,
-        alias,
-        losses,
-        len(pairs.starts) - 1,
-        words,
-        seed % 2**64,
-        learning_rate,
-        **fixed,
-        num_warps=warps,
-    )
+    # Triton launches where torch is, which need not be where the tables are
+    with torch.cuda.device(vectors.device) if vectors.is_cuda else nullcontext():
+        _train_runs[(programs,)](
+            vectors,
+            outputs,
+            *pairs,
+            probability,
+            alias,
+            losses,
+            len(pairs.starts) - 1,
+            words,
+            seed % 2**64,
+            learning_rate,
+            **fixed,
+            num_warps=warps,
+        )
     return losses.sum()

@@ -16,10 +16,8 @@ import numpy as np
 from numba import njit, uint64
 from numpy.typing import NDArray
 
-# SplitMix64: Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014
-GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-MIX_2 = np.uint64(0x94D049BB133111EB)
+from models.splitmix import GOLDEN_GAMMA, mix
+
 HALF = np.uint64(32)
 ALWAYS = 1 << 32  # a chance of one, on the scale of a draw's upper half
 
@@ -51,10 +49,7 @@ def subsample(
 @njit(cache=True, inline="always")
 def random_bits(stream: np.uint64, position: int) -> np.uint64:
     """64 random bits: number `position` of the SplitMix64 generator whose state is `stream`."""
-    bits = stream + uint64(position) * GOLDEN_GAMMA
-    bits = (bits ^ (bits >> uint64(30))) * MIX_1
-    bits = (bits ^ (bits >> uint64(27))) * MIX_2
-    return bits ^ (bits >> uint64(31))
+    return mix(stream + uint64(position) * GOLDEN_GAMMA)
 
 
 @njit(cache=True, inline="always")

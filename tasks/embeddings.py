@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
 from models.tokenizer import Tokenizer
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, RunOnly, Summary, digest_key
 from tasks.source import digest_files, fingerprint
 from tasks.stage import stage

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from rich.text import Text
 
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary, digest_file, digest_key
 from tasks.stage import stage

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, Manifest, Summary
 from tasks.charts import Axis, Html, html, in_the_plane, join, line_chart, word_map
 from tasks.evaluate import AnalogyScore, Evaluation, read_evaluation

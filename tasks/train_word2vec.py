@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from models.skipgram import SkipGrams, keep_chances
-from models.word2vec import Word2Vec, Word2VecFromTokens, WordVectors
+from models.word2vec import Word2Vec, Word2VecFromTokens
+from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, Summary, canonical
 from tasks.noise import read_noise
 from tasks.pairs import PairsConfig, SkipGramsConfig
@@ -28,15 +29,22 @@ DOCUMENTS_AT_ONCE = 1 << 20
 WINDOWS_PER_LANE = 64
 
 
+def default_batch_size(workers: int = 1, device: str = "cpu", **_: object) -> int:
+    if workers > 1:
+        return 32_768
+    return 1 << 20 if device == "cuda" else 131_072
+
+
 class TrainWord2VecConfig(TrainConfig):
     """Skip-gram with negative sampling (Mikolov et al., 2013)."""
 
     # several workers agree after a step, and must do so often (benchmarks/LOG.md)
     batch_size: int = Field(
-        default_factory=lambda given: 131_072 if given.get("workers") == 1 else 32_768,
+        default_factory=lambda given: default_batch_size(**given),
         ge=LANES,
-        description="pairs of one step, over all workers; if not given, 131072 for one worker and 32768 for"
-        f" more. Streamed, about so many, and at least those of {LANES * WINDOWS_PER_LANE} windows' length",
+        description="pairs of one step, over all workers; if not given, 131072 for one worker, 1048576 if it"
+        " has a GPU, and 32768 for more workers. Streamed, about so many, and at least those of"
+        f" {LANES * WINDOWS_PER_LANE} windows' length",
         json_schema_extra={"position": 3},
     )
     dim: int = Field(
@@ -83,6 +91,13 @@ class TrainWord2VecConfig(TrainConfig):
         description="of more workers than this, no row moves farther than so many times their mean move",
         json_schema_extra={"position": 57},
     )
+    programs: int | None = Field(
+        None,
+        ge=1,
+        description="on a GPU: words of the text under way at once. More are faster, until they train worse"
+        " as they do not see each other's moves; if not given, as many as training bears",
+        json_schema_extra={"position": 58},
+    )
 
     @model_validator(mode="after")
     def rates_fall_and_periods_fit(self) -> Self:
@@ -96,6 +111,8 @@ class TrainWord2VecConfig(TrainConfig):
                 f"sync_rare_period {self.sync_rare_period} is below sync_period {self.sync_period}:"
                 " rare words are not exchanged more often than frequent ones"
             )
+        if self.programs is not None and self.device != "cuda":
+            raise ValueError("programs are a GPU's: say --device cuda, or leave them out")
         return self
 
     def reading(self, pairs: PairsConfig) -> "TrainWord2VecConfig":
@@ -138,6 +155,7 @@ def train_word2vec(
         min_learning_rate=config.min_learning_rate,
         seed=config.seed,
         threads=config.threads,
+        programs=config.programs,
     )
     sync = SyncConfig(
         "delta_sum",
@@ -229,7 +247,7 @@ mean loss in the last epoch {metrics["loss"]:.4f}.
 | `config.json`, `metrics.json` | how it was trained, and how it went |
 
 ```python
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 vectors = WordVectors.load("this folder")
 vectors.neighbours(["peace"], k=10)
 

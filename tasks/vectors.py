@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 from safetensors import SafetensorError, safe_open
 
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 
 FORMATS = (".txt", ".vec", ".bin", ".npy", ".safetensors", ".parquet")
 VOCABULARIES = (".json", ".txt", ".parquet")

@@ -13,7 +13,7 @@ from models.sentiment import save_classifier
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer, TransformerConfig
 from models.window_lm import WindowLM, WindowLMConfig
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks.artifacts import InputEntry, Manifest, Store, Summary, list_files
 from tests.models.tiny import write_backbone
 

@@ -17,7 +17,7 @@ from models.sampling import Sampling, sample_text
 from models.sentiment import Sentiment
 from models.transformer import Reader
 from models.window_lm import WindowLM, WindowLMConfig
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks.artifacts import Store
 from tasks.charts import Html
 from tests.deployments.store import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deployments.shelf import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC, Shelf
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks.artifacts import Store
 from tests.deployments.store import made_from, shelve, write_words
 

@@ -13,7 +13,7 @@ from flows.cli import main
 from flows.model_cli import FIRST_BATCH, MOST_AT_ONCE, growing_batches
 from models.encoder import TrainedPart, load_classifier
 from models.sentiment import Sentiment, save_classifier
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks.artifacts import Store
 from tests.models.tiny import write_backbone
 from tests.tasks.test_artifacts import put

@@ -15,7 +15,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.outcome import Outcome
 from flows.word2vec import Word2VecConfig, word2vec
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks.artifacts import Store
 from tasks.corpus import CorpusConfig
 from tasks.pairs import PairsConfig

@@ -267,7 +267,7 @@ from models.sgns_triton import constants, _train_runs
 
 types = "*fp32 *fp32 *i32 *i32 *i64 *fp32 *i32 *fp64 i32 i32 u64 fp32".split()
 fixed, warps = constants(int(sys.argv[1]), int(sys.argv[2]))
-signature = dict(zip(_train_runs.arg_names, types + ["constexpr"] * 4, strict=True))
+signature = dict(zip(_train_runs.arg_names, types + ["constexpr"] * 5, strict=True))
 source = ASTSource(_train_runs, signature, fixed)
 print(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).asm["ptx"])
 """

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from models.ranks import PUBLISHED
 from models.tokenizer import BytePair, Tokenizer
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks import embeddings as embeddings_module
 from tasks.artifacts import Artifact, Store, Summary
 from tasks.embeddings import (

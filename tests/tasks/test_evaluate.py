@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import tasks.evaluate
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, Summary
 from tasks.evaluate import (
     EvaluateConfig,

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, InputEntry, Manifest, Store, Summary, list_files, now
 from tasks.evaluate import AnalogyScore, Evaluation, Neighbour, Neighbours, SimilarityScore
 from tasks.page import duration, short, size

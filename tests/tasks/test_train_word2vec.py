@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 import tasks.train_word2vec
-from models.word2vec import Word2Vec, WordVectors
+from models.word2vec import Word2Vec
+from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, Store, Summary, canonical
 from tasks.noise import NoiseConfig, noise, read_noise
 from tasks.pairs import PairsConfig
@@ -353,5 +354,6 @@ def test_the_mean_loss_weighs_points_by_their_examples() -> None:
 def test_steps_are_long_unless_workers_must_agree_after_them():
     one = TrainWord2VecConfig(workers=1)
     assert (one.batch_size, TrainWord2VecConfig(workers=2).batch_size) == (131_072, 32_768)
+    assert TrainWord2VecConfig(workers=1, device="cuda").batch_size == 1 << 20
     assert TrainWord2VecConfig(workers=1, batch_size=8).batch_size == 8
     assert canonical(one) == canonical(TrainWord2VecConfig(workers=1, batch_size=131_072)), "the same key"

@@ -12,7 +12,7 @@ import torch
 from gensim.models import KeyedVectors
 from safetensors.torch import save_file
 
-from models.word2vec import WordVectors
+from models.word_vectors import WordVectors
 from tasks.vectors import read_table, vocabulary_of
 
 WORDS = ["the", "New", "_York", "Köln", "“", "null", "1,5"]

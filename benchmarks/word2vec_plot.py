@@ -1,0 +1,50 @@
+"""Speed against quality of benchmarks/word2vec.py's contenders, a panel for each setting."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+THEIRS, OURS = "#8a8580", "#3a5a9b"
+MARKERS = "osv^DPX*<>"
+
+
+def plot(measured: dict[str, Any], path: Path) -> None:
+    """Writes an SVG: seconds of training (median, least to most) and the mean score (mean, least to most)."""
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "lexloom"  # the same file from the same figures
+    figure, panels = pyplot.subplots(
+        1, len(measured), figsize=(4.2 * len(measured), 4.6), layout="constrained", sharey=True, squeeze=False
+    )
+    names = list(dict.fromkeys(name for found in measured.values() for name in found["results"]))
+    handles = {}
+    for axes, (setting, found) in zip(panels[0], measured.items(), strict=True):
+        dim, threads = setting.split("x")
+        for name, figures in found["results"].items():
+            seconds, scores = figures["seconds"], figures["mean"]
+            handles[name] = axes.errorbar(
+                seconds["median"],
+                scores["mean"],
+                xerr=spread(seconds, "median"),
+                yerr=spread(scores, "mean"),
+                color=OURS if name.startswith("lexloom") else THEIRS,
+                marker=MARKERS[names.index(name) % len(MARKERS)],
+                linestyle="none",
+                elinewidth=0.8,
+            )
+        axes.set(
+            xscale="log",
+            title=f"{dim} dimensions, {threads} thread{'s' * (threads != '1')}",
+            xlabel="seconds of training",
+        )
+        axes.grid(alpha=0.25)
+    panels[0][0].set(ylabel="mean of WordSim-353, SimLex-999 and analogies")
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def spread(figures: dict[str, float], middle: str) -> list[list[float]]:
+    return [[figures[middle] - figures["min"]], [figures["max"] - figures[middle]]]
