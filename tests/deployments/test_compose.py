@@ -5,6 +5,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -158,16 +159,22 @@ def test_gpus_are_asked_for_by_the_profile_alone(told: dict[str, Any]) -> None:
 
 def test_every_command_is_one_that_its_program_knows(told: dict[str, Any]) -> None:
     lines = [line for service in told.values() for line in command_lines(service["command"])]
-    assert {line[0] for line in lines} == {"postgres", "redis-server", "prefect", "ray", "lexloom"}
+    assert {line[0] for line in lines} == {"postgres", "redis-server", "prefect", "ray", "lexloom", "python"}
     for line in lines:
         parse(line)
 
 
 @pytest.mark.parametrize(
-    "line", ["prefect server start --no-service", "ray start --num-cpu=0", "lexloom app --hosts x"]
+    "line",
+    [
+        "prefect server start --no-service",
+        "ray start --num-cpu=0",
+        "lexloom app --hosts x",
+        "python -m deployments.deploy --limit=1",
+    ],
 )
 def test_a_command_that_its_program_does_not_know_is_noticed(line: str) -> None:
-    with pytest.raises(BaseException, match=r"(?i)--no-service|no such option|--hosts"):
+    with pytest.raises(BaseException, match=r"(?i)--no-service|no such option|--hosts|--limit"):
         parse(line.split())
 
 
@@ -181,7 +188,7 @@ def test_every_variable_is_one_that_someone_reads(told: dict[str, Any]) -> None:
     rays = names_in([Path(ray._raylet.__file__), *library.glob("_*/**/*.py")], "RAY")
     for name, service in told.items():
         for variable in service.get("environment", {}):
-            if variable not in OTHERS and f"${variable}" not in service["command"][-1]:
+            if variable not in OTHERS:
                 assert variable in prefect | ours | rays, f"{name}: {variable}"
 
 
@@ -249,8 +256,7 @@ def command_lines(command: list[str]) -> list[list[str]]:
     """The programs that a service starts; those of a shell's script, too."""
     if command[0] != "sh":
         return [command]
-    starts = re.findall(r"(?:prefect|ray) [^;|\n)]+", command[-1])
-    return [start.replace('"$LEXLOOM_RUNS"', "1").split() for start in starts]
+    return [start.split() for start in re.findall(r"(?:prefect|ray|python) [^;|\n)]+", command[-1])]
 
 
 def names_in(files: Iterable[Path], prefix: str) -> set[str]:
@@ -266,6 +272,11 @@ def parse(line: list[str]) -> None:
         prefect_cli.parse_args(arguments, exit_on_error=False, print_error=False)
     elif program == "ray":
         ray.scripts.scripts.cli.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+    elif program == "python":
+        flag, module, *arguments = arguments
+        assert flag == "-m"
+        _, unknown = import_module(module).build_parser().parse_known_args(arguments)
+        assert not unknown, unknown
     elif program == "lexloom":
         _, unknown = build_parser(arguments).parse_known_args(arguments)
         assert not unknown, unknown

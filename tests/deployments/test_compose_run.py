@@ -54,14 +54,17 @@ def stack() -> Iterator[Stack]:
 COLOURS = ["red", "green", "blue", "white", "black", "grey", "pink", "brown"]
 
 
-def api(stack: Stack, path: str, login: str = SECRETS["LEXLOOM_LOGIN"], **body: Any) -> Any:
-    """What the server's API answers to a POST, or to a GET where there is no body."""
+def api(
+    stack: Stack, path: str, login: str = SECRETS["LEXLOOM_LOGIN"], method: str | None = None, **body: Any
+) -> Any:
+    """What the server's API answers, if anything; to a GET where there is no body, and else to a POST."""
     headers = {"Content-Type": "application/json"}
     if login:
         headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
     data = json.dumps(body).encode() if body else None
-    with urlopen(Request(f"{stack.url('4200')}/api{path}", data, headers), timeout=60) as answer:
-        return json.load(answer)
+    request = Request(f"{stack.url('4200')}/api{path}", data, headers, method=method)
+    with urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read() or "null")
 
 
 def test_a_run_started_by_the_api_trains_on_rays_workers(stack: Stack) -> None:
@@ -97,6 +100,23 @@ def test_the_api_is_closed_to_those_without_the_password(stack: Stack, login: st
 def test_the_pool_has_the_limit_that_was_asked_for(stack: Stack) -> None:
     pool = api(stack, "/work_pools/lexloom")
     assert (pool["type"], pool["concurrency_limit"]) == ("process", 1)
+
+
+def test_what_was_set_on_the_page_stays_when_all_is_deployed_again(stack: Stack) -> None:
+    def found() -> tuple[bool, bool, int]:
+        (schedule,) = api(stack, "/deployments/name/word2vec/word2vec")["schedules"]
+        pool = api(stack, "/work_pools/lexloom")
+        return schedule["active"], pool["is_paused"], pool["concurrency_limit"]
+
+    deployment = api(stack, "/deployments/name/word2vec/word2vec")
+    schedule = f"/deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}"
+    assert found() == (False, False, 1)
+    api(stack, schedule, method="PATCH", active=True)
+    api(stack, "/work_pools/lexloom", method="PATCH", is_paused=True, concurrency_limit=3)
+    stack.run("deploy")
+    assert found() == (True, True, 3)
+    api(stack, schedule, method="PATCH", active=False)
+    api(stack, "/work_pools/lexloom", method="PATCH", is_paused=False, concurrency_limit=1)
 
 
 def test_a_wrong_password_is_said_in_one_sentence(stack: Stack) -> None:
