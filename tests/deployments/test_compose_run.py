@@ -166,12 +166,37 @@ def test_the_worker_ends_with_its_ray_node_and_so_comes_back_with_a_new_one(stac
             process.kill()
 
 
+def test_runs_whose_worker_was_killed_do_not_keep_their_places(stack: Stack) -> None:
+    left = [(run_in_the_state(stack, state), end) for state, end in ENDS.items()]
+    stack.start("worker")
+    stack.await_health("worker")
+    for run, end in left:
+        state = api(stack, f"/flow_runs/{run}")["state"]
+        assert state["type"] == end
+        assert state["message"].startswith("Its worker has ended. ")
+
+
+ENDS = {"PENDING": "CRASHED", "RUNNING": "CRASHED", "CANCELLING": "CANCELLED"}
+
+
+def run_in_the_state(stack: Stack, state: str) -> str:
+    """The id of a run that has got there without a worker."""
+    deployment = api(stack, "/deployments/name/word2vec/word2vec")
+    never = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
+    run = api(
+        stack, f"/deployments/{deployment['id']}/create_flow_run", parameters={"config": CONFIG}, state=never
+    )
+    api(stack, f"/flow_runs/{run['id']}/set_state", state={"type": state}, force=True)
+    return run["id"]
+
+
 def test_no_service_complains_and_all_end_when_told_to(stack: Stack) -> None:
     logs = {name: stack.log(name) for name in stack.services}
     complaints = {name: log.read_text() for name, log in logs.items() if log.exists()}
     assert not {name for name, said in complaints.items() if re.search("Traceback|ERROR|Error ", said)}, (
         complaints
     )
-    for name in ("page", "background", "server", "ray-worker", "ray-head", "redis", "postgres"):
+    for name in ("page", "worker", "background", "server", "ray-worker", "ray-head", "redis", "postgres"):
         left = [process.pid for process in stack.end(name)]
-        assert not left or name.startswith("ray"), name  # Ray's agents wait a minute, unless a container ends
+        # Ray's agents, beside the worker, too, wait a minute, unless a container ends
+        assert not left or name.startswith(("ray", "worker")), name
