@@ -6,7 +6,6 @@ Wants Postgres and Redis (Debian: postgresql, redis-server); without them these 
 import base64
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,11 +16,10 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from tests.deployments.compose import SECONDS, SECRETS, Stack, programs_of_postgres
+from tests.deployments.compose import SECONDS, SECRETS, Stack
 
 pytestmark = [
-    pytest.mark.skipif(programs_of_postgres() is None, reason="Postgres is not installed"),
-    pytest.mark.skipif(shutil.which("redis-server") is None, reason="Redis is not installed"),
+    pytest.mark.needs("initdb", "redis-server"),
     pytest.mark.timeout(4 * SECONDS),
 ]
 FLAGS = ("--min-count", "1", "--epochs", "1", "--workers", "2", "--dim", "8")
