@@ -1,5 +1,7 @@
 """The documentation: its links lead somewhere, its commands are commands, its drawing is today's code."""
 
+import ast
+import importlib.util
 import re
 import runpy
 import shlex
@@ -97,6 +99,45 @@ def test_a_page_ends_with_its_line() -> None:
 
 def test_there_are_commands_to_check() -> None:
     assert len({each for page in PAGES for each in commands(page)}) > 30
+
+
+QUOTED = re.compile(r"^> error: (.*(?:\n> .*)*)", re.MULTILINE)
+ANYTHING = ".+"
+LETTERS = 20  # that a message must have of its own, so as to be known by them
+
+
+def quoted_errors() -> list[str]:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    return [found.replace("\n> ", " ") for found in QUOTED.findall(page)]
+
+
+@pytest.fixture(scope="module")
+def messages() -> list[re.Pattern[str]]:
+    """The texts of the source, with anything in the places of what is filled in."""
+    folders = ("flows", "tasks", "training", "models", "deployments")
+    files = [file for folder in folders for file in (ROOT / folder).glob("*.py")]
+    prefects = importlib.util.find_spec("prefect.cli.deploy._core")
+    assert prefects is not None
+    assert prefects.origin is not None
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in [*files, Path(prefects.origin)]]
+    found = {pattern(node) for tree in trees for node in ast.walk(tree)}
+    return [re.compile(each) for each in found if len(each.replace(ANYTHING, "")) >= LETTERS]
+
+
+def pattern(node: ast.AST) -> str:
+    """What a piece of the source comes to, where it is a text."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.escape(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(pattern, node.values))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return pattern(node.left) + pattern(node.right)
+    return ANYTHING
+
+
+@pytest.mark.parametrize("error", quoted_errors())
+def test_an_error_is_quoted_as_the_source_says_it(messages: list[re.Pattern[str]], error: str) -> None:
+    assert any(message.fullmatch(error) for message in messages)
 
 
 def test_every_page_is_in_the_index() -> None:
