@@ -184,7 +184,8 @@ def run_in_the_state(stack: Stack, state: str) -> str:
     run = api(
         stack, f"/deployments/{deployment['id']}/create_flow_run", parameters={"config": CONFIG}, state=never
     )
-    api(stack, f"/flow_runs/{run['id']}/set_state", state={"type": state}, force=True)
+    for step in ("RUNNING", state):  # one that has not begun is cancelled without a worker
+        api(stack, f"/flow_runs/{run['id']}/set_state", state={"type": step}, force=True)
     return run["id"]
 
 
