@@ -189,13 +189,20 @@ def run_in_the_state(stack: Stack, state: str) -> str:
     return run["id"]
 
 
+def test_a_node_of_the_gpu_profile_joins(stack: Stack) -> None:
+    """In the place of the other one, whose port it has, and here perhaps with no GPU."""
+    stack.end("ray-worker")
+    stack.start("ray-gpu-worker")
+    stack.await_health("ray-gpu-worker")
+
+
 def test_no_service_complains_and_all_end_when_told_to(stack: Stack) -> None:
     logs = {name: stack.log(name) for name in stack.services}
     complaints = {name: log.read_text() for name, log in logs.items() if log.exists()}
     assert not {name for name, said in complaints.items() if re.search("Traceback|ERROR|Error ", said)}, (
         complaints
     )
-    for name in ("page", "worker", "background", "server", "ray-worker", "ray-head", "redis", "postgres"):
+    for name in ("page", "worker", "background", "server", "ray-gpu-worker", "ray-head", "redis", "postgres"):
         left = [process.pid for process in stack.end(name)]
         # Ray's agents, beside the worker, too, wait a minute, unless a container ends
         assert not left or name.startswith(("ray", "worker")), name
