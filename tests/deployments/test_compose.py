@@ -129,7 +129,7 @@ def test_every_service_that_stays_comes_back_and_says_how_it_is(told: dict[str, 
 def test_images_are_pinned_and_lexloom_has_one(told: dict[str, Any]) -> None:
     for name in told.keys() - OURS:
         assert re.fullmatch(r"\w+:\d+\.\d+(\.\d+)?-bookworm", told[name]["image"]), name
-    assert {told[name]["image"] for name in OURS} == {"lexloom"}
+    assert {told[name]["image"] for name in OURS} == {f"lexloom:{project()['version']}"}
     assert re.search(r"^ARG PYTHON=python:3\.\d+\.\d+-slim-\w+$", dockerfile(), re.MULTILINE)
 
 
@@ -231,14 +231,13 @@ def test_the_image_is_built_with_the_torch_of_the_makefile(told: dict[str, Any])
 
 
 def test_the_image_has_the_packages_of_the_project_and_no_more() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = project["tool"]["setuptools"]["packages"]
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert let_in == {*packages, "pyproject.toml", "README.md", "LICENSE"}
     (made,) = re.findall(r"mkdir ([\w ]+) &&", dockerfile())
     assert sorted(made.split()) == sorted(packages)
     (extras,) = re.findall(r'"\.\[([\w,]+)\]"', dockerfile())
-    assert set(extras.split(",")) <= project["project"]["optional-dependencies"].keys()
+    assert set(extras.split(",")) <= project()["optional-dependencies"].keys()
 
 
 # reading
@@ -246,6 +245,10 @@ def test_the_image_has_the_packages_of_the_project_and_no_more() -> None:
 
 def example() -> str:
     return (ROOT / ".env.example").read_text()
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def dockerfile() -> str:

@@ -69,6 +69,21 @@ def test_the_image_answers_kuberays_probes(spec: dict[str, Any]) -> None:
     assert {"/api/healthz", "/api/local_raylet_healthz"} <= set(re.findall(r'"(.*?)"', public))
 
 
+def test_the_documented_commands_build_and_push_this_image_and_make_this_claim(spec: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for pod in pods(spec):
+        assert pod["containers"][0]["image"] == f"lexloom:{version}"
+    for text in (page, DOCKERFILE):
+        assert set(re.findall(r"\blexloom:(\d[\d.]+\d)", text)) == {version}
+    (claim,) = map(yaml.safe_load, re.findall(r"<<END\n(.*?)^END$", page, re.MULTILINE | re.DOTALL))
+    named = pods(spec)[0]["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert (claim["kind"], claim["metadata"]["name"]) == ("PersistentVolumeClaim", named)
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert "kuberay/kuberay-operator --version 1.5.1" in page
+    assert "(1.5.1 or newer, for the token)" in page
+
+
 def test_what_is_requested_is_the_limit_so_that_ray_counts_what_there_is(spec: dict[str, Any]) -> None:
     for pod in pods(spec):
         resources = pod["containers"][0]["resources"]
