@@ -9,6 +9,9 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -16,7 +19,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from tests.deployments.compose import SECONDS, SECRETS, Stack
+from tests.deployments.compose import ROOT, SECONDS, SECRETS, Stack
 
 pytestmark = [
     pytest.mark.needs("initdb", "redis-server"),
@@ -194,6 +197,46 @@ def test_a_node_of_the_gpu_profile_joins(stack: Stack) -> None:
     stack.end("ray-worker")
     stack.start("ray-gpu-worker")
     stack.await_health("ray-gpu-worker")
+
+
+def test_the_automations_template_tells_of_a_failed_run(stack: Stack) -> None:
+    told: Queue[dict[str, str]] = Queue()
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        block = stack.ask("worker", "python", "-c", BLOCK, f"http://127.0.0.1:{server.server_port}/")
+        assert block.returncode == 0, block.stderr
+        template = (ROOT / "deployments" / "automations.yaml").read_text()
+        path = stack.folder / "automations.yaml"
+        path.write_text(template.replace("00000000-0000-0000-0000-000000000000", block.stdout.strip()))
+        made = stack.ask("worker", "prefect", "automation", "create", "--from-file", str(path))
+        assert made.returncode == 0, made.stdout + made.stderr
+        end, found = time.monotonic() + SECONDS, None
+        while found is None:  # the background service hears of a new automation a little later
+            assert time.monotonic() < end, stack.log("background").read_text()
+            run_in_the_state(stack, "FAILED")
+            with suppress(Empty):
+                found = told.get(timeout=10)
+        server.shutdown()
+    assert found["subject"] == "Lexloom: word2vec failed"
+    assert "Finished stages are kept" in found["body"]
+
+
+BLOCK = """
+import sys
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+said = {"subject": "{{subject}}", "body": "{{body}}"}
+print(CustomWebhookNotificationBlock(name="lexloom", url=sys.argv[1], json_data=said).save("lexloom"))
+"""
 
 
 def test_no_service_complains_and_all_end_when_told_to(stack: Stack) -> None:
