@@ -19,6 +19,19 @@ import pytest
 
 from tasks.artifacts import Artifact, Store
 from tasks.stage import Stage
+from tests.needs import is_installed, missing
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*programs): skipped without them, and failed where CI=true")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for program in marker.args:
+            if not is_installed(program):
+                missing(f"{program} is not installed")
 
 
 @pytest.fixture(autouse=True)

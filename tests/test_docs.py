@@ -1,15 +1,19 @@
 """The documentation: its links lead somewhere, its commands are commands, its drawing is today's code."""
 
+import ast
+import importlib.util
 import re
 import runpy
 import shlex
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 from prefect.cli._app import _app
 
 from flows.cli import build_parser
+from tests.deployments.compose import docker_compose, services
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "LOG.md"])
@@ -60,8 +64,87 @@ def test_a_command_of_prefects_is_one_that_there_is(command: str) -> None:
     _app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
 
 
+COMPOSE = re.compile(r"^docker compose [^\n#]*", re.MULTILINE)
+COMPOSE_INLINE = re.compile(r"`(docker compose [^`]+)`")
+
+
+def compose_commands() -> set[str]:
+    """The `docker compose` command lines of all pages, whole, in blocks and in texts."""
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    blocks = [block for text in texts for _, block in FENCE.findall(text)]
+    found = [line for block in blocks for line in COMPOSE.findall(block)]
+    found += [line for text in texts for line in COMPOSE_INLINE.findall(FENCE.sub("", text))]
+    return {" ".join(line.split()) for line in found}
+
+
+@pytest.mark.parametrize("line", sorted(compose_commands()))
+def test_docker_compose_knows_the_command_its_flags_and_services(line: str) -> None:
+    words = list(shlex.shlex(line, posix=True, punctuation_chars=True))
+    assert words.count("compose") == 1, "another command has slipped into the line"
+    words = words[: next((at for at, word in enumerate(words) if word in {"<", ">", "&&"}), len(words))][2:]
+    if words[0] == "--profile":
+        words = words[2:]
+    name, *words = words
+    flags = list(takewhile(lambda word: word.startswith("-"), words))
+    usage = docker_compose(name, "--help", secrets={}).stdout
+    assert f"docker compose {name} " in usage.splitlines()[0]
+    assert [flag for flag in flags if not re.search(rf"{flag.partition('=')[0]}\b", usage)] == []
+    named = words[len(flags) :]
+    named = [word.partition("=")[0] for word in (named[:1] if name == "exec" else named)]
+    assert set(named) <= services().keys()
+
+
+def test_blocks_of_docker_compose_have_no_line_that_is_half_a_command() -> None:
+    page = (ROOT / "docs" / "compose.md").read_text(encoding="utf-8")
+    lines = [line for _, block in FENCE.findall(page) for line in block.splitlines() if line]
+    assert {line.split()[0] for line in lines} == {"(umask", "docker", "git"}
+
+
+def test_a_page_ends_with_its_line() -> None:
+    assert [name(page) for page in PAGES if not page.read_text(encoding="utf-8").endswith("\n")] == []
+
+
 def test_there_are_commands_to_check() -> None:
     assert len({each for page in PAGES for each in commands(page)}) > 30
+
+
+QUOTED = re.compile(r"^> error: (.*(?:\n> .*)*)", re.MULTILINE)
+ANYTHING = ".+"
+LETTERS = 20  # that a message must have of its own, so as to be known by them
+
+
+def quoted_errors() -> list[str]:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    return [found.replace("\n> ", " ") for found in QUOTED.findall(page)]
+
+
+@pytest.fixture(scope="module")
+def messages() -> list[re.Pattern[str]]:
+    """The texts of the source, with anything in the places of what is filled in."""
+    folders = ("flows", "tasks", "training", "models", "deployments")
+    files = [file for folder in folders for file in (ROOT / folder).glob("*.py")]
+    prefects = importlib.util.find_spec("prefect.cli.deploy._core")
+    assert prefects is not None
+    assert prefects.origin is not None
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in [*files, Path(prefects.origin)]]
+    found = {pattern(node) for tree in trees for node in ast.walk(tree)}
+    return [re.compile(each) for each in found if len(each.replace(ANYTHING, "")) >= LETTERS]
+
+
+def pattern(node: ast.AST) -> str:
+    """What a piece of the source comes to, where it is a text."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.escape(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(pattern, node.values))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return pattern(node.left) + pattern(node.right)
+    return ANYTHING
+
+
+@pytest.mark.parametrize("error", quoted_errors())
+def test_an_error_is_quoted_as_the_source_says_it(messages: list[re.Pattern[str]], error: str) -> None:
+    assert any(message.fullmatch(error) for message in messages)
 
 
 def test_every_page_is_in_the_index() -> None:

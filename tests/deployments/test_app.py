@@ -20,10 +20,10 @@ import pytest
 
 from deployments.app import main
 from tasks.artifacts import Store
-from tests.deployments.browser import CHROMIUM, Browser
+from tests.deployments.browser import Browser
 from tests.deployments.store import shelve, write_transformer, write_words
 
-in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt install chromium")
+in_chromium = pytest.mark.needs("chromium")
 TABS = {"Sentiment": "sentiment", "Write": "write", "Next word": "next-word", "Words": "words"}
 Names = dict[str, str]
 

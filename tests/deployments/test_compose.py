@@ -5,6 +5,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_every_service_that_stays_comes_back_and_says_how_it_is(told: dict[str, 
 def test_images_are_pinned_and_lexloom_has_one(told: dict[str, Any]) -> None:
     for name in told.keys() - OURS:
         assert re.fullmatch(r"\w+:\d+\.\d+(\.\d+)?-bookworm", told[name]["image"]), name
-    assert {told[name]["image"] for name in OURS} == {"lexloom"}
+    assert {told[name]["image"] for name in OURS} == {f"lexloom:{project()['version']}"}
     assert re.search(r"^ARG PYTHON=python:3\.\d+\.\d+-slim-\w+$", dockerfile(), re.MULTILINE)
 
 
@@ -158,16 +159,22 @@ def test_gpus_are_asked_for_by_the_profile_alone(told: dict[str, Any]) -> None:
 
 def test_every_command_is_one_that_its_program_knows(told: dict[str, Any]) -> None:
     lines = [line for service in told.values() for line in command_lines(service["command"])]
-    assert {line[0] for line in lines} == {"postgres", "redis-server", "prefect", "ray", "lexloom"}
+    assert {line[0] for line in lines} == {"postgres", "redis-server", "prefect", "ray", "lexloom", "python"}
     for line in lines:
         parse(line)
 
 
 @pytest.mark.parametrize(
-    "line", ["prefect server start --no-service", "ray start --num-cpu=0", "lexloom app --hosts x"]
+    "line",
+    [
+        "prefect server start --no-service",
+        "ray start --num-cpu=0",
+        "lexloom app --hosts x",
+        "python -m deployments.deploy --limit=1",
+    ],
 )
 def test_a_command_that_its_program_does_not_know_is_noticed(line: str) -> None:
-    with pytest.raises(BaseException, match=r"(?i)--no-service|no such option|--hosts"):
+    with pytest.raises(BaseException, match=r"(?i)--no-service|no such option|--hosts|--limit"):
         parse(line.split())
 
 
@@ -181,7 +188,7 @@ def test_every_variable_is_one_that_someone_reads(told: dict[str, Any]) -> None:
     rays = names_in([Path(ray._raylet.__file__), *library.glob("_*/**/*.py")], "RAY")
     for name, service in told.items():
         for variable in service.get("environment", {}):
-            if variable not in OTHERS and f"${variable}" not in service["command"][-1]:
+            if variable not in OTHERS:
                 assert variable in prefect | ours | rays, f"{name}: {variable}"
 
 
@@ -224,14 +231,13 @@ def test_the_image_is_built_with_the_torch_of_the_makefile(told: dict[str, Any])
 
 
 def test_the_image_has_the_packages_of_the_project_and_no_more() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = project["tool"]["setuptools"]["packages"]
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert let_in == {*packages, "pyproject.toml", "README.md", "LICENSE"}
     (made,) = re.findall(r"mkdir ([\w ]+) &&", dockerfile())
     assert sorted(made.split()) == sorted(packages)
     (extras,) = re.findall(r'"\.\[([\w,]+)\]"', dockerfile())
-    assert set(extras.split(",")) <= project["project"]["optional-dependencies"].keys()
+    assert set(extras.split(",")) <= project()["optional-dependencies"].keys()
 
 
 # reading
@@ -239,6 +245,10 @@ def test_the_image_has_the_packages_of_the_project_and_no_more() -> None:
 
 def example() -> str:
     return (ROOT / ".env.example").read_text()
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def dockerfile() -> str:
@@ -249,8 +259,7 @@ def command_lines(command: list[str]) -> list[list[str]]:
     """The programs that a service starts; those of a shell's script, too."""
     if command[0] != "sh":
         return [command]
-    starts = re.findall(r"(?:prefect|ray) [^;|\n)]+", command[-1])
-    return [start.replace('"$LEXLOOM_RUNS"', "1").split() for start in starts]
+    return [start.split() for start in re.findall(r"(?:prefect|ray|python) [^;|\n)]+", command[-1])]
 
 
 def names_in(files: Iterable[Path], prefix: str) -> set[str]:
@@ -266,6 +275,11 @@ def parse(line: list[str]) -> None:
         prefect_cli.parse_args(arguments, exit_on_error=False, print_error=False)
     elif program == "ray":
         ray.scripts.scripts.cli.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+    elif program == "python":
+        flag, module, *arguments = arguments
+        assert flag == "-m"
+        _, unknown = import_module(module).build_parser().parse_known_args(arguments)
+        assert not unknown, unknown
     elif program == "lexloom":
         _, unknown = build_parser(arguments).parse_known_args(arguments)
         assert not unknown, unknown

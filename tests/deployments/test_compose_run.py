@@ -6,10 +6,12 @@ Wants Postgres and Redis (Debian: postgresql, redis-server); without them these 
 import base64
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -17,11 +19,10 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from tests.deployments.compose import SECONDS, SECRETS, Stack, programs_of_postgres
+from tests.deployments.compose import ROOT, SECONDS, SECRETS, Stack
 
 pytestmark = [
-    pytest.mark.skipif(programs_of_postgres() is None, reason="Postgres is not installed"),
-    pytest.mark.skipif(shutil.which("redis-server") is None, reason="Redis is not installed"),
+    pytest.mark.needs("initdb", "redis-server"),
     pytest.mark.timeout(4 * SECONDS),
 ]
 FLAGS = ("--min-count", "1", "--epochs", "1", "--workers", "2", "--dim", "8")
@@ -54,14 +55,17 @@ def stack() -> Iterator[Stack]:
 COLOURS = ["red", "green", "blue", "white", "black", "grey", "pink", "brown"]
 
 
-def api(stack: Stack, path: str, login: str = SECRETS["LEXLOOM_LOGIN"], **body: Any) -> Any:
-    """What the server's API answers to a POST, or to a GET where there is no body."""
+def api(
+    stack: Stack, path: str, login: str = SECRETS["LEXLOOM_LOGIN"], method: str | None = None, **body: Any
+) -> Any:
+    """What the server's API answers, if anything; to a GET where there is no body, and else to a POST."""
     headers = {"Content-Type": "application/json"}
     if login:
         headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
     data = json.dumps(body).encode() if body else None
-    with urlopen(Request(f"{stack.url('4200')}/api{path}", data, headers), timeout=60) as answer:
-        return json.load(answer)
+    request = Request(f"{stack.url('4200')}/api{path}", data, headers, method=method)
+    with urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read() or "null")
 
 
 def test_a_run_started_by_the_api_trains_on_rays_workers(stack: Stack) -> None:
@@ -97,6 +101,23 @@ def test_the_api_is_closed_to_those_without_the_password(stack: Stack, login: st
 def test_the_pool_has_the_limit_that_was_asked_for(stack: Stack) -> None:
     pool = api(stack, "/work_pools/lexloom")
     assert (pool["type"], pool["concurrency_limit"]) == ("process", 1)
+
+
+def test_what_was_set_on_the_page_stays_when_all_is_deployed_again(stack: Stack) -> None:
+    def found() -> tuple[bool, bool, int]:
+        (schedule,) = api(stack, "/deployments/name/word2vec/word2vec")["schedules"]
+        pool = api(stack, "/work_pools/lexloom")
+        return schedule["active"], pool["is_paused"], pool["concurrency_limit"]
+
+    deployment = api(stack, "/deployments/name/word2vec/word2vec")
+    schedule = f"/deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}"
+    assert found() == (False, False, 1)
+    api(stack, schedule, method="PATCH", active=True)
+    api(stack, "/work_pools/lexloom", method="PATCH", is_paused=True, concurrency_limit=3)
+    stack.run("deploy")
+    assert found() == (True, True, 3)
+    api(stack, schedule, method="PATCH", active=False)
+    api(stack, "/work_pools/lexloom", method="PATCH", is_paused=False, concurrency_limit=1)
 
 
 def test_a_wrong_password_is_said_in_one_sentence(stack: Stack) -> None:
@@ -146,12 +167,85 @@ def test_the_worker_ends_with_its_ray_node_and_so_comes_back_with_a_new_one(stac
             process.kill()
 
 
+def test_runs_whose_worker_was_killed_do_not_keep_their_places(stack: Stack) -> None:
+    left = [(run_in_the_state(stack, state), end) for state, end in ENDS.items()]
+    stack.start("worker")
+    stack.await_health("worker")
+    for run, end in left:
+        state = api(stack, f"/flow_runs/{run}")["state"]
+        assert state["type"] == end
+        assert state["message"].startswith("Its worker has ended. ")
+
+
+ENDS = {"PENDING": "CRASHED", "RUNNING": "CRASHED", "CANCELLING": "CANCELLED"}
+
+
+def run_in_the_state(stack: Stack, state: str) -> str:
+    """The id of a run that has got there without a worker."""
+    deployment = api(stack, "/deployments/name/word2vec/word2vec")
+    never = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
+    run = api(
+        stack, f"/deployments/{deployment['id']}/create_flow_run", parameters={"config": CONFIG}, state=never
+    )
+    for step in ("RUNNING", state):  # one that has not begun is cancelled without a worker
+        api(stack, f"/flow_runs/{run['id']}/set_state", state={"type": step}, force=True)
+    return run["id"]
+
+
+def test_a_node_of_the_gpu_profile_joins(stack: Stack) -> None:
+    """In the place of the other one, whose port it has, and here perhaps with no GPU."""
+    stack.end("ray-worker")
+    stack.start("ray-gpu-worker")
+    stack.await_health("ray-gpu-worker")
+
+
+def test_the_automations_template_tells_of_a_failed_run(stack: Stack) -> None:
+    told: Queue[dict[str, str]] = Queue()
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        block = stack.ask("worker", "python", "-c", BLOCK, f"http://127.0.0.1:{server.server_port}/")
+        assert block.returncode == 0, block.stderr
+        template = (ROOT / "deployments" / "automations.yaml").read_text()
+        path = stack.folder / "automations.yaml"
+        path.write_text(template.replace("00000000-0000-0000-0000-000000000000", block.stdout.strip()))
+        made = stack.ask("worker", "prefect", "automation", "create", "--from-file", str(path))
+        assert made.returncode == 0, made.stdout + made.stderr
+        end, found = time.monotonic() + SECONDS, None
+        while found is None:  # the background service hears of a new automation a little later
+            assert time.monotonic() < end, stack.log("background").read_text()
+            run_in_the_state(stack, "FAILED")
+            with suppress(Empty):
+                found = told.get(timeout=10)
+        server.shutdown()
+    assert found["subject"] == "Lexloom: word2vec failed"
+    assert "Finished stages are kept" in found["body"]
+
+
+BLOCK = """
+import sys
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+said = {"subject": "{{subject}}", "body": "{{body}}"}
+print(CustomWebhookNotificationBlock(name="lexloom", url=sys.argv[1], json_data=said).save("lexloom"))
+"""
+
+
 def test_no_service_complains_and_all_end_when_told_to(stack: Stack) -> None:
     logs = {name: stack.log(name) for name in stack.services}
     complaints = {name: log.read_text() for name, log in logs.items() if log.exists()}
     assert not {name for name, said in complaints.items() if re.search("Traceback|ERROR|Error ", said)}, (
         complaints
     )
-    for name in ("page", "background", "server", "ray-worker", "ray-head", "redis", "postgres"):
+    for name in ("page", "worker", "background", "server", "ray-gpu-worker", "ray-head", "redis", "postgres"):
         left = [process.pid for process in stack.end(name)]
-        assert not left or name.startswith("ray"), name  # Ray's agents wait a minute, unless a container ends
+        # Ray's agents, beside the worker, too, wait a minute, unless a container ends
+        assert not left or name.startswith(("ray", "worker")), name

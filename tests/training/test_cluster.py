@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks.hosts import Cluster, Node, hosts, namespaces_allowed
+from tests.needs import in_ci, is_installed, missing
 from tests.training.cluster_driver import EPOCHS, numbers, points, steps_of
 from tests.training.test_loop import result
 from tests.training.toy import ROWS, on_processes, train_on
@@ -29,6 +30,8 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def started(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    if in_ci() and not is_installed("ip"):
+        missing("ip is not installed")
     kind = "network namespaces" if namespaces_allowed() else "Ray nodes on one address"
     request.config.get_terminal_writer().line(f"{HOSTS} hosts: {kind}")
     with hosts(HOSTS) as cluster:

@@ -1,0 +1,120 @@
+"""Gives a Prefect server what runs want: the work pool, and the deployments of prefect.yaml beside this file.
+
+python -m deployments.deploy, on the server that PREFECT_API_URL names. It can be done again and again: what a
+person has set since (the pool's limit, its pause, the schedules) stays.
+"""
+
+import argparse
+import ctypes
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from httpx import HTTPError
+
+from flows.cli import plain
+
+POOL, RUNS_AT_ONCE = "lexloom", 2
+DEPLOYMENTS = Path(__file__).parent / "prefect.yaml"
+PR_SET_PDEATHSIG = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    from prefect.client.orchestration import get_client
+
+    options = build_parser().parse_args(argv)
+    try:
+        with get_client(sync_client=True) as client:
+            make_pool(client, options.runs)
+            deploy(client)
+    except (OSError, HTTPError, RuntimeError) as error:
+        print(f"error: {plain(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m deployments.deploy")
+    parser.add_argument(
+        "--runs", type=int, default=RUNS_AT_ONCE, help="at once, in a new pool (default: %(default)s)"
+    )
+    return parser
+
+
+def make_pool(client: Any, runs: int = RUNS_AT_ONCE) -> None:
+    """The work pool, where there is none; its limit may be changed on the page."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    try:
+        client.read_work_pool(POOL)
+    except ObjectNotFound:
+        client.create_work_pool(
+            WorkPoolCreate(
+                name=POOL,
+                type="process",
+                description="Lexloom's flows",
+                base_job_template=ProcessWorker.get_default_base_job_template(),
+                concurrency_limit=runs,
+            )
+        )
+
+
+def deploy(
+    client: Any,
+    job_variables: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    log: IO[bytes] | None = None,
+) -> list[str]:
+    """Applies prefect.yaml by Prefect's own command; returns the deployments' names.
+
+    Raises:
+        RuntimeError: the command failed; `log`, or else stdout, says why.
+    """
+    with tempfile.TemporaryDirectory(prefix="lexloom-") as folder:
+        document = settled(client, job_variables or {})
+        path = Path(folder) / DEPLOYMENTS.name
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        done = subprocess.run(
+            prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(path)),
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log and subprocess.STDOUT,
+            preexec_fn=end_with_parent,
+        )
+    if done.returncode:
+        raise RuntimeError("the deployments could not be applied" + (f": see {log.name}" if log else ""))
+    return [entry["name"] for entry in document["deployments"]]
+
+
+def settled(client: Any, job_variables: Mapping[str, str]) -> dict[str, Any]:
+    """prefect.yaml with these job variables; schedules that are there stay as they were set."""
+    document: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text())
+    there = {deployment.name for deployment in client.read_deployments()}
+    for entry in document["deployments"]:
+        entry["work_pool"]["job_variables"] = dict(job_variables)
+        if entry["name"] in there:
+            del entry["schedules"]
+    return document
+
+
+def prefect(*arguments: str) -> list[str]:
+    # -P: a folder `flows` where the user happens to stand is not the program
+    return [sys.executable, "-P", "-m", "prefect", *arguments]
+
+
+def end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
