@@ -19,7 +19,7 @@ from httpx import HTTPError
 
 from flows.cli import plain
 
-POOL, RUNS_AT_ONCE = "lexloom", 2
+POOL, POOL_TYPE, RUNS_AT_ONCE = "lexloom", "process", 2
 DEPLOYMENTS = Path(__file__).parent / "prefect.yaml"
 PR_SET_PDEATHSIG = 1
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         with get_client(sync_client=True) as client:
             make_pool(client, options.runs)
             deploy(client)
-    except (OSError, HTTPError, RuntimeError) as error:
+    except (OSError, ValueError, HTTPError, RuntimeError) as error:
         print(f"error: {plain(error)}", file=sys.stderr)
         return 1
     return 0
@@ -48,22 +48,32 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def make_pool(client: Any, runs: int = RUNS_AT_ONCE) -> None:
-    """The work pool, where there is none; its limit may be changed on the page."""
+    """The work pool, where there is none; its limit may be changed on the page.
+
+    Raises:
+        ValueError: there is one whose runs are not processes.
+    """
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
 
     try:
-        client.read_work_pool(POOL)
+        pool = client.read_work_pool(POOL)
     except ObjectNotFound:
         client.create_work_pool(
             WorkPoolCreate(
                 name=POOL,
-                type="process",
+                type=POOL_TYPE,
                 description="Lexloom's flows",
                 base_job_template=ProcessWorker.get_default_base_job_template(),
                 concurrency_limit=runs,
             )
+        )
+        return
+    if pool.type != POOL_TYPE:
+        raise ValueError(
+            f"the work pool {POOL} is of type {pool.type}, not {POOL_TYPE}: delete it by `prefect work-pool"
+            f" delete {POOL}`, and the next start makes it anew"
         )
 
 

@@ -7,7 +7,6 @@ runs that wait begin next time, when the pool is resumed.
 """
 
 import argparse
-import ctypes
 import fcntl
 import os
 import platform
@@ -15,38 +14,33 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from ipaddress import ip_address
-from pathlib import Path
 from typing import IO, Any, NoReturn
 from urllib.error import URLError
 from urllib.request import urlopen
 from uuid import UUID
 
-import yaml
 from httpx import HTTPError
 from rich.text import Text
 
 from deployments.address import listen
+from deployments.bury import AT_WORK, bury_the_dead, runs
+from deployments.deploy import DEPLOYMENTS, POOL, POOL_TYPE, deploy, end_with_parent, make_pool, prefect
 from flows.cli import QUIET_LIBRARIES, plain, settle_environment
 from tasks.artifacts import Store
 from tasks.console import NAME_WIDTH, clipped, stderr
 
 HOST, PORT = "127.0.0.1", 4200
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # not an address to ask at
-POOL, POOL_TYPE, RUNS_AT_ONCE = "lexloom", "process", 2
-DEPLOYMENTS = Path(__file__).parent / "prefect.yaml"
 LOG = "lexloom-ui.log"
 START_SECONDS = 300  # a busy machine is slow
 POLL_SECONDS = 2
 CANCEL_SECONDS, END_SECONDS = 60, 15
 SHOWN_RUNS, MESSAGE_WIDTH = 20, 100
-AT_WORK = ("PENDING", "RUNNING", "CANCELLING")
-PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,7 +96,8 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
         begun = time.monotonic()
         bury_the_dead(client)
         make_pool(client)
-        names = deploy(client, environment, log)
+        resume_pool(client)
+        names = deploy(client, on_this_machine(), environment, log)
         tell("deployments", begun, " · ".join(names))
 
         work = ["worker", "start", "--pool", POOL, "--type", POOL_TYPE, "--name", f"of {platform.node()}"]
@@ -235,15 +230,6 @@ def ended_in_order() -> Iterator[list[Program]]:
             program.end()
 
 
-def prefect(*arguments: str) -> list[str]:
-    # -P: a folder `flows` where the user happens to stand is not the program
-    return [sys.executable, "-P", "-m", "prefect", *arguments]
-
-
-def end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def is_healthy(url: str) -> bool:
     try:
         with urlopen(f"{url}/api/health", timeout=5) as answer:
@@ -288,100 +274,19 @@ def asked_once() -> AbstractContextManager[Any]:
     return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
-def make_pool(client: Any) -> None:
-    """The work pool, where there is none, at work; its limit may be changed on the page.
+def on_this_machine() -> dict[str, str]:
+    """A run's job variables: this Python and this folder."""
+    return {
+        "command": shlex.join([sys.executable, "-P", "-m", "prefect.engine"]),
+        "working_dir": os.getcwd(),
+    }
 
-    Raises:
-        ValueError: there is one whose runs are not processes.
-    """
-    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-    from prefect.exceptions import ObjectNotFound
-    from prefect.workers.process import ProcessWorker
 
-    try:
-        pool = client.read_work_pool(POOL)
-    except ObjectNotFound:
-        client.create_work_pool(
-            WorkPoolCreate(
-                name=POOL,
-                type=POOL_TYPE,
-                description="Lexloom's flows on this machine",
-                base_job_template=ProcessWorker.get_default_base_job_template(),
-                concurrency_limit=RUNS_AT_ONCE,
-            )
-        )
-        return
-    if pool.type != POOL_TYPE:
-        raise ValueError(
-            f"the work pool {POOL} is of type {pool.type}, not {POOL_TYPE}: delete it by `prefect work-pool"
-            f" delete {POOL}`, and the next start makes it anew"
-        )
+def resume_pool(client: Any) -> None:
+    """The end of the last `lexloom ui` has paused it."""
+    from prefect.client.schemas.actions import WorkPoolUpdate
+
     client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
-
-
-def deploy(client: Any, environment: dict[str, str], log: IO[bytes]) -> list[str]:
-    """Applies prefect.yaml by Prefect's own command; returns the deployments' names."""
-    with tempfile.TemporaryDirectory(prefix="lexloom-") as folder:
-        document = for_this_machine(client)
-        path = Path(folder) / DEPLOYMENTS.name
-        path.write_text(yaml.safe_dump(document, sort_keys=False))
-        command = prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(path))
-        done = subprocess.run(
-            command,
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            preexec_fn=end_with_parent,
-        )
-    if done.returncode:
-        raise RuntimeError(f"the deployments could not be applied: see {log.name}")
-    return [entry["name"] for entry in document["deployments"]]
-
-
-def for_this_machine(client: Any) -> dict[str, Any]:
-    """prefect.yaml with this Python and this folder; schedules that are there stay as they were set."""
-    document: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text())
-    there = {deployment.name for deployment in client.read_deployments()}
-    for entry in document["deployments"]:
-        entry["work_pool"]["job_variables"] = {
-            "command": shlex.join([sys.executable, "-P", "-m", "prefect.engine"]),
-            "working_dir": os.getcwd(),
-        }
-        if entry["name"] in there:
-            del entry["schedules"]
-    return document
-
-
-def runs(client: Any, states: Sequence[str], limit: int | None = None) -> list[Any]:
-    """The pool's runs in these states, the latest first."""
-    from prefect.client.schemas import filters
-    from prefect.client.schemas.objects import StateType
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    found: list[Any] = client.read_flow_runs(
-        work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL])),
-        flow_run_filter=filters.FlowRunFilter(
-            state=filters.FlowRunFilterState(
-                type=filters.FlowRunFilterStateType(any_=[StateType(state) for state in states])
-            )
-        ),
-        sort=FlowRunSort.START_TIME_DESC,
-        limit=limit,  # None is as many as the server gives at once, 200
-    )
-    return found
-
-
-def bury_the_dead(client: Any) -> None:
-    """Runs whose worker was killed would be at work for ever, and take the places of others."""
-    from prefect.states import Cancelled, Crashed
-
-    message = "Its worker has ended. Run it again: it goes on from its finished stages."
-    while found := runs(client, AT_WORK):
-        for run in found:
-            end = Cancelled if run.state.is_cancelling() else Crashed
-            client.set_flow_run_state(run.id, end(message=message), force=True)
 
 
 def cancel_runs(client: Any, server: Program) -> None:

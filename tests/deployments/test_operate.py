@@ -32,12 +32,12 @@ from prefect.settings import (
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
-from deployments import operate
+from deployments import deploy, operate
 from flows.cli import FLOWS
 from tasks.artifacts import Store
 
-ENTRIES = {entry["name"]: entry for entry in yaml.safe_load(operate.DEPLOYMENTS.read_text())["deployments"]}
-AUTOMATIONS = yaml.safe_load((operate.DEPLOYMENTS.parent / "automations.yaml").read_text())["automations"]
+ENTRIES = {entry["name"]: entry for entry in yaml.safe_load(deploy.DEPLOYMENTS.read_text())["deployments"]}
+AUTOMATIONS = yaml.safe_load((deploy.DEPLOYMENTS.parent / "automations.yaml").read_text())["automations"]
 
 
 @pytest.fixture(autouse=True)
@@ -101,23 +101,23 @@ def test_every_field_of_the_form_is_described_and_has_its_place(name: str) -> No
 def test_the_files_are_part_of_the_installed_package() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     (pattern,) = project["tool"]["setuptools"]["package-data"]["deployments"]
-    assert operate.DEPLOYMENTS in operate.DEPLOYMENTS.parent.glob(pattern)
+    assert deploy.DEPLOYMENTS in deploy.DEPLOYMENTS.parent.glob(pattern)
 
 
 def test_on_this_machine_runs_have_this_python_and_this_folder(tmp_path: Path) -> None:
     client = SimpleNamespace(read_deployments=list)
-    for entry in operate.for_this_machine(client)["deployments"]:
-        settled = entry["work_pool"]["job_variables"]
-        python, *flags = shlex.split(settled["command"])
+    for entry in deploy.settled(client, operate.on_this_machine())["deployments"]:
+        variables = entry["work_pool"]["job_variables"]
+        python, *flags = shlex.split(variables["command"])
         assert python == sys.executable
         assert flags == ["-P", "-m", "prefect.engine"], "not from the folder where it runs"
-        assert settled["working_dir"] == str(tmp_path)
+        assert variables["working_dir"] == str(tmp_path)
         assert entry["schedules"] == ENTRIES[entry["name"]]["schedules"]
 
 
 def test_schedules_that_are_there_stay_as_they_were_set() -> None:
     client = SimpleNamespace(read_deployments=lambda: [SimpleNamespace(name="word2vec")])
-    first, *others = operate.for_this_machine(client)["deployments"]
+    first, *others = deploy.settled(client, {})["deployments"]
     assert "schedules" not in first
     assert all("schedules" in other for other in others)
 
@@ -200,7 +200,7 @@ def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
     with temporary_settings({PREFECT_API_URL: "http://prefect.example/api"}):
         said = said_by_main(capsys, "--port", "0")
     assert said.startswith("error: PREFECT_API_URL is http://prefect.example/api, and this would start a")
-    assert f"--prefect-file {operate.DEPLOYMENTS}" in said
+    assert f"--prefect-file {deploy.DEPLOYMENTS}" in said
     commands = re.findall("`prefect ([^ ]+)", said)
     assert commands == ["work-pool", "deploy", "worker"], "deployments need the pool"
 
@@ -275,21 +275,23 @@ class Pool:
 
 def test_a_pool_that_is_not_there_is_made() -> None:
     client = Pool(None)
-    operate.make_pool(client)
+    deploy.make_pool(client)
     (pool,) = client.told
     assert isinstance(pool, WorkPoolCreate)
     assert (pool.name, pool.type, pool.concurrency_limit) == ("lexloom", "process", 2)
 
 
-def test_a_pool_that_is_there_is_resumed_and_keeps_its_limit() -> None:
+def test_a_pool_that_is_there_keeps_its_limit_and_is_resumed_by_a_start() -> None:
     client = Pool("process")
-    operate.make_pool(client)
+    deploy.make_pool(client)
+    assert not client.told
+    operate.resume_pool(client)
     assert [change.model_dump(exclude_unset=True) for change in client.told] == [{"is_paused": False}]
 
 
 def test_a_pool_whose_runs_are_not_processes_is_refused() -> None:
     with pytest.raises(ValueError, match="is of type docker, not process: delete it by `prefect work-pool d"):
-        operate.make_pool(Pool("docker"))
+        deploy.make_pool(Pool("docker"))
 
 
 # a server that does not answer

@@ -27,6 +27,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from benchmarks.ui import COMMAND, environment_of, server_of, ui_in
 from deployments import operate
+from deployments.deploy import deploy
 from tasks.artifacts import Store
 from tests.deployments.browser import CHROMIUM, Browser
 
@@ -274,7 +275,8 @@ def test_a_schedule_that_is_switched_on_starts_runs_and_stays_on(
         settle(True, timedelta(days=1))
         monkeypatch.chdir(ui.home.parent)  # where runs go on to be
         with (tmp_path / "log").open("wb") as log:  # as at the next start
-            operate.deploy(ui.client, {**environment_of(ui.home), "PREFECT_API_URL": f"{ui.url}/api"}, log)
+            environment = {**environment_of(ui.home), "PREFECT_API_URL": f"{ui.url}/api"}
+            deploy(ui.client, operate.on_this_machine(), environment, log)
         assert ui.deployment().schedules[0].active is True
     finally:
         settle(False, timedelta(days=1))
