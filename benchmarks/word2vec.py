@@ -1,6 +1,6 @@
 """Word vectors beside gensim's and fastText's: speed and quality, same words and settings, in one run.
 
-    python benchmarks/word2vec.py --data FOLDER_OF_PARQUET [--seeds 3] [--settings 100x2 100x1 300x2]
+    python benchmarks/word2vec.py --data FOLDER_OF_PARQUET [--limit DOCUMENTS] [--seeds 3] [--settings 100x2 ...]
 
 The documents (column `text` of every Parquet file below the folder) are shuffled once, and every hundredth is
 held out. For each setting (dimensions x threads) and each seed the contenders train one epoch in turn: gensim
@@ -68,13 +68,13 @@ Mode = Literal["stored", "streamed"]
 Contender = Callable[..., Trained]
 
 
-def split_documents(data: Path, train: Path, held_out: Path) -> None:
-    """All texts below `data` in random order, in two Parquet files."""
+def split_documents(data: Path, limit: int | None, train: Path, held_out: Path) -> None:
+    """All texts below `data`, or so many, in random order, in two Parquet files."""
     texts = pa.concat_tables(
         [pq.read_table(path, columns=["text"]) for path in sorted(data.rglob("*.parquet"))]
     )
-    order = np.random.default_rng(SHUFFLE_SEED).permutation(texts.num_rows)
-    is_held_out = np.arange(texts.num_rows) % HELD_OUT_EVERY == 0
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(texts.num_rows)[:limit]
+    is_held_out = np.arange(len(order)) % HELD_OUT_EVERY == 0
     pq.write_table(texts.take(pa.array(order[~is_held_out])), train)
     pq.write_table(texts.take(pa.array(order[is_held_out])), held_out)
 
@@ -86,9 +86,9 @@ def pairs_config(seed: int, mode: Mode = "stored") -> PairsConfig:
 class Texts:
     """The stages before training, each run once (the pairs once a seed), and what they took."""
 
-    def __init__(self, data: Path, work: Path) -> None:
+    def __init__(self, data: Path, limit: int | None, work: Path) -> None:
         self.stages = stage_runner(work / "store")
-        split_documents(data, work / "train.parquet", work / "held-out.parquet")
+        split_documents(data, limit, work / "train.parquet", work / "held-out.parquet")
         begun = time.perf_counter()
         text = self._text(work / "train.parquet")
         self.vocabulary = self.stages(vocabulary, text, config=VocabularyConfig(min_count=MIN_COUNT))
@@ -265,6 +265,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of Parquet files with a text column")
+    parser.add_argument("--limit", type=int, help="take so many documents, drawn at random")
     parser.add_argument("--seeds", type=int, default=3)
     threads = os.cpu_count() or 1
     parser.add_argument(
@@ -279,7 +280,7 @@ def main() -> None:
     logging.getLogger("gensim").setLevel(logging.ERROR)
 
     with tempfile.TemporaryDirectory() as folder:
-        texts = Texts(arguments.data, Path(folder))
+        texts = Texts(arguments.data, arguments.limit, Path(folder))
         measured: dict[str, Any] = {}
         for setting in arguments.settings:
             dim, threads = (int(number) for number in setting.split("x"))
