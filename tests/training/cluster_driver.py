@@ -15,43 +15,48 @@ from training.job import Job
 from training.sync import SyncConfig
 from training.trainable import Batch
 
-STEP_SECONDS = 0.1
-EPOCHS = 40
+HOLD = 12  # steps, of which the checkpoints keep ten
+POLL_SECONDS = 0.05
+EPOCHS = 6
 
 
 class Steps:
-    """`Job.on_batch`: each worker process notes its steps in a file named by its rank and pid."""
+    """`Job.on_batch`: each worker process notes its steps in a file named by its rank and pid.
+
+    After `HOLD` steps it waits until the test has done its worst, so that nothing depends on who is faster.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._over = folder / "steps", folder / "over"
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, epoch: int, step: int, worker: int, batch: Batch) -> None:
-        with (self.folder / f"{worker}-{os.getpid()}").open("a") as file:
+        path = self.folder / f"{worker}-{os.getpid()}"
+        with path.open("a") as file:
             file.write(".")
-        time.sleep(STEP_SECONDS)
+        while path.stat().st_size >= HOLD and not self._over.exists():
+            time.sleep(POLL_SECONDS)
 
-    def pids(self, least: int = 1) -> dict[int, int]:
-        """rank -> pid of the newest process that has taken so many steps."""
+    def go_on(self) -> None:
+        self._over.touch()
+
+    def pids(self) -> dict[int, int]:
+        """rank -> pid of the newest process that has come to the hold."""
         files = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
-        ranks = [tuple(map(int, path.name.split("-"))) for path in files if path.stat().st_size >= least]
+        ranks = [tuple(map(int, path.name.split("-"))) for path in files if path.stat().st_size >= HOLD]
         return dict(ranks)
-
-
-def steps_of(folder: Path) -> Steps:
-    return Steps(folder / "steps")
 
 
 def points(folder: Path) -> Job:
     """60 steps of Adam on gradients that are summed in every one."""
     sync = SyncConfig("all_reduce")
     make = partial(classifier, 0.1)
-    return points_job(folder, make, epochs=6, sync=sync, checkpoint_every=5, on_batch=steps_of(folder))
+    return points_job(folder, make, epochs=6, sync=sync, checkpoint_every=5, on_batch=Steps(folder))
 
 
 def numbers(folder: Path) -> Job:
-    """400 steps of counting, which come to the same counts however many workers share them."""
-    return job(folder, epochs=EPOCHS, on_batch=steps_of(folder))
+    """60 steps of counting, which come to the same counts however many workers share them."""
+    return job(folder, epochs=EPOCHS, on_batch=Steps(folder))
 
 
 JOBS = {"points": points, "numbers": numbers}
@@ -65,7 +70,6 @@ def main() -> None:
         workers=(int(least), int(most)),
         address=address,
         on_note=lambda note: print("note:", note, flush=True),
-        on_progress=lambda point: print("workers:", point.workers, flush=True),
     )
 
 

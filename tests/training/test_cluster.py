@@ -17,13 +17,12 @@ import torch
 
 from benchmarks.hosts import Cluster, Node, hosts, namespaces_allowed
 from tests.needs import in_ci, is_installed, missing
-from tests.training.cluster_driver import EPOCHS, numbers, points, steps_of
+from tests.training.cluster_driver import EPOCHS, Steps, numbers, points
 from tests.training.test_loop import result
 from tests.training.toy import ROWS, on_processes, train_on
 
 HOSTS = 3
 WAIT_SECONDS = 300
-NOTICE_SECONDS = 60  # in which the loss of a host that falls silent must be told; 16 and what follows
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -50,7 +49,7 @@ class Driver:
     """A run on the cluster's head, and what it says."""
 
     def __init__(self, cluster: Cluster, folder: Path, kind: str, least: int, most: int) -> None:
-        self.folder = folder
+        self.steps = Steps(folder)
         self.log = folder / "said"
         module = [sys.executable, "-m", "tests.training.cluster_driver"]
         command = [*module, str(folder), cluster.address, kind, str(least), str(most)]
@@ -61,22 +60,16 @@ class Driver:
         return self.log.read_text()
 
     def await_steps(self, workers: int) -> dict[int, int]:
-        """rank -> pid, once so many workers have taken ten steps."""
+        """rank -> pid, once so many workers are held."""
         deadline = time.monotonic() + WAIT_SECONDS
-        while len(pids := steps_of(self.folder).pids(least=10)) < workers:
+        while len(pids := self.steps.pids()) < workers:
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.1)
         return pids
 
-    def await_word(self, word: str, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while word not in self.said():
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.1)
-
     def finish(self) -> None:
+        self.steps.go_on()
         assert self.process.wait(WAIT_SECONDS) == 0, self.said()
 
 
@@ -87,8 +80,8 @@ def a_host_at_work(cluster: Cluster, pids: dict[int, int]) -> Node:
 
 def assert_as_undisturbed(folder: Path, workers: int) -> None:
     """The weights are, bit for bit, those of as many processes without Ray that nobody disturbed."""
-    (folder / "plain").mkdir()
     plain = points(folder / "plain")
+    Steps(folder / "plain").go_on()
     on_processes(workers, train_on, plain)
     ours, theirs = result(points(folder)).tensors, result(plain).tensors
     assert ours.keys() == theirs.keys()
@@ -110,17 +103,17 @@ def test_a_host_that_is_cut_off_is_given_up_and_the_others_go_on(cluster: Cluste
     run = Driver(cluster, tmp_path, "points", 2, 2)
     lost = a_host_at_work(cluster, run.await_steps(2))
     cluster.cut_off(lost)
-    run.await_word("; going on from the last checkpoint", NOTICE_SECONDS)
     run.finish()
+    assert "; going on from the last checkpoint" in run.said()
     assert_as_undisturbed(tmp_path, 2)
 
 
 def test_a_host_that_comes_late_is_used(cluster: Cluster, tmp_path: Path) -> None:
     cluster.kill(cluster.alive()[-1])
     run = Driver(cluster, tmp_path, "numbers", 1, HOSTS)
-    run.await_word("workers: 2", WAIT_SECONDS)
+    run.await_steps(2)
     cluster.launch()
-    run.await_word("workers: 3", WAIT_SECONDS)
+    run.await_steps(3)
     run.finish()
     shard = pq.read_table(tmp_path / "shard-00000.parquet")["number"].to_numpy()
     counts = EPOCHS * np.bincount(shard, minlength=ROWS)
