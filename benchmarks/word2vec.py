@@ -1,6 +1,6 @@
 """Word vectors beside gensim's and fastText's: speed and quality, same words and settings, in one run.
 
-    python benchmarks/word2vec.py --data FOLDER_OF_PARQUET [--limit 12500] [--seeds 3] [--settings 100x2 300x2]
+    python benchmarks/word2vec.py --data FOLDER_OF_PARQUET [--limit 12500] [--seeds 3] [--settings 100x2 ...]
 
 The documents (column `text` of every Parquet file below the folder) are shuffled once, and every hundredth is
 held out. For each setting (dimensions x threads) and each seed the contenders train one epoch in turn: gensim
