@@ -29,10 +29,10 @@ from benchmarks.ui import COMMAND, environment_of, server_of, ui_in
 from deployments import operate
 from deployments.deploy import deploy
 from tasks.artifacts import Store
-from tests.deployments.browser import CHROMIUM, Browser
+from tests.deployments.browser import Browser
 
 pytestmark = pytest.mark.timeout(900)  # with the start of everything, on a busy machine
-in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt install chromium")
+in_chromium = pytest.mark.needs("chromium")
 SECONDS = 180
 STAGES = ["corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"]
 
