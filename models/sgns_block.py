@@ -1,7 +1,7 @@
 """The inner part of skip-gram's kernel: some contexts of a run against all of its outputs.
 
-By LLVM's instructions, since what the compiler's own vectoriser makes of such loops takes twice as long. Rows
-are read a register at a time; scores, errors and losses are computed sixteen at a time on every processor.
+By LLVM's instructions, since what the compiler's own vectoriser makes of such loops takes twice as long. All
+vectors are a register wide: stretches of rows, and scores, errors and losses.
 
 models/sgns_cpu.py is what uses it, and says what a run is.
 """
@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 # type checkers do not see that a caller leaves out the first argument
 _literal_intrinsic: Any = intrinsic(prefer_literal=True)
 
-LANES = 16  # floats in a cache line, which rows are whole numbers of; and scores in a vector
+LANES = 16  # floats in a cache line, which rows are whole numbers of
 
 _WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
-_WIDTH = 16 if _WIDE else 8  # floats of a row in a register: AVX-512's, or AVX2's (two of NEON's)
+_WIDTH = 16 if _WIDE else 8  # floats in a register: AVX-512's, or AVX2's (two of NEON's)
 _ACCUMULATORS = 24 if _WIDE else 8  # dot products in flight: as many as registers hold beside their factors
 _FLOAT = ir.FloatType()
 _INT32 = ir.IntType(32)
 _INT64 = ir.IntType(64)
 _BYTES = ir.IntType(8).as_pointer()
-_VECTOR = ir.VectorType(_FLOAT, LANES)
-_COLUMNS = ir.VectorType(_FLOAT, _WIDTH)
-_INTEGERS = ir.VectorType(_INT32, LANES)
+_VECTOR = ir.VectorType(_FLOAT, _WIDTH)
+_INTEGERS = ir.VectorType(_INT32, _WIDTH)
 
 # exp2(x) - 1 over x, on [-1/2, 1/2], and log(1 + x) over x, on [0, 1]: polynomials, lowest power first
 _EXP2 = (0.6931472, 0.24022651, 0.05550411, 0.009618129, 0.0013333558, 0.00015403530)
@@ -41,7 +41,7 @@ _LARGEST = 80.0  # exp(-80) is still a normal number, and 1 + exp(-80) is 1
 
 
 class _Emitter:
-    """Emits LLVM's instructions for vectors: of a row's columns, and of sixteen scores."""
+    """Emits LLVM's instructions for vectors: of a row's columns, and of scores."""
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
@@ -50,11 +50,10 @@ class _Emitter:
         return ir.Constant(_VECTOR, [float(np.float32(number)) for number in numbers])
 
     def full(self, number: float) -> Any:
-        return self.vector([number] * LANES)
+        return self.vector([number] * _WIDTH)
 
     def zeros(self) -> Any:
-        """Of a row's columns."""
-        return ir.Constant(_COLUMNS, [0.0] * _WIDTH)
+        return self.full(0.0)
 
     def row(self, tables: tuple[Any, Any], own: Any, number: Any, stride: int) -> Any:
         """The address of a word's row: in the thread's own table if it is one of the first `own`."""
@@ -66,7 +65,7 @@ class _Emitter:
     def place(self, base: Any, offset: Any, kind: Any) -> Any:
         return self.builder.bitcast(self.builder.gep(base, [offset]), kind.as_pointer())
 
-    def load(self, base: Any, offset: Any, kind: Any = _COLUMNS) -> Any:
+    def load(self, base: Any, offset: Any, kind: Any = _VECTOR) -> Any:
         """The numbers from base[offset] on; the tables promise no more than a float's alignment."""
         vector = self.builder.load(self.place(base, offset, kind))
         vector.align = 4  # bytes
@@ -74,6 +73,17 @@ class _Emitter:
 
     def store(self, base: Any, offset: Any, vector: Any) -> None:
         self.builder.store(vector, self.place(base, offset, vector.type)).align = 4
+
+    def hidden(self, value: Any) -> Any:
+        """The value itself, which the compiler does not know: it must leave what is done with it in place.
+
+        Where registers are few it would unroll loops to share what they load, put off sums until after the
+        next loop, and keep them all at hand meanwhile (together 1.5x). Where they are many it does well.
+        """
+        if _WIDE:
+            return value
+        shape = ir.FunctionType(value.type, [value.type])
+        return self.builder.asm(shape, "", "=r,0", [value], side_effect=True)
 
     def call(self, name: str, *vectors: Any) -> Any:
         kind = vectors[0].type
@@ -101,22 +111,22 @@ class _Emitter:
 
     def spread(self, scalar: Any) -> Any:
         undefined = ir.Constant(_VECTOR, ir.Undefined)
-        return self.lanes(self.builder.insert_element(undefined, scalar, _INT32(0)), [0] * LANES)
+        return self.lanes(self.builder.insert_element(undefined, scalar, _INT32(0)), [0] * _WIDTH)
 
     def total(self, vector: Any) -> Any:
         """The sum of the lanes."""
         shape = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
-        add = self.builder.module.declare_intrinsic("llvm.vector.reduce.fadd.v16f32", fnty=shape)
+        add = self.builder.module.declare_intrinsic(f"llvm.vector.reduce.fadd.v{_WIDTH}f32", fnty=shape)
         return self.builder.call(add, [_FLOAT(-0.0), vector], fastmath=("reassoc",))
 
     def totals(self, vectors: Sequence[Any]) -> Any:
-        """The sums of up to 16 vectors: that of vectors[i] in lane _LANE_OF[i]. Other lanes are undefined.
+        """Sums of up to _WIDTH vectors: that of vectors[i] in lane _LANE_OF[i]; other lanes are undefined.
 
         Halves are folded onto each other, two vectors in one: 2 shuffles and an addition for a pair of them,
         where one sum at a time takes 4 and 4.
         """
-        left: list[Any] = [*vectors, *[None] * (LANES - len(vectors))]
-        half = LANES // 2
+        left: list[Any] = [*vectors, *[None] * (_WIDTH - len(vectors))]
+        half = _WIDTH // 2
         while half:
             pairs = zip(left[: len(left) // 2], left[len(left) // 2 :], strict=True)
             left = [None if a is None else self.folded(a, b, half) for a, b in pairs]
@@ -124,11 +134,9 @@ class _Emitter:
         return left[0]
 
     def folded(self, a: Any, b: Any, half: int) -> Any:
-        """Sixteen lanes: of each of the two vectors' stretches of 2 * half lanes, the sum of its halves."""
+        """Of each of the two vectors' stretches of 2 * half lanes, the sum of its halves."""
         other = ir.Constant(a.type, ir.Undefined) if b is None else b
-        if a.type.count == half:  # nothing to add yet
-            return self.two_lanes(a, other, range(LANES))
-        low = [lane if lane % (2 * half) < half else lane + LANES - half for lane in range(LANES)]
+        low = [lane if lane % (2 * half) < half else lane + _WIDTH - half for lane in range(_WIDTH)]
         high = [lane + half for lane in low]
         return self.builder.fadd(self.two_lanes(a, other, low), self.two_lanes(a, other, high))
 
@@ -140,7 +148,7 @@ class _Emitter:
         before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.branch(loop)
         builder.position_at_end(loop)
-        column, *vectors = [builder.phi(_INT64), *(builder.phi(_COLUMNS) for _ in carried)]
+        column, *vectors = [builder.phi(_INT64), *(builder.phi(_VECTOR) for _ in carried)]
         results = body(column, vectors)
         following = builder.add(column, _INT64(_WIDTH))
         for phi, first, later in zip(
@@ -148,9 +156,7 @@ class _Emitter:
         ):
             phi.add_incoming(first, before)
             phi.add_incoming(later, builder.block)
-        end = _INT64(stride)
-        if not _WIDE:  # unrolled, loops would share what they load: more than registers hold (1.3x)
-            end = builder.asm(ir.FunctionType(_INT64, [_INT64]), "", "=r,0", [end], side_effect=False)
+        end = self.hidden(_INT64(stride))
         builder.cbranch(builder.icmp_signed("<", following, end), loop, after)
         builder.position_at_end(after)
         return list(results)
@@ -165,8 +171,8 @@ class _Emitter:
         power = builder.fmul(inside, self.full(-1 / np.log(2)))
         shifted = builder.fadd(power, self.full(_ROUNDING))
         rest = builder.fsub(power, builder.fsub(shifted, self.full(_ROUNDING)))
-        exponent = builder.add(builder.bitcast(shifted, _INTEGERS), ir.Constant(_INTEGERS, [127] * LANES))
-        scale = builder.bitcast(builder.shl(exponent, ir.Constant(_INTEGERS, [23] * LANES)), _VECTOR)
+        exponent = builder.add(builder.bitcast(shifted, _INTEGERS), ir.Constant(_INTEGERS, [127] * _WIDTH))
+        scale = builder.bitcast(builder.shl(exponent, ir.Constant(_INTEGERS, [23] * _WIDTH)), _VECTOR)
         one = self.full(1.0)
         small = builder.fmul(self.multiply_add(self.polynomial(_EXP2, rest), rest, one), scale)  # exp(-|x|)
         large_error = builder.fdiv(one, builder.fadd(one, small))
@@ -178,9 +184,9 @@ class _Emitter:
 
 def _lane_of() -> list[int]:
     """Where _Emitter.totals leaves each vector's sum."""
-    lanes = [0] * LANES
-    for number in range(LANES):
-        half, left, place = LANES // 2, LANES, number
+    lanes = [0] * _WIDTH
+    for number in range(_WIDTH):
+        half, left, place = _WIDTH // 2, _WIDTH, number
         while half:
             lanes[number] += half * (place >= left // 2)
             place, left, half = place % (left // 2), left // 2, half // 2
@@ -201,24 +207,36 @@ class _Block(_Emitter):
     def __init__(self, builder: Any, contexts: list[Any], chosen: list[Any], stride: int) -> None:
         super().__init__(builder)
         self.contexts, self.chosen, self.stride = contexts, chosen, stride
+        self.group = max(1, _ACCUMULATORS // len(contexts))  # outputs whose scores are computed together
+        room = len(chosen) * (
+            self.group * len(contexts) + _WIDTH
+        )  # at least: every vector may have spare lanes
+        self.steps_at, self.losses_at = (cgutils.alloca_once(builder, _FLOAT, size=room) for _ in range(2))
 
-    def train(self, moves: Any, weights: Any, rate: Any) -> Any:
-        """Moves the contexts' vectors, and adds to `moves`; returns the losses' sum."""
-        loss, steps = (
-            self.full(0.0),
-            dict[tuple[int, int], Any](),
-        )  # (context, output): a vector full of its step
-        group = max(1, _ACCUMULATORS // len(self.contexts))
-        for first in range(0, len(self.chosen), group):
-            outputs = range(first, min(first + group, len(self.chosen)))
+    def train(self, moved: Any, weights: Any, rate: Any, is_first: Any, is_last: Any) -> Any:
+        """Moves the contexts' vectors, and, with what is `moved`, the outputs'; returns the losses' sum."""
+        builder, places, filled = self.builder, dict[tuple[int, int], int](), 0
+        steps, losses = self.hidden(self.steps_at), self.hidden(self.losses_at)
+        for first in range(0, len(self.chosen), self.group):
+            outputs = range(first, min(first + self.group, len(self.chosen)))
             pairs = [(i, j) for i in range(len(self.contexts)) for j in outputs]
             products = self.products(pairs)
-            for start in range(0, len(pairs), LANES):
-                some = pairs[start : start + LANES]
-                vector, losses = self.steps(some, products[start : start + LANES], weights, rate)
-                loss = self.builder.fadd(loss, losses)
-                steps |= {pair: self.lanes(vector, [_LANE_OF[n]] * _WIDTH) for n, pair in enumerate(some)}
-        self.over_columns(self.stride, [], lambda column, _: self.move(column, steps, moves))
+            for start in range(0, len(pairs), _WIDTH):
+                some = pairs[start : start + _WIDTH]
+                step, loss = self.steps(some, products[start : start + _WIDTH], weights, rate)
+                self.store(steps, _INT64(filled), step)
+                self.store(losses, _INT64(filled), loss)
+                places |= {pair: filled + lane for pair, lane in zip(some, _LANE_OF, strict=False)}
+                filled += _WIDTH
+        loss = self.zeros()
+        for start in range(0, filled, _WIDTH):
+            loss = builder.fadd(loss, self.load(losses, _INT64(start)))
+        with builder.if_else(is_first) as (then, otherwise):
+            for branch, begins in ((then, True), (otherwise, False)):
+                with branch, builder.if_else(is_last) as (at_last, before):
+                    for inner, ends in ((at_last, True), (before, False)):
+                        with inner:
+                            self.move(places, moved, begins, ends)
         return self.total(loss)
 
     def products(self, pairs: list[tuple[int, int]]) -> list[Any]:
@@ -239,30 +257,39 @@ class _Block(_Emitter):
     ) -> tuple[Any, Any]:
         """rate * weight * (label - sigmoid(score)), in the pairs' lanes; and the losses, elsewhere 0."""
         first = min(j for _, j in pairs)
-        signs, order, used = [0.0] * LANES, [0] * LANES, [0] * LANES
+        signs, order, used = [0.0] * _WIDTH, [0] * _WIDTH, [0] * _WIDTH
         for lane, (_, j) in zip(_LANE_OF, pairs, strict=False):
             signs[lane], order[lane], used[lane] = 1.0 if j == 0 else -1.0, j - first, 1
         sign = self.vector(signs)
-        weight = self.lanes(self.load(weights, _INT64(first), _VECTOR), order)
+        weight = self.lanes(self.load(weights, _INT64(first)), order)
         error, loss = self.error_and_loss(self.builder.fmul(self.totals(products), sign))
         step = self.builder.fmul(self.builder.fmul(error, sign), self.builder.fmul(rate, weight))
-        mask = ir.Constant(ir.VectorType(ir.IntType(1), LANES), used)
+        mask = ir.Constant(ir.VectorType(ir.IntType(1), _WIDTH), used)
         return step, self.builder.select(mask, self.builder.fmul(loss, weight), self.full(0.0))
 
-    def move(self, column: Any, steps: dict[tuple[int, int], Any], moves: Any) -> list[Any]:
-        before = [self.load(row, column) for row in self.contexts]
-        after = list(before)
-        for j, row in enumerate(self.chosen):
-            output = self.load(row, column)
-            place = self.builder.add(_INT64(j * self.stride), column)
-            move = self.load(moves, place)
-            for i, vector in enumerate(before):
-                after[i] = self.multiply_add(steps[i, j], output, after[i])
-                move = self.multiply_add(steps[i, j], vector, move)
-            self.store(moves, place, move)
-        for row, vector in zip(self.contexts, after, strict=True):
-            self.store(row, column, vector)
-        return []
+    def move(self, places: dict[tuple[int, int], int], moved: Any, begins: bool, ends: bool) -> None:
+        """Moves the contexts' rows, and copies of the outputs': from their rows if the run begins, to them if
+        it ends, and else from and to `moved`.
+        """
+
+        def over(column: Any, _: list[Any]) -> list[Any]:
+            before = [self.load(row, column) for row in self.contexts]
+            after = list(before)
+            steps = self.hidden(self.steps_at)
+            for j, row in enumerate(self.chosen):
+                output = self.load(row, column)
+                place = self.builder.add(_INT64(j * self.stride), column)
+                copy = output if begins else self.load(moved, place)
+                for i, vector in enumerate(before):
+                    step = self.spread(self.builder.load(self.builder.gep(steps, [_INT64(places[i, j])])))
+                    after[i] = self.multiply_add(step, output, after[i])
+                    copy = self.multiply_add(step, vector, copy)
+                self.store(*((row, column) if ends else (moved, place)), copy)
+            for row, vector in zip(self.contexts, after, strict=True):
+                self.store(row, column, vector)
+            return []
+
+        self.over_columns(self.stride, [], over)
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any) -> Any:
@@ -276,7 +303,7 @@ def _addresses(context: Any, builder: Any, kind: Any, arrays: Any) -> tuple[Any,
     return _address(context, builder, kind.dtype, first), _address(context, builder, kind.dtype, second)
 
 
-# What compiled code calls. `vectors` and `outputs` are each a table that threads share, (V * stride,), and a
+# What compiled code calls. `vectors` or `tables` are a table that threads share, (V * stride,), and a
 # thread's own copy of its first rows, (own * stride,). `count` and `stride` must be constants.
 
 
@@ -284,64 +311,50 @@ def _addresses(context: Any, builder: Any, kind: Any, arrays: Any) -> tuple[Any,
 def train_block(
     _typing: Any,
     vectors: Any,
-    contexts: Any,  # a tuple of different ids
-    outputs: Any,
-    chosen: Any,  # (count,) ids: the target and the noise words
     own: Any,
-    moves: Any,  # (count * stride,), which are added to
-    weights: Any,  # (count + 16,), 0 for noise that does not count
+    contexts: Any,  # a tuple of different ids
+    outputs: Any,  # (count,) int64, the addresses of the target's and the noise words' rows, which differ
+    moved: Any,  # (count * stride,), where the outputs are kept from the run's first block to its last
+    weights: Any,  # (count + 16,), how often each output counts
     rate: Any,
+    is_first: Any,
+    is_last: Any,
     count: Any,
     stride: Any,
 ) -> Any:
     """Trains on some contexts of a run; returns their losses' sum."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        emitter, width = _Emitter(builder), stride.literal_value
-        inputs, results = (
-            _addresses(context, builder, kind, arguments[i]) for kind, i in ((vectors, 0), (outputs, 2))
-        )
-        noise, sums, factors = (
+        inputs, width = _addresses(context, builder, vectors, arguments[0]), stride.literal_value
+        rows, copies, factors = (
             _address(context, builder, kind, arguments[i])
-            for kind, i in ((chosen, 3), (moves, 5), (weights, 6))
+            for kind, i in ((outputs, 3), (moved, 4), (weights, 5))
         )
-        words = [builder.extract_value(arguments[1], i) for i in range(len(contexts))]
-        others = [builder.load(builder.gep(noise, [_INT64(j)])) for j in range(count.literal_value)]
+        words = [builder.extract_value(arguments[2], i) for i in range(len(contexts))]
+        chosen = [builder.load(builder.gep(rows, [_INT64(j)])) for j in range(count.literal_value)]
         block = _Block(
             builder,
-            [emitter.row(inputs, arguments[4], word, width) for word in words],
-            [emitter.row(results, arguments[4], word, width) for word in others],
+            [_Emitter(builder).row(inputs, arguments[1], word, width) for word in words],
+            [builder.inttoptr(address, _FLOAT.as_pointer()) for address in chosen],
             width,
         )
-        return block.train(sums, factors, block.spread(arguments[7]))
+        return block.train(copies, factors, block.spread(arguments[6]), arguments[7], arguments[8])
 
     return types.float32(
-        vectors, contexts, outputs, chosen, own, moves, weights, rate, count, stride
+        vectors, own, contexts, outputs, moved, weights, rate, is_first, is_last, count, stride
     ), generate
 
 
 @_literal_intrinsic
-def add_row(_typing: Any, tables: Any, own: Any, word: Any, moves: Any, number: Any, stride: Any) -> Any:
-    """Adds the row `number` of `moves` to the word's row; it becomes zero."""
+def row_address(_typing: Any, tables: Any, own: Any, word: Any, stride: Any) -> Any:
+    """Of the word's row, as an integer."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        emitter, width = _Emitter(builder), stride.literal_value
-        row = emitter.row(
-            _addresses(context, builder, tables, arguments[0]), arguments[1], arguments[2], width
-        )
-        moved = builder.gep(
-            _address(context, builder, moves, arguments[3]), [builder.mul(arguments[4], _INT64(width))]
-        )
+        tables_at = _addresses(context, builder, tables, arguments[0])
+        row = _Emitter(builder).row(tables_at, arguments[1], arguments[2], stride.literal_value)
+        return builder.ptrtoint(row, _INT64)
 
-        def add(column: Any, _: list[Any]) -> list[Any]:
-            emitter.store(row, column, builder.fadd(emitter.load(row, column), emitter.load(moved, column)))
-            emitter.store(moved, column, emitter.zeros())
-            return []
-
-        emitter.over_columns(width, [], add)
-        return context.get_dummy_value()
-
-    return types.void(tables, own, word, moves, number, stride), generate
+    return types.int64(tables, own, word, stride), generate
 
 
 @_literal_intrinsic
