@@ -241,7 +241,7 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
 _OWN_ROWS = 128  # of the most frequent words, which come first
 # Pairs that the other threads may have trained on, unseen in a thread's copies of these rows. Their moves add
 # up to one long step, which overshoots where it is too long: four threads that did not care diverged.
-_UNSEEN_PAIRS = 65_536
+_UNSEEN_PAIRS = 16_384
 _ADDING_UP = Lock()
 
 
