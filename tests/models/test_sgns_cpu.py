@@ -164,9 +164,9 @@ def test_many_threads_on_frequent_words_train_as_one_does():
     losses = {}
     for threads in (1, 8):
         tables = random_tables(words, 16)
-        for _ in range(2):
+        for _ in range(7):
             losses[threads] = train(tables, targets, contexts, rate=0.05, threads=threads) / len(targets)
-    assert losses[8] == pytest.approx(losses[1], rel=0.35)  # races cost up to a fifth, the rule many times
+    assert losses[8] == pytest.approx(losses[1], rel=0.35)  # races cost a tenth; unseen moves, a multiple
 
 
 def test_the_split_over_threads_changes_nothing_by_itself(monkeypatch):
