@@ -13,10 +13,16 @@ def plot(measured: dict[str, Any], path: Path) -> None:
     """Writes an SVG: seconds of training (median, least to most) and the mean score (mean, least to most)."""
     matplotlib.use("svg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     matplotlib.rcParams["svg.hashsalt"] = "lexloom"  # the same file from the same figures
     figure, panels = pyplot.subplots(
-        1, len(measured), figsize=(4.2 * len(measured), 4.6), layout="constrained", sharey=True, squeeze=False
+        1,
+        len(measured),
+        figsize=(1.5 + 4.5 * len(measured), 5.2),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
     )
     names = list(dict.fromkeys(name for found in measured.values() for name in found["results"]))
     handles = {}
@@ -39,9 +45,12 @@ def plot(measured: dict[str, Any], path: Path) -> None:
             title=f"{dim} dimensions, {threads} thread{'s' * (threads != '1')}",
             xlabel="seconds of training",
         )
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
     panels[0][0].set(ylabel="mean of WordSim-353, SimLex-999 and analogies")
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=1 + len(measured), fontsize=8)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
