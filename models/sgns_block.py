@@ -78,7 +78,7 @@ class _Emitter:
         """The value itself, which the compiler does not know: it must leave what is done with it in place.
 
         Where registers are few it would unroll loops to share what they load, put off sums until after the
-        next loop, and keep them all at hand meanwhile (together 1.5x). Where they are many it does well.
+        next loop, and keep them all at hand meanwhile (together 1.4x). Where they are many it does well.
         """
         if _WIDE:
             return value
