@@ -9,7 +9,7 @@ The objective is eq. 4 of Mikolov et al. (2013); models/sgns_reference.py says e
 - The run's output rows are moved at its end: until then copies of them move. Changing the rows in place
   would cost analogies. A noise word that is drawn twice counts twice, so that no row stands there twice.
 - Four contexts, or two, go through at a time: a row is loaded once for all of them, their dot products run
-  side by side, and one vector holds sixteen of their scores, errors and losses (1.6x).
+  side by side, and one register holds eight or sixteen scores, errors or losses (1.6x).
 - Rows are padded to whole vectors of 16 floats, so that no loop has a remainder.
 - The rows of the next run, and contexts eight pairs ahead, are prefetched (1.4x), a few at a time: more at
   once than the processor can wait for would hold up all else (1.1x).
@@ -99,7 +99,7 @@ _SIGNATURE = types.float64(
     _read_only(types.float32),  # probability
     _read_only(types.int32),  # alias
     types.uint64,  # seed
-    types.float32,  # learning_rate
+    types.float32,  # rate
     _TABLE,  # own_vectors
     _TABLE,  # own_outputs
 )
@@ -125,7 +125,7 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
         probability: Any,  # (V,)
         alias: Any,  # (V,)
         seed: Any,
-        learning_rate: Any,
+        rate: Any,
         own_vectors: Any,  # (own * stride,)
         own_outputs: Any,  # (own * stride,)
     ) -> Any:
@@ -181,51 +181,21 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
                     four = (contexts[i], contexts[i + 1], contexts[i + 2], contexts[i + 3])
                     is_last = i + 4 == stop
                     loss += train_block(
-                        inputs,
-                        own,
-                        four,
-                        rows,
-                        moved,
-                        weights,
-                        learning_rate,
-                        is_first,
-                        is_last,
-                        count,
-                        stride,
+                        inputs, own, four, rows, moved, weights, rate, is_first, is_last, count, stride
                     )
                     i += 4
                 elif i + 2 <= stop and _differ(contexts, i, 2):
                     two = (contexts[i], contexts[i + 1])
                     is_last = i + 2 == stop
                     loss += train_block(
-                        inputs,
-                        own,
-                        two,
-                        rows,
-                        moved,
-                        weights,
-                        learning_rate,
-                        is_first,
-                        is_last,
-                        count,
-                        stride,
+                        inputs, own, two, rows, moved, weights, rate, is_first, is_last, count, stride
                     )
                     i += 2
                 else:
                     one = (contexts[i],)
                     is_last = i + 1 == stop
                     loss += train_block(
-                        inputs,
-                        own,
-                        one,
-                        rows,
-                        moved,
-                        weights,
-                        learning_rate,
-                        is_first,
-                        is_last,
-                        count,
-                        stride,
+                        inputs, own, one, rows, moved, weights, rate, is_first, is_last, count, stride
                     )
                     i += 1
                 is_first = False
