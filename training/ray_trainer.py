@@ -35,7 +35,7 @@ os.environ.update(
     | os.environ
 )
 
-import psutil  # Ray carries it
+import psutil
 import ray
 import torch
 import torch.distributed as dist
