@@ -247,6 +247,9 @@ class Begun:
     def __init__(self, losses: Sequence[Future[float]]) -> None:
         self._losses = losses
 
+    def done(self) -> bool:
+        return all(each.done() for each in self._losses)
+
     def loss(self) -> float:
         """Waits for the batch; the losses of its pairs, summed."""
         return sum(each.result() for each in self._losses)

@@ -48,6 +48,10 @@ class Loss:
     def __float__(self) -> float:
         return self._begun.loss() / self._pairs
 
+    def done(self) -> bool:
+        """Whether the batch is trained."""
+        return self._begun.done()
+
 
 class Word2Vec:
     """Skip-gram with negative sampling, trained in place.

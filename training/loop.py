@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, fields
@@ -27,7 +28,7 @@ from training.stopping import Score, Stopping
 from training.strategies import Synchronisation
 from training.stream import Epoch, ShardStream
 from training.sync import refuse_misfit, synchronisation
-from training.trainable import Batch, Differentiable, Evaluable
+from training.trainable import Batch, Differentiable, Evaluable, LateLoss
 
 HISTORY_POINTS = 200
 CLOCK_STEPS = 10  # between two looks at worker 0's clock, under `max_seconds`
@@ -70,6 +71,18 @@ class Taken(NamedTuple):
     examples: int
     loss: SupportsFloat
 
+    def waits(self) -> bool:
+        """Whether reading the loss would take long."""
+        return isinstance(self.loss, LateLoss) and not self.loss.done()
+
+
+class Due(NamedTuple):
+    """A point of the history that is recorded as soon as the losses until there have come."""
+
+    step: int
+    epoch: int
+    examples: int
+
 
 class Training:
     """One worker's side of a run."""
@@ -97,7 +110,8 @@ class Training:
         self.record_every = max(1, total_steps // HISTORY_POINTS)
         self.trainable.prepare(job.device)
         self.sync = synchronisation(job.sync, world_size)
-        self.unsettled: list[Taken] = []
+        self.unsettled = deque[Taken]()
+        self.due = deque[Due]()
         self.broken: Taken | None = None  # the first step of a loss that is no finite number
         self._resume(found)
         self.clock = time.perf_counter() - run.seconds
@@ -193,8 +207,10 @@ class Training:
             self.unsettled.append(Taken(run.step, epoch.number, progress, size, loss))
         exchanges = type(self.sync) is not Synchronisation
         # a strategy may read the tables next: a GPU keeps the order of what it is asked, threads do not
-        if (exchanges and job.device == "cpu") or len(self.unsettled) >= UNSETTLED_LOSSES:
-            self._settle()
+        if exchanges and job.device == "cpu":
+            self._settle(run.step)
+        elif len(self.unsettled) >= UNSETTLED_LOSSES and not self.due:
+            self._settle(self.unsettled[UNSETTLED_LOSSES // 2].step)
         self.sync.after_step(run.step, size, everybody)
 
     def _after_step(self, epoch: Epoch) -> None:
@@ -212,27 +228,28 @@ class Training:
                 self._evaluate(self.validation)
                 reason = reason or job.stopping.in_vain(run.scores)
         if run.step % self.record_every == 0 or reason is not None:
-            self._record(epoch)
+            self.due.append(Due(run.step, epoch.number, run.examples))
+        self._record_due(at_once=reason is not None)
         run.stop_reason = reason
         improved = evaluated and run.best_step == run.step
         if run.step % job.checkpoint_every == 0 or improved or reason is not None:
             self._checkpoint()
 
-    def _settle(self) -> None:
-        """Adds up the losses that are on their way: waits until the model is at rest."""
+    def _settle(self, last: int) -> None:
+        """Adds up the losses of the steps until the `last`, and waits for those that are on their way."""
         with self._charged("compute"):
-            for taken in self.unsettled:
+            while self.unsettled and self.unsettled[0].step <= last:
+                taken = self.unsettled.popleft()
                 loss = float(taken.loss)
                 if not math.isfinite(loss) and self.broken is None:
                     self.broken = taken
                 self.run.loss_sum += loss * taken.examples
                 self.run.loss_examples += taken.examples
-        self.unsettled.clear()
 
-    def _gather(self) -> None:
-        """Brings the accounts up to date, and the losses of all workers together."""
+    def _gather(self, last: int) -> None:
+        """Brings the accounts up to date, and the losses until the `last` step of all workers together."""
         run = self.run
-        self._settle()
+        self._settle(last)
         run.loss_sum, run.loss_examples = self._total([run.loss_sum, run.loss_examples])
         run.seconds = time.perf_counter() - self.clock
         run.sync_seconds, run.sync_bytes = self.sync.seconds, self.sync.bytes_sent
@@ -254,17 +271,29 @@ class Training:
         step, epoch, progress = min(place for place in workers if place[0])
         return int(step), int(epoch), progress
 
-    def _record(self, epoch: Epoch) -> None:
-        self._gather()
+    def _record_due(self, *, at_once: bool) -> None:
+        """Records what is due: where this worker is alone, not before it can without a wait.
+
+        Several workers record in step with each other, as they add up their losses.
+        """
+        at_once = at_once or self.world_size > 1
+        while self.due:
+            ours = [taken for taken in self.unsettled if taken.step <= self.due[0].step]
+            if not at_once and any(taken.waits() for taken in ours):
+                return
+            self._record(self.due.popleft())
+
+    def _record(self, due: Due) -> None:
+        self._gather(due.step)
         run = self.run
         point = Progress(
             **{account.name: getattr(run, account.name) for account in fields(Accounts)},
-            step=run.step,
-            epoch=epoch.number,
-            examples=run.examples,
+            step=due.step,
+            epoch=due.epoch,
+            examples=due.examples,
             total_examples=self.total_examples,
             loss=run.loss_sum / run.loss_examples,
-            learning_rate=self.trainable.learning_rate(run.examples / self.total_examples),
+            learning_rate=self.trainable.learning_rate(due.examples / self.total_examples),
             workers=self.world_size,
             sample=run.scores[-1].get("sample", "") if run.scores else "",
         )
@@ -309,8 +338,9 @@ class Training:
 
     def _checkpoint(self) -> None:
         self.sync.flush()
-        self._gather()
+        self._record_due(at_once=True)
         run = self.run
+        self._gather(run.step)
         with self._charged("checkpoint"):
             if self.local:
                 if self.rank:

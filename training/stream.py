@@ -16,9 +16,9 @@ told from which list it came, and from which place.
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 READ_AHEAD_BATCHES = 4
 BLOCKS_PER_LANE = 16  # at least: lanes then differ by a sixteenth of their length at most
 STOP_POLL_SECONDS = 0.2
-ROW_GROUPS_KEPT = 4  # a small text has no more, and each of them is cut into many blocks
+KEPT_BYTES = 128 << 20  # of the row groups of a small text: each is cut into blocks, which are read far apart
 
 Batch = dict[str, np.ndarray]
 
@@ -104,7 +104,10 @@ class ShardStream:
                         f" {described(self._none[name])} in {first}: build them again"
                     )
 
-        self.mix_rows = mix_bytes // sum(bytes_of_a_row(values) for values in self._none.values())
+        row_bytes = sum(bytes_of_a_row(values) for values in self._none.values())
+        self.mix_rows = mix_bytes // row_bytes
+        kept = KEPT_BYTES // (row_bytes * max(block.rows for block in row_groups)) if parts > 1 else 0
+        self._read_block = partial(read_block, lru_cache(kept)(read_row_group), tuple(columns))
 
     def epoch(self, number: int) -> "Epoch":
         """Who reads what, and when, in an epoch; the same answer on every worker."""
@@ -160,7 +163,7 @@ class ShardStream:
         mine = [
             LaneReader(
                 handfuls(epoch.lanes[lane], self.mix_rows),
-                self.columns,
+                self._read_block,
                 self._none,
                 self.rows_per_lane,
                 start,
@@ -201,13 +204,13 @@ class LaneReader:
     def __init__(
         self,
         handfuls: list[list[Block]],
-        columns: list[str],
+        read: Callable[[Block], Batch],
         none: Batch,
         rows: int,
         skip_slices: int,
         mix_seed: list[int] | None = None,
     ) -> None:
-        self._columns = columns  # to be read
+        self._read_block = read
         self._none = none  # all that a batch has, without rows
         self._rows, self._mix_seed = rows, mix_seed
         skip, number = rows * skip_slices, 0
@@ -239,7 +242,7 @@ class LaneReader:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in self._none}
 
     def _read(self, number: int, blocks: list[Block]) -> Batch:
-        parts = [read_block(block, self._columns) for block in blocks]
+        parts = [self._read_block(block) for block in blocks]
         rows = {name: np.concatenate([part[name] for part in parts]) for name in self._none}
         if self._mix_seed is None:
             return rows
@@ -312,9 +315,12 @@ def cut(block: Block, parts: int) -> list[Block]:
     return [replace(block, start=block.start + start, rows=end - start) for start, end in pairwise(bounds)]
 
 
-def read_block(block: Block, columns: list[str]) -> Batch:
+def read_block(
+    read_row_group: Callable[[Path, int, tuple[str, ...]], pa.Table], columns: tuple[str, ...], block: Block
+) -> Batch:
+    """The block's examples; an OSError that names the file where they can't be read."""
     try:
-        table = read_row_group(block.path, block.row_group, tuple(columns))
+        table = read_row_group(block.path, block.row_group, columns)
     except (OSError, pa.ArrowInvalid) as error:
         raise OSError(
             f"row group {block.row_group} of the shard {block.path} can't be read ({first_line(error)}):"
@@ -326,7 +332,6 @@ def read_block(block: Block, columns: list[str]) -> Batch:
     return as_batch(table, block.start, block.rows, block.first_row)
 
 
-@lru_cache(ROW_GROUPS_KEPT)
 def read_row_group(path: Path, number: int, columns: tuple[str, ...]) -> pa.Table:
     with pq.ParquetFile(path) as file:
         return file.read_row_group(number, columns=list(columns), use_threads=False)

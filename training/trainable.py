@@ -14,6 +14,17 @@ from torch import Tensor
 Batch = Mapping[str, np.ndarray]  # column -> (rows,) or (rows, width)
 
 
+@runtime_checkable
+class LateLoss(Protocol):
+    """A loss that may still be on its way, and can tell."""
+
+    def __float__(self) -> float:
+        """Waits for the step."""
+
+    def done(self) -> bool:
+        """Whether it has come; a step that failed has come, too, and raises when it is read."""
+
+
 class Trainable(Protocol):
     """A model as the loop sees it."""
 
@@ -27,7 +38,8 @@ class Trainable(Protocol):
         """Takes a batch of at least one example, updates itself, and returns the examples' mean loss.
 
         All chance in the step comes from `seed`, a function of the place in the run: so there is no random
-        state to save. The loss may still be on its way (on a GPU, say): reading it waits for the step.
+        state to save. The loss may still be on its way (on a GPU, say): reading it waits for the step. The
+        loop does not read a `LateLoss` before it has come, but at checkpoints.
         """
 
     def state_dict(self) -> dict[str, Tensor]:

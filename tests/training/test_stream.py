@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training import stream as stream_module
 from training.stream import ShardStream
 
 
@@ -67,6 +68,23 @@ def test_epochs_differ_and_seeds_differ_and_both_repeat(tmp_path: Path) -> None:
     orders = [batches(stream(files), 0), batches(stream(files), 1), batches(stream(files, seed=4), 0)]
     assert len({str(order) for order in orders}) == 3
     assert batches(stream(files), 1) == orders[1]
+
+
+@pytest.mark.parametrize(("kept_bytes", "reads"), [(10 * 10 * 4, 10), (10 * 4 - 1, 70)])
+def test_row_groups_of_a_small_text_are_decoded_once_if_they_may_be_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, reads: int
+) -> None:
+    """Ten row groups, cut into seven blocks each for four lanes of 16."""
+    monkeypatch.setattr(stream_module, "KEPT_BYTES", kept_bytes)
+    decoded, read = [], stream_module.read_row_group
+    monkeypatch.setattr(
+        stream_module,
+        "read_row_group",
+        lambda path, number, columns: decoded.append(number) or read(path, number, columns),
+    )
+    batches(stream(write_shards(tmp_path, [100])))
+    assert set(decoded) == set(range(10))
+    assert len(decoded) == reads
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 18, 19])
