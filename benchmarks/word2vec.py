@@ -300,9 +300,10 @@ def main() -> None:
                 "time_ratios": ratios_of(runs),
                 "sparse_adam_pairs_per_second": sparse_adam(texts, dim, threads),
             }
+            drawing = summary(list(texts.pair_seconds.values()))
             write_results(
                 arguments.out,
-                {"facts": texts.facts(), "pair_seconds": summary(list(texts.pair_seconds.values())), "settings": measured},
+                {"facts": texts.facts(), "pair_seconds": drawing, "settings": measured},
             )
             plot(measured, arguments.out.with_suffix(".svg"))
 
