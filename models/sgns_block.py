@@ -74,6 +74,14 @@ class _Emitter:
     def store(self, base: Any, offset: Any, vector: Any) -> None:
         self.builder.store(vector, self.place(base, offset, vector.type)).align = 4
 
+    def prefetch(self, row: Any, column: Any) -> None:
+        """Asks for the cache line of row[column], which will be written."""
+        shape = ir.FunctionType(ir.VoidType(), [_BYTES, _INT32, _INT32, _INT32])
+        prefetch = self.builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=shape)
+        for_writing, into_every_level, cached = _INT32(1), _INT32(3), _INT32(1)
+        address = self.builder.bitcast(self.builder.gep(row, [column]), _BYTES)
+        self.builder.call(prefetch, [address, for_writing, into_every_level, cached])
+
     def hidden(self, value: Any) -> Any:
         """The value itself, which the compiler does not know: it must leave what is done with it in place.
 
@@ -202,11 +210,14 @@ class _Block(_Emitter):
     Args:
         contexts: addresses of their rows in the input table.
         chosen: addresses of the rows of the run's target and noise words in the output table.
+        upcoming: those of the next run's.
     """
 
-    def __init__(self, builder: Any, contexts: list[Any], chosen: list[Any], stride: int) -> None:
+    def __init__(
+        self, builder: Any, contexts: list[Any], chosen: list[Any], upcoming: list[Any], stride: int
+    ) -> None:
         super().__init__(builder)
-        self.contexts, self.chosen, self.stride = contexts, chosen, stride
+        self.contexts, self.chosen, self.upcoming, self.stride = contexts, chosen, upcoming, stride
         self.group = max(1, _ACCUMULATORS // len(contexts))  # outputs whose scores are computed together
         room = len(chosen) * (
             self.group * len(contexts) + _WIDTH
@@ -269,10 +280,13 @@ class _Block(_Emitter):
 
     def move(self, places: dict[tuple[int, int], int], moved: Any, begins: bool, ends: bool) -> None:
         """Moves the contexts' rows, and copies of the outputs': from their rows if the run begins, to them if
-        it ends, and else from and to `moved`.
+        it ends, and else from and to `moved`. A run that begins asks for the next one's rows, column by
+        column: more lines at once than the processor can wait for would hold up all else.
         """
 
         def over(column: Any, _: list[Any]) -> list[Any]:
+            for row in self.upcoming if begins else []:
+                self.prefetch(row, column)
             before = [self.load(row, column) for row in self.contexts]
             after = list(before)
             steps = self.hidden(self.steps_at)
@@ -313,7 +327,9 @@ def train_block(
     vectors: Any,
     own: Any,
     contexts: Any,  # a tuple of different ids
-    outputs: Any,  # (count,) int64, the addresses of the target's and the noise words' rows, which differ
+    # (count,) int64 each: addresses of the rows of the run's target and noise words, which differ; and of the
+    # next run's, or of any rows
+    outputs: Any,
     moved: Any,  # (count * stride,), where the outputs are kept from the run's first block to its last
     weights: Any,  # (count + 16,), how often each output counts
     rate: Any,
@@ -326,18 +342,19 @@ def train_block(
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         inputs, width = _addresses(context, builder, vectors, arguments[0]), stride.literal_value
-        rows, copies, factors = (
-            _address(context, builder, kind, arguments[i])
-            for kind, i in ((outputs, 3), (moved, 4), (weights, 5))
+        copies, factors = (
+            _address(context, builder, kind, arguments[i]) for kind, i in ((moved, 4), (weights, 5))
         )
         words = [builder.extract_value(arguments[2], i) for i in range(len(contexts))]
-        chosen = [builder.load(builder.gep(rows, [_INT64(j)])) for j in range(count.literal_value)]
-        block = _Block(
-            builder,
-            [_Emitter(builder).row(inputs, arguments[1], word, width) for word in words],
-            [builder.inttoptr(address, _FLOAT.as_pointer()) for address in chosen],
-            width,
+        chosen, upcoming = (
+            [
+                builder.inttoptr(builder.load(builder.gep(rows, [_INT64(j)])), _FLOAT.as_pointer())
+                for j in range(count.literal_value)
+            ]
+            for rows in _addresses(context, builder, outputs, arguments[3])
         )
+        rows = [_Emitter(builder).row(inputs, arguments[1], word, width) for word in words]
+        block = _Block(builder, rows, chosen, upcoming, width)
         return block.train(copies, factors, block.spread(arguments[6]), arguments[7], arguments[8])
 
     return types.float32(
@@ -363,13 +380,10 @@ def prefetch_row(_typing: Any, tables: Any, own: Any, word: Any, stride: Any) ->
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         tables_at = _addresses(context, builder, tables, arguments[0])
-        row = _Emitter(builder).row(tables_at, arguments[1], arguments[2], stride.literal_value)
-        shape = ir.FunctionType(ir.VoidType(), [_BYTES, _INT32, _INT32, _INT32])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=shape)
-        for_writing, into_every_level, cached = _INT32(1), _INT32(3), _INT32(1)
+        emitter = _Emitter(builder)
+        row = emitter.row(tables_at, arguments[1], arguments[2], stride.literal_value)
         for column in range(0, stride.literal_value, LANES):
-            address = builder.bitcast(builder.gep(row, [_INT64(column)]), _BYTES)
-            builder.call(prefetch, [address, for_writing, into_every_level, cached])
+            emitter.prefetch(row, _INT64(column))
         return context.get_dummy_value()
 
     return types.void(tables, own, word, stride), generate

@@ -11,8 +11,8 @@ The objective is eq. 4 of Mikolov et al. (2013); models/sgns_reference.py says e
 - Four contexts, or two, go through at a time: a row is loaded once for all of them, their dot products run
   side by side, and one register holds eight or sixteen scores, errors or losses (1.6x).
 - Rows are padded to whole vectors of 16 floats, so that no loop has a remainder.
-- The rows of the next run, and contexts eight pairs ahead, are prefetched (1.4x), a few at a time: more at
-  once than the processor can wait for would hold up all else (1.1x).
+- The rows of the next run, and contexts eight pairs ahead, are prefetched (1.4x), the former a line at a
+  time: more at once than the processor can wait for would hold up all else (1.1x, and 1.3x for wide rows).
 - Threads share the tables without locks (Hogwild, Niu et al. 2011), but for the rows of the 128 most frequent
   words, which would be in the other processor's cache all the time: each thread has a copy of these, and now
   and then adds up how they moved (1.2x). The noise is a function of the batch's seed and the run's position,
@@ -41,7 +41,7 @@ def padded(dim: int) -> int:
 
 
 # Numba's cache on disk notices a change of this file alone: so this one changes with models/sgns_block.py.
-_BLOCK_DIGEST = "c1d57426160a"
+_BLOCK_DIGEST = "61339abeae92"
 
 # Noise words.
 
@@ -112,7 +112,6 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
     The first call on a machine compiles for a second or two; later the code comes from Numba's cache on disk.
     """
     count = 1 + negatives
-    half = (count + 1) // 2
 
     @njit(_SIGNATURE, nogil=True, cache=True, error_model="numpy")
     def train(
@@ -136,9 +135,11 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
         own = len(own_vectors) // stride
         inputs, results = (vectors, own_vectors), (outputs, own_outputs)
         chosen = np.empty(count, np.int32)  # the target and the noise words of a run
-        rows = np.empty(count, np.int64)  # their addresses
+        rows = np.empty(count, np.int64)  # the addresses of their rows
         upcoming = np.empty(count, np.int32)  # the words of the next run
         upcoming_noise = upcoming[1:]
+        upcoming_rows = np.empty(count, np.int64)
+        addresses = (rows, upcoming_rows)
         weights = np.zeros(count + LANES, np.float32)  # how often each word counts
         nowhere = np.zeros(stride, np.float32)  # the row of those that do not
         moved = np.empty(count * stride, np.float32)  # the output rows, until the run is over
@@ -147,6 +148,8 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
         if first < last:
             upcoming[0] = targets[first]
             draw_negatives(seed, first, probability, alias, upcoming_noise)
+            for j in range(count):
+                upcoming_rows[j] = row_address(results, own, upcoming[j], stride)
         while stop < last:
             i = stop
             target = targets[i]
@@ -155,7 +158,7 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
 
             for j in range(count):
                 chosen[j] = upcoming[j]
-                rows[j] = row_address(results, own, chosen[j], stride)
+                rows[j] = upcoming_rows[j]
                 weights[j] = 1
                 for earlier in range(j):
                     if chosen[earlier] == chosen[j]:
@@ -166,41 +169,36 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
             if stop < last:
                 upcoming[0] = targets[stop]
                 draw_negatives(seed, stop, probability, alias, upcoming_noise)
+                for j in range(count):
+                    upcoming_rows[j] = row_address(results, own, upcoming[j], stride)
 
             is_first = True
-            asked = 0 if stop < last else count  # of the next run's rows
             while i < stop:
                 for ahead in range(i + _AHEAD, min(i + _AHEAD + 4, stop + _AHEAD, last)):
                     prefetch_row(inputs, own, contexts[ahead], stride)
-                until = min(asked + half, count)
-                for j in range(asked, until):
-                    prefetch_row(results, own, upcoming[j], stride)
-                asked = until
 
                 if i + 4 <= stop and _differ(contexts, i, 4):
                     four = (contexts[i], contexts[i + 1], contexts[i + 2], contexts[i + 3])
                     is_last = i + 4 == stop
                     loss += train_block(
-                        inputs, own, four, rows, moved, weights, rate, is_first, is_last, count, stride
+                        inputs, own, four, addresses, moved, weights, rate, is_first, is_last, count, stride
                     )
                     i += 4
                 elif i + 2 <= stop and _differ(contexts, i, 2):
                     two = (contexts[i], contexts[i + 1])
                     is_last = i + 2 == stop
                     loss += train_block(
-                        inputs, own, two, rows, moved, weights, rate, is_first, is_last, count, stride
+                        inputs, own, two, addresses, moved, weights, rate, is_first, is_last, count, stride
                     )
                     i += 2
                 else:
                     one = (contexts[i],)
                     is_last = i + 1 == stop
                     loss += train_block(
-                        inputs, own, one, rows, moved, weights, rate, is_first, is_last, count, stride
+                        inputs, own, one, addresses, moved, weights, rate, is_first, is_last, count, stride
                     )
                     i += 1
                 is_first = False
-            for j in range(asked, count):
-                prefetch_row(results, own, upcoming[j], stride)
         return loss
 
     return train
