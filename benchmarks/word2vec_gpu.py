@@ -174,7 +174,7 @@ def learner(corpus: Corpus, dim: int, programs: int | None, device: str) -> Word
         programs=programs,
     )
     if device == "cuda" and DEVICE.type == "cpu":
-        model._move(DEVICE)
+        model.move(DEVICE)
     else:
         model.prepare(device)
     return model

@@ -140,9 +140,10 @@ class Word2Vec:
                 f"Word2Vec cannot train on the device {device!r}: torch finds no GPU on this machine "
                 f"(torch.cuda.is_available() is False). Train on 'cpu', or install torch for CUDA."
             )
-        self._move(torch.device(device))
+        self.move(torch.device(device))
 
-    def _move(self, device: torch.device) -> None:
+    def move(self, device: torch.device) -> None:
+        """Take the tables to a device, and train there the way that a GPU does, even if it is a CPU."""
         self.vectors, self.contexts = self.vectors.to(device), self.contexts.to(device)
         self._noise = (
             sgns_gpu.from_numpy(self._probability).to(device),

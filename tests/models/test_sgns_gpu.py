@@ -284,7 +284,7 @@ def learner(**options) -> Word2Vec:
 def on_gpu(**options) -> Word2Vec:
     """A learner that goes a GPU's way, on the CPU where there is none."""
     model = learner(**options)
-    model._move(DEVICE)
+    model.move(DEVICE)
     return model
 
 
@@ -321,7 +321,7 @@ def test_many_programs_learn_which_words_stand_together():
         "context": (topics + random.integers(5, size=5000)).astype(np.int32),
     }
     model = Word2Vec(*even_noise(50), dim=20)
-    model._move(DEVICE)
+    model.move(DEVICE)
     losses = [float(model.train_step(batch, progress=step / 20, seed=step)) for step in range(20)]
     assert losses[-1] < 0.7 * losses[0]
     trained = model.word_vectors([f"{topic}{i}" for topic in "abcdefghij" for i in range(5)])
