@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -62,18 +63,31 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Writes results as JSON with the command, date, versions and hardware that they come from."""
+    """Writes results as JSON with the command, date, commit, versions and hardware that they come from."""
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *placeholders(sys.argv[1:])])
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {
         "command": command,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": commit(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **package_versions(*PEERS)},
         **results,
     }
     path.write_text(json.dumps(document, indent=2) + "\n")
     print(f"written to {path}")
+
+
+def commit() -> str | None:
+    """Of this checkout, marked where it was changed since; None outside of one."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or None
 
 
 def placeholders(arguments: list[str]) -> list[str]:

@@ -1,5 +1,11 @@
-"""How good word vectors are, whoever made them: gensim's evaluation, and the loss of held-out pairs."""
+"""How good word vectors are, whoever made them: gensim's evaluation, and the loss of held-out pairs.
 
+    python benchmarks/word2vec_score.py --vocabulary FOLDER VECTORS.npy ...
+
+scores vectors that benchmarks/word2vec_gpu.py kept, in the order of the words of a `vocabulary` artifact.
+"""
+
+import argparse
 import warnings
 from pathlib import Path
 
@@ -7,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from gensim.models import KeyedVectors
 from gensim.test.utils import datapath
+from measure import table
 from numpy.typing import NDArray
 from word2vec_peers import NEGATIVES, Trained
 
@@ -16,7 +23,8 @@ from tasks.vocabulary import read_vocabulary
 NOISE_POWER, NOISE_SEED = 0.75, 0
 HELD_OUT_PAIRS, PAIRS_AT_ONCE = 500_000, 10_000
 FASTTEXT_LINE_END = "</s>"  # which fastText counts as a word
-SCORES = ("wordsim353", "simlex999", "analogies", "mean", "held_out_loss")
+JUDGED = ("wordsim353", "simlex999", "analogies", "mean")
+SCORES = (*JUDGED, "held_out_loss")
 
 
 class Scorer:
@@ -94,3 +102,25 @@ def evaluate(words: list[str], vectors: NDArray[np.float32]) -> dict[str, float]
         "analogies": float(analogies),
         "mean": float(np.mean([similar, simlex, analogies])),
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vocabulary", type=Path, required=True, help="folder of a vocabulary artifact")
+    parser.add_argument("vectors", type=Path, nargs="+", help="(words, dim) float32")
+    arguments = parser.parse_args()
+    words = pq.read_table(arguments.vocabulary / "vocabulary.parquet")["word"].to_pylist()
+    rows = []
+    for path in arguments.vectors:
+        vectors = np.load(path)
+        if len(vectors) != len(words):
+            raise SystemExit(f"{path} has {len(vectors)} vectors, the vocabulary {len(words)} words")
+        found = evaluate(words, vectors)
+        rows.append([path.stem, *(f"{found[score]:.3f}" for score in JUDGED)])
+    print(table(["", *JUDGED], rows))
+
+
+if __name__ == "__main__":
+    main()

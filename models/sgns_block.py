@@ -1,7 +1,7 @@
 """The inner part of skip-gram's kernel: some contexts of a run against all of its outputs.
 
-By LLVM's instructions, since what the compiler's own vectoriser makes of such loops takes twice as long. All
-vectors are a register wide: stretches of rows, and scores, errors and losses.
+By LLVM's instructions, since what the compiler's own vectoriser makes of such loops takes half as long again.
+All vectors are a register wide: stretches of rows, and scores, errors and losses.
 
 models/sgns_cpu.py is what uses it, and says what a run is.
 """
@@ -86,7 +86,7 @@ class _Emitter:
         """The value itself, which the compiler does not know: it must leave what is done with it in place.
 
         Where registers are few it would unroll loops to share what they load, put off sums until after the
-        next loop, and keep them all at hand meanwhile (together 1.4x). Where they are many it does well.
+        next loop, and keep them all at hand meanwhile (together 1.2x). Where they are many it does well.
         """
         if _WIDE:
             return value

@@ -9,6 +9,7 @@ Triton's kernel does it where it can (models/sgns_triton.py); `train_in_torch` d
 for all programs in step, on any device.
 """
 
+import logging
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+logger = logging.getLogger("lexloom.sgns_gpu")
 
 # Noise words: the same as the CPU's. torch has no arithmetic on uint64; int64 wraps around to the same bits.
 
@@ -127,9 +130,20 @@ def _kernel(device: str, negatives: int, stride: int) -> Any:
         return None
     try:
         from models import sgns_triton
-    except ImportError:  # not on every platform
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        logger.warning("Triton is not installed: the GPU trains by torch's own operations, which is slower")
         return None
-    return sgns_triton if sgns_triton.fits(negatives, stride) else None
+    if sgns_triton.fits(negatives, stride):
+        return sgns_triton
+    logger.warning(
+        "Rows of %d floats with %d negatives are more than Triton's kernel holds: the GPU trains by torch's"
+        " own operations, which is slower",
+        stride,
+        negatives,
+    )
+    return None
 
 
 def default_programs(vectors: Tensor, negatives: int, learning_rate: float) -> int:
@@ -155,7 +169,8 @@ def train_batch(
 ) -> Tensor:
     """Train both tables in place on a batch; returns the loss summed over its pairs, float64 on the device.
 
-    Nothing is waited for, and no id is checked: one outside of the vocabulary writes where it should not.
+    Triton's kernel waits for nothing. No id is checked: one outside of the vocabulary writes where it should
+    not.
 
     Args:
         vectors, outputs: (V, stride) float32 or float64, the input and the output table.

@@ -225,6 +225,8 @@ class Word2Vec:
 
     def wait(self) -> None:
         """Until the tables are at rest: several threads go on with the next batch before the last is done."""
+        for begun in self._begun:
+            begun.wait()
         while self._begun:
             self._begun.popleft().loss()
 

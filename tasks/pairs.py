@@ -90,7 +90,7 @@ class PairsConfig(SkipGramsConfig):
     )
     compression: Compression = Field(
         default="lz4",
-        description="of stored pairs: lz4 is read twice as fast, zstd takes about half the space",
+        description="of stored pairs: lz4 is read twice as fast or faster, zstd takes about half the space",
         json_schema_extra={"position": 5},
     )
 

@@ -25,7 +25,7 @@ from tasks.vocabulary import read_vocabulary
 from training.sync import SyncConfig
 
 DOCUMENTS_AT_ONCE = 1 << 20
-# of a step's tokens in each lane, at least: so fewer than one pair in 100 is lost where a step cuts the text
+# of a step's tokens in each lane, at least: so about one pair in 100 is lost where a step cuts the text
 WINDOWS_PER_LANE = 64
 
 
@@ -111,6 +111,8 @@ class TrainWord2VecConfig(TrainConfig):
                 f"sync_rare_period {self.sync_rare_period} is below sync_period {self.sync_period}:"
                 " rare words are not exchanged more often than frequent ones"
             )
+        if self.threads > 1 and self.device == "cuda":
+            raise ValueError("threads are a CPU's: leave them out with --device cuda (programs are a GPU's)")
         if self.programs is not None and self.device != "cuda":
             raise ValueError("programs are a GPU's: say --device cuda, or leave them out")
         return self

@@ -72,7 +72,7 @@ class Taken(NamedTuple):
     loss: SupportsFloat
 
     def waits(self) -> bool:
-        """Whether reading the loss would take long."""
+        """Whether the loss says that it has not come."""
         return isinstance(self.loss, LateLoss) and not self.loss.done()
 
 
@@ -209,8 +209,9 @@ class Training:
         # a strategy may read the tables next: a GPU keeps the order of what it is asked, threads do not
         if exchanges and job.device == "cpu":
             self._settle(run.step)
-        elif len(self.unsettled) >= UNSETTLED_LOSSES and not self.due:
-            self._settle(self.unsettled[UNSETTLED_LOSSES // 2].step)
+        elif len(self.unsettled) >= UNSETTLED_LOSSES:
+            self._record_due(at_once=True)  # before later losses are added
+            self._settle(run.step)
         self.sync.after_step(run.step, size, everybody)
 
     def _after_step(self, epoch: Epoch) -> None:
@@ -225,6 +226,7 @@ class Training:
             every = job.evaluate_every
             due = run.step_in_epoch == 0 if every is None else run.step % every == 0
             if evaluated := due or reason is not None:
+                self._record_due(at_once=True)  # the model is evaluated at rest
                 self._evaluate(self.validation)
                 reason = reason or job.stopping.in_vain(run.scores)
         if run.step % self.record_every == 0 or reason is not None:

@@ -21,7 +21,7 @@ class Accounts:
 @dataclass
 class Progress(Accounts):
     """Where a run stands: `loss` is the mean over all workers' examples since the last point, `sample` what
-    `Job.sample` gave last."""
+    `Job.sample` gave last. The accounts are of the moment when the losses until `step` had come."""
 
     step: int = 0
     epoch: int = 0

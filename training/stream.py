@@ -104,9 +104,11 @@ class ShardStream:
                         f" {described(self._none[name])} in {first}: build them again"
                     )
 
-        row_bytes = sum(bytes_of_a_row(values) for values in self._none.values())
-        self.mix_rows = mix_bytes // row_bytes
-        kept = KEPT_BYTES // (row_bytes * max(block.rows for block in row_groups)) if parts > 1 else 0
+        self.mix_rows = mix_bytes // sum(bytes_of_a_row(values) for values in self._none.values())
+        largest = max(block.rows for block in row_groups) * sum(
+            bytes_of_a_row(self._none[name]) for name in columns
+        )
+        kept = max(1, KEPT_BYTES // largest) if parts > 1 else 0
         self._read_block = partial(read_block, lru_cache(kept)(read_row_group), tuple(columns))
 
     def epoch(self, number: int) -> "Epoch":
@@ -318,29 +320,39 @@ def cut(block: Block, parts: int) -> list[Block]:
 def read_block(
     read_row_group: Callable[[Path, int, tuple[str, ...]], pa.Table], columns: tuple[str, ...], block: Block
 ) -> Batch:
-    """The block's examples; an OSError that names the file where they can't be read."""
-    try:
-        table = read_row_group(block.path, block.row_group, columns)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise OSError(
-            f"row group {block.row_group} of the shard {block.path} can't be read ({first_line(error)}):"
-            " run the flow again, it rebuilds what is damaged and goes on from the last checkpoint"
-        ) from error
-    for name in columns:
-        if lacks_values(table.column(name)):
-            raise ValueError(f"the column {name} of the shard {block.path} has rows without a value")
+    table = read_row_group(block.path, block.row_group, columns)
     return as_batch(table, block.start, block.rows, block.first_row)
 
 
 def read_row_group(path: Path, number: int, columns: tuple[str, ...]) -> pa.Table:
-    with pq.ParquetFile(path) as file:
-        return file.read_row_group(number, columns=list(columns), use_threads=False)
+    """The columns, each in one piece.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: a value is missing.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read_row_group(number, columns=list(columns), use_threads=False).combine_chunks()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise OSError(
+            f"row group {number} of the shard {path} can't be read ({first_line(error)}):"
+            " run the flow again, it rebuilds what is damaged and goes on from the last checkpoint"
+        ) from error
+    for name in columns:
+        if lacks_values(one_piece(table.column(name))):
+            raise ValueError(f"the column {name} of the shard {path} has rows without a value")
+    return table
 
 
-def lacks_values(column: pa.ChunkedArray) -> bool:
-    if column.null_count or not is_ragged(column.type):
-        return bool(column.null_count)
-    lists = column.combine_chunks()
+def one_piece(column: pa.ChunkedArray) -> pa.Array:
+    """The column as an array, without a copy where it is one already."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def lacks_values(lists: pa.Array) -> bool:
+    if lists.null_count or not is_ragged(lists.type):
+        return bool(lists.null_count)
     return bool(lists.values.null_count or (np.diff(lists.offsets) == 0).any())
 
 
@@ -349,7 +361,7 @@ def as_batch(table: pa.Table, start: int, count: int, first_row: int) -> Batch:
     end = start + count
     if not is_ragged(table.column(0).type):
         return {name: as_numpy(table.column(name))[start:end] for name in table.column_names}
-    lists = table.column(0).combine_chunks()
+    lists = one_piece(table.column(0))
     offsets = lists.offsets.to_numpy()
     first, last = np.searchsorted(offsets, [start, end - 1], side="right") - 1
     lengths = np.diff(np.clip(offsets[first : last + 2], start, end))
@@ -363,7 +375,7 @@ def as_batch(table: pa.Table, start: int, count: int, first_row: int) -> Batch:
 
 def as_numpy(column: pa.ChunkedArray) -> np.ndarray:
     """(rows,), or (rows, width) of lists of one fixed length."""
-    values = column.combine_chunks()
+    values = one_piece(column)
     if pa.types.is_fixed_size_list(values.type):
         return values.flatten().to_numpy().reshape(-1, values.type.list_size)
     return values.to_numpy()

@@ -38,8 +38,8 @@ class Trainable(Protocol):
         """Takes a batch of at least one example, updates itself, and returns the examples' mean loss.
 
         All chance in the step comes from `seed`, a function of the place in the run: so there is no random
-        state to save. The loss may still be on its way (on a GPU, say): reading it waits for the step. The
-        loop does not read a `LateLoss` before it has come, but at checkpoints.
+        state to save. The loss may still be on its way (on a GPU, say): reading it waits for the step.
+        A worker that is alone does not read a `LateLoss` for a record before it has come.
         """
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import hashlib
 from concurrent.futures import Future
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -167,6 +168,15 @@ def test_many_threads_on_frequent_words_train_as_one_does():
         for _ in range(7):
             losses[threads] = train(tables, targets, contexts, rate=0.05, threads=threads) / len(targets)
     assert losses[8] == pytest.approx(losses[1], rel=0.35)  # races cost a tenth; unseen moves, a multiple
+
+
+def test_a_failed_thread_is_told_of_when_no_other_writes_into_the_tables_any_more():
+    failed, at_work = Future(), Future()
+    failed.set_exception(MemoryError("no room"))
+    Timer(0.2, at_work.set_result, [1.0]).start()
+    with pytest.raises(MemoryError, match="no room"):
+        sgns_cpu.Begun([failed, at_work]).loss()
+    assert at_work.done()
 
 
 def test_the_split_over_threads_changes_nothing_by_itself(monkeypatch):

@@ -351,6 +351,11 @@ def test_the_mean_loss_weighs_points_by_their_examples() -> None:
     assert mean_loss(history[:1]) == 4.0
 
 
+def test_threads_are_refused_on_a_gpu() -> None:
+    with pytest.raises(ValueError, match="threads are a CPU's: leave them out"):
+        TrainWord2VecConfig(workers=1, device="cuda", threads=2)
+
+
 def test_steps_are_long_unless_workers_must_agree_after_them():
     one = TrainWord2VecConfig(workers=1)
     assert (one.batch_size, TrainWord2VecConfig(workers=2).batch_size) == (131_072, 32_768)

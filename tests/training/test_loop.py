@@ -23,7 +23,7 @@ from tests.training.toy import (
     write_numbers,
     write_points,
 )
-from training import stream
+from training import loop, stream
 from training.checkpoint import Checkpoint, Checkpoints
 from training.job import Job
 from training.loop import step_seed, train
@@ -67,16 +67,23 @@ def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class LateCounter(Counter):
-    """Takes a step when its loss is read, or when its state is asked for."""
+    """Takes a step when its loss is read, or when its state is asked for; `early` has the steps whose losses
+    were read before they would have come by themselves, two steps later.
+    """
+
+    def __init__(self, *, break_at: float = 2.0, die_at: int | None = None) -> None:
+        super().__init__(break_at)
+        self.die_at, self.taken, self.early = die_at, 0, list[int]()
 
     def prepare(self, device: str) -> None:
         super().prepare(device)
         self.waiting: list[partial[float]] = []
 
     def train_step(self, batch: Batch, *, progress: float, seed: int) -> Any:
+        self.taken += 1
         step = partial(super().train_step, batch, progress=progress, seed=seed)
         self.waiting.append(step)
-        return LateLoss(self, step)
+        return LateLoss(self, step, self.taken)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         while self.waiting:
@@ -85,15 +92,19 @@ class LateCounter(Counter):
 
 
 class LateLoss:
-    def __init__(self, model: LateCounter, step: partial[float]) -> None:
-        self.model, self.step = model, step
+    def __init__(self, model: LateCounter, step: partial[float], number: int) -> None:
+        self.model, self.step, self.number = model, step, number
 
     def __float__(self) -> float:
+        if not self.done():
+            self.model.early.append(self.number)
+        if self.number == self.model.die_at:
+            raise KilledError
         assert self.model.waiting.pop(0) is self.step, "in their order"
         return self.step()
 
     def done(self) -> bool:
-        return len(self.model.waiting) > 2  # so many are under way
+        return self.model.taken - self.number >= 2
 
 
 @pytest.mark.parametrize("sync", [SyncConfig("delta_sum"), SyncConfig("diloco", period=3)])
@@ -105,6 +116,47 @@ def test_steps_that_end_late_are_waited_for_before_their_result_is_used(
     now, late = (result(job(tmp_path / name)) for name in ("now", "late"))
     assert torch.equal(late.tensors["table"], now.tensors["table"])
     assert untimed(late.state["history"]) == untimed(now.state["history"])
+
+
+@pytest.mark.parametrize(
+    ("points", "unsettled", "early"),
+    [
+        (200, 64, [4, 5, 9, 10, 14, 15, 19, 20]),  # a record each step; a checkpoint every five
+        (1, 64, [4, 5, 9, 10, 14, 15, 19, 20]),  # one record
+        (1, 4, [3, 4, 5, 8, 9, 10, 13, 14, 15, 18, 19, 20]),  # no more than three losses on their way
+    ],
+)
+def test_a_record_waits_for_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: int, unsettled: int, early: list[int]
+) -> None:
+    monkeypatch.setattr(loop, "HISTORY_POINTS", points)
+    monkeypatch.setattr(loop, "UNSETTLED_LOSSES", unsettled)
+    model = LateCounter()
+    train(job(tmp_path / "late", lambda: model))
+    assert model.early == early
+    train(job(tmp_path / "now"))
+    late, now = (result(job(tmp_path / name)) for name in ("late", "now"))
+    assert untimed(late.state["history"]) == untimed(now.state["history"])
+
+
+def test_a_late_loss_that_is_no_number_is_named_by_its_own_step_before_an_evaluation(tmp_path: Path) -> None:
+    held_out = write_numbers(tmp_path / "held-out.parquet", rows=8)
+    plan = job(
+        tmp_path, partial(LateCounter, break_at=0.5), validation=(held_out,), evaluate_every=12, epochs=2
+    )
+    with pytest.raises(FloatingPointError, match=r"^the loss is nan at step 11 \(epoch 2, learning rate 0.5"):
+        train(plan)
+    assert result(plan).state["step"] == 10
+
+
+def test_a_step_that_fails_late_ends_the_run_before_the_next_checkpoint(tmp_path: Path) -> None:
+    whole, broken = job(tmp_path / "whole"), job(tmp_path / "broken")
+    train(whole)
+    with pytest.raises(KilledError):
+        train(replace(broken, make_trainable=partial(LateCounter, die_at=10)))
+    assert result(broken).state["step"] == 5
+    train(broken)
+    assert torch.equal(result(whole).tensors["table"], result(broken).tensors["table"])
 
 
 def test_every_example_is_trained_once_an_epoch(tmp_path: Path) -> None:
