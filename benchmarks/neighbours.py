@@ -46,7 +46,7 @@ def main() -> None:
     from gensim.models import KeyedVectors
 
     vectors = WordVectors(names, matrix)
-    peer = KeyedVectors(arguments.dim, count=arguments.words)
+    peer = KeyedVectors(arguments.dim)
     peer.add_vectors(names, matrix)
     peer.fill_norms()
     ours, theirs, more = [], [], []

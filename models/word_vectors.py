@@ -20,11 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
-_QUERY_BLOCK = 256  # with the next: 64 MB of scores at a time
-_TABLE_BLOCK = 65_536
+_QUERY_BLOCK = 1024
+_SCORES = 1 << 22  # at a time, 16 MB: about what a cache holds
 _GROUP = 64  # neighbouring words
+_SPAN = 4096 * _GROUP  # words whose groups' maxima are at hand
+_GATHERED = 1 << 24  # floats of chosen words' vectors at a time, 64 MB
 _LONGEST_HEADER = 64  # bytes: two numbers
 _SPELLINGS = 50_000  # words looked through for a near spelling: it takes about 10 microseconds a word
 
@@ -133,18 +135,49 @@ class WordVectors:
         return found
 
     def _best(self, queries: Tensor, k: int, left_out: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and ids of each query's k best words, (Q, k) each; a score of -inf marks one left out."""
-        best_scores, best_ids = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
-        for start in range(0, len(self), _TABLE_BLOCK):
-            block = slice(start, start + _TABLE_BLOCK)
-            scores = queries @ self.vectors[block].T * self._inverse_norms[block]  # (Q, block)
-            here = (left_out >= start) & (left_out < start + scores.shape[1])  # (Q, E)
-            scores[here.nonzero()[:, 0], left_out[here] - start] = -torch.inf
-            scores, ids = _top(scores, k)
-            best_scores, best_ids = torch.cat([best_scores, scores], 1), torch.cat([best_ids, ids + start], 1)
-            best_scores, order = best_scores.topk(min(k, best_scores.shape[1]), dim=1)
-            best_ids = best_ids.gather(1, order)
-        return best_scores, best_ids
+        """Scores and ids of each query's k best words, (Q, k) each; a score of -inf marks one left out.
+
+        The k best are within the k groups whose own best are best. So of nearly all scores only the groups'
+        maxima are kept, while the scores are still in the processor's cache.
+        """
+        best, chosen = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+        for start in range(0, len(self), _SPAN):
+            maxima = self._maxima(queries, left_out, start, min(start + _SPAN, len(self)))
+            groups = (start // _GROUP + torch.arange(maxima.shape[1])).expand(len(queries), -1)
+            best, chosen = torch.cat([best, maxima], 1), torch.cat([chosen, groups], 1)
+            best, order = best.topk(min(k, best.shape[1]), dim=1)
+            chosen = chosen.gather(1, order)
+        at_once = max(1, _GATHERED // (chosen.shape[1] * _GROUP * self.vectors.shape[1]))
+        parts = zip(*(part.split(at_once) for part in (queries, left_out, chosen)), strict=True)
+        found = [self._best_within(some, out, groups, k) for some, out, groups in parts]
+        scores, ids = zip(*found, strict=True)
+        return torch.cat(scores), torch.cat(ids)
+
+    def _maxima(self, queries: Tensor, left_out: Tensor, start: int, end: int) -> Tensor:
+        """The best score in each group of the words start .. end - 1, (Q, groups)."""
+        size = max(_GROUP, min(_SPAN, _SCORES // len(queries) // _GROUP * _GROUP))
+        maxima = torch.empty(len(queries), -(-(end - start) // _GROUP))
+        for first in range(start, end, size):
+            block = slice(first, min(first + size, end))
+            scores = (queries @ self.vectors[block].T).mul_(self._inverse_norms[block])  # (Q, block)
+            here = (left_out >= block.start) & (left_out < block.stop)  # (Q, E)
+            scores[here.nonzero()[:, 0], left_out[here] - first] = -torch.inf
+            if missing := -scores.shape[1] % _GROUP:
+                scores = pad(scores, (0, missing), value=-torch.inf)
+            place = (first - start) // _GROUP
+            maxima[:, place : place + scores.shape[1] // _GROUP] = scores.unflatten(1, (-1, _GROUP)).amax(2)
+        return maxima
+
+    def _best_within(
+        self, queries: Tensor, left_out: Tensor, groups: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """As `_best`, of the words in some groups, (Q, G)."""
+        ids = (groups[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(1)  # (Q, G * _GROUP)
+        beyond, ids = ids >= len(self), ids.clamp(max=len(self) - 1)  # of the last group, there may be less
+        scores = (self.vectors[ids] @ queries[:, :, None]).squeeze(2) * self._inverse_norms[ids]
+        scores[beyond | (ids[:, :, None] == left_out[:, None, :]).any(2)] = -torch.inf
+        best, order = scores.topk(min(k, scores.shape[1]), dim=1)
+        return best, ids.gather(1, order)
 
     # Lexloom's own form: safetensors and JSON.
 
@@ -234,23 +267,6 @@ class WordVectors:
             return cls(names, matrix)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-
-
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`scores.topk(k)` of every row, (Q, n), or of all n.
-
-    The k best are within the k groups whose own best are best, so most of a row is only asked for its maxima.
-    """
-    groups = scores.shape[1] // _GROUP
-    if groups <= k:
-        return scores.topk(min(k, scores.shape[1]), dim=1)
-    whole = scores[:, : groups * _GROUP].unflatten(1, (groups, _GROUP))
-    chosen = whole.amax(2).topk(k, dim=1).indices  # (Q, k)
-    ids = (chosen[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(1)
-    rest = torch.arange(groups * _GROUP, scores.shape[1]).expand(len(scores), -1)
-    ids = torch.cat([ids, rest], 1)
-    best, order = scores.gather(1, ids).topk(k, dim=1)
-    return best, ids.gather(1, order)
 
 
 def _writable(row: int, word: str) -> bytes:

@@ -27,7 +27,9 @@ def random_vectors(words: int, dim: int = 20) -> WordVectors:
 def test_neighbours_are_those_of_a_naive_search(monkeypatch, k):
     monkeypatch.setattr("models.word_vectors._QUERY_BLOCK", 7)  # so that the blocks do not divide the whole
     monkeypatch.setattr("models.word_vectors._GROUP", 4)
-    monkeypatch.setattr("models.word_vectors._TABLE_BLOCK", 30)
+    monkeypatch.setattr("models.word_vectors._SPAN", 24)
+    monkeypatch.setattr("models.word_vectors._SCORES", 7 * 8)
+    monkeypatch.setattr("models.word_vectors._GATHERED", 2 * 3 * 4 * 20)
     vectors = random_vectors(100)
     unit = vectors.vectors.double() / vectors.vectors.double().norm(dim=1, keepdim=True)
     for word, found in zip(vectors.words, vectors.neighbours(vectors.words, k=k), strict=True):
