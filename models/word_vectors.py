@@ -22,8 +22,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-_QUERY_BLOCK = 1024
-_SCORES = 1 << 22  # at a time, 16 MB: about what a cache holds
+_QUERY_BLOCK = 512
+_SCORES = 1 << 20  # at a time, 4 MB: about what a cache holds
 _GROUP = 64  # neighbouring words
 _SPAN = 4096 * _GROUP  # words whose groups' maxima are at hand
 _GATHERED = 1 << 24  # floats of chosen words' vectors at a time, 64 MB
@@ -159,13 +159,14 @@ class WordVectors:
         maxima = torch.empty(len(queries), -(-(end - start) // _GROUP))
         for first in range(start, end, size):
             block = slice(first, min(first + size, end))
-            scores = (queries @ self.vectors[block].T).mul_(self._inverse_norms[block])  # (Q, block)
+            # (block, Q): so the maxima are taken over rows, whole registers at a time
+            scores = (self.vectors[block] @ queries.T).mul_(self._inverse_norms[block, None])
             here = (left_out >= block.start) & (left_out < block.stop)  # (Q, E)
-            scores[here.nonzero()[:, 0], left_out[here] - first] = -torch.inf
-            if missing := -scores.shape[1] % _GROUP:
-                scores = pad(scores, (0, missing), value=-torch.inf)
+            scores[left_out[here] - first, here.nonzero()[:, 0]] = -torch.inf
+            if missing := -len(scores) % _GROUP:
+                scores = pad(scores, (0, 0, 0, missing), value=-torch.inf)
             place = (first - start) // _GROUP
-            maxima[:, place : place + scores.shape[1] // _GROUP] = scores.unflatten(1, (-1, _GROUP)).amax(2)
+            maxima[:, place : place + len(scores) // _GROUP] = scores.unflatten(0, (-1, _GROUP)).amax(1).T
         return maxima
 
     def _best_within(
