@@ -79,9 +79,11 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 
 def commit() -> str | None:
-    """Of this checkout, marked where it was changed since; None outside of one."""
+    """Of this checkout, marked where it was changed since; None outside of one, and without git."""
+    if shutil.which("git") is None:
+        return None
     described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,

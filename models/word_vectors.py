@@ -147,7 +147,8 @@ class WordVectors:
             best, chosen = torch.cat([best, maxima], 1), torch.cat([chosen, groups], 1)
             best, order = best.topk(min(k, best.shape[1]), dim=1)
             chosen = chosen.gather(1, order)
-        at_once = max(1, _GATHERED // (chosen.shape[1] * _GROUP * self.vectors.shape[1]))
+        floats = max(1, chosen.shape[1] * _GROUP * self.vectors.shape[1])  # that a query's groups have
+        at_once = max(1, _GATHERED // floats)
         parts = zip(*(part.split(at_once) for part in (queries, left_out, chosen)), strict=True)
         found = [self._best_within(some, out, groups, k) for some, out, groups in parts]
         scores, ids = zip(*found, strict=True)

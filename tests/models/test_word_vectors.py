@@ -43,6 +43,10 @@ def test_neighbours_are_those_of_a_naive_search(monkeypatch, k):
         assert [score for _, score in found] == pytest.approx([cosines[n] for n in naive], abs=1e-6)
 
 
+def test_among_no_words_there_is_no_neighbour():
+    assert WordVectors([], torch.empty(0, 4)).neighbours_of(torch.ones(2, 4)) == [[], []]
+
+
 def test_no_more_neighbours_than_there_are_other_words():
     vectors = random_vectors(4)
     assert len(vectors.neighbours(["word2"], k=10)[0]) == 3
