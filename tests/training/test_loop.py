@@ -124,6 +124,7 @@ def test_steps_that_end_late_are_waited_for_before_their_result_is_used(
         (200, 64, [4, 5, 9, 10, 14, 15, 19, 20]),  # a record each step; a checkpoint every five
         (1, 64, [4, 5, 9, 10, 14, 15, 19, 20]),  # one record
         (1, 4, [3, 4, 5, 8, 9, 10, 13, 14, 15, 18, 19, 20]),  # no more than three losses on their way
+        (200, 2, [*range(1, 21)]),  # no more than one, and a record of the step before it
     ],
 )
 def test_a_record_waits_for_no_loss(
