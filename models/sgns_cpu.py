@@ -24,7 +24,7 @@ The arithmetic of a few pairs is in models/sgns_block.py.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from threading import Lock
@@ -252,7 +252,8 @@ class Begun:
 
     def wait(self) -> None:
         """Until nothing of it writes into the tables, even if a thread failed."""
-        wait(self._losses)
+        for each in self._losses:
+            each.exception()  # waits, and does not raise
 
     def loss(self) -> float:
         """Waits for the batch; the losses of its pairs, summed."""

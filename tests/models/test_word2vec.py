@@ -68,14 +68,16 @@ class LateThread:
 
     def submit(self, function, *arguments):
         done = Future()
-        wait = done.result
 
-        def result():
-            if not done.done():
-                done.set_result(function(*arguments))
-            return wait()
+        def begun_first(wait):
+            def begin_and_wait():
+                if not done.done():
+                    done.set_result(function(*arguments))
+                return wait()
 
-        done.result = result
+            return begin_and_wait
+
+        done.result, done.exception = begun_first(done.result), begun_first(done.exception)
         return done
 
 
