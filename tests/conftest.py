@@ -11,15 +11,22 @@ os.environ.update(
 if not os.path.exists("/dev/nvidiactl"):
     os.environ["TRITON_INTERPRET"] = "1"  # Triton looks just once, when a test or a library imports it first
 
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from prefect.testing.utilities import prefect_test_harness
 
 from tasks.artifacts import Artifact, Store
 from tasks.stage import Stage
 from tests.needs import is_installed, missing
+
+SERVER_START_SECONDS = 120
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,3 +62,33 @@ def build(store: Store) -> Callable[..., Artifact]:
         return Artifact(stage=stage.name, key=key, folder=out, summary=summary)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's database with all its tables and no records; to make it takes a server most of its start."""
+    home = tmp_path_factory.mktemp("prefect")
+    command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+    subprocess.run(command, env={**os.environ, "PREFECT_HOME": str(home)}, check=True, capture_output=True)
+    return home / "prefect.db"
+
+
+@pytest.fixture
+def prefect_home(prefect_database: Path, tmp_path: Path) -> Path:
+    """The PREFECT_HOME of processes that the test starts."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(prefect_database, home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A server of the module's own, on which its flows run."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(prefect_database, folder / "prefect-test.db")
+    with (
+        patch("prefect.testing.utilities.mkdtemp", return_value=str(folder)),
+        prefect_test_harness(server_startup_timeout=SERVER_START_SECONDS),
+    ):
+        yield

@@ -9,7 +9,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.states import State
-from prefect.testing.utilities import prefect_test_harness
 
 from deployments.bury import bury_the_dead
 from deployments.deploy import POOL
@@ -24,8 +23,8 @@ ENDS = {
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Any]:
-    with prefect_test_harness(server_startup_timeout=120), get_client(sync_client=True) as client:
+def client(prefect_server: None) -> Iterator[Any]:
+    with get_client(sync_client=True) as client:
         yield client
 
 

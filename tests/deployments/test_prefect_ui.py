@@ -335,11 +335,11 @@ def is_another(ui: Ui, killed: int) -> bool:
 # bad input
 
 
-def test_a_login_that_the_server_refuses_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_a_login_that_the_server_refuses_is_said_in_a_sentence(prefect_home: Path, tmp_path: Path) -> None:
     logins = {"PREFECT_SERVER_API_AUTH_STRING": "ann:secret", "PREFECT_API_AUTH_STRING": "ann:wrong"}
     done = subprocess.run(
         COMMAND,
-        env={**environment_of(tmp_path / "home"), **logins},
+        env={**environment_of(prefect_home), **logins},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -365,10 +365,9 @@ def test_ctrl_c_ends_the_server_the_worker_and_what_runs(ui: Ui) -> None:
     assert not living(ui.home)
 
 
-def test_sigterm_lets_what_waits_wait_on(tmp_path: Path) -> None:
+def test_sigterm_lets_what_waits_wait_on(prefect_home: Path, tmp_path: Path) -> None:
     """On a server with a login, which stands in Prefect's profile."""
-    profile = tmp_path / "home" / "profiles.toml"
-    profile.parent.mkdir()
+    profile = prefect_home / "profiles.toml"
     profile.write_text('active = "here"\n[profiles.here]\nPREFECT_SERVER_API_AUTH_STRING = "ann:secret"\n')
     with opened(tmp_path, login="ann:secret") as ui:
         ui.client.update_work_pool("lexloom", WorkPoolUpdate(concurrency_limit=1))

@@ -9,20 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.cli import main
 from tasks.artifacts import Store
 from tests.needs import missing
 
-SERVER_START_SECONDS = 120
+pytestmark = pytest.mark.usefixtures("prefect_server")
 PLENTY = "the cat sat on the mat and the dog sat on the rug\n" * 50
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=SERVER_START_SECONDS):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """The sentiment flow on invented reviews and a tiny encoder: it learns, it is cached, it repairs itself."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 from transformers import AlbertConfig, AlbertModel, pipeline
 
 from flows.cli import main
@@ -18,16 +17,10 @@ from tasks import backbone
 from tasks.artifacts import Store
 from tests.models.tiny import BERT, WORDS, write_backbone, write_tokenizer
 
-SERVER_START_SECONDS = 120
+pytestmark = pytest.mark.usefixtures("prefect_server")
 STAGES = [
     *("corpus", "split", "features", "train_sentiment", "evaluate_sentiment", "report_sentiment"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=SERVER_START_SECONDS):
-        yield
 
 
 @pytest.fixture(autouse=True)

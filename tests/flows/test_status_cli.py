@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,7 +16,6 @@ from prefect.settings import (
     get_current_settings,
     temporary_settings,
 )
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import runs, status_cli
 from flows.cli import main
@@ -25,8 +23,6 @@ from flows.runs import FlowRun, ask_server, latest_runs, read_database
 from tasks.artifacts import Store
 from tests.tasks.test_artifacts import put
 from tests.tasks.test_at_work import train
-
-SERVER_START_SECONDS = 120
 
 
 @pytest.fixture(autouse=True)
@@ -194,13 +190,7 @@ def test_how_long_ago(seconds: float, words: str) -> None:
 # with Prefect itself
 
 
-@pytest.fixture(scope="module")
-def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=SERVER_START_SECONDS):
-        yield
-
-
-def test_server_and_database_tell_the_same(prefect: None) -> None:
+def test_server_and_database_tell_the_same(prefect_server: None) -> None:
     @flow(name="word2vec", flow_run_name="well")
     def well() -> int:
         return 1

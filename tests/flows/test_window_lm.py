@@ -20,21 +20,21 @@ STAGES = [
 ROOT = Path(__file__).parents[2]
 
 
-def run(store: Path, *flags: str) -> tuple[dict[str, object], str]:
+def run(store: Path, home: Path, *flags: str) -> tuple[dict[str, object], str]:
     """The command's JSON object, and what it said beside."""
     command = [sys.executable, "-m", "flows.window_lm", "--store", str(store), "--json", *flags]
-    environment = {**os.environ, "PREFECT_HOME": str(store / "prefect"), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-def test_real_text_becomes_a_model_that_writes(tmp_path: Path) -> None:
+def test_real_text_becomes_a_model_that_writes(prefect_home: Path, tmp_path: Path) -> None:
     flags = [
         *("--limit", "600", "--runner", "local", "--workers", "1", "--epochs", "1"),
         *("--width", "64", "--features", "32", "--vectors-dim", "32", "--vectors-epochs", "1"),
     ]
-    outcome, said = run(tmp_path, *flags)
+    outcome, said = run(tmp_path, prefect_home, *flags)
     names = [line.split()[0] for line in said.splitlines()[1:] if line]
     assert [name for name in names if name != "training"][: len(STAGES)] == STAGES
     assert "training" in names, "it writes while it learns"
@@ -63,7 +63,7 @@ def test_real_text_becomes_a_model_that_writes(tmp_path: Path) -> None:
     )
     assert shown.stdout == f"The people of the{written}\n"
 
-    again, _ = run(tmp_path, *flags)
+    again, _ = run(tmp_path, prefect_home, *flags)
     assert (again["stages"], again["cached"]) == (11, 11)
 
 

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gensim.models import KeyedVectors
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.outcome import Outcome
 from flows.word2vec import Word2VecConfig, word2vec
@@ -22,22 +21,15 @@ from tasks.pairs import PairsConfig
 from tasks.train_word2vec import TrainWord2VecConfig
 from training.ray_trainer import ray_runtime
 
-SERVER_START_SECONDS = 120
 STAGES = [
     *("corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"),
 ]
 
 
 @pytest.fixture(scope="module")
-def runtime() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=SERVER_START_SECONDS), ray_runtime(2, None, False):
+def runtime(prefect_server: None) -> Iterator[None]:
+    with ray_runtime(2, None, False):
         yield
-
-
-def config(window: int = 5) -> Word2VecConfig:
-    return Word2VecConfig(
-        pairs=PairsConfig(window=window), train=TrainWord2VecConfig(epochs=3, dim=50, workers=2)
-    )
 
 
 def built_by(run: Word2VecConfig) -> tuple[Outcome, list[str]]:
@@ -55,8 +47,9 @@ def published() -> set[str | None]:
         return {artifact.key for artifact in client.read_artifacts()}
 
 
-def test_real_text_becomes_vectors_and_only_what_changed_is_built_again(runtime: None) -> None:
-    outcome, built = built_by(config())
+def test_real_text_becomes_vectors(runtime: None) -> None:
+    config = Word2VecConfig(train=TrainWord2VecConfig(epochs=3, dim=50, workers=2))
+    outcome, built = built_by(config)
     assert built == STAGES
 
     vectors = WordVectors.load(outcome.model)
@@ -81,32 +74,47 @@ def test_real_text_becomes_vectors_and_only_what_changed_is_built_again(runtime:
 
     assert published() == {"training", "training-curve", "report", "stages"}
 
-    again, built = built_by(config())
+    again, built = built_by(config)
     assert built == []
     assert again.model == outcome.model
 
-    _, built = built_by(config(window=3))
-    assert built == ["pairs", "train_word2vec", "evaluate", "report"]
 
-    next(Store().root.glob("tokens/*/shard-00000.parquet")).unlink()
-    again, built = built_by(config())
-    assert built == ["tokens"]
-    assert again.model == outcome.model
+Small = Callable[..., tuple[Outcome, list[str]]]
 
 
-def test_streamed_pairs_leave_the_stage_out_and_their_options_are_those_of_training(
-    runtime: None, tmp_path: Path
-) -> None:
+@pytest.fixture
+def small(prefect_server: None, tmp_path: Path) -> Small:
+    """`built_by` a run on a few words, in this process; its options are those of the pairs."""
     (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
 
-    def run(**options: Any) -> list[str]:
+    def run(**pairs: Any) -> tuple[Outcome, list[str]]:
         return built_by(
             Word2VecConfig(
                 corpus=CorpusConfig(source=str(tmp_path / "text.txt")),
-                pairs=PairsConfig(mode="streamed", **options),
+                pairs=PairsConfig(**pairs),
                 train=TrainWord2VecConfig(epochs=1, dim=16, workers=1, runner="local"),
             )
-        )[1]
+        )
+
+    return run
+
+
+def test_only_what_changed_or_is_damaged_is_built_again(small: Small) -> None:
+    first, built = small()
+    assert built == STAGES
+    other, built = small(window=3)
+    assert built == ["pairs", "train_word2vec", "evaluate", "report"]
+    assert other.model != first.model
+
+    next(Store().root.glob("tokens/*/shard-00000.parquet")).unlink()
+    again, built = small()
+    assert built == ["tokens"]
+    assert again.model == first.model
+
+
+def test_streamed_pairs_leave_the_stage_out_and_their_options_are_those_of_training(small: Small) -> None:
+    def run(**pairs: Any) -> list[str]:
+        return small(mode="streamed", **pairs)[1]
 
     assert run() == [name for name in STAGES if name != "pairs"]
     assert run(compression="zstd") == []
@@ -114,14 +122,14 @@ def test_streamed_pairs_leave_the_stage_out_and_their_options_are_those_of_train
     assert run(validation_share=0.2) == ["train_word2vec", "evaluate", "report"]
 
 
-def test_the_command_ends_with_one_json_object(tmp_path: Path) -> None:
+def test_the_command_ends_with_one_json_object(prefect_home: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
     command = [
         *(sys.executable, "-m", "flows.word2vec", "--source", str(text), "--runner", "local", "--json"),
         *("--workers", "1", "--dim", "16", "--epochs", "1", "--store", str(tmp_path / "elsewhere")),
     ]
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout.splitlines()[-1])

@@ -1,20 +1,18 @@
 """Training in Prefect's page: a bar with a line of figures, and a curve, updated in place, seldom."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 
 from tasks import live
 from tasks.live import CURVE_POINTS, curve, shown_progress
 from training.progress import Progress
 
-SERVER_START_SECONDS = 120
+pytestmark = pytest.mark.usefixtures("prefect_server")
 POINTS = [
     Progress(
         seconds=float(step),
@@ -26,12 +24,6 @@ POINTS = [
     )
     for step in range(1, 101)
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=SERVER_START_SECONDS):
-        yield
 
 
 def artifacts() -> dict[str, list[Any]]:

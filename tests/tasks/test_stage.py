@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,13 +10,12 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
-from prefect.testing.utilities import prefect_test_harness
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, Store, Summary
 from tasks.stage import StageRecord, record_stages, stage
 
-SERVER_START_SECONDS = 120
+pytestmark = pytest.mark.usefixtures("prefect_server")
 ONE = Summary(rows_in=1, unit_in="files", rows=1, unit="lines")
 
 
@@ -67,12 +65,6 @@ def far_away(source: Text, config: Config, out: Path) -> Summary:
     if count < config.width:
         raise NetworkError("no answer")
     return ONE
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=SERVER_START_SECONDS):
-        yield
 
 
 def run(width: int = 1, dye_width: int = 1) -> tuple[Artifact, list[StageRecord], dict[str, str]]:
