@@ -116,8 +116,9 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
         yield started
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def browser() -> Iterator[Browser]:
+    """One for each test: a page that stays open is drawn on and on."""
     with Browser() as opened:
         yield opened
 
