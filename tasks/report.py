@@ -16,24 +16,20 @@ from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, Manifest, Summary
 from tasks.charts import Axis, Html, html, in_the_plane, join, line_chart, word_map
 from tasks.evaluate import AnalogyScore, Evaluation, read_evaluation
-from tasks.page import card, columns, duration, element, page, section, short, table, tiles
+from tasks.page import card, columns, duration, element, section, short, table, tiles
 from tasks.sections import (
     STAGE_COLUMNS,
-    configuration_section,
-    footer,
     known,
     lineage,
     markdown_table,
     plain,
     stage_rows,
-    stages_section,
-    subtitle,
     training_section,
+    write_report,
 )
 from tasks.stage import stage
 from tasks.vocabulary import read_vocabulary
 
-FILE = "report.html"
 FREQUENCY_POINTS = 120
 
 
@@ -82,16 +78,8 @@ def report(
         map_section(run, config.words_on_map),
         scores_section(run.evaluation),
         frequency_section(run),
-        stages_section(run.manifests),
-        configuration_section(run.manifests),
     ]
-    sections = [section for section in sections if section]
-    (out / FILE).write_text(
-        page(config.title, subtitle(model, run.manifests), sections, footer(run.manifests)), encoding="utf-8"
-    )
-    return Summary(
-        rows_in=len(run.vectors), unit_in="words", rows=len(sections), unit="sections", facts={"file": FILE}
-    )
+    return write_report(out, config.title, model, run.manifests, sections, len(run.vectors), "words")
 
 
 def read_run(model: Artifact, evaluation: Artifact, vocabulary: Artifact) -> Run:

@@ -9,25 +9,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.artifacts import Artifact, Manifest, Summary
 from tasks.charts import Html, join
 from tasks.evaluate_lm import LMEvaluation, Score, read_lm_evaluation, shown
-from tasks.page import card, columns, duration, element, page, section, short, table, tiles
+from tasks.page import card, columns, duration, element, section, short, table, tiles
 from tasks.samples import Sample, read_samples
 from tasks.sections import (
     STAGE_COLUMNS,
-    configuration_section,
-    footer,
     known,
     lineage,
     markdown_table,
     plain,
     read_metrics,
     stage_rows,
-    stages_section,
-    subtitle,
     training_section,
+    write_report,
 )
 from tasks.stage import stage
 
-FILE = "report.html"
 SHOWN_SAMPLES = 6  # of those written in training
 SCORE_COLUMNS = ["on held-out text", "bits per byte", "perplexity", "likeliest token right", "among five"]
 
@@ -58,19 +54,8 @@ def report_lm(
         samples_section(read_samples(samples)),
         training_section(metrics, "windows"),
         learning_section(metrics),
-        stages_section(manifests),
-        configuration_section(manifests),
     ]
-    sections = [each for each in sections if each]
-    html_page = page(config.title, subtitle(model, manifests), sections, footer(manifests))
-    (out / FILE).write_text(html_page, encoding="utf-8")
-    return Summary(
-        rows_in=found.tokens,
-        unit_in="tokens predicted",
-        rows=len(sections),
-        unit="sections",
-        facts={"file": FILE},
-    )
+    return write_report(out, config.title, model, manifests, sections, found.tokens, "tokens predicted")
 
 
 def headline(

@@ -19,23 +19,19 @@ from tasks.evaluate_sentiment import (
     shown,
     verdict,
 )
-from tasks.page import card, columns, duration, page, section, table, tiles
+from tasks.page import card, columns, duration, section, table, tiles
 from tasks.sections import (
     STAGE_COLUMNS,
-    configuration_section,
-    footer,
     lineage,
     markdown_table,
     plain,
     read_metrics,
     stage_rows,
-    stages_section,
-    subtitle,
     training_section,
+    write_report,
 )
 from tasks.stage import stage
 
-FILE = "report.html"
 SCORE_COLUMNS = ["", "accuracy", "F1", "ROC AUC", "calibration error", "time to train"]
 LABEL_COLUMNS = ["label", "reviews", "precision", "recall", "F1"]
 MATRIX_LABELS = 7  # more would not fit; then the most frequent confusions are listed
@@ -73,19 +69,8 @@ def report_sentiment(
         labels_section(found.model),
         training_section(metrics, "reviews"),
         mistakes_section(found.mistakes),
-        stages_section(manifests),
-        configuration_section(manifests),
     ]
-    sections = [each for each in sections if each]
-    html_page = page(config.title, subtitle(model, manifests), sections, footer(manifests))
-    (out / FILE).write_text(html_page, encoding="utf-8")
-    return Summary(
-        rows_in=found.reviews,
-        unit_in="reviews judged",
-        rows=len(sections),
-        unit="sections",
-        facts={"file": FILE},
-    )
+    return write_report(out, config.title, model, manifests, sections, found.reviews, "reviews judged")
 
 
 def headline(

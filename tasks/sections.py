@@ -7,14 +7,16 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
-from tasks.artifacts import Artifact, Manifest, Store
+from tasks.artifacts import Artifact, Manifest, Store, Summary
 from tasks.charts import Axis, Html, join, line_chart
-from tasks.page import card, columns, duration, element, section, short, size, table
+from tasks.page import card, columns, duration, element, page, section, short, size, table
 
+FILE = "report.html"
 ACCOUNT_LABELS = {
     "compute": "computing",
     "data": "waiting for data",
@@ -177,6 +179,26 @@ def shown_value(value: JsonValue) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return "–" if value is None or value == "" else str(value)
+
+
+def write_report(
+    out: Path,
+    title: str,
+    model: Artifact,
+    manifests: Sequence[Manifest],
+    sections: Sequence[Html],
+    rows_in: int,
+    unit_in: str,
+) -> Summary:
+    """Writes `report.html`, one file that needs nothing else: the model's sections, and how it was made.
+
+    A section that is empty is left out. `rows_in` and `unit_in` say what the report tells of.
+    """
+    made = [stages_section(manifests), configuration_section(manifests)]
+    shown = [each for each in (*sections, *made) if each]
+    whole = page(title, subtitle(model, manifests), shown, footer(manifests))
+    (out / FILE).write_text(whole, encoding="utf-8")
+    return Summary(rows_in=rows_in, unit_in=unit_in, rows=len(shown), unit="sections", facts={"file": FILE})
 
 
 def subtitle(model: Artifact, manifests: Sequence[Manifest]) -> str:
