@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -191,19 +192,23 @@ def run_flow(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     entry = FLOWS[arguments.flow]
     config = parse(arguments, flow_config(arguments.flow))
-    stderr.print(
-        Text(f"lexloom {arguments.flow}", style="bold") + Text(f" · store {Store().root}", style="dim")
-    )
+    store = f" · store {from_here(Store().root)}"
+    stderr.print(Text(f"lexloom {arguments.flow}", style="bold") + Text(store, style="dim"))
     import_module("flows.server").start_server()  # here, since its import takes seconds
     outcome = getattr(import_module(entry.module), entry.function)(config)
     stderr.print(import_module(entry.module).highlights(outcome.evaluation, stderr.width))
     stderr.print(
         f"\n{outcome.stages} stages, {outcome.cached} cached, {time.perf_counter() - started:.1f} s\n"
-        f"model   {outcome.model}\nreport  {outcome.report}"
+        f"model   {from_here(outcome.model)}\nreport  {from_here(outcome.report)}"
     )
     if arguments.json:
         print(outcome.model_dump_json())
     return 0
+
+
+def from_here(path: Path) -> Path:
+    """A path as a user of this folder would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ def sentence(error: ValidationError, config: type[BaseModel]) -> str:
     names = {path: flag for path, _, flag in flags(config)}
     problems = []
     for problem in error.errors():
+        if problem["type"] == "default_factory_not_called":
+            continue  # it needs a value that is itself complained of
         path = tuple(str(part) for part in problem["loc"])
         prefixes = [path[:end] for end in range(len(path), 0, -1)]
         flag = next((f"{names[prefix]} " for prefix in prefixes if prefix in names), "")

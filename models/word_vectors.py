@@ -83,7 +83,8 @@ class WordVectors:
         try:
             return self._ids[word]
         except KeyError:
-            near = get_close_matches(word, self.words[:_SPELLINGS])
+            alike = [word.lower()] if word.lower() in self._ids else []
+            near = alike or get_close_matches(word, self.words[:_SPELLINGS])
             hint = f" Near it: {', '.join(near)}." if near else ""
             raise UnknownWordError(
                 f"'{word}' is none of the {len(self):,} words of this model.{hint}"

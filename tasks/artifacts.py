@@ -143,9 +143,10 @@ class Store:
             probe.touch()
             probe.unlink()
         except OSError as error:
+            rights = "give yourself rights to it, or " if isinstance(error, PermissionError) else ""
             raise type(error)(
-                f"the store {self.root} can't be written ({error.strerror}): give yourself rights to it,"
-                " or name another folder with --store or LEXLOOM_STORE"
+                f"the store {self.root} can't be written ({error.strerror}): {rights}name another folder with"
+                " --store or LEXLOOM_STORE"
             ) from error
 
     # reading

@@ -228,6 +228,7 @@ class Evaluation(BaseModel):
     """What `evaluation.json` holds."""
 
     neighbours: list[Neighbours]
+    unknown: list[str] = []  # asked for, and none of the model's words
     similarity: list[SimilarityScore]
     analogies: list[AnalogyScore]
 
@@ -244,7 +245,8 @@ def read_evaluation(artifact: Artifact) -> Evaluation:
 
 def highlights(artifact: Artifact, width: int) -> Text:
     """What to show of an evaluation at the end of a run, in lines of at most `width` characters."""
-    found = read_evaluation(artifact).neighbours
+    evaluation = read_evaluation(artifact)
+    found = evaluation.neighbours
     longest = max((len(entry.word) for entry in found), default=0)
     lines = [Text("\nnearest neighbours, by cosine similarity", style="bold")]
     for entry in found:
@@ -254,6 +256,7 @@ def highlights(artifact: Artifact, width: int) -> Text:
             if line.cell_len + cell.cell_len <= width:
                 line = Text.assemble(line, cell)
         lines.append(line)
+    lines += [Text.assemble((word, "bold"), "  is none of the model's words") for word in evaluation.unknown]
     return Text("\n").join(lines)
 
 
@@ -277,6 +280,7 @@ def evaluate(
     ]
     asked = config.neighbours_of if config.neighbours_of is not None else telling_words(vectors.words)
     known = [word for word in asked if word in vectors]
+    unknown = [word for word in asked if word not in vectors]
     count_of = dict(zip(vectors.words, counts.tolist(), strict=True))
     evaluation = Evaluation(
         neighbours=[
@@ -290,6 +294,7 @@ def evaluate(
             )
             for word, found in zip(known, vectors.neighbours(known, config.neighbours), strict=True)
         ],
+        unknown=unknown,
         similarity=similarity,
         analogies=analogies,
     )
@@ -302,7 +307,7 @@ def evaluate(
         unit_in="words",
         rows=len(known) + len(sets.sets),
         unit="figures",
-        dropped={"asked for and unknown": len(asked) - len(known)},
+        dropped={"asked for and unknown": len(unknown)},
         facts=facts,
     )
 

@@ -18,6 +18,7 @@ class Pairs(BaseModel):
 class Train(BaseModel):
     model_config = ConfigDict(extra="forbid")
     seed: int = 1
+    batch: int = Field(default_factory=lambda given: 10 * given["seed"])
     learning_rate: float = Field(0.025, gt=0)
     mode: Literal["slow", "fast"] = "slow"
     shrink: bool = True
@@ -41,7 +42,7 @@ def read(*arguments: str) -> Config:
 
 def test_every_field_is_a_flag_and_a_name_that_stands_twice_gets_its_section() -> None:
     assert [flag for _, _, flag in flags(Config)] == [
-        *("--window", "--pairs-seed", "--seed", "--learning-rate", "--mode"),
+        *("--window", "--pairs-seed", "--seed", "--batch", "--learning-rate", "--mode"),
         *("--shrink", "--limit", "--words"),
     ]
 
@@ -75,7 +76,7 @@ def test_values_reach_their_fields_in_their_types() -> None:
     [
         (["--window", "0"], r"--window should be greater than or equal to 1 \(it is '0'\)"),
         (["--learning-rate", "fast"], r"--learning-rate should be a valid number.*'fast'"),
-        (["--window", "0", "--seed", "x"], r"--window .*; --seed .*"),
+        (["--window", "0", "--seed", "x"], r"--window .*; --seed [^;]*$"),
     ],
 )
 def test_values_out_of_bounds_end_in_one_sentence(arguments: list[str], complaint: str) -> None:

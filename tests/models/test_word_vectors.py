@@ -92,6 +92,8 @@ def test_an_unknown_word_is_named_with_its_near_spellings():
         vectors.neighbours(["actor", "cinemas"])
     assert str(unknown.value) == "'cinemas' is none of the 3 words of this model. Near it: cinema."
     assert isinstance(unknown.value, KeyError)
+    with pytest.raises(UnknownWordError, match=r"'Film' is none of .* Near it: film\.$"):
+        vectors["Film"]
     with pytest.raises(UnknownWordError, match=r"^'xyz' is none of the 3 words of this model\.$"):
         vectors["xyz"]
     assert "film" in vectors

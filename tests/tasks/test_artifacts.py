@@ -248,3 +248,5 @@ def test_a_store_that_can_not_be_written_is_refused_in_one_sentence(tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"the store .* can't be written .*--store or LEXLOOM_STORE"):
         Store(tmp_path / "file" / "store").make_writable()
+    with pytest.raises(FileExistsError, match=r"file can't be written \(File exists\): name another folder"):
+        Store(tmp_path / "file").make_writable()

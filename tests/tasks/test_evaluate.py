@@ -22,6 +22,7 @@ from tasks.evaluate import (
     EvaluationSets,
     Scorer,
     evaluate,
+    highlights,
     locate_sets,
     read_analogies,
     read_evaluation,
@@ -204,6 +205,9 @@ def test_what_is_written(build, inputs, tmp_path):
     assert score.coverage == 0.5
     assert made.facts == {"sim": 1.0, "ana": 1.0}
     assert made.summary.dropped == {"asked for and unknown": 1}
+    *_, east_shown, absent_shown = highlights(made, 80).plain.splitlines()
+    assert east_shown.startswith("east  eastern 0.99  Northern ")
+    assert absent_shown == "absent  is none of the model's words"
 
 
 def test_no_sets_at_hand_is_said_and_not_fatal(build, inputs):
