@@ -247,7 +247,7 @@ def highlights(artifact: Artifact, width: int) -> Text:
     """What to show of an evaluation at the end of a run, in lines of at most `width` characters."""
     evaluation = read_evaluation(artifact)
     found = evaluation.neighbours
-    longest = max((len(entry.word) for entry in found), default=0)
+    longest = max(map(len, [*(entry.word for entry in found), *evaluation.unknown]), default=0)
     lines = [Text("\nnearest neighbours, by cosine similarity", style="bold")]
     for entry in found:
         line = Text(f"{entry.word:<{longest}}", style="bold")
@@ -256,7 +256,8 @@ def highlights(artifact: Artifact, width: int) -> Text:
             if line.cell_len + cell.cell_len <= width:
                 line = Text.assemble(line, cell)
         lines.append(line)
-    lines += [Text.assemble((word, "bold"), "  is none of the model's words") for word in evaluation.unknown]
+    for word in evaluation.unknown:
+        lines.append(Text.assemble((f"{word:<{longest}}", "bold"), ("  is none of the model's words", "dim")))
     return Text("\n").join(lines)
 
 

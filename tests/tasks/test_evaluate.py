@@ -206,7 +206,7 @@ def test_what_is_written(build, inputs, tmp_path):
     assert made.facts == {"sim": 1.0, "ana": 1.0}
     assert made.summary.dropped == {"asked for and unknown": 1}
     *_, east_shown, absent_shown = highlights(made, 80).plain.splitlines()
-    assert east_shown.startswith("east  eastern 0.99  Northern ")
+    assert east_shown.startswith("east    eastern 0.99  Northern ")
     assert absent_shown == "absent  is none of the model's words"
 
 
