@@ -2,6 +2,9 @@
 
 import os
 
+if named := [name for name in os.environ if name.startswith("PREFECT_")]:
+    for name in named:  # a server or a database that a shell names is not for tests
+        del os.environ[name]
 os.environ.update(
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     DO_NOT_TRACK="1",
@@ -69,7 +72,7 @@ def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prefect's database with all its tables and no records; to make it takes a server most of its start."""
     home = tmp_path_factory.mktemp("prefect")
     command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
-    subprocess.run(command, env={**os.environ, "PREFECT_HOME": str(home)}, check=True, capture_output=True)
+    subprocess.run(command, env={**os.environ, "PREFECT_HOME": str(home)}, check=True)
     return home / "prefect.db"
 
 

@@ -139,7 +139,8 @@ def test_the_command_ends_with_one_json_object(prefect_home: Path, tmp_path: Pat
     assert Path(outcome["model"]).is_relative_to(tmp_path / "elsewhere")
     assert Path(outcome["report"]).is_file()
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("lexloom word2vec · store")
+    assert lines[0] == "lexloom word2vec · store elsewhere"
+    assert f"model   {Path(outcome['model']).relative_to(tmp_path)}" in lines
     assert [line.split()[0] for line in lines[1:9]] == STAGES
     assert "neighbours" in done.stderr
     assert "Traceback" not in done.stderr
