@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments import answers, look
 from deployments.address import listen
 from deployments.shelf import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC, Shelf
+from flows.app_cli import ALLOW_HOST
+from flows.same_origin import Address, SameOrigin
 from tasks.artifacts import Store
 from tasks.charts import Html
 from tasks.console import stderr
@@ -322,10 +324,13 @@ class AskNobodyElse:
         await self._app(scope, receive, send_with_policy)
 
 
-def web_app(store: Store) -> FastAPI:
-    """The page and what it calls, to be served."""
+def web_app(store: Store, host: str = HOST, allow_hosts: Sequence[str] = ()) -> FastAPI:
+    """The page and what it calls, to be served at `host`, and under the names of `allow_hosts`."""
     app = FastAPI(openapi_url=None)  # whose documentation pages would load scripts from elsewhere
     app.add_middleware(AskNobodyElse)
+    app.add_middleware(
+        SameOrigin, host=host, allow_hosts=allow_hosts
+    )  # the last one added sees requests first
     return gr.mount_gradio_app(
         app,
         build(Shelf(store)),
@@ -346,8 +351,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default=HOST, help=f"the address to serve at (default: {HOST})")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 finds a free one")
     parser.add_argument("--store", metavar="FOLDER", help="the store (default: $LEXLOOM_STORE or artifacts/)")
+    parser.add_argument("--allow-host", action="append", default=[], help=ALLOW_HOST)
     options = parser.parse_args(argv)
     try:
+        for name in options.allow_host:
+            Address.parse(name)
         listener = listen(options.host, options.port)
     except (OSError, ValueError) as error:
         stderr.print(Text("error: ", style="bold red") + Text(str(error)))
@@ -356,7 +364,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     server = uvicorn.Server(
         uvicorn.Config(
-            web_app(store),
+            web_app(store, options.host, options.allow_host),
             log_level="warning",
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             server_header=False,

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         with get_client(sync_client=True) as client:
-            make_pool(client, options.runs)
+            make_pool(client, job_template(), options.runs)
             deploy(client)
     except (OSError, ValueError, HTTPError, RuntimeError) as error:
         print(f"error: {plain(error)}", file=sys.stderr)
@@ -47,15 +47,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_pool(client: Any, runs: int = RUNS_AT_ONCE) -> None:
-    """The work pool, where there is none; its limit may be changed on the page.
+def job_template(command: str | None = None, working_dir: str | None = None) -> dict[str, Any]:
+    """The work pool's job template, in which a run can override nothing.
+
+    Whoever may start a run chooses the flow's parameters. Prefect's own template would also let that person
+    choose the command, the environment and the folder. None leaves Prefect's default: its engine, by the
+    worker's Python, in a temporary folder.
+    """
+    return {
+        "job_configuration": {"command": command, "working_dir": working_dir},
+        "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+    }
+
+
+def make_pool(client: Any, template: Mapping[str, Any], runs: int = RUNS_AT_ONCE) -> None:
+    """Create the work pool or give the existing one this job template; its limit stays as it was set.
 
     Raises:
         ValueError: there is one whose runs are not processes.
     """
-    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
-    from prefect.workers.process import ProcessWorker
 
     try:
         pool = client.read_work_pool(POOL)
@@ -65,7 +77,7 @@ def make_pool(client: Any, runs: int = RUNS_AT_ONCE) -> None:
                 name=POOL,
                 type=POOL_TYPE,
                 description="Lexloom's flows",
-                base_job_template=ProcessWorker.get_default_base_job_template(),
+                base_job_template=dict(template),
                 concurrency_limit=runs,
             )
         )
@@ -75,11 +87,11 @@ def make_pool(client: Any, runs: int = RUNS_AT_ONCE) -> None:
             f"the work pool {POOL} is of type {pool.type}, not {POOL_TYPE}: delete it by `prefect work-pool"
             f" delete {POOL}`, and the next start makes it anew"
         )
+    client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=dict(template)))
 
 
 def deploy(
     client: Any,
-    job_variables: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
     log: IO[bytes] | None = None,
 ) -> list[str]:
@@ -89,11 +101,11 @@ def deploy(
         RuntimeError: the command failed; `log`, or else stdout, says why.
     """
     with tempfile.TemporaryDirectory(prefix="lexloom-") as folder:
-        document = settled(client, job_variables or {})
+        document = settled(client)
         path = Path(folder) / DEPLOYMENTS.name
         path.write_text(yaml.safe_dump(document, sort_keys=False))
         done = subprocess.run(
-            prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(path)),
+            python("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)),
             env=environment,
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -106,20 +118,21 @@ def deploy(
     return [entry["name"] for entry in document["deployments"]]
 
 
-def settled(client: Any, job_variables: Mapping[str, str]) -> dict[str, Any]:
-    """prefect.yaml with these job variables; schedules that are there stay as they were set."""
+def settled(client: Any) -> dict[str, Any]:
+    """prefect.yaml without the schedules of deployments that exist: those stay as they were set."""
     document: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text())
     there = {deployment.name for deployment in client.read_deployments()}
     for entry in document["deployments"]:
-        entry["work_pool"]["job_variables"] = dict(job_variables)
+        entry["work_pool"]["job_variables"] = {}  # those of an earlier version are removed
         if entry["name"] in there:
             del entry["schedules"]
     return document
 
 
-def prefect(*arguments: str) -> list[str]:
-    # -P: a folder `flows` where the user happens to stand is not the program
-    return [sys.executable, "-P", "-m", "prefect", *arguments]
+def python(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module by this Python."""
+    # -P: a folder `flows` in the current directory is not the program
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def end_with_parent() -> None:

@@ -12,16 +12,14 @@ import os
 import platform
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from ipaddress import ip_address
+from pathlib import Path
 from typing import IO, Any, NoReturn
-from urllib.error import URLError
-from urllib.request import urlopen
 from uuid import UUID
 
 from httpx import HTTPError
@@ -29,17 +27,21 @@ from rich.text import Text
 
 from deployments.address import listen
 from deployments.bury import AT_WORK, bury_the_dead, runs
-from deployments.deploy import DEPLOYMENTS, POOL, POOL_TYPE, deploy, end_with_parent, make_pool, prefect
+from deployments.deploy import POOL, POOL_TYPE, deploy, job_template, make_pool, python
+from deployments.login import Session, new_login, published, running_session
+from deployments.programs import Program, ended_in_order
+from flows.app_cli import ALLOW_HOST
 from flows.cli import QUIET_LIBRARIES, plain, settle_environment
+from flows.same_origin import Address
+from flows.ui_cli import LINK, NO_LOGIN
 from tasks.artifacts import Store
 from tasks.console import NAME_WIDTH, clipped, stderr
 
 HOST, PORT = "127.0.0.1", 4200
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # not an address to ask at
 LOG = "lexloom-ui.log"
-START_SECONDS = 300  # a busy machine is slow
 POLL_SECONDS = 2
-CANCEL_SECONDS, END_SECONDS = 60, 15
+CANCEL_SECONDS = 60
 SHOWN_RUNS, MESSAGE_WIDTH = 20, 100
 
 
@@ -51,12 +53,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default=HOST, help=f"the address to serve at (default: {HOST})")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 finds a free one")
     parser.add_argument("--store", metavar="FOLDER", help="the store (default: $LEXLOOM_STORE or artifacts/)")
+    parser.add_argument("--allow-host", action="append", default=[], help=ALLOW_HOST)
+    parser.add_argument("--no-login", action="store_true", help=NO_LOGIN)
+    parser.add_argument("--link", action="store_true", help=LINK)
     options = parser.parse_args(argv)
     settle_environment(verbose=bool(os.environ.get("LEXLOOM_VERBOSE")))
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
-        operate(options.host, options.port, Store(options.store))
+        if options.link:
+            print(running_session(prefect_home()).new_link())
+            return 0
+        operate(options.host, options.port, Store(options.store), options.allow_host, not options.no_login)
     except KeyboardInterrupt:
         return 0
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
@@ -68,24 +76,31 @@ def interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def operate(host: str, port: int, store: Store) -> NoReturn:
+def operate(host: str, port: int, store: Store, allow_hosts: Sequence[str], login: bool) -> NoReturn:
     """Starts everything, tells how the runs fare, and ends everything when an exception ends that.
+
+    `allow_hosts` are further host names under which browsers reach the page. Without `login`, every user of
+    this machine may use it.
 
     Raises:
         OSError: one sentence; the port is in use, or the store can't be written.
-        ValueError: Prefect is told to use another server, or others could use this one without a login.
+        ValueError: Prefect is told to use another server; or a host name is none; or the page would have no
+            login although it should, or the other way round.
         RuntimeError: the server or the worker ended by itself.
     """
+    for name in allow_hosts:
+        Address.parse(name)
     with listen(host, port) as listener:
         address, port = listener.getsockname()[:2]
     url = url_of(host, port)
     refuse_another_server(f"{url}/api")
-    refuse_everyone(address)
+    secret = login_of(address, login)
     store.make_writable()
     with log_file() as log, ended_in_order() as programs:
         stderr.print(Text("lexloom ui", style="bold") + Text(f" · store {store.root}", style="dim"))
-        environment = environment_of(f"{url}/api", store)
-        serve = ["server", "start", "--host", host, "--port", str(port)]
+        environment = environment_of(f"{url}/api", store, secret)
+        serve = ["deployments.prefect_server", "--host", host, "--port", str(port)]
+        serve += [part for name in allow_hosts for part in ("--allow-host", name)]
         begun = time.monotonic()
         server = Program("server", serve, environment, log)
         programs.append(server)
@@ -95,15 +110,25 @@ def operate(host: str, port: int, store: Store) -> NoReturn:
 
         begun = time.monotonic()
         bury_the_dead(client)
-        make_pool(client)
+        make_pool(client, on_this_machine())
         resume_pool(client)
-        names = deploy(client, on_this_machine(), environment, log)
+        names = deploy(client, environment, log)
         tell("deployments", begun, " · ".join(names))
 
-        work = ["worker", "start", "--pool", POOL, "--type", POOL_TYPE, "--name", f"of {platform.node()}"]
+        work = ["prefect", "worker", "start", "--pool", POOL, "--type", POOL_TYPE]
+        work += ["--name", f"of {platform.node()}"]
         programs.append(Program("worker", work, environment, log, before=lambda: cancel_runs(client, server)))
-        print(f"Prefect's page at {url} (Ctrl-C ends it, and what runs)", flush=True)
-        watch(client, programs, url)
+        with published(Session(url=url, login=secret), prefect_home()) if secret else nullcontext():
+            print(invitation(url, secret), flush=True)
+            watch(client, programs, url)
+
+
+def invitation(url: str, login: str | None) -> str:
+    """The line that says where the page is."""
+    if login is None:
+        return f"Prefect's page, without a login: {url} (Ctrl-C stops the server and what runs)"
+    link = Session(url=url, login=login).new_link()
+    return f"Prefect's page: {link} (the link works once; Ctrl-C stops the server and what runs)"
 
 
 def url_of(host: str, port: int) -> str:
@@ -118,29 +143,48 @@ def refuse_another_server(api: str) -> None:
     if other and other.rstrip("/") != api:
         raise ValueError(
             f"PREFECT_API_URL is {other}, and this would start a server of its own: unset it; or give that"
-            f" server the flows by `prefect work-pool create {POOL} --type {POOL_TYPE}` and `prefect deploy"
-            f" --all --prefect-file {DEPLOYMENTS}`, and run them by"
+            f" server the flows by `python -m deployments.deploy`, and run them by"
             f" `prefect worker start --pool {POOL} --type {POOL_TYPE}`"
         )
 
 
-def refuse_everyone(address: str) -> None:
-    """Whoever starts runs reads and writes what this user may."""
+def login_of(address: str, wanted: bool) -> str | None:
+    """The page's login as `name:password`: the one that Prefect's settings name, or else a random one.
+
+    Raises:
+        ValueError: none is wanted, but Prefect's settings name one, or other machines reach the address.
+    """
     from prefect.settings import get_current_settings
 
-    if not ip_address(address).is_loopback and not get_current_settings().server.api.auth_string:
+    setting = get_current_settings().server.api.auth_string
+    configured = setting.get_secret_value() if setting else None
+    if wanted:
+        return configured or new_login()
+    if configured:
         raise ValueError(
-            f"at {address} everyone who reaches this machine could start runs on it: set a login first by"
-            " PREFECT_SERVER_API_AUTH_STRING=name:password, or leave out --host"
+            "--no-login: PREFECT_SERVER_API_AUTH_STRING sets a login; unset it, or leave out --no-login"
         )
+    if not ip_address(address).is_loopback:
+        raise ValueError(
+            f"--no-login: at {address} everyone who reaches this machine could start runs on it; leave out"
+            " --no-login or --host"
+        )
+    return None
 
 
-def environment_of(api: str, store: Store) -> dict[str, str]:
+def prefect_home() -> Path:
+    from prefect.settings import get_current_settings
+
+    home = get_current_settings().home
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+def environment_of(api: str, store: Store, login: str | None) -> dict[str, str]:
     """What server, worker and runs find in their environment; what the user has set there stays."""
     from prefect.settings import get_current_settings
 
-    settings = get_current_settings()
-    login = settings.api.auth_string or settings.server.api.auth_string
+    configured = get_current_settings()
     quiet = os.environ.get("PREFECT_LOGGING_LEVEL") == QUIET_LIBRARIES["PREFECT_LOGGING_LEVEL"]
     defaults = {
         "PREFECT_SERVER_UI_API_URL": "/api",  # wherever the browser is
@@ -148,11 +192,17 @@ def environment_of(api: str, store: Store) -> dict[str, str]:
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that page counts its visits at another host
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        **({"PREFECT_API_AUTH_STRING": login.get_secret_value()} if login else {}),
     }
+    login_settings = {} if login is None else {"PREFECT_API_AUTH_STRING": login}
+    if configured.server.api.auth_string:  # the user's login; the user's client may have one of its own
+        defaults |= login_settings
+        login_settings = {}
+    elif login is not None:
+        login_settings["PREFECT_SERVER_API_AUTH_STRING"] = login
     settled = {
         "PREFECT_API_URL": api,
         "LEXLOOM_STORE": str(store.root),
+        **login_settings,
         **({"PREFECT_LOGGING_LEVEL": "INFO"} if quiet else {}),  # the stages' lines, for the run's page
     }
     return {**defaults, **os.environ, **settled}
@@ -161,90 +211,10 @@ def environment_of(api: str, store: Store) -> dict[str, str]:
 # processes
 
 
-class Program:
-    """A command of Prefect's in a session of its own, out of reach of Ctrl-C; it ends with this process."""
-
-    def __init__(
-        self,
-        name: str,
-        arguments: Sequence[str],
-        environment: dict[str, str],
-        log: IO[bytes],
-        before: Any = lambda: None,
-    ) -> None:
-        self.name, self._before = name, before
-        self._start = lambda: subprocess.Popen(
-            prefect(*arguments),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=end_with_parent,
-        )
-        self._log = log.name
-        self._process = self._start()
-
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def complain(self) -> NoReturn:
-        raise RuntimeError(f"the {self.name} has ended (exit {self._process.returncode}): see {self._log}")
-
-    def restart(self) -> None:
-        self._process = self._start()
-
-    def until_healthy(self, url: str) -> None:
-        """Waits until the server answers."""
-        deadline = time.monotonic() + START_SECONDS
-        while not is_healthy(url):
-            if self.has_ended():
-                self.complain()
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the {self.name} does not answer at {url}: see {self._log}")
-            time.sleep(0.2)
-
-    def end(self) -> None:
-        """Does what is to be done before, lets it end, and then ends what it may have left behind."""
-        if not self.has_ended():
-            self._before()
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-
-@contextmanager
-def ended_in_order() -> Iterator[list[Program]]:
-    """Programs that end when this does, the last one first; no signal interrupts that."""
-    programs: list[Program] = []
-    try:
-        yield programs
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        stderr.print(Text("stopping", style="yellow"))
-        for program in reversed(programs):
-            program.end()
-
-
-def is_healthy(url: str) -> bool:
-    try:
-        with urlopen(f"{url}/api/health", timeout=5) as answer:
-            return answer.status == 200
-    except (URLError, OSError):
-        return False
-
-
 @contextmanager
 def log_file() -> Iterator[IO[bytes]]:
     """What the processes say, of this time only; while one of them lives, nobody else has the file."""
-    from prefect.settings import get_current_settings
-
-    home = get_current_settings().home
-    home.mkdir(parents=True, exist_ok=True)
+    home = prefect_home()
     with (home / LOG).open("ab") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -274,12 +244,9 @@ def asked_once() -> AbstractContextManager[Any]:
     return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
-def on_this_machine() -> dict[str, str]:
-    """A run's job variables: this Python and this folder."""
-    return {
-        "command": shlex.join([sys.executable, "-P", "-m", "prefect.engine"]),
-        "working_dir": os.getcwd(),
-    }
+def on_this_machine() -> dict[str, Any]:
+    """The job template of runs by this Python in this folder."""
+    return job_template(shlex.join(python("prefect.engine")), os.getcwd())
 
 
 def resume_pool(client: Any) -> None:

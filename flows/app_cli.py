@@ -7,25 +7,37 @@ from importlib.util import find_spec
 from typing import Any, NoReturn
 
 PROGRAM = "deployments.app"  # by name: flows do not import deployments
+ALLOW_HOST = "a further host name under which browsers reach the page, such as a proxy's; may be repeated"
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     command = commands.add_parser("app", help="a web page to try the models of the store", parents=[shared])
-    command.add_argument("--host", help="the address to serve at (default: this machine alone)")
-    command.add_argument("--port", type=int, help="default: 7860; 0 finds a free one")
+    add_address(command, port=7860)
     command.set_defaults(run=app)
+
+
+def add_address(command: argparse.ArgumentParser, port: int) -> None:
+    """Add the flags that say where a page is served."""
+    command.add_argument("--host", help="the address to serve at (default: this machine alone)")
+    command.add_argument("--port", type=int, help=f"default: {port}; 0 finds a free one")
+    command.add_argument("--allow-host", action="append", default=[], metavar="NAME[:PORT]", help=ALLOW_HOST)
+
+
+def address_flags(arguments: argparse.Namespace) -> list[str]:
+    """The flags of `add_address` that were given."""
+    given = [("--host", arguments.host), ("--port", arguments.port)]
+    given += [("--allow-host", name) for name in arguments.allow_host]
+    return [part for flag, value in given if value is not None for part in (flag, str(value))]
 
 
 def app(arguments: argparse.Namespace) -> int:
     """Becomes the page's program; --store has gone into the environment."""
     if find_spec("gradio") is None:
         raise ModuleNotFoundError("the page needs Gradio: pip install 'lexloom[app]'")
-    become(PROGRAM, arguments)
+    become(PROGRAM, address_flags(arguments))
 
 
-def become(program: str, arguments: argparse.Namespace) -> NoReturn:
-    """Goes on as another program, with the address that was asked for."""
-    given = {"--host": arguments.host, "--port": arguments.port}
-    flags = [part for flag, value in given.items() if value is not None for part in (flag, str(value))]
+def become(program: str, flags: list[str]) -> NoReturn:
+    """Goes on as another program."""
     # -P: a folder `deployments` where the user happens to stand is not the program
     os.execv(sys.executable, [sys.executable, "-P", "-m", program, *flags])

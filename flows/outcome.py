@@ -12,6 +12,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel, Field, JsonValue
 
+import flows.server  # noqa: F401 - a flow that is called from Python gets the protected server, too
 from tasks.artifacts import Artifact
 from tasks.console import describe
 from tasks.fan_out import stages_on

@@ -3,20 +3,24 @@
 import argparse
 from typing import Any
 
-from flows.app_cli import become
+from flows.app_cli import add_address, address_flags, become
 
 PROGRAM = "deployments.operate"  # by name: flows do not import deployments
+NO_LOGIN = "serve without a login: every user of this machine can then start runs"
+LINK = "print a new login link of the `lexloom ui` that is running, and end"
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     command = commands.add_parser(
         "ui", help="Prefect's page to start, schedule and watch runs", parents=[shared]
     )
-    command.add_argument("--host", help="the address to serve at (default: this machine alone)")
-    command.add_argument("--port", type=int, help="default: 4200; 0 finds a free one")
+    add_address(command, port=4200)
+    command.add_argument("--no-login", action="store_true", help=NO_LOGIN)
+    command.add_argument("--link", action="store_true", help=LINK)
     command.set_defaults(run=ui)
 
 
 def ui(arguments: argparse.Namespace) -> int:
     """Becomes that program; --store has gone into the environment."""
-    become(PROGRAM, arguments)
+    switches = {"--no-login": arguments.no_login, "--link": arguments.link}
+    become(PROGRAM, [*address_flags(arguments), *(flag for flag, given in switches.items() if given)])

@@ -6,6 +6,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterable
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prefect_redis.cleanup_queue import RedisWorkerCleanupQueueSettings
 from prefect_redis.client import RedisMessagingSettings
 
 from flows.cli import build_parser, settle_environment
+from flows.same_origin import Address
 from tests.deployments.compose import ROOT, SCRIPTS, SECRETS, docker_compose, services
 
 ONCE = {"migrate", "deploy"}
@@ -90,13 +92,33 @@ def test_ports_are_open_to_this_machine_alone_unless_asked_otherwise() -> None:
     }
 
 
-def test_the_page_of_prefect_asks_for_its_data_where_the_browser_finds_the_server() -> None:
-    def asked(**variables: str) -> str:
-        return services(**variables)["server"]["environment"]["PREFECT_SERVER_UI_API_URL"]
+def test_prefects_page_uses_the_api_of_its_own_address(told: dict[str, Any]) -> None:
+    assert told["server"]["environment"]["PREFECT_SERVER_UI_API_URL"] == "/api"
 
-    assert asked() == "http://localhost:4200/api"
-    assert asked(LEXLOOM_PREFECT_PORT="4300") == "http://localhost:4300/api"
-    assert asked(LEXLOOM_PREFECT_URL="https://runs.example.org") == "https://runs.example.org/api"
+
+@pytest.mark.parametrize(
+    ("service", "variables", "names"),
+    [
+        ("server", {}, ["server:4200", "http://localhost:4200"]),
+        ("server", {"LEXLOOM_PREFECT_PORT": "4300"}, ["server:4200", "http://localhost:4300"]),
+        (
+            "server",
+            {"LEXLOOM_PREFECT_URL": "https://runs.example.org"},
+            ["server:4200", "https://runs.example.org"],
+        ),
+        ("page", {}, ["http://localhost:7860"]),
+        ("page", {"LEXLOOM_PAGE_PORT": "80"}, ["http://localhost:80"]),
+        ("page", {"LEXLOOM_PAGE_URL": "https://models.example.org"}, ["https://models.example.org"]),
+    ],
+)
+def test_a_page_is_served_under_the_names_that_browsers_and_services_use(
+    service: str, variables: dict[str, str], names: list[str]
+) -> None:
+    command = services(**variables)[service]["command"]
+    given = [name for flag, name in pairwise(command) if flag == "--allow-host"]
+    assert given == names
+    for name in given:
+        Address.parse(name)
 
 
 def test_every_service_is_confined(told: dict[str, Any]) -> None:
