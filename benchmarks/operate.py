@@ -28,7 +28,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from processes import is_alive, wait_for
 from ui import server_of, ui_in
 
-from deployments.operate import is_healthy
+from deployments.login import running_session
+from deployments.programs import is_healthy
 from tasks.artifacts import Store
 
 START_SECONDS, RUN_SECONDS = 300, 900
@@ -40,10 +41,10 @@ LONG = {"train": {"epochs": 8, "seed": 7, "checkpoint_every": 50}}
 class Ui:
     """`lexloom ui` at work, and a client of its server."""
 
-    def __init__(self, process: "subprocess.Popen[str]", url: str, begun: float) -> None:
+    def __init__(self, process: "subprocess.Popen[str]", url: str, home: Path, begun: float) -> None:
         self.until_page = time.monotonic() - begun
         self.process, self.url = process, url
-        self.client = SyncPrefectClient(api=f"{url}/api")
+        self.client = SyncPrefectClient(api=f"{url}/api", auth_string=running_session(home).login)
         wait_for(self._worker_is_online, START_SECONDS, "the worker")
         self.until_worker = time.monotonic() - begun
 
@@ -82,7 +83,7 @@ class Ui:
 def ui(store: Path, home: Path) -> Iterator[Ui]:
     begun = time.monotonic()
     with ui_in(Path.cwd(), store, home) as (process, url):
-        yield Ui(process, url, begun)
+        yield Ui(process, url, home, begun)
 
 
 def kill_the_server(opened: Ui, store: Path) -> dict[str, Any]:

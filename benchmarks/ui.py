@@ -34,7 +34,7 @@ def ui_in(folder: Path, store: Path, home: Path) -> Iterator[tuple["subprocess.P
     assert process.stdout is not None
     try:
         said = process.stdout.readline()
-        found = re.search(r"http://\S+", said)
+        found = re.search(r"http://[^/\s]+", said)
         if found is None:
             raise RuntimeError(f"lexloom ui did not start: {said}")
         yield process, found[0]
@@ -53,4 +53,4 @@ def server_of(ui: "subprocess.Popen[str]") -> int:
     """The process ID of its server; StopIteration where there is none."""
     children = Path(f"/proc/{ui.pid}/task/{ui.pid}/children").read_text().split()
     commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
-    return next(pid for pid, command in commands.items() if "server\0start" in command)
+    return next(pid for pid, command in commands.items() if "deployments.prefect_server" in command)

@@ -1,7 +1,7 @@
 """The login of `lexloom ui`: a random one for each start, and one-time links that give it to a browser.
 
-A link carries a token in its fragment, which browsers do not send. The page behind the link exchanges the token
-for the login and stores the login where Prefect's page looks for it.
+A link carries a token in its fragment, which browsers do not send. The page behind the link exchanges the
+token for the login and stores the login where Prefect's page looks for it.
 """
 
 import base64

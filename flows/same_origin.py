@@ -65,8 +65,8 @@ class SameOrigin:
 
     Args:
         app: the application to protect.
-        host: the address that the server is bound to. If that is all interfaces, any IP address is accepted as
-            a host: an attacker can rebind names only.
+        host: the address that the server is bound to. If that is all interfaces, any IP address is accepted
+            as a host: an attacker can rebind names only.
         allow_hosts: further hosts, such as the public name of a reverse proxy: `name`, `name:port` or
             `https://name`. A name alone has the default ports and the server's own.
     """

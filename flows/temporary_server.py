@@ -1,7 +1,7 @@
 """Prefect's temporary server as a program: python -m flows.temporary_server PORT.
 
-It serves this machine alone, refuses pages of other sites, and ends when its parent ends, even by SIGKILL: the
-parent holds the other end of standard input, and the system closes it.
+It serves this machine alone, refuses pages of other sites, and ends when its parent ends, even by SIGKILL:
+the parent holds the other end of standard input, and the system closes it.
 """
 
 import os

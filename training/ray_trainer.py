@@ -31,6 +31,7 @@ os.environ.update(
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon an end or a death is noticed
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # of one wait for free CPUs in a busy cluster
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process; a node that goes is a lost worker
+        "AUTOSCALER_METRIC_PORT": "-1",  # of a server that all hosts could read; no port is opened
     }
     | os.environ
 )
@@ -54,6 +55,7 @@ from training.job import Job
 from training.loop import train
 from training.placement import capacity, described, require, reserved, room
 from training.progress import PROGRESS, Progress
+from training.ray_token import protect_token
 from training.relay import relayed, write_progress
 
 GROUP_TIMEOUT_SECONDS = 120
@@ -283,6 +285,8 @@ def ray_runtime(
 
     def live() -> None:
         try:
+            if address is None:
+                protect_token()
             ray.init(**options, log_to_driver=verbose, logging_level=level)
             if not over.is_set():  # the controller asks for it, and would wait while it is started
                 default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()

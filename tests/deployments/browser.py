@@ -27,7 +27,7 @@ class Browser:
     browser has complained of.
     """
 
-    def __init__(self, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+    def __init__(self, width: int = 1280, height: int = 900, dark: bool = False, *flags: str) -> None:
         assert CHROMIUM is not None
         self.hosts: set[str] = set()
         self.errors: list[str] = []
@@ -38,6 +38,7 @@ class Browser:
                 *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
                 *("--no-first-run", "--disable-background-networking", "--remote-debugging-port=0"),
                 f"--user-data-dir={self._folder.name}",
+                *flags,
                 "about:blank",
             ],
             stdout=subprocess.DEVNULL,

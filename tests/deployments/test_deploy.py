@@ -12,10 +12,10 @@ ENTRIES = {entry["name"]: entry for entry in yaml.safe_load(DEPLOYMENTS.read_tex
 
 def test_schedules_that_are_there_stay_as_they_were_set() -> None:
     client = SimpleNamespace(read_deployments=lambda: [SimpleNamespace(name="word2vec")])
-    first, *others = settled(client, {"working_dir": "/here"})["deployments"]
+    first, *others = settled(client)["deployments"]
     assert "schedules" not in first
     for entry in (first, *others):
-        assert entry["work_pool"] == {"name": "lexloom", "job_variables": {"working_dir": "/here"}}
+        assert entry["work_pool"] == {"name": "lexloom", "job_variables": {}}
     assert all(entry["schedules"] == ENTRIES[entry["name"]]["schedules"] for entry in others)
 
 

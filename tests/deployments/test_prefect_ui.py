@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
@@ -24,10 +26,13 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from benchmarks.ui import COMMAND, environment_of, server_of, ui_in
 from deployments import operate
 from deployments.deploy import deploy
+from deployments.login import running_session
 from tasks.artifacts import Store
 from tests.deployments.browser import Browser
 
@@ -96,7 +101,7 @@ def processes_of(run: UUID) -> list[str]:
 
 
 @contextmanager
-def opened(folder: Path, login: str | None = None) -> Iterator[Ui]:
+def opened(folder: Path) -> Iterator[Ui]:
     text = folder / "books" / "text.txt"
     text.parent.mkdir()
     text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
@@ -105,7 +110,7 @@ def opened(folder: Path, login: str | None = None) -> Iterator[Ui]:
     config = {"corpus": {"source": "books"}, "train": quick}  # a path from the folder where it was started
     with (
         ui_in(folder, store, home) as (process, url),
-        SyncPrefectClient(api=f"{url}/api", auth_string=login) as client,
+        SyncPrefectClient(api=f"{url}/api", auth_string=running_session(home).login) as client,
     ):
         yield Ui(process, url, home, Store(store), client, config)
 
@@ -117,9 +122,10 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
 
 
 @pytest.fixture
-def browser() -> Iterator[Browser]:
-    """One for each test: a page that stays open is drawn on and on."""
+def browser(ui: Ui) -> Iterator[Browser]:
+    """One for each test, logged in by a link: a page that stays open is drawn on and on."""
     with Browser() as opened:
+        show(opened, running_session(ui.home).new_link(), "Deployments")
         yield opened
 
 
@@ -179,6 +185,42 @@ def test_a_run_is_started_by_the_form_and_watched_to_its_end(ui: Ui, browser: Br
     assert browser.hosts == {ui.url.removeprefix("http://")}
 
 
+@in_chromium
+def test_a_link_logs_a_browser_in_once(ui: Ui, browser: Browser) -> None:
+    """The fixture's link has done so."""
+    login = b64encode(running_session(ui.home).login.encode()).decode()
+    assert browser.run("localStorage.getItem('prefect-password')") == login
+    link = ask_for_link(ui)
+    with Browser() as another:
+        show(another, link, "Deployments")
+        assert "#" not in another.run("location.href")
+    with Browser() as third:
+        show(third, link, "The link was used already, or has expired")
+        assert third.run("localStorage.getItem('prefect-password')") is None
+        show(third, f"{ui.url}/deployments", "Login")
+
+
+def ask_for_link(ui: Ui) -> str:
+    """What `lexloom ui --link` prints."""
+    command = [*COMMAND[: COMMAND.index("ui") + 1], "--link"]
+    done = subprocess.run(command, env=environment_of(ui.home), capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_login_is_in_no_argument_and_in_no_log(ui: Ui) -> None:
+    _, _, secret = running_session(ui.home).login.partition(":")
+    logs = [*ui.home.glob("*.log"), *Path("/proc").glob("[0-9]*/cmdline")]
+    assert len(logs) > 1
+    assert not [log for log in logs if secret in content(log)]
+
+
+def content(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # a process that has ended
+        return ""
+
+
 def fill_in(browser: Browser, label: str, text: str) -> None:
     """Types into the form's first field of this label."""
     browser.run(
@@ -214,13 +256,24 @@ def test_what_the_form_would_not_allow_is_refused_with_the_field_and_its_bound(u
         ui.start(no_such_field=1)
 
 
-def test_another_page_of_the_browser_can_not_use_it(ui: Ui) -> None:
-    for origin, allowed in [(ui.url, ui.url), ("http://elsewhere.example", None)]:
-        answer = ui.client._client.get("/health", headers={"Origin": origin})
-        assert answer.headers.get("Access-Control-Allow-Origin") == allowed
-    unasked = {"Content-Type": "text/plain"}  # a browser sends such a request without asking
-    with pytest.raises(PrefectHTTPStatusError, match="422"):
-        ui.client._client.post("/flows/", content='{"name": "theirs"}', headers=unasked)
+@pytest.mark.parametrize("variable", ["command", "working_dir", "env", "env.PATH", "stream_output", "name"])
+def test_a_run_can_override_nothing_of_its_job(ui: Ui, variable: str) -> None:
+    before = ui.client.read_flow_runs()
+    with pytest.raises(PrefectHTTPStatusError) as refused:
+        ui.client.create_flow_run_from_deployment(ui.deployment().id, job_variables={variable: "touch x"})
+    assert refused.value.response.status_code == 422
+    assert f"Additional properties are not allowed ('{variable}' was" in refused.value.response.text
+    assert not ui.new_runs(before)
+
+
+def test_without_the_login_nothing_is_read_or_started(ui: Ui) -> None:
+    with httpx.Client(base_url=ui.url) as stranger:
+        path = f"/api/deployments/{ui.deployment().id}/create_flow_run"
+        assert stranger.post(path, json={}).status_code == 401
+        assert stranger.post("/api/deployments/filter", json={}).status_code == 401
+        assert stranger.post("/lexloom/link").status_code == 401
+    with pytest.raises(ConnectionClosed), connect(f"{ui.url.replace('http', 'ws')}/api/events/out") as socket:
+        socket.recv(SECONDS)
 
 
 def test_a_run_of_the_api_is_cached_and_tells_how_its_stages_hang_together(ui: Ui) -> None:
@@ -250,9 +303,7 @@ def test_a_schedule_is_switched_on_and_off_by_its_toggle(ui: Ui, browser: Browse
         wait(lambda active=active: ui.deployment().schedules[0].active is active)
 
 
-def test_a_schedule_that_is_switched_on_starts_runs_and_stays_on(
-    ui: Ui, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_schedule_that_is_switched_on_starts_runs_and_stays_on(ui: Ui, tmp_path: Path) -> None:
     deployment = ui.deployment()
     (schedule,) = deployment.schedules
     assert schedule.active is False
@@ -274,10 +325,13 @@ def test_a_schedule_that_is_switched_on_starts_runs_and_stays_on(
             ]
         )
         settle(True, timedelta(days=1))
-        monkeypatch.chdir(ui.home.parent)  # where runs go on to be
         with (tmp_path / "log").open("wb") as log:  # as at the next start
-            environment = {**environment_of(ui.home), "PREFECT_API_URL": f"{ui.url}/api"}
-            deploy(ui.client, operate.on_this_machine(), environment, log)
+            environment = {
+                **environment_of(ui.home),
+                "PREFECT_API_URL": f"{ui.url}/api",
+                "PREFECT_API_AUTH_STRING": running_session(ui.home).login,
+            }
+            deploy(ui.client, environment, log)
         assert ui.deployment().schedules[0].active is True
     finally:
         settle(False, timedelta(days=1))
@@ -370,7 +424,8 @@ def test_sigterm_lets_what_waits_wait_on(prefect_home: Path, tmp_path: Path) -> 
     """On a server with a login, which stands in Prefect's profile."""
     profile = prefect_home / "profiles.toml"
     profile.write_text('active = "here"\n[profiles.here]\nPREFECT_SERVER_API_AUTH_STRING = "ann:secret"\n')
-    with opened(tmp_path, login="ann:secret") as ui:
+    with opened(tmp_path) as ui:
+        assert running_session(ui.home).login == "ann:secret"
         ui.client.update_work_pool("lexloom", WorkPoolUpdate(concurrency_limit=1))
         running = ui.start(epochs=100_000)
         wait(lambda: "training" in ui.artifacts(running))

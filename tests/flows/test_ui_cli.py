@@ -7,6 +7,9 @@ import pytest
 
 from flows.cli import main
 
+FLAGS = ["--host", "0.0.0.0", "--port", "4242", "--allow-host", "a.example", "--allow-host", "b.example:81"]
+FLAGS += ["--no-login", "--link"]
+
 
 def test_it_becomes_the_program_with_its_flags_and_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.cli.settle_environment", lambda verbose: None)
@@ -22,6 +25,6 @@ def test_it_becomes_the_program_with_its_flags_and_its_store(monkeypatch: pytest
 
     monkeypatch.setattr(os, "execv", become)
     with pytest.raises(BecameAnotherError):
-        main(["ui", "--host", "0.0.0.0", "--port", "4242", "--store", "elsewhere"])
-    command = ["-P", "-m", "deployments.operate", "--host", "0.0.0.0", "--port", "4242"]
+        main(["ui", *FLAGS, "--store", "elsewhere"])
+    command = ["-P", "-m", "deployments.operate", *FLAGS]
     assert became == [(sys.executable, [sys.executable, *command], "elsewhere")]
