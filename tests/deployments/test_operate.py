@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from socketserver import StreamRequestHandler, TCPServer
 from threading import Thread
@@ -30,7 +30,7 @@ from prefect.settings import (
     temporary_settings,
 )
 from prefect.utilities.callables import parameter_schema
-from prefect.utilities.schema_tools import validate
+from prefect.utilities.schema_tools import ValidationError, validate
 
 from deployments import deploy, operate
 from flows.cli import FLOWS
@@ -105,19 +105,27 @@ def test_the_files_are_part_of_the_installed_package() -> None:
 
 
 def test_on_this_machine_runs_have_this_python_and_this_folder(tmp_path: Path) -> None:
-    client = SimpleNamespace(read_deployments=list)
-    for entry in deploy.settled(client, operate.on_this_machine())["deployments"]:
-        variables = entry["work_pool"]["job_variables"]
-        python, *flags = shlex.split(variables["command"])
-        assert python == sys.executable
-        assert flags == ["-P", "-m", "prefect.engine"], "not from the folder where it runs"
-        assert variables["working_dir"] == str(tmp_path)
-        assert entry["schedules"] == ENTRIES[entry["name"]]["schedules"]
+    job = operate.on_this_machine()["job_configuration"]
+    python, *flags = shlex.split(job["command"])
+    assert python == sys.executable
+    assert flags == ["-P", "-m", "prefect.engine"], "not from the folder where it runs"
+    assert job["working_dir"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("template", [operate.on_this_machine, deploy.job_template])
+def test_a_run_can_override_nothing_of_its_job(template: Callable[[], dict[str, Any]]) -> None:
+    """Prefect checks a run's variables against the schema, and fills them into the configuration."""
+    schema = template()["variables"]
+    for variable in ("command", "env", "env.PATH", "working_dir", "stream_output", "name", "labels"):
+        with pytest.raises(ValidationError, match="Additional properties are not allowed"):
+            validate({variable: "touch /tmp/x"}, schema, raise_on_error=True, preprocess=True)
+    assert not validate({}, schema, raise_on_error=True, preprocess=True)
+    assert "{{" not in str(template()["job_configuration"])
 
 
 def test_schedules_that_are_there_stay_as_they_were_set() -> None:
     client = SimpleNamespace(read_deployments=lambda: [SimpleNamespace(name="word2vec")])
-    first, *others = deploy.settled(client, {})["deployments"]
+    first, *others = deploy.settled(client)["deployments"]
     assert "schedules" not in first
     assert all("schedules" in other for other in others)
 
@@ -130,7 +138,7 @@ def test_server_worker_and_runs_share_one_store_and_log_for_the_page(
 ) -> None:
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
     monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "7")
-    found = operate.environment_of("http://127.0.0.1:4200/api", Store("relative"))
+    found = operate.environment_of("http://127.0.0.1:4200/api", Store("relative"), None)
     assert found["LEXLOOM_STORE"] == str(tmp_path / "relative")
     assert found["PREFECT_LOGGING_LEVEL"] == "INFO"
     assert found["PREFECT_WORKER_QUERY_SECONDS"] == "7"
@@ -138,17 +146,47 @@ def test_server_worker_and_runs_share_one_store_and_log_for_the_page(
     assert found["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200"
 
 
-def test_the_servers_login_is_the_clients_unless_that_has_its_own() -> None:
-    """From Prefect's settings, which know the profile, too."""
-    server = {PREFECT_SERVER_API_AUTH_STRING: "ann:secret"}
-    for given, login in [
-        ({}, None),
-        (server, "ann:secret"),
-        ({**server, PREFECT_API_AUTH_STRING: "ann:other"}, "ann:other"),
-    ]:
-        with temporary_settings(given):
-            found = operate.environment_of("http://127.0.0.1:4200/api", Store())
-        assert found.get("PREFECT_API_AUTH_STRING") == login
+RANDOM = "lexloom:random"
+
+
+@pytest.mark.parametrize(
+    ("settings", "server", "client"),
+    [
+        ({}, RANDOM, RANDOM),
+        ({PREFECT_API_AUTH_STRING: "of:another"}, RANDOM, RANDOM),
+        ({PREFECT_SERVER_API_AUTH_STRING: "ann:secret"}, "ann:secret", "ann:secret"),
+        (
+            {PREFECT_SERVER_API_AUTH_STRING: "ann:secret", PREFECT_API_AUTH_STRING: "ann:other"},
+            "ann:secret",
+            "ann:other",
+        ),
+    ],
+)
+def test_server_and_clients_get_the_login_through_their_environment(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[Any, str], server: str, client: str
+) -> None:
+    """The user's login from Prefect's settings, which know the profile, too; or else a random one."""
+    monkeypatch.setattr(operate, "new_login", lambda: RANDOM)
+    for setting, value in settings.items():
+        monkeypatch.setenv(setting.name, value)
+    with temporary_settings(settings):
+        login = operate.login_of("127.0.0.1", wanted=True)
+        found = operate.environment_of("http://127.0.0.1:4200/api", Store(), login)
+    assert found["PREFECT_SERVER_API_AUTH_STRING"] == server
+    assert found["PREFECT_API_AUTH_STRING"] == client
+
+
+def test_without_a_login_none_is_handed_on() -> None:
+    assert operate.login_of("127.0.0.1", wanted=False) is None
+    found = operate.environment_of("http://127.0.0.1:4200/api", Store(), None)
+    assert not {name for name in found if name.endswith("AUTH_STRING")}
+
+
+def test_a_login_is_random_unless_one_is_set() -> None:
+    first, second = (operate.login_of("0.0.0.0", wanted=True) for _ in range(2))
+    assert first != second
+    with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: "ann:secret"}):
+        assert operate.login_of("0.0.0.0", wanted=True) == "ann:secret"
 
 
 @pytest.mark.parametrize(
@@ -200,28 +238,49 @@ def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
     with temporary_settings({PREFECT_API_URL: "http://prefect.example/api"}):
         said = said_by_main(capsys, "--port", "0")
     assert said.startswith("error: PREFECT_API_URL is http://prefect.example/api, and this would start a")
-    assert f"--prefect-file {deploy.DEPLOYMENTS}" in said
-    commands = re.findall("`prefect ([^ ]+)", said)
-    assert commands == ["work-pool", "deploy", "worker"], "deployments need the pool"
+    commands = re.findall("`([^`]+)`", said)
+    assert commands == [
+        "python -m deployments.deploy",
+        "prefect worker start --pool lexloom --type process",
+    ]
 
 
 def test_others_are_not_served_without_a_login(
     nothing_starts: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with temporary_settings(restore_defaults={PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING}):
-        said = said_by_main(capsys, "--host", "0.0.0.0", "--port", "0")
+        said = said_by_main(capsys, "--host", "0.0.0.0", "--port", "0", "--no-login")
     assert said == (
-        "error: at 0.0.0.0 everyone who reaches this machine could start runs on it: set a login first by"
-        " PREFECT_SERVER_API_AUTH_STRING=name:password, or leave out --host"
+        "error: --no-login: at 0.0.0.0 everyone who reaches this machine could start runs on it; leave out"
+        " --no-login or --host"
     )
 
 
-@pytest.mark.parametrize(
-    ("address", "login"), [("127.0.0.1", None), ("127.8.8.8", None), ("::1", None), ("0.0.0.0", "ann:secret")]
-)
-def test_this_machine_is_served_and_others_with_a_login(address: str, login: str | None) -> None:
-    with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: login}):
-        operate.refuse_everyone(address)
+def test_a_login_that_is_set_is_not_left_out(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings(
+        {PREFECT_SERVER_API_AUTH_STRING: "ann:secret"}, restore_defaults={PREFECT_API_URL}
+    ):
+        said = said_by_main(capsys, "--port", "0", "--no-login")
+    assert said == (
+        "error: --no-login: PREFECT_SERVER_API_AUTH_STRING sets a login; unset it, or leave out --no-login"
+    )
+
+
+def test_an_allowed_host_that_is_none_is_said_before_anything_starts(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = said_by_main(capsys, "--port", "0", "--allow-host", "a b")
+    assert said == "error: 'a b' is not a host: write NAME, NAME:PORT or http://NAME:PORT"
+
+
+def test_a_link_is_asked_for_where_nothing_runs(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with temporary_settings({PREFECT_HOME: tmp_path / "home"}):
+        said = said_by_main(capsys, "--link")
+    assert said == (f"error: no lexloom ui with a login is running on Prefect's records in {tmp_path}/home")
 
 
 def test_a_store_that_can_not_be_written_is_said_before_anything_starts(
@@ -246,12 +305,15 @@ def test_a_second_one_does_not_take_the_records_of_the_first(
 
 def test_a_program_that_ends_by_itself_says_where_its_log_is(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
-        program = operate.Program("server", ["no-such-command"], dict(os.environ), log)
-        with pytest.raises(RuntimeError, match=rf"the server has ended \(exit [12]\): see {tmp_path}/log"):
+        program = operate.Program("server", ["no_such_module"], dict(os.environ), log)
+        with pytest.raises(RuntimeError, match=rf"the server has ended \(exit 1\): see {tmp_path}/log"):
             program.until_healthy("http://127.0.0.1:9")
 
 
 # the work pool
+
+
+TEMPLATE = deploy.job_template()
 
 
 class Pool:
@@ -275,23 +337,26 @@ class Pool:
 
 def test_a_pool_that_is_not_there_is_made() -> None:
     client = Pool(None)
-    deploy.make_pool(client)
+    deploy.make_pool(client, TEMPLATE)
     (pool,) = client.told
     assert isinstance(pool, WorkPoolCreate)
     assert (pool.name, pool.type, pool.concurrency_limit) == ("lexloom", "process", 2)
+    assert pool.base_job_template == TEMPLATE
 
 
 def test_a_pool_that_is_there_keeps_its_limit_and_is_resumed_by_a_start() -> None:
     client = Pool("process")
-    deploy.make_pool(client)
-    assert not client.told
+    deploy.make_pool(client, TEMPLATE)
     operate.resume_pool(client)
-    assert [change.model_dump(exclude_unset=True) for change in client.told] == [{"is_paused": False}]
+    assert [change.model_dump(exclude_unset=True) for change in client.told] == [
+        {"base_job_template": TEMPLATE},  # not that of an earlier version, which let runs name a command
+        {"is_paused": False},
+    ]
 
 
 def test_a_pool_whose_runs_are_not_processes_is_refused() -> None:
     with pytest.raises(ValueError, match="is of type docker, not process: delete it by `prefect work-pool d"):
-        deploy.make_pool(Pool("docker"))
+        deploy.make_pool(Pool("docker"), TEMPLATE)
 
 
 # a server that does not answer

@@ -1,39 +1,84 @@
-"""Prefect's temporary server: out of reach of Ctrl-C, and only where there is no other."""
+"""Prefect's temporary server: only where there is no other, out of reach of Ctrl-C, ended with its parent."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
+from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 
-from flows import server
-from flows.server import start_server
+from flows.server import TemporaryServer, start_server
+
+SECONDS = 120
 
 
 @pytest.fixture
-def blocked(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
-    """The signals that a server started now would never get, a set for each server."""
-    found: list[set[int]] = []
-
-    class FakeServer:
-        def start(self) -> None:
-            found.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
-
-    monkeypatch.setattr(server, "SubprocessASGIServer", FakeServer)
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The servers that were started."""
+    found: list[str] = []
+    monkeypatch.setattr(SubprocessASGIServer, "start", lambda self: found.append(type(self).__name__))
     return found
 
 
-def test_the_server_does_not_hear_ctrl_c_and_this_process_does(blocked: list[set[int]]) -> None:
+@pytest.fixture
+def none_yet() -> Iterator[None]:
+    """As in a process that has just imported the flows, and in which Prefect has started no server."""
+    before = SubprocessASGIServer._instances.pop(None, None)
+    TemporaryServer()
+    yield
+    SubprocessASGIServer._instances.pop(None)
+    if before is not None:
+        SubprocessASGIServer._instances[None] = before
+
+
+def test_prefect_starts_the_protected_server_whoever_asks(none_yet: None, started: list[str]) -> None:
     with temporary_settings({PREFECT_SERVER_EPHEMERAL_ENABLED: True}, restore_defaults={PREFECT_API_URL}):
         start_server()
-    (mask,) = blocked
-    assert signal.SIGINT in mask
-    assert signal.SIGTERM not in mask, "by which it is ended"
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    SubprocessASGIServer().start()
+    assert started == ["TemporaryServer", "TemporaryServer"]
+    SubprocessASGIServer().stop()
+    SubprocessASGIServer().start()
+    assert started[2:] == ["TemporaryServer"], "the next one, too"
 
 
-def test_none_is_started_where_there_is_one_or_where_there_shall_be_none(blocked: list[set[int]]) -> None:
+def test_none_is_started_where_there_is_one_or_where_there_shall_be_none(started: list[str]) -> None:
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
         start_server()
     with temporary_settings({PREFECT_SERVER_EPHEMERAL_ENABLED: False}, restore_defaults={PREFECT_API_URL}):
         start_server()
-    assert not blocked
+    assert not started
+
+
+DRIVER = """
+import sys, time
+from flows.server import start_server
+from prefect.server.api.server import SubprocessASGIServer
+start_server()
+print(SubprocessASGIServer().server_process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_the_server_ends_when_its_parent_is_killed(prefect_home: Path, number: signal.Signals) -> None:
+    environment = {**os.environ, "PREFECT_HOME": str(prefect_home)}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout is not None
+    temporary = psutil.Process(int(driver.stdout.readline()))
+    assert os.getsid(temporary.pid) != os.getsid(driver.pid), "a terminal's Ctrl-C does not reach it"
+    driver.send_signal(number)
+    driver.wait(SECONDS)
+    driver.stdout.close()
+    end = time.monotonic() + SECONDS
+    while temporary.is_running() and temporary.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end, "it lives on"
+        time.sleep(0.1)
