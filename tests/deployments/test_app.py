@@ -16,6 +16,7 @@ from html import unescape
 from pathlib import Path
 from urllib.request import urlopen
 
+import httpx
 import pytest
 
 from deployments.app import main
@@ -85,6 +86,22 @@ def browser() -> Iterator[Browser]:
 
 def text_of(answer: str) -> str:
     return unescape(re.sub(r"<[^>]+>", "", answer))
+
+
+# files
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "README.md", str(Path(__file__)), "../../../../etc/passwd", "{store}/.lexloom"]
+)
+def test_no_file_of_the_machine_is_served(url: str, filled_and_names: tuple[Store, Names], path: str) -> None:
+    asked = httpx.get(f"{url}/gradio_api/file={path.format(store=filled_and_names[0].root)}")
+    assert asked.status_code in (403, 404)
+
+
+def test_no_upload_is_taken(url: str) -> None:
+    asked = httpx.post(f"{url}/gradio_api/upload", files={"files": b"content"})
+    assert asked.status_code == 403
 
 
 # starting

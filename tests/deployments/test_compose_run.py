@@ -98,6 +98,13 @@ def test_the_api_is_closed_to_those_without_the_password(stack: Stack, login: st
         api(stack, "/work_pools/filter", login, limit=1)
 
 
+def test_a_run_can_override_nothing_of_its_job(stack: Stack) -> None:
+    deployment = api(stack, "/deployments/name/word2vec/word2vec")
+    path = f"/deployments/{deployment['id']}/create_flow_run"
+    with pytest.raises(HTTPError, match="422"):
+        api(stack, path, job_variables={"command": "touch /tmp/x"}, state={"type": "SCHEDULED"})
+
+
 def test_the_pool_has_the_limit_that_was_asked_for(stack: Stack) -> None:
     pool = api(stack, "/work_pools/lexloom")
     assert (pool["type"], pool["concurrency_limit"]) == ("process", 1)
@@ -147,6 +154,20 @@ def test_a_node_with_a_wrong_token_does_not_join(stack: Stack) -> None:
 def test_the_page_is_served(stack: Stack) -> None:
     stack.start("page")
     stack.await_health("page")
+
+
+OTHERS = [
+    {"Origin": "http://attacker.example"},
+    {"Host": "attacker.example"},
+    {"Sec-Fetch-Site": "cross-site"},
+]
+
+
+@pytest.mark.parametrize("port", ["4200", "7860"])
+@pytest.mark.parametrize("headers", OTHERS, ids=str)
+def test_pages_of_other_sites_are_refused(stack: Stack, port: str, headers: dict[str, str]) -> None:
+    with pytest.raises(HTTPError, match="403"):
+        urlopen(Request(f"{stack.url(port)}/", headers=headers), timeout=60)
 
 
 @pytest.mark.parametrize(("name", "port"), [("server", "4200"), ("ray-head", "6379"), ("page", "7860")])
