@@ -48,11 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def job_template(command: str | None = None, working_dir: str | None = None) -> dict[str, Any]:
-    """The work pool's job template, in which a run can override nothing.
+    """Return a base job template with no variables, so that a run can set only the flow's parameters.
 
-    Whoever may start a run chooses the flow's parameters. Prefect's own template would also let that person
-    choose the command, the environment and the folder. None leaves Prefect's default: its engine, by the
-    worker's Python, in a temporary folder.
+    Prefect's default template also lets a run set the command, environment and working directory. `None`
+    keeps Prefect's default: its engine, run by the worker's Python in a temporary directory.
     """
     return {
         "job_configuration": {"command": command, "working_dir": working_dir},
@@ -61,7 +60,7 @@ def job_template(command: str | None = None, working_dir: str | None = None) -> 
 
 
 def make_pool(client: Any, template: Mapping[str, Any], runs: int = RUNS_AT_ONCE) -> None:
-    """Create the work pool or give the existing one this job template; its limit stays as it was set.
+    """Create the work pool or update its job template; an existing concurrency limit is kept.
 
     Raises:
         ValueError: there is one whose runs are not processes.
@@ -101,7 +100,7 @@ def deploy(
         RuntimeError: the command failed; `log`, or else stdout, says why.
     """
     with tempfile.TemporaryDirectory(prefix="lexloom-") as folder:
-        document = settled(client)
+        document = read_deployments(client)
         path = Path(folder) / DEPLOYMENTS.name
         path.write_text(yaml.safe_dump(document, sort_keys=False))
         done = subprocess.run(
@@ -118,8 +117,8 @@ def deploy(
     return [entry["name"] for entry in document["deployments"]]
 
 
-def settled(client: Any) -> dict[str, Any]:
-    """prefect.yaml without the schedules of deployments that exist: those stay as they were set."""
+def read_deployments(client: Any) -> dict[str, Any]:
+    """Return prefect.yaml without the schedules of existing deployments, so that their schedules are kept."""
     document: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text())
     there = {deployment.name for deployment in client.read_deployments()}
     for entry in document["deployments"]:

@@ -1,7 +1,7 @@
-"""The login of `lexloom ui`: a random one for each start, and one-time links that give it to a browser.
+"""Login for `lexloom ui`: random credentials at each start, and one-time login links.
 
-A link carries a token in its fragment, which browsers do not send. The page behind the link exchanges the
-token for the login and stores the login where Prefect's page looks for it.
+A link carries a token in its URL fragment, which browsers do not send to the server. The login page exchanges
+the token for the credentials and stores them where the Prefect UI reads them.
 """
 
 import base64
@@ -30,9 +30,9 @@ LOGIN_PATH, LINK_PATH = "/lexloom/login", "/lexloom/link"
 SESSION = "lexloom-ui.json"
 MAX_BODY_BYTES = 4096
 PAGE = """
-<p hidden id="failed">The link was used already, or has expired. <code>lexloom ui --link</code> prints a new
-one; or enter the login on <a href="/">Prefect's page</a>.</p>
-<noscript><p>Prefect's page needs JavaScript.</p></noscript>
+<p hidden id="failed">This link has already been used or has expired.
+Run <code>lexloom ui --link</code> for a new one, or log in on the <a href="/">Prefect UI</a>.</p>
+<noscript><p>The Prefect UI requires JavaScript.</p></noscript>
 <script>
 const token = location.hash.slice(1);
 history.replaceState(null, '', location.pathname);
@@ -41,13 +41,18 @@ fetch(location.pathname, {
 }).then(answer => answer.ok ? answer.json() : Promise.reject()).then(({login}) => {
   localStorage.setItem('prefect-password', login);
   location.replace('/');
-}).catch(() => { document.getElementById('failed').hidden = false; });
+}).catch(() => {
+  document.getElementById('failed').hidden = false;
+  document.querySelector('.card > p').hidden = true;
+});
 </script>
 """
 
 
 class LoginLinks:
-    """ASGI middleware: hand out one-time links to those who have the login, and the login to those links.
+    """ASGI middleware that issues one-time login links to authenticated clients.
+
+    It exchanges each link's token for the login, once.
 
     Args:
         app: Prefect's application, which asks for the login as HTTP Basic authentication.
@@ -57,7 +62,7 @@ class LoginLinks:
     def __init__(self, app: ASGIApp, login: str) -> None:
         self.app = app
         self._login = base64.b64encode(login.encode())
-        self._deadlines: dict[bytes, float] = {}  # of the links that are not used, by their tokens' digests
+        self._deadlines: dict[bytes, float] = {}  # of unused links, by token digest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in (LOGIN_PATH, LINK_PATH):
@@ -69,7 +74,7 @@ class LoginLinks:
         elif scope["path"] == LINK_PATH:
             answer = self._make_link(request)
         elif request.method == "GET":
-            answer = message_page("Prefect's page", "Logging in.", Html(PAGE))
+            answer = message_page("Log in to Prefect", "Logging in…", Html(PAGE))
         else:
             answer = await self._exchange(request)
         answer.headers["Cache-Control"] = "no-store"
@@ -97,7 +102,7 @@ class LoginLinks:
         except (ValueError, LookupError, TypeError, AttributeError):
             return JSONResponse({"detail": 'the body must be {"token": "..."}'}, status_code=400)
         if deadline < time.monotonic():
-            return JSONResponse({"detail": "the link was used already, or has expired"}, status_code=403)
+            return JSONResponse({"detail": "this link has already been used or has expired"}, status_code=403)
         return JSONResponse({"login": self._login.decode()})
 
 
@@ -110,17 +115,17 @@ def new_login() -> str:
     return f"{USER}:{secrets.token_urlsafe(24)}"
 
 
-# what the user's other commands find
+# the session file, read by `lexloom ui --link`
 
 
 class Session(BaseModel):
-    """Where a running `lexloom ui` is to be reached, and its login: a file that only its user can read."""
+    """URL and login of a running `lexloom ui`, stored in a file that only its user can read."""
 
     url: str
     login: str
 
     def new_link(self) -> str:
-        """A link that logs a browser in, once, within an hour.
+        """Return a one-time login link that expires after an hour.
 
         Raises:
             OSError: the server does not answer, or refuses the login.
@@ -130,13 +135,13 @@ class Session(BaseModel):
             answer = httpx.post(f"{self.url}{LINK_PATH}", headers=headers, trust_env=False, timeout=10)
             answer.raise_for_status()
         except httpx.HTTPError as error:
-            raise OSError(f"the server at {self.url} gives no link ({error})") from error
+            raise OSError(f"could not get a login link from {self.url}: {error}") from error
         return f"{self.url}{LOGIN_PATH}#{answer.json()['token']}"
 
 
 @contextmanager
-def published(session: Session, home: Path) -> Iterator[None]:
-    """The session's file, for as long as the body takes."""
+def publish(session: Session, home: Path) -> Iterator[None]:
+    """Keep the session file in place while the body runs."""
     file = home / SESSION
     file.unlink(missing_ok=True)
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -149,12 +154,12 @@ def published(session: Session, home: Path) -> Iterator[None]:
 
 
 def running_session(home: Path) -> Session:
-    """The session of the `lexloom ui` that keeps its records in this PREFECT_HOME.
+    """Return the session of the `lexloom ui` that uses this PREFECT_HOME.
 
     Raises:
-        OSError: one sentence; none is running, or it runs without a login.
+        OSError: none is running, or it runs without a login.
     """
     try:
         return Session.model_validate_json((home / SESSION).read_text())
     except (FileNotFoundError, ValidationError):
-        raise OSError(f"no lexloom ui with a login is running on Prefect's records in {home}") from None
+        raise OSError(f"no `lexloom ui` with a login is running for PREFECT_HOME={home}") from None

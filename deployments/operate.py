@@ -28,7 +28,7 @@ from rich.text import Text
 from deployments.address import listen
 from deployments.bury import AT_WORK, bury_the_dead, runs
 from deployments.deploy import POOL, POOL_TYPE, deploy, job_template, make_pool, python
-from deployments.login import Session, new_login, published, running_session
+from deployments.login import Session, new_login, publish, running_session
 from deployments.programs import Program, ended_in_order
 from flows.app_cli import ALLOW_HOST
 from flows.cli import QUIET_LIBRARIES, plain, settle_environment
@@ -77,16 +77,16 @@ def interrupt(number: int, frame: object) -> NoReturn:
 
 
 def operate(host: str, port: int, store: Store, allow_hosts: Sequence[str], login: bool) -> NoReturn:
-    """Starts everything, tells how the runs fare, and ends everything when an exception ends that.
+    """Start the server and the worker, report run states, and stop both on any exception.
 
-    `allow_hosts` are further host names under which browsers reach the page. Without `login`, every user of
-    this machine may use it.
+    `allow_hosts` are additional host names to accept. Without `login`, any user of this machine has access.
 
     Raises:
-        OSError: one sentence; the port is in use, or the store can't be written.
-        ValueError: Prefect is told to use another server; or a host name is none; or the page would have no
-            login although it should, or the other way round.
-        RuntimeError: the server or the worker ended by itself.
+        OSError: the port is in use, or the store can't be written.
+        ValueError: Prefect is configured for another server, a host name is invalid, or `login` conflicts
+        with
+            the settings or the address.
+        RuntimeError: the server or the worker exited by itself.
     """
     for name in allow_hosts:
         Address.parse(name)
@@ -118,17 +118,17 @@ def operate(host: str, port: int, store: Store, allow_hosts: Sequence[str], logi
         work = ["prefect", "worker", "start", "--pool", POOL, "--type", POOL_TYPE]
         work += ["--name", f"of {platform.node()}"]
         programs.append(Program("worker", work, environment, log, before=lambda: cancel_runs(client, server)))
-        with published(Session(url=url, login=secret), prefect_home()) if secret else nullcontext():
+        with publish(Session(url=url, login=secret), prefect_home()) if secret else nullcontext():
             print(invitation(url, secret), flush=True)
             watch(client, programs, url)
 
 
 def invitation(url: str, login: str | None) -> str:
-    """The line that says where the page is."""
+    """Return the line that says where the UI is."""
     if login is None:
-        return f"Prefect's page, without a login: {url} (Ctrl-C stops the server and what runs)"
+        return f"Prefect UI (no login): {url} (Ctrl-C stops the server and cancels active runs)"
     link = Session(url=url, login=login).new_link()
-    return f"Prefect's page: {link} (the link works once; Ctrl-C stops the server and what runs)"
+    return f"Prefect UI: {link} (one-time link; Ctrl-C stops the server and cancels active runs)"
 
 
 def url_of(host: str, port: int) -> str:
@@ -142,17 +142,17 @@ def refuse_another_server(api: str) -> None:
     other = get_current_settings().api.url
     if other and other.rstrip("/") != api:
         raise ValueError(
-            f"PREFECT_API_URL is {other}, and this would start a server of its own: unset it; or give that"
-            f" server the flows by `python -m deployments.deploy`, and run them by"
+            f"PREFECT_API_URL is {other}, but `lexloom ui` starts its own server. Unset it, or deploy to that"
+            " server with `python -m deployments.deploy` and start a worker with"
             f" `prefect worker start --pool {POOL} --type {POOL_TYPE}`"
         )
 
 
 def login_of(address: str, wanted: bool) -> str | None:
-    """The page's login as `name:password`: the one that Prefect's settings name, or else a random one.
+    """Return the configured login as `name:password`, or generate one; None if it is not wanted.
 
     Raises:
-        ValueError: none is wanted, but Prefect's settings name one, or other machines reach the address.
+        ValueError: none is wanted, but one is configured or the address is not loopback.
     """
     from prefect.settings import get_current_settings
 
@@ -162,12 +162,11 @@ def login_of(address: str, wanted: bool) -> str | None:
         return configured or new_login()
     if configured:
         raise ValueError(
-            "--no-login: PREFECT_SERVER_API_AUTH_STRING sets a login; unset it, or leave out --no-login"
+            "--no-login conflicts with PREFECT_SERVER_API_AUTH_STRING: unset the variable or omit --no-login"
         )
     if not ip_address(address).is_loopback:
         raise ValueError(
-            f"--no-login: at {address} everyone who reaches this machine could start runs on it; leave out"
-            " --no-login or --host"
+            f"--no-login requires a loopback address, and --host is {address}: omit --no-login or --host"
         )
     return None
 

@@ -1,7 +1,7 @@
-"""Prefect's server, kept from pages of other sites: python -m deployments.prefect_server.
+"""Prefect's server with cross-site request protection: python -m deployments.prefect_server.
 
-It serves Prefect's own application. Its settings are Prefect's (PREFECT_SERVER_...); with
-PREFECT_SERVER_API_AUTH_STRING it asks for a login, and makes one-time links that log a browser in.
+It is configured by Prefect's settings (PREFECT_SERVER_...). If PREFECT_SERVER_API_AUTH_STRING is set, it
+requires that login and issues one-time login links.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from prefect.server.api.server import create_app
 from prefect.settings import get_current_settings
 from starlette.types import ASGIApp
 
+from deployments.address import listen
 from deployments.login import LoginLinks
 from flows.same_origin import SameOrigin
 
@@ -23,40 +24,44 @@ def main(argv: list[str] | None = None) -> int:
     host = options.host or settings.api.host
     port = settings.api.port if options.port is None else options.port
     try:
-        app = protected(create_app(final=True, webserver_only=options.no_services), host, options.allow_host)
-    except ValueError as error:
+        listener = listen(host, port)
+        app = protect(create_app(final=True, webserver_only=options.no_services), host, options.allow_host)
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level=settings.logging_level.lower(),
         timeout_keep_alive=settings.api.keepalive_timeout,
         ws_ping_interval=settings.api.websocket_ping_interval,
         ws_ping_timeout=settings.api.websocket_ping_timeout,
         server_header=False,
     )
+    uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deployments.prefect_server")
-    parser.add_argument("--host", help="address to serve at (default: PREFECT_SERVER_API_HOST)")
-    parser.add_argument("--port", type=int, help="default: PREFECT_SERVER_API_PORT")
-    parser.add_argument("--no-services", action="store_true", help="serve the API and the page alone")
+    parser.add_argument("--host", help="address to bind to (default: PREFECT_SERVER_API_HOST)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: PREFECT_SERVER_API_PORT)")
+    parser.add_argument(
+        "--no-services",
+        action="store_true",
+        help="do not run background services",
+    )
     parser.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="NAME[:PORT]",
-        help="a further host name under which browsers and clients reach the server",
+        help="additional host name to accept, such as a reverse proxy's; repeatable",
     )
     return parser
 
 
-def protected(app: ASGIApp, host: str, allow_hosts: list[str]) -> ASGIApp:
-    """Prefect's application behind the checks of origin and host and, if it has a login, with login links."""
+def protect(app: ASGIApp, host: str, allow_hosts: list[str]) -> ASGIApp:
+    """Add the checks of origin and host to Prefect's application and, if it has a login, login links."""
     login = get_current_settings().server.api.auth_string
     if login is not None:
         app = LoginLinks(app, login.get_secret_value())

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any, NoReturn
 
 PROGRAM = "deployments.app"  # by name: flows do not import deployments
-ALLOW_HOST = "a further host name under which browsers reach the page, such as a proxy's; may be repeated"
+ALLOW_HOST = "additional host name to accept, such as a reverse proxy's; repeatable"
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -17,14 +17,14 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def add_address(command: argparse.ArgumentParser, port: int) -> None:
-    """Add the flags that say where a page is served."""
-    command.add_argument("--host", help="the address to serve at (default: this machine alone)")
-    command.add_argument("--port", type=int, help=f"default: {port}; 0 finds a free one")
+    """Add the flags for the server's address."""
+    command.add_argument("--host", help="address to bind to (default: 127.0.0.1)")
+    command.add_argument("--port", type=int, help=f"port to listen on (default: {port}; 0 picks a free port)")
     command.add_argument("--allow-host", action="append", default=[], metavar="NAME[:PORT]", help=ALLOW_HOST)
 
 
 def address_flags(arguments: argparse.Namespace) -> list[str]:
-    """The flags of `add_address` that were given."""
+    """Return the `add_address` flags set by the user."""
     given = [("--host", arguments.host), ("--port", arguments.port)]
     given += [("--allow-host", name) for name in arguments.allow_host]
     return [part for flag, value in given if value is not None for part in (flag, str(value))]
@@ -38,6 +38,6 @@ def app(arguments: argparse.Namespace) -> int:
 
 
 def become(program: str, flags: list[str]) -> NoReturn:
-    """Goes on as another program."""
+    """Replace this process with another program."""
     # -P: a folder `deployments` where the user happens to stand is not the program
     os.execv(sys.executable, [sys.executable, "-P", "-m", program, *flags])

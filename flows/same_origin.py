@@ -1,10 +1,9 @@
-"""ASGI middleware that refuses what a page of another site can make a browser send.
+"""ASGI middleware that rejects cross-site requests.
 
-Every page in the user's browser can send requests to a server on loopback. CORS only hides the answers:
-"simple" requests, form posts, WebSockets and names that an attacker points at 127.0.0.1 (DNS rebinding) still
-get through. This middleware checks the headers that a page cannot forge: Host, Origin and Sec-Fetch-Site
-(Fetch standard; W3C Fetch Metadata). It also requires request bodies to be declared as JSON, which a page may
-not send to another origin without a preflight request.
+Any page in the user's browser can send requests to a server on loopback. The same-origin policy only hides
+the responses: simple requests, form posts, WebSocket connections and DNS rebinding still reach the server.
+This middleware checks the headers that a page cannot forge: Host, Origin and Sec-Fetch-Site (Fetch standard;
+W3C Fetch Metadata). It also requires JSON request bodies, which need a CORS preflight from another origin.
 """
 
 import re
@@ -28,7 +27,7 @@ ADDRESS = re.compile(
 DEFAULT_PORTS = {"http": 80, "https": 443}
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
-FROM_ANOTHER_SITE = "The request comes from a page of another site"
+FROM_ANOTHER_SITE = "this request came from another site"
 
 
 class Address(NamedTuple):
@@ -42,11 +41,11 @@ class Address(NamedTuple):
         """Parse `name`, `name:port`, `1.2.3.4:port`, `[::1]:port` or an origin, `https://name`.
 
         Raises:
-            ValueError: one sentence.
+            ValueError: `text` is not a valid host.
         """
         found = ADDRESS.fullmatch(text)
         if found is None or int(found["port"] or 0) >= 1 << 16:
-            raise ValueError(f"{text!r} is not a host: write NAME, NAME:PORT or http://NAME:PORT")
+            raise ValueError(f"{text!r} is not a valid host: use NAME, NAME:PORT or http://NAME:PORT")
         host = found["host"].strip("[]").lower().rstrip(".")
         port = int(found["port"]) if found["port"] else DEFAULT_PORTS.get((found["scheme"] or "").lower())
         return cls(str(ip_address(host)) if is_ip(host) else host, port)
@@ -61,14 +60,14 @@ def is_ip(host: str) -> bool:
 
 
 class SameOrigin:
-    """Answer 403 to requests of other sites, and to those for a host name that is not served here.
+    """Return 403 for cross-site requests and for unknown host names.
 
     Args:
         app: the application to protect.
         host: the address that the server is bound to. If that is all interfaces, any IP address is accepted
-            as a host: an attacker can rebind names only.
+            as a host: DNS rebinding needs a host name.
         allow_hosts: further hosts, such as the public name of a reverse proxy: `name`, `name:port` or
-            `https://name`. A name alone has the default ports and the server's own.
+            `https://name`. A name without a port matches the default ports and the server's port.
     """
 
     def __init__(self, app: ASGIApp, host: str, allow_hosts: Collection[str] = ()) -> None:
@@ -97,25 +96,25 @@ class SameOrigin:
         elif objection is not None:
             await refusal(scope, objection)(scope, receive, send)
         else:
-            await self.app(scope, receive, never_framed(send))
+            await self.app(scope, receive, forbid_framing(send))
 
     def objection(self, scope: Scope) -> str | None:
-        """Why the request is refused, in one sentence; None if it is served."""
+        """Return the reason for rejecting the request, or None to accept it."""
         headers = Headers(scope=scope)
         local, port = scope.get("server") or (None, None)
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         try:
             (host,) = map(Address.parse, hosts)
         except ValueError:
-            return "The request needs one Host header with a host name and a port"
+            return "the request must have exactly one valid Host header"
         if not self._serves(host, local, port):
-            return f"{hosts[0]} is not a host name of this server (--allow-host adds one)"
+            return f"unknown host {hosts[0]}: add it with --allow-host"
         if len(origins) > 1 or not all(self._is_own(origin, host, port) for origin in origins):
             return f"{FROM_ANOTHER_SITE} ({', '.join(origins)})"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return FROM_ANOTHER_SITE
         if has_body(headers) and media_type(headers) != "application/json":
-            return "The request has a body that is not declared as JSON: set Content-Type: application/json"
+            return "request bodies must be JSON: set Content-Type: application/json"
         return None
 
     def _serves(self, host: Address, local: str | None, port: int | None) -> bool:
@@ -130,7 +129,7 @@ class SameOrigin:
         )
 
     def _is_own(self, origin: str, host: Address, port: int | None) -> bool:
-        """Whether an Origin is the host that was asked, or one that was allowed."""
+        """Return whether the Origin matches the requested host or an allowed host."""
         default = DEFAULT_PORTS.get(origin.partition("://")[0])
         if default is None:
             return False  # `null`, an extension, a file
@@ -152,8 +151,8 @@ def media_type(headers: Headers) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def never_framed(send: Send) -> Send:
-    """Add the headers that keep other sites from showing an answer in a frame of theirs."""
+def forbid_framing(send: Send) -> Send:
+    """Add headers that prevent other sites from framing the response."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -166,10 +165,10 @@ def never_framed(send: Send) -> Send:
 
 
 def refusal(scope: Scope, objection: str) -> Response:
-    """A 403: a sentence, as JSON or, for a browser's tab, as a page.
+    """Return a 403 response: HTML for top-level navigation, JSON otherwise.
 
-    A link on another site (a chat, a ticket) opens a tab, too. That tab gets a page with the same link on it,
-    which then comes from this site.
+    If the user followed a link from another site, the HTML page repeats the link, so that clicking it makes a
+    same-origin request.
     """
     headers = Headers(scope=scope)
     if headers.get("sec-fetch-mode") != "navigate" or headers.get("sec-fetch-dest") != "document":
@@ -179,12 +178,12 @@ def refusal(scope: Scope, objection: str) -> Response:
         address = "/" + quote(scope["path"].lstrip("/\\"))
         if scope["query_string"]:
             address += "?" + quote(scope["query_string"].decode("latin-1"), safe="=&%+,;:@/?")
-        link = Html(f'<p><a href="{html(address)}">Open the page</a></p>')
-    return message_page("Refused", f"{objection}.", link, status=403)
+        link = Html(f'<p><a href="{html(address)}">Continue to the page</a></p>')
+    return message_page("Request blocked", f"{objection[0].upper()}{objection[1:]}.", link, status=403)
 
 
 def message_page(title: str, sentence: str, more: Html, status: int = 200) -> HTMLResponse:
-    """A page with one message, which other sites cannot frame and browsers do not cache."""
+    """Return an HTML page with one message; framing and caching are disabled."""
     body = card(Html(f"{element('p', sentence)}{more}"))
     return HTMLResponse(
         page(title, "", [Html(f"<section>{body}</section>")], ""),

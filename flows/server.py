@@ -1,4 +1,4 @@
-"""Prefect's temporary server, for runs that know of no other."""
+"""Prefect's temporary server, used when no Prefect API URL is configured."""
 
 import os
 import subprocess
@@ -12,10 +12,10 @@ PROGRAM = "flows.temporary_server"
 
 
 class TemporaryServer(SubprocessASGIServer):
-    """Prefect's temporary server with two changes: it refuses pages of other sites, and ends with its parent.
+    """Prefect's temporary server, with cross-site protection, which exits with its parent process.
 
-    It runs in a session of its own. A terminal sends Ctrl-C to all processes of a command, and without its
-    server a run cannot report that it was stopped (it would retry for more than a minute).
+    It runs in its own session, because Ctrl-C in a terminal signals every process of the command; without its
+    server, a run retries for more than a minute and cannot report that it was stopped.
     """
 
     def _run_uvicorn_command(self) -> "subprocess.Popen[Any]":
@@ -27,7 +27,7 @@ class TemporaryServer(SubprocessASGIServer):
                 "PREFECT__SERVER_EPHEMERAL": "1",
                 **get_current_settings().to_environment_variables(exclude_unset=True),
             },
-            stdin=subprocess.PIPE,  # never written to: its end tells the server that this process has ended
+            stdin=subprocess.PIPE,  # never written to; EOF tells the server that this process has exited
             start_new_session=True,
         )
 
@@ -46,10 +46,10 @@ def start_server() -> None:
 
 
 def needs_server() -> bool:
-    """Whether Prefect's settings name no server and allow a temporary one."""
+    """Return whether no Prefect API URL is set and a temporary server is allowed."""
     settings = get_current_settings()
     return settings.api.url is None and settings.server.ephemeral.enabled
 
 
 if needs_server():
-    TemporaryServer()  # registers itself: the one that Prefect starts for this process, whoever asks first
+    TemporaryServer()  # registers itself as the instance that Prefect starts for this process

@@ -1,11 +1,12 @@
 """Prefect's temporary server as a program: python -m flows.temporary_server PORT.
 
-It serves this machine alone, refuses pages of other sites, and ends when its parent ends, even by SIGKILL:
-the parent holds the other end of standard input, and the system closes it.
+It listens on loopback only, rejects cross-site requests, and exits when its parent exits, even by SIGKILL:
+the parent holds the write end of the server's standard input, and the kernel closes it.
 """
 
 import os
 import signal
+import socket
 import sys
 import time
 from threading import Thread
@@ -17,16 +18,23 @@ from flows.same_origin import SameOrigin
 
 HOST = "127.0.0.1"
 SHUTDOWN_SECONDS = 5
+TRY_ANOTHER_PORT = 3  # Prefect retries on another port after this exit status
 
 
-def main(port: int) -> None:
+def main(port: int) -> int:
+    """Serve until SIGTERM or the end of standard input; return the exit status."""
     Thread(target=end_with_parent, name="parent", daemon=True).start()
+    try:
+        listener = socket.create_server((HOST, port))
+    except OSError:
+        return TRY_ANOTHER_PORT
     app = SameOrigin(create_app(ephemeral=True, final=True), HOST)
-    uvicorn.run(app, host=HOST, port=port, log_level="error", lifespan="on")
+    uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on")).run(sockets=[listener])
+    return 0
 
 
 def end_with_parent() -> None:
-    """Wait for the end of standard input; then end, in order if that is possible."""
+    """Wait for EOF on standard input, then shut down; force the exit after SHUTDOWN_SECONDS."""
     while os.read(sys.stdin.fileno(), 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
@@ -35,4 +43,4 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    sys.exit(main(int(sys.argv[1])))

@@ -6,8 +6,8 @@ from typing import Any
 from flows.app_cli import add_address, address_flags, become
 
 PROGRAM = "deployments.operate"  # by name: flows do not import deployments
-NO_LOGIN = "serve without a login: every user of this machine can then start runs"
-LINK = "print a new login link of the `lexloom ui` that is running, and end"
+NO_LOGIN = "disable the login: any user on this machine can then start runs"
+LINK = "print a new login link for the running `lexloom ui` and exit"
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The token of a Ray runtime on this machine: whoever has it may run code as this user."""
+"""The token of a Ray runtime on this machine: anyone with it can run code as this user."""
 
 import os
 import secrets
@@ -7,10 +7,9 @@ from pathlib import Path
 
 
 def protect_token(environment: Mapping[str, str] = os.environ) -> None:
-    """Make sure that only this user can read the token that Ray keeps in the home folder.
+    """Make `~/.ray/auth_token` readable only by its owner, creating it if needed.
 
-    Ray makes the file when there is none, readable by all users of the machine. Nothing is done where
-    RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH names another token.
+    Ray itself would create it world-readable. Do nothing if RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is set.
     """
     if environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH"):
         return

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from deployments.deploy import DEPLOYMENTS, main, settled
+from deployments.deploy import DEPLOYMENTS, main, read_deployments
 
 ENTRIES = {entry["name"]: entry for entry in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]}
 
 
 def test_schedules_that_are_there_stay_as_they_were_set() -> None:
     client = SimpleNamespace(read_deployments=lambda: [SimpleNamespace(name="word2vec")])
-    first, *others = settled(client)["deployments"]
+    first, *others = read_deployments(client)["deployments"]
     assert "schedules" not in first
     for entry in (first, *others):
         assert entry["work_pool"] == {"name": "lexloom", "job_variables": {}}

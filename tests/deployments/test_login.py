@@ -17,7 +17,7 @@ from deployments.login import (
     LoginLinks,
     Session,
     new_login,
-    published,
+    publish,
     running_session,
 )
 
@@ -105,7 +105,7 @@ def test_only_its_user_can_read_the_sessions_file_which_ends_with_the_session(tm
     session = Session(url="http://127.0.0.1:4200", login=LOGIN)
     (tmp_path / login.SESSION).write_text("left by one that was killed")
     (tmp_path / login.SESSION).chmod(0o644)
-    with published(session, tmp_path):
+    with publish(session, tmp_path):
         file = tmp_path / login.SESSION
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert json.loads(file.read_text()) == {"url": session.url, "login": LOGIN}
@@ -117,10 +117,10 @@ def test_only_its_user_can_read_the_sessions_file_which_ends_with_the_session(tm
 def test_without_a_session_a_link_is_refused_in_one_sentence(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / login.SESSION).write_text(content)
-    with pytest.raises(OSError, match=r"^no lexloom ui with a login is running on Prefect's records in "):
+    with pytest.raises(OSError, match=r"^no `lexloom ui` with a login is running for PREFECT_HOME="):
         running_session(tmp_path)
 
 
 def test_a_session_that_was_killed_gives_no_link() -> None:
-    with pytest.raises(OSError, match=r"the server at http://127\.0\.0\.1:9 gives no link"):
+    with pytest.raises(OSError, match=r"could not get a login link from http://127\.0\.0\.1:9"):
         Session(url="http://127.0.0.1:9", login=LOGIN).new_link()

@@ -125,7 +125,7 @@ def test_a_run_can_override_nothing_of_its_job(template: Callable[[], dict[str, 
 
 def test_schedules_that_are_there_stay_as_they_were_set() -> None:
     client = SimpleNamespace(read_deployments=lambda: [SimpleNamespace(name="word2vec")])
-    first, *others = deploy.settled(client)["deployments"]
+    first, *others = deploy.read_deployments(client)["deployments"]
     assert "schedules" not in first
     assert all("schedules" in other for other in others)
 
@@ -237,8 +237,10 @@ def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
 ) -> None:
     with temporary_settings({PREFECT_API_URL: "http://prefect.example/api"}):
         said = said_by_main(capsys, "--port", "0")
-    assert said.startswith("error: PREFECT_API_URL is http://prefect.example/api, and this would start a")
-    commands = re.findall("`([^`]+)`", said)
+    assert said.startswith(
+        "error: PREFECT_API_URL is http://prefect.example/api, but `lexloom ui` starts its own"
+    )
+    commands = re.findall("`([^`]+)`", said)[1:]
     assert commands == [
         "python -m deployments.deploy",
         "prefect worker start --pool lexloom --type process",
@@ -251,8 +253,7 @@ def test_others_are_not_served_without_a_login(
     with temporary_settings(restore_defaults={PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING}):
         said = said_by_main(capsys, "--host", "0.0.0.0", "--port", "0", "--no-login")
     assert said == (
-        "error: --no-login: at 0.0.0.0 everyone who reaches this machine could start runs on it; leave out"
-        " --no-login or --host"
+        "error: --no-login requires a loopback address, and --host is 0.0.0.0: omit --no-login or --host"
     )
 
 
@@ -264,7 +265,8 @@ def test_a_login_that_is_set_is_not_left_out(
     ):
         said = said_by_main(capsys, "--port", "0", "--no-login")
     assert said == (
-        "error: --no-login: PREFECT_SERVER_API_AUTH_STRING sets a login; unset it, or leave out --no-login"
+        "error: --no-login conflicts with PREFECT_SERVER_API_AUTH_STRING: unset the variable or omit"
+        " --no-login"
     )
 
 
@@ -272,7 +274,7 @@ def test_an_allowed_host_that_is_none_is_said_before_anything_starts(
     nothing_starts: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = said_by_main(capsys, "--port", "0", "--allow-host", "a b")
-    assert said == "error: 'a b' is not a host: write NAME, NAME:PORT or http://NAME:PORT"
+    assert said == "error: 'a b' is not a valid host: use NAME, NAME:PORT or http://NAME:PORT"
 
 
 def test_a_link_is_asked_for_where_nothing_runs(
@@ -280,7 +282,7 @@ def test_a_link_is_asked_for_where_nothing_runs(
 ) -> None:
     with temporary_settings({PREFECT_HOME: tmp_path / "home"}):
         said = said_by_main(capsys, "--link")
-    assert said == (f"error: no lexloom ui with a login is running on Prefect's records in {tmp_path}/home")
+    assert said == (f"error: no `lexloom ui` with a login is running for PREFECT_HOME={tmp_path}/home")
 
 
 def test_a_store_that_can_not_be_written_is_said_before_anything_starts(

@@ -263,7 +263,7 @@ def rebind(browser: Browser, target: Target) -> None:
     """A page whose name now leads to the server: for the browser it is of the same origin."""
     address = target.url.replace("127.0.0.1", ATTACKER)
     browser.call("Page.navigate", url=address)
-    browser.wait("document.body?.innerText.includes('is not a host name of this server')")
+    browser.wait("document.body?.innerText.includes('nknown host')")
     for path, options in (
         (target.read, {}),
         (target.write, {"method": "POST", "body": json.dumps(target.body)}),

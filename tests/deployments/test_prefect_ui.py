@@ -195,7 +195,7 @@ def test_a_link_logs_a_browser_in_once(ui: Ui, browser: Browser) -> None:
         show(another, link, "Deployments")
         assert "#" not in another.run("location.href")
     with Browser() as third:
-        show(third, link, "The link was used already, or has expired")
+        show(third, link, "This link has already been used or has expired")
         assert third.run("localStorage.getItem('prefect-password')") is None
         show(third, f"{ui.url}/deployments", "Login")
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -53,6 +54,13 @@ def test_none_is_started_where_there_is_one_or_where_there_shall_be_none(started
     with temporary_settings({PREFECT_SERVER_EPHEMERAL_ENABLED: False}, restore_defaults={PREFECT_API_URL}):
         start_server()
     assert not started
+
+
+def test_a_port_in_use_makes_prefect_try_another() -> None:
+    """Which it does after exit status 3 (`SubprocessASGIServer.start`)."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [sys.executable, "-m", "flows.temporary_server", str(taken.getsockname()[1])]
+        assert subprocess.run(command, stdin=subprocess.PIPE, timeout=SECONDS).returncode == 3
 
 
 DRIVER = """
