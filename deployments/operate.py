@@ -31,7 +31,8 @@ from deployments.deploy import POOL, POOL_TYPE, deploy, job_template, make_pool,
 from deployments.login import Session, new_login, publish, running_session
 from deployments.programs import Program, ended_in_order
 from flows.app_cli import ALLOW_HOST
-from flows.cli import QUIET_LIBRARIES, plain, settle_environment
+from flows.cli import plain
+from flows.environment import QUIET_LIBRARIES, settle_environment
 from flows.same_origin import Address
 from flows.ui_cli import LINK, NO_LOGIN
 from tasks.artifacts import Store

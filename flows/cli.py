@@ -15,11 +15,9 @@ lexloom ui                                     Prefect's page to start, schedule
 """
 
 import argparse
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib import import_module
@@ -30,6 +28,7 @@ from pydantic import BaseModel
 from rich.text import Text
 
 from flows import app_cli, model_cli, status_cli, store_cli, ui_cli
+from flows.environment import settle_environment
 from flows.flags import add_flags, parse
 from tasks.artifacts import Store
 from tasks.console import stderr
@@ -44,11 +43,6 @@ class FlowEntry(NamedTuple):
     config: str
 
 
-QUIET_LIBRARIES = {
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
-    "TQDM_DISABLE": "1",
-}
 FLOWS = {
     "word2vec": FlowEntry(
         "train word vectors (skip-gram, negative sampling)", "flows.word2vec", "word2vec", "Word2VecConfig"
@@ -72,7 +66,6 @@ FLOWS = {
         "SentimentFlowConfig",
     ),
 }
-SERVER_START_SECONDS = 120
 EXTRAS = {"transformers": "sentiment", "tokenizers": "sentiment"}  # what brings a package that is optional
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, ImportError)
 
@@ -122,26 +115,6 @@ def plain(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"this needs {error.name}: pip install 'lexloom[{EXTRAS[error.name]}]'"
     return str(error) or type(error).__name__
-
-
-def settle_environment(verbose: bool) -> None:
-    """Keeps the libraries below quiet, and their usage statistics at home, before they are imported."""
-    quiet = {"LEXLOOM_VERBOSE": "1"} if verbose else QUIET_LIBRARIES
-    defaults = {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(SERVER_START_SECONDS),
-        "DO_NOT_TRACK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        **quiet,
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    if not verbose:
-        warnings.simplefilter("ignore")
-        logging.getLogger("EventsWorker").setLevel(logging.CRITICAL)  # Prefect's, outside of its own settings
-        logging.getLogger("lexloom").setLevel(logging.WARNING)
 
 
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
+import httpx
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
 PROGRAM = "flows.temporary_server"
+ATTEMPTS, ANSWER_SECONDS, RETRY_SECONDS = 3, 4.0, 1.0
 
 
 class TemporaryServer(SubprocessASGIServer):
@@ -40,9 +43,32 @@ class TemporaryServer(SubprocessASGIServer):
 
 
 def start_server() -> None:
-    """Start the temporary server now if this process needs one."""
+    """Start the temporary server if this process needs one, or check that the configured one answers.
+
+    Raises:
+        ConnectionError: the server that Prefect's settings name does not answer.
+    """
     if needs_server():
         SubprocessASGIServer().start()
+    elif url := get_current_settings().api.url:
+        require_server(url)
+
+
+def require_server(url: str) -> None:
+    """Check that a server answers, whatever it answers: Prefect's client would retry for minutes."""
+    for attempt in range(ATTEMPTS):
+        try:
+            httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+            return
+        except httpx.HTTPError as error:
+            if attempt == ATTEMPTS - 1:
+                raise ConnectionError(
+                    f"PREFECT_API_URL is {url}, but no Prefect server answers there ({error}): start one,"
+                    " correct the address, or unset it to use a temporary server"
+                ) from error
+            time.sleep(RETRY_SECONDS)
+        except httpx.InvalidURL as error:
+            raise ConnectionError(f"PREFECT_API_URL is {url!r}, which is not a URL ({error})") from error
 
 
 def needs_server() -> bool:

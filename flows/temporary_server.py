@@ -23,13 +23,15 @@ TRY_ANOTHER_PORT = 3  # Prefect retries on another port after this exit status
 
 def main(port: int) -> int:
     """Serve until SIGTERM or the end of standard input; return the exit status."""
-    Thread(target=end_with_parent, name="parent", daemon=True).start()
+    bound = socket.socket()  # not listening yet: Prefect waits as long as connections are refused
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener = socket.create_server((HOST, port))
+        bound.bind((HOST, port))
     except OSError:
         return TRY_ANOTHER_PORT
+    Thread(target=end_with_parent, name="parent", daemon=True).start()
     app = SameOrigin(create_app(ephemeral=True, final=True), HOST)
-    uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on")).run(sockets=[listener])
+    uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on")).run(sockets=[bound])
     return 0
 
 

@@ -40,6 +40,7 @@ import psutil
 import ray
 import torch
 import torch.distributed as dist
+from ray._private.services import canonicalize_bootstrap_address
 from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 from ray.exceptions import AuthenticationError, RayActorError, RayError
 from ray.train import RunConfig, get_context
@@ -55,6 +56,7 @@ from training.job import Job
 from training.loop import train
 from training.placement import capacity, described, require, reserved, room
 from training.progress import PROGRESS, Progress
+from training.ray_address import require_cluster
 from training.ray_token import protect_token
 from training.relay import relayed, write_progress
 
@@ -269,6 +271,8 @@ def ray_runtime(
     if ray.is_initialized():
         yield
         return
+    if address is not None:
+        require_cluster(address, canonicalize_bootstrap_address(address) if address == "auto" else None)
     level = logging.INFO if verbose else logging.CRITICAL
     for name in ("ray", "ray.train", "ray.tune", "ray.data"):
         logging.getLogger(name).setLevel(level)

@@ -19,7 +19,8 @@ from prefect.settings.legacy import _get_valid_setting_names
 from prefect_redis.cleanup_queue import RedisWorkerCleanupQueueSettings
 from prefect_redis.client import RedisMessagingSettings
 
-from flows.cli import build_parser, settle_environment
+from flows.cli import build_parser
+from flows.environment import settle_environment
 from flows.same_origin import Address
 from tests.deployments.compose import ROOT, SCRIPTS, SECRETS, docker_compose, services
 

@@ -26,13 +26,14 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
-from websockets.exceptions import ConnectionClosed
+from websockets import Subprotocol
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from benchmarks.ui import COMMAND, environment_of, server_of, ui_in
-from deployments import operate
 from deployments.deploy import deploy
 from deployments.login import running_session
+from deployments.programs import is_healthy
 from tasks.artifacts import Store
 from tests.deployments.browser import Browser
 
@@ -272,8 +273,13 @@ def test_without_the_login_nothing_is_read_or_started(ui: Ui) -> None:
         assert stranger.post(path, json={}).status_code == 401
         assert stranger.post("/api/deployments/filter", json={}).status_code == 401
         assert stranger.post("/lexloom/link").status_code == 401
-    with pytest.raises(ConnectionClosed), connect(f"{ui.url.replace('http', 'ws')}/api/events/out") as socket:
-        socket.recv(SECONDS)
+    address = f"{ui.url.replace('http', 'ws')}/api/events/out"
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(address).close()
+    with connect(address, subprotocols=[Subprotocol("prefect")]) as socket:
+        socket.send('{"type": "auth", "token": "wrong"}')
+        with pytest.raises(ConnectionClosed):
+            socket.recv(SECONDS)
 
 
 def test_a_run_of_the_api_is_cached_and_tells_how_its_stages_hang_together(ui: Ui) -> None:
@@ -371,7 +377,7 @@ def test_a_run_outlives_the_servers_death_and_repeats_no_stage(ui: Ui) -> None:
     assert ui.client.read_flow_run(run).state.is_running()  # type: ignore[union-attr]
     killed = server_of(ui.process)
     os.kill(killed, signal.SIGKILL)
-    wait(lambda: is_another(ui, killed) and operate.is_healthy(ui.url))
+    wait(lambda: is_another(ui, killed) and is_healthy(ui.url))
     ended = ui.finished(run)
     assert ended.state.is_completed()  # type: ignore[union-attr]
     assert ended.run_count == 1

@@ -14,6 +14,7 @@ import pytest
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 
+from flows import server
 from flows.server import TemporaryServer, start_server
 
 SECONDS = 120
@@ -48,7 +49,10 @@ def test_prefect_starts_the_protected_server_whoever_asks(none_yet: None, starte
     assert started[2:] == ["TemporaryServer"], "the next one, too"
 
 
-def test_none_is_started_where_there_is_one_or_where_there_shall_be_none(started: list[str]) -> None:
+def test_none_is_started_where_there_is_one_or_where_there_shall_be_none(
+    monkeypatch: pytest.MonkeyPatch, started: list[str]
+) -> None:
+    monkeypatch.setattr(server, "require_server", lambda url: None)
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
         start_server()
     with temporary_settings({PREFECT_SERVER_EPHEMERAL_ENABLED: False}, restore_defaults={PREFECT_API_URL}):
@@ -71,6 +75,34 @@ start_server()
 print(SubprocessASGIServer().server_process.pid, flush=True)
 time.sleep(600)
 """
+
+
+# a server that was configured
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "http://no-such-host.invalid/api", "nonsense"])
+def test_a_configured_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setattr(server, "RETRY_SECONDS", 0)
+    with (
+        temporary_settings({PREFECT_API_URL: url}),
+        pytest.raises(
+            ConnectionError, match=rf"^PREFECT_API_URL is {url}, but no Prefect server answers there"
+        ),
+    ):
+        start_server()
+
+
+def test_a_configured_server_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with pytest.raises(ConnectionError, match=f"PREFECT_API_URL is {url}"):
+            server.require_server(url)
+
+
+def test_the_patience_with_a_configured_server_ends_within_20_seconds() -> None:
+    assert server.ATTEMPTS * (server.ANSWER_SECONDS + server.RETRY_SECONDS) < 20
 
 
 @pytest.mark.timeout(600)

@@ -42,3 +42,10 @@ def test_one_that_others_can_read_is_closed_and_kept(token: Path) -> None:
 def test_a_token_of_the_users_own_is_left_alone(token: Path, name: str) -> None:
     protect_token({name: "given"})
     assert not token.exists()
+
+
+def test_without_a_writable_home_the_token_is_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/dev/null")
+    environment: dict[str, str] = {}
+    protect_token(environment)
+    assert len(environment["RAY_AUTH_TOKEN"]) == 64
