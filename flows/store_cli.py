@@ -5,6 +5,7 @@ from typing import Any
 
 from tasks.artifacts import Manifest, Store
 from tasks.console import NAME_WIDTH, stderr
+from tasks.garbage import collect_garbage
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -44,11 +45,11 @@ def store_verify(arguments: argparse.Namespace) -> int:
     if not store.root.is_dir():
         raise FileNotFoundError(f"there is no store at {store.root}: name it with --store or LEXLOOM_STORE")
     damaged = seen = 0
-    for folder in sorted(store.root.glob("[!.]*/*/")):
-        damage = store.damage(folder.parent.name, folder.name, "full")
+    for stage, key in store.places():
+        damage = store.damage(stage, key, "full")
         damaged += damage is not None
         seen += 1
-        print(f"{folder.parent.name}/{folder.name}  {damage or 'whole'}")
+        print(f"{stage}/{key}  {damage or 'whole'}")
     print(f"{seen - damaged} whole, {damaged} damaged")
     if damaged:
         stderr.print("the next run that needs a damaged artifact builds it again", style="yellow")
@@ -71,7 +72,7 @@ def store_explain(arguments: argparse.Namespace) -> int:
 def store_gc(arguments: argparse.Namespace) -> int:
     if arguments.keep < 0:
         raise ValueError(f"--keep is {arguments.keep}: it must be 0 or more")
-    removed = Store().collect_garbage(arguments.keep, arguments.dry_run)
+    removed = collect_garbage(Store(), arguments.keep, arguments.dry_run)
     for what, size in removed:
         print(f"{size / 1e6:10,.1f} MB  {what}")
     verb = "would be freed" if arguments.dry_run else "freed"

@@ -18,7 +18,8 @@ from rich.text import Text
 
 from models.word_vectors import WordVectors
 from tasks import console
-from tasks.artifacts import Artifact, RunOnly, Summary, digest_file, digest_key
+from tasks.artifacts import Artifact, RunOnly, Summary, digest_key
+from tasks.files import digest_file
 from tasks.stage import stage
 from tasks.vocabulary import read_vocabulary
 

@@ -28,7 +28,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from tasks import console, readers
-from tasks.artifacts import KEY_LENGTH, Store, digest_file
+from tasks.artifacts import KEY_LENGTH, Store
+from tasks.files import digest_file, read_regular
 from tasks.hub import commit_of, stream, with_retries
 
 HUB_PREFIX = "hf:"
@@ -317,7 +318,7 @@ class Memo:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._seen = SeenFiles.model_validate_json(path.read_bytes()).files
+            self._seen = SeenFiles.model_validate_json(read_regular(path)).files
         except (OSError, ValidationError):
             self._seen = {}
         self._changed = False

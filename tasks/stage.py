@@ -33,6 +33,7 @@ from pydantic import BaseModel
 
 from tasks import console
 from tasks.artifacts import (
+    DISPLACED,
     Artifact,
     InputEntry,
     Manifest,
@@ -41,10 +42,10 @@ from tasks.artifacts import (
     Verification,
     canonical,
     digest_key,
-    explain_change,
     list_files,
     now,
 )
+from tasks.changes import explain_change
 from tasks.versions import package_versions
 
 NETWORK_RETRIES = 4
@@ -138,7 +139,7 @@ class Stage:
         key = self.key(inputs, config)
         started = time.perf_counter()
         why: list[str] = []
-        if store.folder(self.name, key).exists():
+        if store.stands(self.name, key):
             damage = store.damage(self.name, key, verification())
             if damage is None:
                 store.mark_used(self.name, key)
@@ -149,9 +150,15 @@ class Stage:
                     self._tell(artifact, inputs, cached=True, seconds=time.perf_counter() - started, why=[])
                     return Completed(name="Cached", data=artifact)
             else:
-                console.warn(f"{self.name}: {damage}; building it again")
+                kept = (
+                    f", and keeping what is there as {DISPLACED}-*"
+                    if store.is_blocked(self.name, key)
+                    else ""
+                )
+                console.warn(f"{self.name}: {damage}; building it again{kept}")
                 why = [f"rebuilt: {damage}"]
-        store.make_writable()
+        for sentence in store.make_writable():
+            console.warn(sentence)
         artifact, why = self._build(store, key, inputs, config, why)
         self._tell(artifact, inputs, cached=False, seconds=time.perf_counter() - started, why=why)
         return artifact

@@ -16,7 +16,7 @@ from models.sentiment import Sentiment, save_classifier
 from models.word_vectors import WordVectors
 from tasks.artifacts import Store
 from tests.models.tiny import write_backbone
-from tests.tasks.test_artifacts import put
+from tests.tasks.test_artifacts import put, read, write
 
 
 @pytest.fixture(autouse=True)
@@ -129,9 +129,8 @@ def test_the_store_is_listed_verified_and_cleared(capsys: pytest.CaptureFixture[
 
 
 def test_explain_tells_what_made_a_stage_run(capsys: pytest.CaptureFixture[str], store: Store) -> None:
-    put(store, "corpus", "k1")
-    manifest = store.folder("corpus", "k1") / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "why": ["corpus.limit: 5 -> 6"]}))
+    manifest = read(put(store, "corpus", "k1"))
+    write(store, manifest.model_copy(update={"why": ["corpus.limit: 5 -> 6"]}))
     assert main(["store", "explain", "corpus"]) == 0
     assert "corpus.limit: 5 -> 6" in capsys.readouterr().out
     assert "has no artifact of a stage 'pears'; it has corpus" in complaint(

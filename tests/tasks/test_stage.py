@@ -13,6 +13,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, Store, Summary
+from tasks.garbage import collect_garbage
 from tasks.stage import StageRecord, record_stages, stage
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -110,17 +111,17 @@ def test_what_a_run_has_used_stays_until_it_ends(store: Store) -> None:
     @flow
     def weave() -> None:
         cloth = loom(Text(), config=Config())
-        store.collect_garbage(keep=0)
+        collect_garbage(store, keep=0)
         dye(cloth, config=Config())
         loom(Text(), config=Config())
-        store.collect_garbage(keep=0)
+        collect_garbage(store, keep=0)
         found.extend(manifest.stage for manifest in store.manifests())
 
     for _ in range(2):  # built, and cached
         with record_stages():
             weave()
     assert found == ["loom", "dye"] * 2
-    store.collect_garbage(keep=0)
+    collect_garbage(store, keep=0)
     assert not list(store.manifests())
 
 
