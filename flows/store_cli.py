@@ -1,11 +1,14 @@
 """Commands on the store: what is in it, why, is it whole, and what can go."""
 
 import argparse
+from collections import Counter
+from itertools import chain
 from typing import Any
 
 from tasks.artifacts import Manifest, Store
 from tasks.console import NAME_WIDTH, stderr
 from tasks.garbage import collect_garbage
+from tasks.verify import obstacles, verify
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -14,6 +17,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     verb = verbs.add_parser("ls", help="list the artifacts", parents=[shared])
     verb.set_defaults(run=store_ls)
     verb = verbs.add_parser("verify", help="read every file and compare its digest", parents=[shared])
+    verb.add_argument("--all", action="store_true", help="list what is whole, too")
     verb.set_defaults(run=store_verify)
     verb = verbs.add_parser("explain", help="why a stage ran again", parents=[shared])
     verb.add_argument("stage", metavar="STAGE")
@@ -44,16 +48,23 @@ def store_verify(arguments: argparse.Namespace) -> int:
     store = Store()
     if not store.root.is_dir():
         raise FileNotFoundError(f"there is no store at {store.root}: name it with --store or LEXLOOM_STORE")
-    damaged = seen = 0
-    for stage, key in store.places():
-        damage = store.damage(stage, key, "full")
-        damaged += damage is not None
-        seen += 1
-        print(f"{stage}/{key}  {damage or 'whole'}")
-    print(f"{seen - damaged} whole, {damaged} damaged")
-    if damaged:
-        stderr.print("the next run that needs a damaged artifact builds it again", style="yellow")
-    return 1 if damaged else 0
+    counts = Counter[str]()
+    for found in chain(verify(store, store.places()), obstacles(store)):
+        state = "damaged" if found.damage else "outdated" if found.outdated else "whole"
+        counts[state] += 1
+        counts["unrecorded"] += found.unrecorded
+        if state != "whole" or arguments.all:
+            print(f"{found.name}  {found.damage or found.outdated or state}")
+    print(", ".join(f"{counts[state]} {state}" for state in ("whole", "damaged", "outdated")))
+    if counts["unrecorded"]:
+        stderr.print(
+            f"{counts['unrecorded']} of them were made before artifacts recorded what they read: they count"
+            " as outdated if what they were made from is damaged or younger"
+        )
+    wrong = counts["damaged"] + counts["outdated"]
+    if wrong:
+        stderr.print("the next run that needs one of these builds it again", style="yellow")
+    return 1 if wrong else 0
 
 
 def store_explain(arguments: argparse.Namespace) -> int:

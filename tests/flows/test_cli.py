@@ -120,6 +120,9 @@ def test_the_store_is_listed_verified_and_cleared(capsys: pytest.CaptureFixture[
     assert main(["store", "ls"]) == 0
     assert "2 artifacts" in capsys.readouterr().out
     assert main(["store", "verify"]) == 0
+    assert capsys.readouterr().out == "2 whole, 0 damaged, 0 outdated\n"
+    assert main(["store", "verify", "--all"]) == 0
+    assert capsys.readouterr().out.startswith("corpus/k1  whole\ncorpus/k2  whole\n2 whole")
     (artifact.folder / "data.txt").write_text("TEXT")
     assert main(["store", "verify"]) == 1
     assert "corpus/k1  data.txt is not what was written" in capsys.readouterr().out

@@ -150,6 +150,16 @@ def test_full_verification_sees_changed_content(store: Store, monkeypatch: pytes
         run()
 
 
+def test_a_stage_that_reads_damaged_bytes_has_them_built_again_first(store: Store) -> None:
+    """On Prefect's page that is a second task run of the damaged artifact's stage."""
+    run()
+    next(store.root.glob("loom/*/cloth.txt")).write_text("HELLX")
+    artifact, records, _ = run(dye_width=2)
+    assert [(record.stage, record.cached) for record in records] == [("loom", False), ("dye", False)]
+    assert records[0].why == ["rebuilt: cloth.txt is not what was written (its digest differs)"]
+    assert (artifact.folder / "dyed.txt").read_text() == "HELLO"
+
+
 def test_a_failed_stage_leaves_nothing_but_its_scratch(store: Store) -> None:
     @flow
     def fails() -> Artifact:
