@@ -96,7 +96,8 @@ class InputEntry(BaseModel):
     stage: str
     key: str
     content: str = ""  # of an artifact: its manifest's `content` when it was read
-    description: dict[str, JsonValue] = {}
+    description: dict[str, JsonValue] = {}  # of a source
+    files: dict[str, str] = {}  # of a source: name -> digest; empty where it has none, or very many
 
 
 class Manifest(BaseModel):

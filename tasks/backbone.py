@@ -64,6 +64,9 @@ class Backbone(BaseModel):
     def key(self) -> str:
         return digest_key("backbone", 1, {"digest": self.digest}, [])
 
+    def file_digests(self) -> dict[str, str]:
+        return {file.name: file.xxh3 for file in self.files}
+
     def verify(self) -> None:
         verify_files(self.files)
 

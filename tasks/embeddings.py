@@ -5,6 +5,7 @@ A token is looked up as it is written, then without the spaces around it, then i
 found gets small random numbers, or the mean of what is.
 """
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from models.tokenizer import Tokenizer
 from models.word_vectors import WordVectors
-from tasks.artifacts import Artifact, RunOnly, Summary, digest_key
+from tasks.artifacts import Artifact, RunOnly, Store, Summary, digest_key
+from tasks.names import WORD2VEC, find_place
 from tasks.source import SourceFile, digest_files, fingerprint, verify_files
 from tasks.stage import stage
 from tasks.subwords import read_tokenizer
@@ -46,8 +48,9 @@ class EmbeddingsConfig(BaseModel):
     source: Annotated[str, RunOnly()] = Field(
         FROM_FLOW,
         min_length=1,
-        description="flow:word2vec (trained on the corpus's own tokens), glove (a package), random, or a"
-        " file: word2vec or GloVe .txt, .bin, .npy, .safetensors, .parquet",
+        description="flow:word2vec (trained on the corpus's own tokens), glove (a package), random, a model"
+        " of the store (the beginning of its key, or latest), or a file: word2vec or GloVe .txt, .bin, .npy,"
+        " .safetensors, .parquet",
         json_schema_extra={"position": 0},
     )
     vocabulary: Annotated[Path | None, RunOnly()] = Field(
@@ -84,6 +87,9 @@ class EmbeddingSource(BaseModel):
     def key(self) -> str:
         return digest_key("embedding source", 1, {"digest": self.digest}, [])
 
+    def file_digests(self) -> dict[str, str]:
+        return {file.name: file.xxh3 for file in self.files}
+
     def verify(self) -> None:
         verify_files(self.files)
 
@@ -92,7 +98,7 @@ def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
     """The table that the config names, fingerprinted.
 
     Raises:
-        FileNotFoundError: a file or package is not there.
+        FileNotFoundError: a file, a model or a package is not there.
         ValueError: it is of no known format, or the package's files are not those that were published; or the
             config wants the embeddings that the flow trains itself.
     """
@@ -105,12 +111,15 @@ def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
         table, vocabulary = glove_files()
     else:
         table = Path(config.source).expanduser()
+        if not table.exists():
+            with suppress(FileNotFoundError):
+                table = Store().folder(*find_place(Store(), config.source, WORD2VEC))
         if table.is_dir():
             table = table / MODEL_WEIGHTS
         if not table.is_file():
             raise FileNotFoundError(
                 f"the embeddings {config.source!r} are not there (seen from {Path.cwd()}): name a file"
-                f" ({' '.join(FORMATS)}), a model's folder, {GLOVE}, {RANDOM}, or {FROM_FLOW}"
+                f" ({' '.join(FORMATS)}), a model's folder or key, {GLOVE}, {RANDOM}, or {FROM_FLOW}"
             )
         if table.suffix not in FORMATS:
             raise ValueError(

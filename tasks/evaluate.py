@@ -92,6 +92,14 @@ class EvaluationSets(BaseModel):
     def key(self) -> str:
         return digest_key("evaluation sets", 1, self.model_dump(mode="json"), [])
 
+    def file_digests(self) -> dict[str, str]:
+        return {entry.name: entry.digest for entry in self.sets}
+
+    def verify(self) -> None:
+        for entry in self.sets:
+            if digest_file(entry.path) != entry.digest:
+                raise ValueError(f"{entry.path} changed during the run: run again once it is at rest")
+
     def of_kind(self, kind: Kind) -> list[EvaluationSet]:
         return [entry for entry in self.sets if entry.kind == kind]
 

@@ -25,10 +25,14 @@ class Input(Protocol):
 
 
 @runtime_checkable
-class Verifiable(Protocol):
-    """A source that can compare its files with the digests that its key is made of."""
+class OfFiles(Protocol):
+    """A source whose key is made of digests of files."""
 
-    def verify(self) -> None: ...
+    def file_digests(self) -> dict[str, str]:
+        """Name -> digest."""
+
+    def verify(self) -> None:
+        """Compares the files with their digests; ValueError names one that differs."""
 
 
 class Call(NamedTuple):
@@ -53,7 +57,7 @@ def check_inputs(store: Store, inputs: tuple[Any, ...], calls: Calls) -> tuple[A
     """
     artifacts = [entry for entry in inputs if isinstance(entry, Artifact)]
     for entry in inputs:
-        if isinstance(entry, Verifiable):
+        if isinstance(entry, OfFiles):
             entry.verify()
     for _ in range(ATTEMPTS):
         renewed = [renew(store, artifact, "full", calls) for artifact in artifacts]

@@ -99,6 +99,9 @@ class FileSource(Source):
     def size(self) -> int | None:
         return sum(file.size for file in self.files)
 
+    def file_digests(self) -> dict[str, str]:
+        return {file.name: file.xxh3 for file in self.files}
+
     def verify(self) -> None:
         verify_files(self.files)
 

@@ -46,13 +46,14 @@ from tasks.artifacts import (
     list_files,
     now,
 )
-from tasks.changes import explain_change
-from tasks.lineage import Call, Input, check_inputs, outdated, unchanged
+from tasks.changes import explain_change, news
+from tasks.lineage import Call, Input, OfFiles, check_inputs, outdated, unchanged
 from tasks.versions import package_versions
 
 NETWORK_RETRIES = 4
 NETWORK_BACKOFF_SECONDS = 2
 NETWORK_JITTER = 0.5
+MOST_FILES = 10_000  # of a source, whose names a manifest records
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Run:
     records: list[StageRecord] = field(default_factory=list)
     calls: dict[tuple[str, str], Call] = field(default_factory=dict)
     damaged: dict[tuple[str, str], str] = field(default_factory=dict)  # found by a later stage
+    explained: dict[str, list[str]] = field(default_factory=dict)  # key -> why it was built
 
     def record(self, record: StageRecord) -> None:
         """Adds a stage's record, in the place of its earlier one where it had to be built after all."""
@@ -161,7 +163,7 @@ class Stage:
                 manifest = store.manifest(self.name, key)
                 if manifest is not None:  # else removed since, as if it had never been there
                     artifact = store.artifact(manifest)
-                    self._tell(artifact, inputs, cached=True, seconds=time.perf_counter() - started, why=[])
+                    self._tell(artifact, inputs, True, time.perf_counter() - started, [], [])
                     return Completed(name="Cached", data=artifact)
             else:
                 kept = (
@@ -174,8 +176,8 @@ class Stage:
         for sentence in store.make_writable():
             console.warn(sentence)
         inputs = check_inputs(store, inputs, run.calls if run else {})
-        artifact, why = self._build(store, key, inputs, config, why)
-        self._tell(artifact, inputs, cached=False, seconds=time.perf_counter() - started, why=why)
+        artifact, why, told = self._build(store, key, inputs, config, why)
+        self._tell(artifact, inputs, False, time.perf_counter() - started, why, told)
         return artifact
 
     def _rebuild(self, run: Run, inputs: tuple[Input, ...], config: BaseModel, damage: str) -> None:
@@ -185,7 +187,8 @@ class Stage:
 
     def _build(
         self, store: Store, key: str, inputs: tuple[Input, ...], config: BaseModel, why: list[str]
-    ) -> tuple[Artifact, list[str]]:
+    ) -> tuple[Artifact, list[str], list[str]]:
+        """The artifact, why it was built, and what of that is told: not what stages before it told."""
         building = store.new_folder(self.name, key)
         started, created = time.perf_counter(), now()
         read = self._entries(store, inputs)
@@ -206,10 +209,16 @@ class Stage:
                     summary=summary,
                     versions=package_versions(),
                 )
-                manifest.why = why or explain_change(manifest, list(store.manifests()))
+                told = why
+                if not why:
+                    changes = explain_change(manifest, list(store.manifests()))
+                    manifest.why = [change.text for change in changes]
+                    explained = run.explained if (run := _run.get()) else {}
+                    told = news(changes, explained)
+                    explained[key] = manifest.why
                 artifact = store.commit(building, manifest)
                 hold(store, self.name, key)
-                return artifact, manifest.why
+                return artifact, manifest.why, told
         except OSError as error:
             if is_disk_full(error):
                 raise OSError(
@@ -226,7 +235,13 @@ class Stage:
         return [describe(store, name, entry) for name, entry in zip(self.input_names, inputs, strict=True)]
 
     def _tell(
-        self, artifact: Artifact, inputs: tuple[Input, ...], cached: bool, seconds: float, why: list[str]
+        self,
+        artifact: Artifact,
+        inputs: tuple[Input, ...],
+        cached: bool,
+        seconds: float,
+        why: list[str],
+        told: list[str],
     ) -> None:
         parents = [
             f"{entry.stage if isinstance(entry, Artifact) else name}/{entry.key}"
@@ -235,7 +250,7 @@ class Stage:
         run = _run.get()
         if run is not None:
             run.record(StageRecord(self.name, artifact.key, parents, cached, seconds, artifact.summary, why))
-        console.stage_line(self.name, artifact.summary, cached=cached, seconds=seconds, why=why)
+        console.stage_line(self.name, artifact.summary, cached=cached, seconds=seconds, why=told)
         try:
             logger: Any = get_run_logger()
         except RuntimeError:  # outside a Prefect run
@@ -289,7 +304,14 @@ def describe(store: Store, name: str, entry: Any) -> InputEntry:
         manifest = store.manifest(entry.stage, entry.key)
         content = manifest.content if manifest else ""
         return InputEntry(name=name, stage=entry.stage, key=entry.key, content=content)
-    return InputEntry(name=name, stage="", key=entry.key, description=entry.model_dump(mode="json"))
+    files = entry.file_digests() if isinstance(entry, OfFiles) else {}
+    return InputEntry(
+        name=name,
+        stage="",
+        key=entry.key,
+        description=entry.model_dump(mode="json"),
+        files=files if len(files) <= MOST_FILES else {},
+    )
 
 
 def is_retriable(state: Any, kind: type[Exception]) -> bool:

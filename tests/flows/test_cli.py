@@ -136,9 +136,7 @@ def test_explain_tells_what_made_a_stage_run(capsys: pytest.CaptureFixture[str],
     write(store, manifest.model_copy(update={"why": ["corpus.limit: 5 -> 6"]}))
     assert main(["store", "explain", "corpus"]) == 0
     assert "corpus.limit: 5 -> 6" in capsys.readouterr().out
-    assert "has no artifact of a stage 'pears'; it has corpus" in complaint(
-        capsys, "store", "explain", "pears"
-    )
+    assert "has no stage and no key 'pears'; it has corpus" in complaint(capsys, "store", "explain", "pears")
 
 
 def test_another_store_is_named_by_a_flag(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

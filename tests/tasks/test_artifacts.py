@@ -23,7 +23,6 @@ from tasks.artifacts import (
     now,
 )
 from tasks.building import Building, host_name
-from tasks.changes import explain_change
 from tasks.files import is_inside
 from tasks.garbage import collect_garbage
 
@@ -158,40 +157,6 @@ def test_a_commit_replaces_an_artifact_whose_bytes_changed_under_the_same_size(s
     again = put(store, "corpus", "k1", "two!")
     assert (again.folder / "data.txt").read_text() == "two!"
     assert store.damage("corpus", "k1", "full") is None
-
-
-def test_a_change_is_explained_down_to_the_field_that_caused_it(store: Store) -> None:
-    old = put(store, "tokens", "t1", inputs=[put(store, "corpus", "c1", limit=5, lower=1)])
-    new = put(store, "tokens", "t2", inputs=[put(store, "corpus", "c2", limit=7, lower=1)])
-    first, second = store.manifest("tokens", old.key), store.manifest("tokens", new.key)
-    assert first is not None
-    assert second is not None
-    manifests = list(store.manifests())
-    assert explain_change(first, manifests) == ["the first of its stage"]
-    assert explain_change(second, manifests) == ["corpus.limit: 5 -> 7"]
-
-
-def test_what_was_made_from_other_kinds_of_inputs_explains_nothing(store: Store) -> None:
-    put(store, "evaluate", "e1", inputs=[put(store, "word2vec", "w1", dim=5)])
-    other = put(store, "evaluate", "e2", inputs=[put(store, "transformer", "t1", layers=3)])
-    manifest = store.manifest("evaluate", other.key)
-    assert manifest is not None
-    assert explain_change(manifest, list(store.manifests())) == ["the first of its stage"]
-
-
-def test_an_input_of_another_stage_is_not_compared_field_by_field(store: Store) -> None:
-    models = [
-        put(store, "model", key, inputs=[put(store, stage, f"{key}-{stage}", window=5)])
-        for key, stage in (("m1", "pairs"), ("m2", "tokens"))
-    ]
-    for number, model in enumerate(models):
-        put(store, "report", f"r{number}", inputs=[model])
-    manifests = list(store.manifests())
-    for manifest in manifests:
-        if manifest.stage == "model":
-            manifest.inputs[0].name = "examples"
-    second = next(manifest for manifest in manifests if manifest.key == "r1")
-    assert explain_change(second, manifests) == ["model's examples: pairs -> tokens"]
 
 
 def test_garbage_collection_keeps_the_last_used_and_all_they_are_made_of(store: Store) -> None:

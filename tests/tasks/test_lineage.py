@@ -5,10 +5,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from prefect import State
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, Store, Summary
@@ -18,6 +16,7 @@ from tasks.lineage import Call, check_inputs, outdated
 from tasks.source import find
 from tasks.stage import Stage, StageRecord, record_stages, stage
 from tasks.verify import verify
+from tests.tasks.plain import call_stage
 from tests.tasks.test_artifacts import read, write
 
 ONE = Summary(rows_in=1, unit_in="files", rows=1, unit="files")
@@ -64,11 +63,7 @@ STAGES = ("corpus", "words", "ids", "model")
 
 @pytest.fixture(autouse=True)
 def without_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
-    def call(self: Stage, *inputs: Any, config: BaseModel) -> Artifact:
-        found = self._run(inputs, config)
-        return found.data if isinstance(found, State) else found
-
-    monkeypatch.setattr(Stage, "__call__", call)
+    monkeypatch.setattr(Stage, "__call__", call_stage)
 
 
 def run(**widths: int) -> dict[str, StageRecord]:
