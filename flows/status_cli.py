@@ -13,12 +13,12 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
-from tasks.artifacts import BUILDING, SCRATCH, Store
+from tasks.artifacts import Store
 from tasks.at_work import Work, at_work, interrupted, line
-from tasks.building import host_name
 from tasks.console import NAME_WIDTH, clipped
 from tasks.files import children, contents
 from tasks.page import duration, size
+from tasks.store_folder import BUILDING, SCRATCH, host_name
 
 MESSAGE_WIDTH = 90
 PREFIX = "Flow run encountered an exception: "  # Prefect's

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import stat
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -23,10 +22,8 @@ import xxhash
 from pydantic import BaseModel, Field, JsonValue
 from pydantic_core import from_json
 
-from tasks.building import own_mark
 from tasks.files import (
     FILE,
-    FOLDER,
     children,
     digest_file,
     is_inside,
@@ -39,12 +36,9 @@ from tasks.files import (
     unknown_names,
     walk,
 )
+from tasks.store_folder import BUILDING, StoreFolder, own_mark
 
 MANIFEST = "manifest.json"
-BUILDING = ".building"
-SCRATCH = ".scratch"
-LOCKS = ".locks"
-DISPLACED = ".displaced"  # the beginning of the name of what stood in an artifact's way
 KEY_LENGTH = 24
 DIGEST_THREADS = 8
 
@@ -163,36 +157,11 @@ def digest_key(stage: str, stage_version: int, config: dict[str, JsonValue], inp
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
-class Store:
-    """The folder that holds all artifacts (`artifacts/`, or what LEXLOOM_STORE names)."""
-
-    def __init__(self, root: Path | str | None = None) -> None:
-        self.root = Path(root or os.environ.get("LEXLOOM_STORE") or "artifacts").absolute()
+class Store(StoreFolder):
+    """All artifacts, each in `<stage>/<key>`."""
 
     def folder(self, stage: str, key: str) -> Path:
         return self.root / stage / key
-
-    def make_writable(self) -> list[str]:
-        """Creates the store's folder; returns one sentence for each thing that was in the way and was moved.
-
-        Raises PermissionError or OSError with one sentence where the store can't be written.
-        """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".writable-{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
-            return [
-                f"{obstacle}; moved to {self.displace(self.root / name)}"
-                for name in (BUILDING, SCRATCH, LOCKS)
-                if (obstacle := self.obstacle(self.root / name))
-            ]
-        except OSError as error:
-            rights = "give yourself rights to it, or " if isinstance(error, PermissionError) else ""
-            raise type(error)(
-                f"the store {self.root} can't be written ({error.strerror}): {rights}name another folder with"
-                " --store or LEXLOOM_STORE"
-            ) from error
 
     # reading
 
@@ -243,11 +212,6 @@ class Store:
         """Whether something that is no folder is in the place of an artifact or of its stage's folder."""
         return bool(self.obstacle(self.root / stage) or self.obstacle(self.folder(stage, key)))
 
-    def obstacle(self, path: Path) -> str | None:
-        """What is in the way where a folder belongs, in words."""
-        found = kind(path)
-        return None if found in (FOLDER, None) else f"{path.relative_to(self.root)} is {found}, not a folder"
-
     def damage(self, stage: str, key: str, verification: Verification = "size") -> str | None:
         """What is wrong with an artifact, in words; None where it is as its manifest says."""
         folder = self.folder(stage, key)
@@ -280,35 +244,6 @@ class Store:
 
     # writing
 
-    def new_folder(self, stage: str, key: str) -> Path:
-        """An empty folder to build an artifact in; `commit` moves it into place."""
-        folder = self.make_folder(BUILDING) / f"{stage}-{key}-{own_mark()}"
-        folder.mkdir()
-        return folder
-
-    @contextlib.contextmanager
-    def lock(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """Holds the lock `name`, which the system frees when its holder dies; yields whether it is held.
-
-        Without `wait`, False where somebody else holds it. Lock files are never removed: one that is locked
-        and gone would be no lock.
-        """
-        path = self.make_folder(LOCKS) / name
-        if kind(path) not in (FILE, None):
-            self.displace(path)
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-    def scratch(self, stage: str, key: str) -> Path:
-        """A folder that outlives a failed attempt at this artifact (checkpoints live there)."""
-        self.make_folder(SCRATCH)
-        return self.make_folder(f"{SCRATCH}/{stage}-{key}")
-
     def commit(self, building: Path, manifest: Manifest) -> Artifact:
         """Writes the manifest and renames `building` into place.
 
@@ -339,28 +274,11 @@ class Store:
         Where something else stands in its place, or in its stage's, that is moved aside and kept.
         """
         for path in (self.root / stage, self.folder(stage, key)):
-            if self.obstacle(path):
-                self.displace(path)
+            self.displace(path)
         grave = self.make_folder(BUILDING) / f"discarded-{key}-{own_mark()}"
         with contextlib.suppress(FileNotFoundError):
             move(self.folder(stage, key), grave)
             remove(grave)
-
-    def make_folder(self, name: str) -> Path:
-        """A folder of the store; what stands in its place and is none is moved aside."""
-        path = self.root / name
-        if self.obstacle(path):
-            self.displace(path)
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def displace(self, path: Path) -> Path:
-        """Moves what is in the way aside, within the store; garbage collection removes it after a week."""
-        name = "-".join(part.lstrip(".") for part in path.relative_to(self.root).parts)
-        aside = self.root / f"{DISPLACED}-{name}-{own_mark()}"
-        with contextlib.suppress(FileNotFoundError):  # another run was faster
-            path.rename(aside)
-        return aside
 
     # keeping house
 

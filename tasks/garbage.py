@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-from tasks.artifacts import BUILDING, DISPLACED, SCRATCH, Manifest, Store
-from tasks.building import Building
+from tasks.artifacts import Manifest, Store
 from tasks.files import children, contents, newest_change, remove
+from tasks.store_folder import BUILDING, SCRATCH, Building, moved_aside_at
 
 ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
 
@@ -29,7 +29,7 @@ def collect_garbage(store: Store, keep: int, dry_run: bool = False) -> list[tupl
                 removed.append((f"{manifest.stage}/{manifest.key}", store.size(manifest)))
                 if not dry_run:
                     store.discard(manifest.stage, manifest.key)
-    aside = [path for path in children(store.root) if path.name.startswith(DISPLACED)]
+    aside = [path for path in children(store.root) if moved_aside_at(path) is not None]
     for path in [*children(store.root / BUILDING), *children(store.root / SCRATCH), *aside]:
         if is_abandoned(store, path):
             removed.append((str(path.relative_to(store.root)), contents(path)[1]))
@@ -64,7 +64,8 @@ def needed_keys(store: Store, manifests: dict[str, Manifest], keep: int) -> set[
 
 def is_abandoned(store: Store, path: Path) -> bool:
     """Whether nobody will come back to what is below `.building` or `.scratch`, or was moved aside."""
-    old = time.time() - newest_change(path) > ABANDONED_AFTER_SECONDS
+    since = moved_aside_at(path)
+    old = time.time() - (newest_change(path) if since is None else since) > ABANDONED_AFTER_SECONDS
     if path.parent.name == SCRATCH:
         stage, _, key = path.name.rpartition("-")
         with store.lock(path.name, wait=False) as unused:

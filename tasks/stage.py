@@ -34,7 +34,6 @@ from pydantic import BaseModel
 
 from tasks import console
 from tasks.artifacts import (
-    DISPLACED,
     Artifact,
     InputEntry,
     Manifest,
@@ -48,6 +47,7 @@ from tasks.artifacts import (
 )
 from tasks.changes import explain_change, news
 from tasks.lineage import Call, Input, OfFiles, check_inputs, outdated, unchanged
+from tasks.store_folder import DISPLACED
 from tasks.versions import package_versions
 
 NETWORK_RETRIES = 4

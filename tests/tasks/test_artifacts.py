@@ -22,9 +22,9 @@ from tasks.artifacts import (
     list_files,
     now,
 )
-from tasks.building import Building, host_name
 from tasks.files import is_inside
 from tasks.garbage import collect_garbage
+from tasks.store_folder import Building, host_name
 
 
 class Inner(BaseModel):

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.artifacts import Store
 from tasks.at_work import at_work, interrupted, line
-from tasks.building import host_name
+from tasks.store_folder import host_name
 from tests.tasks.test_artifacts import put
 from training.progress import Progress
 from training.relay import write_progress

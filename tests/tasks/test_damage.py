@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from prefect import State
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, Manifest, Store, Summary
+from tasks.garbage import collect_garbage
 from tasks.stage import stage
 from tests.tasks.test_artifacts import put
 
@@ -176,6 +178,36 @@ def test_a_lock_that_is_no_file_is_replaced(store: Store) -> None:
         make(lock)
         assert run() == (artifact, False)
         assert lock.is_file()
+
+
+def test_what_was_moved_aside_is_kept_for_a_week_however_old_it_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.root.mkdir()
+    (store.root / "loom").write_text("mine")
+    os.utime(store.root / "loom", (1e9, 1e9))
+    run()
+    assert collect_garbage(store, keep=5) == []
+    week = time.time() + 8 * 24 * 3600
+    monkeypatch.setattr("tasks.garbage.time.time", lambda: week)
+    ((what, _),) = collect_garbage(store, keep=5)
+    assert what.startswith(".displaced-loom-")
+    assert not list(store.root.glob(".displaced-*"))
+
+
+def test_what_another_run_has_made_in_the_meantime_is_not_moved_aside(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.root.mkdir()
+    (store.root / "loom").symlink_to("nowhere")
+
+    def another_run(file: int, operation: int) -> None:
+        (store.root / "loom").unlink()
+        (store.root / "loom").mkdir()
+
+    monkeypatch.setattr("tasks.store_folder.fcntl.flock", another_run)
+    assert store.displace(store.root / "loom") is None
+    assert (store.root / "loom").is_dir()
 
 
 def test_a_scratch_folder_that_is_a_file_is_replaced(store: Store) -> None:
