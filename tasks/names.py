@@ -35,6 +35,8 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
     """
     stage, _, key = name.rpartition("/")
     wanted = " or ".join(stages)
+    if stage and stages and stage not in stages:
+        raise ValueError(f"{name} is a {stage}, but this command uses a {wanted}")
     if key == LATEST:
         return latest(store, (stage,) if stage else stages, wanted)
     places = [place for place in store.places() if not stage or place[0] == stage]

@@ -93,7 +93,7 @@ class StoreFolder:
     def displace(self, path: Path, wanted: str = FOLDER) -> Path | None:
         """Moves what is at `path` aside if it is not what is wanted there; returns where to, or None.
 
-        It stays in the store, and garbage collection removes it after a week. A lock keeps one run from moving
+        It stays in the store, and garbage collection removes it after a week. A lock keeps a run from moving
         what another has just made there.
         """
         if kind(path) in (wanted, None):

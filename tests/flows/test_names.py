@@ -61,6 +61,9 @@ def test_only_models_that_the_command_can_use_are_meant(store: Store) -> None:
         model_folder("1baece", TRANSFORMER, WINDOW_LM)
     with pytest.raises(FileNotFoundError, match="has no train_sentiment: `lexloom store ls`"):
         model_folder("latest", SENTIMENT)
+    for name in ("latest", FIRST):
+        with pytest.raises(ValueError, match="is a train_word2vec, but this command uses a train_sentiment"):
+            model_folder(f"{WORD2VEC}/{name}", SENTIMENT)
     with pytest.raises(FileNotFoundError, match=r"no model folder 9, and no key in the store .* begins so"):
         model_folder("9", WORD2VEC)
 
