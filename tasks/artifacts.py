@@ -30,6 +30,7 @@ from tasks.files import (
     kind,
     move,
     open_regular,
+    printable,
     read_regular,
     remove,
     remove_empty_folders,
@@ -223,7 +224,7 @@ class Store(StoreFolder):
                 if complaint := size_damage(folder, entry):
                     return complaint
             if strange := unknown_names(folder, {MANIFEST, *(entry.name for entry in manifest.files)}):
-                return f"{strange[0]} is not one of its files"
+                return f"{printable(strange[0])} is not one of its files"
             if verification == "full":
                 with ThreadPoolExecutor(DIGEST_THREADS) as pool:
                     complaints = pool.map(lambda entry: content_damage(folder, entry), manifest.files)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import JsonValue
 
 from tasks.artifacts import FIRST, InputEntry, Manifest
+from tasks.files import printable
 
 SHOWN_FILES = 3
 DIGEST = "digest"  # a field of a source's description that says nothing to a person
@@ -116,7 +117,7 @@ def file_differences(old: dict[str, str], new: dict[str, str]) -> list[Change]:
 
 def listed(names: list[str]) -> str:
     """The first few names."""
-    some = ", ".join(name if name.isprintable() else repr(name) for name in names[:SHOWN_FILES])
+    some = ", ".join(printable(name) for name in names[:SHOWN_FILES])
     more = len(names) - SHOWN_FILES
     return f"{some} and {more:,} more" if more > 0 else some
 

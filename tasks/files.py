@@ -130,6 +130,12 @@ def remove_empty_folders(folder: Path) -> None:
             os.rmdir(base)
 
 
+def printable(name: str) -> str:
+    """A file name for a person: on one line, and in UTF-8 even where the name is not."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
 def is_inside(name: str) -> bool:
     """Whether a manifest's file name stays below its folder."""
     path = PurePosixPath(name)

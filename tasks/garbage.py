@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from tasks.artifacts import Manifest, Store
-from tasks.files import children, contents, newest_change, remove
+from tasks.files import children, contents, newest_change, printable, remove
 from tasks.store_folder import BUILDING, SCRATCH, Building, moved_aside_at
 
 ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
@@ -32,7 +32,7 @@ def collect_garbage(store: Store, keep: int, dry_run: bool = False) -> list[tupl
     aside = [path for path in children(store.root) if moved_aside_at(path) is not None]
     for path in [*children(store.root / BUILDING), *children(store.root / SCRATCH), *aside]:
         if is_abandoned(store, path):
-            removed.append((str(path.relative_to(store.root)), contents(path)[1]))
+            removed.append((printable(str(path.relative_to(store.root))), contents(path)[1]))
             if not dry_run:
                 remove(path)
     return removed

@@ -46,6 +46,7 @@ from tasks.artifacts import (
     now,
 )
 from tasks.changes import explain_change, news
+from tasks.files import printable
 from tasks.lineage import Call, Input, OfFiles, check_inputs, outdated, unchanged
 from tasks.store_folder import DISPLACED
 from tasks.versions import package_versions
@@ -304,7 +305,8 @@ def describe(store: Store, name: str, entry: Any) -> InputEntry:
         manifest = store.manifest(entry.stage, entry.key)
         content = manifest.content if manifest else ""
         return InputEntry(name=name, stage=entry.stage, key=entry.key, content=content)
-    files = entry.file_digests() if isinstance(entry, OfFiles) else {}
+    digests = entry.file_digests() if isinstance(entry, OfFiles) else {}
+    files = {printable(file): digest for file, digest in digests.items()}  # JSON has no other names
     return InputEntry(
         name=name,
         stage="",

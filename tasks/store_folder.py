@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from tasks.files import FILE, FOLDER, kind
+from tasks.files import FILE, FOLDER, kind, printable
 
 BUILDING = ".building"
 SCRATCH = ".scratch"
@@ -53,7 +53,9 @@ class StoreFolder:
     def obstacle(self, path: Path) -> str | None:
         """What is in the way where a folder belongs, in words."""
         found = kind(path)
-        return None if found in (FOLDER, None) else f"{path.relative_to(self.root)} is {found}, not a folder"
+        if found in (FOLDER, None):
+            return None
+        return f"{printable(str(path.relative_to(self.root)))} is {found}, not a folder"
 
     def new_folder(self, stage: str, key: str) -> Path:
         """An empty folder to build an artifact in; `commit` moves it into place."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.artifacts import Manifest, Store
-from tasks.files import FILE, children, kind
+from tasks.files import FILE, children, kind, printable
 from tasks.lineage import SHOWN_KEY, differs
 
 Place = tuple[str, str]  # stage and key
@@ -35,7 +35,7 @@ def verify(store: Store, places: Iterable[Place]) -> Iterator[Finding]:
     for place, damage in damaged.items():
         manifest = manifests.get(place)
         unrecorded = manifest is not None and any(each.stage and not each.content for each in manifest.inputs)
-        yield Finding("/".join(place), damage or None, suspicions.of(place), unrecorded)
+        yield Finding(printable("/".join(place)), damage or None, suspicions.of(place), unrecorded)
 
 
 def settled_damage(store: Store, place: Place) -> str | None:
@@ -64,7 +64,7 @@ def obstacles(store: Store) -> Iterator[Finding]:
     for path in children(store.root):
         found = store.obstacle(path) if not path.name.startswith(".") else None
         if found and (kind(path) != FILE or path.name in stages):
-            yield Finding(path.name, damage=found)
+            yield Finding(printable(path.name), damage=found)
 
 
 class Suspicions:

@@ -83,7 +83,8 @@ DIGESTS = {"a.txt": "1", "b.txt": "2", "c.txt": "3"}
             DIGESTS | {f"{n:04d}": "" for n in range(2000)},
             "2,000 files added: 0000, 0001, 0002 and 1,997 more",
         ),
-        (DIGESTS | {"a\nb": "5"}, r"1 file added: 'a\nb'"),
+        (DIGESTS | {"a\nb": "5"}, r"1 file added: a\nb"),
+        (DIGESTS | {"caf\udce9": "5"}, r"1 file added: caf\xe9"),
         (DIGESTS, ""),
     ],
 )

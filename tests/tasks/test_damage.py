@@ -1,5 +1,6 @@
 """A damaged store: what is wrong is named in one sentence, and built again; nothing of the user's is lost."""
 
+import errno
 import json
 import os
 import time
@@ -105,6 +106,8 @@ def test_a_manifest_in_another_artifacts_place_is_damaged(store: Store) -> None:
         (lambda folder: os.mkfifo(folder / "part-1.txt"), "part-1.txt is a named pipe"),
         (lambda folder: os.mkfifo(folder / "manifest.json"), "manifest.json is a named pipe"),
         (lambda folder: os.mkfifo(folder / "part-9.txt"), "part-9.txt is not one of its files"),
+        (lambda folder: (folder / "caf\udce9").write_text(""), r"caf\xe9 is not one of its files"),
+        (lambda folder: (folder / "two\nlines").write_text(""), r"two\nlines is not one of its files"),
         (lambda folder: (folder / "part-9.txt").mkdir(), "part-9.txt is not one of its files"),
         (lambda folder: (folder / "part-9.txt").symlink_to("nowhere"), "part-9.txt is not one of its files"),
     ],
@@ -167,6 +170,26 @@ def test_a_link_is_never_followed_when_an_artifact_is_discarded(store: Store, tm
     assert run() == (artifact, False)
     assert not artifact.folder.is_symlink()
     assert (tmp_path / "elsewhere" / "part-1.txt").exists()
+
+
+def test_a_stage_may_be_a_link_to_a_folder(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    store.root.mkdir()
+    (store.root / "loom").symlink_to(tmp_path / "elsewhere")
+    artifact, _ = run()
+    assert run() == (artifact, True)
+    assert store.places() == [("loom", artifact.key)]
+
+
+def test_a_part_of_a_store_on_another_disk_is_refused_in_one_sentence(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rename(path: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match=r"\.building and .*loom are not on one disk: no part of a store"):
+        run()
 
 
 def test_a_lock_that_is_no_file_is_replaced(store: Store) -> None:
