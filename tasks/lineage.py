@@ -5,15 +5,18 @@ and summary, taken after the parent's files were compared with that list. So byt
 store are never read, and an artifact whose parent was built again with other content is recognised.
 """
 
+import json
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from tasks.artifacts import MANIFEST, Artifact, Manifest, Store, Verification
-from tasks.files import walk
+from tasks.artifacts import MANIFEST, Artifact, InputEntry, Manifest, Store, Verification
+from tasks.files import FILE, children, kind, read_regular, remove, walk
 
 ATTEMPTS = 3
+SCRATCH_INPUTS = "inputs.json"  # in a scratch folder: the content that its pieces were made from
 SHOWN_KEY = 8  # characters
 
 
@@ -135,6 +138,23 @@ def unchanged(store: Store, reader: str, inputs: tuple[Any, ...]) -> Iterator[No
                 f"{name_of(artifact)} changed while {reader} read it ({damage or 'it was built again'}): run"
                 " the same command again"
             )
+
+
+def bind_scratch(folder: Path, inputs: list[InputEntry]) -> bool:
+    """Empties a scratch folder whose pieces were made from other content; returns whether it did.
+
+    A key does not tell: a parent that was built again may have other content under the same one.
+    """
+    contents = {entry.name: entry.content for entry in inputs if entry.stage}
+    if not contents:
+        return False
+    record, text = folder / SCRATCH_INPUTS, json.dumps(contents)
+    left = children(folder)
+    other = bool(left) and (kind(record) != FILE or read_regular(record) != text.encode())
+    for path in left if other else []:
+        remove(path)
+    record.write_text(text)
+    return other
 
 
 def status_of(artifact: Artifact) -> list[tuple[str, int, int, int]]:

@@ -47,7 +47,7 @@ from tasks.artifacts import (
 )
 from tasks.changes import explain_change, news
 from tasks.files import printable
-from tasks.lineage import Call, Input, OfFiles, check_inputs, outdated, unchanged
+from tasks.lineage import Call, Input, OfFiles, bind_scratch, check_inputs, outdated, unchanged
 from tasks.store_folder import DISPLACED
 from tasks.versions import package_versions
 
@@ -194,7 +194,7 @@ class Stage:
         started, created = time.perf_counter(), now()
         read = self._entries(store, inputs)
         try:
-            with scratch_folder(store, self.name, key, self.wants_scratch) as extra:
+            with scratch_folder(store, self.name, key, read, self.wants_scratch) as extra:
                 with unchanged(store, self.name, inputs):
                     summary = self.function(*inputs, config, building, **extra)
                 manifest = Manifest(
@@ -273,13 +273,17 @@ def stage(version: int, retry_on: type[Exception] | None = None) -> Callable[[Ca
 
 
 @contextmanager
-def scratch_folder(store: Store, name: str, key: str, wanted: bool) -> Iterator[dict[str, Path]]:
+def scratch_folder(
+    store: Store, name: str, key: str, read: list[InputEntry], wanted: bool
+) -> Iterator[dict[str, Path]]:
     """The stage's scratch folder under a lock; a second run at the same time gets one of its own."""
     if not wanted:
         yield {}
         return
     with store.lock(f"{name}-{key}", wait=False) as alone:
         folder = store.scratch(name, key) if alone else store.new_folder(f"{name}-scratch", key)
+        if bind_scratch(folder, read):
+            console.note(name, "begins anew: what was left of it was made from other content of its inputs")
         yield {"scratch": folder}
         shutil.rmtree(folder, ignore_errors=True)
 

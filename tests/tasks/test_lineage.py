@@ -228,6 +228,39 @@ def test_an_input_that_another_run_replaces_by_its_like_is_no_harm(
     assert built(run()) == list(STAGES)
 
 
+@pytest.mark.parametrize("left", ["verified", "before inputs were recorded"])
+def test_pieces_of_an_interrupted_build_are_used_only_with_the_content_that_they_were_made_from(
+    store: Store, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    @stage(version=1)
+    def pieces(words: Artifact, config: Config, out: Path, scratch: Path) -> Summary:
+        if not (scratch / "piece").exists():
+            (scratch / "piece").write_text((words.folder / "one.txt").read_text())
+            raise KeyError("interrupted")
+        (out / "whole.txt").write_text((scratch / "piece").read_text())
+        return ONE
+
+    def attempt() -> Artifact:
+        with record_stages():
+            return pieces(words(corpus(Text(), config=Config()), config=Config()), config=Config())
+
+    with pytest.raises(KeyError):
+        attempt()
+    if left == "verified":
+        assert (attempt().folder / "whole.txt").read_text() == "hello one.txt "
+        store.discard("pieces", attempt().key)
+        with pytest.raises(KeyError):
+            attempt()
+        monkeypatch.setattr(words, "function", lambda corpus, config, out: copy(out, corpus.folder, width=2))
+        next(store.root.glob("words/*/two.txt")).unlink()
+    else:
+        next(store.root.glob(".scratch/*/inputs.json")).unlink()
+    with pytest.raises(KeyError):
+        attempt()
+    expected = next(store.root.glob("words/*/one.txt")).read_text()
+    assert (attempt().folder / "whole.txt").read_text() == expected
+
+
 # sources
 
 
