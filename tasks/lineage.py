@@ -101,18 +101,21 @@ def outdated(store: Store, stage: str, key: str) -> str | None:
     manifest = store.manifest(stage, key)
     for entry in manifest.inputs if manifest else []:
         parent = store.manifest(entry.stage, entry.key) if entry.stage else None
-        if manifest and parent and differs(manifest, entry.content, parent):
-            return f"{entry.stage}/{entry.key[:SHOWN_KEY]} was built again since, with other content"
+        if manifest and parent and (difference := difference_of(manifest, entry, parent)):
+            return difference
     return None
 
 
-def differs(manifest: Manifest, content: str, parent: Manifest) -> bool:
-    """Whether a parent is not what an artifact was made from.
+def difference_of(manifest: Manifest, entry: InputEntry, parent: Manifest) -> str | None:
+    """Why a parent may not be what an artifact was made from, in words.
 
     An artifact of format 1 does not record what it read: it is assumed to have read what stands there now,
     unless the parent is the younger one. A parent is built again only where it was missing or damaged.
     """
-    return content != parent.content if content else parent.created > manifest.created
+    again = f"{entry.stage}/{entry.key[:SHOWN_KEY]} was built again since"
+    if entry.content:
+        return f"{again}, with other content" if entry.content != parent.content else None
+    return f"{again}, perhaps with other content" if parent.created > manifest.created else None
 
 
 def name_of(artifact: Artifact | Manifest) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tasks.artifacts import Manifest, Store
 from tasks.files import FILE, children, kind, printable
-from tasks.lineage import SHOWN_KEY, differs
+from tasks.lineage import SHOWN_KEY, difference_of
 
 Place = tuple[str, str]  # stage and key
 
@@ -86,8 +86,8 @@ class Suspicions:
         for entry in manifest.inputs if manifest else []:
             above, parent = (entry.stage, entry.key), self._manifests.get((entry.stage, entry.key))
             name = f"{entry.stage}/{entry.key[:SHOWN_KEY]}"
-            if manifest and parent and differs(manifest, entry.content, parent):
-                return f"{name} was built again since, with other content"
+            if manifest and parent and (difference := difference_of(manifest, entry, parent)):
+                return difference
             if above in self._damaged and not entry.content:
                 return f"{name} is damaged, and may have been when this was made from it"
             if self.of(above):
