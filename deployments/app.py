@@ -28,12 +28,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments import answers, look
 from deployments.address import listen
-from deployments.shelf import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC, Shelf
+from deployments.shelf import Shelf
 from flows.app_cli import ALLOW_HOST
 from flows.same_origin import Address, SameOrigin
 from tasks.artifacts import Store
 from tasks.charts import Html
 from tasks.console import stderr
+from tasks.names import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC
 from tasks.page import element
 
 HOST, PORT = "127.0.0.1", 7860

@@ -11,11 +11,9 @@ from typing import Any, TypeVar
 from pydantic import JsonValue
 
 from tasks.artifacts import Manifest, Store
+from tasks.names import TRANSFORMER, WINDOW_LM, WORD2VEC, is_by_product, is_of_tokens
 from tasks.page import short
 
-SENTIMENT, WORD2VEC = "train_sentiment", "train_word2vec"
-WINDOW_LM, TRANSFORMER = "train_window_lm", "train_transformer"
-TOKENS_OF_A_LANGUAGE_MODEL = "subwords"  # the stage that makes them
 KEPT = 4  # models in memory at once
 MODEL = TypeVar("MODEL")
 
@@ -71,7 +69,7 @@ class Shelf:
                 folder=self.store.folder(manifest.stage, manifest.key),
                 created=manifest.created,
                 label=label(manifest, manifests, judged.get(manifest.key, {})),
-                by_product=manifest.stage == WORD2VEC and is_of_tokens(manifest),
+                by_product=is_by_product(manifest),
             )
             for manifest in reversed(manifests.values())
             if manifest.stage in stages
@@ -132,11 +130,6 @@ def ancestors(manifest: Manifest, manifests: Mapping[str, Manifest]) -> Iterator
                 seen.add(entry.key)
                 waiting.append(manifests[entry.key])
                 yield manifests[entry.key]
-
-
-def is_of_tokens(manifest: Manifest) -> bool:
-    """Whether vectors are a language model's tokens', not words'."""
-    return any(entry.stage == TOKENS_OF_A_LANGUAGE_MODEL for entry in manifest.inputs)
 
 
 def figure(manifest: Manifest, facts: Mapping[str, JsonValue]) -> str:

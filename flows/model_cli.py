@@ -7,26 +7,29 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tasks.names import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC, model_folder
+
+MODEL = "a model's folder, the beginning of its key in the store, or latest"
 FIRST_BATCH, MOST_AT_ONCE = 16, 1024  # texts: the first labels come soon, later ones fast
 CHARACTERS_AT_ONCE = 1 << 22
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     command = commands.add_parser("neighbours", help="the nearest words", parents=[shared])
-    command.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
+    command.add_argument("model", metavar="MODEL", help=MODEL)
     command.add_argument("words", nargs="+", metavar="WORD")
     command.add_argument("-k", type=int, default=10, help="how many (default: 10)")
     command.set_defaults(run=neighbours)
 
     command = commands.add_parser("analogy", help="A is to B as C is to what?", parents=[shared])
-    command.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
+    command.add_argument("model", metavar="MODEL", help=MODEL)
     for name in ("a", "b", "c"):
         command.add_argument(name, metavar=name.upper())
     command.add_argument("-k", type=int, default=5, help="how many (default: 5)")
     command.set_defaults(run=analogy)
 
     command = commands.add_parser("generate", help="let a language model write", parents=[shared])
-    command.add_argument("model", type=Path, metavar="MODEL", help="a language model's folder")
+    command.add_argument("model", metavar="MODEL", help=MODEL)
     command.add_argument(
         "--prompt", action="append", metavar="TEXT", help="what to go on from; may be given several times"
     )
@@ -44,7 +47,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     command.set_defaults(run=generate)
 
     command = commands.add_parser("classify", help="a label and a score for each text", parents=[shared])
-    command.add_argument("model", type=Path, metavar="MODEL", help="a sentiment classifier's folder")
+    command.add_argument("model", metavar="MODEL", help=MODEL)
     command.add_argument("texts", nargs="*", metavar="TEXT", help="if none is given, the lines of stdin")
     command.add_argument("--file", type=Path, metavar="FILE", help="classify this file's lines")
     command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(default: cpu)")
@@ -57,7 +60,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 def neighbours(arguments: argparse.Namespace) -> int:
     from models.word_vectors import WordVectors
 
-    vectors = WordVectors.load(arguments.model)
+    vectors = WordVectors.load(model_folder(arguments.model, WORD2VEC))
     for word, near in zip(arguments.words, vectors.neighbours(arguments.words, arguments.k), strict=True):
         print_ranking(word, near)
     return 0
@@ -67,9 +70,8 @@ def analogy(arguments: argparse.Namespace) -> int:
     from models.word_vectors import WordVectors
 
     a, b, c = arguments.a, arguments.b, arguments.c
-    print_ranking(
-        f"{a} is to {b} as {c} is to", WordVectors.load(arguments.model).analogy(a, b, c, arguments.k)
-    )
+    vectors = WordVectors.load(model_folder(arguments.model, WORD2VEC))
+    print_ranking(f"{a} is to {b} as {c} is to", vectors.analogy(a, b, c, arguments.k))
     return 0
 
 
@@ -94,7 +96,7 @@ def generate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         stop=tuple(arguments.stop),
     )
-    model = load_language_model(arguments.model)
+    model = load_language_model(model_folder(arguments.model, TRANSFORMER, WINDOW_LM))
     prompts = arguments.prompt or [""]
     texts = list(prompts)
     if len(prompts) == 1:
@@ -112,7 +114,7 @@ def classify(arguments: argparse.Namespace) -> int:
     from models.sentiment import Sentiment
 
     texts = texts_of(arguments)
-    classifier = Sentiment.load(arguments.model, arguments.device)
+    classifier = Sentiment.load(model_folder(arguments.model, SENTIMENT), arguments.device)
     for batch in growing_batches(texts):
         for row in classifier.probabilities(batch).tolist():
             scores = dict(zip(classifier.labels, row, strict=True))

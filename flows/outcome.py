@@ -52,11 +52,17 @@ class Story:
             model=model.folder,
             report=report.folder / "report.html",
             evaluation=evaluation,
-            metrics={**model.facts, **evaluation.facts},
+            metrics={**self._facts(model), **self._facts(evaluation)},
             stages=len(self._records),
             cached=sum(record.cached for record in self._records),
             seconds=round(time.perf_counter() - self._started, 2),
         )
+
+    def _facts(self, artifact: Artifact) -> dict[str, JsonValue]:
+        """An artifact's facts; of one that a later stage had built again, the new ones."""
+        place = artifact.stage, artifact.key
+        summaries = [each.summary for each in self._records if (each.stage, each.key) == place]
+        return summaries[0].facts if summaries else artifact.facts
 
 
 @contextmanager

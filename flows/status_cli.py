@@ -13,10 +13,12 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
-from tasks.artifacts import BUILDING, SCRATCH, Store, host_name
-from tasks.at_work import Work, at_work, contents, interrupted, line
+from tasks.artifacts import Store
+from tasks.at_work import Work, at_work, interrupted, line
 from tasks.console import NAME_WIDTH, clipped
+from tasks.files import children, contents
 from tasks.page import duration, size
+from tasks.store_folder import BUILDING, SCRATCH, host_name
 
 MESSAGE_WIDTH = 90
 PREFIX = "Flow run encountered an exception: "  # Prefect's
@@ -79,7 +81,7 @@ def look(store: Store, flows: list[str], runs: int) -> Status:
             origin, latest = import_module("flows.runs").latest_runs(flows, runs)
         except OSError as error:
             problem = str(error)
-    half_made = [folder for part in (BUILDING, SCRATCH) for folder in store.root.glob(f"{part}/*")]
+    half_made = [folder for part in (BUILDING, SCRATCH) for folder in children(store.root / part)]
     return Status(
         store=store.root,
         at_work=working,

@@ -1,10 +1,17 @@
 """Commands on the store: what is in it, why, is it whole, and what can go."""
 
 import argparse
+from collections import Counter
+from itertools import chain
 from typing import Any
 
-from tasks.artifacts import Manifest, Store
-from tasks.console import NAME_WIDTH, stderr
+from tasks.artifacts import Store
+from tasks.console import NAME_WIDTH, stderr, warn
+from tasks.garbage import collect_garbage
+from tasks.names import Place, find_place
+from tasks.verify import obstacles, verify
+
+NAME = "a stage, the beginning of an artifact's key, STAGE/KEY, or latest"
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -13,9 +20,11 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     verb = verbs.add_parser("ls", help="list the artifacts", parents=[shared])
     verb.set_defaults(run=store_ls)
     verb = verbs.add_parser("verify", help="read every file and compare its digest", parents=[shared])
+    verb.add_argument("names", nargs="*", metavar="NAME", help=f"{NAME}; if none is given, the whole store")
+    verb.add_argument("--all", action="store_true", help="list what is whole, too")
     verb.set_defaults(run=store_verify)
     verb = verbs.add_parser("explain", help="why a stage ran again", parents=[shared])
-    verb.add_argument("stage", metavar="STAGE")
+    verb.add_argument("name", metavar="NAME", help=NAME)
     verb.set_defaults(run=store_explain)
     verb = verbs.add_parser("gc", help="remove what is no longer needed", parents=[shared])
     verb.add_argument("--keep", type=int, default=5, help="artifacts kept of each stage (default: 5)")
@@ -43,35 +52,56 @@ def store_verify(arguments: argparse.Namespace) -> int:
     store = Store()
     if not store.root.is_dir():
         raise FileNotFoundError(f"there is no store at {store.root}: name it with --store or LEXLOOM_STORE")
-    damaged = seen = 0
-    for folder in sorted(store.root.glob("[!.]*/*/")):
-        damage = store.damage(folder.parent.name, folder.name, "full")
-        damaged += damage is not None
-        seen += 1
-        print(f"{folder.parent.name}/{folder.name}  {damage or 'whole'}")
-    print(f"{seen - damaged} whole, {damaged} damaged")
-    if damaged:
-        stderr.print("the next run that needs a damaged artifact builds it again", style="yellow")
-    return 1 if damaged else 0
+    counts = Counter[str]()
+    places = named_places(store, arguments.names) if arguments.names else store.places()
+    for found in chain(verify(store, places), () if arguments.names else obstacles(store)):
+        state = "damaged" if found.damage else "outdated" if found.outdated else "whole"
+        counts[state] += 1
+        counts["unrecorded"] += found.unrecorded
+        if state != "whole" or arguments.all:
+            print(f"{found.name}  {found.damage or found.outdated or state}")
+    print(", ".join(f"{counts[state]} {state}" for state in ("whole", "damaged", "outdated")))
+    if counts["unrecorded"]:
+        stderr.print(
+            f"{counts['unrecorded']} of them were made before artifacts recorded what they read: they count"
+            " as outdated if what they were made from is damaged or younger"
+        )
+    wrong = counts["damaged"] + counts["outdated"]
+    if wrong:
+        stderr.print("the next run that needs one of these builds it again", style="yellow")
+    return 1 if wrong else 0
 
 
 def store_explain(arguments: argparse.Namespace) -> int:
-    found: list[Manifest] = [each for each in Store().manifests() if each.stage == arguments.stage]
-    if not found:
-        stages = sorted({manifest.stage for manifest in Store().manifests()})
-        known = f"it has {', '.join(stages)}" if stages else "it is empty"
-        raise ValueError(f"the store {Store().root} has no artifact of a stage {arguments.stage!r}; {known}")
-    for manifest in found:
+    store = Store()
+    places = named_places(store, [arguments.name])
+    found = [manifest for place in places if (manifest := store.manifest(*place))]
+    if len(places) == 1 and not found:
+        store.read_manifest(*places[0])  # which says what is wrong
+    for manifest in sorted(found, key=lambda manifest: manifest.created):
         print(f"{manifest.created.astimezone():%Y-%m-%d %H:%M:%S}  {manifest.stage}/{manifest.key}")
         for reason in manifest.why:
             print(f"    {reason}")
     return 0
 
 
+def named_places(store: Store, names: list[str]) -> list[Place]:
+    """Stage and key of all that these names mean: of a stage every artifact. Errors as in `find_place`."""
+    found: list[Place] = []
+    for name in names:
+        of_stage = [place for place in store.places() if place[0] == name]
+        found += of_stage or [find_place(store, name)]
+    return list(dict.fromkeys(found))
+
+
 def store_gc(arguments: argparse.Namespace) -> int:
     if arguments.keep < 0:
         raise ValueError(f"--keep is {arguments.keep}: it must be 0 or more")
-    removed = Store().collect_garbage(arguments.keep, arguments.dry_run)
+    store = Store()
+    if store.root.is_dir() and not arguments.dry_run:
+        for sentence in store.make_writable():
+            warn(sentence)
+    removed = collect_garbage(store, arguments.keep, arguments.dry_run)
     for what, size in removed:
         print(f"{size / 1e6:10,.1f} MB  {what}")
     verb = "would be freed" if arguments.dry_run else "freed"

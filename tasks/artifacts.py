@@ -11,25 +11,37 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
-import socket
-import time
-import uuid
+import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple, Self
+from pathlib import Path
+from typing import Literal, Self
 
 import xxhash
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue
+from pydantic_core import from_json
+
+from tasks.files import (
+    FILE,
+    children,
+    digest_file,
+    is_inside,
+    kind,
+    move,
+    open_regular,
+    printable,
+    read_regular,
+    remove,
+    remove_empty_folders,
+    unknown_names,
+    walk,
+)
+from tasks.store_folder import BUILDING, StoreFolder, own_mark
 
 MANIFEST = "manifest.json"
-BUILDING = ".building"
-SCRATCH = ".scratch"
-LOCKS = ".locks"
-ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
 KEY_LENGTH = 24
-READ_BYTES = 1 << 22
+DIGEST_THREADS = 8
 
 Verification = Literal["size", "full"]
 FIRST = "the first of its stage"  # from such inputs
@@ -78,13 +90,18 @@ class InputEntry(BaseModel):
     name: str
     stage: str
     key: str
-    description: dict[str, JsonValue] = {}
+    content: str = ""  # of an artifact: its manifest's `content` when it was read
+    description: dict[str, JsonValue] = {}  # of a source
+    files: dict[str, str] = {}  # of a source: name -> digest; empty where it has none, or very many
 
 
 class Manifest(BaseModel):
-    """Everything there is to know about an artifact; `manifest.json` holds it as JSON."""
+    """Everything there is to know about an artifact; `manifest.json` holds it as JSON.
 
-    format: Literal[1] = 1
+    Format 2 adds a digest of all the rest, so that a manifest that has lost an entry is recognised.
+    """
+
+    format: Literal[1, 2] = 2
     stage: str
     version: int
     key: str
@@ -96,6 +113,30 @@ class Manifest(BaseModel):
     files: list[FileEntry]
     summary: Summary
     versions: dict[str, str]
+
+    @property
+    def content(self) -> str:
+        """A digest of what later stages read: the files and the summary, but not when and why."""
+        return digest_values(self.model_dump(mode="json", include={"files", "summary"}))
+
+    def to_json(self) -> str:
+        values = from_json(self.model_dump_json())
+        return json.dumps(values | {"digest": digest_values(values)}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """ValueError where `to_json` has not written this text."""
+        values = from_json(text)
+        manifest = cls.model_validate(values)
+        if manifest.format > 1 and values.pop("digest", None) != digest_values(values):
+            raise ValueError("the digest differs")
+        return manifest
+
+
+def digest_values(values: JsonValue) -> str:
+    """xxh3 (128 bits, hexadecimal) of plain JSON values."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def canonical(config: BaseModel) -> dict[str, JsonValue]:
@@ -117,75 +158,81 @@ def digest_key(stage: str, stage_version: int, config: dict[str, JsonValue], inp
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
-def digest_file(path: Path) -> str:
-    """xxh3 (128 bits, hexadecimal) of a file's content."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-class Store:
-    """The folder that holds all artifacts (`artifacts/`, or what LEXLOOM_STORE names)."""
-
-    def __init__(self, root: Path | str | None = None) -> None:
-        self.root = Path(root or os.environ.get("LEXLOOM_STORE") or "artifacts").absolute()
+class Store(StoreFolder):
+    """All artifacts, each in `<stage>/<key>`."""
 
     def folder(self, stage: str, key: str) -> Path:
         return self.root / stage / key
 
-    def make_writable(self) -> None:
-        """Creates the store's folder; PermissionError or OSError with one sentence where that fails."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".writable-{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            rights = "give yourself rights to it, or " if isinstance(error, PermissionError) else ""
-            raise type(error)(
-                f"the store {self.root} can't be written ({error.strerror}): {rights}name another folder with"
-                " --store or LEXLOOM_STORE"
-            ) from error
-
     # reading
+
+    def places(self) -> list[tuple[str, str]]:
+        """(stage, key) of everything that stands where an artifact belongs, readable or not."""
+        return [
+            (stage.name, path.name)
+            for stage in children(self.root)
+            if not stage.name.startswith(".")
+            for path in children(stage)
+        ]
 
     def manifests(self) -> Iterator[Manifest]:
         """Every readable manifest of the store, oldest first."""
-        found = [
-            manifest
-            for path in self.root.glob(f"[!.]*/*/{MANIFEST}")
-            if (manifest := self.manifest(path.parent.parent.name, path.parent.name))
-        ]
+        found = [manifest for place in self.places() if (manifest := self.manifest(*place))]
         yield from sorted(found, key=lambda manifest: manifest.created)
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
         """The manifest of an artifact; None where there is none that can be trusted."""
         try:
-            manifest = Manifest.model_validate_json((self.folder(stage, key) / MANIFEST).read_bytes())
-        except (OSError, ValidationError):
+            return self.read_manifest(stage, key)
+        except ValueError:
             return None
-        return manifest if (manifest.stage, manifest.key) == (stage, key) else None
+
+    def read_manifest(self, stage: str, key: str) -> Manifest:
+        """The manifest of an artifact; ValueError says what is wrong with it."""
+        path = self.folder(stage, key) / MANIFEST
+        try:
+            found = kind(path)
+            if found != FILE:
+                raise ValueError(f"{MANIFEST} is {found or 'missing'}")
+            text = read_regular(path)
+        except OSError as error:
+            raise ValueError(f"{MANIFEST} can't be read ({error.strerror})") from error
+        try:
+            manifest = Manifest.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{MANIFEST} is not what was written") from error
+        if (manifest.stage, manifest.key) != (stage, key):
+            raise ValueError(f"{MANIFEST} is that of {manifest.stage}/{manifest.key}")
+        return manifest
+
+    def stands(self, stage: str, key: str) -> bool:
+        """Whether there is anything where an artifact belongs, or something that blocks its place."""
+        return os.path.lexists(self.folder(stage, key)) or self.is_blocked(stage, key)
+
+    def is_blocked(self, stage: str, key: str) -> bool:
+        """Whether something that is no folder is in the place of an artifact or of its stage's folder."""
+        return bool(self.obstacle(self.root / stage) or self.obstacle(self.folder(stage, key)))
 
     def damage(self, stage: str, key: str, verification: Verification = "size") -> str | None:
         """What is wrong with an artifact, in words; None where it is as its manifest says."""
-        manifest = self.manifest(stage, key)
-        if manifest is None:
-            return f"{MANIFEST} is missing or unreadable"
-        for entry in manifest.files:
-            if not is_inside(entry.name):
-                return f"the manifest names a file outside the artifact: {entry.name}"
-            path = self.folder(stage, key) / entry.name
-            if not path.is_file():
-                return f"{entry.name} is missing"
-            if path.stat().st_size != entry.size:
-                return f"{entry.name} has {path.stat().st_size:,} bytes instead of {entry.size:,}"
-            if verification == "full" and digest_file(path) != entry.xxh3:
-                return f"{entry.name} is not what was written (its digest differs)"
-        known = {MANIFEST, *(entry.name for entry in manifest.files)}
-        if strange := sorted(file_names(self.folder(stage, key)) - known):
-            return f"{strange[0]} is not one of its files"
+        folder = self.folder(stage, key)
+        try:
+            if obstacle := self.obstacle(self.root / stage) or self.obstacle(folder):
+                return obstacle
+            manifest = self.read_manifest(stage, key)
+            for entry in manifest.files:
+                if complaint := size_damage(folder, entry):
+                    return complaint
+            if strange := unknown_names(folder, {MANIFEST, *(entry.name for entry in manifest.files)}):
+                return f"{printable(strange[0])} is not one of its files"
+            if verification == "full":
+                with ThreadPoolExecutor(DIGEST_THREADS) as pool:
+                    complaints = pool.map(lambda entry: content_damage(folder, entry), manifest.files)
+                    return next(filter(None, complaints), None)
+        except ValueError as error:
+            return str(error)
+        except OSError as error:
+            return f"{error.filename} can't be read ({error.strerror})"
         return None
 
     def artifact(self, manifest: Manifest) -> Artifact:
@@ -198,278 +245,108 @@ class Store:
 
     # writing
 
-    def new_folder(self, stage: str, key: str) -> Path:
-        """An empty folder to build an artifact in; `commit` moves it into place."""
-        folder = self.root / BUILDING / f"{stage}-{key}-{own_mark()}"
-        folder.mkdir(parents=True)
-        return folder
-
-    @contextlib.contextmanager
-    def lock(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """Holds the lock `name`, which the system frees when its holder dies; yields whether it is held.
-
-        Without `wait`, False where somebody else holds it. Lock files are never removed: one that is locked
-        and gone would be no lock.
-        """
-        path = self.root / LOCKS / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-    def scratch(self, stage: str, key: str) -> Path:
-        """A folder that outlives a failed attempt at this artifact (checkpoints live there)."""
-        folder = self.root / SCRATCH / f"{stage}-{key}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
     def commit(self, building: Path, manifest: Manifest) -> Artifact:
         """Writes the manifest and renames `building` into place.
 
         Of two runs that build the same key at once, the first to arrive wins; the other's folder is
-        thrown away. An artifact that stands in the way and is damaged in any byte is replaced.
+        thrown away. An artifact that is damaged in any byte, or was made from other content, is replaced.
         """
-        text = manifest.model_dump_json(indent=2)
-        with (building / MANIFEST).open("w") as file:
-            file.write(text + "\n")
+        remove_empty_folders(building)  # no entry of the manifest would tell of them
+        with (building / MANIFEST).open("w", encoding="utf-8") as file:
+            file.write(manifest.to_json())
             file.flush()
             os.fsync(file.fileno())
-        final = self.folder(manifest.stage, manifest.key)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock(f"commit-{manifest.stage}-{manifest.key}"):
-            if final.exists():
-                if self.damage(manifest.stage, manifest.key, "full") is None:
-                    shutil.rmtree(building)
-                    return self.artifact(manifest)
-                self.discard(manifest.stage, manifest.key)
-            building.rename(final)
+        stage, key = manifest.stage, manifest.key
+        final = self.folder(stage, key)
+        with self.lock(f"commit-{stage}-{key}"):
+            if self.stands(stage, key):
+                standing = self.manifest(stage, key)
+                if standing and read_the_same(standing, manifest) and not self.damage(stage, key, "full"):
+                    remove(building)
+                    return self.artifact(standing)
+                self.discard(stage, key)
+            self.make_folder(stage)
+            move(building, final)
         return self.artifact(manifest)
 
     def discard(self, stage: str, key: str) -> None:
-        """Takes an artifact out of the store, whole: it is renamed away before it is deleted."""
-        grave = self.root / BUILDING / f"discarded-{key}-{own_mark()}"
-        grave.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.folder(stage, key).rename(grave)
-        except FileNotFoundError:
-            return
-        shutil.rmtree(grave)
+        """Takes an artifact out of the store, whole: it is renamed away before it is deleted.
+
+        Where something else stands in its place, or in its stage's, that is moved aside and kept.
+        """
+        for path in (self.root / stage, self.folder(stage, key)):
+            self.displace(path)
+        grave = self.make_folder(BUILDING) / f"discarded-{key}-{own_mark()}"
+        with contextlib.suppress(FileNotFoundError):
+            move(self.folder(stage, key), grave)
+            remove(grave)
 
     # keeping house
 
     @contextlib.contextmanager
     def hold(self, stage: str, key: str) -> Iterator[None]:
         """Keeps an artifact from garbage collection; the system lets go of it when this process dies."""
-        with (self.folder(stage, key) / MANIFEST).open() as file:
+        with open_regular(self.folder(stage, key) / MANIFEST) as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             yield
 
     @contextlib.contextmanager
-    def _unless_held(self, manifest: Manifest) -> Iterator[bool]:
+    def unless_held(self, stage: str, key: str) -> Iterator[bool]:
         """Whether nobody holds an artifact; while this lasts, nobody can begin to."""
         with contextlib.ExitStack() as opened:
             free = True
             try:
-                path = self.folder(manifest.stage, manifest.key) / MANIFEST
-                fcntl.flock(opened.enter_context(path.open("r+")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file = opened.enter_context(open_regular(self.folder(stage, key) / MANIFEST, "r+b"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 free = False
             except FileNotFoundError:  # somebody else has removed it
                 pass
             yield free
 
-    def collect_garbage(self, keep: int, dry_run: bool = False) -> list[tuple[str, int]]:
-        """Removes what nobody needs: returns (what, bytes) of each thing removed.
-
-        Kept are the `keep` most recently used artifacts of every stage, those that a run at work has used so
-        far, and all that they were made from.
-        Half-built folders go when the process that made them is gone (after a week where it ran on another
-        machine); scratch folders when their artifact stands, or after a week.
-        """
-        manifests = {manifest.key: manifest for manifest in self.manifests()}
-        needed: set[str] = set()
-        by_stage: dict[str, list[Manifest]] = {}
-        for manifest in manifests.values():
-            by_stage.setdefault(manifest.stage, []).append(manifest)
-        waiting = [
-            manifest
-            for group in by_stage.values()
-            for manifest in sorted(group, key=self._last_used, reverse=True)[:keep]
-        ]
-        for manifest in manifests.values():
-            with self._unless_held(manifest) as free:
-                if not free:
-                    waiting.append(manifest)
-        while waiting:
-            manifest = waiting.pop()
-            if manifest.key not in needed:
-                needed.add(manifest.key)
-                waiting += [manifests[entry.key] for entry in manifest.inputs if entry.key in manifests]
-        removed = []
-        for manifest in manifests.values():
-            if manifest.key in needed:
-                continue
-            with self._unless_held(manifest) as free:
-                if free:
-                    removed.append((f"{manifest.stage}/{manifest.key}", self.size(manifest)))
-                    if not dry_run:
-                        self.discard(manifest.stage, manifest.key)
-        for folder in [*self.root.glob(f"{BUILDING}/*"), *self.root.glob(f"{SCRATCH}/*")]:
-            if self._is_abandoned(folder):
-                removed.append((str(folder.relative_to(self.root)), folder_bytes(folder)))
-                if not dry_run:
-                    shutil.rmtree(folder)
-        return removed
-
     def mark_used(self, stage: str, key: str) -> None:
         """Notes that an artifact served a run just now (garbage collection keeps the last used)."""
         with contextlib.suppress(OSError):  # a store that may only be read still serves
             os.utime(self.folder(stage, key) / MANIFEST)
 
-    def _last_used(self, manifest: Manifest) -> float:
-        return (self.folder(manifest.stage, manifest.key) / MANIFEST).stat().st_mtime
-
-    def _is_abandoned(self, folder: Path) -> bool:
-        old = time.time() - newest_change(folder) > ABANDONED_AFTER_SECONDS
-        if folder.parent.name == SCRATCH:
-            stage, _, key = folder.name.rpartition("-")
-            with self.lock(folder.name, wait=False) as unused:
-                return unused and (old or self.manifest(stage, key) is not None)
-        alive = Building.of(folder).alive
-        return old if alive is None else not alive
+    def last_used(self, stage: str, key: str) -> float:
+        """When it served last, in seconds since 1970; 0 where it has vanished."""
+        try:
+            return (self.folder(stage, key) / MANIFEST).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
 
-class Building(NamedTuple):
-    """What the name of a folder below `.building` says: what is made there, by whom, and since when."""
-
-    stage: str
-    key: str
-    host: str
-    pid: int
-    since: float  # seconds since 1970
-
-    @classmethod
-    def of(cls, folder: Path) -> Self:
-        stage, key, host, pid, mark = folder.name.rsplit("-", 4)
-        return cls(stage, key, host, int(pid), int(mark, 16) / 1e9)
-
-    @property
-    def alive(self) -> bool | None:
-        """Whether its process is there; None where that is on another machine."""
-        return Path(f"/proc/{self.pid}").exists() if self.host == host_name() else None
+def read_the_same(one: Manifest, other: Manifest) -> bool:
+    return [entry.content for entry in one.inputs] == [entry.content for entry in other.inputs]
 
 
-def is_inside(name: str) -> bool:
-    """Whether a manifest's file name stays below its folder."""
-    path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
+def size_damage(folder: Path, entry: FileEntry) -> str | None:
+    """What can be wrong with a file without reading it."""
+    if not is_inside(entry.name):
+        return f"the manifest names a file outside the artifact: {entry.name}"
+    path = folder / entry.name
+    found = kind(path)
+    if found != FILE:
+        return f"{entry.name} is {found or 'missing'}"
+    size = path.stat().st_size
+    return None if size == entry.size else f"{entry.name} has {size:,} bytes instead of {entry.size:,}"
 
 
-def file_names(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def newest_change(folder: Path) -> float:
-    return max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
-
-
-def host_name() -> str:
-    return socket.gethostname().replace("-", "_")
-
-
-def own_mark() -> str:
-    """What makes a folder this process's own: `host-pid-time`, the time in nanoseconds, hexadecimal."""
-    return f"{host_name()}-{os.getpid()}-{time.time_ns():x}"
-
-
-def folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def content_damage(folder: Path, entry: FileEntry) -> str | None:
+    if digest_file(folder / entry.name) != entry.xxh3:
+        return f"{entry.name} is not what was written (its digest differs)"
+    return None
 
 
 def list_files(folder: Path) -> list[FileEntry]:
     """Every file below `folder` with its size and digest, in order of name."""
+    paths = [path for path, status in walk(folder) if not stat.S_ISDIR(status.st_mode)]
     return [
         FileEntry(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, xxh3=digest_file(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        for path in sorted(paths)
     ]
 
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-def explain_change(manifest: Manifest, others: list[Manifest]) -> list[str]:
-    """Why an artifact was built although others of its stage stand in the store.
-
-    Compares it with the most similar earlier one of the same stage, made from the same kinds of inputs (the
-    latest of several): one line for every config field, input and version that differs. An input that differs
-    is followed to the field that changed it.
-    """
-    by_key = {other.key: other for other in others}
-    earlier = [
-        other
-        for other in others
-        if other.stage == manifest.stage and other.key != manifest.key and other.created < manifest.created
-        if input_stages(other) == input_stages(manifest)
-    ]
-    if not earlier:
-        return [FIRST]
-    found = [differences(other, manifest, by_key) for other in reversed(earlier)]
-    return min(found, key=len)
-
-
-def input_stages(manifest: Manifest) -> list[str]:
-    return [entry.stage for entry in manifest.inputs]
-
-
-def differences(old: Manifest, new: Manifest, by_key: dict[str, Manifest]) -> list[str]:
-    """One line for each thing that makes `new` another artifact than `old`."""
-    lines = [
-        f"{new.stage}.{name}: {shown(before)} -> {shown(after)}"
-        for name, before, after in changed_fields(old.config, new.config)
-    ]
-    if old.version != new.version:
-        lines.append(f"{new.stage} itself: version {old.version} -> {new.version}")
-    old_inputs = {entry.name: entry for entry in old.inputs}
-    for name in old_inputs.keys() - {entry.name for entry in new.inputs}:
-        lines.append(f"{new.stage} has lost an input: {name}")
-    for entry in new.inputs:
-        before = old_inputs.get(entry.name)
-        if before is None:
-            lines.append(f"{new.stage} has a new input: {entry.name}")
-        elif before.key != entry.key:
-            if before.stage != entry.stage:
-                found = [
-                    f"{new.stage}'s {entry.name}: {before.stage or 'a source'} -> {entry.stage or 'a source'}"
-                ]
-            elif before.key in by_key and entry.key in by_key:
-                found = differences(by_key[before.key], by_key[entry.key], by_key)
-            else:
-                found = [
-                    f"{entry.name} {name}: {shown(old_value)} -> {shown(new_value)}"
-                    for name, old_value, new_value in changed_fields(before.description, entry.description)
-                ]
-            lines += found or [f"{entry.name}: {before.key} -> {entry.key}"]
-    return list(dict.fromkeys(lines))
-
-
-def changed_fields(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, old value, new value) of every field that differs."""
-    changes: list[tuple[str, Any, Any]] = []
-    for name in dict.fromkeys([*old, *new]):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            changes += changed_fields(before, after, f"{prefix}{name}.")
-        elif before != after:
-            changes.append((prefix + name, before, after))
-    return changes
-
-
-def shown(value: JsonValue, limit: int = 60) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -5,13 +5,14 @@ trains keeps its checkpoints and its latest figures in a scratch folder, which o
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from tasks.artifacts import BUILDING, SCRATCH, Building, Store
+from tasks.artifacts import Store
+from tasks.files import children, contents, read_regular
 from tasks.page import duration, short
+from tasks.store_folder import BUILDING, SCRATCH, Building
 from training.progress import PROGRESS
 
 
@@ -36,12 +37,11 @@ def at_work(store: Store) -> list[Work]:
     One whose process is gone is none. On another machine that can't be seen from here: such a one is listed.
     """
     found = []
-    for folder in store.root.glob(f"{BUILDING}/*"):
-        try:
-            made = Building.of(folder)
-        except ValueError:  # not a folder of Lexloom's
+    for folder in children(store.root / BUILDING):
+        made = Building.of(folder)
+        if made is None or made.alive is False:
             continue
-        if made.alive is False or made.stage == "discarded" or made.stage.endswith("-scratch"):
+        if made.stage == "discarded" or made.stage.endswith("-scratch"):
             continue
         files, size = contents(folder)
         progress, when = last_progress(store, made.stage, made.key)
@@ -68,7 +68,7 @@ def interrupted(store: Store, working: list[Work]) -> list[Work]:
     """Trainings that were ended on their way, and go on from there when the same command runs again."""
     busy = {(work.stage, work.key) for work in working}
     found = []
-    for folder in sorted(store.root.glob(f"{SCRATCH}/*")):
+    for folder in children(store.root / SCRATCH):
         stage, _, key = folder.name.rpartition("-")
         progress, when = last_progress(store, stage, key)
         if progress and (stage, key) not in busy and not store.folder(stage, key).exists():
@@ -87,31 +87,19 @@ def interrupted(store: Store, working: list[Work]) -> list[Work]:
     return found
 
 
-def contents(folder: Path) -> tuple[int, int]:
-    """How many files there are below a folder, and their bytes; some may vanish meanwhile."""
-    sizes = []
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file():
-                sizes.append(path.stat().st_size)
-        except FileNotFoundError:
-            continue
-    return len(sizes), sum(sizes)
-
-
 def last_progress(store: Store, stage: str, key: str) -> tuple[dict[str, Any] | None, float | None]:
     """The last figures of a training, and when they were written."""
     path = store.root / SCRATCH / f"{stage}-{key}" / PROGRESS
     try:
-        return json.loads(path.read_text()), path.stat().st_mtime
+        return json.loads(read_regular(path)), path.stat().st_mtime
     except (OSError, ValueError):
         return None, None
 
 
 def newest_checkpoint(store: Store, stage: str, key: str) -> int | None:
     """The step of a training's newest checkpoint, by its name: `step-0000001000`."""
-    names = (store.root / SCRATCH / f"{stage}-{key}").glob("checkpoints/step-*")
-    steps = [path.name.removeprefix("step-") for path in names]
+    folders = children(store.root / SCRATCH / f"{stage}-{key}" / "checkpoints")
+    steps = [path.name.removeprefix("step-") for path in folders if path.name.startswith("step-")]
     return max((int(step) for step in steps if step.isdecimal()), default=None)
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks import console
 from tasks.artifacts import RunOnly, digest_key
 from tasks.hub import NetworkError, snapshot, with_retries
-from tasks.source import digest_files, fingerprint
+from tasks.source import SourceFile, digest_files, fingerprint, verify_files
 
 DEFAULT = "distilbert/distilbert-base-uncased"
 PACKAGE_PREFIX = "package:"
@@ -58,10 +58,17 @@ class Backbone(BaseModel):
     name: str = Field(description="what it is called in reports")
     digest: str = Field(description="of its weights, configuration and tokenizer")
     folder: Path = Field(exclude=True)
+    files: list[SourceFile] = Field([], exclude=True, repr=False)
 
     @property
     def key(self) -> str:
         return digest_key("backbone", 1, {"digest": self.digest}, [])
+
+    def file_digests(self) -> dict[str, str]:
+        return {file.name: file.xxh3 for file in self.files}
+
+    def verify(self) -> None:
+        verify_files(self.files)
 
 
 @dataclass(frozen=True)
@@ -173,5 +180,5 @@ def in_folder(name: str, folder: Path) -> Backbone:
         )
     tokenizer = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
     files = sorted({folder / CONFIG, *weights, *tokenizer})
-    digest = digest_files(fingerprint([(path.name, path) for path in files]))
-    return Backbone(name=name, digest=digest, folder=folder.absolute())
+    found = fingerprint([(path.name, path) for path in files])
+    return Backbone(name=name, digest=digest_files(found), folder=folder.absolute(), files=found)

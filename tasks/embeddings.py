@@ -5,6 +5,7 @@ A token is looked up as it is written, then without the spaces around it, then i
 found gets small random numbers, or the mean of what is.
 """
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from models.tokenizer import Tokenizer
 from models.word_vectors import WordVectors
-from tasks.artifacts import Artifact, RunOnly, Summary, digest_key
-from tasks.source import digest_files, fingerprint
+from tasks.artifacts import Artifact, RunOnly, Store, Summary, digest_key
+from tasks.names import WORD2VEC, find_place
+from tasks.source import SourceFile, digest_files, fingerprint, verify_files
 from tasks.stage import stage
 from tasks.subwords import read_tokenizer
 from tasks.vectors import FORMATS, Matrix, read_table, vocabulary_of
@@ -46,8 +48,9 @@ class EmbeddingsConfig(BaseModel):
     source: Annotated[str, RunOnly()] = Field(
         FROM_FLOW,
         min_length=1,
-        description="flow:word2vec (trained on the corpus's own tokens), glove (a package), random, or a"
-        " file: word2vec or GloVe .txt, .bin, .npy, .safetensors, .parquet",
+        description="flow:word2vec (trained on the corpus's own tokens), glove (a package), random, a model"
+        " of the store (the beginning of its key, or latest), or a file: word2vec or GloVe .txt, .bin, .npy,"
+        " .safetensors, .parquet",
         json_schema_extra={"position": 0},
     )
     vocabulary: Annotated[Path | None, RunOnly()] = Field(
@@ -78,17 +81,24 @@ class EmbeddingSource(BaseModel):
     digest: str = Field(description="of the files; empty for random numbers")
     table: Path | None = Field(exclude=True)
     vocabulary: Path | None = Field(exclude=True)
+    files: list[SourceFile] = Field([], exclude=True, repr=False)
 
     @property
     def key(self) -> str:
         return digest_key("embedding source", 1, {"digest": self.digest}, [])
+
+    def file_digests(self) -> dict[str, str]:
+        return {file.name: file.xxh3 for file in self.files}
+
+    def verify(self) -> None:
+        verify_files(self.files)
 
 
 def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
     """The table that the config names, fingerprinted.
 
     Raises:
-        FileNotFoundError: a file or package is not there.
+        FileNotFoundError: a file, a model or a package is not there.
         ValueError: it is of no known format, or the package's files are not those that were published; or the
             config wants the embeddings that the flow trains itself.
     """
@@ -101,12 +111,15 @@ def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
         table, vocabulary = glove_files()
     else:
         table = Path(config.source).expanduser()
+        if not table.exists():
+            with suppress(FileNotFoundError):
+                table = Store().folder(*find_place(Store(), config.source, WORD2VEC))
         if table.is_dir():
             table = table / MODEL_WEIGHTS
         if not table.is_file():
             raise FileNotFoundError(
                 f"the embeddings {config.source!r} are not there (seen from {Path.cwd()}): name a file"
-                f" ({' '.join(FORMATS)}), a model's folder, {GLOVE}, {RANDOM}, or {FROM_FLOW}"
+                f" ({' '.join(FORMATS)}), a model's folder or key, {GLOVE}, {RANDOM}, or {FROM_FLOW}"
             )
         if table.suffix not in FORMATS:
             raise ValueError(
@@ -121,7 +134,7 @@ def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
             f"the vectors of {GLOVE_PACKAGE} {GLOVE_VERSION} are not those that were published; reinstall it:"
             f" pip install --force-reinstall {GLOVE_PACKAGE}=={GLOVE_VERSION}"
         )
-    return EmbeddingSource(name=config.source, digest=digest, table=table, vocabulary=vocabulary)
+    return EmbeddingSource(name=config.source, digest=digest, table=table, vocabulary=vocabulary, files=files)
 
 
 def glove_files() -> tuple[Path, Path]:

@@ -18,7 +18,8 @@ from rich.text import Text
 
 from models.word_vectors import WordVectors
 from tasks import console
-from tasks.artifacts import Artifact, RunOnly, Summary, digest_file, digest_key
+from tasks.artifacts import Artifact, RunOnly, Summary, digest_key
+from tasks.files import digest_file
 from tasks.stage import stage
 from tasks.vocabulary import read_vocabulary
 
@@ -90,6 +91,14 @@ class EvaluationSets(BaseModel):
     @property
     def key(self) -> str:
         return digest_key("evaluation sets", 1, self.model_dump(mode="json"), [])
+
+    def file_digests(self) -> dict[str, str]:
+        return {entry.name: entry.digest for entry in self.sets}
+
+    def verify(self) -> None:
+        for entry in self.sets:
+            if digest_file(entry.path) != entry.digest:
+                raise ValueError(f"{entry.path} changed during the run: run again once it is at rest")
 
     def of_kind(self, kind: Kind) -> list[EvaluationSet]:
         return [entry for entry in self.sets if entry.kind == kind]

@@ -28,7 +28,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from tasks import console, readers
-from tasks.artifacts import KEY_LENGTH, Store, digest_file
+from tasks.artifacts import KEY_LENGTH, Store
+from tasks.files import digest_file, read_regular
 from tasks.hub import commit_of, stream, with_retries
 
 HUB_PREFIX = "hf:"
@@ -97,6 +98,12 @@ class FileSource(Source):
     @property
     def size(self) -> int | None:
         return sum(file.size for file in self.files)
+
+    def file_digests(self) -> dict[str, str]:
+        return {file.name: file.xxh3 for file in self.files}
+
+    def verify(self) -> None:
+        verify_files(self.files)
 
 
 class PackagedSource(FileSource):
@@ -294,11 +301,26 @@ def fingerprint(found: list[tuple[str, Path]]) -> list[SourceFile]:
     return files
 
 
+def verify_files(files: list[SourceFile]) -> None:
+    """Compares files with their digests, whatever was remembered of them.
+
+    Raises:
+        ValueError: a file has other content, although its size and times say that it has not changed.
+    """
+    for file in files:
+        if digest_file(file.path) != file.xxh3:
+            raise ValueError(
+                f"{file.path} has other content than when it was fingerprinted: run again once it is at rest;"
+                " if that does not help, check its disk, and `touch` the file if it is as you want it"
+            )
+
+
 class Seen(BaseModel):
     """A file as it was when its digest was taken."""
 
     size: int
     modified_ns: int
+    changed_ns: int = 0  # which, unlike the time of modification, no program sets
     inode: int
     xxh3: str
 
@@ -308,7 +330,7 @@ class SeenFiles(BaseModel):
 
 
 class Memo:
-    """Digests of files, remembered by path, size, time of change and inode.
+    """Digests of files, remembered by path, size, times of change and inode.
 
     A terabyte is not read again for every cached run. A memo that can't be read is an empty one, and one
     that can't be written is done without.
@@ -317,7 +339,7 @@ class Memo:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._seen = SeenFiles.model_validate_json(path.read_bytes()).files
+            self._seen = SeenFiles.model_validate_json(read_regular(path)).files
         except (OSError, ValidationError):
             self._seen = {}
         self._changed = False
@@ -326,7 +348,13 @@ class Memo:
         status = path.stat()
         name = str(path.absolute())
         seen = self._seen.get(name)
-        now = Seen(size=status.st_size, modified_ns=status.st_mtime_ns, inode=status.st_ino, xxh3="")
+        now = Seen(
+            size=status.st_size,
+            modified_ns=status.st_mtime_ns,
+            changed_ns=status.st_ctime_ns,
+            inode=status.st_ino,
+            xxh3="",
+        )
         settled = time.time() - status.st_mtime > MEMO_AGE_SECONDS
         if seen is not None and seen.model_copy(update={"xxh3": ""}) == now:
             return seen.xxh3

@@ -20,10 +20,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import EDQUOT, ENOSPC
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast, get_args
+from typing import Any, cast, get_args
 
 from prefect import State, Task
 from prefect.logging import get_run_logger
@@ -41,22 +42,19 @@ from tasks.artifacts import (
     Verification,
     canonical,
     digest_key,
-    explain_change,
     list_files,
     now,
 )
+from tasks.changes import explain_change, news
+from tasks.files import printable
+from tasks.lineage import Call, Input, OfFiles, bind_scratch, check_inputs, outdated, unchanged
+from tasks.store_folder import DISPLACED
 from tasks.versions import package_versions
 
 NETWORK_RETRIES = 4
 NETWORK_BACKOFF_SECONDS = 2
 NETWORK_JITTER = 0.5
-
-
-class Input(Protocol):
-    """What a stage can be made from: an `Artifact`, or a source with a key of its own."""
-
-    @property
-    def key(self) -> str: ...
+MOST_FILES = 10_000  # of a source, whose names a manifest records
 
 
 @dataclass(frozen=True)
@@ -72,21 +70,38 @@ class StageRecord:
     why: list[str]
 
 
-_records: ContextVar[list[StageRecord] | None] = ContextVar("stage_records", default=None)
-_held: ContextVar[ExitStack | None] = ContextVar("held_artifacts", default=None)
+@dataclass
+class Run:
+    """What the stages of one run know of each other."""
+
+    held: ExitStack
+    records: list[StageRecord] = field(default_factory=list)
+    calls: dict[tuple[str, str], Call] = field(default_factory=dict)
+    damaged: dict[tuple[str, str], str] = field(default_factory=dict)  # found by a later stage
+    explained: dict[str, list[str]] = field(default_factory=dict)  # key -> why it was built
+
+    def record(self, record: StageRecord) -> None:
+        """Adds a stage's record, in the place of its earlier one where it had to be built after all."""
+        places = [(each.stage, each.key) for each in self.records]
+        if (place := (record.stage, record.key)) in places:
+            self.records[places.index(place)] = record
+        else:
+            self.records.append(record)
+
+
+_run: ContextVar[Run | None] = ContextVar("run", default=None)
 
 
 @contextmanager
 def record_stages() -> Iterator[list[StageRecord]]:
     """Collects the records of all stages that run inside; what they made is safe from garbage collection."""
-    records: list[StageRecord] = []
     with ExitStack() as held:
-        tokens = _records.set(records), _held.set(held)
+        run = Run(held)
+        token = _run.set(run)
         try:
-            yield records
+            yield run.records
         finally:
-            _records.reset(tokens[0])
-            _held.reset(tokens[1])
+            _run.reset(token)
 
 
 class Stage:
@@ -134,36 +149,54 @@ class Stage:
 
     def _run(self, inputs: tuple[Input, ...], config: BaseModel) -> Any:
         """The task's body: the store's answer, or a build."""
-        store = Store()
+        store, run = Store(), _run.get()
         key = self.key(inputs, config)
         started = time.perf_counter()
         why: list[str] = []
-        if store.folder(self.name, key).exists():
-            damage = store.damage(self.name, key, verification())
+        if run is not None:
+            run.calls[self.name, key] = Call(inputs, partial(self._rebuild, run, inputs, config))
+        if store.stands(self.name, key):
+            found = run.damaged.pop((self.name, key), None) if run else None
+            damage = found or store.damage(self.name, key, verification()) or outdated(store, self.name, key)
             if damage is None:
                 store.mark_used(self.name, key)
                 hold(store, self.name, key)
                 manifest = store.manifest(self.name, key)
                 if manifest is not None:  # else removed since, as if it had never been there
                     artifact = store.artifact(manifest)
-                    self._tell(artifact, inputs, cached=True, seconds=time.perf_counter() - started, why=[])
+                    self._tell(artifact, inputs, True, time.perf_counter() - started, [], [])
                     return Completed(name="Cached", data=artifact)
             else:
-                console.warn(f"{self.name}: {damage}; building it again")
+                kept = (
+                    f", and keeping what is there as {DISPLACED}-*"
+                    if store.is_blocked(self.name, key)
+                    else ""
+                )
+                console.warn(f"{self.name}: {damage}; building it again{kept}")
                 why = [f"rebuilt: {damage}"]
-        store.make_writable()
-        artifact, why = self._build(store, key, inputs, config, why)
-        self._tell(artifact, inputs, cached=False, seconds=time.perf_counter() - started, why=why)
+        for sentence in store.make_writable():
+            console.warn(sentence)
+        inputs = check_inputs(store, inputs, run.calls if run else {})
+        artifact, why, told = self._build(store, key, inputs, config, why)
+        self._tell(artifact, inputs, False, time.perf_counter() - started, why, told)
         return artifact
+
+    def _rebuild(self, run: Run, inputs: tuple[Input, ...], config: BaseModel, damage: str) -> None:
+        """Builds an artifact that was found in the store, and that a later stage has found to be damaged."""
+        run.damaged[self.name, self.key(inputs, config)] = damage
+        self(*inputs, config=config)
 
     def _build(
         self, store: Store, key: str, inputs: tuple[Input, ...], config: BaseModel, why: list[str]
-    ) -> tuple[Artifact, list[str]]:
+    ) -> tuple[Artifact, list[str], list[str]]:
+        """The artifact, why it was built, and what of that is told: not what stages before it told."""
         building = store.new_folder(self.name, key)
         started, created = time.perf_counter(), now()
+        read = self._entries(store, inputs)
         try:
-            with scratch_folder(store, self.name, key, self.wants_scratch) as extra:
-                summary = self.function(*inputs, config, building, **extra)
+            with scratch_folder(store, self.name, key, read, self.wants_scratch) as extra:
+                with unchanged(store, self.name, inputs):
+                    summary = self.function(*inputs, config, building, **extra)
                 manifest = Manifest(
                     stage=self.name,
                     version=self.version,
@@ -172,15 +205,21 @@ class Stage:
                     seconds=round(time.perf_counter() - started, 3),
                     why=why,
                     config=canonical(config),
-                    inputs=self._entries(inputs),
+                    inputs=read,
                     files=list_files(building),
                     summary=summary,
                     versions=package_versions(),
                 )
-                manifest.why = why or explain_change(manifest, list(store.manifests()))
+                told = why
+                if not why:
+                    changes = explain_change(manifest, list(store.manifests()))
+                    manifest.why = [change.text for change in changes]
+                    explained = run.explained if (run := _run.get()) else {}
+                    told = news(changes, explained)
+                    explained[key] = manifest.why
                 artifact = store.commit(building, manifest)
                 hold(store, self.name, key)
-                return artifact, manifest.why
+                return artifact, manifest.why, told
         except OSError as error:
             if is_disk_full(error):
                 raise OSError(
@@ -193,18 +232,26 @@ class Stage:
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
-    def _entries(self, inputs: tuple[Input, ...]) -> list[InputEntry]:
-        return [describe(name, entry) for name, entry in zip(self.input_names, inputs, strict=True)]
+    def _entries(self, store: Store, inputs: tuple[Input, ...]) -> list[InputEntry]:
+        return [describe(store, name, entry) for name, entry in zip(self.input_names, inputs, strict=True)]
 
     def _tell(
-        self, artifact: Artifact, inputs: tuple[Input, ...], cached: bool, seconds: float, why: list[str]
+        self,
+        artifact: Artifact,
+        inputs: tuple[Input, ...],
+        cached: bool,
+        seconds: float,
+        why: list[str],
+        told: list[str],
     ) -> None:
-        parents = [f"{entry.stage or entry.name}/{entry.key}" for entry in self._entries(inputs)]
-        record = StageRecord(self.name, artifact.key, parents, cached, seconds, artifact.summary, why)
-        records = _records.get()
-        if records is not None:
-            records.append(record)
-        console.stage_line(self.name, artifact.summary, cached=cached, seconds=seconds, why=why)
+        parents = [
+            f"{entry.stage if isinstance(entry, Artifact) else name}/{entry.key}"
+            for name, entry in zip(self.input_names, inputs, strict=True)
+        ]
+        run = _run.get()
+        if run is not None:
+            run.record(StageRecord(self.name, artifact.key, parents, cached, seconds, artifact.summary, why))
+        console.stage_line(self.name, artifact.summary, cached=cached, seconds=seconds, why=told)
         try:
             logger: Any = get_run_logger()
         except RuntimeError:  # outside a Prefect run
@@ -226,23 +273,27 @@ def stage(version: int, retry_on: type[Exception] | None = None) -> Callable[[Ca
 
 
 @contextmanager
-def scratch_folder(store: Store, name: str, key: str, wanted: bool) -> Iterator[dict[str, Path]]:
+def scratch_folder(
+    store: Store, name: str, key: str, read: list[InputEntry], wanted: bool
+) -> Iterator[dict[str, Path]]:
     """The stage's scratch folder under a lock; a second run at the same time gets one of its own."""
     if not wanted:
         yield {}
         return
     with store.lock(f"{name}-{key}", wait=False) as alone:
         folder = store.scratch(name, key) if alone else store.new_folder(f"{name}-scratch", key)
+        if bind_scratch(folder, read):
+            console.note(name, "begins anew: what was left of it was made from other content of its inputs")
         yield {"scratch": folder}
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def hold(store: Store, name: str, key: str) -> None:
     """Holds an artifact until the run ends. One that went a moment ago is left to be found missing."""
-    held = _held.get()
-    if held is not None:
+    run = _run.get()
+    if run is not None:
         with suppress(OSError):
-            held.enter_context(store.hold(name, key))
+            run.held.enter_context(store.hold(name, key))
 
 
 def verification() -> Verification:
@@ -253,10 +304,20 @@ def verification() -> Verification:
     return level  # type: ignore[return-value]
 
 
-def describe(name: str, entry: Any) -> InputEntry:
+def describe(store: Store, name: str, entry: Any) -> InputEntry:
     if isinstance(entry, Artifact):
-        return InputEntry(name=name, stage=entry.stage, key=entry.key)
-    return InputEntry(name=name, stage="", key=entry.key, description=entry.model_dump(mode="json"))
+        manifest = store.manifest(entry.stage, entry.key)
+        content = manifest.content if manifest else ""
+        return InputEntry(name=name, stage=entry.stage, key=entry.key, content=content)
+    digests = entry.file_digests() if isinstance(entry, OfFiles) else {}
+    files = {printable(file): digest for file, digest in digests.items()}  # JSON has no other names
+    return InputEntry(
+        name=name,
+        stage="",
+        key=entry.key,
+        description=entry.model_dump(mode="json"),
+        files=files if len(files) <= MOST_FILES else {},
+    )
 
 
 def is_retriable(state: Any, kind: type[Exception]) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deployments import answers
-from deployments.shelf import WINDOW_LM, WORD2VEC, Shelf
+from deployments.shelf import Shelf
 from models.language_model import Windows
 from models.sampling import Sampling, sample_text
 from models.sentiment import Sentiment
@@ -20,6 +20,7 @@ from models.window_lm import WindowLM, WindowLMConfig
 from models.word_vectors import WordVectors
 from tasks.artifacts import Store
 from tasks.charts import Html
+from tasks.names import WINDOW_LM, WORD2VEC
 from tests.deployments.store import (
     CONTEXT,
     shelve,

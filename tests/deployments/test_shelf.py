@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from deployments.shelf import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC, Shelf
+from deployments.shelf import Shelf
 from models.word_vectors import WordVectors
 from tasks.artifacts import Store
+from tasks.names import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC
 from tests.deployments.store import made_from, shelve, write_words
 
 AT_NOON = f"{datetime(2020, 1, 1, 12, tzinfo=UTC).astimezone():%H:%M}"

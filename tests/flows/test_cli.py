@@ -16,7 +16,7 @@ from models.sentiment import Sentiment, save_classifier
 from models.word_vectors import WordVectors
 from tasks.artifacts import Store
 from tests.models.tiny import write_backbone
-from tests.tasks.test_artifacts import put
+from tests.tasks.test_artifacts import put, read, write
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +120,9 @@ def test_the_store_is_listed_verified_and_cleared(capsys: pytest.CaptureFixture[
     assert main(["store", "ls"]) == 0
     assert "2 artifacts" in capsys.readouterr().out
     assert main(["store", "verify"]) == 0
+    assert capsys.readouterr().out == "2 whole, 0 damaged, 0 outdated\n"
+    assert main(["store", "verify", "--all"]) == 0
+    assert capsys.readouterr().out.startswith("corpus/k1  whole\ncorpus/k2  whole\n2 whole")
     (artifact.folder / "data.txt").write_text("TEXT")
     assert main(["store", "verify"]) == 1
     assert "corpus/k1  data.txt is not what was written" in capsys.readouterr().out
@@ -129,14 +132,11 @@ def test_the_store_is_listed_verified_and_cleared(capsys: pytest.CaptureFixture[
 
 
 def test_explain_tells_what_made_a_stage_run(capsys: pytest.CaptureFixture[str], store: Store) -> None:
-    put(store, "corpus", "k1")
-    manifest = store.folder("corpus", "k1") / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "why": ["corpus.limit: 5 -> 6"]}))
+    manifest = read(put(store, "corpus", "k1"))
+    write(store, manifest.model_copy(update={"why": ["corpus.limit: 5 -> 6"]}))
     assert main(["store", "explain", "corpus"]) == 0
     assert "corpus.limit: 5 -> 6" in capsys.readouterr().out
-    assert "has no artifact of a stage 'pears'; it has corpus" in complaint(
-        capsys, "store", "explain", "pears"
-    )
+    assert "has no stage and no key 'pears'; it has corpus" in complaint(capsys, "store", "explain", "pears")
 
 
 def test_another_store_is_named_by_a_flag(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

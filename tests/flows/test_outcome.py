@@ -1,10 +1,12 @@
 """The table of stages on a run's page."""
 
+from pathlib import Path
+
 import pytest
 
 from flows import outcome
-from flows.outcome import row, story
-from tasks.artifacts import Summary
+from flows.outcome import Story, row, story
+from tasks.artifacts import Artifact, Summary
 from tasks.stage import StageRecord
 
 
@@ -42,3 +44,17 @@ def test_a_run_that_is_done_is_done_even_if_its_table_can_not_be_shown(
 def test_a_run_that_fails_says_why_even_if_its_table_can_not_be_shown(no_server: None) -> None:
     with pytest.raises(ValueError, match="no text remains"), story("word2vec", ""):
         raise ValueError("no text remains")
+
+
+def test_the_metrics_are_those_of_what_stands_in_the_store_in_the_end() -> None:
+    """A model that was found, and that the evaluation found to be damaged, was built again."""
+
+    def summary(**facts: float) -> Summary:
+        return Summary(rows_in=1, unit_in="pairs", rows=1, unit="words", facts=facts)
+
+    built = StageRecord("train_word2vec", "m", [], False, 1.0, summary(loss=2.0), ["rebuilt: x is missing"])
+    model, scores, page = (
+        Artifact(stage=stage, key="m", folder=Path(stage), summary=summary(**facts))
+        for stage, facts in (("train_word2vec", {"loss": 1.0}), ("evaluate", {"score": 0.5}), ("report", {}))
+    )
+    assert Story("word2vec", [built]).outcome(model, scores, page).metrics == {"loss": 2.0, "score": 0.5}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artifacts import Store, host_name
+from tasks.artifacts import Store
 from tasks.at_work import at_work, interrupted, line
+from tasks.store_folder import host_name
 from tests.tasks.test_artifacts import put
 from training.progress import Progress
 from training.relay import write_progress

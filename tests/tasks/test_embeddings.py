@@ -26,6 +26,7 @@ from tasks.embeddings import (
     match,
     read_embeddings,
 )
+from tests.deployments.store import shelve, write_words
 
 MERGED = [b" t", b"he", b" the", b"New", b" New", "猫".encode()[:2]]
 COUNTS = {" the": 60, " New": 20, "New": 10, "a": 10}
@@ -247,3 +248,13 @@ def test_where_the_table_lies_is_not_written_into_manifests(tmp_path: Path) -> N
     source = locate_embeddings(EmbeddingsConfig(source="t.txt"))
     assert isinstance(source, EmbeddingSource)
     assert set(source.model_dump()) == {"name", "digest"}
+
+
+def test_a_model_of_the_store_is_named_by_its_key_or_as_the_latest(store: Store) -> None:
+    for key, day in (("1baecedb", 1), ("7e1b352f", 2)):
+        shelve(store, "train_word2vec", key, write_words, day=day)
+    for name, key in (("1bae", "1baecedb"), ("latest", "7e1b352f"), ("train_word2vec/7", "7e1b352f")):
+        found = locate_embeddings(EmbeddingsConfig(source=name)).table
+        assert found == store.folder("train_word2vec", key) / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="the embeddings '9' are not there"):
+        locate_embeddings(EmbeddingsConfig(source="9"))

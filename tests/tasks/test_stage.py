@@ -13,6 +13,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, Store, Summary
+from tasks.garbage import collect_garbage
 from tasks.stage import StageRecord, record_stages, stage
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -110,17 +111,17 @@ def test_what_a_run_has_used_stays_until_it_ends(store: Store) -> None:
     @flow
     def weave() -> None:
         cloth = loom(Text(), config=Config())
-        store.collect_garbage(keep=0)
+        collect_garbage(store, keep=0)
         dye(cloth, config=Config())
         loom(Text(), config=Config())
-        store.collect_garbage(keep=0)
+        collect_garbage(store, keep=0)
         found.extend(manifest.stage for manifest in store.manifests())
 
     for _ in range(2):  # built, and cached
         with record_stages():
             weave()
     assert found == ["loom", "dye"] * 2
-    store.collect_garbage(keep=0)
+    collect_garbage(store, keep=0)
     assert not list(store.manifests())
 
 
@@ -147,6 +148,16 @@ def test_full_verification_sees_changed_content(store: Store, monkeypatch: pytes
     monkeypatch.setenv("LEXLOOM_VERIFY", "a bit")
     with pytest.raises(ValueError, match="LEXLOOM_VERIFY is 'a bit'"):
         run()
+
+
+def test_a_stage_that_reads_damaged_bytes_has_them_built_again_first(store: Store) -> None:
+    """On Prefect's page that is a second task run of the damaged artifact's stage."""
+    run()
+    next(store.root.glob("loom/*/cloth.txt")).write_text("HELLX")
+    artifact, records, _ = run(dye_width=2)
+    assert [(record.stage, record.cached) for record in records] == [("loom", False), ("dye", False)]
+    assert records[0].why == ["rebuilt: cloth.txt is not what was written (its digest differs)"]
+    assert (artifact.folder / "dyed.txt").read_text() == "HELLO"
 
 
 def test_a_failed_stage_leaves_nothing_but_its_scratch(store: Store) -> None:
