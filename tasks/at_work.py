@@ -14,6 +14,8 @@ from tasks.artifacts import BUILDING, SCRATCH, Building, Store
 from tasks.page import duration, short
 from training.progress import PROGRESS
 
+CHECKPOINTS = "checkpoints"  # in a training's scratch folder
+
 
 class Work(BaseModel):
     """A stage at work, or one that was interrupted and has left something to go on from."""
@@ -28,6 +30,7 @@ class Work(BaseModel):
     progress: dict[str, Any] | None  # of a training: its last `Progress`
     progress_at: float | None
     checkpoint: int | None  # the step of a training's newest one
+    left_at: float | None = None  # of one that was interrupted: when it last wrote
 
 
 def at_work(store: Store) -> list[Work]:
@@ -65,13 +68,15 @@ def at_work(store: Store) -> list[Work]:
 
 
 def interrupted(store: Store, working: list[Work]) -> list[Work]:
-    """Trainings that were ended on their way, and go on from there when the same command runs again."""
+    """Trainings that were ended on their way: they have left figures, or a checkpoint."""
     busy = {(work.stage, work.key) for work in working}
     found = []
     for folder in sorted(store.root.glob(f"{SCRATCH}/*")):
         stage, _, key = folder.name.rpartition("-")
         progress, when = last_progress(store, stage, key)
-        if progress and (stage, key) not in busy and not store.folder(stage, key).exists():
+        checkpoint = newest_checkpoint(store, stage, key)
+        began = progress is not None or checkpoint is not None
+        if began and (stage, key) not in busy and not store.folder(stage, key).exists():
             files, size = contents(folder)
             found.append(
                 Work(
@@ -81,10 +86,19 @@ def interrupted(store: Store, working: list[Work]) -> list[Work]:
                     bytes=size,
                     progress=progress,
                     progress_at=when,
-                    checkpoint=newest_checkpoint(store, stage, key),
+                    checkpoint=checkpoint,
+                    left_at=max(when or 0.0, last_written(folder / CHECKPOINTS)),
                 )
             )
     return found
+
+
+def last_written(folder: Path) -> float:
+    """When something last came into a folder, or went; 0 where there is none."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def contents(folder: Path) -> tuple[int, int]:
@@ -110,7 +124,7 @@ def last_progress(store: Store, stage: str, key: str) -> tuple[dict[str, Any] | 
 
 def newest_checkpoint(store: Store, stage: str, key: str) -> int | None:
     """The step of a training's newest checkpoint, by its name: `step-0000001000`."""
-    names = (store.root / SCRATCH / f"{stage}-{key}").glob("checkpoints/step-*")
+    names = (store.root / SCRATCH / f"{stage}-{key}").glob(f"{CHECKPOINTS}/step-*")
     steps = [path.name.removeprefix("step-") for path in names]
     return max((int(step) for step in steps if step.isdecimal()), default=None)
 

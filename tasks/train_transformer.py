@@ -158,7 +158,7 @@ class TrainTransformerConfig(GradientTrainConfig):
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
 
 
-@stage(version=2)
+@stage(version=3)
 def train_transformer(
     windows: Artifact, tokens: Artifact, config: TrainTransformerConfig, out: Path, scratch: Path
 ) -> Summary:

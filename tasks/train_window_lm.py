@@ -148,7 +148,7 @@ class TrainWindowLMConfig(GradientTrainConfig):
         )
 
 
-@stage(version=2)
+@stage(version=3)
 def train_window_lm(
     windows: Artifact,
     embeddings: Artifact,

@@ -70,6 +70,15 @@ def test_a_training_tells_how_far_it_is_and_what_it_left(store: Store) -> None:
     assert interrupted(store, []) == []
 
 
+def test_a_training_that_ended_before_its_first_figures_is_known_by_its_checkpoint(store: Store) -> None:
+    (store.scratch("train_word2vec", "k1") / "checkpoints" / "step-0000000007").mkdir(parents=True)
+    store.scratch("train_word2vec", "k2")
+    before = time.time()
+    (left,) = interrupted(store, [])
+    assert (left.key, left.checkpoint, left.progress) == ("k1", 7, None)
+    assert before - 1 <= (left.left_at or 0) <= time.time()
+
+
 @pytest.mark.parametrize("content", ["", '{"step": 1', "[1"])
 def test_figures_that_can_not_be_read_are_none(store: Store, content: str) -> None:
     store.new_folder("train_word2vec", "k1")

@@ -178,6 +178,39 @@ def test_killed_and_resumed_is_the_same_as_uninterrupted_to_the_bit(tmp_path: Pa
     assert untimed(result(whole).state["history"]) == untimed(result(broken).state["history"])
 
 
+@pytest.mark.parametrize("step", [1, 4, 5, 10, 13])
+@pytest.mark.parametrize("make", [Counter, LateCounter])
+def test_an_interrupted_run_ends_after_its_step_with_a_checkpoint_and_resumes_to_the_bit(
+    tmp_path: Path, make: Any, step: int
+) -> None:
+    whole, broken = (job(tmp_path / name, make, checkpoint_every=None) for name in ("whole", "broken"))
+    train(whole)
+    taken: list[int] = []
+    counted = replace(broken, on_batch=lambda epoch, place, worker, batch: taken.append(place))
+    run = train(counted, interrupted=lambda: len(taken) == step)
+    assert (run.step, run.stop_reason, len(taken)) == (step, None, step)
+    assert result(broken).state["step"] == step
+    train(broken)
+    assert torch.equal(result(whole).tensors["table"], result(broken).tensors["table"])
+    assert untimed(result(whole).state["history"]) == untimed(result(broken).state["history"])
+
+
+@pytest.mark.parametrize("changes", [{"checkpoint_every": 1}, {"checkpoint_seconds": 1e-9}])
+def test_a_checkpoint_changes_nothing_even_of_an_outer_optimizer_between_its_steps(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    outer = SyncConfig("diloco", period=4)
+    plans = [
+        points_job(tmp_path / name, sync=outer, **{"checkpoint_every": None, **more})
+        for name, more in (("without", {}), ("with", changes))
+    ]
+    for plan in plans:
+        train(plan)
+    first, second = (result(plan) for plan in plans)
+    assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+    assert untimed(first.state["history"]) == untimed(second.state["history"])
+
+
 def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
     plan = job(tmp_path)
     train(plan)
@@ -300,7 +333,7 @@ def test_max_steps_ends_in_the_middle_of_an_epoch_with_the_rate_at_its_end(tmp_p
 def test_max_seconds_ends_a_run_that_would_go_on(tmp_path: Path) -> None:
     run = train(job(tmp_path, stopping=Stopping(max_epochs=10_000, max_seconds=0.05)))
     assert run.stop_reason == "max_seconds"
-    assert run.step % 10 == 0
+    assert run.step < 10_000 * 10
     assert run.seconds < 10
 
 
