@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tasks.artifacts import BUILDING, SCRATCH, Store, host_name
-from tasks.at_work import Work, at_work, contents, interrupted, line
+from tasks.at_work import Work, at_work, contents, interrupted, line, share_done
 from tasks.console import NAME_WIDTH, clipped
 from tasks.page import duration, size
 
@@ -156,7 +156,7 @@ def how_far(work: Work) -> str:
         return f"{'':>8}"
     if work.progress is None:
         return f"{duration(time.time() - (work.since or 0)):>8}"
-    return f"{work.progress['examples'] / work.progress['total_examples']:>7.0%} "
+    return f"{share_done(work.progress):>7.0%} "
 
 
 def doing(work: Work) -> str:

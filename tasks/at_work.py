@@ -129,9 +129,15 @@ def newest_checkpoint(store: Store, stage: str, key: str) -> int | None:
     return max((int(step) for step in steps if step.isdecimal()), default=None)
 
 
+def share_done(point: dict[str, Any]) -> float:
+    """Of a training's `Progress`: how much is done of what will end it."""
+    return point["share"] if "share" in point else point["examples"] / point["total_examples"]
+
+
 def line(point: dict[str, Any], unit: str) -> str:
     """A training's `Progress` in words: `16.8M of 40.9M pairs · epoch 3 · loss 1.234 · ...`."""
     done, total, seconds = point["examples"], point["total_examples"], point["seconds"]
+    share = share_done(point)
     figures = [
         f"{short(done)} of {short(total)} {unit}",
         f"epoch {point['epoch'] + 1}",
@@ -139,6 +145,6 @@ def line(point: dict[str, Any], unit: str) -> str:
         f"rate {point['learning_rate']:.2g}",
         f"{short(done / seconds)}/s",
     ]
-    if done < total:
-        figures.append(f"about {duration((total - done) * seconds / done)} left")
+    if share < 1:
+        figures.append(f"about {duration((1 - share) * seconds / share)} left")
     return " · ".join(figures)

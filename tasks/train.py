@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -80,8 +79,8 @@ class TrainConfig(BaseModel):
     max_seconds: float | None = Field(
         None,
         gt=0,
-        description="end after so many seconds of training at most; how far it gets then depends on the"
-        " machine",
+        description="end after so many seconds of training at most: the learning rate follows the time then,"
+        " and how far it gets depends on the machine",
         json_schema_extra={"position": 5},
     )
     patience: int | None = Field(
@@ -341,12 +340,9 @@ def facts_of(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def mean_loss(history: list[dict[str, Any]]) -> float:
-    """The mean over the examples of some points, each of which has the mean since the one before."""
-    ends = [point["examples"] for point in history]
-    weights = [ends[0], *(later - earlier for earlier, later in pairwise(ends))]
-    if len(history) > 1:
-        weights[0] = weights[1]  # the first point began before: as long as its neighbour
-    return sum(w * point["loss"] for w, point in zip(weights, history, strict=True)) / sum(weights)
+    """The mean over the examples of some points."""
+    examples = sum(point["loss_examples"] for point in history)
+    return sum(point["loss"] * point["loss_examples"] for point in history) / examples
 
 
 def write_json(path: Path, value: Any) -> None:

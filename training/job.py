@@ -70,6 +70,8 @@ class Run(Accounts):
         loss_sum, loss_examples: the sum of this worker's losses since the last point of the history, and of
             how many examples.
         losses: both of every worker; only in a checkpoint.
+        time_share: of `max_seconds`, how much was over at the last look; 0 without that limit. It is kept, so
+            that a resumed run goes on at the same learning rate.
         next_look: the step after which the workers next look at worker 0's clock (training/clock.py).
     """
 
@@ -81,6 +83,7 @@ class Run(Accounts):
     loss_examples: float = 0.0
     losses: list[list[float]] = field(default_factory=list)
     next_look: int = 1
+    time_share: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     stop_reason: str | None = None

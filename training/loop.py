@@ -90,6 +90,7 @@ class Due(NamedTuple):
     step: int
     epoch: int
     examples: int
+    share: float
 
 
 class Training:
@@ -128,6 +129,7 @@ class Training:
         self.sync.bytes_sent = run.sync_bytes
         self.clock = Clock(job, run, rank, world_size, interrupted)
         self.interrupted = False
+        self.due_share = run.time_share  # of the last record
 
     def _stream(self, files: tuple[Path, ...], shuffle: bool = True) -> ShardStream:
         return ShardStream(
@@ -169,7 +171,7 @@ class Training:
         job, run, place = self.job, self.run, self.run.step_in_epoch
         if job.on_batch:
             job.on_batch(epoch.number, place, self.rank, batch)
-        size, progress = self._rows(batch), run.examples / self.total_examples
+        size, progress = self._rows(batch), self._share()
         everybody = epoch.examples_until(place + 1) - epoch.examples_until(place)
         seed = step_seed(job.seed, epoch.number, place, self.rank)
         loss: SupportsFloat = 0.0
@@ -204,6 +206,8 @@ class Training:
         job, run = self.job, self.run
         with self.sync.timed() if self.world_size > 1 else nullcontext():  # a GPU is not waited for
             look = self.clock.look(run)
+        if look:
+            run.time_share = job.stopping.time_share(look.seconds)
         seconds = look.seconds if look else 0.0
         reason = job.stopping.reached(epochs=run.epoch, steps=run.step, seconds=seconds)
         if reason is not None:
@@ -216,8 +220,10 @@ class Training:
                 self._record_due(at_once=True)  # the model is evaluated at rest
                 self._evaluate(self.validation)
                 reason = reason or job.stopping.in_vain(run.scores)
-        if run.step % self.record_every == 0 or reason is not None:
-            self.due.append(Due(run.step, epoch.number, run.examples))
+        late = run.time_share - self.due_share >= 1 / HISTORY_POINTS
+        if run.step % self.record_every == 0 or late or reason is not None:
+            self.due.append(Due(run.step, epoch.number, run.examples, self._share()))
+            self.due_share = run.time_share
         self._record_due(at_once=reason is not None)
         run.stop_reason = reason
         improved = evaluated and run.best_step == run.step
@@ -226,6 +232,10 @@ class Training:
         by_step = every is not None and run.step % every == 0
         if by_step or improved or reason is not None or (look and (look.checkpoint or look.interrupted)):
             self._checkpoint()
+
+    def _share(self) -> float:
+        """How much is done of the limit that will end the run first."""
+        return max(self.run.examples / self.total_examples, self.run.time_share)
 
     def _settle(self, last: int) -> None:
         """Adds up the losses of the steps until the `last`, and waits for those that are on their way."""
@@ -278,14 +288,23 @@ class Training:
         losses = self._gather(due.step)
         run = self.run
         loss, examples = (sum(column) for column in zip(*losses, strict=True))
+        before = run.history[-1] if run.history else None
+        if before and before["epoch"] == due.epoch and examples < self.job.batch_size / 2:
+            del run.history[-1]
+            loss, examples = (
+                loss + before["loss"] * before["loss_examples"],
+                examples + before["loss_examples"],
+            )
         point = Progress(
             **{account.name: getattr(run, account.name) for account in fields(Accounts)},
             step=due.step,
             epoch=due.epoch,
             examples=due.examples,
             total_examples=self.total_examples,
+            share=due.share,
+            loss_examples=int(examples),
             loss=loss / examples,
-            learning_rate=self.trainable.learning_rate(due.examples / self.total_examples),
+            learning_rate=self.trainable.learning_rate(due.share),
             workers=self.world_size,
             sample=run.scores[-1].get("sample", "") if run.scores else "",
         )

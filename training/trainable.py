@@ -32,7 +32,7 @@ class Trainable(Protocol):
         """Allocates and initialises; the same values on every worker."""
 
     def learning_rate(self, progress: float) -> float:
-        """The rate in force when the share `progress` (0 to 1) of all examples is done."""
+        """The rate in force when the share `progress` (0 to 1) of the training is done."""
 
     def train_step(self, batch: Batch, *, progress: float, seed: int) -> SupportsFloat:
         """Takes a batch of at least one example, updates itself, and returns the examples' mean loss.

@@ -13,7 +13,14 @@ from training.progress import Progress
 from training.relay import write_progress
 
 POINT = Progress(
-    seconds=10.0, step=40, epoch=1, examples=400_000, total_examples=1_000_000, loss=2.5, learning_rate=0.03
+    seconds=10.0,
+    step=40,
+    epoch=1,
+    examples=400_000,
+    total_examples=1_000_000,
+    share=0.4,
+    loss=2.5,
+    learning_rate=0.03,
 )
 
 
@@ -90,4 +97,10 @@ def test_a_training_in_words() -> None:
     """600,000 examples are left at 40,000 a second: 15 s."""
     said = line({**vars(POINT)}, "pairs")
     assert said == "400k of 1M pairs · epoch 2 · loss 2.500 · rate 0.03 · 40k/s · about 15.0 s left"
-    assert line({**vars(POINT), "examples": 1_000_000}, "pairs").endswith("100k/s")
+    assert line({**vars(POINT), "examples": 1_000_000, "share": 1.0}, "pairs").endswith("100k/s")
+
+
+def test_a_training_that_its_time_will_end_says_how_much_of_that_is_left() -> None:
+    assert line({**vars(POINT), "share": 0.8}, "pairs").endswith("about 2.5 s left")
+    older = {name: value for name, value in vars(POINT).items() if name != "share"}
+    assert line(older, "pairs").endswith("about 15.0 s left")

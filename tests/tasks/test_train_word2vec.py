@@ -416,7 +416,8 @@ def test_tokens_without_a_pair_or_without_a_held_out_document_are_refused(
 
 
 def test_the_mean_loss_weighs_points_by_their_examples() -> None:
-    history = [{"examples": 100, "loss": 4.0}, {"examples": 200, "loss": 2.0}, {"examples": 250, "loss": 1.0}]
+    points = ((100, 4.0), (100, 2.0), (50, 1.0))
+    history = [{"loss_examples": examples, "loss": loss} for examples, loss in points]
     assert mean_loss(history) == pytest.approx((100 * 4 + 100 * 2 + 50 * 1) / 250)
     assert mean_loss(history[:1]) == 4.0
 

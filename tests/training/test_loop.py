@@ -237,6 +237,27 @@ def test_progress_counts_all_examples_and_the_rate_falls_to_its_end(tmp_path: Pa
     assert points[-1].epoch == 1
 
 
+class Uncertain(Counter):
+    """Its loss is 0.7, and 2.2 of a batch of few."""
+
+    def train_step(self, batch: Batch, *, progress: float, seed: int) -> float:
+        super().train_step(batch, progress=progress, seed=seed)
+        return 0.7 if len(batch["number"]) == 64 else 2.2
+
+
+@pytest.mark.parametrize(("rows", "few"), [(9 * 64 + 24, 24), (9 * 64 + 4, 4)])
+def test_a_short_last_batch_is_no_leap_of_the_loss(tmp_path: Path, rows: int, few: int) -> None:
+    shard = write_numbers(tmp_path / "rows.parquet", rows=rows)
+    points: list[Progress] = []
+    run = train(job(tmp_path, Uncertain, files=(shard,), lanes=1), on_progress=points.append)
+    together = (64 * 0.7 + few * 2.2) / (64 + few)
+    assert [point["step"] for point in run.history] == [*range(1, 9), 10, *range(11, 19), 20]
+    assert [point["loss"] for point in run.history] == pytest.approx([*[0.7] * 8, together] * 2)
+    assert [point["loss_examples"] for point in run.history] == [*[64] * 8, 64 + few] * 2
+    assert points[-1].loss == pytest.approx(together)
+    assert sum(point["loss_examples"] for point in run.history) == run.examples == 2 * rows
+
+
 def test_a_loss_that_is_no_number_stops_and_names_the_step(tmp_path: Path) -> None:
     plan = job(tmp_path, partial(Counter, break_at=0.5))
     with pytest.raises(FloatingPointError, match=r"loss is nan at step 11 \(epoch 2, learning rate 0.5"):
@@ -335,6 +356,76 @@ def test_max_seconds_ends_a_run_that_would_go_on(tmp_path: Path) -> None:
     assert run.stop_reason == "max_seconds"
     assert run.step < 10_000 * 10
     assert run.seconds < 10
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """For `Job.on_batch`: by the clock, each batch takes a second."""
+    seconds = [0.0]
+
+    def tick(*place: Any) -> None:
+        seconds[0] += 1.0
+
+    monkeypatch.setattr("training.clock.time.perf_counter", lambda: seconds[0])
+    return tick
+
+
+class Annealed(Counter):
+    """Keeps the progress that it was given in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[float] = []
+
+    def train_step(self, batch: Batch, *, progress: float, seed: int) -> float:
+        self.given.append(progress)
+        return super().train_step(batch, progress=progress, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("limits", "shares", "reason"),
+    [
+        (Stopping(max_epochs=100, max_seconds=8), [n / 8 for n in range(8)], "max_seconds"),
+        (Stopping(max_epochs=1, max_seconds=8), [n / 8 for n in range(8)], "max_seconds"),
+        (Stopping(max_steps=50, max_seconds=4), [0, 0.25, 0.5, 0.75], "max_seconds"),
+        (Stopping(max_steps=5, max_seconds=80), [0, 0.2, 0.4, 0.6, 0.8], "max_steps"),
+    ],
+)
+def test_the_rate_follows_the_limit_that_ends_the_run(
+    tmp_path: Path, ticking: Any, limits: Stopping, shares: list[float], reason: str
+) -> None:
+    model, points = Annealed(), list[Progress]()
+    run = train(job(tmp_path, lambda: model, stopping=limits, on_batch=ticking), on_progress=points.append)
+    assert run.stop_reason == reason
+    assert model.given == pytest.approx(shares)
+    assert (points[-1].share, points[-1].learning_rate) == (1.0, 0.0)
+    assert [point.step for point in points] == list(range(1, len(shares) + 1)), "as many records as ever"
+
+
+@pytest.mark.parametrize("step", [1, 4, 7])
+def test_a_run_that_its_time_ends_resumes_at_the_share_it_had(
+    tmp_path: Path, ticking: Any, step: int
+) -> None:
+    limits = Stopping(max_epochs=100, max_seconds=8)
+    whole, broken = (
+        job(tmp_path / name, stopping=limits, on_batch=ticking, checkpoint_every=None)
+        for name in ("whole", "broken")
+    )
+    train(whole)
+    taken: list[int] = []
+
+    def count(*place: Any) -> None:
+        ticking()
+        taken.append(1)
+
+    train(replace(broken, on_batch=count), interrupted=lambda: len(taken) == step)
+    assert result(broken).state["time_share"] == step / 8
+    for _ in range(5):
+        ticking()  # while nothing is trained
+    run = train(broken)
+    assert run.step == 8
+    assert torch.equal(result(whole).tensors["table"], result(broken).tensors["table"])
+    assert untimed(result(whole).state["history"]) == untimed(result(broken).state["history"])
 
 
 def test_the_accounts_add_up_to_the_time_that_passed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from models.word2vec import Word2Vec
-from tests.training.test_loop import result, untimed
+from tests.training.test_loop import Annealed, result, untimed
 from tests.training.toy import (
     Counter,
     classifier,
@@ -29,9 +29,10 @@ from tests.training.toy import (
     write_points,
 )
 from training.checkpoint import Checkpoint, Checkpoints
-from training.exchange import sum_over_workers
+from training.exchange import every_workers, sum_over_workers
 from training.job import Job, Run
 from training.loop import step_seed, train
+from training.stopping import Stopping
 from training.sync import SyncConfig
 from training.trainable import Batch
 
@@ -112,6 +113,15 @@ def group_of_two(rank: int, world_size: int, jobs: list[Job], stopped: list[Job]
     train_in_pieces(rank, world_size, jobs)
     for plan in stopped:
         stop_and_resume(rank, world_size, plan)
+    for sync in (SyncConfig("delta_sum", period=3), SyncConfig("average", period=4)):
+        model = Annealed()
+        limits = Stopping(max_epochs=10_000, max_seconds=0.3)
+        timed = job(folder / "broken", lambda model=model: model, sync=sync, stopping=limits)
+        timed = replace(timed, checkpoints=folder / "timed" / sync.strategy)
+        assert train(timed, rank=rank, world_size=world_size).stop_reason == "max_seconds"
+        given = every_workers([sum(model.given), model.given[-1], len(model.given)], rank, world_size)
+        assert given[0] == given[1]
+        assert 0.8 < model.given[-1] < 1
     own = exact(folder / "own" / str(rank), SyncConfig("all_reduce"))
     if rank == 0:
         Checkpoints(own.checkpoints, own.fingerprint).save(*started(own))
