@@ -324,6 +324,7 @@ def metrics_of(run: Run) -> dict[str, Any]:
         "examples_per_second": round(run.examples / run.seconds),
         "workers": run.history[-1]["workers"],
         "stop_reason": run.stop_reason,
+        **({"precision": "bfloat16" if run.decisions["bfloat16"] else "float32"} if run.decisions else {}),
         "seconds": round(run.seconds, 3),
         **{f"{account}_seconds": round(getattr(run, f"{account}_seconds"), 3) for account in ACCOUNTS},
         "sync_bytes": run.sync_bytes,

@@ -31,7 +31,7 @@ from training.stopping import Score, Stopping
 from training.strategies import Synchronisation
 from training.stream import Epoch, ShardStream
 from training.sync import refuse_misfit, synchronisation
-from training.trainable import Batch, Differentiable, Evaluable, LateLoss
+from training.trainable import Batch, Deciding, Differentiable, Evaluable, LateLoss
 
 HISTORY_POINTS = 200
 UNSETTLED_LOSSES = 64  # losses that may be on their way before they are asked for
@@ -119,6 +119,11 @@ class Training:
         self.total_examples, total_steps = planned(self.stream, job.stopping)
         self.record_every = max(1, total_steps // HISTORY_POINTS)
         self.trainable.prepare(job.device)
+        if isinstance(self.trainable, Deciding):
+            decided = self.trainable.decisions()
+            votes = every_workers([*map(float, decided.values())], rank, world_size, job.device)
+            run.decisions = run.decisions or dict(zip(decided, map(bool, votes[0]), strict=True))
+            self.trainable.decide(run.decisions)
         self.sync = synchronisation(job.sync, world_size)
         self.unsettled = deque[Taken]()
         self.due = deque[Due]()

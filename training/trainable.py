@@ -69,6 +69,18 @@ class Differentiable(Trainable, Protocol):
 
 
 @runtime_checkable
+class Deciding(Protocol):
+    """A model that decides by the machine how it computes: all workers then do as worker 0, and a resumed run
+    as it began, on whatever machine, so that no run is computed in two ways."""
+
+    def decisions(self) -> dict[str, bool]:
+        """What was decided in `prepare`; of the same names everywhere."""
+
+    def decide(self, decisions: Mapping[str, bool]) -> None:
+        """Takes other decisions, before the first step."""
+
+
+@runtime_checkable
 class Evaluable(Protocol):
     """A model that can be measured on held-out data."""
 

@@ -211,6 +211,32 @@ def test_a_checkpoint_changes_nothing_even_of_an_outer_optimizer_between_its_ste
     assert untimed(first.state["history"]) == untimed(second.state["history"])
 
 
+@pytest.mark.parametrize("began_in_bfloat16", [True, False])
+def test_a_resumed_run_keeps_the_precision_that_it_began_in(tmp_path: Path, began_in_bfloat16: bool) -> None:
+    """Where the next machine would choose another."""
+    asked: list[str] = []
+
+    def plan(name: str, bfloat16: bool) -> Job:
+        def choose(device: str) -> bool:
+            asked.append(device)
+            return bfloat16
+
+        return points_job(tmp_path / name, partial(classifier, bfloat16=choose), checkpoint_every=None)
+
+    taken: list[int] = []
+    first = plan("broken", began_in_bfloat16)
+    counted = replace(first, on_batch=lambda epoch, place, worker, batch: taken.append(place))
+    train(counted, interrupted=lambda: len(taken) == 5)
+    run = train(plan("broken", not began_in_bfloat16))
+    train(plan("whole", began_in_bfloat16))
+    train(plan("other", not began_in_bfloat16))
+    assert asked == ["cpu"] * 4
+    assert run.decisions == {"bfloat16": began_in_bfloat16}
+    whole, broken, other = (result(plan(name, True)).tensors for name in ("whole", "broken", "other"))
+    assert all(torch.equal(value, broken[name]) for name, value in whole.items())
+    assert not all(torch.equal(value, other[name]) for name, value in whole.items())
+
+
 def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
     plan = job(tmp_path)
     train(plan)

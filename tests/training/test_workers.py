@@ -86,9 +86,12 @@ def counter_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
     return job(folder, sync=sync, epochs=50, **changes)
 
 
-def exact(folder: Path, sync: SyncConfig, optimizer: Any = sgd, **changes: Any) -> Job:
+def exact(
+    folder: Path, sync: SyncConfig, optimizer: Any = sgd, bfloat16: bool = False, **changes: Any
+) -> Job:
     """Without dropout, the only chance that depends on the number of workers."""
-    return points_job(folder, partial(classifier, optimizer=optimizer), sync=sync, **changes)
+    make = partial(classifier, optimizer=optimizer, bfloat16=bfloat16)
+    return points_job(folder, make, sync=sync, **changes)
 
 
 def difference(first: Job, second: Job) -> float:
@@ -122,6 +125,8 @@ def group_of_two(rank: int, world_size: int, jobs: list[Job], stopped: list[Job]
         given = every_workers([sum(model.given), model.given[-1], len(model.given)], rank, world_size)
         assert given[0] == given[1]
         assert 0.8 < model.given[-1] < 1
+    mixed = exact(folder / "mixed", SyncConfig("all_reduce"), bfloat16=rank == 0)
+    assert train(mixed, rank=rank, world_size=world_size).decisions == {"bfloat16": True}
     own = exact(folder / "own" / str(rank), SyncConfig("all_reduce"))
     if rank == 0:
         Checkpoints(own.checkpoints, own.fingerprint).save(*started(own))
