@@ -72,6 +72,9 @@ class Run(Accounts):
         losses: both of every worker; only in a checkpoint.
         time_share: of `max_seconds`, how much was over at the last look; 0 without that limit. It is kept, so
             that a resumed run goes on at the same learning rate.
+        recorded_share: the `time_share` of the last point of the history.
+        limit_reached, evaluation_due: what is left to be done after the step; in the checkpoint of a run that
+            was interrupted in its evaluation.
         decisions: of a model that decides by the machine how it computes.
         next_look: the step after which the workers next look at worker 0's clock (training/clock.py).
     """
@@ -85,6 +88,9 @@ class Run(Accounts):
     losses: list[list[float]] = field(default_factory=list)
     next_look: int = 1
     time_share: float = 0.0
+    recorded_share: float = 0.0
+    limit_reached: str | None = None
+    evaluation_due: bool = False
     decisions: dict[str, bool] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)

@@ -9,7 +9,6 @@ that was killed and resumed takes the same steps as one that was not. When a che
 clock, but a checkpoint changes nothing (training/saving.py).
 """
 
-import hashlib
 import logging
 import math
 import time
@@ -17,17 +16,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, fields
-from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple, SupportsFloat
 
 from training.checkpoint import Checkpoint, Checkpoints
-from training.clock import Clock
+from training.clock import Clock, Look
 from training.exchange import every_workers, sum_over_workers
 from training.job import Job, Run
+from training.plan import planned, step_seed
 from training.progress import Accounts, Progress
 from training.saving import Saving
-from training.stopping import Score, Stopping
+from training.stopping import Score
 from training.strategies import Synchronisation
 from training.stream import Epoch, ShardStream
 from training.sync import refuse_misfit, synchronisation
@@ -134,7 +133,7 @@ class Training:
         self.sync.bytes_sent = run.sync_bytes
         self.clock = Clock(job, run, rank, world_size, interrupted)
         self.interrupted = False
-        self.due_share = run.time_share  # of the last record
+        self.is_interrupted = interrupted
 
     def _stream(self, files: tuple[Path, ...], shuffle: bool = True) -> ShardStream:
         return ShardStream(
@@ -152,12 +151,14 @@ class Training:
     def go_on(self) -> None:
         """From where the run stands to its end."""
         run = self.run
+        if run.evaluation_due:  # it was interrupted
+            self._end_step(None)
         while run.stop_reason is None and not self.interrupted:
             epoch = self.stream.epoch(run.epoch)
             with closing(self._batches(self.stream, epoch, run.step_in_epoch, "data")) as batches:
                 for batch in batches:
                     self._step(epoch, batch)
-                    self._after_step(epoch)
+                    self._after_step()
                     if run.stop_reason is not None or self.interrupted:
                         break
 
@@ -206,36 +207,47 @@ class Training:
             self._settle(run.step)
         self.sync.after_step(run.step, size, everybody)
 
-    def _after_step(self, epoch: Epoch) -> None:
-        """What is due after a step; the same on all workers."""
+    def _after_step(self) -> None:
+        """Looks at what is due after a step; the same on all workers."""
         job, run = self.job, self.run
         with self.sync.timed() if self.world_size > 1 else nullcontext():  # a GPU is not waited for
             look = self.clock.look(run)
         if look:
             run.time_share = job.stopping.time_share(look.seconds)
         seconds = look.seconds if look else 0.0
-        reason = job.stopping.reached(epochs=run.epoch, steps=run.step, seconds=seconds)
+        run.limit_reached = job.stopping.reached(epochs=run.epoch, steps=run.step, seconds=seconds)
+        every = job.evaluate_every
+        due = run.step_in_epoch == 0 if every is None else run.step % every == 0
+        run.evaluation_due = self.validation is not None and (due or run.limit_reached is not None)
+        self._end_step(look)
+
+    def _end_step(self, look: Look | None) -> None:
+        """Does what is due after a step; a resumed run begins here if its evaluation was interrupted."""
+        job, run = self.job, self.run
+        reason = run.limit_reached
         if reason is not None:
             self.sync.flush()  # the result is the model that the workers agree on
+        self.interrupted = look is not None and look.interrupted
         evaluated = False
-        if self.validation is not None:
-            every = job.evaluate_every
-            due = run.step_in_epoch == 0 if every is None else run.step % every == 0
-            if evaluated := due or reason is not None:
-                self._record_due(at_once=True)  # the model is evaluated at rest
-                self._evaluate(self.validation)
-                reason = reason or job.stopping.in_vain(run.scores)
-        late = run.time_share - self.due_share >= 1 / HISTORY_POINTS
+        if self.validation is not None and run.evaluation_due:
+            self._record_due(at_once=True)  # the model is evaluated at rest
+            if self.interrupted or not self._evaluate(self.validation):
+                self.interrupted = True
+                self._checkpoint()
+                return
+            evaluated, run.evaluation_due = True, False
+            reason = reason or job.stopping.in_vain(run.scores)
+        late = run.time_share - run.recorded_share >= 1 / HISTORY_POINTS
         if run.step % self.record_every == 0 or late or reason is not None:
-            self.due.append(Due(run.step, epoch.number, run.examples, self._share()))
-            self.due_share = run.time_share
+            epoch = run.epoch if run.step_in_epoch else run.epoch - 1
+            self.due.append(Due(run.step, epoch, run.examples, self._share()))
+            run.recorded_share = run.time_share
         self._record_due(at_once=reason is not None)
         run.stop_reason = reason
         improved = evaluated and run.best_step == run.step
-        self.interrupted = look is not None and look.interrupted
-        every = job.checkpoint_every
-        by_step = every is not None and run.step % every == 0
-        if by_step or improved or reason is not None or (look and (look.checkpoint or look.interrupted)):
+        by_step = job.checkpoint_every is not None and run.step % job.checkpoint_every == 0
+        by_clock = look is not None and look.checkpoint
+        if by_step or by_clock or improved or self.interrupted or reason is not None:
             self._checkpoint()
 
     def _share(self) -> float:
@@ -320,13 +332,18 @@ class Training:
         if self.rank == 0 and self.on_progress:
             self.on_progress(point)
 
-    def _evaluate(self, validation: ShardStream) -> None:
-        """Adds to the scores the mean loss over the held-out examples, which the workers share."""
+    def _evaluate(self, validation: ShardStream) -> bool:
+        """Adds to the scores the mean loss over the held-out examples, which the workers share.
+
+        False where it was interrupted: then it is as if it had not begun.
+        """
         assert isinstance(self.trainable, Evaluable)
         self.sync.flush()
         loss = examples = 0.0
         with closing(self._batches(validation, validation.epoch(0), 0, "evaluation")) as batches:
             for batch in batches:
+                if self._total([0.0 if self.rank else float(self.is_interrupted())])[0]:
+                    return False
                 if self._rows(batch):
                     with self._charged("evaluation"):
                         batch_loss, batch_examples = self.trainable.evaluate(batch)
@@ -350,6 +367,7 @@ class Training:
             with self._charged("evaluation"):
                 score["sample"] = self.job.sample(self.trainable)
         run.scores.append(score)
+        return True
 
     def _checkpoint(self) -> None:
         began = time.perf_counter()
@@ -376,24 +394,3 @@ class Training:
         yield
         name = f"{account}_seconds"
         setattr(self.run, name, getattr(self.run, name) + time.perf_counter() - started)
-
-
-def planned(stream: ShardStream, stopping: Stopping) -> tuple[int, int]:
-    """The examples and (about, where epochs differ) the steps until max_epochs or max_steps ends a run."""
-    if stopping.max_steps is None:
-        assert stopping.max_epochs is not None  # Stopping
-        return stopping.max_epochs * stream.examples, stopping.max_epochs * stream.epoch(0).steps
-    examples = steps = 0
-    for number in count() if stopping.max_epochs is None else range(stopping.max_epochs):
-        epoch = stream.epoch(number)
-        examples += epoch.examples_until(stopping.max_steps - steps)
-        steps += epoch.steps
-        if steps >= stopping.max_steps:
-            return examples, stopping.max_steps
-    return examples, steps
-
-
-def step_seed(*parts: int) -> int:
-    """A 63-bit seed that is a function of where in the run it is used, and of nothing else."""
-    text = ",".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

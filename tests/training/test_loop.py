@@ -24,9 +24,11 @@ from tests.training.toy import (
     write_points,
 )
 from training import loop, stream
+from training.autograd import Autograd
 from training.checkpoint import Checkpoint, Checkpoints
 from training.job import Job
-from training.loop import step_seed, train
+from training.loop import train
+from training.plan import step_seed
 from training.progress import Progress
 from training.stopping import Stopping
 from training.sync import SyncConfig
@@ -193,6 +195,43 @@ def test_an_interrupted_run_ends_after_its_step_with_a_checkpoint_and_resumes_to
     train(broken)
     assert torch.equal(result(whole).tensors["table"], result(broken).tensors["table"])
     assert untimed(result(whole).state["history"]) == untimed(result(broken).state["history"])
+
+
+@pytest.mark.parametrize(("batches", "step"), [(1, 6), (2, 6), (4, 8), (5, 8)])  # of three a time
+def test_an_evaluation_that_is_interrupted_is_begun_again_by_the_next_run(
+    tmp_path: Path, batches: int, step: int
+) -> None:
+    """Between two steps of an outer optimizer, and at the end of the run, too."""
+    held_out = write_points(tmp_path / "held-out.parquet", rows=150, rows_per_group=30, seed=9)
+    whole, broken = (
+        points_job(
+            tmp_path / name,
+            sync=SyncConfig("diloco", period=4),
+            validation=(held_out,),
+            evaluate_every=6,
+            stopping=Stopping(max_steps=8),
+            checkpoint_every=None,
+        )
+        for name in ("whole", "broken")
+    )
+    undisturbed = train(whole)
+    model, evaluated = classifier(), list[int]()
+
+    def evaluate(batch: Batch) -> tuple[float, float]:
+        evaluated.append(len(batch["label"]))
+        return Autograd.evaluate(model, batch)
+
+    model.evaluate = evaluate  # type: ignore[method-assign]
+    run = train(replace(broken, make_trainable=lambda: model), interrupted=lambda: len(evaluated) == batches)
+    assert len(evaluated) == batches
+    assert (run.step, run.stop_reason) == (step, None)
+    assert result(broken).state["step"] == run.step
+    resumed = train(broken)
+    assert resumed.stop_reason == "max_steps"
+    assert untimed(resumed.scores) == untimed(undisturbed.scores)
+    assert untimed(resumed.history) == untimed(undisturbed.history)
+    first, second = result(whole).tensors, result(broken).tensors
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 @pytest.mark.parametrize("changes", [{"checkpoint_every": 1}, {"checkpoint_seconds": 1e-9}])

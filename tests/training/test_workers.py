@@ -31,7 +31,8 @@ from tests.training.toy import (
 from training.checkpoint import Checkpoint, Checkpoints
 from training.exchange import every_workers, sum_over_workers
 from training.job import Job, Run
-from training.loop import step_seed, train
+from training.loop import train
+from training.plan import step_seed
 from training.stopping import Stopping
 from training.sync import SyncConfig
 from training.trainable import Batch
