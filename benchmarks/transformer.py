@@ -42,7 +42,7 @@ from torch.nn import functional as F
 from models.compilation import compile_parts
 from models.cross_entropy import linear_cross_entropy
 from models.optim import OptimizerConfig, make_optimizer
-from models.precision import bfloat16_pays
+from models.precision import Layer, bfloat16_pays
 from models.transformer import Reader, Transformer, TransformerConfig, next_token_loss
 from training.autograd import Autograd
 from training.job import Job
@@ -108,12 +108,13 @@ def trainable(
         assert isinstance(model, Transformer)
         return make_optimizer(model, model.hidden_matrices(), optimizer)
 
+    layer = Layer((micro_batch or BATCH) * network.context, network.width, network.hidden)
     return Autograd(
         make,
         next_token_loss,
         optimizer_of,
         schedule=partial(warm_up_stable_decay, warm_up=0.0, decay=decay),
-        bfloat16=bfloat16_pays(device),
+        bfloat16=partial(bfloat16_pays, layer),
         threads=THREADS if device == "cpu" else None,
         micro_batch=micro_batch,
         seed=seed,

@@ -88,7 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         return command(arguments)
     except KeyboardInterrupt:
         stderr.print(
-            "stopped; finished stages are kept, so the same command goes on from here", style="yellow"
+            "stopped; the same command takes the finished stages from the store and runs the others",
+            style="yellow",
         )
         return 130
     except BrokenPipeError:

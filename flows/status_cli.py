@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tasks.artifacts import Store
-from tasks.at_work import Work, at_work, interrupted, line
+from tasks.at_work import Work, at_work, interrupted, line, share_done
 from tasks.console import NAME_WIDTH, clipped
 from tasks.files import children, contents
 from tasks.page import duration, size
@@ -154,9 +154,11 @@ def named(name: str, figures: str, style: str = "") -> Text:
 
 
 def how_far(work: Work) -> str:
+    if work.progress is None and work.since is None:  # interrupted before its first record
+        return f"{'':>8}"
     if work.progress is None:
         return f"{duration(time.time() - (work.since or 0)):>8}"
-    return f"{work.progress['examples'] / work.progress['total_examples']:>7.0%} "
+    return f"{share_done(work.progress):>7.0%} "
 
 
 def doing(work: Work) -> str:
@@ -171,12 +173,9 @@ def doing(work: Work) -> str:
 
 
 def left_behind(work: Work) -> str:
-    assert work.progress is not None  # by which it was found
-    further = "begins it anew" if work.checkpoint is None else f"goes on from step {work.checkpoint:,}"
-    return (
-        f"  interrupted {ago(work.progress_at or 0)} at step {work.progress['step']:,}; the same command"
-        f" {further}"
-    )
+    step = max(work.checkpoint or 0, work.progress["step"] if work.progress else 0)
+    further = "starts it again" if work.checkpoint is None else f"goes on from step {work.checkpoint:,}"
+    return f"  interrupted {ago(work.left_at or 0)} at step {step:,}; the same command {further}"
 
 
 def run_line(run: Any, working: bool) -> Text:

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from models.precision import bfloat16_pays
-
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -115,15 +113,17 @@ def orthogonal(
 ) -> Tensor:
     """(n, short, long) matrices, their singular values brought near to 1 by Newton and Schulz's iteration.
 
-    X <- a X + (b A + c A²) X with A = X Xᵀ. The coefficients bring small singular values up fast, to between
-    about 0.7 and 1.2, rather than any to 1.
+    X <- a X + (b A + c A²) X with A = X Xᵀ, in bfloat16 under autocast. The coefficients bring small singular
+    values up fast, to between about 0.7 and 1.2, rather than any to 1.
     """
     a, b, c = coefficients
-    x = matrices.bfloat16() if bfloat16_pays(matrices.device) else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=epsilon)
-    for _ in range(steps):
-        square = x @ x.mT  # (n, short, short)
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    device = matrices.device.type
+    x = matrices.bfloat16() if torch.is_autocast_enabled(device) else matrices
+    with torch.autocast(device, enabled=False):  # which would make norms, and so all else, float32 again
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=epsilon)
+        for _ in range(steps):
+            square = x @ x.mT  # (n, short, short)
+            x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x.to(matrices.dtype)
 
 

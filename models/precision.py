@@ -1,31 +1,136 @@
-"""Where bfloat16 is worth its rounding."""
+"""Where bfloat16 is worth its rounding.
 
+GPUs since Ampere multiply bfloat16 matrices faster than float32's. Of processors some do (AMX, AVX-512 BF16),
+by how much depends on the shapes, and others convert on the way in and out, and lose: so it is measured, once
+for each processor, version of torch and shape.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
+MARGIN = 0.9  # bfloat16 has to take less than this share of float32's time
+FEWEST_ROWS, MOST_ROWS = 64, 512  # of the layer that is measured
+PRODUCTS = 1 << 25  # multiplications of its forward pass, at most, unless that are too few rows
+REPEATS = 5  # the fastest counts: others are disturbed by what else the machine does
+CACHE = "precision.json"
+IDENTITY = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")  # of /proc/cpuinfo
 
-def in_bfloat16(precision: Precision, device: torch.device | str) -> bool:
+logger = logging.getLogger("lexloom.precision")
+
+
+class Layer(NamedTuple):
+    """A linear layer, on so many rows, that stands for a model's matrix products."""
+
+    rows: int
+    inputs: int
+    outputs: int
+
+
+def in_bfloat16(precision: Precision, layer: Layer, device: torch.device | str) -> bool:
     """Whether a model of this precision multiplies in bfloat16; "auto" does where it pays."""
-    return precision == "bfloat16" or (precision == "auto" and bfloat16_pays(device))
+    return precision == "bfloat16" or (precision == "auto" and bfloat16_pays(layer, device))
 
 
-def bfloat16_pays(device: torch.device | str) -> bool:
-    """Whether the device multiplies bfloat16 matrices faster than float32's.
+def bfloat16_pays(layer: Layer, device: torch.device | str) -> bool:
+    """Whether the device computes such a layer faster in bfloat16 than in float32, forward and backward.
 
-    GPUs since Ampere do; of processors those with matrix tiles (AMX), 5 times as fast at 128 x 512. Others
-    convert on the way in and out, and lose.
+    On a CPU this is measured, by one thread: several would wait for each other where the machine is busy.
+    What was measured is kept in the user's cache folder.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return processor_has_tiles()
+    fitting = max(FEWEST_ROWS, PRODUCTS // (layer.inputs * layer.outputs))
+    return _pays_here(layer._replace(rows=min(layer.rows, fitting, MOST_ROWS)), cache_file())
 
 
 @cache
-def processor_has_tiles() -> bool:
-    description = Path("/proc/cpuinfo")  # torch's own way to ask is private
-    return description.is_file() and "amx_bf16" in description.read_text()
+def _pays_here(layer: Layer, file: Path) -> bool:
+    key = f"{processor()}, torch {torch.__version__}, {'x'.join(map(str, layer))}"
+    known = read_cache(file)
+    if key not in known:
+        known[key] = measure(layer)
+        write_cache(file, known)
+    return known[key]["bfloat16"] < MARGIN * known[key]["float32"]
+
+
+def measure(layer: Layer) -> dict[str, float]:
+    """Milliseconds of a layer's forward and backward pass in each precision, the fastest of some."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(layer.rows, layer.inputs, generator=generator, requires_grad=True)
+    weight = torch.randn(layer.outputs, layer.inputs, generator=generator, requires_grad=True)
+    gradient = torch.randn(layer.rows, layer.outputs, generator=generator)
+    best = {"float32": float("inf"), "bfloat16": float("inf")}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for repeat in range(REPEATS + 1):
+        for precision in best:
+            began = time.perf_counter()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+                outputs = F.linear(inputs, weight)
+            torch.autograd.grad(outputs, (inputs, weight), gradient.to(outputs.dtype))
+            took = 1000 * (time.perf_counter() - began)
+            if repeat:  # the first one prepares the kernels
+                best[precision] = min(best[precision], took)
+    torch.set_num_threads(threads)
+    return best
+
+
+# what was measured before
+
+
+def cache_file() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "lexloom" / CACHE
+
+
+@cache
+def processor() -> str:
+    """Its name, and a digest of what it can do: a virtual machine's name does not always say."""
+    description = Path("/proc/cpuinfo")
+    if not description.is_file():
+        return platform.processor() or platform.machine()
+    first = description.read_text().partition("\n\n")[0]
+    fields = dict(line.split(":", 1) for line in first.splitlines() if ":" in line)
+    known = {name.strip(): value.strip() for name, value in fields.items() if name.strip() in IDENTITY}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{known.get('model name', platform.machine())} ({digest})"
+
+
+def read_cache(file: Path) -> dict[str, dict[str, float]]:
+    """The measurements in a file, without those that are not in its form; none where it can't be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: times for key, times in found.items() if is_measurement(times)}
+
+
+def is_measurement(times: object) -> bool:
+    return isinstance(times, dict) and all(
+        isinstance(times.get(name), int | float) for name in ("float32", "bfloat16")
+    )
+
+
+def write_cache(file: Path, known: dict[str, dict[str, float]]) -> None:
+    """Whole or not at all. Where it can't be written, the next process measures again."""
+    writing = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        writing.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        writing.replace(file)
+    except OSError as error:
+        logger.info("the measured precision is not kept: %s can't be written (%s)", file, error)

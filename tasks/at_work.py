@@ -5,6 +5,7 @@ trains keeps its checkpoints and its latest figures in a scratch folder, which o
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,6 +15,8 @@ from tasks.files import children, contents, read_regular
 from tasks.page import duration, short
 from tasks.store_folder import BUILDING, SCRATCH, Building
 from training.progress import PROGRESS
+
+CHECKPOINTS = "checkpoints"  # in a training's scratch folder
 
 
 class Work(BaseModel):
@@ -29,6 +32,7 @@ class Work(BaseModel):
     progress: dict[str, Any] | None  # of a training: its last `Progress`
     progress_at: float | None
     checkpoint: int | None  # the step of a training's newest one
+    left_at: float | None = None  # of one that was interrupted: when it last wrote
 
 
 def at_work(store: Store) -> list[Work]:
@@ -65,13 +69,15 @@ def at_work(store: Store) -> list[Work]:
 
 
 def interrupted(store: Store, working: list[Work]) -> list[Work]:
-    """Trainings that were ended on their way, and go on from there when the same command runs again."""
+    """Trainings that were ended on their way: they have left figures, or a checkpoint."""
     busy = {(work.stage, work.key) for work in working}
     found = []
     for folder in children(store.root / SCRATCH):
         stage, _, key = folder.name.rpartition("-")
         progress, when = last_progress(store, stage, key)
-        if progress and (stage, key) not in busy and not store.folder(stage, key).exists():
+        checkpoint = newest_checkpoint(store, stage, key)
+        began = progress is not None or checkpoint is not None
+        if began and (stage, key) not in busy and not store.folder(stage, key).exists():
             files, size = contents(folder)
             found.append(
                 Work(
@@ -81,10 +87,19 @@ def interrupted(store: Store, working: list[Work]) -> list[Work]:
                     bytes=size,
                     progress=progress,
                     progress_at=when,
-                    checkpoint=newest_checkpoint(store, stage, key),
+                    checkpoint=checkpoint,
+                    left_at=max(when or 0.0, last_written(folder / CHECKPOINTS)),
                 )
             )
     return found
+
+
+def last_written(folder: Path) -> float:
+    """When something last came into a folder, or went; 0 where there is none."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def last_progress(store: Store, stage: str, key: str) -> tuple[dict[str, Any] | None, float | None]:
@@ -98,14 +113,20 @@ def last_progress(store: Store, stage: str, key: str) -> tuple[dict[str, Any] | 
 
 def newest_checkpoint(store: Store, stage: str, key: str) -> int | None:
     """The step of a training's newest checkpoint, by its name: `step-0000001000`."""
-    folders = children(store.root / SCRATCH / f"{stage}-{key}" / "checkpoints")
+    folders = children(store.root / SCRATCH / f"{stage}-{key}" / CHECKPOINTS)
     steps = [path.name.removeprefix("step-") for path in folders if path.name.startswith("step-")]
     return max((int(step) for step in steps if step.isdecimal()), default=None)
+
+
+def share_done(point: dict[str, Any]) -> float:
+    """Of a training's `Progress`: how much is done of what will end it."""
+    return point["share"] if "share" in point else point["examples"] / point["total_examples"]
 
 
 def line(point: dict[str, Any], unit: str) -> str:
     """A training's `Progress` in words: `16.8M of 40.9M pairs · epoch 3 · loss 1.234 · ...`."""
     done, total, seconds = point["examples"], point["total_examples"], point["seconds"]
+    share = share_done(point)
     figures = [
         f"{short(done)} of {short(total)} {unit}",
         f"epoch {point['epoch'] + 1}",
@@ -113,6 +134,6 @@ def line(point: dict[str, Any], unit: str) -> str:
         f"rate {point['learning_rate']:.2g}",
         f"{short(done / seconds)}/s",
     ]
-    if done < total:
-        figures.append(f"about {duration((total - done) * seconds / done)} left")
+    if share < 1:
+        figures.append(f"about {duration((1 - share) * seconds / share)} left")
     return " · ".join(figures)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 CHART_WIDTH, CHART_HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 26, 44  # room around the plot for ticks, labels and the hint
 TICKS = 5
+SMOOTHED = 0.01  # of a curve's length: about two of a history's points
 
 MAP_WIDTH, MAP_HEIGHT = 1000, 640
 MAP_MARGIN = 46
@@ -135,6 +136,20 @@ def line_chart(
         f'<text x="{CHART_WIDTH - RIGHT}" y="{CHART_HEIGHT - 6}" text-anchor="end">{html(x.label)}</text>'
     )
     return svg("chart", CHART_WIDTH, CHART_HEIGHT, f"{y.label} against {x.label}", parts)
+
+
+def smoothed(points: Sequence[tuple[float, float]], width: float = SMOOTHED) -> list[tuple[float, float]]:
+    """A curve of means, each over the x since the point before, without what is chance in it.
+
+    A Gaussian kernel, whose standard deviation is the share `width` of the curve's length; a point weighs as
+    much as the x that it is the mean of. (Nadaraya 1964, Watson 1964)
+    """
+    if points[-1][0] == points[0][0]:
+        return list(points)
+    x, y = np.array(points, dtype=np.float64).T
+    weights = np.diff(x, prepend=0.0) if x[0] > 0 else np.ones_like(x)
+    near = np.exp(-0.5 * ((x[:, None] - x[None]) / (width * (x[-1] - x[0]))) ** 2) * weights  # (n, n)
+    return list(zip(x.tolist(), ((near @ y) / near.sum(1)).tolist(), strict=True))
 
 
 # calibration

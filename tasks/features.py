@@ -49,7 +49,7 @@ from models.encoder import (
     padded,
     require_device,
 )
-from models.precision import bfloat16_pays
+from models.precision import Layer, bfloat16_pays
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary, canonical
 from tasks.backbone import Backbone
@@ -244,7 +244,9 @@ class Reader:
         self._tokenizer.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
         self._config = config
         if config.cache_features:
-            bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(self._device)
+            width = model.config.hidden_size
+            layer = Layer(TOKENS_AT_ONCE[self._device], width, 4 * width)
+            bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(layer, self._device)
             self._frozen = FrozenPart(model, config.trainable_blocks, bfloat16=bfloat16).to(self._device)
 
     def __reduce__(self) -> tuple[type["Reader"], tuple[Path, FeaturesConfig]]:

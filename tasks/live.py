@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import pairwise
 from time import monotonic
 from typing import Any, cast
 from uuid import UUID
@@ -42,10 +43,10 @@ def shown_progress(unit: str, first: str) -> Iterator[Callable[[Progress], None]
                     "training", f"step {point.step:,} writes: {console.clipped(shown, SAMPLE_WIDTH)}"
                 )
             bar.update(
-                point.examples,
+                point.share,
                 f"{short(point.examples / point.seconds)} {unit}/s  loss {point.loss:.3f}"
                 f"  rate {point.learning_rate:.2g}",
-                total=point.total_examples,
+                total=1.0,
             )
             if page is not None:
                 page.show(point)
@@ -74,6 +75,8 @@ class Page:
             self._fill(0.0, "not yet begun")
 
     def show(self, point: Progress) -> None:
+        while self.points and self.points[-1].examples > point.examples - point.loss_examples:
+            self.points.pop()  # its examples are the new point's too
         self.points.append(point)
         self._update(monotonic())
 
@@ -87,8 +90,7 @@ class Page:
         with going_on():
             if now >= self.next_bar:
                 self.next_bar = now + BAR_SECONDS
-                percent = 100 * point.examples / point.total_examples
-                self._fill(percent, line(asdict(point), self.unit))
+                self._fill(100 * point.share, line(asdict(point), self.unit))
             if now >= self.next_curve:
                 self.next_curve = now + CURVE_SECONDS
                 self._draw(curve(self.points, self.unit))
@@ -117,17 +119,21 @@ def going_on() -> Iterator[None]:
 
 
 def curve(points: list[Progress], unit: str) -> list[dict[str, Any]]:
-    """CURVE_POINTS of the points at most, evenly spread, the last among them."""
+    """CURVE_POINTS of the points at most, evenly spread, the last among them; the losses of all are in it."""
     count = min(len(points), CURVE_POINTS)
-    chosen = [points[round((number + 1) * len(points) / count) - 1] for number in range(count)]
-    return [
-        {
-            "step": point.step,
-            "epoch": point.epoch + 1,
-            unit: point.examples,
-            "loss": round(point.loss, 4),
-            "learning rate": float(f"{point.learning_rate:.3g}"),
-            "seconds": round(point.seconds, 1),
-        }
-        for point in chosen
-    ]
+    ends = [round(number * len(points) / count) for number in range(count + 1)]
+    rows = []
+    for start, end in pairwise(ends):
+        part, point = points[start:end], points[end - 1]
+        loss = sum(each.loss * each.loss_examples for each in part) / sum(each.loss_examples for each in part)
+        rows.append(
+            {
+                "step": point.step,
+                "epoch": point.epoch + 1,
+                unit: point.examples,
+                "loss": round(loss, 4),
+                "learning rate": float(f"{point.learning_rate:.3g}"),
+                "seconds": round(point.seconds, 1),
+            }
+        )
+    return rows

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from tasks.artifacts import Artifact, Manifest, Store, Summary
-from tasks.charts import Axis, Html, join, line_chart
+from tasks.charts import Axis, Html, join, line_chart, smoothed
 from tasks.page import card, columns, duration, element, page, section, short, size, table
 
 FILE = "report.html"
@@ -87,7 +87,7 @@ def training_section(metrics: dict[str, Any], unit: str) -> Html:
     ]
     best = [(score["examples"], "best") for score in metrics.get("scores", []) if is_best(score, metrics)]
     cards = [
-        curve(history, "loss", "loss", unit, marks),
+        curve(history, "loss", "loss (smoothed)", unit, marks, smooth=True),
         curve(metrics.get("scores", []), "loss", "validation loss", unit, best),
         curve(history, "learning_rate", "learning rate", unit, marks),
         accounts_card(metrics),
@@ -104,12 +104,23 @@ def is_best(score: dict[str, Any], metrics: dict[str, Any]) -> bool:
 
 
 def curve(
-    points: Sequence[dict[str, Any]], name: str, label: str, unit: str, marks: Sequence[tuple[float, str]]
+    points: Sequence[dict[str, Any]],
+    name: str,
+    label: str,
+    unit: str,
+    marks: Sequence[tuple[float, str]],
+    *,
+    smooth: bool = False,
 ) -> Html:
-    """One figure against the examples done; nothing where no two points are known."""
+    """One figure against the examples done; nothing where no two points are known.
+
+    A figure that is a mean over the examples since the point before can be smoothed: by their number.
+    """
     known = [(entry["examples"], entry[name]) for entry in points if is_number(entry.get(name))]
     if len(known) < 2:
         return Html()
+    if smooth:
+        known = smoothed(known)
     hints = [f"{short(x)} {unit} · {label} {y:.4g}" for x, y in known]
     axes = Axis(unit, short), Axis(label, lambda value: f"{value:.3g}")
     return card(line_chart(known, *axes, hints, marks))

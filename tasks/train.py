@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,10 +16,12 @@ from torch import Tensor
 
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, canonical, digest_key
+from tasks.at_work import CHECKPOINTS
 from tasks.fan_out import module
 from tasks.live import shown_progress
 from tasks.stage import Input
 from training.checkpoint import Checkpoint, Checkpoints
+from training.interrupt import held_signals
 from training.job import Job, Run
 from training.loop import train
 from training.progress import PROGRESS, Progress
@@ -30,7 +31,7 @@ from training.sync import SyncConfig
 from training.trainable import Trainable
 
 LANES = 8
-CHECKPOINT_FORMAT = 2  # raised by hand when what a checkpoint holds changes
+CHECKPOINT_FORMAT = 3  # raised by hand when what a checkpoint holds changes
 TRAIN, VALIDATION = "train-*.parquet", "validation-*.parquet"  # a stage's examples, and those it held out
 MIX_BYTES = 1 << 24  # in each lane: a few thousand contexts of 1,024 tokens, or a million windows
 ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
@@ -78,8 +79,8 @@ class TrainConfig(BaseModel):
     max_seconds: float | None = Field(
         None,
         gt=0,
-        description="end after so many seconds of training at most; how far it gets then depends on the"
-        " machine",
+        description="end after so many seconds of training at most: the learning rate follows the time then,"
+        " and how far it gets depends on the machine",
         json_schema_extra={"position": 5},
     )
     patience: int | None = Field(
@@ -101,8 +102,17 @@ class TrainConfig(BaseModel):
         description="steps between two evaluations on held-out examples; if not given, one an epoch",
         json_schema_extra={"position": 8},
     )
-    checkpoint_every: int = Field(
-        1000, ge=1, description="steps between two checkpoints", json_schema_extra={"position": 9}
+    checkpoint_every: Annotated[int | None, RunOnly()] = Field(
+        None,
+        ge=1,
+        description="steps between two checkpoints; if not given, the clock alone decides",
+        json_schema_extra={"position": 9},
+    )
+    checkpoint_seconds: Annotated[float, RunOnly()] = Field(
+        60.0,
+        gt=0,
+        description="seconds between two checkpoints; more where they would take over 2% of the time",
+        json_schema_extra={"position": 15},
     )
     seed: int = Field(
         1,
@@ -221,13 +231,14 @@ def plan_job(
         "make_trainable": make_trainable,
         "files": tuple(examples.files(TRAIN)),
         "columns": columns,
-        "checkpoints": scratch / "checkpoints",
+        "checkpoints": scratch / CHECKPOINTS,
         "fingerprint": digest_key(type(config).__name__, CHECKPOINT_FORMAT, canonical(config), keys),
         "batch_size": config.batch_size,
         "lanes": LANES,
         "stopping": config.stopping(),
         "sync": sync,
         "checkpoint_every": config.checkpoint_every,
+        "checkpoint_seconds": config.checkpoint_seconds,
         "seed": config.seed,
         "device": config.device,
         "validation": tuple(examples.files(VALIDATION)),
@@ -242,31 +253,49 @@ def plan_job(
 def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Runs a job where the config says; returns its metrics and the model's tensors.
 
-    Where examples are held out, the tensors are those of the best step; else of the last.
+    Where examples are held out, the tensors are those of the best step; else of the last. A run that is
+    interrupted (SIGINT, SIGTERM, a cancel) says what the same command will go on from.
     """
-    begun = Checkpoints(job.checkpoints, job.fingerprint).load()
+    note = partial(console.note, "training")
+    checkpoints = Checkpoints(job.checkpoints, job.fingerprint)
+    begun = checkpoints.load()
     if begun is not None:
-        console.note("training", f"goes on from its checkpoint of step {begun.state['step']:,}")
+        note(f"goes on from its checkpoint of step {begun.state['step']:,}")
     starting = "" if config.runner == "local" else f"starting {config.workers} Ray workers"
-    with shown_progress(unit, starting) as on_progress:
-        if config.runner == "local":
-
-            def on_point(point: Progress) -> None:
-                write_progress(job.checkpoints.parent / PROGRESS, point)  # `lexloom status` reads it
-                on_progress(point)
-
-            train(job, on_progress=on_point)
-        else:
-            module("training.ray_trainer").train_on_ray(
-                job,
-                workers=(config.min_workers or config.workers, config.workers),
-                address=config.cluster or None,
-                verbose=bool(os.environ.get("LEXLOOM_VERBOSE")),
-                on_progress=on_progress,
-                on_note=partial(console.note, "training"),
-            )
-    last, best = results(Checkpoints(job.checkpoints, job.fingerprint))
+    try:
+        with shown_progress(unit, starting) as on_progress:
+            if config.runner == "local":
+                train_here(job, on_progress, note)
+            else:
+                module("training.ray_trainer").train_on_ray(
+                    job,
+                    workers=(config.min_workers or config.workers, config.workers),
+                    address=config.cluster or None,
+                    verbose=bool(os.environ.get("LEXLOOM_VERBOSE")),
+                    on_progress=on_progress,
+                    on_note=note,
+                )
+    except Exception:
+        raise
+    except BaseException:
+        note(f"stopped; {checkpoints.in_words()}")
+        raise
+    last, best = results(checkpoints)
     return metrics_of(Run(**last.state)), best.tensors
+
+
+def train_here(job: Job, on_progress: Callable[[Progress], None], note: Callable[[str], None]) -> None:
+    """One worker in this process. A first SIGINT or SIGTERM waits for the step, and for a checkpoint."""
+
+    def on_point(point: Progress) -> None:
+        write_progress(job.checkpoints.parent / PROGRESS, point)  # `lexloom status` reads it
+        on_progress(point)
+
+    def on_signal() -> None:
+        note("stopping after this step; interrupt again to stop without a checkpoint")
+
+    with held_signals(on_signal) as interrupted:
+        train(job, on_progress=on_point, interrupted=interrupted)
 
 
 def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
@@ -295,6 +324,7 @@ def metrics_of(run: Run) -> dict[str, Any]:
         "examples_per_second": round(run.examples / run.seconds),
         "workers": run.history[-1]["workers"],
         "stop_reason": run.stop_reason,
+        **({"precision": "bfloat16" if run.decisions["bfloat16"] else "float32"} if run.decisions else {}),
         "seconds": round(run.seconds, 3),
         **{f"{account}_seconds": round(getattr(run, f"{account}_seconds"), 3) for account in ACCOUNTS},
         "sync_bytes": run.sync_bytes,
@@ -311,12 +341,9 @@ def facts_of(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def mean_loss(history: list[dict[str, Any]]) -> float:
-    """The mean over the examples of some points, each of which has the mean since the one before."""
-    ends = [point["examples"] for point in history]
-    weights = [ends[0], *(later - earlier for earlier, later in pairwise(ends))]
-    if len(history) > 1:
-        weights[0] = weights[1]  # the first point began before: as long as its neighbour
-    return sum(w * point["loss"] for w, point in zip(weights, history, strict=True)) / sum(weights)
+    """The mean over the examples of some points."""
+    examples = sum(point["loss_examples"] for point in history)
+    return sum(point["loss"] * point["loss_examples"] for point in history) / examples
 
 
 def write_json(path: Path, value: Any) -> None:

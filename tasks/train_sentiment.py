@@ -69,7 +69,7 @@ class TrainSentimentConfig(GradientTrainConfig):
     )
 
 
-@stage(version=2)
+@stage(version=3)
 def train_sentiment(
     features: Artifact, backbone: Backbone, config: TrainSentimentConfig, out: Path, scratch: Path
 ) -> Summary:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from models.compilation import compile_parts, uncompiled
 from models.optim import OptimizerConfig, make_optimizer
-from models.precision import Precision, in_bfloat16
+from models.precision import Layer, Precision, in_bfloat16
 from models.sampling import NextLogits
 from models.transformer import Reader, Transformer, TransformerConfig, next_token_loss
 from models.transformer_folder import save
@@ -132,7 +132,10 @@ class TrainTransformerConfig(GradientTrainConfig):
     )
 
     precision: Precision = field(
-        70, "of matrix products; 'auto' takes bfloat16 where the device is faster with it", "auto"
+        70,
+        "of matrix products; 'auto' takes bfloat16 where it is measured to be faster, and keeps to it when a"
+        " run is resumed",
+        "auto",
     )
     compile: Literal["auto", "on", "off"] = field(
         71, "torch.compile; 'auto' on a GPU only: on a CPU it takes longer than a short run", "auto"
@@ -158,7 +161,7 @@ class TrainTransformerConfig(GradientTrainConfig):
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
 
 
-@stage(version=2)
+@stage(version=3)
 def train_transformer(
     windows: Artifact, tokens: Artifact, config: TrainTransformerConfig, out: Path, scratch: Path
 ) -> Summary:
@@ -203,11 +206,13 @@ def rounded(vocabulary: int) -> int:
 
 
 def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Autograd:
-    """What the loop trains; called on each worker, so that it is the worker's device that is asked."""
+    """What the loop trains."""
     optimizer = OptimizerConfig(
         config.optimizer, config.matrix_rate, config.rate, config.momentum, weight_decay=config.weight_decay
     )
     compiled = config.compile == "on" or (config.compile == "auto" and config.device == "cuda")
+    rows = config.micro_batch or -(-config.batch_size // config.workers)
+    layer = Layer(rows * config.context, network.width, network.hidden)
     return Autograd(
         partial(make_network, network, config.device if compiled else None),
         next_token_loss,
@@ -217,7 +222,7 @@ def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Aut
         ),
         micro_batch=config.micro_batch,
         clip=config.clip,
-        bfloat16=in_bfloat16(config.precision, config.device),
+        bfloat16=partial(in_bfloat16, config.precision, layer),
         threads=config.threads,
         seed=config.seed,
     )

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from models.language_model import Windows
-from models.precision import Precision, in_bfloat16
+from models.precision import Layer, Precision, in_bfloat16
 from models.window_lm import (
     Activation,
     Error,
@@ -119,7 +119,8 @@ class TrainWindowLMConfig(GradientTrainConfig):
 
     precision: Precision = Field(
         "auto",
-        description="of matrix products; 'auto' takes bfloat16 where the device is faster with it",
+        description="of matrix products; 'auto' takes bfloat16 where it is measured to be faster, and keeps"
+        " to it when a run is resumed",
         json_schema_extra={"position": 63},
     )
 
@@ -148,7 +149,7 @@ class TrainWindowLMConfig(GradientTrainConfig):
         )
 
 
-@stage(version=2)
+@stage(version=3)
 def train_window_lm(
     windows: Artifact,
     embeddings: Artifact,
@@ -176,13 +177,14 @@ def train_window_lm(
     )
     _, counts = read_vocabulary(tokens)
     make_model = partial(new_model, shape, embeddings, torch.from_numpy(counts.copy()))
+    layer = Layer(-(-config.batch_size // config.workers), shape.context * shape.dim, shape.width)
     make_trainable = partial(
         Autograd,
         make_model,
         window_loss,
         partial(adam, config.learning_rate, config.weight_decay),
         schedule=partial(linear, warm_up=config.warm_up),
-        bfloat16=in_bfloat16(config.precision, config.device),
+        bfloat16=partial(in_bfloat16, config.precision, layer),
         threads=config.threads,
         seed=config.seed,
     )

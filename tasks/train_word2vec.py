@@ -131,7 +131,7 @@ class TrainFromTokensConfig(TrainWord2VecConfig):
     pairs: SkipGramsConfig
 
 
-@stage(version=2)
+@stage(version=3)
 def train_word2vec(
     pairs: Artifact,
     noise: Artifact,

@@ -1,7 +1,7 @@
 """Makes any torch module, a loss function and an optimizer a `Differentiable` for the training loop."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,9 @@ class Autograd:
         micro_batch: rows of one forward and backward pass; a larger batch is done in several, and their
             gradients accumulate. None takes every batch whole.
         clip: the largest global norm of the gradients; None leaves them as they are.
-        bfloat16: run forward passes under autocast to bfloat16; float32 on a GPU that can't.
+        bfloat16: run forward passes and the optimizer under autocast to bfloat16; float32 on a GPU that
+            can't. Or a function that says so of the device, and is asked on it. Workers do as worker 0, and a
+            resumed run as it began (`decisions`).
         threads: of torch on a CPU; None leaves torch's own choice.
         seed: of the first parameters.
 
@@ -50,7 +52,7 @@ class Autograd:
         schedule: Callable[[float], float] = constant,
         micro_batch: int | None = None,
         clip: float | None = None,
-        bfloat16: bool = False,
+        bfloat16: bool | Callable[[str], bool] = False,
         threads: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -60,7 +62,7 @@ class Autograd:
         self._make_module, self._loss, self._make_optimizer = make_module, loss, make_optimizer
         self._schedule = schedule
         self._micro_batch, self._clip = micro_batch, clip
-        self._bfloat16, self._threads, self._seed = bfloat16, threads, seed
+        self._wants_bfloat16, self._threads, self._seed = bfloat16, threads, seed
 
     def prepare(self, device: str) -> None:
         """Makes the module and the optimizer, with all of its state.
@@ -79,9 +81,17 @@ class Autograd:
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._refuse_misfits()
         self._fill_optimizer()
+        wanted = self._wants_bfloat16
+        self._bfloat16 = wanted(device) if callable(wanted) else wanted
         if self._bfloat16 and self._device.type == "cuda" and not torch.cuda.is_bf16_supported():
             logger.warning("this GPU has no bfloat16: training in float32")
             self._bfloat16 = False
+
+    def decisions(self) -> dict[str, bool]:
+        return {"bfloat16": self._bfloat16}
+
+    def decide(self, decisions: Mapping[str, bool]) -> None:
+        self._bfloat16 = decisions["bfloat16"]
 
     def learning_rate(self, progress: float) -> float:
         """The first parameter group's rate."""
@@ -118,7 +128,8 @@ class Autograd:
         scale = self._schedule(progress)
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * scale
-        self.optimizer.step()
+        with self._precision():
+            self.optimizer.step()
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, float]:
@@ -178,8 +189,11 @@ class Autograd:
             yield tensors, min(size, rows - start) / rows
 
     def _mean_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+        with self._precision():
             return self._loss(self.module, batch)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
 
     def _refuse_misfits(self) -> None:
         if not self._trained:

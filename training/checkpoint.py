@@ -2,13 +2,13 @@
 
     checkpoints/step-0000000400/model.safetensors    the trainable's state: weights and optimizer
                                 sync.safetensors     what the synchronisation remembers
-                                worker-0001.safetensors ...    where workers' optimizer states differ
+                                worker-0001.safetensors ...    where the workers' states differ
                                 state.json           cursor, clock, history, scores
                                 manifest.json        written last: fingerprint and digests
 
 A folder is written under another name and renamed, so a reader sees a whole checkpoint or none. One whose
 digests do not fit is passed over, with a warning, for the one before it. Random states are not here: chance
-is a function of the place in the run (`training.loop.step_seed`).
+is a function of the place in the run (`training.plan.step_seed`).
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,29 +76,43 @@ class Checkpoints:
                 " the right to write there, or train into another folder"
             ) from error
 
-    def save_local(self, step: int, worker: int, tensors: Mapping[str, Tensor]) -> None:
-        """Puts one worker's own state into the checkpoint of `step`, before worker 0 saves the rest."""
-        writing = self._writing(step)
-        writing.mkdir(parents=True, exist_ok=True)
-        write_tensors(writing / local_name(worker), tensors)
+    def save_local(self, step: int, worker: int, tensors: Mapping[str, Tensor]) -> Path:
+        """Puts one worker's own state into the checkpoint of `step`, before worker 0 saves the rest.
 
-    def save(self, step: int, checkpoint: Checkpoint, *, workers: int = 1, best: int | None = None) -> None:
-        """Writes the checkpoint of `step` and removes all but the newest few and the one of step `best`.
-
-        `workers` counts those whose own state belongs to it; all but worker 0 have called `save_local`.
+        Returns the file, which stays there until worker 0 has saved the rest.
         """
         writing = self._writing(step)
-        local = [local_name(worker) for worker in range(1, workers)]
+        writing.mkdir(parents=True, exist_ok=True)
+        path = writing / local_name(worker)
+        write_tensors(path, tensors)
+        return path
+
+    def save(
+        self,
+        step: int,
+        checkpoint: Checkpoint,
+        *,
+        workers: int = 1,
+        local: Collection[int] = (),
+        best: int | None = None,
+    ) -> Path:
+        """Writes the checkpoint of `step` and removes all but the newest few and the one of step `best`.
+
+        `local` are the workers, of so many, that have called `save_local`. Returns the checkpoint's folder.
+        """
+        writing = self._writing(step)
+        names = [local_name(worker) for worker in local]
         writing.mkdir(parents=True, exist_ok=True)
         for left in writing.iterdir():  # by a run that was killed while it wrote
-            if left.name not in local:
+            if left.name not in names:
                 left.unlink()
         write_tensors(writing / MODEL, checkpoint.tensors)
         write_tensors(writing / SYNC, checkpoint.sync)
         write_json(writing / STATE, checkpoint.state)
-        files = [MODEL, SYNC, STATE, *local]
+        files = [MODEL, SYNC, STATE, *names]
         manifest = {
             "fingerprint": self.fingerprint,
+            "workers": workers,
             "sha256": {name: digest(writing / name) for name in files},
         }
         write_json(writing / MANIFEST, manifest)
@@ -111,12 +125,12 @@ class Checkpoints:
                 shutil.rmtree(old)
         for left in self.folder.glob(".writing-*"):
             shutil.rmtree(left, ignore_errors=True)
+        return final
 
     def load(self, *, worker: int = 0, workers: int = 1) -> Checkpoint | None:
         """The newest checkpoint that is whole; None where there is none.
 
-        `local` is filled where `workers` is the number of workers that saved their own state, and `worker`
-        is not 0, whose state is in `tensors`.
+        `local` is filled where this worker, of the same number of workers, saved a state of its own.
         """
         for folder in self._newest_first():
             if (found := self._read(folder, "using the one before", worker, workers)) is not None:
@@ -127,6 +141,17 @@ class Checkpoints:
         """The checkpoint of one step, the best one for example; None where it is damaged or gone."""
         return self._read(self._final(step), "doing without it")
 
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint, by its name; None where there is none."""
+        newest = next(iter(self._newest_first()), None)
+        return None if newest is None else int(newest.name.removeprefix("step-"))
+
+    def in_words(self) -> str:
+        """What there is for the same command to go on from, as the end of a sentence."""
+        if (step := self.newest_step()) is None:
+            return "there is no checkpoint: the same command starts training again"
+        return f"there is a checkpoint: the same command goes on from step {step:,}"
+
     def _read(self, folder: Path, remedy: str, worker: int = 0, workers: int = 1) -> Checkpoint | None:
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
@@ -136,8 +161,9 @@ class Checkpoints:
                 if digest(folder / name) != expected:
                     raise ValueError(f"the digest of {name} differs")
             tensors, sync = load_file(folder / MODEL), load_file(folder / SYNC)
-            saved = [name for name in manifest["sha256"] if name not in (MODEL, SYNC, STATE)]
-            local = load_file(folder / local_name(worker)) if worker and len(saved) == workers - 1 else None
+            own = local_name(worker)
+            has_local = own in manifest["sha256"] and manifest["workers"] == workers
+            local = load_file(folder / own) if has_local else None
             state = json.loads((folder / STATE).read_text())
             fingerprint = manifest["fingerprint"]
         except (OSError, ValueError, KeyError, SafetensorError) as error:

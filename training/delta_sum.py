@@ -58,6 +58,18 @@ class DeltaSum(Synchronisation):
             self._exchange(None)
             self._dirty = False
 
+    @property
+    def agreed(self) -> bool:
+        return not self._dirty
+
+    def round_state(self) -> dict[str, Tensor]:
+        return self._agreed
+
+    def load_round_state(self, state: dict[str, Tensor]) -> None:
+        for name, agreed in self._agreed.items():
+            agreed.copy_(state[name])
+        self._dirty = True
+
     def _exchange(self, rows: int | None) -> None:
         """Brings the first `rows` rows of every table together; all of them for None.
 

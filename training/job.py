@@ -19,7 +19,9 @@ class Job:
         fingerprint: of the configuration and the data.
         batch_size: examples of one step, over all workers.
         lanes: the largest number of workers that the stream can be shared by.
-        checkpoint_every: steps between two checkpoints. The newest `keep_checkpoints` stay, and the best.
+        checkpoint_every: steps between two checkpoints; None for the clock alone. The newest
+            `keep_checkpoints` stay, and the best.
+        checkpoint_seconds: between two checkpoints, by worker 0's clock.
         validation: shards of held-out examples; the model must then be `Evaluable`.
         evaluate_every: steps between two evaluations; None evaluates at the end of every epoch. The last
             model is evaluated too.
@@ -38,8 +40,9 @@ class Job:
     lanes: int
     stopping: Stopping
     sync: SyncConfig
-    checkpoint_every: int
     seed: int
+    checkpoint_every: int | None = None
+    checkpoint_seconds: float = 60.0
     device: str = "cpu"
     validation: tuple[Path, ...] = ()
     evaluate_every: int | None = None
@@ -53,13 +56,28 @@ class Job:
             steps = getattr(self, name)
             if steps is not None and steps < 1:
                 raise ValueError(f"{name} is {steps}: it must be at least 1")
+        if not self.checkpoint_seconds > 0:
+            raise ValueError(f"checkpoint_seconds is {self.checkpoint_seconds}: it must be above 0")
         if self.stopping.patience is not None and not self.validation:
             raise ValueError("patience watches the validation loss: hold out some examples for validation")
 
 
 @dataclass
 class Run(Accounts):
-    """The state of a run beside its tensors, as it stands in a checkpoint: cursor, accounts, history."""
+    """The state of a run beside its tensors, as it stands in a checkpoint: cursor, accounts, history.
+
+    Attributes:
+        loss_sum, loss_examples: the sum of this worker's losses since the last point of the history, and of
+            how many examples.
+        losses: both of every worker; only in a checkpoint.
+        time_share: of `max_seconds`, how much was over at the last look; 0 without that limit. It is kept, so
+            that a resumed run goes on at the same learning rate.
+        recorded_share: the `time_share` of the last point of the history.
+        limit_reached, evaluation_due: what is left to be done after the step; in the checkpoint of a run that
+            was interrupted in its evaluation.
+        decisions: of a model that decides by the machine how it computes.
+        next_look: the step after which the workers next look at worker 0's clock (training/clock.py).
+    """
 
     step: int = 0
     epoch: int = 0
@@ -67,6 +85,13 @@ class Run(Accounts):
     examples: int = 0
     loss_sum: float = 0.0
     loss_examples: float = 0.0
+    losses: list[list[float]] = field(default_factory=list)
+    next_look: int = 1
+    time_share: float = 0.0
+    recorded_share: float = 0.0
+    limit_reached: str | None = None
+    evaluation_due: bool = False
+    decisions: dict[str, bool] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     stop_reason: str | None = None

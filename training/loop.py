@@ -5,33 +5,34 @@
 
 The loop knows neither Ray nor Prefect nor what a model is: it drives a `Trainable`. All that it decides is a
 function of the job, the step number and the losses, never of the clock (save under `max_seconds`), so a run
-that was killed and resumed takes the same steps as one that was not.
+that was killed and resumed takes the same steps as one that was not. When a checkpoint is written follows the
+clock, but a checkpoint changes nothing (training/saving.py).
 """
 
-import hashlib
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, fields
-from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple, SupportsFloat
 
 from training.checkpoint import Checkpoint, Checkpoints
-from training.exchange import sum_over_workers
+from training.clock import Clock, Look
+from training.exchange import every_workers, sum_over_workers
 from training.job import Job, Run
+from training.plan import planned, step_seed
 from training.progress import Accounts, Progress
-from training.stopping import Score, Stopping
+from training.saving import Saving
+from training.stopping import Score
 from training.strategies import Synchronisation
 from training.stream import Epoch, ShardStream
 from training.sync import refuse_misfit, synchronisation
-from training.trainable import Batch, Differentiable, Evaluable, LateLoss
+from training.trainable import Batch, Deciding, Differentiable, Evaluable, LateLoss
 
 HISTORY_POINTS = 200
-CLOCK_STEPS = 10  # between two looks at worker 0's clock, under `max_seconds`
 UNSETTLED_LOSSES = 64  # losses that may be on their way before they are asked for
 
 Account = Literal["data", "compute", "evaluation", "checkpoint"]
@@ -40,13 +41,19 @@ logger = logging.getLogger("lexloom.loop")
 
 
 def train(
-    job: Job, *, rank: int = 0, world_size: int = 1, on_progress: Callable[[Progress], None] | None = None
+    job: Job,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    on_progress: Callable[[Progress], None] | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Trains from the newest checkpoint, or from the start, until a limit is reached.
 
     The last checkpoint is the result, and so is the one of `Run.best_step` where there is validation. A run
-    that is over already returns at once. `on_progress` is called on worker 0 about 200 times a run. With
-    `world_size` > 1 a torch.distributed process group must stand.
+    that is over already returns at once. `on_progress` is called on worker 0 about 200 times a run.
+    `interrupted` is asked on worker 0 after a step: where it says yes, a checkpoint is written, and the run
+    returns without a `stop_reason`. With `world_size` > 1 a torch.distributed process group must stand.
 
     Raises:
         ValueError: the job can't be trained (data, strategy, a checkpoint of another run).
@@ -58,7 +65,7 @@ def train(
     run = Run() if found is None else Run(**found.state)
     if run.stop_reason is None:
         checkpoints.open()
-        Training(job, run, found, checkpoints, rank, world_size, on_progress).go_on()
+        Training(job, run, found, checkpoints, rank, world_size, on_progress, interrupted).go_on()
     return run
 
 
@@ -82,6 +89,7 @@ class Due(NamedTuple):
     step: int
     epoch: int
     examples: int
+    share: float
 
 
 class Training:
@@ -96,6 +104,7 @@ class Training:
         rank: int,
         world_size: int,
         on_progress: Callable[[Progress], None] | None,
+        interrupted: Callable[[], bool],
     ) -> None:
         self.job, self.run, self.checkpoints = job, run, checkpoints
         self.rank, self.world_size = rank, world_size
@@ -109,12 +118,22 @@ class Training:
         self.total_examples, total_steps = planned(self.stream, job.stopping)
         self.record_every = max(1, total_steps // HISTORY_POINTS)
         self.trainable.prepare(job.device)
+        if isinstance(self.trainable, Deciding):
+            decided = self.trainable.decisions()
+            votes = every_workers([*map(float, decided.values())], rank, world_size, job.device)
+            run.decisions = run.decisions or dict(zip(decided, map(bool, votes[0]), strict=True))
+            self.trainable.decide(run.decisions)
         self.sync = synchronisation(job.sync, world_size)
         self.unsettled = deque[Taken]()
         self.due = deque[Due]()
         self.broken: Taken | None = None  # the first step of a loss that is no finite number
-        self._resume(found)
-        self.clock = time.perf_counter() - run.seconds
+        self.saving = Saving(job, self.trainable, self.sync, checkpoints, rank, world_size)
+        self.saving.restore(run, found)
+        self.sync.seconds = run.sync_seconds  # without the wait for the others to start
+        self.sync.bytes_sent = run.sync_bytes
+        self.clock = Clock(job, run, rank, world_size, interrupted)
+        self.interrupted = False
+        self.is_interrupted = interrupted
 
     def _stream(self, files: tuple[Path, ...], shuffle: bool = True) -> ShardStream:
         return ShardStream(
@@ -129,44 +148,18 @@ class Training:
             mix_bytes=self.job.mix_bytes if shuffle else 0,
         )
 
-    def _resume(self, found: Checkpoint | None) -> None:
-        """Loads the checkpoint into the model and the synchronisation, which takes over its counts."""
-        run, local = self.run, {}
-        if isinstance(self.trainable, Differentiable) and self.sync.local_optimizer and self.world_size > 1:
-            local = self.trainable.optimizer_tables()
-        self.local = local
-        if found is not None:
-            self.trainable.load_state_dict(found.tensors)
-            if local and self.rank:
-                if found.local is None:
-                    logger.warning("another number of workers: all go on from worker 0's optimizer state")
-                else:
-                    for name, tensor in local.items():
-                        tensor.copy_(found.local[name])
-            if self.rank:
-                run.loss_sum = run.loss_examples = 0.0  # worker 0 holds everybody's since the checkpoint
-        self.sync.setup(self.trainable, self.world_size)
-        if found is not None:
-            self.sync.load_state_dict(found.sync)
-        steps, squares = self._total([run.step, run.step**2])
-        self.sync.seconds = run.sync_seconds  # without the wait for the others to start
-        self.sync.bytes_sent = run.sync_bytes
-        if self.world_size * squares != steps**2:
-            raise OSError(
-                f"the workers see different checkpoints in {self.job.checkpoints}: it must be a folder that"
-                " all of them share"
-            )
-
     def go_on(self) -> None:
         """From where the run stands to its end."""
         run = self.run
-        while run.stop_reason is None:
+        if run.evaluation_due:  # it was interrupted
+            self._end_step(None)
+        while run.stop_reason is None and not self.interrupted:
             epoch = self.stream.epoch(run.epoch)
             with closing(self._batches(self.stream, epoch, run.step_in_epoch, "data")) as batches:
                 for batch in batches:
                     self._step(epoch, batch)
-                    self._after_step(epoch)
-                    if run.stop_reason is not None:
+                    self._after_step()
+                    if run.stop_reason is not None or self.interrupted:
                         break
 
     def _batches(self, stream: ShardStream, epoch: Epoch, start: int, account: Account) -> Generator[Batch]:
@@ -184,7 +177,7 @@ class Training:
         job, run, place = self.job, self.run, self.run.step_in_epoch
         if job.on_batch:
             job.on_batch(epoch.number, place, self.rank, batch)
-        size, progress = self._rows(batch), run.examples / self.total_examples
+        size, progress = self._rows(batch), self._share()
         everybody = epoch.examples_until(place + 1) - epoch.examples_until(place)
         seed = step_seed(job.seed, epoch.number, place, self.rank)
         loss: SupportsFloat = 0.0
@@ -214,28 +207,52 @@ class Training:
             self._settle(run.step)
         self.sync.after_step(run.step, size, everybody)
 
-    def _after_step(self, epoch: Epoch) -> None:
-        """What is due after a step; the same on all workers."""
+    def _after_step(self) -> None:
+        """Looks at what is due after a step; the same on all workers."""
         job, run = self.job, self.run
-        seconds = 0.0
-        if job.stopping.max_seconds is not None and run.step % CLOCK_STEPS == 0:
-            (seconds,) = self._total([0.0 if self.rank else time.perf_counter() - self.clock])
-        reason = job.stopping.reached(epochs=run.epoch, steps=run.step, seconds=seconds)
+        with self.sync.timed() if self.world_size > 1 else nullcontext():  # a GPU is not waited for
+            look = self.clock.look(run)
+        if look:
+            run.time_share = job.stopping.time_share(look.seconds)
+        seconds = look.seconds if look else 0.0
+        run.limit_reached = job.stopping.reached(epochs=run.epoch, steps=run.step, seconds=seconds)
+        every = job.evaluate_every
+        due = run.step_in_epoch == 0 if every is None else run.step % every == 0
+        run.evaluation_due = self.validation is not None and (due or run.limit_reached is not None)
+        self._end_step(look)
+
+    def _end_step(self, look: Look | None) -> None:
+        """Does what is due after a step; a resumed run begins here if its evaluation was interrupted."""
+        job, run = self.job, self.run
+        reason = run.limit_reached
+        if reason is not None:
+            self.sync.flush()  # the result is the model that the workers agree on
+        self.interrupted = look is not None and look.interrupted
         evaluated = False
-        if self.validation is not None:
-            every = job.evaluate_every
-            due = run.step_in_epoch == 0 if every is None else run.step % every == 0
-            if evaluated := due or reason is not None:
-                self._record_due(at_once=True)  # the model is evaluated at rest
-                self._evaluate(self.validation)
-                reason = reason or job.stopping.in_vain(run.scores)
-        if run.step % self.record_every == 0 or reason is not None:
-            self.due.append(Due(run.step, epoch.number, run.examples))
+        if self.validation is not None and run.evaluation_due:
+            self._record_due(at_once=True)  # the model is evaluated at rest
+            if self.interrupted or not self._evaluate(self.validation):
+                self.interrupted = True
+                self._checkpoint()
+                return
+            evaluated, run.evaluation_due = True, False
+            reason = reason or job.stopping.in_vain(run.scores)
+        late = run.time_share - run.recorded_share >= 1 / HISTORY_POINTS
+        if run.step % self.record_every == 0 or late or reason is not None:
+            epoch = run.epoch if run.step_in_epoch else run.epoch - 1
+            self.due.append(Due(run.step, epoch, run.examples, self._share()))
+            run.recorded_share = run.time_share
         self._record_due(at_once=reason is not None)
         run.stop_reason = reason
         improved = evaluated and run.best_step == run.step
-        if run.step % job.checkpoint_every == 0 or improved or reason is not None:
+        by_step = job.checkpoint_every is not None and run.step % job.checkpoint_every == 0
+        by_clock = look is not None and look.checkpoint
+        if by_step or by_clock or improved or self.interrupted or reason is not None:
             self._checkpoint()
+
+    def _share(self) -> float:
+        """How much is done of the limit that will end the run first."""
+        return max(self.run.examples / self.total_examples, self.run.time_share)
 
     def _settle(self, last: int) -> None:
         """Adds up the losses of the steps until the `last`, and waits for those that are on their way."""
@@ -248,29 +265,28 @@ class Training:
                 self.run.loss_sum += loss * taken.examples
                 self.run.loss_examples += taken.examples
 
-    def _gather(self, last: int) -> None:
-        """Brings the accounts up to date, and the losses until the `last` step of all workers together."""
+    def _gather(self, last: int) -> list[list[float]]:
+        """Brings the accounts up to date; returns each worker's sum of losses until the `last` step since
+        the last record, and of how many examples.
+        """
         run = self.run
         self._settle(last)
-        run.loss_sum, run.loss_examples = self._total([run.loss_sum, run.loss_examples])
-        run.seconds = time.perf_counter() - self.clock
+        losses = self._of_all([run.loss_sum, run.loss_examples])
+        run.seconds = self.clock.seconds()
         run.sync_seconds, run.sync_bytes = self.sync.seconds, self.sync.bytes_sent
-        if not math.isfinite(run.loss_sum):
+        if not math.isfinite(total := sum(worker[0] for worker in losses)):
             step, epoch, progress = self._first_broken()
             raise FloatingPointError(
-                f"the loss is {run.loss_sum} at step {step} (epoch {epoch + 1}, learning rate"
+                f"the loss is {total} at step {step} (epoch {epoch + 1}, learning rate"
                 f" {self.trainable.learning_rate(progress):.2g}): lower the learning rate, or look for"
-                " broken rows in the data; the last checkpoint before it is kept"
+                " broken rows in the data"
             )
+        return losses
 
     def _first_broken(self) -> tuple[int, int, float]:
         """Step, epoch and progress of the first loss on any worker that is no finite number."""
-        mine = self.broken[:3] if self.broken else (0, 0, 0.0)
-        places = [0.0] * 3 * self.world_size  # each worker fills in its own
-        places[3 * self.rank : 3 * self.rank + 3] = mine
-        places = self._total(places)
-        workers = [places[start : start + 3] for start in range(0, len(places), 3)]
-        step, epoch, progress = min(place for place in workers if place[0])
+        places = self._of_all(self.broken[:3] if self.broken else (0, 0, 0.0))
+        step, epoch, progress = min(place for place in places if place[0])
         return int(step), int(epoch), progress
 
     def _record_due(self, *, at_once: bool) -> None:
@@ -286,16 +302,26 @@ class Training:
             self._record(self.due.popleft())
 
     def _record(self, due: Due) -> None:
-        self._gather(due.step)
+        losses = self._gather(due.step)
         run = self.run
+        loss, examples = (sum(column) for column in zip(*losses, strict=True))
+        before = run.history[-1] if run.history else None
+        if before and before["epoch"] == due.epoch and examples < self.job.batch_size / 2:
+            del run.history[-1]
+            loss, examples = (
+                loss + before["loss"] * before["loss_examples"],
+                examples + before["loss_examples"],
+            )
         point = Progress(
             **{account.name: getattr(run, account.name) for account in fields(Accounts)},
             step=due.step,
             epoch=due.epoch,
             examples=due.examples,
             total_examples=self.total_examples,
-            loss=run.loss_sum / run.loss_examples,
-            learning_rate=self.trainable.learning_rate(due.examples / self.total_examples),
+            share=due.share,
+            loss_examples=int(examples),
+            loss=loss / examples,
+            learning_rate=self.trainable.learning_rate(due.share),
             workers=self.world_size,
             sample=run.scores[-1].get("sample", "") if run.scores else "",
         )
@@ -306,13 +332,18 @@ class Training:
         if self.rank == 0 and self.on_progress:
             self.on_progress(point)
 
-    def _evaluate(self, validation: ShardStream) -> None:
-        """Adds to the scores the mean loss over the held-out examples, which the workers share."""
+    def _evaluate(self, validation: ShardStream) -> bool:
+        """Adds to the scores the mean loss over the held-out examples, which the workers share.
+
+        False where it was interrupted: then it is as if it had not begun.
+        """
         assert isinstance(self.trainable, Evaluable)
         self.sync.flush()
         loss = examples = 0.0
         with closing(self._batches(validation, validation.epoch(0), 0, "evaluation")) as batches:
             for batch in batches:
+                if self._total([0.0 if self.rank else float(self.is_interrupted())])[0]:
+                    return False
                 if self._rows(batch):
                     with self._charged("evaluation"):
                         batch_loss, batch_examples = self.trainable.evaluate(batch)
@@ -323,40 +354,35 @@ class Training:
             raise ValueError("there is no held-out example to measure the error on: hold out more")
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the validation loss is {loss} after step {run.step}: lower the learning rate; the last"
-                " checkpoint before it is kept"
+                f"the validation loss is {loss} after step {run.step}: lower the learning rate"
             )
         score = Score(
             step=run.step,
             epoch=run.examples / self.stream.examples,
             examples=run.examples,
-            seconds=round(time.perf_counter() - self.clock, 3),
+            seconds=round(self.clock.seconds(), 3),
             loss=loss / examples,
         )
         if self.job.sample and self.rank == 0:
             with self._charged("evaluation"):
                 score["sample"] = self.job.sample(self.trainable)
         run.scores.append(score)
+        return True
 
     def _checkpoint(self) -> None:
-        self.sync.flush()
+        began = time.perf_counter()
         self._record_due(at_once=True)
-        run = self.run
-        self._gather(run.step)
+        losses = self._gather(self.run.step)
         with self._charged("checkpoint"):
-            if self.local:
-                if self.rank:
-                    self.checkpoints.save_local(run.step, self.rank, self.local)
-                sum_over_workers([0.0], self.world_size, self.job.device)  # all have written
-            if self.rank == 0:
-                state = Checkpoint(self.trainable.state_dict(), asdict(run), self.sync.state_dict())
-                workers = self.world_size if self.local else 1
-                self.checkpoints.save(run.step, state, workers=workers, best=run.best_step)
-        if self.rank:
-            run.loss_sum = run.loss_examples = 0.0
+            self.saving.save(self.run, losses)
+        self.clock.saved(time.perf_counter() - began)
 
     def _rows(self, batch: Batch) -> int:
         return len(batch[self.job.columns[0]])
+
+    def _of_all(self, values: Sequence[float]) -> list[list[float]]:
+        with self.sync.timed():
+            return every_workers(values, self.rank, self.world_size, self.job.device)
 
     def _total(self, values: list[float]) -> list[float]:
         with self.sync.timed():
@@ -368,24 +394,3 @@ class Training:
         yield
         name = f"{account}_seconds"
         setattr(self.run, name, getattr(self.run, name) + time.perf_counter() - started)
-
-
-def planned(stream: ShardStream, stopping: Stopping) -> tuple[int, int]:
-    """The examples and (about, where epochs differ) the steps until max_epochs or max_steps ends a run."""
-    if stopping.max_steps is None:
-        assert stopping.max_epochs is not None  # Stopping
-        return stopping.max_epochs * stream.examples, stopping.max_epochs * stream.epoch(0).steps
-    examples = steps = 0
-    for number in count() if stopping.max_epochs is None else range(stopping.max_epochs):
-        epoch = stream.epoch(number)
-        examples += epoch.examples_until(stopping.max_steps - steps)
-        steps += epoch.steps
-        if steps >= stopping.max_steps:
-            return examples, stopping.max_steps
-    return examples, steps
-
-
-def step_seed(*parts: int) -> int:
-    """A 63-bit seed that is a function of where in the run it is used, and of nothing else."""
-    text = ",".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

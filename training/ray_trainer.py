@@ -52,6 +52,7 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from training.checkpoint import Checkpoints
 from training.job import Job
 from training.loop import train
 from training.placement import capacity, described, require, reserved, room
@@ -67,6 +68,8 @@ NODE_SECONDS = 600  # that a run waits for a node in the place of one that it lo
 SETTLING_SECONDS = 3
 RESIZE_SECONDS = 30  # between two looks at whether a node has come that more workers could use
 SIGNALS_SECONDS = 0.05  # between two looks at whose handlers of signals stand
+LEASE = "training"  # a file beside the checkpoints: workers train while it is there
+LAST_CHECKPOINT_SECONDS = 20  # that an interrupted run has for it; Prefect kills one 30 s after a cancel
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # the least that Ray accepts: data reaches workers by files
 
 logger = logging.getLogger("lexloom.ray")
@@ -87,7 +90,8 @@ def train_on_ray(
     checkpoint on more or fewer when nodes come or go. Where a lost node leaves too little room for the least,
     the run waits `NODE_SECONDS` for another. `address` names a Ray cluster to join; None starts a
     runtime on this machine for the call. A job on "cuda" gives each worker a GPU of its own, or a share of
-    one where there are fewer. `on_note` is told which Ray this is, and what happened to workers.
+    one where there are fewer. `on_note` is told which Ray this is, and what happened to workers. An exception
+    that a signal raises here (Ctrl-C, a cancel) goes on once the workers have written a checkpoint.
 
     Raises:
         ValueError: the cluster has too few CPUs or GPUs, or all are busy.
@@ -100,11 +104,12 @@ def train_on_ray(
     with ray_runtime(least, address, verbose, on_note):
         require(least, job.device, ray.cluster_resources())
         with relayed(job.checkpoints.parent / PROGRESS, on_progress):
+            checkpoints = Checkpoints(job.checkpoints, job.fingerprint)
             in_vain, told, limit = 0, None, most
             while True:
                 before = set(job.checkpoints.glob("step-*"))
                 try:
-                    fit(job, least, limit)
+                    fit(job, least, limit, on_note)
                     return
                 except (WorkerGroupError, ControllerError) as failure:
                     if (error := own_error(failure)) is not None:
@@ -117,12 +122,14 @@ def train_on_ray(
                     in_vain = in_vain + 1 if stuck else 1
                     if in_vain == ATTEMPTS:
                         raise RuntimeError(
-                            f"{lost(failure)}, {ATTEMPTS} times without a new checkpoint in between; the last"
-                            " one is kept, so the same command goes on from there"
+                            f"{lost(failure)}, {ATTEMPTS} times without a new checkpoint in between;"
+                            f" {checkpoints.in_words()}"
                         ) from failure
                     if not waited_for_room(failure):
                         limit = most
-                        on_note(f"{lost(failure)}; going on from the last checkpoint")
+                        step = checkpoints.newest_step()
+                        again = "starting again" if step is None else f"going on from step {step:,}"
+                        on_note(f"{lost(failure)}; {again}")
                         continue
                     fitting = await_room(least, most, job.device, on_note)
                     if fitting < min(most, capacity(job.device, ray.cluster_resources())):
@@ -139,13 +146,16 @@ class Trainer(DataParallelTrainer):
         return [each for each in super()._create_default_callbacks() if not isinstance(each, needless)]
 
 
-def fit(job: Job, least: int, most: int) -> None:
+def fit(job: Job, least: int, most: int, on_note: Callable[[str], None]) -> None:
     """One group of workers, from the newest checkpoint to the end.
 
     In a thread of its own, where Ray leaves SIGINT alone: its handler would end this process with status 0.
-    So Ctrl-C and a cancel are raised here, while waiting, and the runtime is shut down on the way out. Ray
-    keeps its records beside the checkpoints, in a folder that all nodes share.
+    So Ctrl-C and a cancel are raised here, while waiting. Workers that train are then asked for a last
+    checkpoint, and the runtime is shut down on the way out. Ray keeps its records beside the checkpoints, in
+    a folder that all nodes share.
     """
+    lease = job.checkpoints.parent / LEASE
+    lease.unlink(missing_ok=True)  # an older run's
     resources, backend = reserved(least, job.device, ray.cluster_resources())
     elastic = least < most
     with tempfile.TemporaryDirectory(
@@ -176,7 +186,14 @@ def fit(job: Job, least: int, most: int) -> None:
                 done.set_result(None)
 
         threading.Thread(target=run, name="ray-train", daemon=True).start()
-        done.result()
+        try:
+            done.result()
+        except BaseException:
+            if not done.done() and lease.exists():
+                on_note("stopping after this step; interrupt again to stop without a checkpoint")
+                lease.unlink()
+                wait([done], LAST_CHECKPOINT_SECONDS)
+            raise
 
 
 # on the workers
@@ -186,7 +203,7 @@ def run_worker(job: Job, backend: str) -> None:
     """What each Ray Train worker runs."""
     context = get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    progress_file = job.checkpoints.parent / PROGRESS
+    progress_file, lease = job.checkpoints.parent / PROGRESS, job.checkpoints.parent / LEASE
     try:
         if job.device == "cuda":
             job = replace(job, device=own_gpu())
@@ -195,11 +212,14 @@ def run_worker(job: Job, backend: str) -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(ray.util.get_node_ip_address()))
         if world_size > 1:
             join_group(rank, world_size, backend)
+        if rank == 0:
+            lease.touch()
         train(
             job,
             rank=rank,
             world_size=world_size,
             on_progress=lambda point: write_progress(progress_file, point),
+            interrupted=lambda: not lease.exists(),
         )
         if world_size > 1:
             dist.destroy_process_group()

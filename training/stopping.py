@@ -23,10 +23,11 @@ class Score(TypedDict):
 class Stopping:
     """The limits of a run; the first that is reached ends it, and its name is the recorded reason.
 
+    The learning rate follows the share that is done of the epochs, steps or seconds: the largest of them.
+
     Attributes:
-        max_epochs, max_steps: at least one is needed: progress, and with it the learning rate, is measured
-            against the first of them that will be reached.
-        max_seconds: of training, over all restarts, by worker 0's clock; looked at every few steps.
+        max_epochs, max_steps: at least one is needed.
+        max_seconds: of training, over all restarts, by worker 0's clock (training/clock.py).
         patience: evaluations in a row without a validation loss that is better by more than `min_delta`.
 
     Raises:
@@ -56,6 +57,10 @@ class Stopping:
             if limit is not None and done >= limit:
                 return name
         return None
+
+    def time_share(self, seconds: float) -> float:
+        """How much of `max_seconds` is over, 0 to 1; 0 without that limit."""
+        return 0.0 if self.max_seconds is None else min(1.0, seconds / self.max_seconds)
 
     def in_vain(self, scores: Sequence[Score]) -> str | None:
         """`patience` where the error has ceased to shrink; else None."""

@@ -35,6 +35,11 @@ class Synchronisation:
         self.bytes_sent = 0
         self.seconds = 0.0
 
+    @property
+    def agreed(self) -> bool:
+        """Whether the replicas are equal now, so that a `flush` would change nothing."""
+        return True
+
     def wants_gradients(self, step: int) -> bool:
         """Whether `after_backward` is to be called in step number `step`, counted from 1."""
         return False
@@ -57,6 +62,13 @@ class Synchronisation:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes back what `state_dict` gave; after `setup`."""
+
+    def round_state(self) -> dict[str, Tensor]:
+        """This worker's state between two exchanges, where `agreed` is False: what the next one needs."""
+        return {}
+
+    def load_round_state(self, state: dict[str, Tensor]) -> None:
+        """Takes back what `round_state` gave; after `setup`."""
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -93,8 +105,8 @@ class AllReduce(Synchronisation):
 class Periodic(Synchronisation, ABC):
     """Workers train by themselves for `period` steps; then `exchange` brings the replicas together.
 
-    A flush at another time (before a checkpoint or an evaluation) ends a round early: let those come at
-    multiples of the period.
+    A flush at another time (before an evaluation) ends a round early: let evaluations come at multiples of
+    the period. A checkpoint does not (training/saving.py).
     """
 
     local_optimizer = True
@@ -115,6 +127,16 @@ class Periodic(Synchronisation, ABC):
             with self.timed(), torch.no_grad():
                 self.exchange(self._examples / self._all_examples)
             self._examples = self._all_examples = 0
+
+    @property
+    def agreed(self) -> bool:
+        return self._all_examples == 0
+
+    def round_state(self) -> dict[str, Tensor]:
+        return {"examples": torch.tensor([self._examples, self._all_examples])}
+
+    def load_round_state(self, state: dict[str, Tensor]) -> None:
+        self._examples, self._all_examples = state["examples"].tolist()
 
     @abstractmethod
     def exchange(self, share: float) -> None:
@@ -197,6 +219,16 @@ class DiLoCo(Periodic):
         for name, momentum in zip(self._tables, self._momentum, strict=True):
             momentum.copy_(state[f"momentum.{name}"])
 
+    def round_state(self) -> dict[str, Tensor]:
+        agreed = {f"agreed.{name}": value for name, value in zip(self._tables, self._agreed, strict=True)}
+        return super().round_state() | self.state_dict() | agreed
+
+    def load_round_state(self, state: dict[str, Tensor]) -> None:
+        super().load_round_state(state)
+        self.load_state_dict(state)
+        for name, agreed in zip(self._tables, self._agreed, strict=True):
+            agreed.copy_(state[f"agreed.{name}"])
+
 
 class WarmedUp(Synchronisation):
     """`all_reduce` for the first `steps` steps, then another strategy.
@@ -240,6 +272,16 @@ class WarmedUp(Synchronisation):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._then.load_state_dict(state)
+
+    @property
+    def agreed(self) -> bool:
+        return self._then.agreed
+
+    def round_state(self) -> dict[str, Tensor]:
+        return self._then.round_state()
+
+    def load_round_state(self, state: dict[str, Tensor]) -> None:
+        self._then.load_round_state(state)
 
     def _count(self) -> None:
         for part in (self._first, self._then):

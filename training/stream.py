@@ -337,7 +337,7 @@ def read_row_group(path: Path, number: int, columns: tuple[str, ...]) -> pa.Tabl
     except (OSError, pa.ArrowInvalid) as error:
         raise OSError(
             f"row group {number} of the shard {path} can't be read ({first_line(error)}):"
-            " run the flow again, it rebuilds what is damaged and goes on from the last checkpoint"
+            " run the flow again, it rebuilds what is damaged; training goes on from its newest checkpoint"
         ) from error
     for name in columns:
         if lacks_values(one_piece(table.column(name))):

@@ -32,7 +32,7 @@ class Trainable(Protocol):
         """Allocates and initialises; the same values on every worker."""
 
     def learning_rate(self, progress: float) -> float:
-        """The rate in force when the share `progress` (0 to 1) of all examples is done."""
+        """The rate in force when the share `progress` (0 to 1) of the training is done."""
 
     def train_step(self, batch: Batch, *, progress: float, seed: int) -> SupportsFloat:
         """Takes a batch of at least one example, updates itself, and returns the examples' mean loss.
@@ -66,6 +66,18 @@ class Differentiable(Trainable, Protocol):
 
     def optimizer_tables(self) -> dict[str, Tensor]:
         """The optimizer's live float tensors (moments, step counters); complete from `prepare` on."""
+
+
+@runtime_checkable
+class Deciding(Protocol):
+    """A model that decides by the machine how it computes: all workers then do as worker 0, and a resumed run
+    as it began, on whatever machine, so that no run is computed in two ways."""
+
+    def decisions(self) -> dict[str, bool]:
+        """What was decided in `prepare`; of the same names everywhere."""
+
+    def decide(self, decisions: Mapping[str, bool]) -> None:
+        """Takes other decisions, before the first step."""
 
 
 @runtime_checkable

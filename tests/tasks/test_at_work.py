@@ -14,7 +14,14 @@ from training.progress import Progress
 from training.relay import write_progress
 
 POINT = Progress(
-    seconds=10.0, step=40, epoch=1, examples=400_000, total_examples=1_000_000, loss=2.5, learning_rate=0.03
+    seconds=10.0,
+    step=40,
+    epoch=1,
+    examples=400_000,
+    total_examples=1_000_000,
+    share=0.4,
+    loss=2.5,
+    learning_rate=0.03,
 )
 
 
@@ -71,6 +78,15 @@ def test_a_training_tells_how_far_it_is_and_what_it_left(store: Store) -> None:
     assert interrupted(store, []) == []
 
 
+def test_a_training_that_ended_before_its_first_figures_is_known_by_its_checkpoint(store: Store) -> None:
+    (store.scratch("train_word2vec", "k1") / "checkpoints" / "step-0000000007").mkdir(parents=True)
+    store.scratch("train_word2vec", "k2")
+    before = time.time()
+    (left,) = interrupted(store, [])
+    assert (left.key, left.checkpoint, left.progress) == ("k1", 7, None)
+    assert before - 1 <= (left.left_at or 0) <= time.time()
+
+
 @pytest.mark.parametrize("content", ["", '{"step": 1', "[1"])
 def test_figures_that_can_not_be_read_are_none(store: Store, content: str) -> None:
     store.new_folder("train_word2vec", "k1")
@@ -82,4 +98,10 @@ def test_a_training_in_words() -> None:
     """600,000 examples are left at 40,000 a second: 15 s."""
     said = line({**vars(POINT)}, "pairs")
     assert said == "400k of 1M pairs · epoch 2 · loss 2.500 · rate 0.03 · 40k/s · about 15.0 s left"
-    assert line({**vars(POINT), "examples": 1_000_000}, "pairs").endswith("100k/s")
+    assert line({**vars(POINT), "examples": 1_000_000, "share": 1.0}, "pairs").endswith("100k/s")
+
+
+def test_a_training_that_its_time_will_end_says_how_much_of_that_is_left() -> None:
+    assert line({**vars(POINT), "share": 0.8}, "pairs").endswith("about 2.5 s left")
+    older = {name: value for name, value in vars(POINT).items() if name != "share"}
+    assert line(older, "pairs").endswith("about 15.0 s left")

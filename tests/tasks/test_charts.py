@@ -24,6 +24,7 @@ from tasks.charts import (
     label_width,
     line_chart,
     overlap,
+    smoothed,
     square_distances,
     ticks,
     word_map,
@@ -34,6 +35,31 @@ PLAIN = Axis("x", str), Axis("y", str)
 
 def numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text)]
+
+
+# smoothing
+
+
+def test_a_smoothed_curve_is_the_kernel_mean_of_its_points_weighed_by_what_they_are_the_mean_of():
+    points = [(100.0, 5.0), (200.0, 3.0), (300.0, 4.0), (310.0, 9.0)]
+    found = smoothed(points, width=0.5)  # a standard deviation of 105
+    for (x, _), (place, value) in zip(points, found, strict=True):
+        weights = [
+            examples * math.exp(-(((x - other) / 105) ** 2) / 2)
+            for (other, _), examples in zip(points, (100, 100, 100, 10), strict=True)
+        ]
+        assert place == x
+        assert value == pytest.approx(np.average([y for _, y in points], weights=weights))
+
+
+def test_a_last_point_of_few_examples_hardly_moves_a_smoothed_curve():
+    points = [(64.0 * (number + 1), 0.7) for number in range(200)]
+    assert smoothed([*points, (points[-1][0] + 3, 2.2)])[-1][1] < 0.75
+    assert [loss for _, loss in smoothed(points)] == pytest.approx([0.7] * 200)
+
+
+def test_points_at_one_place_are_left_as_they_are():
+    assert smoothed([(1.0, 2.0), (1.0, 3.0)]) == [(1.0, 2.0), (1.0, 3.0)]
 
 
 # escaping

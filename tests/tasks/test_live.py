@@ -9,7 +9,7 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 
 from tasks import live
-from tasks.live import CURVE_POINTS, curve, shown_progress
+from tasks.live import CURVE_POINTS, Page, curve, shown_progress
 from training.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -19,7 +19,9 @@ POINTS = [
         step=step,
         examples=1000 * step,
         total_examples=100_000,
+        share=step / 100,
         loss=5 - step / 25,
+        loss_examples=1000,
         learning_rate=0.05,
     )
     for step in range(1, 101)
@@ -69,7 +71,7 @@ def test_the_page_shows_the_last_point_and_a_curve_of_few_rows(monkeypatch: pyte
         "step": 100,
         "epoch": 1,
         "pairs": 100_000,
-        "loss": 1.0,
+        "loss": 1.06,  # the mean of the last four points: 1.12, 1.08, 1.04 and 1
         "learning rate": 0.05,
         "seconds": 100.0,
     }
@@ -109,3 +111,19 @@ def test_a_curve_is_spread_evenly_and_ends_at_the_end() -> None:
     assert [row["step"] for row in curve(POINTS[:3], "pairs")] == [1, 2, 3]
     assert [row["step"] for row in curve(POINTS, "pairs")] == list(range(4, 101, 4))
     assert curve([replace(POINTS[0], loss=0.123456)], "pairs")[0]["loss"] == 0.1235
+
+
+def test_a_row_has_the_losses_of_all_its_points_by_their_examples() -> None:
+    points = [replace(point, loss=1.0) for point in POINTS[: 2 * CURVE_POINTS]]
+    points[0] = replace(points[0], loss=4.0, loss_examples=10)
+    assert curve(points, "pairs")[0]["loss"] == round((10 * 4.0 + 1000 * 1.0) / 1010, 4)
+
+
+def test_a_point_takes_the_place_of_one_whose_examples_it_has_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Page, "_fill", lambda *given: None)
+    monkeypatch.setattr(Page, "_draw", lambda *given: None)
+    page = Page("pairs")
+    short = replace(POINTS[1], step=3, examples=2050, loss_examples=1050)
+    for point in (*POINTS[:2], short):
+        page.show(point)
+    assert page.points == [POINTS[0], short]

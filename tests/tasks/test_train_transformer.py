@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from models.precision import Layer
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer, TransformerConfig, next_token_loss
 from models.transformer_folder import load
@@ -206,7 +207,27 @@ def test_options_reach_the_training() -> None:
     assert made.learning_rate(1.0) == pytest.approx(0.05)
     assert made.learning_rate(0.0) == pytest.approx(0.005)
     assert not made._bfloat16
-    assert trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))._bfloat16
+    in_bfloat16 = trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))
+    in_bfloat16.prepare("cpu")
+    assert in_bfloat16._bfloat16
+
+
+def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Layer, str]] = []
+
+    def pays(layer: Layer, device: str) -> bool:
+        asked.append((layer, device))
+        return True
+
+    monkeypatch.setattr("models.precision.bfloat16_pays", pays)
+    network = TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1, hidden=24)
+    config = TrainTransformerConfig(workers=2, batch_size=16, context=4)
+    for given, rows in ((config, 8 * 4), (config.model_copy(update={"micro_batch": 2}), 2 * 4)):
+        made = trainable(network, given)
+        assert not asked, "asked before it is on its worker"
+        made.prepare("cpu")
+        assert made.decisions() == {"bfloat16": True}
+        assert asked.pop() == (Layer(rows, 8, 24), "cpu")
 
 
 @pytest.mark.parametrize(

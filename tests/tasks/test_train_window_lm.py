@@ -73,6 +73,7 @@ def test_the_model_folder_holds_what_people_and_tools_read(
     metrics = json.loads((made.folder / "metrics.json").read_text())
     # half of the letters are chance, one of five: log(5) / 2 and a little for the ends is what can be learned
     assert 0.7 < metrics["validation_loss"] < 1.1
+    assert metrics["precision"] == made.facts["precision"] == "float32"
     assert metrics["examples"] == 2 * int(inputs[0].facts["windows"])  # type: ignore[call-overload]
     config = json.loads((made.folder / "config.json").read_text())
     assert (config["model"], config["shape"]["context"], config["learning_rate"]) == ("window_lm", 2, 0.01)

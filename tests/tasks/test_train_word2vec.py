@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import tasks.train_word2vec
 from models.word2vec import Word2Vec
 from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, Store, Summary, canonical
+from tasks.at_work import interrupted
 from tasks.noise import NoiseConfig, noise, read_noise
 from tasks.pairs import PairsConfig
 from tasks.train import ACCOUNTS, mean_loss
@@ -156,12 +158,80 @@ def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
         run()
     assert not list(store.root.glob("train_word2vec/*"))
     before = len(steps)
-    assert "goes on" not in capsys.readouterr().err
+    assert "stopped; there is a checkpoint: the same command goes on from step 14" in capsys.readouterr().err
     run()
     assert "goes on from its checkpoint of step 14" in capsys.readouterr().err
     assert len(steps) - before == all_steps - 14, "it did not go on from the checkpoint of step 14"
     assert torch.equal(weights(), undisturbed)
     assert not list(store.root.glob(".scratch/*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_loses_no_step_and_says_from_which_one_the_same_command_goes_on(
+    inputs: tuple[Artifact, ...],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    class Cancel(BaseException):
+        pass
+
+    def cancel(number: int, frame: object) -> None:
+        raise Cancel
+
+    def interrupt_step_11(self: Word2Vec, batch: dict[str, np.ndarray], **where: Any) -> Any:
+        steps.append(0)
+        if len(steps) == 11:
+            os.kill(os.getpid(), number)
+        return train_step(self, batch, **where)
+
+    config = CONFIG.model_copy(update={"checkpoint_every": None})
+    key = train_word2vec.key(inputs, config)
+    whole, _ = train_word2vec._build(store, key, inputs, config, [])
+    weights = load_file(whole.folder / "model.safetensors")["vectors"]
+    store.discard("train_word2vec", key)
+    steps, train_step = list[int](), Word2Vec.train_step
+    monkeypatch.setattr(Word2Vec, "train_step", interrupt_step_11)
+    before = signal.signal(number, cancel)
+    try:
+        with pytest.raises(Cancel):
+            train_word2vec._build(store, key, inputs, config, [])
+    finally:
+        signal.signal(number, before)
+    said = capsys.readouterr().err
+    assert "stopping after this step; interrupt again to stop without a checkpoint" in said
+    assert "stopped; there is a checkpoint: the same command goes on from step 11" in said
+    (left,) = interrupted(store, [])
+    assert left.checkpoint == 11
+    again, _ = train_word2vec._build(store, key, inputs, config, [])
+    assert "goes on from its checkpoint of step 11" in capsys.readouterr().err
+    assert torch.equal(load_file(again.folder / "model.safetensors")["vectors"], weights)
+
+
+def test_a_run_that_is_stopped_without_a_checkpoint_says_that_training_starts_again(
+    inputs: tuple[Artifact, ...],
+    tmp_path: Path,
+    build: Callable[..., Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt_twice(self: Word2Vec, batch: dict[str, np.ndarray], **where: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one is not held back")
+
+    monkeypatch.setattr(Word2Vec, "train_step", interrupt_twice)
+    with pytest.raises(KeyboardInterrupt):
+        build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path)
+    assert (
+        "stopped; there is no checkpoint: the same command starts training again" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("change", [{"checkpoint_every": 3}, {"checkpoint_seconds": 5.0}])
+def test_more_checkpoints_train_nothing_again(inputs: tuple[Artifact, ...], change: dict[str, Any]) -> None:
+    assert train_word2vec.key(inputs, CONFIG) == train_word2vec.key(inputs, CONFIG.model_copy(update=change))
 
 
 def test_a_disk_that_fills_up_under_a_checkpoint_ends_in_one_sentence(
@@ -346,7 +416,8 @@ def test_tokens_without_a_pair_or_without_a_held_out_document_are_refused(
 
 
 def test_the_mean_loss_weighs_points_by_their_examples() -> None:
-    history = [{"examples": 100, "loss": 4.0}, {"examples": 200, "loss": 2.0}, {"examples": 250, "loss": 1.0}]
+    points = ((100, 4.0), (100, 2.0), (50, 1.0))
+    history = [{"loss_examples": examples, "loss": loss} for examples, loss in points]
     assert mean_loss(history) == pytest.approx((100 * 4 + 100 * 2 + 50 * 1) / 250)
     assert mean_loss(history[:1]) == 4.0
 

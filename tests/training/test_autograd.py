@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tests.training.test_loop import result
 from tests.training.toy import FEATURES, adam, classifier, cross_entropy, perceptron, points_job, sgd
 from training.autograd import Autograd
-from training.loop import step_seed, train
+from training.loop import train
+from training.plan import step_seed
 from training.stopping import Stopping
 from training.stream import ShardStream
 from training.trainable import Batch, Differentiable, Evaluable

@@ -48,7 +48,7 @@ def test_every_worker_finds_its_own_state_and_nobody_elses(checkpoints: Checkpoi
     checkpoints.open()
     for worker in (1, 2):
         checkpoints.save_local(3, worker, {"moment": torch.tensor(float(worker))})
-    checkpoints.save(3, checkpoint(3), workers=3)
+    checkpoints.save(3, checkpoint(3), workers=3, local=(1, 2))
     for worker in range(3):
         found = checkpoints.load(worker=worker, workers=3)
         assert found is not None
@@ -100,7 +100,7 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before_and_says_so(
     checkpoints.open()
     for step in (1, 2):
         checkpoints.save_local(step, 1, {"moment": torch.ones(1)})
-        checkpoints.save(step, checkpoint(step), workers=2)
+        checkpoints.save(step, checkpoint(step), workers=2, local=(1,))
     harm(checkpoints.folder / "step-0000000002")  # type: ignore[operator]
     with caplog.at_level(logging.WARNING, "lexloom"):
         found = checkpoints.load()

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ray.train.v2._internal.exceptions import (
 from tests.training.test_loop import result, untimed
 from tests.training.toy import Counter, job, on_processes, train_on
 from training import ray_trainer
+from training.checkpoint import Checkpoints
 from training.job import Job
 from training.progress import Progress
 from training.ray_trainer import (
@@ -123,10 +125,37 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
     assert (tmp_path / "mark").exists()
     (note,) = notes
     assert note.startswith("training worker ")
-    assert note.endswith("; going on from the last checkpoint")
+    assert note.endswith("; going on from step 10")
     assert len(note) < 120
     assert capfd.readouterr() == ("", "")  # no raylet's lines beside the note
     assert torch.equal(result(killed).tensors["table"], result(without_ray[2]).tensors["table"])
+
+
+def test_an_interrupt_waits_for_a_checkpoint_from_which_the_next_run_goes_on(
+    tmp_path: Path, without_ray: dict[int, Job]
+) -> None:
+    plan = job(tmp_path, epochs=40, checkpoint_every=None)
+    slow = replace(plan, on_batch=wait_a_little)
+    notes: list[str] = []
+
+    def interrupt(point: Progress) -> None:
+        if not notes:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_on_ray(slow, workers=2, on_progress=interrupt, on_note=notes.append)
+    assert notes == ["stopping after this step; interrupt again to stop without a checkpoint"]
+    assert 0 < result(plan).state["step"] < 400
+    assert Checkpoints(plan.checkpoints, plan.fingerprint).in_words() == (
+        f"there is a checkpoint: the same command goes on from step {result(plan).state['step']}"
+    )
+    train_on_ray(plan, workers=2)
+    assert torch.equal(result(plan).tensors["table"], result(without_ray[40]).tensors["table"])
+    assert untimed(result(plan).state["history"]) == untimed(result(without_ray[40]).state["history"])
+
+
+def wait_a_little(*place: Any) -> None:
+    time.sleep(0.02)
 
 
 def test_a_workers_own_error_is_one_sentence_with_the_workers_traceback_below(tmp_path: Path) -> None:

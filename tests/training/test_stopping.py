@@ -12,6 +12,12 @@ def scores(*losses: float) -> list[Score]:
     ]
 
 
+def test_the_share_of_the_seconds_that_is_over_is_between_0_and_1() -> None:
+    limits = Stopping(max_epochs=1, max_seconds=20)
+    assert [limits.time_share(seconds) for seconds in (0, 5, 20, 30)] == [0, 0.25, 1, 1]
+    assert Stopping(max_epochs=1).time_share(1e9) == 0
+
+
 def test_the_first_limit_that_is_reached_is_named() -> None:
     limits = Stopping(max_epochs=2, max_steps=50, max_seconds=9.0)
     assert limits.reached(epochs=1, steps=49, seconds=8.9) is None

@@ -3,7 +3,7 @@
 Groups of processes cost seconds to start, so each group trains many jobs and the tests look at what came out.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from models.word2vec import Word2Vec
-from tests.training.test_loop import result, untimed
+from tests.training.test_loop import Annealed, result, untimed
 from tests.training.toy import (
     Counter,
     classifier,
@@ -29,8 +29,11 @@ from tests.training.toy import (
     write_points,
 )
 from training.checkpoint import Checkpoint, Checkpoints
+from training.exchange import every_workers, sum_over_workers
 from training.job import Job, Run
-from training.loop import step_seed, train
+from training.loop import train
+from training.plan import step_seed
+from training.stopping import Stopping
 from training.sync import SyncConfig
 from training.trainable import Batch
 
@@ -84,9 +87,12 @@ def counter_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
     return job(folder, sync=sync, epochs=50, **changes)
 
 
-def exact(folder: Path, sync: SyncConfig, optimizer: Any = sgd, **changes: Any) -> Job:
+def exact(
+    folder: Path, sync: SyncConfig, optimizer: Any = sgd, bfloat16: bool = False, **changes: Any
+) -> Job:
     """Without dropout, the only chance that depends on the number of workers."""
-    return points_job(folder, partial(classifier, optimizer=optimizer), sync=sync, **changes)
+    make = partial(classifier, optimizer=optimizer, bfloat16=bfloat16)
+    return points_job(folder, make, sync=sync, **changes)
 
 
 def difference(first: Job, second: Job) -> float:
@@ -106,9 +112,22 @@ class BreaksOnOneWorker(Counter):
         return float("inf") if seed == step_seed(7, 1, 4, 1) else loss
 
 
-def group_of_two(rank: int, world_size: int, jobs: list[Job], folder: Path) -> None:
-    """Trains the jobs, and those that must fail alike on both workers."""
+def group_of_two(rank: int, world_size: int, jobs: list[Job], stopped: list[Job], folder: Path) -> None:
+    """Trains the jobs, those that are stopped on their way, and those that must fail alike on both."""
     train_in_pieces(rank, world_size, jobs)
+    for plan in stopped:
+        stop_and_resume(rank, world_size, plan)
+    for sync in (SyncConfig("delta_sum", period=3), SyncConfig("average", period=4)):
+        model = Annealed()
+        limits = Stopping(max_epochs=10_000, max_seconds=0.3)
+        timed = job(folder / "broken", lambda model=model: model, sync=sync, stopping=limits)
+        timed = replace(timed, checkpoints=folder / "timed" / sync.strategy)
+        assert train(timed, rank=rank, world_size=world_size).stop_reason == "max_seconds"
+        given = every_workers([sum(model.given), model.given[-1], len(model.given)], rank, world_size)
+        assert given[0] == given[1]
+        assert 0.8 < model.given[-1] < 1
+    mixed = exact(folder / "mixed", SyncConfig("all_reduce"), bfloat16=rank == 0)
+    assert train(mixed, rank=rank, world_size=world_size).decisions == {"bfloat16": True}
     own = exact(folder / "own" / str(rank), SyncConfig("all_reduce"))
     if rank == 0:
         Checkpoints(own.checkpoints, own.fingerprint).save(*started(own))
@@ -120,6 +139,19 @@ def group_of_two(rank: int, world_size: int, jobs: list[Job], folder: Path) -> N
     flat = exact(folder / "flat" / str(rank), SyncConfig("delta_sum"))
     with pytest.raises(ValueError, match=r"rows of tables, and 0.bias has the shape \(16,\)"):
         train(flat, rank=rank, world_size=world_size)
+
+
+def stop_and_resume(rank: int, world_size: int, plan: Job) -> None:
+    """Worker 0 is interrupted in step 5: both end at the next look, where there is a checkpoint."""
+    taken: list[int] = []
+    counted = replace(plan, on_batch=lambda epoch, place, worker, batch: taken.append(place))
+    run = train(counted, rank=rank, world_size=world_size, interrupted=lambda: len(taken) >= 5)
+    assert run.stop_reason is None
+    assert 5 <= run.step < 10
+    sum_over_workers([0.0], world_size)  # worker 0 has written it
+    assert result(plan).state["step"] == run.step
+    run = train(plan, rank=rank, world_size=world_size)
+    assert run.stop_reason == "max_epochs"
 
 
 def started(plan: Job) -> tuple[int, Checkpoint]:
@@ -138,6 +170,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make(folder / name / "pieces", sync, on_batch=partial(die_at, 8)) for name, make, sync in resumable()
     ]
     resumed = [make(folder / name / "pieces", sync) for name, make, sync in resumable()]
+    others = [
+        make(folder / name / kind, sync, checkpoint_every=every)
+        for name, make, sync in resumable()
+        for kind, every in (("often", 1), ("never", None))
+    ]
+    stopped = [
+        make(folder / name / "stopped", sync, checkpoint_every=None) for name, make, sync in resumable()
+    ]
     reduce = SyncConfig("all_reduce")
     by_four, by_two = (
         [
@@ -154,7 +194,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "broken").mkdir()
     write_numbers(folder / "broken" / "shard-00000.parquet")
-    on_processes(2, group_of_two, [*by_two, *whole, *pieces, *resumed], folder)
+    on_processes(2, group_of_two, [*by_two, *whole, *pieces, *resumed, *others], stopped, folder)
     finishing = [
         exact(folder / "changing", reduce),
         classifier_job(folder / "changing diloco", STRATEGIES["diloco"]),
@@ -173,11 +213,12 @@ def resumable() -> list[tuple[str, Any, SyncConfig]]:
     ]
 
 
+@pytest.mark.parametrize("kind", ["pieces", "often", "never", "stopped"])
 @pytest.mark.parametrize(("name", "make", "sync"), resumable())
-def test_killed_and_resumed_is_the_same_as_uninterrupted_to_the_bit(
-    folder: Path, name: str, make: Any, sync: SyncConfig
+def test_killed_stopped_or_saved_more_or_less_often_is_the_same_as_undisturbed_to_the_bit(
+    folder: Path, name: str, make: Any, sync: SyncConfig, kind: str
 ) -> None:
-    whole, pieces = (make(folder / name / kind, sync) for kind in ("whole", "pieces"))
+    whole, pieces = make(folder / name / "whole", sync), make(folder / name / kind, sync)
     for plan in (whole, pieces):
         assert result(plan).state["stop_reason"] == "max_epochs"
     for tensors in ("tensors", "sync"):

@@ -1,0 +1,79 @@
+"""When workers look at the clock, and what it asks for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.training.toy import job
+from training import clock
+from training.clock import Clock
+from training.job import Run
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the time."""
+    times = [0.0]
+    monkeypatch.setattr("training.clock.time.perf_counter", lambda: times[0])
+
+    def set_time(seconds: float) -> None:
+        times[0] = seconds
+
+    return set_time
+
+
+def due(ticking: Clock, run: Run, step: int) -> bool:
+    run.step = step
+    look = ticking.look(run)
+    assert look is not None
+    return look.checkpoint
+
+
+def test_checkpoints_are_a_minute_apart_or_as_far_as_keeps_them_at_two_percent_of_the_time(
+    tmp_path: Path, now: Callable[[float], None]
+) -> None:
+    run = Run()
+    ticking = Clock(job(tmp_path), run, 0, 1, lambda: False)
+    now(59.0)
+    assert not due(ticking, run, 1)
+    now(60.0)
+    assert due(ticking, run, 2)
+    now(61.0)
+    ticking.saved(cost=1.0)
+    now(120.0)
+    assert not due(ticking, run, 3)
+    now(121.0)
+    assert due(ticking, run, 4)
+    ticking.saved(cost=10.0)
+    now(121.0 + 499.0)
+    assert not due(ticking, run, 5)
+    now(121.0 + 500.0)
+    assert due(ticking, run, 6)
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path: Path, now: Callable[[float], None]) -> None:
+    now(1000.0)
+    run = Run(step=7, seconds=300.0, next_look=8)
+    ticking = Clock(job(tmp_path), run, 0, 1, lambda: False)
+    now(1010.0)
+    assert ticking.seconds() == 310.0
+    assert not due(ticking, run, 8), "ten seconds after the last one"
+
+
+def test_several_workers_look_about_twice_a_second(
+    tmp_path: Path, now: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 steps of 1/128 s are half a second; steps of a minute are looked at one by one."""
+    monkeypatch.setattr(clock, "sum_over_workers", lambda values, world_size, device: list(values))
+    for step_seconds, looks in ((1 / 128, [1, 3, 7, 15, 31, 63, 127, 191]), (60.0, [1, 2, 3])):
+        now(0.0)
+        run = Run()
+        ticking = Clock(job(tmp_path), run, 0, 2, lambda: False)
+        looked = []
+        for step in range(1, looks[-1] + 1):
+            now(step * step_seconds)
+            run.step = step
+            if ticking.look(run) is not None:
+                looked.append(step)
+        assert looked == looks

@@ -1,0 +1,28 @@
+"""How long a run will be, and the seed of each of its steps."""
+
+import hashlib
+from itertools import count
+
+from training.stopping import Stopping
+from training.stream import ShardStream
+
+
+def planned(stream: ShardStream, stopping: Stopping) -> tuple[int, int]:
+    """The examples and (about, where epochs differ) the steps until max_epochs or max_steps ends a run."""
+    if stopping.max_steps is None:
+        assert stopping.max_epochs is not None  # Stopping
+        return stopping.max_epochs * stream.examples, stopping.max_epochs * stream.epoch(0).steps
+    examples = steps = 0
+    for number in count() if stopping.max_epochs is None else range(stopping.max_epochs):
+        epoch = stream.epoch(number)
+        examples += epoch.examples_until(stopping.max_steps - steps)
+        steps += epoch.steps
+        if steps >= stopping.max_steps:
+            return examples, stopping.max_steps
+    return examples, steps
+
+
+def step_seed(*parts: int) -> int:
+    """A 63-bit seed that is a function of where in the run it is used, and of nothing else."""
+    text = ",".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

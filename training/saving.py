@@ -1,0 +1,133 @@
+"""Writes a run's checkpoints, and brings a model, its strategy and its losses back to where one left them.
+
+A checkpoint changes nothing, whenever it is taken. Between two exchanges the replicas of a model differ: then
+every worker saves a state of its own, the replicas are brought together for the copy that is saved, and each
+worker takes its own state back. The same number of workers resumes from their own states, to the bit;
+another number of workers resumes from the copy.
+"""
+
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from training.checkpoint import Checkpoint, Checkpoints
+from training.exchange import sum_over_workers
+from training.job import Job, Run
+from training.strategies import Synchronisation
+from training.trainable import Differentiable, Trainable
+
+MODEL, OPTIMIZER, ROUND = "model.", "optimizer.", "round."  # before the names in a worker's own state
+
+logger = logging.getLogger("lexloom.saving")
+
+
+class Saving:
+    """One worker's part in the checkpoints of a run."""
+
+    def __init__(
+        self,
+        job: Job,
+        trainable: Trainable,
+        sync: Synchronisation,
+        checkpoints: Checkpoints,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.trainable, self.sync, self.checkpoints = trainable, sync, checkpoints
+        self.rank, self.world_size, self.device = rank, world_size, job.device
+
+    def restore(self, run: Run, found: Checkpoint | None) -> None:
+        """Loads a checkpoint, if there is one, into the prepared model, the strategy and the sum of losses.
+
+        Raises:
+            OSError: the workers have found different checkpoints.
+        """
+        if found is not None:
+            self.trainable.load_state_dict(found.tensors)
+            self._load_replica(found.local or {})
+            if self.rank and found.local is None and self._optimizer_tables():
+                logger.warning("another number of workers: all go on from worker 0's optimizer state")
+        self.sync.setup(self.trainable, self.world_size)
+        if found is not None:
+            self.sync.load_state_dict(found.sync)
+            self._load_round(found.local or {})
+            self._load_losses(run)
+        steps, squares = sum_over_workers([run.step, run.step**2], self.world_size, self.device)
+        if self.world_size * squares != steps**2:
+            raise OSError(
+                f"the workers see different checkpoints in {self.checkpoints.folder}: it must be a folder"
+                " that all of them share"
+            )
+
+    def save(self, run: Run, losses: list[list[float]]) -> None:
+        """Writes a checkpoint of `run`, with every worker's sum of losses and number of examples."""
+        counted = self.sync.bytes_sent, self.sync.seconds  # a checkpoint's exchange is none of the training's
+        agreed = self.sync.agreed
+        local = range(0 if not agreed else 1, self.world_size) if self._states_differ() else ()
+        own = Path()
+        if self.rank in local:
+            own = self.checkpoints.save_local(run.step, self.rank, self._own_state())
+        if not agreed:
+            self.sync.flush()
+            if self.rank:
+                self._take_back(own)
+        if local:
+            sum_over_workers([0.0], self.world_size, self.device)  # all have written, and read
+        if self.rank == 0:
+            state = asdict(run) | {"losses": losses}
+            checkpoint = Checkpoint(self.trainable.state_dict(), state, self.sync.state_dict())
+            folder = self.checkpoints.save(
+                run.step, checkpoint, workers=self.world_size, local=local, best=run.best_step
+            )
+            if not agreed:
+                self._take_back(folder / own.name)
+        self.sync.bytes_sent, self.sync.seconds = counted
+
+    def _states_differ(self) -> bool:
+        return not self.sync.agreed or bool(self._optimizer_tables())
+
+    def _optimizer_tables(self) -> dict[str, Tensor]:
+        """The optimizer's state where each worker keeps its own; else nothing."""
+        own = self.world_size > 1 and self.sync.local_optimizer
+        return self.trainable.optimizer_tables() if own and isinstance(self.trainable, Differentiable) else {}
+
+    def _own_state(self) -> dict[str, Tensor]:
+        if self.sync.agreed:
+            return {f"{OPTIMIZER}{name}": tensor for name, tensor in self._optimizer_tables().items()}
+        model = {f"{MODEL}{name}": tensor for name, tensor in self.trainable.state_dict().items()}
+        return model | {f"{ROUND}{name}": tensor for name, tensor in self.sync.round_state().items()}
+
+    def _take_back(self, own: Path) -> None:
+        """From the file, so that memory need not hold the state twice."""
+        state = load_file(own)
+        self._load_replica(state)
+        self._load_round(state)
+
+    def _load_replica(self, state: dict[str, Tensor]) -> None:
+        if model := beginning(MODEL, state):
+            self.trainable.load_state_dict(model)
+        if optimizer := beginning(OPTIMIZER, state):
+            for name, tensor in self._optimizer_tables().items():
+                tensor.copy_(optimizer[name])
+
+    def _load_round(self, state: dict[str, Tensor]) -> None:
+        if between_exchanges := beginning(ROUND, state):
+            self.sync.load_round_state(between_exchanges)
+
+    def _load_losses(self, run: Run) -> None:
+        """This worker's own; another number of workers leaves all of them to worker 0."""
+        if len(run.losses) == self.world_size:
+            run.loss_sum, run.loss_examples = run.losses[self.rank]
+        else:
+            sums = [math.fsum(worker[figure] for worker in run.losses) for figure in (0, 1)]
+            run.loss_sum, run.loss_examples = (0.0, 0.0) if self.rank else sums
+        run.losses = []
+
+
+def beginning(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
