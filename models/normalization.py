@@ -45,10 +45,12 @@ COMPOSABLE = (
     r"\x{1d15e}-\x{1d1c0}\x{2f800}-\x{2fa1d}"
 )
 # scripts whose words have no space between them
-UNSEGMENTED = (
-    r"\p{Han}\p{Hiragana}\p{Katakana}\x{30fc}\x{ff70}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Le}"
-    r"\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}"
+IDEOGRAPHS_AND_KANA = r"\p{Han}\p{Hiragana}\p{Katakana}\x{30fc}\x{ff70}"
+SOUTH_EAST_ASIAN = (
+    r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}"
+    r"\p{Javanese}\p{Balinese}"
 )
+UNSEGMENTED = IDEOGRAPHS_AND_KANA + SOUTH_EAST_ASIAN
 
 # elements whose tags stand inside a word or a line: they leave nothing; all other tags leave a space
 INLINE_ELEMENTS = (

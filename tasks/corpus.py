@@ -146,6 +146,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
         facts={
             "bytes": shards.bytes,
             "shards": shards.count,
+            "source": source.name,
             **({"label_names": list(reading.label_names)} if reading.label_names else {}),
         },
         notes={

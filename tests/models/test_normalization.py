@@ -103,6 +103,20 @@ def test_words_that_are_written_in_several_ways_and_what_is_no_word(text: str, f
     assert words(text) == found
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("今天天气,很好。ABC中文 mp3", "今 天 天 气 很 好 abc 中 文 mp3"),
+        ("東京タワーへ", "東 京 タ ワ ー へ"),
+        ("ที่นี่ ดี", "ที่ นี่ ดี"),  # a vowel and a tone stand on their consonant
+        ("café по-русски", "café по-русски"),
+    ],
+)
+def test_characters_of_scripts_without_spaces_can_be_words(text: str, found: str) -> None:
+    assert words(text, segment="characters") == found.split(" ")
+    assert normalized(text.lower(), segment="characters", strip_punctuation=True).split() == found.split(" ")
+
+
 def spelled_out(text: str) -> list[str]:
     """The words of a text by a walk over its characters."""
     kinds: list[str] = []
