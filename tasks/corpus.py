@@ -28,6 +28,7 @@ from tasks.stage import stage
 
 PIECE_BYTES = 1 << 22  # of text that a thread works on at once; also a row group's size
 MEGABYTE = 1 << 20
+GROWN = "cut again, being longer when normalised"
 
 
 class CorpusConfig(BaseModel):
@@ -124,6 +125,9 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
         for batch, empty, lost in in_order(lambda piece: normalize_piece(piece, rules), reading.pieces()):
             dropped["empty"] += empty
             losses.update(lost)
+            # a rule may make a text longer: Unicode composes some characters of one into three
+            batch, grown, _ = cut_long(batch, config.max_document_bytes)
+            losses[GROWN] += grown
             texts += batch.num_rows
             shards.write(batch, pc.sum(pc.binary_length(batch["text"])).as_py() or 0)
             bar.update(reading.position, f"{reading.documents:,} documents")
@@ -207,7 +211,10 @@ class Reading:
                         f"the labels are called {raw.label_names} from {raw.where(0)} on, and were called"
                         f" {self.label_names} before: make them the same, or read one source of them alone"
                     )
-            yield self._cut_long(batch)
+            batch, longer, parts = cut_long(batch, config.max_document_bytes)
+            self.cut += longer
+            self.parts += parts
+            yield batch
             if self.documents == config.limit:
                 return
 
@@ -228,23 +235,23 @@ class Reading:
         batch = pa.record_batch(columns)
         return batch.filter(text.is_valid()) if text.null_count else batch
 
-    def _cut_long(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        most = self._config.max_document_bytes
-        lengths = pc.binary_length(batch["text"])
-        if (pc.max(lengths).as_py() or 0) <= most:
-            return batch
-        parts: list[bytes] = []
-        rows: list[int] = []
-        for row, text in enumerate(batch["text"].cast(pa.binary()).to_pylist()):
-            cut = list(cut_at_spaces(text, most))
-            self.cut += len(cut) > 1
-            self.parts += len(cut) if len(cut) > 1 else 0
-            parts += cut
-            rows += [row] * len(cut)
-        columns = {"text": pa.array(parts, pa.binary()).cast(pa.string())}
-        if "label" in batch.schema.names:
-            columns["label"] = batch["label"].take(pa.array(rows))
-        return pa.record_batch(columns)
+
+def cut_long(batch: pa.RecordBatch, most: int) -> tuple[pa.RecordBatch, int, int]:
+    """(the batch with texts of at most `most` bytes, how many were longer, how many parts these became)."""
+    if (pc.max(pc.binary_length(batch["text"])).as_py() or 0) <= most:
+        return batch, 0, 0
+    parts: list[bytes] = []
+    rows: list[int] = []
+    longer = 0
+    for row, text in enumerate(batch["text"].cast(pa.binary()).to_pylist()):
+        cut = list(cut_at_spaces(text, most))
+        longer += len(cut) > 1
+        parts += cut
+        rows += [row] * len(cut)
+    columns = {"text": pa.array(parts, pa.binary()).cast(pa.string())}
+    if "label" in batch.schema.names:
+        columns["label"] = batch["label"].take(pa.array(rows))
+    return pa.record_batch(columns), longer, len(parts) - (batch.num_rows - longer)
 
 
 def cut_at_spaces(text: bytes, most: int) -> Iterator[bytes]:

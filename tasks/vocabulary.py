@@ -151,9 +151,8 @@ class UnsegmentedText:
         where = corpus.facts.get("source", "the corpus")
         return (
             f"{self.share:.0%} of {where} has no spaces between words"
-            f" ({self._example[:SHOWN_CHARACTERS]!r} counts as one), as in Chinese, Japanese, Thai, Khmer, Lao"
-            " or Burmese: say --segment characters, or put"
-            " spaces between the words with a segmenter of the language first"
+            f" ({self._example[:SHOWN_CHARACTERS]!r} counts as one), as in Chinese, Japanese, Thai, Khmer,"
+            " Lao or Burmese: say --segment characters, or put spaces between the words with a segmenter first"
         )
 
 

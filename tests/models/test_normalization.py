@@ -1,5 +1,6 @@
 """Normalisation: words and numbers against a walk over the characters, mark-up by what HTML knows."""
 
+import resource
 import unicodedata
 from collections import Counter
 
@@ -233,3 +234,17 @@ def test_every_character_that_composition_may_change_is_looked_at() -> None:
     found = pc.match_substring_regex(pa.array(letters), f"[{COMPOSABLE}]").to_pylist()
     changed = [c for c in letters if unicodedata.normalize("NFC", c) != c or unicodedata.combining(c)]
     assert set(changed) <= {letter for letter, there in zip(letters, found, strict=True) if there}
+
+
+def test_no_character_grows_more_than_threefold() -> None:
+    letters = pa.array([chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000])
+    rules = AS_IT_IS.model_copy(update={"unicode_nfc": True, "lower": True, "segment": "characters"})
+    grown = pc.binary_length(normalize(letters, rules))
+    assert pc.all(pc.less_equal(grown, pc.multiply(3, pc.binary_length(letters)))).as_py()
+
+
+def test_a_long_text_of_characters_that_expand_is_composed_in_little_memory() -> None:
+    letters = "\U0001d160" * 250_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(normalized(letters, unicode_nfc=True)) == 3 * len(letters)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KB; the text has 1 MB

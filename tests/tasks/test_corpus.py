@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from models.normalization import STRIPPED, WITH_STRIPPED, Normalization
+from models.normalization import STRIPPED, WITH_STRIPPED, Normalization, normalize_text
 from tasks import corpus as corpus_module
 from tasks.artifacts import Artifact
 from tasks.console import describe
-from tasks.corpus import AsWritten, CorpusConfig, corpus, cut_at_spaces, locate
+from tasks.corpus import GROWN, AsWritten, CorpusConfig, corpus, cut_at_spaces, locate
 from tasks.shards import in_order
 
 Build = Callable[..., Artifact]
@@ -203,6 +203,24 @@ def test_the_parts_of_a_document_keep_its_label(read: Callable[..., Artifact], t
     (tmp_path / "x.csv").write_text(f"text,label\na,1\n{'b ' * 100},2\nc,3\n")
     made = read(source="x.csv", label_column="label", max_document_bytes=100)
     assert table(made)["label"].to_pylist() == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("letter", "rules"),
+    [
+        ("\U0001d160", {}),  # composed, three characters: 12 bytes of 4
+        ("\ufb2c", {}),  # 6 bytes of 3
+        ("Ⱥ", {"lower": True}),  # 3 bytes of 2
+    ],
+)
+def test_a_document_that_normalisation_makes_longer_is_bounded_too(
+    letter: str, rules: dict[str, Any], read: Callable[..., Artifact]
+) -> None:
+    document = letter * 300 + " " + letter * 300
+    made = read(["short", document], max_document_bytes=1300, normalization=AsWritten(**rules))
+    assert max(len(text.encode()) for text in texts(made)) <= 1300
+    assert "".join(texts(made)[1:]) == normalize_text(document, AsWritten(**rules))
+    assert made.summary.notes[GROWN] >= 1
 
 
 @settings(deadline=None)
