@@ -12,7 +12,7 @@ any. Rows in ASCII, nine of ten in English text, skip what only other characters
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import unescape
 from html.entities import html5
 from pathlib import Path
@@ -157,7 +157,25 @@ def recorded(folder: Path | str) -> Normalization | None:
 
 def normalize_text(text: str, rules: Normalization | None) -> str:
     """One text by a model's rules; as it is where there are none."""
-    return text if rules is None else normalize(pa.array([text], pa.string()), rules)[0].as_py()
+    return normalize_texts([text], rules)[0]
+
+
+def normalize_texts(texts: Sequence[str], rules: Normalization | None) -> list[str]:
+    """Texts by a model's rules; as they are where there are none."""
+    if rules is None:
+        return list(texts)
+    try:
+        rows = pa.array(texts, pa.string())
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(error.object[error.start]):04X}"
+        raise ValueError(f"a text has half a character ({half}, a lone surrogate): decode it anew") from None
+    return normalize(rows, rules).to_pylist()
+
+
+def normalize_prompt(text: str, rules: Normalization | None) -> str:
+    """The beginning of a text by a model's rules: where it ends with a space, the text goes on behind one."""
+    found = normalize_text(text, rules)
+    return f"{found} " if found and text[-1:].isspace() and not found[-1].isspace() else found
 
 
 # the rules

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.normalization import Losses, Normalization, normalize
 from tasks import console, readers, source
-from tasks.artifacts import RunOnly, Summary
+from tasks.artifacts import NORMALIZATION, RunOnly, Summary
 from tasks.hub import NetworkError
 from tasks.shards import ShardWriter, in_order
 from tasks.source import Source
@@ -151,6 +151,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
             "bytes": shards.bytes,
             "shards": shards.count,
             "source": source.name,
+            NORMALIZATION: rules.model_dump(mode="json"),
             **({"label_names": list(reading.label_names)} if reading.label_names else {}),
         },
         notes={

@@ -158,7 +158,7 @@ class TrainTransformerConfig(GradientTrainConfig):
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
 
 
-@stage(version=2)
+@stage(version=3)
 def train_transformer(
     windows: Artifact, tokens: Artifact, config: TrainTransformerConfig, out: Path, scratch: Path
 ) -> Summary:
@@ -184,7 +184,7 @@ def train_transformer(
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"module.{name}"])
     metrics = with_token_figures(metrics, windows, config.context)
-    save(model, out)
+    save(model, out, tokens.normalization)
     tokenizer.save(out / "tokenizer")
     write_json(out / "metrics.json", metrics)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -102,6 +102,7 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
             "words": total,
             "distinct": counts.distinct,
             "coverage": round(total / counts.total, 6),
+            **corpus.normalization,
         },
     )
 
@@ -152,7 +153,7 @@ class UnsegmentedText:
         return (
             f"{self.share:.0%} of {where} has no spaces between words"
             f" ({self._example[:SHOWN_CHARACTERS]!r} counts as one), as in Chinese, Japanese, Thai, Khmer,"
-            " Lao or Burmese: say --segment characters, or put spaces between the words with a segmenter first"
+            " Lao or Burmese: say --segment characters, or separate the words with a segmenter first"
         )
 
 

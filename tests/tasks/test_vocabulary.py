@@ -198,3 +198,12 @@ def test_a_text_with_spaces_is_no_matter(
 ) -> None:
     words_of([text, text], min_count=1)
     assert "no spaces" not in capfd.readouterr().err
+
+
+def test_the_normalisation_is_handed_on(words_of: Callable[..., Artifact], tmp_path: Path) -> None:
+    assert "normalization" not in words_of(TEXTS, min_count=1).facts
+    corpus = corpus_of(tmp_path / "normalised", TEXTS)
+    corpus.facts["normalization"] = {"lower": True}
+    (out := tmp_path / "out").mkdir()
+    found = vocabulary.function(corpus, VocabularyConfig(min_count=1), out)
+    assert found.facts["normalization"] == {"lower": True}
