@@ -90,7 +90,8 @@ OTHER_MARKUP = f"{tags(OTHER_ELEMENTS)}|{DECLARATION}"
 REFERENCE = r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});"
 
 MARKUP, WITH_MARKUP = "characters of mark-up stripped", "documents with mark-up"
-STRIPPED, WITH_STRIPPED = "characters of punctuation and numbers stripped", "documents with any"
+STRIPPED = "characters of punctuation and numbers stripped"
+WITH_STRIPPED = "documents with punctuation or numbers"
 COMPOSED = "documents composed (Unicode NFC)"
 
 Losses = Counter[str]
@@ -187,33 +188,36 @@ def normalize(text: pa.StringArray, rules: Normalization, losses: Losses | None 
     if rules.strip_markup:
         before, text = text, without_markup(text)
         count_lost(losses, (MARKUP, WITH_MARKUP), pc.utf8_length(before), pc.utf8_length(text))
-    beyond_ascii = pc.invert(pc.string_is_ascii(text))
     return on_rows(
         text,
-        beyond_ascii,
-        lambda rows: normalize_characters(rows, rules, losses, ascii_only=False),
-        lambda rows: normalize_characters(rows, rules, losses, ascii_only=True),
+        pc.invert(pc.string_is_ascii(text)),
+        lambda rows: on_rows(
+            rows,
+            pc.match_substring_regex(rows, BEYOND_LATIN),
+            lambda rows: normalize_characters(rows, rules, losses, UNICODE),
+            lambda rows: normalize_characters(rows, rules, losses, LATIN),
+        ),
+        lambda rows: normalize_characters(rows, rules, losses, ASCII),
     )
 
 
 def normalize_characters(
-    text: pa.StringArray, rules: Normalization, losses: Losses, *, ascii_only: bool
+    text: pa.StringArray, rules: Normalization, losses: Losses, words: "Words"
 ) -> pa.StringArray:
-    """All rules but that of mark-up. In English, nine rows of ten need nothing that is beyond ASCII."""
-    words = ASCII if ascii_only else UNICODE
-    if rules.unicode_nfc and not ascii_only:
+    """All rules but that of mark-up, for rows of the characters that `words` knows."""
+    if rules.unicode_nfc and words is not ASCII:
         before, text = text, composed(text)
         losses[COMPOSED] += pc.sum(pc.not_equal(before, text)).as_py() or 0
     if rules.lower:
-        text = pc.ascii_lower(text) if ascii_only else pc.utf8_lower(text)
+        text = pc.ascii_lower(text) if words is ASCII else pc.utf8_lower(text)
     if rules.strip_punctuation or rules.strip_digits:
         before = text
-        if rules.strip_punctuation and not ascii_only:
+        if rules.strip_punctuation and words is not ASCII:
             text = with_plain_joiners(text)
         text = words.left_in(text, rules)
-        lengths = (visible_characters(each, ascii_only=ascii_only) for each in (before, text))
+        lengths = (visible_characters(each, ascii_only=words is ASCII) for each in (before, text))
         count_lost(losses, (STRIPPED, WITH_STRIPPED), *lengths)
-    if rules.segment == "characters" and not ascii_only:
+    if rules.segment == "characters" and words is UNICODE:
         text = pc.replace_substring_regex(text, f"([{UNSEGMENTED}][{MARKS}]*)", r" \1 ")
     if rules.collapse_spaces:
         if not rules.strip_punctuation or rules.segment == "characters":
@@ -274,8 +278,8 @@ def character(found: re.Match[str]) -> str:
 class Words:
     """Expressions (RE2) for what is in no word, of classes of characters to stand inside brackets.
 
-    Compiling one for all of Unicode takes some milliseconds, and Arrow does so in each call: so there is
-    another for ASCII, and the classes occur in each as seldom as may be.
+    Compiling one for all of Unicode takes 10 ms, and Arrow does so in each call: so there are others for the
+    few characters that most texts in Latin script have, and the classes occur as seldom as may be.
     """
 
     def __init__(self, letters: str, digits: str, marks: str, joiners: str, spaces: str) -> None:
@@ -321,6 +325,15 @@ class Words:
 
 
 UNICODE = Words(r"\p{L}", r"\p{N}", MARKS, JOINERS, WIDE_SPACE)
+# letters as far as U+017F, of which none has a lower case beyond; without marks
+LATIN = Words(
+    r"A-Za-z\x{aa}\x{b5}\x{ba}\x{c0}-\x{d6}\x{d8}-\x{f6}\x{f8}-\x{17f}",
+    r"0-9\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}",
+    "",
+    JOINERS,
+    WIDE_SPACE,
+)
+BEYOND_LATIN = r"[^\x00-\x{17f}\x{2000}-\x{200c}\x{200e}-\x{206f}\x{20a0}-\x{20cf}]"
 ASCII = Words("A-Za-z", "0-9", "", r"'._\-", r"\t-\r\x{1c}-\x{1f}")
 
 

@@ -174,8 +174,17 @@ def test_words_are_those_of_a_walk_over_the_characters(text: str, numbers: bool)
 def test_rows_in_ascii_are_normalised_as_the_others_are(text: str) -> None:
     plain = "".join(letter for letter in text if letter < "\x7f")
     for rules in (Normalization(), AS_IT_IS.model_copy(update={"strip_digits": True})):
-        here, there = normalize(pa.array([plain, plain + " é"]), rules).to_pylist()
+        here, there, beyond = normalize(pa.array([plain, plain + " é", plain + " я"]), rules).to_pylist()
         assert there.split() == [*here.split(), "é"]
+        assert beyond.split() == [*here.split(), "я"]
+
+
+@pytest.mark.parametrize("rules", [Normalization(), Normalization(strip_digits=False), AS_IT_IS])
+def test_characters_of_latin_script_are_the_same_in_every_company(rules: Normalization) -> None:
+    letters = [chr(code) for code in range(0x2100)]
+    alone = normalize(pa.array([f"x{letter}y {letter} z" for letter in letters]), rules).to_pylist()
+    beside = normalize(pa.array([f"x{letter}y {letter} z я" for letter in letters]), rules).to_pylist()
+    assert [f"{text} я" for text in alone] == beside
 
 
 # mark-up
