@@ -29,9 +29,10 @@ import pyarrow.parquet as pq
 import torch
 from measure import emptied, stage_runner, summary, table, write_results
 
+from models.normalization import Normalization
 from tasks.artifacts import Artifact
 from tasks.backbone import BackboneConfig, locate_backbone
-from tasks.corpus import CorpusConfig, Normalization, corpus, locate
+from tasks.corpus import CorpusConfig, corpus, locate
 from tasks.evaluate_sentiment import EvaluateSentimentConfig, evaluate_sentiment, read_sentiment_evaluation
 from tasks.features import FeaturesConfig, features
 from tasks.split import SplitConfig, split

@@ -15,6 +15,7 @@ import numpy as np
 
 from deployments.shelf import Shelf
 from models.language_model import TOKENIZER, Windows, load_language_model
+from models.normalization import Normalization, normalize_prompt, recorded
 from models.sampling import Sampling, sample_text
 from models.tokenizer import SPACE_SIGN, Tokenizer
 from models.window_lm import WindowLM
@@ -103,7 +104,7 @@ def sentiment(shelf: Shelf, model: str, text: str) -> Iterator[Html]:
     probabilities = classifier.probabilities([text])[0]
     verdict = scores(classifier.labels, probabilities.tolist())
     yield framed(verdict)
-    pulls = classifier.attribute(text)
+    pulls, text = classifier.attribute(text), classifier.normalized(text)
     winner = classifier.labels[int(probabilities.argmax())]
     yield framed(join([verdict, pulled(text, pulls, winner, classifier.max_length)]))
 
@@ -201,6 +202,7 @@ def write(
         seed=int(seed),
     )
     writer = shelf.load(model, load_language_model).anew()
+    prompt = writer.prompt(prompt)
     written, shown = "", time.monotonic()
     for (piece,) in sample_text(writer.next_logits, writer.tokenizer, [prompt], sampling):
         written += piece
@@ -230,10 +232,11 @@ class Predictor(NamedTuple):
 
     model: WindowLM
     tokenizer: Tokenizer
+    normalization: Normalization | None
 
 
 def load_predictor(folder: Path) -> Predictor:
-    return Predictor(WindowLM.load(folder), Tokenizer.load(folder / TOKENIZER))
+    return Predictor(WindowLM.load(folder), Tokenizer.load(folder / TOKENIZER), recorded(folder))
 
 
 @in_one_sentence
@@ -242,7 +245,7 @@ def next_word(shelf: Shelf, model: str, context: str) -> Iterator[Html]:
     context = checked("context", context)
     predictor = shelf.load(model, load_predictor)
     tokenizer, names = predictor.tokenizer, predictor.tokenizer.spelled()
-    ids = tokenizer.encode(context)
+    ids = tokenizer.encode(normalize_prompt(context, predictor.normalization))
     logits = Windows(predictor.model)([ids])[0, : tokenizer.size]  # (V,)
     seen = [names[token] for token in ids[-predictor.model.config.context :]]
     chips = join([Html('<p class="seen">'), *(element("code", name) for name in seen), Html("</p>")])
@@ -314,6 +317,8 @@ def analogy(shelf: Shelf, model: str, a: str, b: str, c: str) -> Iterator[Html]:
 def known(vectors: WordVectors, word: str, name: str) -> str:
     """The word as the model spells it: as a token with a space before, as it was typed, or in lower case.
 
+    Each is normalised as the model's training text was.
+
     Raises:
         ValueError: it is empty.
         UnknownWordError: it is none of the model's; the message names near ones.
@@ -324,7 +329,7 @@ def known(vectors: WordVectors, word: str, name: str) -> str:
     spellings = (SPACE_SIGN + word, SPACE_SIGN + word.lower(), word, word.lower())
     found = next((spelling for spelling in spellings if spelling in vectors), word)
     vectors[found]  # raises where it is unknown
-    return found
+    return vectors.spelling(found)
 
 
 def rounded(cosine: float) -> str:

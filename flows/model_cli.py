@@ -62,15 +62,15 @@ def neighbours(arguments: argparse.Namespace) -> int:
 
     vectors = WordVectors.load(model_folder(arguments.model, WORD2VEC))
     for word, near in zip(arguments.words, vectors.neighbours(arguments.words, arguments.k), strict=True):
-        print_ranking(word, near)
+        print_ranking(vectors.spelling(word), near)
     return 0
 
 
 def analogy(arguments: argparse.Namespace) -> int:
     from models.word_vectors import WordVectors
 
-    a, b, c = arguments.a, arguments.b, arguments.c
     vectors = WordVectors.load(model_folder(arguments.model, WORD2VEC))
+    a, b, c = (vectors.spelling(word) for word in (arguments.a, arguments.b, arguments.c))
     print_ranking(f"{a} is to {b} as {c} is to", vectors.analogy(a, b, c, arguments.k))
     return 0
 
@@ -97,7 +97,7 @@ def generate(arguments: argparse.Namespace) -> int:
         stop=tuple(arguments.stop),
     )
     model = load_language_model(model_folder(arguments.model, TRANSFORMER, WINDOW_LM))
-    prompts = arguments.prompt or [""]
+    prompts = [model.prompt(prompt) for prompt in arguments.prompt or [""]]
     texts = list(prompts)
     if len(prompts) == 1:
         print(prompts[0], end="", flush=True)

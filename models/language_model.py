@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from models import transformer_folder
+from models.normalization import DESCRIPTIONS, Normalization, normalize_prompt, recorded
 from models.sampling import NextLogits
 from models.tokenizer import Tokenizer
 from models.transformer import Reader
 from models.window_lm import WindowLM
 
-DESCRIPTIONS = ("lexloom.json", "config.json")  # the first that is there says what kind of model it is
 TOKENIZER = "tokenizer"
 
 
@@ -23,11 +23,16 @@ class LanguageModel(NamedTuple):
 
     next_logits: NextLogits
     tokenizer: Tokenizer
+    normalization: Normalization | None = None
+
+    def prompt(self, text: str) -> str:
+        """What the model goes on from: the text, normalised as its training text was."""
+        return normalize_prompt(text, self.normalization)
 
     def anew(self) -> "LanguageModel":
         """The same model, having read nothing: texts that are written at once, or by turns, need one each."""
         if isinstance(self.next_logits, Reader):
-            return LanguageModel(Reader(self.next_logits.model), self.tokenizer)
+            return self._replace(next_logits=Reader(self.next_logits.model))
         return self
 
 
@@ -47,7 +52,7 @@ def load_language_model(folder: Path) -> LanguageModel:
         raise ValueError(
             f"{folder} holds a {kind} model, which does not write: name a language model's folder"
         )
-    return LanguageModel(next_logits, Tokenizer.load(folder / TOKENIZER))
+    return LanguageModel(next_logits, Tokenizer.load(folder / TOKENIZER), recorded(folder))
 
 
 def kind_of(folder: Path) -> str:

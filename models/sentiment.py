@@ -29,6 +29,7 @@ from models.encoder import (
     require_device,
     shorten,
 )
+from models.normalization import Normalization, normalize_text, normalize_texts, recorded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,15 +52,24 @@ class Sentiment:
     """A classifier ready for use: `labels`, and at most `max_length` tokens of a text that it reads."""
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: Tokenizer, max_length: int, truncation_side: str = "right"
+        self,
+        model: "PreTrainedModel",
+        tokenizer: Tokenizer,
+        max_length: int,
+        truncation_side: str = "right",
+        normalization: Normalization | None = None,
     ) -> None:
-        """Takes `model` over. Of a text that is too long the end falls away; with "left" its start."""
+        """Takes `model` over. Of a text that is too long the end falls away; with "left" its start.
+
+        Texts are normalised by `normalization`, as the training text was.
+        """
         shorten(model)
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length, direction=truncation_side)
         self.max_length = max_length
+        self.normalization = normalization
         names = cast("dict[int, str]", model.config.id2label)
         self.labels = [str(names[index]) for index in range(len(names))]
 
@@ -86,7 +96,7 @@ class Sentiment:
         model = load_classifier(folder)
         refuse_other_scores(model, folder)
         cast(nn.Module, model).to(device)
-        return cls(model, tokenizer, *reading(folder, model))
+        return cls(model, tokenizer, *reading(folder, model), recorded(folder))
 
     def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
         """Each text's likeliest label and its probability, in the order of the texts.
@@ -110,10 +120,19 @@ class Sentiment:
             refuse_half_characters(text, f"text {number} of {len(texts)}")
         if not texts:
             return np.empty((0, len(self.labels)), np.float32)
-        return self._logits(texts).softmax(1).numpy()
+        read = normalize_texts(texts, self.normalization)
+        for number, text in enumerate(read, 1):
+            if not text.strip():
+                raise ValueError(
+                    f"nothing is left of text {number} of {len(texts)} by this model's normalisation:"
+                    " leave it out"
+                )
+        return self._logits(read).softmax(1).numpy()
 
     def attribute(self, text: str) -> list[tuple[str, float]]:
         """(word, pull) for each word that the model read: what the text's label owes to it.
+
+        The words are those of the normalised text (`normalized`).
 
         The pull is the change in the log odds of the text's likeliest label when the word is left out (leave
         one out): above 0 the word spoke for the label, below 0 against it. In a text of more than 64 words
@@ -125,7 +144,7 @@ class Sentiment:
         if not text.strip():
             raise ValueError("the text is empty: there is no word to look at")
         refuse_half_characters(text, "the text")
-        text = self._read(text)
+        text = self._read(self.normalized(text))
         words = [match.span() for match in WORD.finditer(text)]
         if not words:
             raise ValueError("the model reads nothing of this text: there is no word to look at")
@@ -140,6 +159,10 @@ class Sentiment:
             (text[start:end], float(odds[0] - left))
             for (start, end), left in zip(spans, odds[1:], strict=True)
         ]
+
+    def normalized(self, text: str) -> str:
+        """The text as the model reads it."""
+        return normalize_text(text, self.normalization)
 
     def _read(self, text: str) -> str:
         """What of the text the model reads, with the space before it."""

@@ -6,9 +6,10 @@ transposed, and query, key and value in one.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +32,8 @@ class Entry(NamedTuple):
     transposed: bool = False
 
 
-def save(model: Transformer, folder: Path) -> None:
-    """Writes the three files, float32."""
+def save(model: Transformer, folder: Path, details: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Writes the three files, float32; `details` go into `lexloom.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     parameters = model.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -42,7 +43,7 @@ def save(model: Transformer, folder: Path) -> None:
     # not save_file: its files can be read by their owner alone, and a store is shared
     (folder / WEIGHTS).write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
     write_json(folder / THEIR_CONFIG, their_config(model.config))
-    own = {"model": "transformer", "format": FORMAT, "config": asdict(model.config)}
+    own = {"model": "transformer", "format": FORMAT, "config": asdict(model.config), **details}
     write_json(folder / DESCRIPTION, own)
 
 

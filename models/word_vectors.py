@@ -22,6 +22,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from models.normalization import Normalization, normalize_text, recorded
+
 _QUERY_BLOCK = 512
 _SCORES = 1 << 20  # at a time, 4 MB: about what a cache holds
 _GROUP = 64  # neighbouring words
@@ -47,13 +49,21 @@ class WordVectors:
     Args:
         words: V different words; a word's place is its id.
         vectors: (V, dim) float32, finite.
+        normalization: what the training text was normalised by. A word that is none of the model's is looked
+            up as the rules make it.
 
     Raises:
         ValueError: the two do not fit each other, a word stands twice, or a number is not finite.
     """
 
-    def __init__(self, words: Sequence[str], vectors: Tensor | np.ndarray) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        vectors: Tensor | np.ndarray,
+        normalization: Normalization | None = None,
+    ) -> None:
         self.words = list(words)
+        self.normalization = normalization
         self.vectors = torch.as_tensor(vectors, dtype=torch.float32).contiguous()
         self._ids = {word: i for i, word in enumerate(self.words)}
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.words):
@@ -73,22 +83,33 @@ class WordVectors:
         return len(self.words)
 
     def __contains__(self, word: object) -> bool:
-        return word in self._ids
+        return isinstance(word, str) and self.spelling(word) in self._ids
+
+    def spelling(self, word: str) -> str:
+        """The word as it is in the vocabulary, or as the normalisation makes it where it is not there."""
+        return word if word in self._ids else normalize_text(word, self.normalization)
 
     def __getitem__(self, word: str) -> Tensor:
         """The word's vector, (dim,). Raises UnknownWordError."""
         return self.vectors[self._id(word)]
 
     def _id(self, word: str) -> int:
-        try:
-            return self._ids[word]
-        except KeyError:
-            alike = [word.lower()] if word.lower() in self._ids else []
-            near = alike or get_close_matches(word, self.words[:_SPELLINGS])
-            hint = f" Near it: {', '.join(near)}." if near else ""
+        spelling = self.spelling(word)
+        if spelling in self._ids:
+            return self._ids[spelling]
+        if not spelling:
             raise UnknownWordError(
-                f"'{word}' is none of the {len(self):,} words of this model.{hint}"
-            ) from None
+                f"Nothing is left of '{word}' by this model's normalisation: ask for a word of letters."
+            )
+        parts = spelling.split()
+        if len(parts) > 1:
+            raise UnknownWordError(
+                f"'{word}' is {len(parts)} words to this model ({', '.join(parts)}): ask for one."
+            )
+        alike = [spelling.lower()] if spelling.lower() in self._ids else []
+        near = alike or get_close_matches(spelling, self.words[:_SPELLINGS])
+        hint = f" Near it: {', '.join(near)}." if near else ""
+        raise UnknownWordError(f"'{spelling}' is none of the {len(self):,} words of this model.{hint}")
 
     def _unit(self, ids: list[int]) -> Tensor:
         return self.vectors[ids] * self._inverse_norms[ids, None]
@@ -194,7 +215,7 @@ class WordVectors:
 
     @classmethod
     def load(cls, folder: str | Path) -> "WordVectors":
-        """Read what `save` wrote.
+        """Read what `save` wrote, and the normalisation that the folder's `config.json` records.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -217,8 +238,9 @@ class WordVectors:
             vectors = load_file(model)["vectors"]
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{model} holds no tensor 'vectors' ({error}): save it again.") from None
+        rules = recorded(folder)
         try:
-            return cls(words, vectors)
+            return cls(words, vectors, rules)
         except ValueError as error:
             raise ValueError(f"{model}: {error}") from None
 

@@ -43,6 +43,7 @@ MANIFEST = "manifest.json"
 KEY_LENGTH = 24
 DIGEST_THREADS = 8
 
+NORMALIZATION = "normalization"
 Verification = Literal["size", "full"]
 FIRST = "the first of its stage"  # from such inputs
 
@@ -74,6 +75,14 @@ class Artifact(BaseModel):
     @property
     def facts(self) -> dict[str, JsonValue]:
         return self.summary.facts
+
+    @property
+    def normalization(self) -> dict[str, JsonValue]:
+        """The fact `normalization`: the rules of the corpus that this is made from; empty where unknown.
+
+        Stages hand it on, so that a model's folder can record it.
+        """
+        return {NORMALIZATION: self.facts[NORMALIZATION]} if NORMALIZATION in self.facts else {}
 
     def files(self, pattern: str = "*.parquet") -> list[Path]:
         """The artifact's files whose names match `pattern`, in order of name."""

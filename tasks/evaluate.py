@@ -270,7 +270,7 @@ def highlights(artifact: Artifact, width: int) -> Text:
     return Text("\n").join(lines)
 
 
-@stage(version=1)
+@stage(version=2)
 def evaluate(
     model: Artifact, vocabulary: Artifact, sets: EvaluationSets, config: EvaluateConfig, out: Path
 ) -> Summary:
@@ -289,7 +289,7 @@ def evaluate(
         scorer.analogies(entry.name, read_analogies(entry.path)) for entry in sets.of_kind("analogies")
     ]
     asked = config.neighbours_of if config.neighbours_of is not None else telling_words(vectors.words)
-    known = [word for word in asked if word in vectors]
+    known = [vectors.spelling(word) for word in asked if word in vectors]
     unknown = [word for word in asked if word not in vectors]
     count_of = dict(zip(vectors.words, counts.tolist(), strict=True))
     evaluation = Evaluation(

@@ -175,6 +175,7 @@ def evaluate_sentiment(
         ImportError: scikit-learn is not installed.
     """
     classifier = Sentiment.load(model.folder, config.device or "cpu")
+    classifier.normalization = None  # the corpus is normalised already
     baseline, baseline_seconds = None, None
     if config.baseline_reviews:
         started = perf_counter()

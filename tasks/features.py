@@ -106,7 +106,7 @@ class FeaturesConfig(BaseModel):
     )
 
 
-@stage(version=2)
+@stage(version=3)
 def features(
     reviews: Artifact, backbone: Backbone, config: FeaturesConfig, out: Path, scratch: Path
 ) -> Summary:
@@ -149,6 +149,7 @@ def features(
             "train": train["reviews"],
             "validation": validation["reviews"],
             "options": canonical(config),
+            **reviews.normalization,
         },
     )
 

@@ -69,21 +69,22 @@ def read_samples(artifact: Artifact) -> list[Sample]:
     return Samples.model_validate_json((artifact.folder / FILE).read_bytes()).samples
 
 
-@stage(version=1)
+@stage(version=2)
 def samples(model: Artifact, config: SamplesConfig, out: Path) -> Summary:
-    """Writes `samples.json`: what the model writes behind each prompt.
+    """Writes `samples.json`: what the model writes behind each prompt, normalised as its training text was.
 
     Raises ValueError for a prompt with characters that the model does not know.
     """
     writer = load_language_model(model.folder)
-    texts = [""] * len(config.prompts)
+    prompts = [writer.prompt(prompt) for prompt in config.prompts]
+    texts = [""] * len(prompts)
     written = 0
     with console.bar("samples", total=config.tokens) as bar:
-        for pieces in sample_text(writer.next_logits, writer.tokenizer, config.prompts, config.sampling()):
+        for pieces in sample_text(writer.next_logits, writer.tokenizer, prompts, config.sampling()):
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
             written += 1
             bar.update(written)
-    found = [Sample(prompt=prompt, text=text) for prompt, text in zip(config.prompts, texts, strict=True)]
+    found = [Sample(prompt=prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)]
     (out / FILE).write_text(Samples(samples=found).model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Summary(
         rows_in=len(found),

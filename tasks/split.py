@@ -77,7 +77,7 @@ class SplitConfig(BaseModel):
         return self
 
 
-@stage(version=1)
+@stage(version=2)
 def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
     """Writes train-*, validation-* and test-*.parquet: `text`, and `label`: int32, a label's number.
 
@@ -107,7 +107,7 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
             "beyond the limit": unused,
             "held out and met before": int(twice.sum()),
         },
-        facts={**counts, "labels": names, "label_values": known},
+        facts={**counts, "labels": names, "label_values": known, **corpus.normalization},
     )
 
 

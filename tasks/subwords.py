@@ -192,7 +192,7 @@ def published_ranks(name: str) -> bytes:
 # the stage
 
 
-@stage(version=1, retry_on=NetworkError)
+@stage(version=2, retry_on=NetworkError)
 def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig, out: Path) -> Summary:
     """Encodes documents: `train-*.parquet` and `validation-*.parquet`, `tokens: list<int32>`, a row each.
 
@@ -234,6 +234,7 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
             "encoding": base.name,
             "end_of_text": tokenizer.end_of_text,
             "shards": shards,
+            **corpus.normalization,
         },
     )
 

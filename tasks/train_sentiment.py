@@ -97,7 +97,7 @@ def train_sentiment(
     parameters = {names[name]: tensors[MODULE + name] for name in names}
     save_classifier(out, backbone.folder, labels, read.max_length, parameters)
     how = {"model": "sentiment", "backbone": backbone.name, "labels": labels, **read.model_dump(mode="json")}
-    write_json(out / "lexloom.json", {**how, **canonical(config)})
+    write_json(out / "lexloom.json", {**how, **canonical(config), **features.normalization})
     write_json(out / "metrics.json", metrics)
     (out / "README.md").write_text(card(backbone.name, labels, read, metrics), encoding="utf-8")
     return Summary(

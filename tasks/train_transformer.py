@@ -187,7 +187,7 @@ def train_transformer(
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"module.{name}"])
     metrics = with_token_figures(metrics, windows, config.context)
-    save(model, out)
+    save(model, out, tokens.normalization)
     tokenizer.save(out / "tokenizer")
     write_json(out / "metrics.json", metrics)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -201,7 +201,7 @@ def train_window_lm(
         },
         strict=False,  # shared tensors are saved once
     )
-    model.save(out, canonical(config))
+    model.save(out, {**canonical(config), **tokens.normalization})
     tokenizer.save(out / TOKENIZER)
     write_json(out / "metrics.json", metrics)
     parameters = sum(parameter.numel() for parameter in model.parameters())

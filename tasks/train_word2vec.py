@@ -182,7 +182,7 @@ def train_word2vec(
     vectors = WordVectors(words.to_pylist(), tensors["vectors"][:, : config.dim])
     vectors.save(out)
     vectors.save_word2vec(out / "word2vec.bin", binary=True)
-    write_json(out / "config.json", {"model": "word2vec", **canonical(config)})
+    write_json(out / "config.json", {"model": "word2vec", **canonical(config), **vocabulary.normalization})
     write_json(out / "metrics.json", metrics)
     (out / "README.md").write_text(card(config, metrics, len(words)), encoding="utf-8")
     return Summary(

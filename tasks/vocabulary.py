@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.normalization import IDEOGRAPHS_AND_KANA, SOUTH_EAST_ASIAN
 from tasks import console
 from tasks.artifacts import Artifact, Summary
 from tasks.fan_out import fan_out
@@ -25,6 +26,11 @@ MERGE_ROWS = 1 << 20  # counts that may wait to be merged
 SPILL_ROWS = 1 << 21  # distinct words held in memory
 BUCKETS = 64
 JSON_ROWS = 1 << 16
+
+# longer than nearly all words of these scripts: of Chinese and Japanese, and of Thai and others
+UNSEGMENTED = rf"[{IDEOGRAPHS_AND_KANA}]{{5,}}|[{SOUTH_EAST_ASIAN}]{{16,}}"
+MOSTLY = 0.5
+SHOWN_CHARACTERS = 20
 
 COUNTS = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
 
@@ -42,15 +48,17 @@ class VocabularyConfig(BaseModel):
     )
 
 
-@stage(version=1)
+@stage(version=2)
 def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary:
     """Counts words: `vocabulary.parquet` (`word: string`, `count: int64`; the id is the row), and as JSON.
 
     `vocabulary.json` is one object, word -> id. Most frequent first, ties in order of code points.
+    Warns where most of the text is written without spaces, so that its words are none.
     ValueError where no word occurs `min_count` times.
     """
     spill = out / "spill"
     counts = WordCounts(spill)
+    runs = UnsegmentedText()
     pieces = row_groups(corpus, "text")
     with (
         fan_out(lambda piece: count_words(piece.read()), pieces) as counted,
@@ -58,15 +66,20 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
     ):
         for done, (words, occurrences) in enumerate(counted, start=1):
             counts.add(words, occurrences)
+            runs.add(words, occurrences)
             bar.update(done, f"{counts.total:,} words")
     kept = counts.at_least(config.min_count)
     shutil.rmtree(spill, ignore_errors=True)
     if kept.num_rows == 0:
         word, most = counts.most_frequent
+        if runs.share > MOSTLY:
+            raise ValueError(runs.sentence(corpus))
         raise ValueError(
             f"no word occurs {config.min_count:,} times: the most frequent, {word!r}, occurs {most:,} times;"
             " lower min_count or read more text"
         )
+    if runs.share > MOSTLY:
+        console.warn(runs.sentence(corpus))
     kept = kept.sort_by([("count", "descending"), ("word", "ascending")])
     frequent = pc.sum(kept["count"]).as_py()
     kept = kept.slice(0, config.max_size)
@@ -84,10 +97,12 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
         rows=kept.num_rows,
         unit="distinct words",
         dropped={reason: count for reason, count in dropped.items() if count},
+        notes={"characters in text without spaces": runs.characters},
         facts={
             "words": total,
             "distinct": counts.distinct,
             "coverage": round(total / counts.total, 6),
+            **corpus.normalization,
         },
     )
 
@@ -107,6 +122,39 @@ def count_words(text: pa.StringArray) -> tuple[pa.StringArray, pa.Int64Array]:
     """(distinct words in order of appearance, how often each occurs)."""
     counts = split_words(text).values.value_counts()
     return counts.field("values"), counts.field("counts")
+
+
+class UnsegmentedText:
+    """How much of the text is in words so long that they are clauses of a script without spaces."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+        self._total = 0
+        self._example = ""
+
+    def add(self, words: pa.StringArray, counts: pa.Int64Array) -> None:
+        """Takes in different words, and how often each occurs."""
+        characters = pc.multiply(pc.utf8_length(words), counts)
+        self._total += pc.sum(characters).as_py() or 0
+        beyond_ascii = pc.invert(pc.string_is_ascii(words))
+        words, characters = words.filter(beyond_ascii), characters.filter(beyond_ascii)
+        found = pc.match_substring_regex(words, UNSEGMENTED)
+        self.characters += pc.sum(characters.filter(found)).as_py() or 0
+        if not self._example and found.true_count:
+            self._example = words.filter(found)[0].as_py()
+
+    @property
+    def share(self) -> float:
+        return self.characters / max(1, self._total)
+
+    def sentence(self, corpus: Artifact) -> str:
+        """What is the matter, where, and what to do."""
+        where = corpus.facts.get("source", "the corpus")
+        return (
+            f"{self.share:.0%} of {where} has no spaces between words"
+            f" ({self._example[:SHOWN_CHARACTERS]!r} counts as one), as in Chinese, Japanese, Thai, Khmer,"
+            " Lao or Burmese: say --segment characters, or separate the words with a segmenter first"
+        )
 
 
 class WordCounts:

@@ -1,5 +1,6 @@
 """What the page answers, checked against the models asked directly; and what it says to bad input."""
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -20,9 +21,11 @@ from models.window_lm import WindowLM, WindowLMConfig
 from models.word_vectors import WordVectors
 from tasks.artifacts import Store
 from tasks.charts import Html
+from tasks.corpus import AsWritten
 from tasks.names import WINDOW_LM, WORD2VEC
 from tests.deployments.store import (
     CONTEXT,
+    fill,
     shelve,
     tokenizer,
     transformer_model,
@@ -323,3 +326,34 @@ def test_a_missing_extra_is_named(shelf: Shelf, names: Names, monkeypatch: pytes
     shelf = Shelf(shelf.store)
     said = complaint(answers.sentiment(shelf, names["sentiment"], REVIEW))
     assert said == "The package models.sentiment is missing: pip install 'lexloom[sentiment]'."
+
+
+# the normalisation of the training text
+
+
+def test_every_tab_normalises_what_is_typed_as_the_training_text_was(store: Store) -> None:
+    names = fill(store)
+    rules = {"normalization": AsWritten(lower=True, strip_markup=True).model_dump()}
+    for tab, name in names.items():
+        path = store.root / name / ("lexloom.json" if tab in ("sentiment", "write") else "config.json")
+        described = json.loads(path.read_text()) if path.is_file() else {"model": "sentiment"}
+        path.write_text(json.dumps({**described, **rules}))
+    shelf = Shelf(store)
+    typed, read = "The <i>film</i> was BAD", "the film was bad"
+    assert last(answers.sentiment(shelf, names["sentiment"], typed)) == last(
+        answers.sentiment(shelf, names["sentiment"], read)
+    )
+    typed, read = "The <b>People</b>", "the people"
+    assert last(answers.next_word(shelf, names["next-word"], typed)) == last(
+        answers.next_word(shelf, names["next-word"], read)
+    )
+    options = (5, 0.0, 0, 1.0, 0.0, 1.0, 0)
+    assert last(answers.write(shelf, names["write"], typed, *options)) == last(
+        answers.write(shelf, names["write"], read, *options)
+    )
+    assert last(answers.neighbours(shelf, names["words"], "<b>Pea</b>CE")) == last(
+        answers.neighbours(shelf, names["words"], "peace")
+    )
+    assert "war is to wars as peace is to" in text_of(
+        last(answers.analogy(shelf, names["words"], "WAR", "Wars", "<i>peace</i>"))
+    )

@@ -12,9 +12,11 @@ import pytest
 from flows.cli import main
 from flows.model_cli import FIRST_BATCH, MOST_AT_ONCE, growing_batches
 from models.encoder import TrainedPart, load_classifier
+from models.normalization import DESCRIPTIONS, Normalization
 from models.sentiment import Sentiment, save_classifier
 from models.word_vectors import WordVectors
 from tasks.artifacts import Store
+from tasks.corpus import AsWritten
 from tests.models.tiny import write_backbone
 from tests.tasks.test_artifacts import put, read, write
 
@@ -34,6 +36,13 @@ def model(tmp_path: Path) -> str:
     rows = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.2]])
     WordVectors(["war", "wars", "peace", "tea"], rows).save(folder)
     return str(folder)
+
+
+def record(folder: Path, rules: Normalization, **description: str) -> None:
+    """Writes the rules into a model's description."""
+    path = next(each for name in DESCRIPTIONS if (each := folder / name).is_file() or name == "config.json")
+    described = json.loads(path.read_text()) if path.is_file() else description
+    path.write_text(json.dumps({**described, "normalization": rules.model_dump()}))
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -72,6 +81,31 @@ def test_neighbours_and_analogies_are_printed(capsys: pytest.CaptureFixture[str]
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["war", "wars", "peace"]
     assert main(["analogy", model, "war", "wars", "peace", "-k", "1"]) == 0
     assert "tea" in capsys.readouterr().out
+
+
+def test_words_and_prompts_are_normalised_as_the_training_text_was(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    record(Path(model), Normalization(), model="word2vec")
+    assert main(["neighbours", model, "WAR!", "-k", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "war"
+    assert main(["analogy", model, "War", "WARS", "«Peace»", "-k", "1"]) == 0
+    assert capsys.readouterr().out.startswith("war is to wars as peace is to")
+    assert "'war peace' is 2 words" in complaint(capsys, "neighbours", model, "war peace")
+
+
+def test_a_prompt_is_normalised_as_the_training_text_was(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from tests.deployments.store import write_transformer, write_windows
+
+    for write in (write_windows, write_transformer):
+        folder = tmp_path / write.__name__
+        folder.mkdir()
+        write(folder)
+        record(folder, AsWritten(lower=True, strip_markup=True))
+        assert main(["generate", str(folder), "--prompt", "<i>The</i> PEOPLE", "--tokens", "3"]) == 0
+        assert capsys.readouterr().out.startswith("the people")
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:

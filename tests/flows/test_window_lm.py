@@ -69,6 +69,7 @@ def test_real_text_becomes_a_model_that_writes(prefect_home: Path, tmp_path: Pat
 
 def test_defaults_are_those_of_text_as_it_was_written() -> None:
     config = WindowLMFlowConfig()
+    assert not config.corpus.normalization.strip_markup
     assert not config.corpus.normalization.lower
     assert not config.corpus.normalization.strip_punctuation
     assert config.vectors.runner == "local"

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.language_model import Windows, kind_of, load_language_model
+from models.language_model import TOKENIZER, Windows, kind_of, load_language_model
+from models.normalization import Normalization, normalize_prompt, recorded
+from models.tokenizer import Tokenizer
 from models.window_lm import WindowLM, WindowLMConfig
 
 
@@ -16,6 +18,29 @@ def test_a_window_model_reads_the_end_of_each_text_and_fills_up_short_ones() -> 
     logits = Windows(model)([[1, 2, 3, 4, 5], [7], [3, 4, 5]])
     by_hand = model.next_logits(torch.tensor([[3, 4, 5], [19, 19, 7], [3, 4, 5]]))
     torch.testing.assert_close(logits, by_hand)
+
+
+def test_a_prompt_is_normalised_as_the_training_text_was(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.of_characters("the people")
+    shape = WindowLMConfig(vocabulary=tokenizer.size, context=3, dim=4, padding=tokenizer.end_of_text)
+    rules = Normalization(strip_punctuation=False, strip_digits=False)
+    WindowLM(shape).save(tmp_path, {"normalization": rules.model_dump()})
+    tokenizer.save(tmp_path / TOKENIZER)
+    model = load_language_model(tmp_path)
+    assert model.normalization == rules
+    assert model.prompt("  The<br>\tPe&ouml;ple ") == "the peöple "
+    assert model.prompt("") == model.prompt(" ") == ""
+    assert model.anew().prompt("THE") == "the"
+
+
+def test_a_folder_that_records_no_rules_reads_text_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model": "word2vec"}))
+    assert recorded(tmp_path) is None
+    assert recorded(tmp_path / "nowhere") is None
+    assert normalize_prompt(" <B> ", None) == " <B> "
+    (tmp_path / "config.json").write_text(json.dumps({"model": "word2vec", "normalization": {"lower": "?"}}))
+    with pytest.raises(ValueError, match=r"config.json is damaged .*: train or export the model again"):
+        recorded(tmp_path)
 
 
 def test_folders_that_hold_no_language_model_are_refused(tmp_path: Path) -> None:

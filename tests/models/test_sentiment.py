@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, pipeline
 
 from models.encoder import TrainedPart, load_classifier
+from models.normalization import Normalization
 from models.sentiment import PHRASES, Sentiment, classify, save_classifier
 from tests.models.tiny import KINDS, LONGEST, WORDS, config, write_backbone
 
@@ -246,3 +247,17 @@ def test_positions_that_lie_before_the_padding_hold_no_token(kind: str, tmp_path
     classifier = Sentiment.load(silent)
     assert classifier.max_length == LONGEST - 2
     assert classifier.classify([" ".join(WORDS)])[0][0] in LABELS
+
+
+def test_a_text_is_normalised_as_the_training_reviews_were(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "lower"
+    shutil.copytree(model, folder)
+    (folder / "lexloom.json").write_text(json.dumps({"normalization": Normalization().model_dump()}))
+    typed, read = "<p>Good &amp; BAD,</p> the film!", "good bad the film"
+    ours, plain = Sentiment.load(folder), Sentiment.load(model)
+    np.testing.assert_array_equal(ours.probabilities([typed]), plain.probabilities([read]))
+    assert ours.attribute(typed) == plain.attribute(read)
+    assert ours.normalized(typed) == read
+    with pytest.raises(ValueError, match="nothing is left of text 2 of 2 by this model's normalisation"):
+        ours.classify([typed, "<br> 7/10!"])
+    assert plain.normalization is None

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from models.normalization import Normalization
 from models.word_vectors import UnknownWordError, WordVectors
 
 
@@ -280,3 +281,35 @@ def test_a_damaged_or_missing_model_is_refused(tmp_path):
 def test_a_saved_model_can_be_read_by_others(tmp_path: Path) -> None:
     WordVectors(["a"], torch.ones(1, 2)).save(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o044 == 0o044
+
+
+# words as they are asked for
+
+
+def test_a_word_is_looked_up_as_the_training_text_was_normalised(tmp_path: Path) -> None:
+    words = ["наташа", "o'neill", "co-op", "café", "mp3"]
+    WordVectors(words, torch.eye(5)).save(tmp_path)
+    description = {"model": "word2vec", "normalization": Normalization().model_dump()}
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    vectors = WordVectors.load(tmp_path)
+    asked = ["Наташа", "O’Neill", "<b>Co</b>-op!", "CAFE\u0301", " MP3,"]
+    assert [vectors.spelling(word) for word in asked] == words
+    assert all(word in vectors for word in asked)
+    assert torch.equal(vectors["Наташа"], torch.eye(5)[0])
+    assert vectors.neighbours(asked, 2) == vectors.neighbours(words, 2)
+    assert vectors.analogy(*asked[:3], 2) == vectors.analogy("наташа", "o'neill", "co-op", 2)
+    for word, said in (
+        ("New York", r"'New York' is 2 words to this model \(new, york\): ask for one"),
+        ("1984!", "Nothing is left of '1984!' by this model's normalisation"),
+        ("Natasha", "'natasha' is none of the 5 words"),
+    ):
+        with pytest.raises(UnknownWordError, match=said):
+            vectors[word]
+
+
+def test_without_a_record_a_word_is_looked_up_as_it_is(tmp_path: Path) -> None:
+    WordVectors(["peace"], torch.ones(1, 2)).save(tmp_path)
+    vectors = WordVectors.load(tmp_path)
+    assert "Peace" not in vectors
+    with pytest.raises(UnknownWordError, match=r"'Peace' is none .* Near it: peace"):
+        vectors["Peace"]

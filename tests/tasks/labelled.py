@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts import Artifact, Store, Summary
+from tasks.corpus import AsWritten
 from tests.models.tiny import WORDS
 
 REVIEWS = 40
@@ -21,7 +22,8 @@ def write_split(store: Store, row_group: int = 16, reviews: int = REVIEWS) -> Ar
         texts = [review(row, number) for row in rows]
         table = pa.table({"text": texts, "label": pa.array([row % 2 for row in rows], pa.int32())})
         pq.write_table(table, folder / f"{part}-00000.parquet", row_group_size=row_group)
-    facts: dict[str, Any] = {"labels": LABELS, "label_values": [0, 1]}
+    rules = AsWritten().model_dump(mode="json")
+    facts: dict[str, Any] = {"labels": LABELS, "label_values": [0, 1], "normalization": rules}
     summary = Summary(rows_in=0, unit_in="", rows=0, unit="", facts=facts)
     return Artifact(stage="split", key="reviews", folder=folder, summary=summary)
 

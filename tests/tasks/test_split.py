@@ -4,6 +4,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -221,3 +222,11 @@ def test_of_few_reviews_one_at_least_is_held_out(store: Store, build: Build) -> 
         {0: 1, 1: 2},
         {0: 1, 1: 2},
     ]
+
+
+def test_the_normalisation_is_handed_on(store: Store, tmp_path: Path) -> None:
+    texts, labels = sorted_reviews(20)
+    reviews = corpus(store, texts, labels)
+    reviews.facts["normalization"] = {"lower": False}
+    (out := tmp_path / "out").mkdir()
+    assert split.function(reviews, SplitConfig(), out).facts["normalization"] == {"lower": False}

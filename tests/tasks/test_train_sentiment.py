@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.normalization import recorded
 from models.sentiment import Sentiment
 from tasks import train_sentiment as module
 from tasks.artifacts import Artifact, Store
 from tasks.backbone import Backbone, BackboneConfig, locate_backbone
+from tasks.corpus import AsWritten
 from tasks.features import FeaturesConfig, features
 from tasks.train_sentiment import (
     RunLoss,
@@ -124,6 +126,9 @@ def test_the_folder_says_what_is_in_it(read: Read, train: Train) -> None:
     assert config["id2label"] == {"0": "negative", "1": "positive"}
     assert (own["model"], own["labels"], own["max_length"], own["epochs"]) == ("sentiment", LABELS, 16, 2)
     assert "runner" not in own
+    rules = recorded(model)
+    assert rules is not None
+    assert rules.model_dump() == AsWritten().model_dump()
     assert metrics["examples"] == 160
     card = " ".join((model / "README.md").read_text().split())
     assert "its last block and the classifier were trained by Lexloom on 160 reviews (2 epochs)" in card

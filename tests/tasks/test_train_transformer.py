@@ -14,12 +14,14 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from models.language_model import load_language_model
 from models.precision import Layer
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer, TransformerConfig, next_token_loss
 from models.transformer_folder import load
 from tasks import train_transformer as module
 from tasks.artifacts import Artifact, Store, Summary
+from tasks.corpus import AsWritten
 from tasks.train_transformer import (
     PRESETS,
     TrainTransformerConfig,
@@ -56,7 +58,9 @@ def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Arti
     for part, times in (("train", 60), ("validation", 10)):
         rows = pa.array([tokenizer.encode(TEXT * times)], pa.list_(pa.int32()))
         pq.write_table(pa.table({"tokens": rows}), folder / f"{part}-00000.parquet")
-    summary = Summary(rows_in=1, unit_in="rows", rows=1, unit="rows")
+    rules = AsWritten(strip_markup=True).model_dump(mode="json")
+    facts = {"normalization": rules}
+    summary = Summary(rows_in=1, unit_in="rows", rows=1, unit="rows", facts=facts)
     tokens = Artifact(stage="subwords", key="key", folder=folder, summary=summary)
     return build(windows, tokens, config=WINDOWS), tokens
 
@@ -69,6 +73,7 @@ def test_the_model_folder_holds_what_people_and_tools_read(
     metrics = json.loads((folder / "metrics.json").read_text())
     model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer")
 
+    assert load_language_model(folder).prompt("<p>The <unk>") == " The <unk>"
     rows = pq.read_table(inputs[0].files("validation-*.parquet"))
     batch = {
         "inputs": torch.tensor(rows["inputs"].to_pylist()),

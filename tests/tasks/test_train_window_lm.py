@@ -13,10 +13,12 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
+from models.language_model import load_language_model
 from models.tokenizer import Tokenizer
 from models.window_lm import WindowLM, scaled
 from tasks import train_window_lm as module
 from tasks.artifacts import Artifact, Store, Summary
+from tasks.corpus import AsWritten
 from tasks.embeddings import EmbeddingsConfig, embeddings, locate_embeddings, read_embeddings
 from tasks.subwords import SubwordsConfig, locate_encoding, subwords
 from tasks.train_window_lm import TrainWindowLMConfig, train_window_lm
@@ -53,6 +55,7 @@ def babble(documents: int = 60) -> list[str]:
 def inputs(build: Callable[..., Artifact], tmp_path: Path) -> Inputs:
     """Windows of three letters, random embeddings, and the tokens that both are of."""
     corpus = corpus_of(tmp_path / "corpus", babble())
+    corpus.facts["normalization"] = AsWritten(lower=True).model_dump(mode="json")
     config = SubwordsConfig(encoding="characters", validation_share=0.2)
     tokens = build(subwords, corpus, locate_encoding(config), config=config)
     table = EmbeddingsConfig(source="random", dim=8)
@@ -68,6 +71,7 @@ def test_the_model_folder_holds_what_people_and_tools_read(
 ) -> None:
     made = build(train_window_lm, *inputs, config=CONFIG, scratch=tmp_path)
     model, tokenizer = WindowLM.load(made.folder), Tokenizer.load(made.folder / "tokenizer")
+    assert load_language_model(made.folder).prompt("BAd ") == "bad "
     ids = torch.tensor([tokenizer.encode("bad"), tokenizer.encode("gok")])
     assert tokenizer.decode(model.best(ids[:, -2:], 1)[:, 0].tolist()) == "eu"
     metrics = json.loads((made.folder / "metrics.json").read_text())

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 import tasks.train_word2vec
+from models.normalization import Normalization
 from models.word2vec import Word2Vec
 from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, Store, Summary, canonical
@@ -35,6 +36,7 @@ from training.checkpoint import Checkpoints
 from training.stopping import Stopping
 from training.sync import SyncConfig
 
+RULES = {"normalization": Normalization().model_dump(mode="json")}
 WORDS = 50
 PAIRS = 20_000
 CONFIG = TrainWord2VecConfig(
@@ -64,7 +66,7 @@ def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Arti
             stage=stage,
             key="key",
             folder=folder,
-            summary=Summary(rows_in=1, unit_in="rows", rows=1, unit="rows"),
+            summary=Summary(rows_in=1, unit_in="rows", rows=1, unit="rows", facts=RULES),
         )
     vocabulary = artifacts["vocabulary"]
     return artifacts["pairs"], build(noise, vocabulary, config=NoiseConfig()), vocabulary
@@ -76,7 +78,8 @@ def test_the_model_folder_holds_what_people_and_tools_read(
     model = build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path)
     vectors = WordVectors.load(model.folder)
     assert vectors.vectors.shape == (WORDS, 16)
-    near = [word for word, _ in vectors.neighbours(["w10"], 10)[0]]
+    assert vectors.normalization == Normalization()
+    near = [word for word, _ in vectors.neighbours(["«W10»"], 10)[0]]
     assert sum(int(word[1:]) % 2 == 0 for word in near) >= 9
     metrics = json.loads((model.folder / "metrics.json").read_text())
     assert metrics["examples"] == 2 * PAIRS

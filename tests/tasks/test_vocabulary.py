@@ -151,3 +151,59 @@ def test_buckets_share_words_evenly_and_go_by_the_word_alone() -> None:
 
 def test_white_space_of_any_length_separates_words() -> None:
     assert split_words(pa.array([" a\t b\n\nc ", "d"])).to_pylist() == [["a", "b", "c"], ["d"]]
+
+
+# scripts without spaces
+
+CLAUSES = {
+    "Chinese": "今天天气很好我们一起去公园散步",
+    "Japanese": "今日はとても天気がいいので公園へ行きました",
+    "Thai": "วันนี้อากาศดีมากเราไปเดินเล่นในสวนสาธารณะกัน",
+    "Khmer": "ថ្ងៃនេះអាកាសធាតុល្អណាស់យើងទៅដើរលេងនៅសួនច្បារ",
+}
+
+
+@pytest.mark.parametrize("language", CLAUSES)
+def test_a_text_without_spaces_is_said_to_be_one(
+    language: str, words_of: Callable[..., Artifact], capfd: pytest.CaptureFixture[str]
+) -> None:
+    clause = CLAUSES[language]
+    made = words_of([clause, f"{clause} in english"], min_count=1)
+    assert made.summary.notes == {"characters in text without spaces": 2 * len(clause)}
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"of the corpus has no spaces between words ({clause[:20]!r} counts as one)" in said
+    assert "say --segment characters" in said
+
+
+def test_a_text_without_spaces_is_the_reason_where_no_word_is_frequent(
+    words_of: Callable[..., Artifact],
+) -> None:
+    with pytest.raises(ValueError, match=r"100% of the corpus has no spaces between words .*--segment"):
+        words_of(list(CLAUSES.values()), min_count=5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ".join(CLAUSES["Chinese"]),
+        "今天 天气 很 好 我们 一起 去 公园 散步",
+        "コンピューター が とても 速い です から 仕事 が すぐ 終わり ました",
+        "วันนี้ อากาศ ดี มาก เรา ไป เดินเล่น ใน สวนสาธารณะ กัน",
+        "the president of the united states 今天天气很好",
+        "достопримечательностями überraschungsparty",
+    ],
+)
+def test_a_text_with_spaces_is_no_matter(
+    text: str, words_of: Callable[..., Artifact], capfd: pytest.CaptureFixture[str]
+) -> None:
+    words_of([text, text], min_count=1)
+    assert "no spaces" not in capfd.readouterr().err
+
+
+def test_the_normalisation_is_handed_on(words_of: Callable[..., Artifact], tmp_path: Path) -> None:
+    assert "normalization" not in words_of(TEXTS, min_count=1).facts
+    corpus = corpus_of(tmp_path / "normalised", TEXTS)
+    corpus.facts["normalization"] = {"lower": True}
+    (out := tmp_path / "out").mkdir()
+    found = vocabulary.function(corpus, VocabularyConfig(min_count=1), out)
+    assert found.facts["normalization"] == {"lower": True}
