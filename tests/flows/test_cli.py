@@ -99,10 +99,10 @@ def test_a_prompt_is_normalised_as_the_training_text_was(
 ) -> None:
     from tests.deployments.store import write_transformer, write_windows
 
-    for write in (write_windows, write_transformer):
-        folder = tmp_path / write.__name__
+    for write_model in (write_windows, write_transformer):
+        folder = tmp_path / write_model.__name__
         folder.mkdir()
-        write(folder)
+        write_model(folder)
         record(folder, AsWritten(lower=True, strip_markup=True))
         assert main(["generate", str(folder), "--prompt", "<i>The</i> PEOPLE", "--tokens", "3"]) == 0
         assert capsys.readouterr().out.startswith("the people")
