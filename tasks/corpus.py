@@ -11,16 +11,18 @@ that one row never breaks the bounds of later stages; single lines beyond 128 MB
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tasks import console, readers, source
+from tasks import console, source
 from tasks.artifacts import RunOnly, Summary
+from tasks.csv_dialects import CsvCharacter, Dialect
 from tasks.hub import NetworkError
+from tasks.raw import Documents, InvalidText, Options, Raw, decode
 from tasks.shards import ShardWriter, in_order
 from tasks.source import Source
 from tasks.stage import stage
@@ -84,13 +86,13 @@ class CorpusConfig(BaseModel):
         description="column of whole numbers or text to keep as `label`",
         json_schema_extra={"position": 2},
     )
-    documents: readers.Documents = Field(
+    documents: Documents = Field(
         "line", description="what a document of a .txt file is", json_schema_extra={"position": 3}
     )
     limit: int | None = Field(
         None, ge=1, description="read only so many documents", json_schema_extra={"position": 4}
     )
-    invalid_utf8: readers.InvalidText = Field(
+    invalid_utf8: InvalidText = Field(
         "refuse", description="what to do about text that is not UTF-8", json_schema_extra={"position": 5}
     )
     normalization: Normalization = Field(
@@ -110,6 +112,30 @@ class CorpusConfig(BaseModel):
         description="a shard is closed once it holds so many bytes of text",
         json_schema_extra={"position": 8},
     )
+    csv_delimiter: CsvCharacter = Field(
+        None,
+        description="delimiter of .csv files: one character, or 'tab'; detected if not given",
+        json_schema_extra={"position": 9},
+    )
+    csv_quote: CsvCharacter = Field(
+        None,
+        description="quote of .csv files, or 'none' if quotes are part of the text; detected if not given",
+        json_schema_extra={"position": 10},
+    )
+    csv_escape: CsvCharacter = Field(
+        None,
+        description="escape character before a quote inside a cell of .csv files, or 'none' if such quotes"
+        " are doubled; detected if not given",
+        json_schema_extra={"position": 11},
+    )
+
+    @model_validator(mode="after")
+    def dialect_can_be(self) -> Self:
+        self.dialect()
+        return self
+
+    def dialect(self) -> Dialect:
+        return Dialect(self.csv_delimiter, self.csv_quote, self.csv_escape)
 
 
 class AsWritten(Normalization):
@@ -144,7 +170,7 @@ def locate(config: CorpusConfig) -> Source:
     return source.find(config.source)
 
 
-@stage(version=1, retry_on=NetworkError)
+@stage(version=2, retry_on=NetworkError)
 def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
     """Reads, normalises and shards a source: column `text`, and `label` where a label column is named.
 
@@ -221,7 +247,7 @@ class Reading:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         config = self._config
-        options = readers.Options(config.text_column, config.label_column, config.documents)
+        options = Options(config.text_column, config.label_column, config.documents, config.dialect())
         label_type: pa.DataType | None = None
         for raw in self._source.batches(options):
             wanted = len(raw.text) if config.limit is None else config.limit - self.documents
@@ -244,10 +270,10 @@ class Reading:
             if self.documents == config.limit:
                 return
 
-    def _decode(self, raw: readers.Raw, wanted: int) -> pa.RecordBatch:
+    def _decode(self, raw: Raw, wanted: int) -> pa.RecordBatch:
         """The first `wanted` documents as text, without those that have none."""
         raw.text = raw.text[:wanted]
-        text, broken = readers.decode(raw, self._config.invalid_utf8)
+        text, broken = decode(raw, self._config.invalid_utf8)
         self.documents += len(text)
         if self._config.invalid_utf8 == "drop":
             self.dropped["not UTF-8"] += broken

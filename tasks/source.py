@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from tasks import console, readers
 from tasks.artifacts import KEY_LENGTH, Store, digest_file
 from tasks.hub import commit_of, stream, with_retries
+from tasks.raw import Options, Raw, at_row, select
 
 HUB_PREFIX = "hf:"
 HUB_NAME = re.compile(
@@ -52,7 +53,7 @@ class Source(BaseModel, ABC):
         """What makes this source this source, as plain values."""
 
     @abstractmethod
-    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+    def batches(self, options: Options) -> Iterator[Raw]:
         """The documents, in order, as they stand in the source."""
 
     @property
@@ -83,7 +84,7 @@ class FileSource(Source):
     def identity(self) -> list[JsonValue]:
         return ["files", self.digest]
 
-    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+    def batches(self, options: Options) -> Iterator[Raw]:
         before = 0
         for file in self.files:
             for raw in readers.read(file.path, options):
@@ -110,7 +111,7 @@ class PackagedSource(FileSource):
     def identity(self) -> list[JsonValue]:
         return ["package", self.package, self.version, self.digest]
 
-    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+    def batches(self, options: Options) -> Iterator[Raw]:
         for raw in super().batches(replace(options, documents=self.documents)):
             raw.label_names = self.label_names
             yield raw
@@ -127,11 +128,11 @@ class HubSource(Source):
     def identity(self) -> list[JsonValue]:
         return ["hub", self.dataset, self.revision, self.config, self.split]
 
-    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+    def batches(self, options: Options) -> Iterator[Raw]:
         first_row = 1
         for table in stream(self.name, self.dataset, self.revision, self.config, self.split):
             for batch in table.combine_chunks().to_batches():
-                yield readers.select(batch, options, self.name, readers.at_row(self.name, first_row), 0)
+                yield select(batch, options, self.name, at_row(self.name, first_row), 0)
                 first_row += batch.num_rows
 
 

@@ -316,6 +316,26 @@ def test_a_misspelt_option_is_refused() -> None:
         CorpusConfig(sorce="sotu")  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"csv_delimiter": "ab"}, "must be one ASCII character"),
+        ({"csv_quote": "“"}, "must be one ASCII character"),
+        ({"csv_delimiter": "none"}, "a delimiter there must be"),
+        ({"csv_quote": "|", "csv_escape": "|"}, "must be different characters"),
+    ],
+)
+def test_an_impossible_csv_dialect_is_refused(options: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        CorpusConfig(**options)
+
+
+def test_a_csv_dialect_that_is_named_is_read(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("n\ttext\n1\t'a\\'b'\n")
+    options = {"csv_delimiter": "tab", "csv_quote": "'", "csv_escape": "\\"}
+    assert texts(read(source="x.csv", normalization=AS_IT_IS, **options)) == ["a'b"]
+
+
 def test_the_place_of_a_source_is_no_part_of_the_key(tmp_path: Path) -> None:
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()

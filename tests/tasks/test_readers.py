@@ -1,9 +1,12 @@
 """Formats: every kind of file gives the same documents, and every kind of damage is one clear sentence."""
 
+import csv
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -11,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tasks import readers
-from tasks.readers import Options, Raw, decode, read
+from tasks import csv_dialects, readers, text_files
+from tasks.csv_dialects import Dialect
+from tasks.raw import InvalidText, Options, Raw, decode
+from tasks.readers import read
 
 DOCUMENTS = ["the first", "über allen Gipfeln", 'says "no", twice', "война и мир"]
 LABELS = [0, 1, 1, 0]
@@ -44,9 +49,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def texts(
-    path: Path, options: Options = EVERYTHING, invalid: readers.InvalidText = "refuse"
-) -> list[str | None]:
+def texts(path: Path, options: Options = EVERYTHING, invalid: InvalidText = "refuse") -> list[str | None]:
     return [text for raw in read(path, options) for text in decode(raw, invalid)[0].to_pylist()]
 
 
@@ -158,7 +161,7 @@ def test_lines_end_in_any_fashion(tmp_path: Path) -> None:
 
 
 def test_lines_are_whole_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 7)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 7)
     assert texts(file(tmp_path, "x.txt", b"a\r\n" * 9 + "größer als ein Block\n".encode() + b"end")) == [
         *["a"] * 9,
         "größer als ein Block",
@@ -170,14 +173,14 @@ def test_lines_are_whole_across_blocks(tmp_path: Path, monkeypatch: pytest.Monke
 def test_paragraphs_are_separated_by_empty_lines(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", block)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
     path = file(tmp_path, "x.txt", b"\n\none\ntwo\n \t\nthree\r\n\r\n\r\nfour\nfive")
     assert texts(path, Options(documents="paragraph")) == ["one\ntwo", "three", "four\nfive"]
 
 
 def test_a_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 16)
-    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 64)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(text_files, "MAX_RECORD_BYTES", 64)
     for name in ("x.txt", "x.jsonl"):
         with pytest.raises(ValueError, match=r"line 2: a document here is longer than .* MB: break it"):
             texts(file(tmp_path, name, b'{"text": "a"}\n' + b"x" * 100))
@@ -256,29 +259,134 @@ def test_cells_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
 
 
 def test_a_csv_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.csv, row 3: 1 columns where the first line names 2"):
+    with pytest.raises(ValueError, match=r"x\.csv, line 3: 1 columns where the first line names 2"):
         texts(file(tmp_path, "x.csv", b"text,label\na,1\nb\nc,3\n"))
 
 
 def test_a_csv_row_that_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_CSV_RECORD_BYTES", 1 << 10)
+    monkeypatch.setattr(csv_dialects, "MAX_RECORD_BYTES", 1 << 10)
     path = file(tmp_path, "x.csv", b'text,label\na,1\n"b,1\n' + b"c,1\n" * 999)
     with pytest.raises(
-        ValueError, match=r"x\.csv, after row \d+: a row is longer .* or an opened quote is never closed"
+        ValueError, match=r"x\.csv, line 3: a row is longer .* or an opened quote is never closed"
     ):
         texts(path)
 
 
 def test_a_csv_label_that_changes_its_type_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_CSV_RECORD_BYTES", 1 << 10)
+    monkeypatch.setattr(csv_dialects, "MAX_RECORD_BYTES", 1 << 10)
     path = file(tmp_path, "x.csv", b"text,label\n" + b"a,1\n" * 999 + b"b,pos\n")
-    with pytest.raises(ValueError, match=r"x\.csv is no CSV table that can be read .*Row #1001.*'pos'"):
+    with pytest.raises(ValueError, match=r"x\.csv is .*Row #1001.*'pos'"):
         labels(path, Options(label_column="label"))
 
 
-def test_an_empty_csv_has_no_columns(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.csv has no column 'text': it has none"):
-        texts(file(tmp_path, "x.csv", b""))
+def test_an_empty_csv_has_no_documents(tmp_path: Path) -> None:
+    assert texts(file(tmp_path, "x.csv", b"")) == texts(file(tmp_path, "y.csv", b"\n \r\n")) == []
+
+
+def csv_file(folder: Path, text: str) -> Path:
+    return file(folder, "x.csv", text.encode())
+
+
+def written(rows: list[str], **dialect: Any) -> str:
+    """A table of `text` and `n`, by Python's writer."""
+    out = io.StringIO()
+    writer = csv.writer(out, **{"lineterminator": "\n", **dialect})
+    writer.writerow(["text", "n"])
+    writer.writerows([text, n] for n, text in enumerate(rows))
+    return out.getvalue()
+
+
+CELLS = [
+    *('She said "no" and left', "a, b; c|d", "two\nlines", "C:\\new\\", "it's", "", '"', '"so" he said, so'),
+    *('"so" he said', "\\\\server\\x", " ", '\\"', 'a, "b"'),
+]
+
+
+@pytest.mark.parametrize(
+    "dialect",
+    [
+        {},
+        {"delimiter": ";"},
+        {"delimiter": "\t"},
+        {"delimiter": "|", "quoting": csv.QUOTE_ALL},
+        {"quotechar": "'", "quoting": csv.QUOTE_ALL},
+        {"escapechar": "\\", "doublequote": False},
+        {"escapechar": "\\", "doublequote": False, "quoting": csv.QUOTE_ALL, "delimiter": ";"},
+        {"lineterminator": "\r\n", "quoting": csv.QUOTE_NONNUMERIC},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [1, 7, 1 << 22])
+def test_every_dialect_gives_the_cells_that_were_written(
+    dialect: dict[str, Any], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_dialects, "SCAN_BYTES", max(64, size))
+    rewrite = csv_dialects.Canonical._rewritten
+
+    def in_parts(self: csv_dialects.Canonical, data: bytes) -> bytes:
+        return b"".join(rewrite(self, data[start : start + size]) for start in range(0, len(data), size))
+
+    monkeypatch.setattr(csv_dialects.Canonical, "_rewritten", in_parts)
+    assert texts(csv_file(tmp_path, written(CELLS, **dialect))) == CELLS
+
+
+def test_quotes_are_escaped_as_spark_does_it(tmp_path: Path) -> None:
+    """Spark escapes quotes alone, and leaves other backslashes as they are."""
+    rows = r"""text,n
+"She said \"no\" and left",1
+"a, \"b\"",2
+C:\new\table,3
+"C:\new, \\server",4
+"ends in \\",5
+"""
+    assert texts(csv_file(tmp_path, rows)) == [
+        'She said "no" and left',
+        'a, "b"',
+        r"C:\new\table",
+        r"C:\new, \\server",
+        "ends in \\",
+    ]
+
+
+def test_an_escape_far_down_the_file_counts(tmp_path: Path) -> None:
+    rows = "text,n\n" + '"plain, text",1\n' * 300_000 + '"a \\"b\\" c",2\n'
+    assert texts(csv_file(tmp_path, rows))[-1] == 'a "b" c'
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (
+            'text,n\na,1\n"x\\",",a"\n',
+            r", line 3: a backslash before a quote may escape it or end the cell: say",
+        ),
+        ("text,n\n'a',1\n'b',2\n", r", line 2: the single quotes around cells may be .*: say --csv-quote"),
+        ('text,n\n"a" b,1\n', r", line 2: text follows a closing quote: .*--csv-quote none"),
+        ('text,n\na,1\n"b,2\nc,3\n', r", line 3: a quote is opened here and never closed"),
+        ("text,n\na,1\n\nb,2,3\n", r", line 4: 3 columns where the first line names 2"),
+        ('text,n\n"two\nlines",1\nb\n', r", line 4: 1 columns where the first line names 2"),
+        ("text,text\na,b\n", r" has 2 columns 'text': rename"),
+    ],
+)
+def test_what_is_ambiguous_or_broken_is_refused_with_its_line(
+    rows: str, complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"x\.csv{complaint}"):
+        texts(csv_file(tmp_path, rows))
+
+
+def test_a_dialect_that_is_named_is_taken(tmp_path: Path) -> None:
+    ambiguous = csv_file(tmp_path, 'text,n\n"x\\",",a"\n')
+    for doubled in ("none", '"'):
+        assert texts(ambiguous, Options(csv=Dialect(escape=doubled))) == ["x\\"]
+    assert texts(ambiguous, Options(csv=Dialect(escape="\\"))) == ['x",']
+    single = csv_file(tmp_path, "text,n\n'a',1\n")
+    assert texts(single, Options(csv=Dialect(quote="'"))) == ["a"]
+    assert texts(single, Options(csv=Dialect(quote='"'))) == ["'a'"]
+    assert texts(csv_file(tmp_path, 'text,n\n"a" b,1\n'), Options(csv=Dialect(quote="none"))) == ['"a" b']
+    assert texts(csv_file(tmp_path, "text#n\na, b#1\n"), Options(csv=Dialect(delimiter="#"))) == ["a, b"]
+    unquoted = csv_file(tmp_path, "text,n\na\\, b,1\n")
+    assert texts(unquoted, Options(csv=Dialect(quote="none", escape="\\"))) == ["a, b"]
 
 
 # memory

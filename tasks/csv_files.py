@@ -1,0 +1,57 @@
+"""CSV tables: checked as a whole by their dialect, then read by Arrow."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+
+from tasks import csv_dialects
+from tasks.csv_dialects import Canonical, Found, find_dialect
+from tasks.raw import Options, Raw, at_row, check_columns, select, wanted_columns
+from tasks.streams import opened_text
+
+
+def read_csv(path: Path, options: Options) -> Iterator[Raw]:
+    """A table with a line of column names; cells may hold line breaks in quotes."""
+
+    @contextmanager
+    def content() -> Iterator[Any]:
+        with opened_text(path, options.encoding) as (stream, _):
+            yield stream
+
+    columns = wanted_columns(options)
+    found = find_dialect(content, path, options.csv, columns)
+    if found is None:
+        return
+    check_columns(columns, found.names, str(path))
+    rows = 0
+    with opened_text(path, options.encoding) as (stream, tell):
+        for batch in table(stream, found, options):
+            first_row = rows + 2  # as a spreadsheet counts: the names are row 1
+            rows += batch.num_rows
+            yield select(batch, options, str(path), at_row(path, first_row), tell())
+    if rows != found.rows:
+        raise ValueError(
+            f"{path} has {found.rows:,} rows and {rows:,} of them were read: name its {csv_dialects.FLAGS}"
+        )
+
+
+def table(stream: Any, found: Found, options: Options) -> Iterator[pa.RecordBatch]:
+    """The wanted columns, as bytes, batch by batch."""
+    rewritten = found.escape is not None and found.quote is not None
+    return pyarrow.csv.open_csv(
+        Canonical(stream, found) if rewritten else stream,
+        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=csv_dialects.MAX_RECORD_BYTES),
+        parse_options=pyarrow.csv.ParseOptions(
+            delimiter=found.delimiter,
+            quote_char=found.quote or False,
+            escape_char=False if rewritten else (found.escape or False),
+            newlines_in_values=True,
+        ),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=wanted_columns(options), column_types={options.text_column: pa.binary()}
+        ),
+    )
