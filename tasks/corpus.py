@@ -21,12 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tasks import console, source
 from tasks.artifacts import RunOnly, Summary
 from tasks.csv_dialects import CsvCharacter, Dialect
+from tasks.encodings import TextEncoding
 from tasks.hub import NetworkError
 from tasks.raw import Documents, InvalidText, Options, Raw, decode
 from tasks.shards import ShardWriter, in_order
 from tasks.source import Source
 from tasks.stage import stage
 
+MANY_DOCUMENTS = 1000  # by which it shows whether the encoding is right
 PIECE_BYTES = 1 << 22  # of text that a thread works on at once; also a row group's size
 MEGABYTE = 1 << 20
 
@@ -93,7 +95,9 @@ class CorpusConfig(BaseModel):
         None, ge=1, description="read only so many documents", json_schema_extra={"position": 4}
     )
     invalid_utf8: InvalidText = Field(
-        "refuse", description="what to do about text that is not UTF-8", json_schema_extra={"position": 5}
+        "refuse",
+        description="what to do about text with bytes that its encoding does not have, or with NUL bytes",
+        json_schema_extra={"position": 5},
     )
     normalization: Normalization = Field(
         Normalization(), description="what is done to every document", json_schema_extra={"position": 6}
@@ -127,6 +131,12 @@ class CorpusConfig(BaseModel):
         description="escape character before a quote inside a cell of .csv files, or 'none' if such quotes"
         " are doubled; detected if not given",
         json_schema_extra={"position": 11},
+    )
+    text_encoding: TextEncoding = Field(
+        None,
+        description="encoding of .txt, .jsonl and .csv files without a byte order mark, such as latin-1;"
+        " UTF-8 if not given",
+        json_schema_extra={"position": 12},
     )
 
     @model_validator(mode="after")
@@ -212,7 +222,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
         notes={
             "cut, being too long": reading.cut,
             "parts made of them": reading.parts,
-            "with bytes replaced that were not UTF-8": reading.replaced,
+            **{f"with bytes replaced that were {what}": count for what, count in reading.altered.items()},
         },
     )
 
@@ -226,7 +236,8 @@ class Reading:
         self.position = 0
         self.documents = 0
         self.dropped: Counter[str] = Counter()
-        self.replaced = 0  # documents with replacement characters where they were not UTF-8
+        self.altered: Counter[str] = Counter()  # documents with replacement characters, by what was wrong
+        self._invalid = 0
         self.cut = 0  # documents that were too long
         self.parts = 0  # what these became
         self.label_names: list[str] | None = None
@@ -247,7 +258,9 @@ class Reading:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         config = self._config
-        options = Options(config.text_column, config.label_column, config.documents, config.dialect())
+        options = Options(
+            config.text_column, config.label_column, config.documents, config.dialect(), config.text_encoding
+        )
         label_type: pa.DataType | None = None
         for raw in self._source.batches(options):
             wanted = len(raw.text) if config.limit is None else config.limit - self.documents
@@ -268,19 +281,32 @@ class Reading:
                     )
             yield self._cut_long(batch)
             if self.documents == config.limit:
-                return
+                break
+            if self.documents >= MANY_DOCUMENTS:
+                self._refuse_mostly_invalid()
+        self._refuse_mostly_invalid()
+
+    def _refuse_mostly_invalid(self) -> None:
+        """To drop or replace what is invalid is no way to read a text in another encoding."""
+        if 2 * self._invalid > self.documents:
+            raise ValueError(
+                f"{self._invalid:,} of {self.documents:,} documents of {self._source.name} are not in the"
+                f" encoding that they are read by: name theirs with --text-encoding, since --invalid-utf8"
+                f" {self._config.invalid_utf8} would leave little of them"
+            )
 
     def _decode(self, raw: Raw, wanted: int) -> pa.RecordBatch:
         """The first `wanted` documents as text, without those that have none."""
         raw.text = raw.text[:wanted]
-        text, broken = decode(raw, self._config.invalid_utf8)
+        text, invalid = decode(raw, self._config.invalid_utf8)
         self.documents += len(text)
+        self.dropped["null"] += text.null_count
+        self._invalid += invalid.total()
         if self._config.invalid_utf8 == "drop":
-            self.dropped["not UTF-8"] += broken
-            self.dropped["null"] += text.null_count - broken
+            self.dropped["null"] -= invalid.total()
+            self.dropped += invalid
         else:
-            self.replaced += broken
-            self.dropped["null"] += text.null_count
+            self.altered += invalid
         columns = {"text": text}
         if raw.labels is not None:
             columns["label"] = raw.labels[:wanted]

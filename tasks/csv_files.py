@@ -32,7 +32,9 @@ def read_csv(path: Path, options: Options) -> Iterator[Raw]:
         for batch in table(stream, found, options):
             first_row = rows + 2  # as a spreadsheet counts: the names are row 1
             rows += batch.num_rows
-            yield select(batch, options, str(path), at_row(path, first_row), tell())
+            raw = select(batch, options, str(path), at_row(path, first_row), tell())
+            raw.encoding = stream.encoding
+            yield raw
     if rows != found.rows:
         raise ValueError(
             f"{path} has {found.rows:,} rows and {rows:,} of them were read: name its {csv_dialects.FLAGS}"

@@ -1,6 +1,9 @@
 """Text encodings: the one that a byte order mark names, and guesses for text that is not UTF-8."""
 
 import codecs
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 UTF_8 = "utf-8"
 BYTE_ORDER_MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
@@ -11,6 +14,7 @@ BYTE_ORDER_MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 ONE_SIDED = 0.99  # share of the NUL bytes that stand at one place of the code unit
+SURE_LETTERS = 4  # beyond ASCII that are UTF-8 by no chance
 NARROW_HIGH = 0.5  # of all letters; above it the script is not Latin
 CYRILLIC_HIGH = 0.9  # of the high bytes, those that are Cyrillic letters in windows-1251 and koi8-r
 
@@ -18,13 +22,16 @@ CYRILLIC_HIGH = 0.9  # of the high bytes, those that are Cyrillic letters in win
 def check_encoding(name: str) -> str:
     """The encoding's name; ValueError where Python does not know it as an encoding of text."""
     try:
-        b"".decode(name)
+        "a".encode(name)
         codecs.getincrementaldecoder(name)
     except (LookupError, UnicodeError):
         raise ValueError(
             f"{name!r} is no text encoding: name one, such as utf-16-le, latin-1 or windows-1251"
         ) from None
     return name
+
+
+TextEncoding = Annotated[str, AfterValidator(check_encoding)] | None
 
 
 def is_utf_8(name: str) -> bool:
@@ -52,6 +59,17 @@ def guess_wide(head: bytes) -> str | None:
     if at[1] + at[3] >= ONE_SIDED * nuls:
         return "utf-16-le"
     return "utf-16-be" if at[0] + at[2] >= ONE_SIDED * nuls else None
+
+
+def is_surely_utf_8(head: bytes, wide: bool) -> bool:
+    """Whether text that is said to be in another encoding (`wide`: of two or four bytes) is UTF-8."""
+    try:
+        text = codecs.getincrementaldecoder(UTF_8)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return (
+        (bool(text) and "\0" not in text) if wide else sum(letter > "\x7f" for letter in text) >= SURE_LETTERS
+    )
 
 
 def guess_narrow(sample: bytes) -> str | None:

@@ -27,7 +27,9 @@ def read_json_lines(path: Path, options: Options) -> Iterator[Raw]:
             batch = parse_fast(lines, schema)
             if batch is None:
                 batch = parse_slowly(lines, schema, at_line(path, places))
-            yield select(batch, options, str(path), at_line(path, places), tell())
+            raw = select(batch, options, str(path), at_line(path, places), tell())
+            raw.encoding = stream.encoding
+            yield raw
 
 
 def schema_of(record: dict[str, Any], options: Options, path: Path) -> pa.Schema:

@@ -5,16 +5,20 @@ the columns out of a table, `decode` makes text of the bytes.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.csv_dialects import Dialect
+from tasks.encodings import UTF_8, guess_narrow, is_utf_8
 
 BLOCK_BYTES = 1 << 22
+SAMPLE_ROWS, SAMPLE_BYTES = 64, 1 << 12  # by which an encoding is guessed
 HUB_METADATA = b"huggingface"  # in the schema of a data set of the Hugging Face hub
 
 InvalidText = Literal["refuse", "replace", "drop"]
@@ -42,6 +46,7 @@ class Raw:
     where: Where  # the n-th document's place, in words
     position: int  # bytes of the source read so far
     label_names: list[str] | None = None  # of labels that are numbers, from 0 on
+    encoding: str = UTF_8  # what the text was before it became UTF-8
 
 
 def at_line(path: Path, numbers: Sequence[int]) -> Where:
@@ -116,26 +121,65 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 # bytes to text
 
+NUL = b"\0"
+WITH_NUL = "NUL bytes"
+FEW = 0.1  # share of the documents that may be dropped or altered without a loss to speak of
 
-def decode(raw: Raw, invalid: InvalidText) -> tuple[pa.StringArray, int]:
-    """(text, null where there is none or where it is dropped; how many documents were not UTF-8)."""
+
+def decode(raw: Raw, invalid: InvalidText) -> tuple[pa.StringArray, Counter[str]]:
+    """(text, null where there is none or where it is dropped; what was wrong with how many documents).
+
+    NUL bytes are invalid too: no text has them, and text of two bytes a letter that is read as UTF-8 does.
+    ValueError, with the place, where invalid text is to be refused.
+    """
     data = raw.text.cast(pa.binary())
     try:
-        return data.cast(pa.string()), 0
+        text = data.cast(pa.string())
     except pa.ArrowInvalid:
-        pass
-    values, broken = data.to_pylist(), 0
+        text = None
+    if text is not None and not pc.any(pc.match_substring(data, NUL)).as_py():
+        return text, Counter()
+    values: list[Any] = data.to_pylist()
+    met: Counter[str] = Counter()
+    broken: list[int] = []
     for row, value in enumerate(values):
         if value is None:
             continue
         try:
             values[row] = value.decode()
-        except UnicodeDecodeError as error:
-            if invalid == "refuse":
-                raise ValueError(
-                    f"{raw.where(row)}, byte {error.start + 1}: not UTF-8 (0x{value[error.start]:02x}): "
-                    "convert the file, or set invalid_utf8 to 'replace' or 'drop'"
-                ) from None
-            values[row] = value.decode("utf-8", "replace") if invalid == "replace" else None
-            broken += 1
-    return pa.array(values, pa.string()), broken
+            if NUL not in value:
+                continue
+            met[WITH_NUL] += 1
+        except UnicodeDecodeError:
+            met[not_in(raw)] += 1
+        broken.append(row)
+        text = value.decode("utf-8", "replace").replace("\0", "\ufffd")
+        values[row] = text if invalid == "replace" else None
+    if invalid == "refuse":
+        share = len(broken) / max(1, len(values) - data.null_count)
+        sample = b"\n".join(data[row].as_py()[:SAMPLE_BYTES] for row in broken[:SAMPLE_ROWS])
+        guess = guess_narrow(sample) if is_utf_8(raw.encoding) else None
+        raise ValueError(complaint(raw, broken[0], data[broken[0]].as_py(), guess, share))
+    return pa.array(values, pa.string()), met
+
+
+def not_in(raw: Raw) -> str:
+    return f"not {'UTF-8' if is_utf_8(raw.encoding) else raw.encoding}"
+
+
+def complaint(raw: Raw, row: int, value: bytes, guess: str | None, share: float) -> str:
+    """What is wrong with a document, and the flag that helps; dropping most of the text is no help."""
+    few = ", or set --invalid-utf8 to 'replace' or 'drop'" if share < FEW else ""
+    try:
+        value.decode()
+        place, byte = value.index(NUL), "a NUL byte, which no text has"
+        advice = f"remove it, or convert the file{few}"
+    except UnicodeDecodeError as error:
+        place, byte = error.start, f"{not_in(raw)} (0x{value[error.start]:02x})"
+        looks = (
+            f"if it is {guess}, as it seems, say --text-encoding {guess}"
+            if guess
+            else ("convert the file, or name its encoding with --text-encoding")
+        )
+        advice = f"{looks}{few}"
+    return f"{raw.where(row)}, byte {place + 1}: {byte}: {advice}"

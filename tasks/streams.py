@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.encodings import UTF_8, guess_wide, is_utf_8, marked
+from tasks.encodings import UTF_8, guess_wide, is_surely_utf_8, is_utf_8, marked
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 HEAD_BYTES = 1 << 16
@@ -54,6 +54,10 @@ class TextStream:
         self.encoding = mark or encoding or UTF_8
         self._pending, self._wide = head[length:], self.encoding.startswith(("utf-16", "utf-32"))
         self._decoder = None
+        if mark is None and not is_utf_8(self.encoding) and is_surely_utf_8(head, self._wide):
+            raise ValueError(
+                f"{path} is UTF-8 and not {encoding}: leave --text-encoding out, or read this file apart"
+            )
         if not is_utf_8(self.encoding):
             errors = "surrogatepass" if self._wide else "surrogateescape"
             self._decoder = codecs.getincrementaldecoder(self.encoding)(errors)

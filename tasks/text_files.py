@@ -23,16 +23,29 @@ def read_text(path: Path, options: Options) -> Iterator[Raw]:
         if options.documents == "paragraph":
             blocks = group_paragraphs(path, blocks)
         for documents, numbers in blocks:
-            yield Raw(pa.array(documents, pa.binary()), None, at_line(path, numbers), tell())
+            raw = Raw(pa.array(documents, pa.binary()), None, at_line(path, numbers), tell())
+            raw.encoding = stream.encoding
+            yield raw
+
+
+def read_blocks(stream: Any) -> Iterator[bytes]:
+    """The text in blocks, its lines ended by line feeds, whatever ended them in the file."""
+    held = b""
+    while block := stream.read(BLOCK_BYTES):
+        block = held + block
+        held = b"\r" if block.endswith(b"\r") else b""  # a line feed may follow
+        yield block.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if held:
+        yield b"\n"
 
 
 def read_lines(path: Path, stream: Any) -> Iterator[tuple[list[bytes], Sequence[int]]]:
     """Blocks of whole lines, without their ends, with their numbers in the file (from 1)."""
     number, rest = 1, b""
-    while block := stream.read(BLOCK_BYTES):
+    for block in read_blocks(stream):
         whole, newline, rest = (rest + block).rpartition(b"\n")
         if newline:
-            lines = whole.replace(b"\r\n", b"\n").removesuffix(b"\r").split(b"\n")
+            lines = whole.split(b"\n")
             yield lines, range(number, number + len(lines))
             number += len(lines)
         check_length(path, number, len(rest))

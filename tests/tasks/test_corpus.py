@@ -254,6 +254,36 @@ def test_names_of_labels_that_the_files_know_are_kept(read: Callable[..., Artifa
         read(source=str(folder), label_column="label")
 
 
+# encodings
+
+
+def test_invalid_text_is_counted_by_what_is_wrong(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"one\ntw\0o\nthree\nf\xe9ur\nfive\nsix\n")
+    assert read(source="x.txt", invalid_utf8="drop").summary.dropped == {"not UTF-8": 1, "NUL bytes": 1}
+    notes = read(source="x.txt", invalid_utf8="replace").summary.notes
+    assert (notes[REPLACED], notes["with bytes replaced that were NUL bytes"]) == (1, 1)
+
+
+@pytest.mark.parametrize("invalid", ["drop", "replace"])
+@pytest.mark.parametrize(
+    "encoding", ["windows-1251", "koi8-r", "latin-1", "utf-16-le", "utf-16-be", "utf-32-le"]
+)
+def test_a_text_in_another_encoding_is_never_dropped_nor_read_by_the_letter(
+    encoding: str, invalid: str, read: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    text = "été à la forêt\n" if encoding == "latin-1" else "Привет, мир\n"
+    (tmp_path / "x.txt").write_bytes((text * 1500).encode(encoding))
+    with pytest.raises(ValueError, match=r"--text-encoding"):
+        read(source="x.txt", invalid_utf8=invalid)
+    assert set(texts(read(source="x.txt", text_encoding=encoding, normalization=AS_IT_IS))) == {text.strip()}
+
+
+def test_an_unknown_encoding_is_refused() -> None:
+    for name in ("latin-one", "hex"):
+        with pytest.raises(ValidationError, match="is no text encoding: name one, such as"):
+            CorpusConfig(text_encoding=name)
+
+
 # long documents
 
 
@@ -322,7 +352,7 @@ def test_a_misspelt_option_is_refused() -> None:
         ({"csv_delimiter": "ab"}, "must be one ASCII character"),
         ({"csv_quote": "“"}, "must be one ASCII character"),
         ({"csv_delimiter": "none"}, "a delimiter there must be"),
-        ({"csv_quote": "|", "csv_escape": "|"}, "must be different characters"),
+        ({"csv_delimiter": "|", "csv_quote": "|"}, "must be different characters"),
     ],
 )
 def test_an_impossible_csv_dialect_is_refused(options: dict[str, str], complaint: str) -> None:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,9 @@ def test_labels_are_whole_numbers_or_text(tmp_path: Path) -> None:
 
 def test_lines_end_in_any_fashion(tmp_path: Path) -> None:
     assert texts(file(tmp_path, "x.txt", b"\xef\xbb\xbfone\r\ntwo\n\nfour")) == ["one", "two", "", "four"]
+    assert texts(file(tmp_path, "x.txt", b"one\rtwo\r\rfour\r")) == ["one", "two", "", "four"]
+    assert texts(file(tmp_path, "x.csv", b"text,n\rone,1\rtwo,2\r")) == ["one", "two"]
+    assert texts(file(tmp_path, "x.jsonl", b'{"text": "one"}\r{"text": "two"}\r')) == ["one", "two"]
 
 
 def test_lines_are_whole_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +196,7 @@ def test_a_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_invalid_utf8_is_refused_with_its_place(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.txt, line 3, byte 5: not UTF-8 \(0xff\): convert the file"):
+    with pytest.raises(ValueError, match=r"x\.txt, line 3, byte 5: not UTF-8 \(0xff\): "):
         texts(file(tmp_path, "x.txt", b"one\ntwo\nfour\xff\nfive\n"))
     with pytest.raises(ValueError, match=r"p\.txt, line 4, byte 7: not UTF-8"):
         texts(file(tmp_path, "p.txt", b"a\nb\n\nc\nfour\xff\n"), Options(documents="paragraph"))
@@ -214,7 +218,93 @@ def test_invalid_utf8_is_replaced_or_dropped_where_that_is_wanted(name: str, tmp
         path.write_bytes(b"\n".join([b"text", *rows]) if name == "x.csv" else b"\n".join(rows))
     assert texts(path, invalid="replace") == ["good", "a\ufffd", "fine"]
     assert texts(path, invalid="drop") == ["good", None, "fine"]
-    assert sum(decode(raw, "drop")[1] for raw in read(path, Options())) == 1
+    counts = [decode(raw, "drop")[1] for raw in read(path, Options())]
+    assert sum(counts, Counter()) == {"not UTF-8": 1}
+
+
+RUSSIAN = ["Привет, мир", "вторая строка текста"]
+FRENCH = ["Il était une fois", "le café du château"]
+
+
+def encoded(folder: Path, name: str, lines: list[str], encoding: str) -> Path:
+    content = "\n".join([*(["text"] if name == "x.csv" else []), *lines])
+    if name == "x.jsonl":
+        content = "\n".join(json.dumps({"text": line}, ensure_ascii=False) for line in lines)
+    elif name == "x.csv":
+        content = content.replace("Привет, мир", '"Привет, мир"')
+    return file(folder, name, content.encode(encoding))
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_a_byte_order_mark_names_the_encoding(encoding: str, name: str, tmp_path: Path) -> None:
+    path = encoded(tmp_path, name, RUSSIAN, encoding)
+    assert texts(path) == texts(path, Options(encoding="latin-1")) == RUSSIAN
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl"])
+@pytest.mark.parametrize(
+    ("encoding", "lines"),
+    [
+        *[(name, RUSSIAN) for name in ("windows-1251", "koi8-r", "utf-16-le", "utf-16-be", "utf-32-be")],
+        *[(name, FRENCH) for name in ("latin-1", "utf-16-le", "utf-32-le")],
+        ("windows-1252", ["“quoted” café", "plain"]),
+    ],
+)
+def test_another_encoding_is_refused_by_its_name_and_read_with_the_flag(
+    encoding: str, lines: list[str], name: str, tmp_path: Path
+) -> None:
+    path = encoded(tmp_path, name, lines, encoding)
+    with pytest.raises(ValueError, match=rf"x\..*say --text-encoding {encoding}") as refusal:
+        texts(path)
+    assert "drop" not in str(refusal.value)
+    assert texts(path, Options(encoding=encoding)) == lines
+
+
+def test_an_encoding_that_can_not_be_guessed_is_asked_for(tmp_path: Path) -> None:
+    lines = ["日本語のテキスト", "です"]
+    path = encoded(tmp_path, "x.txt", lines, "shift_jis")
+    with pytest.raises(ValueError, match=r"not UTF-8 \(0x93\): convert the file, or name its encoding"):
+        texts(path)
+    assert texts(path, Options(encoding="shift_jis")) == lines
+
+
+def test_dropping_is_offered_where_little_is_invalid(tmp_path: Path) -> None:
+    path = file(tmp_path, "x.txt", b"a line\n" * 50 + b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"line 51, byte 4: .*latin-1, or set --invalid-utf8 to"):
+        texts(path)
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl", "x.parquet"])
+def test_a_nul_byte_is_refused_with_its_place(name: str, tmp_path: Path) -> None:
+    rows = ["fine", "b\0d"]
+    if name == "x.parquet":
+        pq.write_table(pa.table({"text": rows}), tmp_path / name)
+    elif name == "x.jsonl":
+        file(tmp_path, name, b'{"text": "fine"}\n{"text": "b\\u0000d"}\n')
+    else:
+        file(tmp_path, name, "\n".join([*(["text"] if name == "x.csv" else []), *rows]).encode())
+    with pytest.raises(ValueError, match=rf"{name}, (line|row) [23], byte 2: a NUL byte, which no text has"):
+        texts(tmp_path / name)
+    assert texts(tmp_path / name, invalid="drop") == ["fine", None]
+
+
+def test_bytes_that_an_encoding_does_not_have_are_invalid(tmp_path: Path) -> None:
+    path = file(tmp_path, "x.txt", b"good\na\x81b\n")
+    with pytest.raises(ValueError, match=r"line 2, byte 2: not windows-1252 \(0x81\): convert"):
+        texts(path, Options(encoding="windows-1252"))
+    assert texts(path, Options(encoding="windows-1252"), invalid="replace") == ["good", "a\ufffdb"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le"])
+def test_utf8_that_is_said_to_be_something_else_is_refused(encoding: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"x\.txt is UTF-8 and not {encoding}: leave --text-encoding out"):
+        texts(encoded(tmp_path, "x.txt", RUSSIAN, "utf-8"), Options(encoding=encoding))
+
+
+def test_text_that_ends_inside_a_letter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.txt is not utf-16-le \(truncated data\)"):
+        texts(file(tmp_path, "x.txt", "ab".encode("utf-16")[:-1]))
 
 
 # JSON lines
