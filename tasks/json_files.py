@@ -17,7 +17,7 @@ def read_json_lines(path: Path, options: Options) -> Iterator[Raw]:
     """A JSON object a line; empty lines are passed over."""
     schema = None
     with opened_text(path, options.encoding) as (stream, tell):
-        for lines, numbers in read_lines(path, stream):
+        for lines, numbers, _ in read_lines(path, stream):
             kept = [(line, number) for line, number in zip(lines, numbers, strict=True) if line.strip()]
             if not kept:
                 continue

@@ -7,7 +7,7 @@ the columns out of a table, `decode` makes text of the bytes.
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ SAMPLE_ROWS, SAMPLE_BYTES = 64, 1 << 12  # by which an encoding is guessed
 HUB_METADATA = b"huggingface"  # in the schema of a data set of the Hugging Face hub
 
 InvalidText = Literal["refuse", "replace", "drop"]
-Documents = Literal["line", "paragraph"]
+Documents = Literal["line", "paragraph", "file"]
 Where = Callable[[int], str]
 
 
@@ -47,6 +47,15 @@ class Raw:
     position: int  # bytes of the source read so far
     label_names: list[str] | None = None  # of labels that are numbers, from 0 on
     encoding: str = UTF_8  # what the text was before it became UTF-8
+    unfinished: bool = False  # the last document goes on in the next batch
+    notes: Counter[str] = field(default_factory=Counter)  # what was met on the way
+
+    def first(self, rows: int) -> "Raw":
+        """The first `rows` documents."""
+        if rows >= len(self.text):
+            return self
+        labels = None if self.labels is None else self.labels[:rows]
+        return replace(self, text=self.text[:rows], labels=labels, unfinished=False)
 
 
 def at_line(path: Path, numbers: Sequence[int]) -> Where:

@@ -70,28 +70,32 @@ class RowGroup:
 
     path: Path
     group: int
-    column: str
+    columns: tuple[str, ...]
 
     def read(self) -> pa.Array:
-        """The column; an OSError that names the file where it can't be read."""
+        """The only column; an OSError that names the file where it can't be read."""
+        return self.read_batch()[0]
+
+    def read_batch(self) -> pa.RecordBatch:
+        """All columns; an OSError that names the file where it can't be read."""
         try:
             with pq.ParquetFile(self.path) as file:
-                table = file.read_row_group(self.group, columns=[self.column], use_threads=False)
+                table = file.read_row_group(self.group, columns=list(self.columns), use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise OSError(
                 f"the shard {self.path} can't be read ({error}): LEXLOOM_VERIFY=full finds it damaged, and"
                 " builds it again"
             ) from error
-        return table[self.column].combine_chunks()
+        return pa.record_batch({name: table[name].combine_chunks() for name in self.columns})
 
     def __str__(self) -> str:
         return f"{self.path}, row group {self.group}"
 
 
-def row_groups(artifact: Artifact, column: str) -> list[RowGroup]:
+def row_groups(artifact: Artifact, *columns: str) -> list[RowGroup]:
     """The artifact's row groups, in order."""
     return [
-        RowGroup(path, group, column)
+        RowGroup(path, group, columns)
         for path in artifact.files()
         for group in range(pq.read_metadata(path).num_row_groups)
     ]

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks import corpus as corpus_module
+from tasks import reading, text_files
 from tasks.artifacts import Artifact
-from tasks.corpus import CorpusConfig, Normalization, corpus, cut_at_spaces, locate, normalize
+from tasks.corpus import CorpusConfig, Normalization, WrittenCorpusConfig, corpus, locate, normalize
+from tasks.reading import cut_at_spaces
 from tasks.shards import in_order
 
 Build = Callable[..., Artifact]
@@ -167,7 +168,8 @@ def test_documents_come_out_in_order_with_their_labels(read: Callable[..., Artif
     rows = [{"body": f"word{'x' * n}", "kind": str(n)} for n in range(500)]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     made = read(source="x.jsonl", text_column="body", label_column="kind")
-    assert table(made).to_pylist() == [{"text": row["body"], "label": row["kind"]} for row in rows]
+    expected = [{"text": row["body"], "label": row["kind"], "continues": False} for row in rows]
+    assert table(made).to_pylist() == expected
 
 
 def test_many_small_pieces_make_the_same_corpus(
@@ -175,7 +177,7 @@ def test_many_small_pieces_make_the_same_corpus(
 ) -> None:
     lines = [" ".join(["word"] * (n % 17 + 1)) for n in range(700)]
     whole = texts(read(lines))
-    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 100)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 100)
     pieces = read(lines, shard_bytes=2000)
     assert texts(pieces) == whole == lines
     shards = [pq.ParquetFile(path) for path in pieces.files()]
@@ -321,6 +323,46 @@ def test_a_line_of_a_hundred_megabytes_passes(read: Callable[..., Artifact], tmp
     assert made.facts["bytes"] == 100_000_000
     assert made.summary.rows == made.summary.notes[PARTS] == 96
     assert made.summary.notes[CUT] == 1
+
+
+# files as documents
+
+
+def test_a_file_is_one_document_of_a_language_model(build: Build, tmp_path: Path) -> None:
+    for name, text in (("a", "One\n\n two.\n"), ("b", " \n"), ("c", "Three\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    config = WrittenCorpusConfig(source=str(tmp_path / "*.txt"))
+    made = build(corpus, locate(config), config=config)
+    assert table(made).to_pylist() == [
+        {"text": "One\n\n two.\n", "continues": False},
+        {"text": "Three\n", "continues": False},
+    ]
+    assert (made.summary.rows_in, made.summary.dropped) == (3, {"empty": 1})
+
+
+@pytest.mark.parametrize("block", [50, 1 << 22])
+def test_a_long_file_is_one_document_in_several_rows(
+    block: int, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 300)
+    long = "".join(f"line {n}\n" for n in range(99)) + " " * 200 + "\nend\n"
+    for name, text in (("a", "short\n"), ("b", long), ("c", "short\n"), ("d", long)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    config = WrittenCorpusConfig(source=str(tmp_path / "*.txt"), max_document_bytes=64)
+    made = build(corpus, locate(config), config=config)
+    documents = [""]
+    for row in table(made).to_pylist():
+        documents[-1] += row["text"]
+        if not row["continues"]:
+            documents.append("")
+    assert documents == ["short\n", long, "short\n", long, ""]
+    assert made.summary.rows_in == 4
+    assert made.summary.notes[CUT] == 2
+    assert made.summary.notes[PARTS] == made.summary.rows - 2
+    limited = config.model_copy(update={"limit": 2})
+    made = build(corpus, locate(limited), config=limited)
+    assert "".join(texts(made)) == "short\n" + long
 
 
 # what goes wrong

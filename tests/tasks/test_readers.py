@@ -182,6 +182,33 @@ def test_paragraphs_are_separated_by_empty_lines(
     assert texts(path, Options(documents="paragraph")) == ["one\ntwo", "three", "four\nfive"]
 
 
+@pytest.mark.parametrize("block", [4, 7, 30, 1 << 20])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_file_is_one_document_with_its_lines(
+    block: int, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
+    text = "\n  Wir äßen süße Öläpfel,\n\nund 漢字漢字漢字漢字 dazu.\n"
+    path = file(tmp_path, "x.txt", text.replace("\n", end).encode())
+    raws = list(read(path, Options(documents="file")))
+    assert "".join(text for raw in raws for text in decode(raw, "refuse")[0].to_pylist()) == text
+    assert [raw.unfinished for raw in raws] == [True] * (len(raws) - 1) + [False]
+    assert len(raws) > 2 or block > 30
+
+
+def test_a_paragraph_says_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for block in (3, 1 << 20):
+        monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
+        path = file(tmp_path, "x.txt", b" \n\na\nb\n\n \t\n\nc\n\nd\n  \n")
+        raws = list(read(path, Options(documents="paragraph")))
+        assert [raw.where(row).split()[-1] for raw in raws for row in range(len(raw.text))] == [
+            "3",
+            "8",
+            "10",
+        ]
+        assert texts(path, Options(documents="paragraph")) == ["a\nb", "c", "d"]
+
+
 def test_a_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 16)
     monkeypatch.setattr(text_files, "MAX_RECORD_BYTES", 64)
