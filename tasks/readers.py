@@ -21,6 +21,11 @@ def is_supported(path: Path) -> bool:
     return split_name(path)[0] in FORMATS
 
 
+def is_text(path: Path) -> bool:
+    """Whether it is plain text, which has no columns."""
+    return split_name(path)[0] == ".txt"
+
+
 def read(path: Path, options: Options) -> Iterator[Raw]:
     """The documents of one file, in order. ValueError or OSError where it can't be read."""
     with damage(path):

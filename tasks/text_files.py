@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.raw import BLOCK_BYTES, Options, Raw, at_line
+from tasks.raw import BLOCK_BYTES, Options, Raw, at_line, constant_labels
 from tasks.streams import opened_text
 
 MAX_RECORD_BYTES = 1 << 27  # a line or paragraph is held in memory whole
@@ -21,13 +21,15 @@ Block = tuple[list[bytes], Sequence[int], bool]  # documents, their first lines,
 
 def read_text(path: Path, options: Options) -> Iterator[Raw]:
     """A document a line, a paragraph (lines up to an empty one), or the whole file."""
-    if options.label_column is not None:
+    if options.label_column is not None and options.label_column not in options.constants:
         raise ValueError(
-            f"{path} is plain text and has no column {options.label_column!r}: leave out the label column"
+            f"{path} is plain text and has no column {options.label_column!r}: leave out the label column, or"
+            " put the files of each label into a folder of its name, and name the folder around them"
         )
     with opened_text(path, options.encoding) as (stream, tell):
         for documents, numbers, unfinished in DOCUMENTS[options.documents](path, stream):
-            raw = Raw(pa.array(documents, pa.binary()), None, at_line(path, numbers), tell())
+            labels = constant_labels(options, len(documents))
+            raw = Raw(pa.array(documents, pa.binary()), labels, at_line(path, numbers), tell())
             raw.encoding, raw.unfinished = stream.encoding, unfinished
             yield raw
 

@@ -368,6 +368,18 @@ def test_a_long_file_is_one_document_in_several_rows(
 # what goes wrong
 
 
+def test_files_that_are_left_out_are_counted_in_the_stages_line(build: Build, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.md", "_SUCCESS", "c.txt"):
+        (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "x" / name).write_text("text\n" if name == "a.txt" else "")
+    config = CorpusConfig(source="x")
+    assert build(corpus, locate(config), config=config).summary.notes == {
+        "files of unknown ending left out": 1,
+        "hidden files or folders left out": 1,
+        "files without a document": 1,
+    }
+
+
 @pytest.mark.parametrize("lines", [[], ["", " "], ["...", "123"]])
 def test_an_empty_corpus_is_refused_with_what_was_read(
     lines: list[str], read: Callable[..., Artifact]
