@@ -215,6 +215,8 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
             texts += batch.num_rows
             shards.write(batch, pc.sum(pc.binary_length(batch["text"])).as_py() or 0)
             bar.update(reading.position, f"{reading.documents:,} documents")
+        if reading.labels.are_text:  # perhaps not those that came first
+            shards.cast("label", pa.string())
     if texts == 0:
         why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
         raise ValueError(

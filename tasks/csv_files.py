@@ -10,7 +10,7 @@ import pyarrow.csv
 
 from tasks import csv_dialects
 from tasks.csv_dialects import Canonical, Found, find_dialect
-from tasks.raw import Options, Raw, at_row, check_columns, select, wanted_columns
+from tasks.raw import Options, Raw, Where, as_text, at_row, check_columns, select, wanted_columns
 from tasks.streams import opened_text
 
 
@@ -30,10 +30,10 @@ def read_csv(path: Path, options: Options) -> Iterator[Raw]:
     rows = 0
     with opened_text(path, options.encoding) as (stream, tell):
         for batch in table(stream, found, options):
-            first_row = rows + 2  # as a spreadsheet counts: the names are row 1
+            where = at_row(path, rows + 2)  # as a spreadsheet counts: the names are row 1
             rows += batch.num_rows
-            raw = select(batch, options, str(path), at_row(path, first_row), tell())
-            raw.encoding = stream.encoding
+            raw = select(labels_as_text(batch, options, where), options, str(path), where, tell())
+            raw.encoding, raw.typed = stream.encoding, False
             yield raw
     if rows != found.rows:
         raise ValueError(
@@ -41,8 +41,17 @@ def read_csv(path: Path, options: Options) -> Iterator[Raw]:
         )
 
 
+def labels_as_text(batch: pa.RecordBatch, options: Options, where: Where) -> pa.RecordBatch:
+    """The batch with its labels as strings, null where a cell is empty; ValueError where one is not UTF-8."""
+    name = options.label_column
+    if name is None or name not in batch.schema.names:
+        return batch
+    return batch.set_column(batch.schema.get_field_index(name), name, as_text(batch[name], name, where))
+
+
 def table(stream: Any, found: Found, options: Options) -> Iterator[pa.RecordBatch]:
     """The wanted columns, as bytes, batch by batch."""
+    columns = wanted_columns(options)
     rewritten = found.escape is not None and found.quote is not None
     return pyarrow.csv.open_csv(
         Canonical(stream, found) if rewritten else stream,
@@ -54,6 +63,6 @@ def table(stream: Any, found: Found, options: Options) -> Iterator[pa.RecordBatc
             newlines_in_values=True,
         ),
         convert_options=pyarrow.csv.ConvertOptions(
-            include_columns=wanted_columns(options), column_types={options.text_column: pa.binary()}
+            include_columns=columns, column_types=dict.fromkeys(columns, pa.binary())
         ),
     )

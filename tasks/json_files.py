@@ -8,11 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json
 
-from tasks.raw import Options, Raw, Where, at_line, check_columns, select, wanted_columns
+from tasks.raw import LARGEST, Options, Raw, Where, as_text, at_line, check_columns, select, wanted_columns
 from tasks.streams import opened_text
 from tasks.text_files import read_lines
 
-LARGEST = 1 << 63
 MOST_DIGITS = 40
 
 
@@ -96,7 +95,7 @@ def parse_slowly(lines: list[bytes], wanted: list[str], where: Where) -> pa.Reco
         first = next((value for value in values if value is not None), None)
         kind = str if name == wanted[0] or isinstance(first, str) else int
         for row, value in enumerate(values):
-            if isinstance(value, HugeInteger) or (type(value) is int and not -LARGEST <= value < LARGEST):
+            if isinstance(value, HugeInteger) or (type(value) is int and not -LARGEST <= value <= LARGEST):
                 raise ValueError(
                     f"{where(row)}: {name!r} is an integer beyond 64 bits ({str(value)[:20]}...): write it as"
                     " text"
@@ -112,16 +111,6 @@ def parse_slowly(lines: list[bytes], wanted: list[str], where: Where) -> pa.Reco
         else:
             arrays.append(pa.array(values, pa.int64()))
     return pa.record_batch(arrays, names=wanted)
-
-
-def as_text(labels: pa.Array, name: str, where: Where) -> pa.Array:
-    """Labels as strings; ValueError, with the line, where one is not UTF-8."""
-    for row, label in enumerate(labels.to_pylist()):
-        try:
-            (label or b"").decode()
-        except UnicodeDecodeError:
-            raise ValueError(f"{where(row)}: {name!r} is not UTF-8: convert the file") from None
-    return labels.cast(pa.string())
 
 
 class HugeInteger(str):

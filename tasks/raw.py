@@ -19,6 +19,7 @@ from tasks.encodings import UTF_8, guess_narrow, is_utf_8
 
 BLOCK_BYTES = 1 << 22
 SAMPLE_ROWS, SAMPLE_BYTES = 64, 1 << 12  # by which an encoding is guessed
+LARGEST = (1 << 63) - 1
 HUB_METADATA = b"huggingface"  # in the schema of a data set of the Hugging Face hub
 
 InvalidText = Literal["refuse", "replace", "drop"]
@@ -48,6 +49,7 @@ class Raw:
     position: int  # bytes of the source read so far
     label_names: list[str] | None = None  # of labels that are numbers, from 0 on
     encoding: str = UTF_8  # what the text was before it became UTF-8
+    typed: bool = True  # the source says of what type labels are; a CSV table and a folder's name do not
     unfinished: bool = False  # the last document goes on in the next batch
     notes: Counter[str] = field(default_factory=Counter)  # what was met on the way
 
@@ -103,12 +105,12 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
             f"column {options.text_column!r} of {source} is {text.type}, not text: name another column"
         )
     if options.label_column is None or options.label_column in options.constants:
-        return Raw(text, constant_labels(options, len(text)), where, position)
+        return Raw(text, constant_labels(options, len(text)), where, position, typed=False)
     labels = batch.column(options.label_column)
     if pa.types.is_dictionary(labels.type):
         labels = labels.dictionary_decode()
-    if pa.types.is_integer(labels.type):
-        labels = labels.cast(pa.int64())
+    if pa.types.is_integer(labels.type) or pa.types.is_null(labels.type):
+        labels = as_int64(labels, options.label_column, where)
     elif is_text(labels.type):
         labels = labels.cast(pa.string())
     else:
@@ -116,6 +118,33 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
             f"column {options.label_column!r} of {source} is {labels.type}; a label is a whole number or text"
         )
     return Raw(text, labels, where, position, class_names(batch.schema, options.label_column))
+
+
+def as_int64(labels: pa.Array, column: str, where: Where) -> pa.Array:
+    try:
+        return labels.cast(pa.int64())
+    except pa.ArrowInvalid:
+        row = pc.index(pc.greater(labels, pa.scalar(LARGEST, labels.type)), True).as_py()
+        raise ValueError(
+            f"{where(row)}: {column!r} is an integer beyond 64 bits ({labels[row]}): write it as text"
+        ) from None
+
+
+def as_text(labels: pa.Array, column: str, where: Where) -> pa.Array:
+    """Labels of bytes as strings, null where they are empty; ValueError where one is not UTF-8."""
+    labels = pc.if_else(pc.equal(pc.binary_length(labels), 0), pa.scalar(None, labels.type), labels)
+    try:
+        return labels.cast(pa.string())
+    except pa.ArrowInvalid:
+        for row, label in enumerate(labels.to_pylist()):
+            try:
+                (label or b"").decode()
+            except UnicodeDecodeError:
+                raise ValueError(
+                    f"{where(row)}: {column!r} is not UTF-8: convert the file, or name its encoding with"
+                    " --text-encoding"
+                ) from None
+        raise
 
 
 def constant_labels(options: Options, rows: int) -> pa.Array | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.labels import Labels
 from tasks.raw import InvalidText, Options, Raw, decode
 from tasks.source import Source
 
@@ -37,8 +38,8 @@ class Reading:
         self.documents = 0
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
+        self.labels = Labels(options.label_column)
         self.label_names: list[str] | None = None
-        self._label_type: pa.DataType | None = None
         self._invalid = 0
         self._unfinished = False  # the last document goes on in the next batch
         self._last_cut = -1  # the last document that was counted as cut
@@ -48,14 +49,17 @@ class Reading:
         waiting: list[pa.RecordBatch] = []
         held = 0
         for batch in self._batches():
+            if waiting and batch.schema != waiting[0].schema:  # labels are text from here on
+                yield pa.concat_batches(waiting)
+                waiting, held = [], 0
             for part in split_by_bytes(batch):
                 waiting.append(part)
                 held += part["text"].nbytes
                 if held >= PIECE_BYTES:
-                    yield one_batch(waiting)
+                    yield pa.concat_batches(waiting)
                     waiting, held = [], 0
         if waiting:
-            yield one_batch(waiting)
+            yield pa.concat_batches(waiting)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         limit = self._limits.documents
@@ -66,24 +70,16 @@ class Reading:
                 continue
             if limit is not None:
                 raw = raw.first(limit - self.documents + self._unfinished)
-            if raw.labels is not None:
-                self._check_labels(raw)
+            self._check_names(raw)
             yield self._cut_long(self._numbered(raw))
             if self.documents == limit and not self._unfinished:
                 break
             if self.documents >= MANY_DOCUMENTS:
                 self._refuse_mostly_invalid()
         self._refuse_mostly_invalid()
+        self.labels.check()
 
-    def _check_labels(self, raw: Raw) -> None:
-        column, labels = self._options.label_column, raw.labels
-        assert labels is not None
-        self._label_type = self._label_type or labels.type
-        if labels.type != self._label_type:
-            raise ValueError(
-                f"column {column!r} is {labels.type} from {raw.where(0)} on, and was {self._label_type}"
-                " before: make it one type"
-            )
+    def _check_names(self, raw: Raw) -> None:
         self.label_names = self.label_names or raw.label_names
         if raw.label_names not in (None, self.label_names):
             raise ValueError(
@@ -110,7 +106,7 @@ class Reading:
                 self.notes[f"with bytes replaced that were {what}"] += count
         columns = {"text": text, "document": pa.array(numbers), "part": pa.array(part)}
         if raw.labels is not None:
-            columns["label"] = raw.labels
+            columns["label"] = self.labels.read(raw)
         batch = pa.record_batch(columns)
         return batch.filter(text.is_valid()) if text.null_count else batch
 
@@ -125,9 +121,10 @@ class Reading:
                 rows += [row] * len(cut)
             several = np.bincount(rows)[rows] > 1
             text = pa.array(parts, pa.binary()).cast(pa.string())
-            batch = batch.drop_columns(["text"]).take(pa.array(rows))
-            part = pc.or_(batch["part"], pa.array(several))
-            batch = batch.drop_columns(["part"]).append_column("part", part).append_column("text", text)
+            others = batch.drop_columns(["text"]).take(pa.array(rows))
+            columns = {"text": text} | {name: others[name] for name in others.schema.names}
+            columns["part"] = pc.or_(others["part"], pa.array(several))
+            batch = pa.record_batch(columns)
         self._count_parts(batch)
         return batch
 
@@ -146,10 +143,6 @@ class Reading:
                 f" encoding that they are read by: name theirs with --text-encoding, since --invalid-utf8"
                 f" {self._limits.invalid} would leave little of them"
             )
-
-
-def one_batch(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return pa.concat_batches([batch.select(batches[0].schema.names) for batch in batches])
 
 
 def cut_at_spaces(text: bytes, most: int) -> Iterator[bytes]:

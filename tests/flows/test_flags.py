@@ -51,7 +51,7 @@ def test_words_of_a_flag_that_takes_lines_are_its_lines() -> None:
     """As a shell hands over what its pattern matches."""
 
     class Corpus(BaseModel):
-        source: str = Field("sotu", json_schema_extra={"lines": True})
+        source: str = Field("sotu", min_length=1, json_schema_extra={"lines": True})
 
     class Flow(BaseModel):
         corpus: Corpus = Corpus()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks import reading, text_files
+from tasks import csv_dialects, reading, text_files
 from tasks.artifacts import Artifact
 from tasks.corpus import CorpusConfig, Normalization, WrittenCorpusConfig, corpus, locate, normalize
 from tasks.reading import cut_at_spaces
@@ -388,11 +388,78 @@ def test_an_empty_corpus_is_refused_with_what_was_read(
         read(lines)
 
 
-def test_labels_of_two_types_are_refused(read: Callable[..., Artifact], tmp_path: Path) -> None:
+def labels(artifact: Artifact) -> list[int | str | None]:
+    return table(artifact)["label"].to_pylist()
+
+
+FAR = 20_000  # rows before the one that differs
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (["1"] * FAR + ["pos"], ["1"] * FAR + ["pos"]),
+        (["pos"] + ["1"] * FAR, ["pos"] + ["1"] * FAR),
+        (["1"] * FAR + ["01"], ["1"] * FAR + ["01"]),  # the number of a house is no number
+        (["", "2", "-1"] * FAR, [None, 2, -1] * FAR),
+        ([""] * FAR + ["x"], [None] * FAR + ["x"]),
+        ([""] * FAR + ["7"], [None] * FAR + [7]),
+        (["18446744073709551615", "1"], ["18446744073709551615", "1"]),
+        (["1", "9" * 5000], ["1", "9" * 5000]),
+        (["0.5", "good"], ["0.5", "good"]),
+    ],
+    ids=["text last", "text first", "zero", "numbers", "late text", "late number", "uint64", "long", "words"],
+)
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_labels_type_is_that_of_all_rows(
+    rows: list[str],
+    expected: list[int | str | None],
+    files: int,
+    read: Callable[..., Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(csv_dialects, "MAX_RECORD_BYTES", 1 << 14)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 1 << 12)
+    (tmp_path / "x").mkdir()
+    cut = len(rows) - 1 if files == 2 else len(rows)
+    for name, part in (("a.csv", rows[:cut]), ("b.csv", rows[cut:])):
+        (tmp_path / "x" / name).write_text("text,label\n" + "".join(f"a,{label}\n" for label in part))
+    made = read(source="x", label_column="label", shard_bytes=1024)
+    assert labels(made) == expected
+    assert len({pq.read_schema(path) for path in made.files()}) == 1
+
+
+def test_numbers_that_are_not_whole_are_no_labels(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text,score\na,1\nb,1.5\n")
+    with pytest.raises(ValueError, match=r"x\.csv, row 3: 'score' is 1\.5, which is no label: a label is"):
+        read(source="x.csv", label_column="score")
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+@pytest.mark.parametrize("files", [1, 2])
+def test_labels_of_two_types_are_refused_whichever_comes_first(
+    order: list[int], files: int, read: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    kinds = [[{"text": "a", "label": label}] * FAR for label in (1, "one")]
+    lines = ["".join(json.dumps(row) + "\n" for row in kinds[kind]) for kind in order]
+    (tmp_path / "x").mkdir()
+    for n in range(files):
+        (tmp_path / "x" / f"{n}.jsonl").write_text(lines[n] if files == 2 else "".join(lines))
+    with pytest.raises(ValueError, match=r"x/.\.jsonl, line \d+(: 'label' is|.* on, and was (int64|string))"):
+        read(source="x", label_column="label")
+
+
+def test_untyped_labels_take_the_type_of_others(read: Callable[..., Artifact], tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\na,1\n")
-    (tmp_path / "b.csv").write_text("text,label\nb,good\n")
-    with pytest.raises(ValueError, match=r"'label' is string from .*b\.csv, row 2 on, and was int64 before"):
-        read(source="*.csv", label_column="label")
+    pq.write_table(pa.table({"text": ["b"], "label": [2]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"text": ["c"], "label": ["3"]}), tmp_path / "c.parquet")
+    (tmp_path / "d.csv").write_text("text,label\nd,four\n")
+    assert labels(read(source="a.csv\nb.parquet", label_column="label")) == [1, 2]
+    assert labels(read(source="a.csv\nc.parquet\nd.csv", label_column="label")) == ["1", "3", "four"]
+    for mixed in ("b.parquet\nd.csv", "b.parquet\nc.parquet"):
+        with pytest.raises(ValueError, match=r"'label' is string from .*, row [12] on, and was int64 before"):
+            read(source=mixed, label_column="label")
 
 
 def test_a_misspelt_option_is_refused() -> None:
