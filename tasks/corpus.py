@@ -200,6 +200,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
                 else "; is it the right source?"
             )
         )
+    notes = source.notes | dict(reading.notes) | dict(losses)
     return Summary(
         rows_in=reading.documents,
         unit_in="documents",
@@ -213,7 +214,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
             NORMALIZATION: rules.model_dump(mode="json"),
             **({"label_names": list(reading.label_names)} if reading.label_names else {}),
         },
-        notes=source.notes | dict(reading.notes) | dict(losses),
+        notes={what: count for what, count in notes.items() if count},
     )
 
 
