@@ -103,7 +103,10 @@ def remove(path: Path) -> None:
             else:
                 path.unlink()
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or attempt == REMOVAL_ATTEMPTS - 1:
+            if (
+                error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
+                or attempt == REMOVAL_ATTEMPTS - 1
+            ):
                 raise
         if not os.path.lexists(path):
             return

@@ -1,6 +1,8 @@
 """Garbage collection: what nobody needs leaves the store, beside runs that are at work in it."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.artifacts import Manifest, Store
@@ -31,10 +33,11 @@ def collect_garbage(store: Store, keep: int, dry_run: bool = False) -> list[tupl
                     store.discard(manifest.stage, manifest.key)
     aside = [path for path in children(store.root) if moved_aside_at(path) is not None]
     for path in [*children(store.root / BUILDING), *children(store.root / SCRATCH), *aside]:
-        if is_abandoned(store, path):
-            removed.append((printable(str(path.relative_to(store.root))), contents(path)[1]))
-            if not dry_run:
-                remove(path)
+        with if_abandoned(store, path) as abandoned:
+            if abandoned:
+                removed.append((printable(str(path.relative_to(store.root))), contents(path)[1]))
+                if not dry_run:
+                    remove(path)
     return removed
 
 
@@ -62,14 +65,19 @@ def needed_keys(store: Store, manifests: dict[str, Manifest], keep: int) -> set[
     return needed
 
 
-def is_abandoned(store: Store, path: Path) -> bool:
-    """Whether nobody will come back to what is below `.building` or `.scratch`, or was moved aside."""
+@contextmanager
+def if_abandoned(store: Store, path: Path) -> Iterator[bool]:
+    """Yield whether nobody will use a path below `.building` or `.scratch`, or one that was moved aside, again.
+
+    A scratch folder stays locked meanwhile, so that no build can begin to use it.
+    """
     since = moved_aside_at(path)
     old = time.time() - (newest_change(path) if since is None else since) > ABANDONED_AFTER_SECONDS
     if path.parent.name == SCRATCH:
         stage, _, key = path.name.rpartition("-")
         with store.lock(path.name, wait=False) as unused:
-            return unused and (old or store.manifest(stage, key) is not None)
-    if path.parent.name == BUILDING and (made := Building.of(path)) is not None and made.alive is not None:
-        return not made.alive
-    return old
+            yield unused and (old or store.manifest(stage, key) is not None)
+    elif path.parent.name == BUILDING and (made := Building.of(path)) is not None and made.alive is not None:
+        yield not made.alive
+    else:
+        yield old

@@ -188,7 +188,7 @@ def test_every_stage_stands_there_with_what_it_dropped_and_how_it_was_configured
 def test_loss_and_learning_rate_are_drawn_with_their_epochs(build, made):
     page = page_of(build, made())
     assert page.count('class="curve"') == 3  # loss, learning rate, word frequencies
-    assert "2M pairs · loss 0.6" in page
+    assert "2M pairs · loss (smoothed) 0.6" in page
     assert "2M pairs · learning rate 0.005" in page
     assert "epoch 2" in page
 

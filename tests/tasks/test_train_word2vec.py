@@ -191,7 +191,7 @@ def test_an_interrupt_loses_no_step_and_says_from_which_one_the_same_command_goe
 
     config = CONFIG.model_copy(update={"checkpoint_every": None})
     key = train_word2vec.key(inputs, config)
-    whole, _ = train_word2vec._build(store, key, inputs, config, [])
+    whole, *_ = train_word2vec._build(store, key, inputs, config, [])
     weights = load_file(whole.folder / "model.safetensors")["vectors"]
     store.discard("train_word2vec", key)
     steps, train_step = list[int](), Word2Vec.train_step
@@ -207,7 +207,7 @@ def test_an_interrupt_loses_no_step_and_says_from_which_one_the_same_command_goe
     assert "stopped; there is a checkpoint: the same command goes on from step 11" in said
     (left,) = interrupted(store, [])
     assert left.checkpoint == 11
-    again, _ = train_word2vec._build(store, key, inputs, config, [])
+    again, *_ = train_word2vec._build(store, key, inputs, config, [])
     assert "goes on from its checkpoint of step 11" in capsys.readouterr().err
     assert torch.equal(load_file(again.folder / "model.safetensors")["vectors"], weights)
 
