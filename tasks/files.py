@@ -16,6 +16,7 @@ import xxhash
 
 READ_BYTES = 1 << 22
 REMOVAL_ATTEMPTS = 100
+CHANGED_MEANWHILE = (errno.ENOENT, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
 FILE, FOLDER, BROKEN_LINK = "a file", "a folder", "a link that leads nowhere"
 KINDS = (
     (stat.S_ISREG, FILE),
@@ -103,10 +104,7 @@ def remove(path: Path) -> None:
             else:
                 path.unlink()
         except OSError as error:
-            if (
-                error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
-                or attempt == REMOVAL_ATTEMPTS - 1
-            ):
+            if error.errno not in CHANGED_MEANWHILE or attempt == REMOVAL_ATTEMPTS - 1:
                 raise
         if not os.path.lexists(path):
             return

@@ -67,7 +67,7 @@ def needed_keys(store: Store, manifests: dict[str, Manifest], keep: int) -> set[
 
 @contextmanager
 def if_abandoned(store: Store, path: Path) -> Iterator[bool]:
-    """Yield whether nobody will use a path below `.building` or `.scratch`, or one that was moved aside, again.
+    """Yield whether a path below `.building` or `.scratch`, or one that was moved aside, is no longer needed.
 
     A scratch folder stays locked meanwhile, so that no build can begin to use it.
     """
