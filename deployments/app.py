@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments import answers, look
 from deployments.address import listen
 from deployments.shelf import Shelf
+from deployments.turns import Readers, Turns, WatchReaders, in_turn
 from flows.app_cli import ALLOW_HOST
 from flows.same_origin import Address, SameOrigin
 from tasks.artifacts import Store
@@ -38,7 +39,7 @@ from tasks.names import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC
 from tasks.page import element
 
 HOST, PORT = "127.0.0.1", 7860
-AT_ONCE = 2  # answers of one kind that are worked out at the same time
+AT_WORK = 1_000  # requests of all kinds that Gradio has in hand, most of which wait: threads are far fewer
 SHUTDOWN_SECONDS = 1
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:;"
@@ -57,6 +58,10 @@ watch('value', () => {
   inside = false;
 });
 """
+
+
+ByTurns = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Takes a function of `answers`; returns it for Gradio, on the page's shelf and by turns."""
 
 
 @dataclass(frozen=True)
@@ -102,20 +107,25 @@ KINDS = {
 }
 
 
-def build(shelf: Shelf) -> gr.Blocks:
+def build(shelf: Shelf, readers: Readers) -> gr.Blocks:
     """The page."""
+
+    def by_turns(answer: Callable[..., Any]) -> Callable[..., Any]:
+        return in_turn(partial(answer, shelf), readers, Turns(), answers.problem)
+
     with gr.Blocks(title="Lexloom", analytics_enabled=False) as blocks:
         gr.HTML(header(shelf), apply_default_css=False)
         with gr.Tabs():
             with tab(blocks, shelf, "sentiment") as (models, _):
-                sentiment_tab(shelf, models)
+                sentiment_tab(by_turns, models)
             with tab(blocks, shelf, "write") as (models, _):
-                write_tab(shelf, models)
+                write_tab(by_turns, models)
             with tab(blocks, shelf, "next-word") as (models, itself):
-                next_word_tab(shelf, models, itself)
+                next_word_tab(by_turns, models, itself)
             with tab(blocks, shelf, "words") as (models, _):
-                words_tab(shelf, models)
-    return blocks
+                words_tab(by_turns, models)
+    blocks.max_threads = AT_WORK
+    return blocks.queue(max_size=AT_WORK)
 
 
 def header(shelf: Shelf) -> Html:
@@ -189,7 +199,7 @@ def how_to_train(kind: Kind) -> Html:
 # the tabs
 
 
-def sentiment_tab(shelf: Shelf, models: gr.Dropdown) -> None:
+def sentiment_tab(by_turns: ByTurns, models: gr.Dropdown) -> None:
     text = gr.Textbox(
         label="Text",
         placeholder="A film that I would gladly see again",
@@ -202,16 +212,16 @@ def sentiment_tab(shelf: Shelf, models: gr.Dropdown) -> None:
     answer = gr.HTML(apply_default_css=False, elem_classes="answer")
     gr.on(
         [ask.click, text.submit],
-        partial(answers.sentiment, shelf),
+        by_turns(answers.sentiment),
         [models, text],
         answer,
         show_progress="minimal",
-        concurrency_limit=AT_ONCE,
+        concurrency_limit=None,
         api_name="sentiment",
     )
 
 
-def write_tab(shelf: Shelf, models: gr.Dropdown) -> None:
+def write_tab(by_turns: ByTurns, models: gr.Dropdown) -> None:
     prompt = gr.Textbox(
         label="Beginning",
         placeholder="The people (left empty, a new text begins)",
@@ -235,29 +245,29 @@ def write_tab(shelf: Shelf, models: gr.Dropdown) -> None:
     answer = gr.HTML(apply_default_css=False, elem_classes="answer")
     writing = gr.on(
         [ask.click, prompt.submit],
-        partial(answers.write, shelf),
+        by_turns(answers.write),
         [models, prompt, *knobs],
         answer,
         show_progress="hidden",
-        concurrency_limit=AT_ONCE,
+        concurrency_limit=None,
         api_name="write",
     )
     stop.click(answers.stopped, answer, answer, cancels=writing, show_progress="hidden", api_name="stop")
 
 
-def next_word_tab(shelf: Shelf, models: gr.Dropdown, itself: gr.Tab) -> None:
+def next_word_tab(by_turns: ByTurns, models: gr.Dropdown, itself: gr.Tab) -> None:
     context = gr.Textbox(
         label="Text so far", placeholder="The people of the", lines=1, max_lines=12, elem_classes="tall"
     )
     answer = gr.HTML(apply_default_css=False, elem_classes="answer", js_on_load=PICK)
     gr.on(
         [itself.select, context.change, context.submit, models.change],
-        partial(answers.next_word, shelf),
+        by_turns(answers.next_word),
         [models, context],
         answer,
         show_progress="hidden",
         trigger_mode="always_last",
-        concurrency_limit=AT_ONCE,
+        concurrency_limit=None,
         api_name="next_word",
     )
 
@@ -267,17 +277,17 @@ def next_word_tab(shelf: Shelf, models: gr.Dropdown, itself: gr.Tab) -> None:
     answer.pick(append, context, context, show_progress="hidden", api_visibility="private")
 
 
-def words_tab(shelf: Shelf, models: gr.Dropdown) -> None:
+def words_tab(by_turns: ByTurns, models: gr.Dropdown) -> None:
     with gr.Row(elem_classes="inline"):
         word = gr.Textbox(label="Word", placeholder="peace", lines=1, max_lines=1)
         look_up = gr.Button("Neighbours", variant="primary")
     near = gr.HTML(apply_default_css=False, elem_classes="answer", js_on_load=PICK)
     asked = {
-        "fn": partial(answers.neighbours, shelf),
+        "fn": by_turns(answers.neighbours),
         "inputs": [models, word],
         "outputs": near,
         "show_progress": "hidden",
-        "concurrency_limit": AT_ONCE,
+        "concurrency_limit": None,
     }
     gr.on([look_up.click, word.submit], **asked, api_name="neighbours")
 
@@ -296,11 +306,11 @@ def words_tab(shelf: Shelf, models: gr.Dropdown) -> None:
     found = gr.HTML(apply_default_css=False, elem_classes="answer")
     gr.on(
         [solve.click, *(box.submit for box in three)],
-        partial(answers.analogy, shelf),
+        by_turns(answers.analogy),
         [models, *three],
         found,
         show_progress="hidden",
-        concurrency_limit=AT_ONCE,
+        concurrency_limit=None,
         api_name="analogy",
     )
 
@@ -328,13 +338,13 @@ class AskNobodyElse:
 def web_app(store: Store, host: str = HOST, allow_hosts: Sequence[str] = ()) -> FastAPI:
     """The page and what it calls, to be served at `host`, and under the names of `allow_hosts`."""
     app = FastAPI(openapi_url=None)  # whose documentation pages would load scripts from elsewhere
+    readers = Readers()
+    app.add_middleware(WatchReaders, readers=readers)
     app.add_middleware(AskNobodyElse)
-    app.add_middleware(
-        SameOrigin, host=host, allow_hosts=allow_hosts
-    )  # the last one added sees requests first
+    app.add_middleware(SameOrigin, host=host, allow_hosts=allow_hosts)  # added last, called first
     return gr.mount_gradio_app(
         app,
-        build(Shelf(store)),
+        build(Shelf(store), readers),
         path="/",
         theme=look.theme(),
         head=look.HEAD,

@@ -300,10 +300,11 @@ class Tokenizer:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"the tokenizer in {folder} can't be read ({error}): make it again") from error
 
-    def export_hugging_face(self, folder: Path) -> None:
+    def export_hugging_face(self, folder: Path, context: int | None = None) -> None:
         """Writes what `transformers.AutoTokenizer.from_pretrained(folder)` reads, to encode as `encode` does.
 
         `tokenizer.json` and `tokenizer_config.json`; what looks like the end-of-text token is text there too.
+        `context` is the largest number of tokens that the model reads.
         """
         content = self.encoding.hugging_face({token: i for i, token in enumerate(self._bytes) if token})
         # what stands for no text has its place in the vocabulary too: an added token is else numbered anew
@@ -321,9 +322,13 @@ class Tokenizer:
         }
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END_OF_TEXT,  # texts begin behind it: an empty prompt stands for it
             "eos_token": END_OF_TEXT,
+            "pad_token": END_OF_TEXT,
+            "padding_side": "left",  # so that every text of a batch goes on from its own last token
             "clean_up_tokenization_spaces": False,
             "split_special_tokens": True,
+            **({} if context is None else {"model_max_length": context}),
         }
         folder.mkdir(parents=True, exist_ok=True)
         for name, written in (("tokenizer.json", document), ("tokenizer_config.json", config)):

@@ -1,8 +1,9 @@
-"""A transformer on disk: a folder that Lexloom loads, and `transformers.AutoModelForCausalLM` too.
+"""A transformer on disk: a folder that Lexloom loads, and transformers' `pipeline`, `AutoTokenizer` and
+`AutoModelForCausalLM` too.
 
 `model.safetensors` and `config.json` are Qwen3's ("modern") or GPT-2's; `lexloom.json` is Lexloom's own
 description. The network is the same, number for number: only names differ, and GPT-2 keeps its matrices
-transposed, and query, key and value in one.
+transposed, and query, key and value in one. `export_tokenizer` adds what transformers needs for text.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,8 +21,12 @@ from torch import Tensor
 
 from models.transformer import LAYER_EPSILON, RMS_EPSILON, Transformer, TransformerConfig
 
+if TYPE_CHECKING:  # weights can be read where torch is all there is
+    from models.tokenizer import Tokenizer
+
 FORMAT = 1
 DESCRIPTION, WEIGHTS, THEIR_CONFIG = "lexloom.json", "model.safetensors", "config.json"
+GENERATION_CONFIG = "generation_config.json"
 
 
 class Entry(NamedTuple):
@@ -45,6 +50,25 @@ def save(model: Transformer, folder: Path, details: Mapping[str, Any] = MappingP
     write_json(folder / THEIR_CONFIG, their_config(model.config))
     own = {"model": "transformer", "format": FORMAT, "config": asdict(model.config), **details}
     write_json(folder / DESCRIPTION, own)
+
+
+def export_tokenizer(tokenizer: "Tokenizer", config: TransformerConfig, folder: Path) -> None:
+    """Writes what transformers needs to encode prompts and generate text with the model of that config.
+
+    `generation_config.json` limits generation: to the ids that the tokenizer has (a vocabulary may be rounded
+    up), and to the context.
+    """
+    tokenizer.export_hugging_face(folder, config.context)
+    end_of_text = tokenizer.end_of_text
+    beyond = list(range(tokenizer.size, config.vocabulary))
+    generation = {
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+        "max_length": config.context,
+        **({"suppress_tokens": beyond} if beyond else {}),
+    }
+    write_json(folder / GENERATION_CONFIG, generation)
 
 
 def load(folder: Path) -> Transformer:

@@ -294,6 +294,29 @@ class WordVectors:
             raise ValueError(f"{path}: {error}") from None
 
 
+def save_word2vec_counts(words: Sequence[str], counts: Sequence[int], path: str | Path) -> None:
+    """Write each word and its count, a line a word, as word2vec.c's `-save-vocab` does: gensim reads it as
+    `fvocab`, beside vectors in word2vec's text or binary format.
+
+    Raises:
+        ValueError: a word has white space (`has_white_space`), by which gensim splits a line.
+    """
+    for row, word in enumerate(words):
+        if has_white_space(word):
+            raise ValueError(
+                f"The word {word!r} (row {row + 1}) has white space, and a file of counts has none within a"
+                " word: leave it out."
+            )
+    with open(path, "wb") as file:
+        for word, count in zip(words, counts, strict=True):
+            file.write(f"{word} {count}\n".encode())
+
+
+def has_white_space(word: str) -> bool:
+    """Whether a word has white space of any script, such as U+00A0."""
+    return word.split() != [word]
+
+
 def _writable(row: int, word: str) -> bytes:
     with suppress(UnicodeEncodeError):
         if word and " " not in word and "\n" not in word:

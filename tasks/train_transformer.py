@@ -1,7 +1,7 @@
 """Trains a transformer: joins the network and its optimizer with the training loop, writes the model folder.
 
-A model folder holds `model.safetensors` and `config.json` as transformers reads them, `lexloom.json`,
-`tokenizer/`, `metrics.json` and a model card.
+A model folder holds `model.safetensors`, `config.json`, `tokenizer.json` and more as transformers reads them,
+`lexloom.json`, `tokenizer/`, `metrics.json` and a model card.
 """
 
 import math
@@ -19,7 +19,7 @@ from models.optim import OptimizerConfig, make_optimizer
 from models.precision import Layer, Precision, in_bfloat16
 from models.sampling import NextLogits
 from models.transformer import Reader, Transformer, TransformerConfig, next_token_loss
-from models.transformer_folder import save
+from models.transformer_folder import export_tokenizer, save
 from tasks.artifacts import Artifact, Summary
 from tasks.samples import written
 from tasks.stage import stage
@@ -189,6 +189,7 @@ def train_transformer(
     metrics = with_token_figures(metrics, windows, config.context)
     save(model, out, tokens.normalization)
     tokenizer.save(out / "tokenizer")
+    export_tokenizer(tokenizer, network, out)
     write_json(out / "metrics.json", metrics)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     (out / "README.md").write_text(card(network, parameters, metrics), encoding="utf-8")
@@ -273,6 +274,8 @@ Lexloom on {metrics["examples"]:,} windows ({metrics["epochs"]} epochs) in {metr
 | file | what is in it |
 |---|---|
 | `model.safetensors`, `config.json` | weights and shape, as transformers reads them |
+| `tokenizer.json`, `tokenizer_config.json` | the tokenizer, as transformers reads it |
+| `generation_config.json` | special tokens, and the largest length of a text, for transformers |
 | `lexloom.json`, `tokenizer/` | shape and tokenizer, as Lexloom reads them |
 | `metrics.json` | how training went |
 
@@ -287,8 +290,18 @@ folder = Path("this folder")
 model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer")
 for (piece,) in sample_text(Reader(model), tokenizer, ["The "], Sampling(temperature=0.8, top_p=0.95)):
     print(piece, end="", flush=True)
-
-from transformers import AutoModelForCausalLM
-AutoModelForCausalLM.from_pretrained(folder)
 ```
+
+transformers computes the same ids, logits and greedy text:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+folder = "this folder"
+pipeline("text-generation", folder)("The ")
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+```
+
+It ends a text at {network.context} tokens, prompt included. Lexloom goes on: it forgets the older half
+of the context whenever that is full.
 """

@@ -266,4 +266,6 @@ ids = torch.tensor([tokenizer.encode("The people of the")])
 for token in model.next_logits(ids)[0].topk(5).indices.tolist():
     print(repr(tokenizer.decode([token])))
 ```
+
+transformers can't load this folder: none of its architectures is this network.
 """

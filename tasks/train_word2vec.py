@@ -1,7 +1,7 @@
 """Trains word vectors: joins the two tables of skip-gram with the training loop, and writes the model folder.
 
 A model folder holds `model.safetensors`, `vocabulary.json`, `config.json`, `metrics.json`, a model card and
-what the ecosystem reads (`word2vec.bin`).
+what gensim reads (`word2vec.bin`, `word2vec.vocab`, and `contexts.bin` where it is asked for).
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from models.skipgram import SkipGrams, keep_chances
 from models.word2vec import Word2Vec, Word2VecFromTokens
-from models.word_vectors import WordVectors
+from models.word_vectors import WordVectors, has_white_space, save_word2vec_counts
 from tasks.artifacts import Artifact, Summary, canonical
 from tasks.noise import read_noise
 from tasks.pairs import PairsConfig, SkipGramsConfig
@@ -27,6 +27,8 @@ from training.sync import SyncConfig
 DOCUMENTS_AT_ONCE = 1 << 20
 # of a step's tokens in each lane, at least: so about one pair in 100 is lost where a step cuts the text
 WINDOWS_PER_LANE = 64
+# what gensim reads: word2vec's binary format, and the counts beside it
+VECTORS, CONTEXTS, COUNTS = "word2vec.bin", "contexts.bin", "word2vec.vocab"
 
 
 def default_batch_size(workers: int = 1, device: str = "cpu", **_: object) -> int:
@@ -97,6 +99,12 @@ class TrainWord2VecConfig(TrainConfig):
         description="on a GPU: words of the text under way at once. More are faster, until they train worse"
         " as they do not see each other's moves; if not given, as many as training bears",
         json_schema_extra={"position": 58},
+    )
+    save_context: bool = Field(
+        False,
+        description="write the context vectors too (contexts.bin), from which gensim can continue training;"
+        " the folder takes twice the space",
+        json_schema_extra={"position": 59},
     )
 
     @model_validator(mode="after")
@@ -181,15 +189,23 @@ def train_word2vec(
     metrics["unit"] = unit
     vectors = WordVectors(words.to_pylist(), tensors["vectors"][:, : config.dim])
     vectors.save(out)
-    vectors.save_word2vec(out / "word2vec.bin", binary=True)
+    vectors.save_word2vec(out / VECTORS, binary=True)
+    uncountable = sum(map(has_white_space, vectors.words))
+    if not uncountable:
+        save_word2vec_counts(vectors.words, counts.tolist(), out / COUNTS)
+    if config.save_context:
+        contexts = WordVectors(vectors.words, tensors["contexts"][:, : config.dim])
+        contexts.save_word2vec(out / CONTEXTS, binary=True)
     write_json(out / "config.json", {"model": "word2vec", **canonical(config), **vocabulary.normalization})
     write_json(out / "metrics.json", metrics)
-    (out / "README.md").write_text(card(config, metrics, len(words)), encoding="utf-8")
+    described = card(config, metrics, len(words), counted=not uncountable)
+    (out / "README.md").write_text(described, encoding="utf-8")
     return Summary(
         rows_in=metrics["examples"],
         unit_in=f"{unit} in {metrics['epochs']} epochs",
         rows=len(words),
         unit="word vectors",
+        notes={f"with white space, so no {COUNTS}": uncountable} if uncountable else {},
         facts=facts_of(metrics),
     )
 
@@ -232,9 +248,23 @@ def from_tokens(
     }
 
 
-def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int) -> str:
-    """The model card: what it is, how it was made, how to load it."""
+def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int, *, counted: bool) -> str:
+    """The model card: what it is, how it was made, how to load it.
+
+    `counted`: whether the folder has the words' counts.
+    """
     examples = f"{metrics['examples']:,} {metrics['unit']} ({metrics['epochs']} epochs)"
+    rows, loaded, count = "", f'KeyedVectors.load_word2vec_format(f"{{folder}}/{VECTORS}", binary=True)', ""
+    note = f"\nThere is no `{COUNTS}`, since a word has white space: gensim makes up counts from ranks.\n"
+    if counted:
+        rows = f"| `{COUNTS}` | how often each word occurs in the training text, for gensim's `fvocab` |\n"
+        loaded = (
+            f'KeyedVectors.load_word2vec_format(\n    f"{{folder}}/{VECTORS}", fvocab=f"{{folder}}/{COUNTS}",'
+            " binary=True\n)"
+        )
+        count, note = '\nvectors.get_vecattr(vectors.index_to_key[0], "count")', ""
+    if config.save_context:
+        rows += f"| `{CONTEXTS}` | the context vectors, in word2vec's binary format |\n"
     return f"""# Word vectors
 
 {words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples; trained by
@@ -245,15 +275,40 @@ mean loss in the last epoch {metrics["loss"]:.4f}.
 |---|---|
 | `model.safetensors` | `vectors`: float32, one row a word |
 | `vocabulary.json` | word -> row |
-| `word2vec.bin` | the same vectors in word2vec's binary format |
-| `config.json`, `metrics.json` | how it was trained, and how it went |
-
+| `{VECTORS}` | the same vectors in word2vec's binary format, for gensim |
+{rows}| `config.json`, `metrics.json` | how it was trained, and how it went |
+{note}
 ```python
 from models.word_vectors import WordVectors
-vectors = WordVectors.load("this folder")
-vectors.neighbours(["peace"], k=10)
 
+folder = "this folder"
+vectors = WordVectors.load(folder)
+vectors.neighbours([vectors.words[0]], k=10)
+```
+
+```python
 from gensim.models import KeyedVectors
-KeyedVectors.load_word2vec_format("this folder/word2vec.bin", binary=True)
+
+folder = "this folder"
+vectors = {loaded}
+vectors.most_similar(vectors.index_to_key[0]){count}
+```
+{training_goes_on(config) if config.save_context and counted else ""}"""
+
+
+def training_goes_on(config: TrainWord2VecConfig) -> str:
+    """The part of the model card that continues training in gensim, behind the part that loads `vectors`."""
+    return f"""
+Continue training in gensim, on `sentences` (lists of words):
+
+```python
+from gensim.models import Word2Vec
+
+contexts = KeyedVectors.load_word2vec_format(f"{{folder}}/{CONTEXTS}", binary=True)
+model = Word2Vec(vector_size=vectors.vector_size, sg=1, negative={config.negatives}, min_count=1)
+model.build_vocab_from_freq({{word: vectors.get_vecattr(word, "count") for word in vectors.index_to_key}})
+model.wv.vectors[:] = vectors[model.wv.index_to_key]
+model.syn1neg[:] = contexts[model.wv.index_to_key]
+model.train(sentences, total_examples=len(sentences), epochs=1)
 ```
 """

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import httpx
 import pytest
@@ -72,8 +72,9 @@ sys.exit(app.main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Store]]:
-    """A page on a store that is empty at first, where writing takes minutes; and the store."""
+    """A page on a store that has but a language model at first, whose writing takes minutes; and the store."""
     growing = Store(tmp_path_factory.mktemp("growing"))
+    shelve(growing, "train_transformer", "fresh", write_transformer)
     with served(growing.root, "-c", WRITES_SLOWLY) as address:
         yield address, growing
 
@@ -171,6 +172,35 @@ def test_the_browser_is_told_to_ask_no_other_host(url: str) -> None:
     loaded = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"([^\"]+)\"", page)
     assert loaded
     assert not [address for address in loaded if re.match(r"(https?:)?//", address)]
+
+
+def test_requests_whose_readers_have_gone_do_not_hold_up_the_next(slow: tuple[str, Store]) -> None:
+    """Each would write for minutes, two at a time. Half of the readers never came, the others left."""
+    from gradio_client import Client
+
+    address, _ = slow
+    given = ["train_transformer/fresh", "the people", 1000, 0.8, 0, 1, 0, 1, 7]
+    client = Client(address, verbose=False, analytics_enabled=False)
+    try:
+        functions = {each.api_name: number for number, each in client.endpoints.items()}
+        for number in range(20):
+            asked = {"data": given, "fn_index": functions["/write"], "session_hash": f"gone{number}"}
+            request = Request(
+                f"{address}/gradio_api/queue/join",
+                json.dumps(asked).encode(),
+                {"Content-Type": "application/json"},
+            )
+            urlopen(request).close()
+            if number % 2:
+                with urlopen(f"{address}/gradio_api/queue/data?session_hash=gone{number}") as stream:
+                    stream.readline()
+        begun = time.monotonic()
+        job = client.submit(*given, api_name="/write")
+        assert text_of(str(next(iter(job)))).startswith("the peoplex")
+        assert time.monotonic() - begun < 15
+        job.cancel()
+    finally:
+        client.close()
 
 
 # in a browser
@@ -331,8 +361,7 @@ def test_models_that_are_trained_while_the_page_is_open_appear(
 
 @in_chromium
 def test_what_is_being_written_can_be_stopped(browser: Browser, slow: tuple[str, Store]) -> None:
-    address, growing = slow
-    shelve(growing, "train_transformer", "fresh", write_transformer)
+    address, _ = slow
     browser.open(address)
     panel = show(browser, "Write")
     fill_in(browser, f"{panel} textarea", "the people")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from models.normalization import Normalization
-from models.word_vectors import UnknownWordError, WordVectors
+from models.word_vectors import UnknownWordError, WordVectors, save_word2vec_counts
 
 
 def random_vectors(words: int, dim: int = 20) -> WordVectors:
@@ -162,6 +162,27 @@ def test_gensim_reads_what_is_written_here(tmp_path, binary):
     read = KeyedVectors.load_word2vec_format(str(tmp_path / "vectors"), binary=binary)
     assert read.index_to_key == vectors.words
     np.testing.assert_array_equal(read.vectors, vectors.vectors.numpy())
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_gensim_reads_the_counts_beside_either_format(tmp_path, binary):
+    vectors = WordVectors(["слово", "#hash", *random_vectors(48).words], random_vectors(50).vectors)
+    counts = [900 - word**2 // 3 for word in range(50)]
+    vectors.save_word2vec(tmp_path / "vectors", binary=binary)
+    save_word2vec_counts(vectors.words, counts, tmp_path / "counts")
+    read = KeyedVectors.load_word2vec_format(
+        str(tmp_path / "vectors"), fvocab=str(tmp_path / "counts"), binary=binary
+    )
+    assert [read.get_vecattr(word, "count") for word in vectors.words] == counts
+    theirs = [word for word, _ in read.most_similar("слово", topn=5)]
+    assert theirs == [word for word, _ in vectors.neighbours(["слово"], 5)[0]]
+
+
+@pytest.mark.parametrize("word", ["no\u00a0break", "\u3000", "a\x1cb", "line\u2028"])
+def test_counts_of_words_that_gensim_would_split_are_refused_before_anything_is_written(tmp_path, word):
+    with pytest.raises(ValueError, match=r"\(row 2\) has white space"):
+        save_word2vec_counts(["film", word], [2, 1], tmp_path / "counts")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import pipeline
 
 from models.normalization import recorded
 from models.sentiment import Sentiment
@@ -31,6 +32,7 @@ from tasks.train_sentiment import (
 )
 from tests.models.tiny import write_backbone
 from tests.tasks import promises
+from tests.tasks.cards import run_card
 from tests.tasks.labelled import LABELS, texts_of, write_split
 from tests.tasks.promises import Plan, planner
 
@@ -132,6 +134,16 @@ def test_the_folder_says_what_is_in_it(read: Read, train: Train) -> None:
     assert metrics["examples"] == 160
     card = " ".join((model / "README.md").read_text().split())
     assert "its last block and the classifier were trained by Lexloom on 160 reviews (2 epochs)" in card
+
+
+def test_transformers_classifies_alike_by_the_code_of_the_card(read: Read, train: Train) -> None:
+    model = train(read(), epochs=1)
+    run_card(model)
+    texts = ["good film", "  bad\n\nfilm ", "ünïcödé 猫 🎉 good", "Q", "good " * 500, "[CLS] bad [SEP]"]
+    theirs = pipeline("text-classification", str(model), truncation=True)(texts)
+    ours = Sentiment.load(model).classify(texts)
+    assert [label for label, _ in ours] == [found["label"] for found in theirs]
+    assert [score for _, score in ours] == pytest.approx([found["score"] for found in theirs], abs=1e-5)
 
 
 def test_the_best_model_is_kept_and_training_ends_when_the_error_ceases_to_shrink(

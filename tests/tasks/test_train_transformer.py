@@ -13,11 +13,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from transformers import pipeline
 
 from models.language_model import load_language_model
 from models.precision import Layer
+from models.sampling import Sampling, sample_text
 from models.tokenizer import Tokenizer
-from models.transformer import Transformer, TransformerConfig, next_token_loss
+from models.transformer import Reader, Transformer, TransformerConfig, next_token_loss
 from models.transformer_folder import load
 from tasks import train_transformer as module
 from tasks.artifacts import Artifact, Store, Summary
@@ -31,6 +33,7 @@ from tasks.train_transformer import (
 )
 from tasks.windows import WindowsConfig, windows
 from tests.tasks import promises
+from tests.tasks.cards import run_card
 from tests.tasks.promises import Plan, planner
 from training.autograd import Autograd
 
@@ -99,6 +102,25 @@ def test_the_model_folder_holds_what_people_and_tools_read(
     card = (folder / "README.md").read_text()
     assert f"{made.summary.rows:,} parameters" in card
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
+
+
+@pytest.mark.parametrize("style", ["modern", "gpt2"])
+def test_transformers_reads_the_folder_as_its_card_says(
+    style: str, inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"style": style, "epochs": 1})
+    folder = build(train_transformer, *inputs, config=config, scratch=tmp_path).folder
+    names = run_card(folder, {'"The "': '"the "'})
+    model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer")
+    assert names["tokenizer"].encode(TEXT) == tokenizer.encode(TEXT)
+    ids = tokenizer.encode(TEXT)[:CONTEXT]
+    with torch.no_grad():
+        theirs = names["model"](torch.tensor([ids])).logits
+        torch.testing.assert_close(theirs, model(torch.tensor([ids])), atol=1e-4, rtol=1e-4)
+    (found,) = pipeline("text-generation", str(folder))("the dög", do_sample=False)
+    sampling = Sampling(max_tokens=CONTEXT - len("the dög"), temperature=0)
+    pieces = sample_text(Reader(model), tokenizer, ["the dög"], sampling)
+    assert found["generated_text"] == "the dög" + "".join(piece for (piece,) in pieces)
 
 
 def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(

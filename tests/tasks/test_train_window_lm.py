@@ -12,6 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from models.language_model import load_language_model
 from models.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ from tasks.subwords import SubwordsConfig, locate_encoding, subwords
 from tasks.train_window_lm import TrainWindowLMConfig, train_window_lm
 from tasks.windows import WindowsConfig, windows
 from tests.tasks import promises
+from tests.tasks.cards import run_card
 from tests.tasks.promises import Plan, planner
 from tests.tasks.test_vocabulary import corpus_of
 from training.autograd import Autograd
@@ -90,11 +92,13 @@ def test_the_model_card_is_true(inputs: Inputs, build: Callable[..., Artifact], 
     made = build(train_window_lm, *inputs, config=CONFIG, scratch=tmp_path)
     card = (made.folder / "README.md").read_text()
     assert "Predicts the next token from the 2 before it: 2 dense layers of 32" in card
-    code = card.split("```python")[1].split("```")[0]
-    code = code.replace("this folder", str(made.folder)).replace("The people of the", "baf")
     with redirect_stdout(io.StringIO()) as printed:
-        exec(code, {})
+        run_card(made.folder, {"The people of the": "baf"})
     assert printed.getvalue().startswith("'i'\n")
+    assert "transformers can't load this folder" in card
+    for door in (AutoModel, AutoModelForCausalLM, AutoTokenizer):
+        with pytest.raises(ValueError, match=r"Unrecognized model|Couldn't instantiate"):
+            door.from_pretrained(made.folder)
 
 
 @pytest.mark.parametrize("fine_tuned", [False, True])

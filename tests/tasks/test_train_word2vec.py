@@ -30,6 +30,7 @@ from tasks.noise import NoiseConfig, noise, read_noise
 from tasks.pairs import PairsConfig
 from tasks.train import ACCOUNTS, mean_loss
 from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
+from tests.tasks.cards import run_card
 from tests.tasks.promises import assert_equal, broken, planner
 from tests.training.toy import on_processes, train_in_pieces
 from training.checkpoint import Checkpoints
@@ -87,6 +88,56 @@ def test_the_model_folder_holds_what_people_and_tools_read(
     assert "dim" in json.loads((model.folder / "config.json").read_text())
     assert "runner" not in json.loads((model.folder / "config.json").read_text())
     assert "Word vectors" in (model.folder / "README.md").read_text()
+
+
+def test_gensim_reads_vectors_counts_and_neighbours_as_the_card_says(
+    inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    folder = build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path).folder
+    theirs, ours = run_card(folder)["vectors"], WordVectors.load(folder)
+    assert [theirs.get_vecattr(f"w{i}", "count") for i in range(WORDS)] == list(range(WORDS, 0, -1))
+    np.testing.assert_array_equal(theirs.vectors, ours.vectors.numpy())
+    words, cosines = zip(*ours.neighbours(["w10"], 10)[0], strict=True)
+    found = theirs.most_similar("w10", topn=10)
+    assert [word for word, _ in found] == list(words)
+    assert [cosine for _, cosine in found] == pytest.approx(list(cosines), abs=1e-5)
+    assert not (folder / "contexts.bin").exists()
+
+
+def test_with_the_context_vectors_gensim_goes_on_from_where_training_ended(
+    inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    """On sentences of the same language its loss is at once far below that of the same vectors without."""
+    config = CONFIG.model_copy(update={"save_context": True})
+    folder = build(train_word2vec, *inputs, config=config, scratch=tmp_path).folder
+    draw = np.random.default_rng(1)
+    sentences = [
+        [f"w{number * 2 + row % 2}" for number in draw.integers(0, WORDS // 2, 10)] for row in range(400)
+    ]
+    with_loss = {"epochs=1": "epochs=1, compute_loss=True"}
+    going_on = run_card(folder, with_loss, sentences=sentences)["model"]
+    from_nothing = run_card(
+        folder, {**with_loss, "contexts[model.wv.index_to_key]": "0"}, sentences=sentences
+    )["model"]
+    assert going_on.get_latest_training_loss() < 0.9 * from_nothing.get_latest_training_loss()
+    near = [word for word, _ in going_on.wv.most_similar("w10", topn=10)]
+    assert sum(int(word[1:]) % 2 == 0 for word in near) >= 9
+    assert going_on.wv.get_vecattr("w0", "count") == WORDS
+
+
+def test_where_a_word_has_white_space_there_are_no_counts_and_the_stage_and_the_card_say_so(
+    inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    path = inputs[2].folder / "vocabulary.parquet"
+    table = pq.read_table(path)
+    words = ["no\u00a0break", *table["word"].to_pylist()[1:]]
+    pq.write_table(table.set_column(0, "word", pa.array(words)), path)
+    made = build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path)
+    assert made.summary.notes == {"with white space, so no word2vec.vocab": 1}
+    assert not (made.folder / "word2vec.vocab").exists()
+    assert "There is no `word2vec.vocab`" in (made.folder / "README.md").read_text()
+    theirs = run_card(made.folder)["vectors"]
+    np.testing.assert_array_equal(theirs["no\u00a0break"], WordVectors.load(made.folder)["no\u00a0break"])
 
 
 def test_where_pairs_are_held_out_training_ends_when_the_error_ceases_to_shrink(
