@@ -55,8 +55,8 @@ def move_from_unwritable_home() -> None:
         os.environ[name] = str(folder / name.lower())
     if "PREFECT_HOME" in moved:
         print(
-            f"warning: {home} is not writable, so the records of runs go to {folder}: set PREFECT_HOME to a"
-            " folder that stays",
+            f"warning: {home} is not writable, so run records are stored in {folder}: set PREFECT_HOME to a"
+            " persistent folder",
             file=sys.stderr,
         )
 

@@ -68,7 +68,9 @@ def require_server(url: str) -> None:
                 ) from error
             time.sleep(RETRY_SECONDS)
         except httpx.InvalidURL as error:
-            raise ConnectionError(f"PREFECT_API_URL is {url!r}, which is not a URL ({error})") from error
+            raise ConnectionError(
+                f"PREFECT_API_URL is {url!r}, which is not a URL ({error}): correct or unset it"
+            ) from error
 
 
 def needs_server() -> bool:

@@ -21,7 +21,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     verb.set_defaults(run=store_ls)
     verb = verbs.add_parser("verify", help="read every file and compare its digest", parents=[shared])
     verb.add_argument("names", nargs="*", metavar="NAME", help=f"{NAME}; if none is given, the whole store")
-    verb.add_argument("--all", action="store_true", help="list what is whole, too")
+    verb.add_argument("--all", action="store_true", help="also list intact artifacts")
     verb.set_defaults(run=store_verify)
     verb = verbs.add_parser("explain", help="why a stage ran again", parents=[shared])
     verb.add_argument("name", metavar="NAME", help=NAME)
@@ -55,20 +55,20 @@ def store_verify(arguments: argparse.Namespace) -> int:
     counts = Counter[str]()
     places = named_places(store, arguments.names) if arguments.names else store.places()
     for found in chain(verify(store, places), () if arguments.names else obstacles(store)):
-        state = "damaged" if found.damage else "outdated" if found.outdated else "whole"
+        state = "damaged" if found.damage else "outdated" if found.outdated else "intact"
         counts[state] += 1
         counts["unrecorded"] += found.unrecorded
-        if state != "whole" or arguments.all:
+        if state != "intact" or arguments.all:
             print(f"{found.name}  {found.damage or found.outdated or state}")
-    print(", ".join(f"{counts[state]} {state}" for state in ("whole", "damaged", "outdated")))
+    print(", ".join(f"{counts[state]} {state}" for state in ("intact", "damaged", "outdated")))
     if counts["unrecorded"]:
         stderr.print(
-            f"{counts['unrecorded']} of them were made before artifacts recorded what they read: they count"
-            " as outdated if what they were made from is damaged or younger"
+            f"{counts['unrecorded']} of them do not record the content of their inputs (manifest format 1):"
+            " they count as outdated if an input is damaged or newer"
         )
     wrong = counts["damaged"] + counts["outdated"]
     if wrong:
-        stderr.print("the next run that needs one of these builds it again", style="yellow")
+        stderr.print("the next run that needs one of these rebuilds it", style="yellow")
     return 1 if wrong else 0
 
 

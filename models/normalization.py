@@ -89,10 +89,10 @@ INLINE_MARKUP = f"{tags(INLINE_ELEMENTS)}|{COMMENT}"
 OTHER_MARKUP = f"{tags(OTHER_ELEMENTS)}|{DECLARATION}"
 REFERENCE = r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});"
 
-MARKUP, WITH_MARKUP = "characters of mark-up stripped", "documents with mark-up"
+MARKUP, WITH_MARKUP = "characters of markup stripped", "documents with markup"
 STRIPPED = "characters of punctuation and numbers stripped"
 WITH_STRIPPED = "documents with punctuation or numbers"
-COMPOSED = "documents composed (Unicode NFC)"
+COMPOSED = "documents changed by Unicode NFC"
 
 Losses = Counter[str]
 Work = Callable[[pa.StringArray], pa.StringArray]
@@ -111,7 +111,7 @@ class Normalization(BaseModel):
     unicode_nfc: bool = Field(
         True, description="compose characters (Unicode NFC)", json_schema_extra={"position": 1}
     )
-    lower: bool = Field(True, description="lower case", json_schema_extra={"position": 2})
+    lower: bool = Field(True, description="convert to lower case", json_schema_extra={"position": 2})
     strip_punctuation: bool = Field(
         True,
         description="strip everything but words: letters, their marks, digits, and a single apostrophe,"
@@ -125,13 +125,13 @@ class Normalization(BaseModel):
     )
     collapse_spaces: bool = Field(
         True,
-        description="make white space of any length and kind one space; trim the ends",
+        description="replace each run of white space with one space, and trim the ends",
         json_schema_extra={"position": 5},
     )
     segment: Literal["spaces", "characters"] = Field(
         "spaces",
-        description="'characters' makes a word of every character of scripts without spaces between words"
-        " (Chinese, Japanese, Thai, ...); 'spaces' leaves them as they are",
+        description="'spaces' splits text into words at spaces only; 'characters' also makes each"
+        " character a word in scripts without spaces between words (Chinese, Japanese, Thai, ...)",
         json_schema_extra={"position": 6},
     )
 
@@ -169,7 +169,7 @@ def normalize_texts(texts: Sequence[str], rules: Normalization | None) -> list[s
         rows = pa.array(texts, pa.string())
     except UnicodeEncodeError as error:
         half = f"U+{ord(error.object[error.start]):04X}"
-        raise ValueError(f"a text has half a character ({half}, a lone surrogate): decode it anew") from None
+        raise ValueError(f"a text has a lone surrogate ({half}): check how it was decoded") from None
     return normalize(rows, rules).to_pylist()
 
 

@@ -133,4 +133,4 @@ def write_cache(file: Path, known: dict[str, dict[str, float]]) -> None:
         writing.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         writing.replace(file)
     except OSError as error:
-        logger.info("the measured precision is not kept: %s can't be written (%s)", file, error)
+        logger.info("the precision measurement is not saved: %s is not writable (%s)", file, error)

@@ -66,7 +66,7 @@ def differences(old: Manifest, new: Manifest, by_key: dict[str, Manifest]) -> li
         found.append(Change(f"{new.stage} itself: version {old.version} -> {new.version}"))
     old_inputs = {entry.name: entry for entry in old.inputs}
     for name in old_inputs.keys() - {entry.name for entry in new.inputs}:
-        found.append(Change(f"{new.stage} has lost an input: {name}"))
+        found.append(Change(f"{new.stage} no longer has the input {name}"))
     for entry in new.inputs:
         before = old_inputs.get(entry.name)
         if before is None:
@@ -86,8 +86,8 @@ def input_differences(
     if not new.stage:
         return source_differences(old, new)
     if old.key not in by_key or new.key not in by_key:
-        return [Change(f"other {new.name}; the earlier artifact is no longer in the store")]
-    return differences(by_key[old.key], by_key[new.key], by_key) or [Change(f"other {new.name}")]
+        return [Change(f"different {new.name} (the earlier artifact is no longer in the store)")]
+    return differences(by_key[old.key], by_key[new.key], by_key) or [Change(f"different {new.name}")]
 
 
 def source_differences(old: InputEntry, new: InputEntry) -> list[Change]:

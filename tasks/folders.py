@@ -25,11 +25,11 @@ STDIN_MARKS = {
 FIRST_LINE_BYTES = 1 << 16
 SHOWN_NAMES = 3
 
-HIDDEN = "hidden files or folders left out"
-UNKNOWN = "files of unknown ending left out"
-DANGLING = "dangling links left out"
-AGAIN = "folders linked to twice left out"
-SPECIAL = "pipes, sockets or devices left out"
+HIDDEN = "hidden files or folders skipped"
+UNKNOWN = "files with an unsupported extension skipped"
+DANGLING = "broken links skipped"
+AGAIN = "repeated links to a folder skipped"
+SPECIAL = "pipes, sockets or devices skipped"
 
 
 @dataclass
@@ -117,7 +117,7 @@ def check_name(path: Path) -> Path:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"the name of the file {printable(path)} is not UTF-8: rename it") from None
+        raise ValueError(f"the file name {printable(path)} is not valid UTF-8: rename the file") from None
     return path
 
 
@@ -131,7 +131,7 @@ def spool(name: str, is_supported: Callable[[Path], bool], supported: str) -> Pa
     if not is_supported(Path(f"stdin{ending}")):
         raise ValueError(f"stdin can't be read as {name!r}: {supported}")
     if sys.stdin.isatty():
-        raise ValueError("stdin is a terminal: pipe text in, or name a file")
+        raise ValueError("stdin is a terminal: pipe text into the command, or name a file")
     folder = Path(tempfile.mkdtemp(prefix="lexloom-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / f"stdin{ending}"
@@ -139,8 +139,8 @@ def spool(name: str, is_supported: Callable[[Path], bool], supported: str) -> Pa
         shutil.copyfileobj(sys.stdin.buffer, file)
     if name == STDIN and (looks := look_of(path)):
         raise ValueError(
-            f"stdin looks like {looks} and not like text: say --source={STDIN}{looks}, or"
-            f" --source={STDIN}.txt if it is text after all"
+            f"stdin looks like {looks}, not plain text: use --source={STDIN}{looks}, or"
+            f" --source={STDIN}.txt if it is plain text"
         )
     return path
 

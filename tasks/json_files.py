@@ -97,13 +97,13 @@ def parse_slowly(lines: list[bytes], wanted: list[str], where: Where) -> pa.Reco
         for row, value in enumerate(values):
             if isinstance(value, HugeInteger) or (type(value) is int and not -LARGEST <= value <= LARGEST):
                 raise ValueError(
-                    f"{where(row)}: {name!r} is an integer beyond 64 bits ({str(value)[:20]}...): write it as"
-                    " text"
+                    f"{where(row)}: {name!r} is an integer of more than 64 bits ({str(value)[:20]}...): write"
+                    " it as a string"
                 )
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
                 raise ValueError(
-                    f"{where(row)}: {name!r} is {json.dumps(value)[:40]}, where"
-                    f" {'text' if kind is str else 'a whole number'} belongs"
+                    f"{where(row)}: {name!r} is {json.dumps(value)[:40]}, but it must be"
+                    f" {'a string' if kind is str else 'an integer'}"
                 )
         if kind is str:
             text = pa.array([as_bytes(value) for value in values], pa.binary())
@@ -125,9 +125,11 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8", "surrogateescape"), parse_int=parse_integer)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON ({error}): a .jsonl file has one JSON object a line") from None
+        raise ValueError(
+            f"{where} is not JSON ({error}): a .jsonl file has one JSON object per line"
+        ) from None
     if not isinstance(record, dict):
-        raise ValueError(f"{where} is no JSON object: a .jsonl file has one object a line, with its columns")
+        raise ValueError(f"{where} is not a JSON object: a .jsonl file has one JSON object per line")
     return record
 
 

@@ -67,8 +67,8 @@ def check_inputs(store: Store, inputs: tuple[Any, ...], calls: Calls) -> tuple[A
         if not any(renewed):
             return tuple(current(store, entry) if isinstance(entry, Artifact) else entry for entry in inputs)
     raise OSError(
-        f"{name_of(artifacts[0])} or another input is damaged as soon as it is written: check the disk of the"
-        f" store {store.root}"
+        f"{name_of(artifacts[0])} or another input was damaged again right after it was rebuilt: check the"
+        f" disk of the store {store.root}"
     )
 
 
@@ -86,7 +86,7 @@ def renew(store: Store, artifact: Artifact, verification: Verification | None, c
         return any(renewed)
     if call is None:
         raise ValueError(
-            f"{name_of(artifact)} can't be used: {reason}: run the command again that made it, or remove it"
+            f"{name_of(artifact)} can't be used ({reason}): rerun the command that built it, or delete it"
         )
     call.rebuild(reason)
     return True
@@ -112,10 +112,10 @@ def difference_of(manifest: Manifest, entry: InputEntry, parent: Manifest) -> st
     An artifact of format 1 does not record what it read: it is assumed to have read what stands there now,
     unless the parent is the younger one. A parent is built again only where it was missing or damaged.
     """
-    again = f"{entry.stage}/{entry.key[:SHOWN_KEY]} was built again since"
+    rebuilt = f"its input {entry.stage}/{entry.key[:SHOWN_KEY]} was rebuilt later"
     if entry.content:
-        return f"{again}, with other content" if entry.content != parent.content else None
-    return f"{again}, perhaps with other content" if parent.created > manifest.created else None
+        return f"{rebuilt} with different content" if entry.content != parent.content else None
+    return f"{rebuilt}, possibly with different content" if parent.created > manifest.created else None
 
 
 def name_of(artifact: Artifact | Manifest) -> str:
@@ -138,8 +138,8 @@ def unchanged(store: Store, reader: str, inputs: tuple[Any, ...]) -> Iterator[No
         damage = store.damage(artifact.stage, artifact.key, "full")
         if damage or not manifest or not after or manifest.content != after.content:
             raise OSError(
-                f"{name_of(artifact)} changed while {reader} read it ({damage or 'it was built again'}): run"
-                " the same command again"
+                f"{name_of(artifact)} changed while {reader} read it ({damage or 'it was rebuilt'}):"
+                " rerun the command"
             )
 
 

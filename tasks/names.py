@@ -36,7 +36,7 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
     stage, _, key = name.rpartition("/")
     wanted = " or ".join(stages)
     if stage and stages and stage not in stages:
-        raise ValueError(f"{name} is a {stage}, but this command uses a {wanted}")
+        raise ValueError(f"{name} is a {stage} artifact, but this command needs a {wanted} artifact")
     if key == LATEST:
         return latest(store, (stage,) if stage else stages, wanted)
     places = [place for place in store.places() if not stage or place[0] == stage]
@@ -46,17 +46,19 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
     if len(found := exact or fitting) == 1:
         return found[0]
     if found:
-        raise ValueError(f"{name} may be {listed(found)}: give more of the key, or the stage before it")
+        raise ValueError(
+            f"{name} is ambiguous ({listed(found)}): give more characters of the key, or STAGE/ before it"
+        )
     if matches:
-        raise ValueError(f"{name} is {listed(matches)}, but this command uses a {wanted}")
+        raise ValueError(f"{name} is {listed(matches)}, but this command needs a {wanted} artifact")
     if stages:
         raise FileNotFoundError(
-            f"there is no model folder {name}, and no key in the store {store.root} begins so:"
-            " `lexloom store ls` lists what there is"
+            f"{name} is neither a model folder nor the beginning of a key in the store {store.root}:"
+            " list its artifacts with `lexloom store ls`"
         )
     known = sorted({stage for stage, _ in store.places()})
-    has = f"it has {', '.join(known)}" if known else "it is empty"
-    raise FileNotFoundError(f"the store {store.root} has no stage and no key {name!r}; {has}")
+    contents = f"the store has the stages {', '.join(known)}" if known else "the store is empty"
+    raise FileNotFoundError(f"no stage or key in the store {store.root} matches {name!r}: {contents}")
 
 
 def latest(store: Store, stages: tuple[str, ...], wanted: str) -> Place:
@@ -64,7 +66,7 @@ def latest(store: Store, stages: tuple[str, ...], wanted: str) -> Place:
     found = [manifest for manifest in store.manifests() if not stages or manifest.stage in stages]
     if not found:
         kind = " or ".join(stages) or wanted or "artifact"
-        raise FileNotFoundError(f"the store {store.root} has no {kind}: `lexloom store ls` lists what it has")
+        raise FileNotFoundError(f"the store {store.root} has no {kind}: list it with `lexloom store ls`")
     manifest = max(found, key=lambda manifest: (not is_by_product(manifest), manifest.created))
     return manifest.stage, manifest.key
 

@@ -90,7 +90,7 @@ def check_columns(wanted: list[str], there: list[str], source: str) -> None:
             more = f" and {len(there) - SHOWN_COLUMNS:,} more" if len(there) > SHOWN_COLUMNS else ""
             raise ValueError(f"{source} has no column {name!r}: it has {names}{more}")
         if there.count(name) > 1:
-            raise ValueError(f"{source} has {there.count(name)} columns {name!r}: rename all but one of them")
+            raise ValueError(f"{source} has {there.count(name)} columns named {name!r}: rename all but one")
 
 
 def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, position: int) -> Raw:
@@ -116,7 +116,8 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
         labels = labels.cast(pa.string())
     else:
         raise ValueError(
-            f"column {options.label_column!r} of {source} is {labels.type}; a label is a whole number or text"
+            f"column {options.label_column!r} of {source} is {labels.type}: a label must be an integer or a"
+            " string"
         )
     return Raw(text, labels, where, position, class_names(batch.schema, options.label_column))
 
@@ -127,7 +128,8 @@ def as_int64(labels: pa.Array, column: str, where: Where) -> pa.Array:
     except pa.ArrowInvalid:
         row = pc.index(pc.greater(labels, pa.scalar(LARGEST, labels.type)), True).as_py()
         raise ValueError(
-            f"{where(row)}: {column!r} is an integer beyond 64 bits ({labels[row]}): write it as text"
+            f"{where(row)}: {column!r} is an integer of more than 64 bits ({labels[row]}): write it as a"
+            " string"
         ) from None
 
 
@@ -142,7 +144,7 @@ def as_text(labels: pa.Array, column: str, where: Where) -> pa.Array:
                 (label or b"").decode()
             except UnicodeDecodeError:
                 raise ValueError(
-                    f"{where(row)}: {column!r} is not UTF-8: convert the file, or name its encoding with"
+                    f"{where(row)}: {column!r} is not UTF-8: convert the file, or set its encoding with"
                     " --text-encoding"
                 ) from None
         raise
@@ -227,13 +229,13 @@ def complaint(raw: Raw, row: int, value: bytes, guess: str | None, share: float)
     try:
         value.decode()
         return (
-            f"{where}, byte {value.index(NUL) + 1}: a NUL byte, which no text has: remove it, or convert the"
-            f" file{few}"
+            f"{where}, byte {value.index(NUL) + 1}: a NUL byte, which text can't contain: remove it, or"
+            f" convert the file{few}"
         )
     except UnicodeDecodeError as error:
         byte, found = error.start + 1, f"{not_in(raw)} (0x{value[error.start]:02x})"
     if guess is None:
         return (
-            f"{where}, byte {byte}: {found}: convert the file, or name its encoding with --text-encoding{few}"
+            f"{where}, byte {byte}: {found}: convert the file, or set its encoding with --text-encoding{few}"
         )
-    return f"{where}, byte {byte}: {found}: if it is {guess}, as it seems, say --text-encoding {guess}{few}"
+    return f"{where}, byte {byte}: {found}, probably {guess}: set --text-encoding {guess}{few}"

@@ -83,8 +83,8 @@ class Reading:
         self.label_names = self.label_names or raw.label_names
         if raw.label_names not in (None, self.label_names):
             raise ValueError(
-                f"the labels are called {raw.label_names} from {raw.where(0)} on, and were called"
-                f" {self.label_names} before: make them the same, or read one source of them alone"
+                f"the label names change from {self.label_names} to {raw.label_names} at {raw.where(0)}: make"
+                " them the same, or read the files separately"
             )
 
     def _numbered(self, raw: Raw) -> pa.RecordBatch:
@@ -103,7 +103,7 @@ class Reading:
             self.dropped += invalid
         else:
             for what, count in invalid.items():
-                self.notes[f"with bytes replaced that were {what}"] += count
+                self.notes[f"documents with replaced bytes ({what})"] += count
         columns = {"text": text, "document": pa.array(numbers), "part": pa.array(part)}
         if raw.labels is not None:
             columns["label"] = self.labels.read(raw)
@@ -118,17 +118,17 @@ class Reading:
     def _count_parts(self, batch: pa.RecordBatch) -> None:
         of = batch["document"].filter(batch["part"]).to_numpy()
         if len(of):
-            self.notes["cut, being too long"] += len(np.unique(of)) - (of[0] == self._last_cut)
-            self.notes["parts made of them"] += len(of)
+            self.notes["long documents split"] += len(np.unique(of)) - (of[0] == self._last_cut)
+            self.notes["resulting parts"] += len(of)
             self._last_cut = of[-1]
 
     def _refuse_mostly_invalid(self) -> None:
         """Raises ValueError where most documents are invalid, since then the encoding is another."""
         if 2 * self._invalid > self.documents:
             raise ValueError(
-                f"{self._invalid:,} of {self.documents:,} documents of {self._source.name} are not in the"
-                f" encoding that they are read by: name theirs with --text-encoding, since --invalid-utf8"
-                f" {self._limits.invalid} would leave little of them"
+                f"{self._invalid:,} of {self.documents:,} documents of {self._source.name} are invalid in the"
+                f" assumed encoding: set --text-encoding (--invalid-utf8 {self._limits.invalid} is only for"
+                " a few invalid bytes)"
             )
 
 

@@ -271,7 +271,7 @@ def find_files(name: str) -> FileSource:
     names = name.split("\n")
     for each in names:
         if len(names) > 1 and (each in PACKAGES or each.startswith(HUB_PREFIX)):
-            raise ValueError(f"{each} can't be read together with other sources: name it alone")
+            raise ValueError(f"{each} can't be combined with other sources: use it alone")
         add_files(found, each, alone=len(names) == 1)
     for warning in found.warnings():
         console.warn(warning)
@@ -306,11 +306,11 @@ def add_files(found: folders.Found, name: str, alone: bool) -> None:
 
 def not_found(name: str) -> str:
     if glob.has_magic(name):
-        return f"no file matches {name!r} (seen from {Path.cwd()})"
+        return f"no file matches {name!r} (working directory: {Path.cwd()})"
     return (
-        f"the source {folders.printable(name)!r} is not there (seen from {Path.cwd()}): name a file, a folder"
-        f" or a pattern, a packaged text ({', '.join(PACKAGES)}), or {HUB_PREFIX}owner/name for a Hugging"
-        " Face data set"
+        f"the source {folders.printable(name)!r} does not exist (working directory: {Path.cwd()}): name a"
+        f" file, a folder or a pattern, a packaged text ({', '.join(PACKAGES)}), or {HUB_PREFIX}owner/name"
+        " for a Hugging Face data set"
     )
 
 
@@ -352,8 +352,8 @@ def verify_files(files: list[SourceFile]) -> None:
     for file in files:
         if digest_file(file.path) != file.xxh3:
             raise ValueError(
-                f"{file.path} has other content than when it was fingerprinted: run again once it is at rest;"
-                " if that does not help, check its disk, and `touch` the file if it is as you want it"
+                f"{file.path} no longer has the content that was fingerprinted: rerun when nothing writes to"
+                " it; if the error persists, check the disk, or `touch` the file if its content is correct"
             )
 
 

@@ -168,11 +168,9 @@ class Stage:
                     return Completed(name="Cached", data=artifact)
             else:
                 kept = (
-                    f", and keeping what is there as {DISPLACED}-*"
-                    if store.is_blocked(self.name, key)
-                    else ""
+                    f" and moving the obstacle to {DISPLACED}-*" if store.is_blocked(self.name, key) else ""
                 )
-                console.warn(f"{self.name}: {damage}; building it again{kept}")
+                console.warn(f"{self.name}: {damage}; rebuilding it{kept}")
                 why = [f"rebuilt: {damage}"]
         for sentence in store.make_writable():
             console.warn(sentence)
@@ -283,7 +281,9 @@ def scratch_folder(
     with store.lock(f"{name}-{key}", wait=False) as alone:
         folder = store.scratch(name, key) if alone else store.new_folder(f"{name}-scratch", key)
         if bind_scratch(folder, read):
-            console.note(name, "begins anew: what was left of it was made from other content of its inputs")
+            console.note(
+                name, "starts over: its saved progress was computed from inputs that have since changed"
+            )
         yield {"scratch": folder}
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -44,10 +44,10 @@ class StoreFolder:
                     sentences.append(f"{obstacle}; moved to {aside}")
             return sentences
         except OSError as error:
-            rights = "give yourself rights to it, or " if isinstance(error, PermissionError) else ""
+            permissions = "fix its permissions, or " if isinstance(error, PermissionError) else ""
             raise type(error)(
-                f"the store {self.root} can't be written ({error.strerror}): {rights}name another folder with"
-                " --store or LEXLOOM_STORE"
+                f"the store {self.root} is not writable ({error.strerror}): {permissions}choose another"
+                " folder with --store or LEXLOOM_STORE"
             ) from error
 
     def obstacle(self, path: Path) -> str | None:

@@ -56,7 +56,7 @@ class TextStream:
         self._decoder = None
         if mark is None and not is_utf_8(self.encoding) and is_surely_utf_8(head, self._wide):
             raise ValueError(
-                f"{path} is UTF-8 and not {encoding}: leave --text-encoding out, or read this file apart"
+                f"{path} is UTF-8, not {encoding}: omit --text-encoding, or read this file separately"
             )
         if not is_utf_8(self.encoding):
             errors = "surrogatepass" if self._wide else "surrogateescape"
@@ -64,7 +64,7 @@ class TextStream:
             self._pending = self._as_utf_8(self._pending, final=not head)
         elif guess := guess_wide(head):
             raise ValueError(
-                f"{path} looks like {guess} without a byte order mark: say --text-encoding {guess}, or"
+                f"{path} looks like {guess} without a byte order mark: set --text-encoding {guess}, or"
                 " remove the NUL bytes"
             )
         self.closed = False
@@ -88,7 +88,7 @@ class TextStream:
             text = self._decoder.decode(block, final)
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{self._path} is not {self.encoding} ({error.reason}): name its encoding with"
+                f"{self._path} is not valid {self.encoding} ({error.reason}): set its encoding with"
                 " --text-encoding"
             ) from None
         return text.encode(UTF_8, "surrogatepass" if self._wide else "surrogateescape")

@@ -22,8 +22,8 @@ def read_text(path: Path, options: Options) -> Iterator[Raw]:
     """A document a line, a paragraph (lines up to an empty one), or the whole file."""
     if options.label_column is not None and options.label_column not in options.constants:
         raise ValueError(
-            f"{path} is plain text and has no column {options.label_column!r}: leave out the label column, or"
-            " put the files of each label into a folder of its name, and name the folder around them"
+            f"{path} is plain text and has no column {options.label_column!r}: omit the label column, or put"
+            " the files of each label into a folder named after it, and use the parent folder as the source"
         )
     with opened_text(path, options.encoding) as (stream, tell):
         for documents, numbers, unfinished in DOCUMENTS[options.documents](path, stream):
@@ -115,8 +115,8 @@ def end_of_part(text: bytes, most: int) -> int:
 def check_length(path: Path, number: int, length: int) -> None:
     if length > MAX_RECORD_BYTES:
         raise ValueError(
-            f"{path}, line {number}: a document here is longer than {MAX_RECORD_BYTES >> 20} MB: break it"
-            " into lines (or paragraphs) that are documents"
+            f"{path}, line {number}: this document is longer than {MAX_RECORD_BYTES >> 20} MB: split it"
+            " into shorter lines or paragraphs"
         )
 
 

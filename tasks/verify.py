@@ -89,7 +89,7 @@ class Suspicions:
             if manifest and parent and (difference := difference_of(manifest, entry, parent)):
                 return difference
             if above in self._damaged and not entry.content:
-                return f"{name} is damaged, and may have been when this was made from it"
+                return f"its input {name} is damaged, and may already have been when it was read"
             if self.of(above):
-                return f"{name}, from which it was made, is outdated"
+                return f"its input {name} is outdated"
         return None

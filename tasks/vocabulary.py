@@ -152,8 +152,8 @@ class UnsegmentedText:
         where = corpus.facts.get("source", "the corpus")
         return (
             f"{self.share:.0%} of {where} has no spaces between words"
-            f" ({self._example[:SHOWN_CHARACTERS]!r} counts as one), as in Chinese, Japanese, Thai, Khmer,"
-            " Lao or Burmese: say --segment characters, or separate the words with a segmenter first"
+            f" ({self._example[:SHOWN_CHARACTERS]!r} counts as one word), as in Chinese, Japanese, Thai,"
+            " Khmer, Lao or Burmese: use --segment characters, or segment the text before training"
         )
 
 

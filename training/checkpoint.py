@@ -149,8 +149,8 @@ class Checkpoints:
     def in_words(self) -> str:
         """What there is for the same command to go on from, as the end of a sentence."""
         if (step := self.newest_step()) is None:
-            return "there is no checkpoint: the same command starts training again"
-        return f"there is a checkpoint: the same command goes on from step {step:,}"
+            return "there is no checkpoint: the same command starts training from the beginning"
+        return f"there is a checkpoint: the same command resumes from step {step:,}"
 
     def _read(self, folder: Path, remedy: str, worker: int = 0, workers: int = 1) -> Checkpoint | None:
         try:

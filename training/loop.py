@@ -278,8 +278,8 @@ class Training:
             step, epoch, progress = self._first_broken()
             raise FloatingPointError(
                 f"the loss is {total} at step {step} (epoch {epoch + 1}, learning rate"
-                f" {self.trainable.learning_rate(progress):.2g}): lower the learning rate, or look for"
-                " broken rows in the data"
+                f" {self.trainable.learning_rate(progress):.2g}): lower the learning rate, or check"
+                " the data for invalid rows"
             )
         return losses
 

@@ -122,13 +122,15 @@ def train_on_ray(
                     in_vain = in_vain + 1 if stuck else 1
                     if in_vain == ATTEMPTS:
                         raise RuntimeError(
-                            f"{lost(failure)}, {ATTEMPTS} times without a new checkpoint in between;"
+                            f"{lost(failure)}, {ATTEMPTS} times in a row without a new checkpoint;"
                             f" {checkpoints.in_words()}"
                         ) from failure
                     if not waited_for_room(failure):
                         limit = most
                         step = checkpoints.newest_step()
-                        again = "starting again" if step is None else f"going on from step {step:,}"
+                        again = (
+                            "starting from the beginning" if step is None else f"resuming from step {step:,}"
+                        )
                         on_note(f"{lost(failure)}; {again}")
                         continue
                     fitting = await_room(least, most, job.device, on_note)

@@ -50,7 +50,9 @@ class Saving:
             self.trainable.load_state_dict(found.tensors)
             self._load_replica(found.local or {})
             if self.rank and found.local is None and self._optimizer_tables():
-                logger.warning("another number of workers: all go on from worker 0's optimizer state")
+                logger.warning(
+                    "the number of workers has changed: all workers resume from worker 0's optimizer state"
+                )
         self.sync.setup(self.trainable, self.world_size)
         if found is not None:
             self.sync.load_state_dict(found.sync)
@@ -60,7 +62,7 @@ class Saving:
         if self.world_size * squares != steps**2:
             raise OSError(
                 f"the workers see different checkpoints in {self.checkpoints.folder}: it must be a folder"
-                " that all of them share"
+                " that all workers share"
             )
 
     def save(self, run: Run, losses: list[list[float]]) -> None:

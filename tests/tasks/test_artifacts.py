@@ -217,7 +217,7 @@ def test_a_scratch_folder_in_use_is_not_collected(store: Store) -> None:
 
 def test_a_store_that_can_not_be_written_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"the store .* can't be written .*--store or LEXLOOM_STORE"):
+    with pytest.raises(OSError, match=r"the store .* is not writable .*--store or LEXLOOM_STORE"):
         Store(tmp_path / "file" / "store").make_writable()
-    with pytest.raises(FileExistsError, match=r"file can't be written \(File exists\): name another folder"):
+    with pytest.raises(FileExistsError, match=r"file is not writable \(File exists\): choose another folder"):
         Store(tmp_path / "file").make_writable()

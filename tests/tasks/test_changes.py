@@ -62,7 +62,7 @@ def test_an_input_that_has_left_the_store_is_called_another(store: Store) -> Non
     put(store, "tokens", "t2", inputs=[put(store, "corpus", "c2", limit=7)])
     store.discard("corpus", "c1")
     (manifest,) = [each for each in store.manifests() if each.key == "t2"]
-    said = ["other corpus; the earlier artifact is no longer in the store"]
+    said = ["different corpus (the earlier artifact is no longer in the store)"]
     assert why(manifest, list(store.manifests())) == said
 
 
