@@ -55,7 +55,7 @@ def start_server() -> None:
 
 
 def require_server(url: str) -> None:
-    """Check that a server answers, whatever it answers: Prefect's client would retry for minutes."""
+    """Check that a server responds, with any status: Prefect's client would retry for minutes."""
     for attempt in range(ATTEMPTS):
         try:
             httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS)

@@ -154,7 +154,7 @@ def named(name: str, figures: str, style: str = "") -> Text:
 
 
 def how_far(work: Work) -> str:
-    if work.progress is None and work.since is None:  # interrupted before its first record
+    if work.progress is None and work.since is None:  # interrupted before its first progress record
         return f"{'':>8}"
     if work.progress is None:
         return f"{duration(time.time() - (work.since or 0)):>8}"

@@ -1,4 +1,4 @@
-"""Commands on the store: what is in it, why, is it whole, and what can go."""
+"""Commands on the store: list, explain, verify and garbage-collect artifacts."""
 
 import argparse
 from collections import Counter
@@ -9,7 +9,7 @@ from tasks.artifacts import Store
 from tasks.console import NAME_WIDTH, stderr, warn
 from tasks.garbage import collect_garbage
 from tasks.names import Place, find_place
-from tasks.verify import obstacles, verify
+from tasks.verify import find_obstacles, verify
 
 NAME = "a stage, the beginning of an artifact's key, STAGE/KEY, or latest"
 
@@ -53,8 +53,8 @@ def store_verify(arguments: argparse.Namespace) -> int:
     if not store.root.is_dir():
         raise FileNotFoundError(f"there is no store at {store.root}: name it with --store or LEXLOOM_STORE")
     counts = Counter[str]()
-    places = named_places(store, arguments.names) if arguments.names else store.places()
-    for found in chain(verify(store, places), () if arguments.names else obstacles(store)):
+    places = find_places(store, arguments.names) if arguments.names else store.places()
+    for found in chain(verify(store, places), () if arguments.names else find_obstacles(store)):
         state = "damaged" if found.damage else "outdated" if found.outdated else "intact"
         counts[state] += 1
         counts["unrecorded"] += found.unrecorded
@@ -74,10 +74,10 @@ def store_verify(arguments: argparse.Namespace) -> int:
 
 def store_explain(arguments: argparse.Namespace) -> int:
     store = Store()
-    places = named_places(store, [arguments.name])
+    places = find_places(store, [arguments.name])
     found = [manifest for place in places if (manifest := store.manifest(*place))]
     if len(places) == 1 and not found:
-        store.read_manifest(*places[0])  # which says what is wrong
+        store.read_manifest(*places[0])  # raises an error that says what is wrong
     for manifest in sorted(found, key=lambda manifest: manifest.created):
         print(f"{manifest.created.astimezone():%Y-%m-%d %H:%M:%S}  {manifest.stage}/{manifest.key}")
         for reason in manifest.why:
@@ -85,8 +85,8 @@ def store_explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def named_places(store: Store, names: list[str]) -> list[Place]:
-    """Stage and key of all that these names mean: of a stage every artifact. Errors as in `find_place`."""
+def find_places(store: Store, names: list[str]) -> list[Place]:
+    """Find the artifacts with these names; a stage means all of its artifacts. Raises like `find_place`."""
     found: list[Place] = []
     for name in names:
         of_stage = [place for place in store.places() if place[0] == name]

@@ -1,4 +1,4 @@
-"""How an artifact or a model is named on the command line: by a folder, by its key, or as the latest."""
+"""Names of artifacts and models on the command line: a folder, a key or its beginning, or `latest`."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ Place = tuple[str, str]  # stage and key
 
 
 def model_folder(name: str, *stages: str) -> Path:
-    """The folder of the model that `name` means, of one of these stages; a path that is there counts first.
+    """Find the folder of the model `name` of one of these stages; an existing path takes precedence.
 
     Raises:
-        FileNotFoundError: nothing is called so.
-        ValueError: several models are, or none that these stages have made.
+        FileNotFoundError: nothing has this name.
+        ValueError: the name is ambiguous, or no artifact of these stages has it.
     """
     if Path(name).exists():
         return Path(name)
@@ -28,9 +28,9 @@ def model_folder(name: str, *stages: str) -> Path:
 
 
 def find_place(store: Store, name: str, *stages: str) -> Place:
-    """Stage and key of the artifact that `name` means, of one of `stages` or, without any, of all.
+    """Find the stage and key of the artifact `name`, of one of `stages` (default: any stage).
 
-    A name is `latest` or the beginning of a key, with or without `stage/` before it. Errors are those of
+    A name is `latest` or the beginning of a key, optionally after `stage/`. Raises the same errors as
     `model_folder`.
     """
     stage, _, key = name.rpartition("/")
@@ -38,7 +38,7 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
     if stage and stages and stage not in stages:
         raise ValueError(f"{name} is a {stage} artifact, but this command needs a {wanted} artifact")
     if key == LATEST:
-        return latest(store, (stage,) if stage else stages, wanted)
+        return find_latest(store, (stage,) if stage else stages, wanted)
     places = [place for place in store.places() if not stage or place[0] == stage]
     matches = [place for place in places if key and place[1].startswith(key)]
     fitting = [place for place in matches if not stages or place[0] in stages]
@@ -47,10 +47,11 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
         return found[0]
     if found:
         raise ValueError(
-            f"{name} is ambiguous ({listed(found)}): give more characters of the key, or STAGE/ before it"
+            f"{name} is ambiguous ({format_places(found)}): give more characters of the key, or STAGE/ before"
+            " it"
         )
     if matches:
-        raise ValueError(f"{name} is {listed(matches)}, but this command needs a {wanted} artifact")
+        raise ValueError(f"{name} is {format_places(matches)}, but this command needs a {wanted} artifact")
     if stages:
         raise FileNotFoundError(
             f"{name} is neither a model folder nor the beginning of a key in the store {store.root}:"
@@ -61,8 +62,8 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
     raise FileNotFoundError(f"no stage or key in the store {store.root} matches {name!r}: {contents}")
 
 
-def latest(store: Store, stages: tuple[str, ...], wanted: str) -> Place:
-    """The youngest artifact of these stages; a part of another model only where there is nothing else."""
+def find_latest(store: Store, stages: tuple[str, ...], wanted: str) -> Place:
+    """Find the newest artifact of these stages; by-products of other models come last."""
     found = [manifest for manifest in store.manifests() if not stages or manifest.stage in stages]
     if not found:
         kind = " or ".join(stages) or wanted or "artifact"
@@ -71,8 +72,8 @@ def latest(store: Store, stages: tuple[str, ...], wanted: str) -> Place:
     return manifest.stage, manifest.key
 
 
-def listed(places: list[Place]) -> str:
-    """`stage/key` of each, the keys as short as they can be told apart."""
+def format_places(places: list[Place]) -> str:
+    """Join `stage/key` of each place, with keys shortened as far as they stay distinct."""
     keys = {key for _, key in places}
     longest = max(map(len, keys))
     lengths = range(min(SHOWN_KEY, longest), longest)
@@ -84,7 +85,7 @@ def listed(places: list[Place]) -> str:
 
 
 def is_by_product(manifest: Manifest) -> bool:
-    """Whether vectors are a language model's tokens', made as a part of it, and not words'."""
+    """Whether a word2vec model is of tokens and was trained as part of a language model."""
     return manifest.stage == WORD2VEC and is_of_tokens(manifest)
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from tasks.artifacts import Artifact, Store, Summary
 from tasks.embeddings import EmbeddingsConfig, locate_embeddings
 from tasks.files import digest_file
-from tasks.lineage import Call, check_inputs, outdated
+from tasks.lineage import Call, check_inputs, find_outdated_input
 from tasks.source import find
 from tasks.stage import Stage, StageRecord, record_stages, stage
 from tasks.verify import verify
@@ -159,7 +159,7 @@ def test_what_is_built_again_to_other_bytes_takes_its_descendants_along(
     assert records["ids"].why == [
         f"rebuilt: its input words/{key[:8]} was rebuilt later with different content"
     ]
-    assert all(outdated(store, each.stage, each.key) is None for each in records.values())
+    assert all(find_outdated_input(store, each.stage, each.key) is None for each in records.values())
     records = run()
     assert built(records) == ["model"], "it had read the other words"
     assert built(run()) == []

@@ -146,7 +146,7 @@ def test_an_interrupt_waits_for_a_checkpoint_from_which_the_next_run_goes_on(
         train_on_ray(slow, workers=2, on_progress=interrupt, on_note=notes.append)
     assert notes == ["stopping after this step; interrupt again to stop without a checkpoint"]
     assert 0 < result(plan).state["step"] < 400
-    assert Checkpoints(plan.checkpoints, plan.fingerprint).in_words() == (
+    assert Checkpoints(plan.checkpoints, plan.fingerprint).describe_resume() == (
         f"there is a checkpoint: the same command resumes from step {result(plan).state['step']}"
     )
     train_on_ray(plan, workers=2)
