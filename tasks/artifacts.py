@@ -209,9 +209,9 @@ class Store(StoreFolder):
         try:
             manifest = Manifest.from_json(text)
         except ValueError as error:
-            raise ValueError(f"{MANIFEST} is not what was written") from error
+            raise ValueError(f"{MANIFEST} is damaged") from error
         if (manifest.stage, manifest.key) != (stage, key):
-            raise ValueError(f"{MANIFEST} is that of {manifest.stage}/{manifest.key}")
+            raise ValueError(f"{MANIFEST} belongs to {manifest.stage}/{manifest.key}")
         return manifest
 
     def occupied(self, stage: str, key: str) -> bool:
@@ -233,7 +233,7 @@ class Store(StoreFolder):
                 if complaint := check_size(folder, entry):
                     return complaint
             if strange := unknown_names(folder, {MANIFEST, *(entry.name for entry in manifest.files)}):
-                return f"{printable(strange[0])} is not one of its files"
+                return f"{printable(strange[0])} is not listed in the manifest"
             if verification == "full":
                 with ThreadPoolExecutor(DIGEST_THREADS) as pool:
                     complaints = pool.map(lambda entry: check_content(folder, entry), manifest.files)
@@ -344,7 +344,7 @@ def check_size(folder: Path, entry: FileEntry) -> str | None:
 
 def check_content(folder: Path, entry: FileEntry) -> str | None:
     if digest_file(folder / entry.name) != entry.xxh3:
-        return f"{entry.name} is not what was written (its digest differs)"
+        return f"{entry.name} does not match its digest"
     return None
 
 

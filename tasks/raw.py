@@ -46,7 +46,7 @@ class Options:
 class Raw:
     """A batch of undecoded documents."""
 
-    text: pa.Array  # binary, large or not; null where there is no text
+    text: pa.Array  # binary or large_binary; null if there is no text
     labels: pa.Array | None
     where: Where  # describes the location of the n-th document
     position: int  # bytes of the source read so far

@@ -159,7 +159,7 @@ def test_the_store_is_listed_verified_and_cleared(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith("corpus/k1  intact\ncorpus/k2  intact\n2 intact")
     (artifact.folder / "data.txt").write_text("TEXT")
     assert main(["store", "verify"]) == 1
-    assert "corpus/k1  data.txt is not what was written" in capsys.readouterr().out
+    assert "corpus/k1  data.txt does not match its digest" in capsys.readouterr().out
     assert main(["store", "gc", "--keep", "1"]) == 0
     assert "freed" in capsys.readouterr().out
     assert len(list(store.manifests())) == 1

@@ -112,10 +112,10 @@ def test_an_artifact_is_found_again_as_it_was_written(store: Store) -> None:
     [
         (lambda folder: (folder / "data.txt").unlink(), "data.txt is missing"),
         (lambda folder: (folder / "data.txt").write_text("longer text"), "11 bytes instead of 4"),
-        (lambda folder: (folder / "stray.txt").write_text("x"), "stray.txt is not one of its files"),
+        (lambda folder: (folder / "stray.txt").write_text("x"), "stray.txt is not listed in the manifest"),
         (
             lambda folder: (folder / "manifest.json").write_text('{"half":'),
-            "manifest.json is not what was written",
+            "manifest.json is damaged",
         ),
     ],
 )

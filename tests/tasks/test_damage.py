@@ -75,7 +75,7 @@ def replace(path: Path, make: Harm) -> None:
 def test_a_manifest_that_says_less_or_something_else_is_damaged(store: Store, harm: Harm) -> None:
     artifact, _ = run()
     harm(artifact.folder)
-    assert store.damage("loom", artifact.key) == "manifest.json is not what was written"
+    assert store.damage("loom", artifact.key) == "manifest.json is damaged"
     assert run() == (artifact, False)
     assert run() == (artifact, True)
     assert store.damage("loom", artifact.key, "full") is None
@@ -92,7 +92,7 @@ def test_a_manifest_of_format_1_is_still_read(store: Store) -> None:
 def test_a_manifest_in_another_artifacts_place_is_damaged(store: Store) -> None:
     artifact, _ = run()
     (put(store, "loom", "other").folder / "manifest.json").replace(artifact.folder / "manifest.json")
-    assert store.damage("loom", artifact.key) == "manifest.json is that of loom/other"
+    assert store.damage("loom", artifact.key) == "manifest.json belongs to loom/other"
 
 
 @pytest.mark.parametrize(
@@ -105,11 +105,14 @@ def test_a_manifest_in_another_artifacts_place_is_damaged(store: Store) -> None:
         (lambda folder: (folder / "manifest.json").symlink_to("nowhere"), "manifest.json is a broken symbol"),
         (lambda folder: os.mkfifo(folder / "part-1.txt"), "part-1.txt is a named pipe"),
         (lambda folder: os.mkfifo(folder / "manifest.json"), "manifest.json is a named pipe"),
-        (lambda folder: os.mkfifo(folder / "part-9.txt"), "part-9.txt is not one of its files"),
-        (lambda folder: (folder / "caf\udce9").write_text(""), r"caf\xe9 is not one of its files"),
-        (lambda folder: (folder / "two\nlines").write_text(""), r"two\nlines is not one of its files"),
-        (lambda folder: (folder / "part-9.txt").mkdir(), "part-9.txt is not one of its files"),
-        (lambda folder: (folder / "part-9.txt").symlink_to("nowhere"), "part-9.txt is not one of its files"),
+        (lambda folder: os.mkfifo(folder / "part-9.txt"), "part-9.txt is not listed in the manifest"),
+        (lambda folder: (folder / "caf\udce9").write_text(""), r"caf\xe9 is not listed in the manifest"),
+        (lambda folder: (folder / "two\nlines").write_text(""), r"two\nlines is not listed in the manifest"),
+        (lambda folder: (folder / "part-9.txt").mkdir(), "part-9.txt is not listed in the manifest"),
+        (
+            lambda folder: (folder / "part-9.txt").symlink_to("nowhere"),
+            "part-9.txt is not listed in the manifest",
+        ),
     ],
 )
 def test_what_is_no_file_is_damage(store: Store, harm: Harm, complaint: str) -> None:

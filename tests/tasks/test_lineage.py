@@ -128,7 +128,7 @@ def test_changed_bytes_are_never_built_from(store: Store, damaged: str, name: st
     assert changed in built(records)
     read_by = {"corpus": ("words", "ids"), "words": ("ids", "model"), "ids": ("model",)}[damaged]
     if changed in read_by:
-        assert records[damaged].why == [f"rebuilt: {name} is not what was written (its digest differs)"]
+        assert records[damaged].why == [f"rebuilt: {name} does not match its digest"]
         assert content(store) == clean
     else:
         assert records[damaged].cached, "nothing has read it"
@@ -181,7 +181,7 @@ def test_a_damaged_input_that_this_run_did_not_make_is_refused(store: Store) -> 
     with record_stages():
         text = corpus(Text(), config=Config())
     flip(text.folder / "one.txt")
-    with pytest.raises(ValueError, match=r"corpus/\w{8} can't be used \(one.txt is not what was written"):
+    with pytest.raises(ValueError, match=r"corpus/\w{8} can't be used \(one.txt does not match its digest"):
         words(text, config=Config())
     assert not list(store.root.glob("words/*"))
     assert not list(store.root.glob(".building/*"))
@@ -301,7 +301,7 @@ def test_verification_tells_what_is_damaged_and_what_may_come_of_it(store: Store
     run()
     assert found(store) == {}
     flip(next(store.root.glob("corpus/*/one.txt")))
-    assert found(store) == {"corpus": "one.txt is not what was written (its digest differs)"}
+    assert found(store) == {"corpus": "one.txt does not match its digest"}
     to_format_1(store)
     said = found(store)
     assert set(said) == {"corpus", "words", "ids", "model"}

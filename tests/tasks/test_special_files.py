@@ -83,7 +83,11 @@ def test_every_command_names_it_and_comes_back(
     make(path)
     assert bounded(main, ["store", "verify"]) == 1
     said = capsys.readouterr().out.splitlines()
-    what = f"{place} is not one of its files" if place == "stray.txt" else f"{place or 'corpus/k1'} is {name}"
+    what = (
+        f"{place} is not listed in the manifest"
+        if place == "stray.txt"
+        else f"{place or 'corpus/k1'} is {name}"
+    )
     assert len(said) == 2
     assert said[0].startswith(f"corpus/k1  {what}")
     assert said[1] == "1 intact, 1 damaged, 0 outdated"
