@@ -15,7 +15,7 @@ import numpy as np
 
 from deployments.shelf import Shelf
 from models.language_model import TOKENIZER, Windows, load_language_model
-from models.normalization import Normalization, normalize_prompt, recorded
+from models.normalization import Normalization, normalize_prompt, read_normalization
 from models.sampling import Sampling, sample_text
 from models.tokenizer import SPACE_SIGN, Tokenizer
 from models.window_lm import WindowLM
@@ -236,7 +236,7 @@ class Predictor(NamedTuple):
 
 
 def load_predictor(folder: Path) -> Predictor:
-    return Predictor(WindowLM.load(folder), Tokenizer.load(folder / TOKENIZER), recorded(folder))
+    return Predictor(WindowLM.load(folder), Tokenizer.load(folder / TOKENIZER), read_normalization(folder))
 
 
 @in_one_sentence

@@ -1,4 +1,4 @@
-"""What a command sets in its environment before Prefect, Ray and Numba are imported."""
+"""Environment variables that a command sets before Prefect, Ray and Numba are imported."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ def settle_environment(verbose: bool) -> None:
 
 
 def move_from_unwritable_home() -> None:
-    """Give Prefect's records and Numba's compiled code a temporary folder if their own cannot be written.
+    """Use a temporary folder for Prefect's records and Numba's compiled code if theirs is not writable.
 
     Folders that the user has set are left alone. One line says where the files go.
     """
@@ -47,7 +47,7 @@ def move_from_unwritable_home() -> None:
     places = {"PREFECT_HOME": home / ".prefect", "NUMBA_CACHE_DIR": home / ".cache" / "numba"}
     moved = [name for name, place in places.items() if name not in os.environ and not is_writable(place)]
     if "NUMBA_CACHE_DIR" in moved and is_writable(package_folder()):
-        moved.remove("NUMBA_CACHE_DIR")  # Numba's first choice is beside the code
+        moved.remove("NUMBA_CACHE_DIR")  # Numba first tries to cache next to the code
     if not moved:
         return
     folder = private_folder()
@@ -55,8 +55,8 @@ def move_from_unwritable_home() -> None:
         os.environ[name] = str(folder / name.lower())
     if "PREFECT_HOME" in moved:
         print(
-            f"warning: {home} is not writable, so the records of runs go to {folder}: set PREFECT_HOME to a"
-            " folder that stays",
+            f"warning: {home} is not writable, so run records are stored in {folder}: set PREFECT_HOME to a"
+            " persistent folder",
             file=sys.stderr,
         )
 

@@ -55,7 +55,7 @@ def start_server() -> None:
 
 
 def require_server(url: str) -> None:
-    """Check that a server answers, whatever it answers: Prefect's client would retry for minutes."""
+    """Check that a server responds, with any status: Prefect's client would retry for minutes."""
     for attempt in range(ATTEMPTS):
         try:
             httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS)
@@ -68,7 +68,9 @@ def require_server(url: str) -> None:
                 ) from error
             time.sleep(RETRY_SECONDS)
         except httpx.InvalidURL as error:
-            raise ConnectionError(f"PREFECT_API_URL is {url!r}, which is not a URL ({error})") from error
+            raise ConnectionError(
+                f"PREFECT_API_URL is {url!r}, which is not a URL ({error}): correct or unset it"
+            ) from error
 
 
 def needs_server() -> bool:

@@ -154,7 +154,7 @@ def named(name: str, figures: str, style: str = "") -> Text:
 
 
 def how_far(work: Work) -> str:
-    if work.progress is None and work.since is None:  # interrupted before its first record
+    if work.progress is None and work.since is None:  # interrupted before its first progress record
         return f"{'':>8}"
     if work.progress is None:
         return f"{duration(time.time() - (work.since or 0)):>8}"
@@ -174,7 +174,7 @@ def doing(work: Work) -> str:
 
 def left_behind(work: Work) -> str:
     step = max(work.checkpoint or 0, work.progress["step"] if work.progress else 0)
-    further = "starts it again" if work.checkpoint is None else f"goes on from step {work.checkpoint:,}"
+    further = "restarts it" if work.checkpoint is None else f"resumes from step {work.checkpoint:,}"
     return f"  interrupted {ago(work.left_at or 0)} at step {step:,}; the same command {further}"
 
 

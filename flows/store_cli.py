@@ -1,4 +1,4 @@
-"""Commands on the store: what is in it, why, is it whole, and what can go."""
+"""Commands on the store: list, explain, verify and garbage-collect artifacts."""
 
 import argparse
 from collections import Counter
@@ -9,7 +9,7 @@ from tasks.artifacts import Store
 from tasks.console import NAME_WIDTH, stderr, warn
 from tasks.garbage import collect_garbage
 from tasks.names import Place, find_place
-from tasks.verify import obstacles, verify
+from tasks.verify import find_obstacles, verify
 
 NAME = "a stage, the beginning of an artifact's key, STAGE/KEY, or latest"
 
@@ -21,7 +21,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     verb.set_defaults(run=store_ls)
     verb = verbs.add_parser("verify", help="read every file and compare its digest", parents=[shared])
     verb.add_argument("names", nargs="*", metavar="NAME", help=f"{NAME}; if none is given, the whole store")
-    verb.add_argument("--all", action="store_true", help="list what is whole, too")
+    verb.add_argument("--all", action="store_true", help="also list intact artifacts")
     verb.set_defaults(run=store_verify)
     verb = verbs.add_parser("explain", help="why a stage ran again", parents=[shared])
     verb.add_argument("name", metavar="NAME", help=NAME)
@@ -53,31 +53,31 @@ def store_verify(arguments: argparse.Namespace) -> int:
     if not store.root.is_dir():
         raise FileNotFoundError(f"there is no store at {store.root}: name it with --store or LEXLOOM_STORE")
     counts = Counter[str]()
-    places = named_places(store, arguments.names) if arguments.names else store.places()
-    for found in chain(verify(store, places), () if arguments.names else obstacles(store)):
-        state = "damaged" if found.damage else "outdated" if found.outdated else "whole"
+    places = find_places(store, arguments.names) if arguments.names else store.places()
+    for found in chain(verify(store, places), () if arguments.names else find_obstacles(store)):
+        state = "damaged" if found.damage else "outdated" if found.outdated else "intact"
         counts[state] += 1
         counts["unrecorded"] += found.unrecorded
-        if state != "whole" or arguments.all:
+        if state != "intact" or arguments.all:
             print(f"{found.name}  {found.damage or found.outdated or state}")
-    print(", ".join(f"{counts[state]} {state}" for state in ("whole", "damaged", "outdated")))
+    print(", ".join(f"{counts[state]} {state}" for state in ("intact", "damaged", "outdated")))
     if counts["unrecorded"]:
         stderr.print(
-            f"{counts['unrecorded']} of them were made before artifacts recorded what they read: they count"
-            " as outdated if what they were made from is damaged or younger"
+            f"{counts['unrecorded']} of them do not record the content of their inputs (manifest format 1):"
+            " they count as outdated if an input is damaged or newer"
         )
     wrong = counts["damaged"] + counts["outdated"]
     if wrong:
-        stderr.print("the next run that needs one of these builds it again", style="yellow")
+        stderr.print("the next run that needs one of these rebuilds it", style="yellow")
     return 1 if wrong else 0
 
 
 def store_explain(arguments: argparse.Namespace) -> int:
     store = Store()
-    places = named_places(store, [arguments.name])
+    places = find_places(store, [arguments.name])
     found = [manifest for place in places if (manifest := store.manifest(*place))]
     if len(places) == 1 and not found:
-        store.read_manifest(*places[0])  # which says what is wrong
+        store.read_manifest(*places[0])  # raises an error that says what is wrong
     for manifest in sorted(found, key=lambda manifest: manifest.created):
         print(f"{manifest.created.astimezone():%Y-%m-%d %H:%M:%S}  {manifest.stage}/{manifest.key}")
         for reason in manifest.why:
@@ -85,8 +85,8 @@ def store_explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def named_places(store: Store, names: list[str]) -> list[Place]:
-    """Stage and key of all that these names mean: of a stage every artifact. Errors as in `find_place`."""
+def find_places(store: Store, names: list[str]) -> list[Place]:
+    """Find the artifacts with these names; a stage means all of its artifacts. Raises like `find_place`."""
     found: list[Place] = []
     for name in names:
         of_stage = [place for place in store.places() if place[0] == name]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models import transformer_folder
-from models.normalization import DESCRIPTIONS, Normalization, normalize_prompt, recorded
+from models.normalization import DESCRIPTIONS, Normalization, normalize_prompt, read_normalization
 from models.sampling import NextLogits
 from models.tokenizer import Tokenizer
 from models.transformer import Reader
@@ -52,7 +52,7 @@ def load_language_model(folder: Path) -> LanguageModel:
         raise ValueError(
             f"{folder} holds a {kind} model, which does not write: name a language model's folder"
         )
-    return LanguageModel(next_logits, Tokenizer.load(folder / TOKENIZER), recorded(folder))
+    return LanguageModel(next_logits, Tokenizer.load(folder / TOKENIZER), read_normalization(folder))
 
 
 def kind_of(folder: Path) -> str:

@@ -1,12 +1,12 @@
-"""Normalisation: the rules by which text is changed before a model reads it, in training and in use.
+"""Normalization: the rules that are applied to text before a model reads it, in training and inference.
 
-A model's folder records its rules (`recorded`), so that what is asked of the model is normalised as its
-training text was.
+A model's folder records its rules (`read_normalization`), so that inputs are normalized like its training
+text.
 
-Words are those of Unicode's word boundaries (UAX 29, "Unicode Text Segmentation"), tailored in two ways: a
-hyphen between two letters or digits joins them (co-op), and a colon does not. All rules are Arrow kernels and
-RE2 expressions over whole arrays; only character references are decoded row by row, in the rows that have
-any. Rows in ASCII, nine of ten in English text, skip what only other characters need.
+Words follow Unicode word boundaries (UAX 29, "Unicode Text Segmentation"), with two changes: a hyphen between
+two letters or digits joins them (co-op), and a colon does not. All rules are Arrow kernels and RE2
+expressions over whole arrays; only character references are decoded row by row, in the rows that have any.
+ASCII rows, nine out of ten in English text, skip the rules for other characters.
 """
 
 import json
@@ -24,27 +24,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-FIELD = "normalization"  # of a model's description
-DESCRIPTIONS = ("lexloom.json", "config.json")  # the first that is there describes the model
+FIELD = "normalization"  # of a model's description file
+DESCRIPTIONS = ("lexloom.json", "config.json")  # the first one that exists describes the model
 
-# inside brackets: white space of any script (what str.isspace says) but the plain space
+# for use in brackets: white space of any script (as in str.isspace), except the plain space
 SPACE_BEYOND_ASCII = r"\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
 WIDE_SPACE = rf"\t-\r\x{{1c}}-\x{{1f}}{SPACE_BEYOND_ASCII}"
 TAB, RETURN, FILE_SEPARATOR, SPACE = np.uint8(9), np.uint8(13), np.uint8(0x1C), np.uint8(32)
-CONTINUES, CONTINUATION = np.uint8(0xC0), np.uint8(0x80)  # of a character in UTF-8, the bytes after its first
-MARKS = r"\p{M}\x{200d}"  # with the zero-width joiner, which ends some words (Malayalam)
-# UAX 29's MidNumLet, ExtendNumLet and most of MidLetter; the hyphen; what joins unseen (Mongolian, Persian)
+CONTINUES, CONTINUATION = np.uint8(0xC0), np.uint8(0x80)  # continuation bytes in UTF-8
+MARKS = r"\p{M}\x{200d}"  # includes the zero-width joiner, with which some words end (Malayalam)
+# UAX 29's MidNumLet, ExtendNumLet and most of MidLetter; the hyphen; invisible joiners (Mongolian, Persian)
 JOINERS = r"'._\-\x{b7}\x{2027}\x{5f3}\x{5f4}\x{180e}\x{200c}"
 SAME_JOINERS = {"[\u2019\uff07]": "'", "[\u2010\u2011]": "-"}  # typographic -> plain
 # UAX 29's Format: soft hyphen, word joiner, byte order mark, marks of direction. Not U+200B, which is a space
 INVISIBLE = r"[\x{ad}\x{61c}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2060}-\x{2064}\x{2066}-\x{206f}\x{feff}]"
-# what Unicode NFC may change, and a little more: marks, parts of Hangul, what has another form
+# a superset of what Unicode NFC may change: marks, parts of Hangul, characters with another form
 COMPOSABLE = (
     r"\p{M}\x{340}-\x{387}\x{958}-\x{9df}\x{a33}-\x{a5e}\x{b5c}\x{b5d}\x{f43}-\x{fb9}\x{1100}-\x{11ff}"
     r"\x{1f71}-\x{2001}\x{2126}-\x{212b}\x{2329}\x{232a}\x{2adc}\x{f900}-\x{faff}\x{fb1d}-\x{fb4e}"
     r"\x{1d15e}-\x{1d1c0}\x{2f800}-\x{2fa1d}"
 )
-# scripts whose words have no space between them
+# scripts without spaces between words
 IDEOGRAPHS_AND_KANA = r"\p{Han}\p{Hiragana}\p{Katakana}\x{30fc}\x{ff70}"
 SOUTH_EAST_ASIAN = (
     r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}"
@@ -52,7 +52,7 @@ SOUTH_EAST_ASIAN = (
 )
 UNSEGMENTED = IDEOGRAPHS_AND_KANA + SOUTH_EAST_ASIAN
 
-# elements whose tags stand inside a word or a line: they leave nothing; all other tags leave a space
+# inline elements: their tags are removed; all other tags are replaced with a space
 INLINE_ELEMENTS = (
     "a abbr acronym b bdi bdo big blink cite code data del dfn em font i ins kbd label mark nobr q rb"
     " rp rt rtc ruby s samp small span strike strong sub sup time tt u var wbr"
@@ -66,7 +66,7 @@ OTHER_ELEMENTS = (
     " progress script search section select slot source style summary svg table tbody td template"
     " textarea tfoot th thead title tr track ul video xmp"
 )
-# attributes that may stand without a value; so a < and some words are no tag
+# attributes that need no value; others do, so `<` followed by words is not a tag
 VALUELESS = (
     "allowfullscreen alt async autofocus autoplay checked compact contenteditable controls crossorigin"
     " declare default defer disabled download formnovalidate hidden inert ismap itemscope loop multiple"
@@ -77,29 +77,29 @@ VALUE = r"""\s*=\s*(?:"[^"<]*"|'[^'<]*'|[^\s"'<>`]+)"""
 ATTRIBUTES = rf"(?:[\s/]+(?:[a-z_:@][\w:.@-]*{VALUE}|(?:{VALUELESS.replace(' ', '|')})))*"
 
 
-def tags(elements: str) -> str:
-    """Start and end tags of the elements; a pattern that begins with a plain `<` is searched for fastest."""
+def tag_pattern(elements: str) -> str:
+    """A pattern for start and end tags of the elements; it begins with a literal `<` for speed."""
     names = f"(?:{elements.replace(' ', '|')})"
     return rf"<(?i:/{names}\s*|{names}{ATTRIBUTES}[\s/]*)>"
 
 
 COMMENT = r"<!--(?s:.*?)-->"
 DECLARATION = r"<(?i:!doctype(?:\s[^<>]*)?|\?xml(?:-stylesheet)?\s[^<>]*\?)>"
-INLINE_MARKUP = f"{tags(INLINE_ELEMENTS)}|{COMMENT}"
-OTHER_MARKUP = f"{tags(OTHER_ELEMENTS)}|{DECLARATION}"
+INLINE_MARKUP = f"{tag_pattern(INLINE_ELEMENTS)}|{COMMENT}"
+OTHER_MARKUP = f"{tag_pattern(OTHER_ELEMENTS)}|{DECLARATION}"
 REFERENCE = r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});"
 
-MARKUP, WITH_MARKUP = "characters of mark-up stripped", "documents with mark-up"
+MARKUP, WITH_MARKUP = "characters of markup stripped", "documents with markup"
 STRIPPED = "characters of punctuation and numbers stripped"
 WITH_STRIPPED = "documents with punctuation or numbers"
-COMPOSED = "documents composed (Unicode NFC)"
+COMPOSED = "documents changed by Unicode NFC"
 
 Losses = Counter[str]
 Work = Callable[[pa.StringArray], pa.StringArray]
 
 
 class Normalization(BaseModel):
-    """What is done to every document, in this order."""
+    """The rules that are applied to every document, in this order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -111,7 +111,7 @@ class Normalization(BaseModel):
     unicode_nfc: bool = Field(
         True, description="compose characters (Unicode NFC)", json_schema_extra={"position": 1}
     )
-    lower: bool = Field(True, description="lower case", json_schema_extra={"position": 2})
+    lower: bool = Field(True, description="convert to lower case", json_schema_extra={"position": 2})
     strip_punctuation: bool = Field(
         True,
         description="strip everything but words: letters, their marks, digits, and a single apostrophe,"
@@ -125,22 +125,22 @@ class Normalization(BaseModel):
     )
     collapse_spaces: bool = Field(
         True,
-        description="make white space of any length and kind one space; trim the ends",
+        description="replace each run of white space with one space, and trim the ends",
         json_schema_extra={"position": 5},
     )
     segment: Literal["spaces", "characters"] = Field(
         "spaces",
-        description="'characters' makes a word of every character of scripts without spaces between words"
-        " (Chinese, Japanese, Thai, ...); 'spaces' leaves them as they are",
+        description="'spaces' splits text into words at spaces only; 'characters' also makes each"
+        " character a word in scripts without spaces between words (Chinese, Japanese, Thai, ...)",
         json_schema_extra={"position": 6},
     )
 
 
-# as a model's folder records it
+# rules recorded in a model's folder
 
 
-def recorded(folder: Path | str) -> Normalization | None:
-    """The rules that a model's folder records; None where it has none, as folders of other tools.
+def read_normalization(folder: Path | str) -> Normalization | None:
+    """Read the rules that a model's folder records; None if it has none, like folders of other tools.
 
     Raises:
         ValueError: the record is damaged.
@@ -157,24 +157,24 @@ def recorded(folder: Path | str) -> Normalization | None:
 
 
 def normalize_text(text: str, rules: Normalization | None) -> str:
-    """One text by a model's rules; as it is where there are none."""
+    """Normalize one text with a model's rules; unchanged if there are none."""
     return normalize_texts([text], rules)[0]
 
 
 def normalize_texts(texts: Sequence[str], rules: Normalization | None) -> list[str]:
-    """Texts by a model's rules; as they are where there are none."""
+    """Normalize texts with a model's rules; unchanged if there are none."""
     if rules is None:
         return list(texts)
     try:
         rows = pa.array(texts, pa.string())
     except UnicodeEncodeError as error:
         half = f"U+{ord(error.object[error.start]):04X}"
-        raise ValueError(f"a text has half a character ({half}, a lone surrogate): decode it anew") from None
+        raise ValueError(f"a text has a lone surrogate ({half}): check how it was decoded") from None
     return normalize(rows, rules).to_pylist()
 
 
 def normalize_prompt(text: str, rules: Normalization | None) -> str:
-    """The beginning of a text by a model's rules: where it ends with a space, the text goes on behind one."""
+    """Normalize the beginning of a text with a model's rules; a space at its end is kept."""
     found = normalize_text(text, rules)
     return f"{found} " if found and text[-1:].isspace() and not found[-1].isspace() else found
 
@@ -183,15 +183,15 @@ def normalize_prompt(text: str, rules: Normalization | None) -> str:
 
 
 def normalize(text: pa.StringArray, rules: Normalization, losses: Losses | None = None) -> pa.StringArray:
-    """Text by the rules, one row for one row; what they cost is added to `losses`."""
+    """Normalize text row by row; what was removed or changed is added to `losses`."""
     losses = Counter() if losses is None else losses
     if rules.strip_markup:
-        before, text = text, without_markup(text)
+        before, text = text, remove_markup(text)
         count_lost(losses, (MARKUP, WITH_MARKUP), pc.utf8_length(before), pc.utf8_length(text))
-    return on_rows(
+    return apply_to_rows(
         text,
         pc.invert(pc.string_is_ascii(text)),
-        lambda rows: on_rows(
+        lambda rows: apply_to_rows(
             rows,
             pc.match_substring_regex(rows, BEYOND_LATIN),
             lambda rows: normalize_characters(rows, rules, losses, UNICODE),
@@ -204,17 +204,17 @@ def normalize(text: pa.StringArray, rules: Normalization, losses: Losses | None 
 def normalize_characters(
     text: pa.StringArray, rules: Normalization, losses: Losses, words: "Words"
 ) -> pa.StringArray:
-    """All rules but that of mark-up, for rows of the characters that `words` knows."""
+    """Apply all rules except for markup to rows whose characters `words` covers."""
     if rules.unicode_nfc and words is not ASCII:
-        before, text = text, composed(text)
+        before, text = text, compose(text)
         losses[COMPOSED] += pc.sum(pc.not_equal(before, text)).as_py() or 0
     if rules.lower:
         text = pc.ascii_lower(text) if words is ASCII else pc.utf8_lower(text)
     if rules.strip_punctuation or rules.strip_digits:
         before = text
         if rules.strip_punctuation and words is not ASCII:
-            text = with_plain_joiners(text)
-        text = words.left_in(text, rules)
+            text = unify_joiners(text)
+        text = words.strip(text, rules)
         lengths = (visible_characters(each, ascii_only=words is ASCII) for each in (before, text))
         count_lost(losses, (STRIPPED, WITH_STRIPPED), *lengths)
     if rules.segment == "characters" and words is UNICODE:
@@ -226,19 +226,19 @@ def normalize_characters(
     return text
 
 
-def composed(text: pa.StringArray) -> pa.StringArray:
-    """Unicode NFC; it is slow, so only for rows that may not be in it already."""
+def compose(text: pa.StringArray) -> pa.StringArray:
+    """Apply Unicode NFC; it is slow, so only to rows that may not be in NFC already."""
     rows = pc.match_substring_regex(text, f"[{COMPOSABLE}]")
-    return on_rows(text, rows, lambda some: pc.utf8_normalize(some, "NFC"))
+    return apply_to_rows(text, rows, lambda some: pc.utf8_normalize(some, "NFC"))
 
 
-def on_rows(
+def apply_to_rows(
     text: pa.StringArray,
     rows: pa.BooleanArray,
     work: Work,
     work_elsewhere: Work = lambda text: text,
 ) -> pa.StringArray:
-    """The text, with `work` done to some rows and `work_elsewhere` to the others."""
+    """Apply `work` to the selected rows and `work_elsewhere` to the others."""
     some = rows.true_count
     if some == 0:
         return work_elsewhere(text)
@@ -252,22 +252,22 @@ def on_rows(
     return done.take(pa.array(places))
 
 
-# mark-up
+# markup
 
 
-def without_markup(text: pa.StringArray) -> pa.StringArray:
+def remove_markup(text: pa.StringArray) -> pa.StringArray:
     text = pc.replace_substring_regex(text, INLINE_MARKUP, "")
     text = pc.replace_substring_regex(text, OTHER_MARKUP, " ")
-    return on_rows(text, pc.match_substring_regex(text, REFERENCE), decoded)
+    return apply_to_rows(text, pc.match_substring_regex(text, REFERENCE), decode_references)
 
 
-def decoded(text: pa.StringArray) -> pa.StringArray:
+def decode_references(text: pa.StringArray) -> pa.StringArray:
     reference = re.compile(REFERENCE)
-    return pa.array([reference.sub(character, row) for row in text.to_pylist()], pa.string())
+    return pa.array([reference.sub(decode_reference, row) for row in text.to_pylist()], pa.string())
 
 
-def character(found: re.Match[str]) -> str:
-    """The character that a reference stands for; the reference itself where HTML knows none of that name."""
+def decode_reference(found: re.Match[str]) -> str:
+    """Decode a character reference; it is left unchanged if HTML does not define it."""
     known = found[0][1] == "#" or found[0][1:] in html5
     return unescape(found[0]) if known else found[0]
 
@@ -276,26 +276,26 @@ def character(found: re.Match[str]) -> str:
 
 
 class Words:
-    """Expressions (RE2) for what is in no word, of classes of characters to stand inside brackets.
+    """RE2 expressions for text between words, built from character classes for use in brackets.
 
-    Compiling one for all of Unicode takes 10 ms, and Arrow does so in each call: so there are others for the
-    few characters that most texts in Latin script have, and the classes occur as seldom as may be.
+    Compiling one for all of Unicode takes 10 ms, and Arrow does so in each call. So there are separate ones
+    for the characters of most Latin text, and each expression repeats the classes as little as possible.
     """
 
     def __init__(self, letters: str, digits: str, marks: str, joiners: str, spaces: str) -> None:
         marked = f"[{marks}]*" if marks else ""
         word = letters + digits + marks
         marked_joiner = f"|[{joiners}][{marks}]+" if marks else ""
-        symbol = f"(?:[^{word}{joiners} {spaces}]{marked}{marked_joiner})"  # with the marks that stand on it
+        symbol = f"(?:[^{word}{joiners} {spaces}]{marked}{marked_joiner})"  # with its combining marks
         self.spaces = rf"[{spaces}][ {spaces}]*| [ {spaces}]+"
-        # All that becomes one space. A run of what is in no word is one match. A single joiner or space is
-        # none, but at the ends of the text: so a joiner between two characters of words stays, and a space
-        # is not replaced by itself (nine matches of ten, in English).
+        # Everything that becomes one space. A run of characters between words is one match. A single joiner
+        # or space matches only at the ends of the text, so joiners inside words are kept, and a space is not
+        # replaced with itself (nine out of ten matches in English).
         between = f"(?:{symbol}|[{joiners} {spaces}])"
         self.between = rf"(?:\A|[{spaces}]|{symbol}|[ {joiners}]{between}){between}*|[{joiners}]\z"
-        # where only words and single spaces are left
+        # for text of only words and single spaces
         self.numbers_between_spaces = rf"(?:\A| )(?:[{digits}][{digits}{marks}{joiners}]*(?: |\z))+"
-        # where white space stays as it is
+        # for text whose white space is kept
         self.punctuation = (
             rf"{symbol}(?:{symbol}|[{joiners}])*|[{joiners}](?:{symbol}|[{joiners}])+"
             rf"|\A[{joiners}]|[{joiners}]\z"
@@ -307,8 +307,8 @@ class Words:
             rf"([{joiners}]*\z|[{joiners}]*(?:[ {spaces}]|{symbol})|[{joiners}]{{2,}})"
         )
 
-    def left_in(self, text: pa.StringArray, rules: Normalization) -> pa.StringArray:
-        """Text without punctuation, numbers or both; the white space between is collapsed where it may be."""
+    def strip(self, text: pa.StringArray, rules: Normalization) -> pa.StringArray:
+        """Strip punctuation, numbers or both; white space is collapsed if the rules allow it."""
         if rules.strip_punctuation and rules.collapse_spaces:
             text = pc.replace_substring_regex(text, self.between, " ")
             numbers = self.numbers_between_spaces
@@ -325,7 +325,7 @@ class Words:
 
 
 UNICODE = Words(r"\p{L}", r"\p{N}", MARKS, JOINERS, WIDE_SPACE)
-# letters as far as U+017F, of which none has a lower case beyond; without marks
+# letters up to U+017F, whose lower case is in the same range; without marks
 LATIN = Words(
     r"A-Za-z\x{aa}\x{b5}\x{ba}\x{c0}-\x{d6}\x{d8}-\x{f6}\x{f8}-\x{17f}",
     r"0-9\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}",
@@ -337,25 +337,25 @@ BEYOND_LATIN = r"[^\x00-\x{17f}\x{2000}-\x{200c}\x{200e}-\x{206f}\x{20a0}-\x{20c
 ASCII = Words("A-Za-z", "0-9", "", r"'._\-", r"\t-\r\x{1c}-\x{1f}")
 
 
-def with_plain_joiners(text: pa.StringArray) -> pa.StringArray:
-    """Without what nobody sees, and with one apostrophe and one hyphen for all that look like them."""
+def unify_joiners(text: pa.StringArray) -> pa.StringArray:
+    """Remove invisible characters, and replace typographic apostrophes and hyphens with plain ones."""
     for typographic, plain in SAME_JOINERS.items():
         text = pc.replace_substring_regex(text, typographic, plain)
     return pc.replace_substring_regex(text, INVISIBLE, "")
 
 
-# what was lost
+# losses
 
 
 def count_lost(losses: Losses, reasons: tuple[str, str], before: pa.Array, after: pa.Array) -> None:
-    """Adds how many characters fewer there are, and in how many rows. `before`, `after`: characters a row."""
+    """Add the numbers of removed characters and affected rows. `before`, `after`: characters per row."""
     fewer = pc.subtract(before, after)
     for reason, counts in zip(reasons, (fewer, pc.not_equal(fewer, 0)), strict=True):
         losses[reason] += pc.sum(counts).as_py() or 0
 
 
 def visible_characters(text: pa.StringArray, *, ascii_only: bool) -> pa.Int64Array:
-    """How many characters of each row are no white space."""
+    """Count the characters of each row that are not white space."""
     _, offsets, data = text.buffers()
     starts = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1]
     counts = pa.array(count_visible(starts, np.frombuffer(data or b"", np.uint8)))
@@ -366,7 +366,7 @@ def visible_characters(text: pa.StringArray, *, ascii_only: bool) -> pa.Int64Arr
 
 @numba.njit(nogil=True, cache=True)
 def count_visible(starts, data):  # type: ignore[no-untyped-def]
-    """Characters of each row, but for ASCII's white space; rows begin and end at `starts` in UTF-8."""
+    """Count characters except ASCII white space in each row of UTF-8 `data`; `starts` are row offsets."""
     counts = np.zeros(len(starts) - 1, np.int64)
     for row in range(len(starts) - 1):
         visible = np.int32(0)

@@ -1,8 +1,8 @@
-"""Where bfloat16 is worth its rounding.
+"""Choice of the precision of matrix products: bfloat16 or float32.
 
-GPUs since Ampere multiply bfloat16 matrices faster than float32's. Of processors some do (AMX, AVX-512 BF16),
-by how much depends on the shapes, and others convert on the way in and out, and lose: so it is measured, once
-for each processor, version of torch and shape.
+GPUs since Ampere multiply bfloat16 matrices faster than float32 ones. Some CPUs do as well (AMX, AVX-512
+BF16), by a factor that depends on the shapes; others convert inputs and outputs and are slower. So the speed
+is measured once per CPU, torch version and shape.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-MARGIN = 0.9  # bfloat16 has to take less than this share of float32's time
+MARGIN = 0.9  # bfloat16 must take less than this share of float32's time
 FEWEST_ROWS, MOST_ROWS = 64, 512  # of the layer that is measured
-PRODUCTS = 1 << 25  # multiplications of its forward pass, at most, unless that are too few rows
-REPEATS = 5  # the fastest counts: others are disturbed by what else the machine does
+PRODUCTS = 1 << 25  # maximum multiplications in its forward pass, unless that gives too few rows
+REPEATS = 5  # the fastest one counts; others may be slowed down by other processes
 CACHE = "precision.json"
 IDENTITY = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")  # of /proc/cpuinfo
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("lexloom.precision")
 
 
 class Layer(NamedTuple):
-    """A linear layer, on so many rows, that stands for a model's matrix products."""
+    """A linear layer applied to `rows` rows, representative of a model's matrix products."""
 
     rows: int
     inputs: int
@@ -39,15 +39,15 @@ class Layer(NamedTuple):
 
 
 def in_bfloat16(precision: Precision, layer: Layer, device: torch.device | str) -> bool:
-    """Whether a model of this precision multiplies in bfloat16; "auto" does where it pays."""
+    """Whether a model of this precision multiplies in bfloat16; "auto" does if it is faster."""
     return precision == "bfloat16" or (precision == "auto" and bfloat16_pays(layer, device))
 
 
 def bfloat16_pays(layer: Layer, device: torch.device | str) -> bool:
     """Whether the device computes such a layer faster in bfloat16 than in float32, forward and backward.
 
-    On a CPU this is measured, by one thread: several would wait for each other where the machine is busy.
-    What was measured is kept in the user's cache folder.
+    On a CPU this is measured with one thread, since several would wait for each other on a busy machine. The
+    measurement is stored in the user's cache folder.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -66,7 +66,7 @@ def _pays_here(layer: Layer, file: Path) -> bool:
 
 
 def measure(layer: Layer) -> dict[str, float]:
-    """Milliseconds of a layer's forward and backward pass in each precision, the fastest of some."""
+    """Measure a layer's forward and backward pass in each precision: milliseconds, fastest repeat."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(layer.rows, layer.inputs, generator=generator, requires_grad=True)
     weight = torch.randn(layer.outputs, layer.inputs, generator=generator, requires_grad=True)
@@ -81,13 +81,13 @@ def measure(layer: Layer) -> dict[str, float]:
                 outputs = F.linear(inputs, weight)
             torch.autograd.grad(outputs, (inputs, weight), gradient.to(outputs.dtype))
             took = 1000 * (time.perf_counter() - began)
-            if repeat:  # the first one prepares the kernels
+            if repeat:  # the first repeat is a warm-up
                 best[precision] = min(best[precision], took)
     torch.set_num_threads(threads)
     return best
 
 
-# what was measured before
+# cached measurements
 
 
 def cache_file() -> Path:
@@ -97,7 +97,7 @@ def cache_file() -> Path:
 
 @cache
 def processor() -> str:
-    """Its name, and a digest of what it can do: a virtual machine's name does not always say."""
+    """The CPU's name and a digest of its features, since virtual machines may hide the exact model."""
     description = Path("/proc/cpuinfo")
     if not description.is_file():
         return platform.processor() or platform.machine()
@@ -109,7 +109,7 @@ def processor() -> str:
 
 
 def read_cache(file: Path) -> dict[str, dict[str, float]]:
-    """The measurements in a file, without those that are not in its form; none where it can't be read."""
+    """Read the valid measurements in a file; empty if it can't be read."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -126,11 +126,11 @@ def is_measurement(times: object) -> bool:
 
 
 def write_cache(file: Path, known: dict[str, dict[str, float]]) -> None:
-    """Whole or not at all. Where it can't be written, the next process measures again."""
+    """Write the file atomically. If that fails, the next process measures again."""
     writing = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         writing.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         writing.replace(file)
     except OSError as error:
-        logger.info("the measured precision is not kept: %s can't be written (%s)", file, error)
+        logger.info("the precision measurement is not saved: %s is not writable (%s)", file, error)

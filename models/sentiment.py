@@ -29,7 +29,7 @@ from models.encoder import (
     require_device,
     shorten,
 )
-from models.normalization import Normalization, normalize_text, normalize_texts, recorded
+from models.normalization import Normalization, normalize_text, normalize_texts, read_normalization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,7 +96,7 @@ class Sentiment:
         model = load_classifier(folder)
         refuse_other_scores(model, folder)
         cast(nn.Module, model).to(device)
-        return cls(model, tokenizer, *reading(folder, model), recorded(folder))
+        return cls(model, tokenizer, *reading(folder, model), read_normalization(folder))
 
     def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
         """Each text's likeliest label and its probability, in the order of the texts.

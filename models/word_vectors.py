@@ -22,7 +22,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from models.normalization import Normalization, normalize_text, recorded
+from models.normalization import Normalization, normalize_text, read_normalization
 
 _QUERY_BLOCK = 512
 _SCORES = 1 << 20  # at a time, 4 MB: about what a cache holds
@@ -238,7 +238,7 @@ class WordVectors:
             vectors = load_file(model)["vectors"]
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{model} holds no tensor 'vectors' ({error}): save it again.") from None
-        rules = recorded(folder)
+        rules = read_normalization(folder)
         try:
             return cls(words, vectors, rules)
         except ValueError as error:

@@ -37,7 +37,7 @@ from tasks.files import (
     unknown_names,
     walk,
 )
-from tasks.store_folder import BUILDING, StoreFolder, own_mark
+from tasks.store_folder import BUILDING, StoreFolder, unique_suffix
 
 MANIFEST = "manifest.json"
 KEY_LENGTH = 24
@@ -78,9 +78,9 @@ class Artifact(BaseModel):
 
     @property
     def normalization(self) -> dict[str, JsonValue]:
-        """The fact `normalization`: the rules of the corpus that this is made from; empty where unknown.
+        """The fact `normalization`: the rules of the underlying corpus; empty if unknown.
 
-        Stages hand it on, so that a model's folder can record it.
+        Stages pass it on, so that a model's folder can record it.
         """
         return {NORMALIZATION: self.facts[NORMALIZATION]} if NORMALIZATION in self.facts else {}
 
@@ -101,13 +101,13 @@ class InputEntry(BaseModel):
     key: str
     content: str = ""  # of an artifact: its manifest's `content` when it was read
     description: dict[str, JsonValue] = {}  # of a source
-    files: dict[str, str] = {}  # of a source: name -> digest; empty where it has none, or very many
+    files: dict[str, str] = {}  # of a source: name -> digest; empty if it has none or too many
 
 
 class Manifest(BaseModel):
-    """Everything there is to know about an artifact; `manifest.json` holds it as JSON.
+    """The complete description of an artifact, stored as `manifest.json`.
 
-    Format 2 adds a digest of all the rest, so that a manifest that has lost an entry is recognised.
+    Format 2 adds a digest of all other fields, so that a damaged manifest is detected.
     """
 
     format: Literal[1, 2] = 2
@@ -125,7 +125,7 @@ class Manifest(BaseModel):
 
     @property
     def content(self) -> str:
-        """A digest of what later stages read: the files and the summary, but not when and why."""
+        """A digest of what later stages read: the files and the summary, without times and reasons."""
         return digest_values(self.model_dump(mode="json", include={"files", "summary"}))
 
     def to_json(self) -> str:
@@ -134,7 +134,7 @@ class Manifest(BaseModel):
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """ValueError where `to_json` has not written this text."""
+        """Parse a manifest; raise ValueError if `to_json` did not write this text."""
         values = from_json(text)
         manifest = cls.model_validate(values)
         if manifest.format > 1 and values.pop("digest", None) != digest_values(values):
@@ -143,7 +143,7 @@ class Manifest(BaseModel):
 
 
 def digest_values(values: JsonValue) -> str:
-    """xxh3 (128 bits, hexadecimal) of plain JSON values."""
+    """Compute the xxh3 digest (128 bits, hexadecimal) of plain JSON values."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return xxhash.xxh3_128_hexdigest(text.encode())
 
@@ -176,7 +176,7 @@ class Store(StoreFolder):
     # reading
 
     def places(self) -> list[tuple[str, str]]:
-        """(stage, key) of everything that stands where an artifact belongs, readable or not."""
+        """List (stage, key) of everything at an artifact's path, readable or not."""
         return [
             (stage.name, path.name)
             for stage in children(self.root)
@@ -197,7 +197,7 @@ class Store(StoreFolder):
             return None
 
     def read_manifest(self, stage: str, key: str) -> Manifest:
-        """The manifest of an artifact; ValueError says what is wrong with it."""
+        """Read the manifest of an artifact; raise ValueError if it is missing or damaged."""
         path = self.folder(stage, key) / MANIFEST
         try:
             found = kind(path)
@@ -209,17 +209,17 @@ class Store(StoreFolder):
         try:
             manifest = Manifest.from_json(text)
         except ValueError as error:
-            raise ValueError(f"{MANIFEST} is not what was written") from error
+            raise ValueError(f"{MANIFEST} is damaged") from error
         if (manifest.stage, manifest.key) != (stage, key):
-            raise ValueError(f"{MANIFEST} is that of {manifest.stage}/{manifest.key}")
+            raise ValueError(f"{MANIFEST} belongs to {manifest.stage}/{manifest.key}")
         return manifest
 
-    def stands(self, stage: str, key: str) -> bool:
-        """Whether there is anything where an artifact belongs, or something that blocks its place."""
+    def occupied(self, stage: str, key: str) -> bool:
+        """Whether anything is at an artifact's path or blocks it."""
         return os.path.lexists(self.folder(stage, key)) or self.is_blocked(stage, key)
 
     def is_blocked(self, stage: str, key: str) -> bool:
-        """Whether something that is no folder is in the place of an artifact or of its stage's folder."""
+        """Whether something other than a folder is at the path of an artifact or of its stage."""
         return bool(self.obstacle(self.root / stage) or self.obstacle(self.folder(stage, key)))
 
     def damage(self, stage: str, key: str, verification: Verification = "size") -> str | None:
@@ -230,13 +230,13 @@ class Store(StoreFolder):
                 return obstacle
             manifest = self.read_manifest(stage, key)
             for entry in manifest.files:
-                if complaint := size_damage(folder, entry):
+                if complaint := check_size(folder, entry):
                     return complaint
             if strange := unknown_names(folder, {MANIFEST, *(entry.name for entry in manifest.files)}):
-                return f"{printable(strange[0])} is not one of its files"
+                return f"{printable(strange[0])} is not listed in the manifest"
             if verification == "full":
                 with ThreadPoolExecutor(DIGEST_THREADS) as pool:
-                    complaints = pool.map(lambda entry: content_damage(folder, entry), manifest.files)
+                    complaints = pool.map(lambda entry: check_content(folder, entry), manifest.files)
                     return next(filter(None, complaints), None)
         except ValueError as error:
             return str(error)
@@ -255,12 +255,12 @@ class Store(StoreFolder):
     # writing
 
     def commit(self, building: Path, manifest: Manifest) -> Artifact:
-        """Writes the manifest and renames `building` into place.
+        """Write the manifest and rename `building` into place.
 
-        Of two runs that build the same key at once, the first to arrive wins; the other's folder is
-        thrown away. An artifact that is damaged in any byte, or was made from other content, is replaced.
+        If two runs build the same key at once, the first to finish wins, and the other's folder is deleted.
+        An existing artifact that is damaged or was built from different input content is replaced.
         """
-        remove_empty_folders(building)  # no entry of the manifest would tell of them
+        remove_empty_folders(building)  # the manifest does not list them
         with (building / MANIFEST).open("w", encoding="utf-8") as file:
             file.write(manifest.to_json())
             file.flush()
@@ -268,9 +268,9 @@ class Store(StoreFolder):
         stage, key = manifest.stage, manifest.key
         final = self.folder(stage, key)
         with self.lock(f"commit-{stage}-{key}"):
-            if self.stands(stage, key):
+            if self.occupied(stage, key):
                 standing = self.manifest(stage, key)
-                if standing and read_the_same(standing, manifest) and not self.damage(stage, key, "full"):
+                if standing and have_same_inputs(standing, manifest) and not self.damage(stage, key, "full"):
                     remove(building)
                     return self.artifact(standing)
                 self.discard(stage, key)
@@ -279,13 +279,13 @@ class Store(StoreFolder):
         return self.artifact(manifest)
 
     def discard(self, stage: str, key: str) -> None:
-        """Takes an artifact out of the store, whole: it is renamed away before it is deleted.
+        """Remove an artifact atomically: it is renamed before it is deleted.
 
-        Where something else stands in its place, or in its stage's, that is moved aside and kept.
+        Anything else at its path, or at its stage's, is moved aside and kept.
         """
         for path in (self.root / stage, self.folder(stage, key)):
             self.displace(path)
-        grave = self.make_folder(BUILDING) / f"discarded-{key}-{own_mark()}"
+        grave = self.make_folder(BUILDING) / f"discarded-{key}-{unique_suffix()}"
         with contextlib.suppress(FileNotFoundError):
             move(self.folder(stage, key), grave)
             remove(grave)
@@ -294,14 +294,14 @@ class Store(StoreFolder):
 
     @contextlib.contextmanager
     def hold(self, stage: str, key: str) -> Iterator[None]:
-        """Keeps an artifact from garbage collection; the system lets go of it when this process dies."""
+        """Protect an artifact from garbage collection; the system releases it when this process dies."""
         with open_regular(self.folder(stage, key) / MANIFEST) as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             yield
 
     @contextlib.contextmanager
-    def unless_held(self, stage: str, key: str) -> Iterator[bool]:
-        """Whether nobody holds an artifact; while this lasts, nobody can begin to."""
+    def lock_unless_held(self, stage: str, key: str) -> Iterator[bool]:
+        """Yield whether no process holds an artifact; inside the block, none can start to hold it."""
         with contextlib.ExitStack() as opened:
             free = True
             try:
@@ -314,24 +314,24 @@ class Store(StoreFolder):
             yield free
 
     def mark_used(self, stage: str, key: str) -> None:
-        """Notes that an artifact served a run just now (garbage collection keeps the last used)."""
+        """Record that a run just used an artifact (garbage collection keeps the last used)."""
         with contextlib.suppress(OSError):  # a store that may only be read still serves
             os.utime(self.folder(stage, key) / MANIFEST)
 
     def last_used(self, stage: str, key: str) -> float:
-        """When it served last, in seconds since 1970; 0 where it has vanished."""
+        """The time of an artifact's last use, in seconds since 1970; 0 if it is gone."""
         try:
             return (self.folder(stage, key) / MANIFEST).stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
 
-def read_the_same(one: Manifest, other: Manifest) -> bool:
+def have_same_inputs(one: Manifest, other: Manifest) -> bool:
     return [entry.content for entry in one.inputs] == [entry.content for entry in other.inputs]
 
 
-def size_damage(folder: Path, entry: FileEntry) -> str | None:
-    """What can be wrong with a file without reading it."""
+def check_size(folder: Path, entry: FileEntry) -> str | None:
+    """Describe damage to a file that shows without reading it: kind or size; None if there is none."""
     if not is_inside(entry.name):
         return f"the manifest names a file outside the artifact: {entry.name}"
     path = folder / entry.name
@@ -342,9 +342,9 @@ def size_damage(folder: Path, entry: FileEntry) -> str | None:
     return None if size == entry.size else f"{entry.name} has {size:,} bytes instead of {entry.size:,}"
 
 
-def content_damage(folder: Path, entry: FileEntry) -> str | None:
+def check_content(folder: Path, entry: FileEntry) -> str | None:
     if digest_file(folder / entry.name) != entry.xxh3:
-        return f"{entry.name} is not what was written (its digest differs)"
+        return f"{entry.name} does not match its digest"
     return None
 
 

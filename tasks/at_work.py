@@ -32,7 +32,7 @@ class Work(BaseModel):
     progress: dict[str, Any] | None  # of a training: its last `Progress`
     progress_at: float | None
     checkpoint: int | None  # the step of a training's newest one
-    left_at: float | None = None  # of one that was interrupted: when it last wrote
+    left_at: float | None = None  # if it was interrupted: the time of its last write
 
 
 def at_work(store: Store) -> list[Work]:
@@ -69,7 +69,7 @@ def at_work(store: Store) -> list[Work]:
 
 
 def interrupted(store: Store, working: list[Work]) -> list[Work]:
-    """Trainings that were ended on their way: they have left figures, or a checkpoint."""
+    """Interrupted training runs: those that left progress figures or a checkpoint."""
     busy = {(work.stage, work.key) for work in working}
     found = []
     for folder in children(store.root / SCRATCH):
@@ -88,14 +88,14 @@ def interrupted(store: Store, working: list[Work]) -> list[Work]:
                     progress=progress,
                     progress_at=when,
                     checkpoint=checkpoint,
-                    left_at=max(when or 0.0, last_written(folder / CHECKPOINTS)),
+                    left_at=max(when or 0.0, read_last_change(folder / CHECKPOINTS)),
                 )
             )
     return found
 
 
-def last_written(folder: Path) -> float:
-    """When something last came into a folder, or went; 0 where there is none."""
+def read_last_change(folder: Path) -> float:
+    """The time of the last change to a folder's entries; 0 if there is no folder."""
     try:
         return folder.stat().st_mtime
     except OSError:
@@ -119,7 +119,7 @@ def newest_checkpoint(store: Store, stage: str, key: str) -> int | None:
 
 
 def share_done(point: dict[str, Any]) -> float:
-    """Of a training's `Progress`: how much is done of what will end it."""
+    """The share of training that is done, by the limit that will end it (`Progress.share`)."""
     return point["share"] if "share" in point else point["examples"] / point["total_examples"]
 
 

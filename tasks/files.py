@@ -1,7 +1,7 @@
-"""File access for a store that other processes change at the same time, and in which anything may lie.
+"""File access for a store that other processes modify concurrently and that may contain unexpected files.
 
-Several runs and `lexloom store gc` share a store, so a path that was listed may be gone when it is read. A
-named pipe or a device in place of a file would block its reader forever, so only regular files are opened.
+Several runs and `lexloom store gc` share a store, so a listed path may be gone when it is read. Reading a
+named pipe or a device could block forever, so only regular files are opened.
 """
 
 import errno
@@ -17,7 +17,7 @@ import xxhash
 READ_BYTES = 1 << 22
 REMOVAL_ATTEMPTS = 100
 CHANGED_MEANWHILE = (errno.ENOENT, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
-FILE, FOLDER, BROKEN_LINK = "a file", "a folder", "a link that leads nowhere"
+FILE, FOLDER, BROKEN_LINK = "a file", "a folder", "a broken symbolic link"
 KINDS = (
     (stat.S_ISREG, FILE),
     (stat.S_ISDIR, FOLDER),
@@ -29,21 +29,21 @@ KINDS = (
 
 
 def kind(path: Path) -> str | None:
-    """What is at `path`, links followed: FILE, FOLDER, BROKEN_LINK or another word; None where nothing is."""
+    """The kind of object at `path`, following links (FILE, FOLDER, ...); None if nothing is there."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
         return BROKEN_LINK if path.is_symlink() else None
-    return next((name for is_kind, name in KINDS if is_kind(mode)), "neither file nor folder")
+    return next((name for is_kind, name in KINDS if is_kind(mode)), "a special file")
 
 
 def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
-    """Opens a regular file; OSError at once where something else is there."""
+    """Open a regular file; raise OSError if `path` is anything else."""
     found = kind(path)
     if found not in (FILE, None):
-        raise OSError(errno.EINVAL, f"this is {found}, not a file", str(path))
+        raise OSError(errno.EINVAL, f"it is {found}, not a regular file", str(path))
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
@@ -62,7 +62,7 @@ def digest_file(path: Path) -> str:
 
 
 def children(folder: Path) -> list[Path]:
-    """What is in a folder, in order of name; nothing where it has vanished, is no folder or can't be read."""
+    """The entries of a folder, sorted by name; empty if it is missing, not a folder or not readable."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -70,7 +70,7 @@ def children(folder: Path) -> list[Path]:
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Everything below a folder with its status; links are not followed."""
+    """Yield everything below a folder with its status; links are not followed."""
     for base, folders, files in os.walk(folder):
         for name in [*folders, *files]:
             path = Path(base, name)
@@ -81,13 +81,13 @@ def walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def contents(folder: Path) -> tuple[int, int]:
-    """How many files there are below a folder, and their bytes."""
+    """The number of files below a folder, and their total size in bytes."""
     sizes = [status.st_size for _, status in walk(folder) if stat.S_ISREG(status.st_mode)]
     return len(sizes), sum(sizes)
 
 
 def newest_change(path: Path) -> float:
-    """When anything at or below `path` changed last, in seconds since 1970; 0 where nothing is left."""
+    """The latest modification time at or below `path`, in seconds since 1970; 0 if `path` is gone."""
     try:
         own = path.lstat().st_mtime
     except FileNotFoundError:
@@ -96,7 +96,7 @@ def newest_change(path: Path) -> float:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file, a link (never what it leads to) or a whole folder; others may delete it as well."""
+    """Delete a file, a link (not its target) or a folder tree; others may delete it at the same time."""
     for attempt in range(REMOVAL_ATTEMPTS):
         try:
             if path.is_dir() and not path.is_symlink():
@@ -111,7 +111,7 @@ def remove(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Renames a folder; OSError with one sentence where the two are not on one disk."""
+    """Rename a folder; raise OSError with an explanation if the paths are on different file systems."""
     try:
         source.rename(target)
     except OSError as error:
@@ -119,33 +119,33 @@ def move(source: Path, target: Path) -> None:
             raise
         raise OSError(
             errno.EXDEV,
-            f"{source.parent} and {target.parent} are not on one disk: no part of a store can be a link to"
-            " another disk, but the whole store can",
+            f"{source.parent} and {target.parent} are on different file systems: keep the whole store on one"
+            " file system (the store itself can be a symbolic link)",
         ) from error
 
 
 def remove_empty_folders(folder: Path) -> None:
-    """Removes the folders below `folder` in which there is no file."""
+    """Remove the folders below `folder` that contain no files."""
     for base, _, _ in os.walk(folder, topdown=False):
         if Path(base) != folder and not os.listdir(base):
             os.rmdir(base)
 
 
 def printable(name: str) -> str:
-    """A file name for a person: on one line, and in UTF-8 even where the name is not."""
+    """A file name as one printable line of valid UTF-8, even if the name itself is not."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def is_inside(name: str) -> bool:
-    """Whether a manifest's file name stays below its folder."""
+    """Whether a file name from a manifest stays inside the artifact's folder."""
     path = PurePosixPath(name)
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
     return inside and "\\" not in name and "\0" not in name
 
 
 def unknown_names(folder: Path, known: set[str]) -> list[str]:
-    """What is below a folder beside its `known` files and the folders that these lie in, in order of name."""
+    """The paths below a folder, sorted, except `known` files and the folders that contain them."""
     parents = {parent.as_posix() for name in known for parent in PurePosixPath(name).parents}
     found = []
     for path, status in walk(folder):

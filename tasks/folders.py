@@ -1,7 +1,7 @@
-"""The files that a name stands for: a file, all files below a folder, those that match a pattern, or stdin.
+"""Finds the files of a source: a file, all files below a folder, the matches of a pattern, or stdin.
 
-What is not read is counted by its reason. Hidden files and what data lakes keep for themselves (`_temporary`,
-`_SUCCESS`, `.crc`) are left out; links to folders are followed, each folder once.
+Skipped files are counted by reason. Hidden files and bookkeeping files of data lakes (`_temporary`,
+`_SUCCESS`, `.crc`) are skipped. Links to folders are followed, and each folder is read once.
 """
 
 import atexit
@@ -25,16 +25,16 @@ STDIN_MARKS = {
 FIRST_LINE_BYTES = 1 << 16
 SHOWN_NAMES = 3
 
-HIDDEN = "hidden files or folders left out"
-UNKNOWN = "files of unknown ending left out"
-DANGLING = "dangling links left out"
-AGAIN = "folders linked to twice left out"
-SPECIAL = "pipes, sockets or devices left out"
+HIDDEN = "hidden files or folders skipped"
+UNKNOWN = "files with an unsupported extension skipped"
+DANGLING = "broken links skipped"
+AGAIN = "repeated links to a folder skipped"
+SPECIAL = "pipes, sockets or devices skipped"
 
 
 @dataclass
 class Found:
-    """Files by their path, with their names, and what was left out."""
+    """The files found so far, and the skipped ones by reason."""
 
     is_supported: Callable[[Path], bool]
     files: list[Path] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Found:
         self.left_out.setdefault(reason, []).append(path)
 
     def add(self, path: Path) -> None:
-        """A file, if it can be read; a name that ends in nothing is counted."""
+        """Add a file if its format is supported, or count why it is skipped."""
         try:
             mode = path.stat().st_mode
         except (FileNotFoundError, RuntimeError):
@@ -62,7 +62,7 @@ class Found:
         return None
 
     def walk(self, folder: Path) -> None:
-        """All files below a folder."""
+        """Add all files below a folder."""
         status = folder.stat()
         if (status.st_dev, status.st_ino) in self.seen:
             return self.leave_out(AGAIN, folder)
@@ -78,7 +78,7 @@ class Found:
         return None
 
     def match(self, pattern: str) -> None:
-        """All files that match; folders are read whole, unless the pattern looks into them itself."""
+        """Add all files that match; matching folders are walked, unless the pattern has `**`."""
         parts = Path(pattern).parts
         fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
         asked = {part[0] for part in parts[fixed:]}
@@ -95,7 +95,7 @@ class Found:
         return {reason: len(paths) for reason, paths in self.left_out.items()}
 
     def warnings(self) -> Iterator[str]:
-        """What a user may miss, with some names."""
+        """Yield a warning for each reason except hidden files, with some names."""
         for reason, paths in self.left_out.items():
             if reason != HIDDEN:
                 names = ", ".join(printable(path) for path in paths[:SHOWN_NAMES])
@@ -108,16 +108,16 @@ def is_hidden(name: str) -> bool:
 
 
 def printable(path: Path | str) -> str:
-    """A path as text, also where its bytes are none."""
+    """A path as text, even if its bytes are not valid UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def check_name(path: Path) -> Path:
-    """ValueError where the path's bytes are not UTF-8."""
+    """Return the path; raise ValueError if it is not valid UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"the name of the file {printable(path)} is not UTF-8: rename it") from None
+        raise ValueError(f"the file name {printable(path)} is not valid UTF-8: rename the file") from None
     return path
 
 
@@ -126,27 +126,27 @@ def is_stdin(name: str) -> bool:
 
 
 def spool(name: str, is_supported: Callable[[Path], bool], supported: str) -> Path:
-    """Stdin as a file, since it is read more than once; `name` is `-`, with an ending if it is not .txt."""
+    """Save stdin to a file, since it is read more than once; `name` is `-` plus an optional extension."""
     ending = name.removeprefix(STDIN) or ".txt"
     if not is_supported(Path(f"stdin{ending}")):
         raise ValueError(f"stdin can't be read as {name!r}: {supported}")
     if sys.stdin.isatty():
-        raise ValueError("stdin is a terminal: pipe text in, or name a file")
+        raise ValueError("stdin is a terminal: pipe text into the command, or name a file")
     folder = Path(tempfile.mkdtemp(prefix="lexloom-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / f"stdin{ending}"
     with path.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
-    if name == STDIN and (looks := look_of(path)):
+    if name == STDIN and (looks := detect_format(path)):
         raise ValueError(
-            f"stdin looks like {looks} and not like text: say --source={STDIN}{looks}, or"
-            f" --source={STDIN}.txt if it is text after all"
+            f"stdin looks like {looks}, not plain text: use --source={STDIN}{looks}, or"
+            f" --source={STDIN}.txt if it is plain text"
         )
     return path
 
 
-def look_of(path: Path) -> str | None:
-    """The ending that a file without one should have, by its first bytes; None for text."""
+def detect_format(path: Path) -> str | None:
+    """Detect a file's extension from its first bytes; None for plain text."""
     with path.open("rb") as file:
         line = file.readline(FIRST_LINE_BYTES)
     for mark, ending in STDIN_MARKS.items():

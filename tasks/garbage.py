@@ -1,4 +1,4 @@
-"""Garbage collection: what nobody needs leaves the store, beside runs that are at work in it."""
+"""Garbage collection: removes unused artifacts from the store, safely while runs are using it."""
 
 import time
 from collections.abc import Iterator
@@ -7,33 +7,33 @@ from pathlib import Path
 
 from tasks.artifacts import Manifest, Store
 from tasks.files import children, contents, newest_change, printable, remove
-from tasks.store_folder import BUILDING, SCRATCH, Building, moved_aside_at
+from tasks.store_folder import BUILDING, SCRATCH, Building, read_displacement_time
 
 ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
 
 
 def collect_garbage(store: Store, keep: int, dry_run: bool = False) -> list[tuple[str, int]]:
-    """Removes what nobody needs: returns (what, bytes) of each thing removed.
+    """Remove what is no longer needed; return the (name, bytes) of each removed item.
 
-    Kept are the `keep` most recently used artifacts of every stage, those that a run at work has used so
-    far, and all that they were made from.
-    Half-built folders go when the process that made them is gone (after a week where it ran on another
-    machine); scratch folders when their artifact stands, or after a week; what was moved aside after a week.
+    The `keep` most recently used artifacts of every stage, the artifacts that active runs have used so far,
+    and all of their inputs are kept. Half-built folders are removed when the process that made them has
+    exited (after a week if it ran on another machine), scratch folders when their artifact exists or after a
+    week, and displaced files after a week.
     """
     manifests = {manifest.key: manifest for manifest in store.manifests()}
-    needed = needed_keys(store, manifests, keep)
+    needed = find_needed_keys(store, manifests, keep)
     removed = []
     for manifest in manifests.values():
         if manifest.key in needed:
             continue
-        with store.unless_held(manifest.stage, manifest.key) as free:
+        with store.lock_unless_held(manifest.stage, manifest.key) as free:
             if free:
                 removed.append((f"{manifest.stage}/{manifest.key}", store.size(manifest)))
                 if not dry_run:
                     store.discard(manifest.stage, manifest.key)
-    aside = [path for path in children(store.root) if moved_aside_at(path) is not None]
+    aside = [path for path in children(store.root) if read_displacement_time(path) is not None]
     for path in [*children(store.root / BUILDING), *children(store.root / SCRATCH), *aside]:
-        with if_abandoned(store, path) as abandoned:
+        with check_abandoned(store, path) as abandoned:
             if abandoned:
                 removed.append((printable(str(path.relative_to(store.root))), contents(path)[1]))
                 if not dry_run:
@@ -41,8 +41,8 @@ def collect_garbage(store: Store, keep: int, dry_run: bool = False) -> list[tupl
     return removed
 
 
-def needed_keys(store: Store, manifests: dict[str, Manifest], keep: int) -> set[str]:
-    """The keys of what is kept: the last used of each stage, what is held, and what these were made from."""
+def find_needed_keys(store: Store, manifests: dict[str, Manifest], keep: int) -> set[str]:
+    """The keys to keep: the most recently used artifacts of each stage, held artifacts, and their inputs."""
     by_stage: dict[str, list[tuple[float, Manifest]]] = {}
     for manifest in manifests.values():
         used = store.last_used(manifest.stage, manifest.key)
@@ -53,7 +53,7 @@ def needed_keys(store: Store, manifests: dict[str, Manifest], keep: int) -> set[
         for _, manifest in sorted(group, key=lambda pair: pair[0], reverse=True)[:keep]
     ]
     for manifest in manifests.values():
-        with store.unless_held(manifest.stage, manifest.key) as free:
+        with store.lock_unless_held(manifest.stage, manifest.key) as free:
             if not free:
                 waiting.append(manifest)
     needed: set[str] = set()
@@ -66,12 +66,12 @@ def needed_keys(store: Store, manifests: dict[str, Manifest], keep: int) -> set[
 
 
 @contextmanager
-def if_abandoned(store: Store, path: Path) -> Iterator[bool]:
-    """Yield whether a path below `.building` or `.scratch`, or one that was moved aside, is no longer needed.
+def check_abandoned(store: Store, path: Path) -> Iterator[bool]:
+    """Yield whether a path below `.building` or `.scratch`, or a displaced one, is no longer needed.
 
-    A scratch folder stays locked meanwhile, so that no build can begin to use it.
+    A scratch folder is locked inside the block, so that no build can start to use it.
     """
-    since = moved_aside_at(path)
+    since = read_displacement_time(path)
     old = time.time() - (newest_change(path) if since is None else since) > ABANDONED_AFTER_SECONDS
     if path.parent.name == SCRATCH:
         stage, _, key = path.name.rpartition("-")

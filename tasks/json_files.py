@@ -1,4 +1,4 @@
-"""JSON lines: by Arrow's parser, and by Python's where something is wrong, to say what and where."""
+"""JSON lines, parsed by Arrow; on errors, Python's parser finds the line and the reason."""
 
 import json
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ import pyarrow as pa
 import pyarrow.json
 
 from tasks.raw import LARGEST, Options, Raw, Where, as_text, at_line, check_columns, select, wanted_columns
-from tasks.streams import opened_text
+from tasks.streams import open_text
 from tasks.text_files import read_lines
 
 MOST_DIGITS = 40
 
 
 def read_json_lines(path: Path, options: Options) -> Iterator[Raw]:
-    """A JSON object a line; empty lines are passed over, and a key that a line lacks is null."""
+    """Read one JSON object per line; empty lines are skipped, and missing keys are null."""
     columns = Columns(options, path)
-    with opened_text(path, options.encoding) as (stream, tell):
+    with open_text(path, options.encoding) as (stream, tell):
         for lines, numbers, _ in read_lines(path, stream):
             kept = [(line, number) for line, number in zip(lines, numbers, strict=True) if line.strip()]
             if not kept:
@@ -32,18 +32,18 @@ def read_json_lines(path: Path, options: Options) -> Iterator[Raw]:
 
 
 class Columns:
-    """The wanted columns of a file, whichever lines have them, and labels of either type."""
+    """Parses the wanted columns, which any line may lack, and labels of either type."""
 
     def __init__(self, options: Options, path: Path) -> None:
         self._path = path
         self._wanted = wanted_columns(options)
         self._has_labels = len(self._wanted) > 1
-        self._label_types = [pa.int64(), pa.string()]  # the type of the lines before comes first
+        self._label_types = [pa.int64(), pa.string()]  # the type of the previous lines comes first
         self._keys: list[str] | None = None  # of the first lines
         self._met: set[str] = set()
 
     def parse(self, lines: list[bytes], where: Where) -> pa.RecordBatch:
-        """The columns of some lines; ValueError, with the line, where one is malformed."""
+        """Parse some lines into columns; raise ValueError with the line number if one is malformed."""
         for label_type in self._label_types if self._has_labels else self._label_types[:1]:
             schema = pa.schema(list(zip(self._wanted, [pa.string(), label_type], strict=False)))
             batch = parse_fast(lines, schema)
@@ -60,7 +60,7 @@ class Columns:
         return batch
 
     def check(self) -> None:
-        """At the end of the file: ValueError where no line has a column."""
+        """At the end of the file, raise ValueError if no line has a wanted column."""
         if self._keys is not None:
             check_columns(
                 [name for name in self._wanted if name not in self._met], self._keys, str(self._path)
@@ -68,7 +68,7 @@ class Columns:
 
 
 def parse_fast(lines: list[bytes], schema: pa.Schema) -> pa.RecordBatch | None:
-    """Arrow's parser; None where it finds anything odd, for `parse_slowly` to say what."""
+    """Parse lines with Arrow; None if it finds an error, which `parse_slowly` then explains."""
     block = b"\n".join(lines)
     try:
         table = pyarrow.json.read_json(
@@ -84,9 +84,9 @@ def parse_fast(lines: list[bytes], schema: pa.Schema) -> pa.RecordBatch | None:
 
 
 def parse_slowly(lines: list[bytes], wanted: list[str], where: Where) -> pa.RecordBatch:
-    """The same by Python's parser, with the precise place and reason of what is wrong.
+    """Parse lines with Python's parser, which reports the exact place and reason of an error.
 
-    The first column is text; the second, if there is one, has the type of its first value.
+    The first column is text; the second, if any, has the type of its first value.
     """
     records = [parse_line(line, where(row)) for row, line in enumerate(lines)]
     arrays = []
@@ -97,13 +97,13 @@ def parse_slowly(lines: list[bytes], wanted: list[str], where: Where) -> pa.Reco
         for row, value in enumerate(values):
             if isinstance(value, HugeInteger) or (type(value) is int and not -LARGEST <= value <= LARGEST):
                 raise ValueError(
-                    f"{where(row)}: {name!r} is an integer beyond 64 bits ({str(value)[:20]}...): write it as"
-                    " text"
+                    f"{where(row)}: {name!r} is an integer of more than 64 bits ({str(value)[:20]}...): write"
+                    " it as a string"
                 )
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
                 raise ValueError(
-                    f"{where(row)}: {name!r} is {json.dumps(value)[:40]}, where"
-                    f" {'text' if kind is str else 'a whole number'} belongs"
+                    f"{where(row)}: {name!r} is {json.dumps(value)[:40]}, but it must be"
+                    f" {'a string' if kind is str else 'an integer'}"
                 )
         if kind is str:
             text = pa.array([as_bytes(value) for value in values], pa.binary())
@@ -114,7 +114,7 @@ def parse_slowly(lines: list[bytes], wanted: list[str], where: Where) -> pa.Reco
 
 
 class HugeInteger(str):
-    """An integer's digits, too many to be made a number of."""
+    """The digits of an integer that is too long to parse."""
 
 
 def parse_integer(digits: str) -> "int | HugeInteger":
@@ -125,14 +125,16 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8", "surrogateescape"), parse_int=parse_integer)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON ({error}): a .jsonl file has one JSON object a line") from None
+        raise ValueError(
+            f"{where} is not JSON ({error}): a .jsonl file has one JSON object per line"
+        ) from None
     if not isinstance(record, dict):
-        raise ValueError(f"{where} is no JSON object: a .jsonl file has one object a line, with its columns")
+        raise ValueError(f"{where} is not a JSON object: a .jsonl file has one JSON object per line")
     return record
 
 
 def as_bytes(text: str | None) -> bytes | None:
-    """UTF-8, or the bytes that stood in the file where it was none; lone surrogates become such bytes."""
+    """Encode as UTF-8; bytes of the file that were not valid UTF-8 are restored."""
     if text is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""From which bytes an artifact was made, and how its inputs are checked before a stage reads them.
+"""Lineage: the input content that an artifact was built from, and checks of inputs before each build.
 
-Every artifact records the content of each artifact that it was made from: a digest of the parent's file list
-and summary, taken after the parent's files were compared with that list. So bytes that were damaged in the
-store are never read, and an artifact whose parent was built again with other content is recognised.
+Every artifact records the content of each input artifact: a digest of the parent's file list and summary,
+taken after the parent's files were verified against that list. So damaged files are never read, and an
+artifact whose parent was rebuilt with different content is detected.
 """
 
 import json
@@ -16,12 +16,12 @@ from tasks.artifacts import MANIFEST, Artifact, InputEntry, Manifest, Store, Ver
 from tasks.files import FILE, children, kind, read_regular, remove, walk
 
 ATTEMPTS = 3
-SCRATCH_INPUTS = "inputs.json"  # in a scratch folder: the content that its pieces were made from
+SCRATCH_INPUTS = "inputs.json"  # in a scratch folder: the input content that its files were computed from
 SHOWN_KEY = 8  # characters
 
 
 class Input(Protocol):
-    """What a stage can be made from: an `Artifact`, or a source with a key of its own."""
+    """An input of a stage: an `Artifact`, or a source with its own key."""
 
     @property
     def key(self) -> str: ...
@@ -29,17 +29,17 @@ class Input(Protocol):
 
 @runtime_checkable
 class OfFiles(Protocol):
-    """A source whose key is made of digests of files."""
+    """A source whose key is computed from file digests."""
 
     def file_digests(self) -> dict[str, str]:
         """Name -> digest."""
 
     def verify(self) -> None:
-        """Compares the files with their digests; ValueError names one that differs."""
+        """Compare the files with their digests; raise ValueError with the name of one that differs."""
 
 
 class Call(NamedTuple):
-    """How an artifact came into this run: its inputs, and what builds it again for the reason given."""
+    """The call that produced an artifact in this run: its inputs, and a function that rebuilds it."""
 
     inputs: tuple[Input, ...]
     rebuild: Callable[[str], object]
@@ -49,104 +49,107 @@ Calls = Mapping[tuple[str, str], Call]
 
 
 def check_inputs(store: Store, inputs: tuple[Any, ...], calls: Calls) -> tuple[Any, ...]:
-    """The inputs of a build, with every byte as it was written.
+    """Verify the inputs of a build byte by byte, and return them.
 
-    An artifact that is damaged, or that was made from something else than what stands in the store now, is
-    built again first.
+    Artifacts that are damaged or outdated are rebuilt first.
 
     Raises:
-        ValueError: such an artifact was not made in this run, so that nobody knows how to make it.
-        OSError: it is damaged again at once.
+        ValueError: such an artifact was not made in this run, so it can't be rebuilt.
+        OSError: an artifact is damaged again right after it was rebuilt.
     """
     artifacts = [entry for entry in inputs if isinstance(entry, Artifact)]
     for entry in inputs:
         if isinstance(entry, OfFiles):
             entry.verify()
     for _ in range(ATTEMPTS):
-        renewed = [renew(store, artifact, "full", calls) for artifact in artifacts]
+        renewed = [rebuild_if_needed(store, artifact, "full", calls) for artifact in artifacts]
         if not any(renewed):
-            return tuple(current(store, entry) if isinstance(entry, Artifact) else entry for entry in inputs)
+            return tuple(reload(store, entry) if isinstance(entry, Artifact) else entry for entry in inputs)
     raise OSError(
-        f"{name_of(artifacts[0])} or another input is damaged as soon as it is written: check the disk of the"
-        f" store {store.root}"
+        f"{short_name(artifacts[0])} or another input was damaged again right after it was rebuilt: check the"
+        f" disk of the store {store.root}"
     )
 
 
-def renew(store: Store, artifact: Artifact, verification: Verification | None, calls: Calls) -> bool:
-    """Builds an artifact again if that is necessary, after what it was made from; returns whether it was.
+def rebuild_if_needed(
+    store: Store, artifact: Artifact, verification: Verification | None, calls: Calls
+) -> bool:
+    """Rebuild an artifact if it is damaged or outdated, after its inputs; return whether it was rebuilt.
 
-    Without `verification` its files don't matter, only what it was made from.
+    Without `verification`, its own files are not checked.
     """
     place = artifact.stage, artifact.key
     call = calls.get(place)
     parents = [entry for entry in call.inputs if isinstance(entry, Artifact)] if call else []
-    renewed = [renew(store, parent, None, calls) for parent in parents]
-    reason = (store.damage(*place, verification) if verification else None) or outdated(store, *place)
+    renewed = [rebuild_if_needed(store, parent, None, calls) for parent in parents]
+    reason = (store.damage(*place, verification) if verification else None) or find_outdated_input(
+        store, *place
+    )
     if reason is None:
         return any(renewed)
     if call is None:
         raise ValueError(
-            f"{name_of(artifact)} can't be used: {reason}: run the command again that made it, or remove it"
+            f"{short_name(artifact)} can't be used ({reason}): rerun the command that built it, or delete it"
         )
     call.rebuild(reason)
     return True
 
 
-def current(store: Store, artifact: Artifact) -> Artifact:
+def reload(store: Store, artifact: Artifact) -> Artifact:
     return store.artifact(store.read_manifest(artifact.stage, artifact.key))
 
 
-def outdated(store: Store, stage: str, key: str) -> str | None:
-    """Which parent stands in the store with another content than this artifact was made from, in words."""
+def find_outdated_input(store: Store, stage: str, key: str) -> str | None:
+    """Describe the first input whose content in the store differs from what this artifact was built from."""
     manifest = store.manifest(stage, key)
     for entry in manifest.inputs if manifest else []:
         parent = store.manifest(entry.stage, entry.key) if entry.stage else None
-        if manifest and parent and (difference := difference_of(manifest, entry, parent)):
+        if manifest and parent and (difference := describe_difference(manifest, entry, parent)):
             return difference
     return None
 
 
-def difference_of(manifest: Manifest, entry: InputEntry, parent: Manifest) -> str | None:
-    """Why a parent may not be what an artifact was made from, in words.
+def describe_difference(manifest: Manifest, entry: InputEntry, parent: Manifest) -> str | None:
+    """Describe why a parent may differ from what an artifact was built from; None if it does not.
 
-    An artifact of format 1 does not record what it read: it is assumed to have read what stands there now,
-    unless the parent is the younger one. A parent is built again only where it was missing or damaged.
+    An artifact of format 1 does not record what it read. It is assumed to have read the current parent,
+    unless the parent is newer: parents are rebuilt only if they were missing or damaged.
     """
-    again = f"{entry.stage}/{entry.key[:SHOWN_KEY]} was built again since"
+    rebuilt = f"its input {entry.stage}/{entry.key[:SHOWN_KEY]} was rebuilt later"
     if entry.content:
-        return f"{again}, with other content" if entry.content != parent.content else None
-    return f"{again}, perhaps with other content" if parent.created > manifest.created else None
+        return f"{rebuilt} with different content" if entry.content != parent.content else None
+    return f"{rebuilt}, possibly with different content" if parent.created > manifest.created else None
 
 
-def name_of(artifact: Artifact | Manifest) -> str:
+def short_name(artifact: Artifact | Manifest) -> str:
     return f"{artifact.stage}/{artifact.key[:SHOWN_KEY]}"
 
 
 @contextmanager
-def unchanged(store: Store, reader: str, inputs: tuple[Any, ...]) -> Iterator[None]:
-    """Makes sure that artifacts were the same while `reader` read them; OSError with one sentence if not.
+def require_unchanged(store: Store, reader: str, inputs: tuple[Any, ...]) -> Iterator[None]:
+    """Check that artifacts did not change while `reader` read them; raise OSError if they did.
 
-    Only what has another status afterwards is compared byte by byte.
+    Only artifacts whose file status has changed are compared byte by byte.
     """
     artifacts = [entry for entry in inputs if isinstance(entry, Artifact)]
-    before = [(status_of(artifact), store.manifest(artifact.stage, artifact.key)) for artifact in artifacts]
+    before = [(read_status(artifact), store.manifest(artifact.stage, artifact.key)) for artifact in artifacts]
     yield
     for artifact, (status, manifest) in zip(artifacts, before, strict=True):
-        if status_of(artifact) == status:
+        if read_status(artifact) == status:
             continue
         after = store.manifest(artifact.stage, artifact.key)
         damage = store.damage(artifact.stage, artifact.key, "full")
         if damage or not manifest or not after or manifest.content != after.content:
             raise OSError(
-                f"{name_of(artifact)} changed while {reader} read it ({damage or 'it was built again'}): run"
-                " the same command again"
+                f"{short_name(artifact)} changed while {reader} read it ({damage or 'it was rebuilt'}):"
+                " rerun the command"
             )
 
 
-def bind_scratch(folder: Path, inputs: list[InputEntry]) -> bool:
-    """Empties a scratch folder whose pieces were made from other content; returns whether it did.
+def clear_stale_scratch(folder: Path, inputs: list[InputEntry]) -> bool:
+    """Empty a scratch folder that was computed from different input content; return whether it was emptied.
 
-    A key does not tell: a parent that was built again may have other content under the same one.
+    The key is not enough, since a rebuilt parent may have different content under the same key.
     """
     contents = {entry.name: entry.content for entry in inputs if entry.stage}
     if not contents:
@@ -160,8 +163,8 @@ def bind_scratch(folder: Path, inputs: list[InputEntry]) -> bool:
     return other
 
 
-def status_of(artifact: Artifact) -> list[tuple[str, int, int, int]]:
-    """What the file system says of an artifact's files: it differs after every write."""
+def read_status(artifact: Artifact) -> list[tuple[str, int, int, int]]:
+    """The file system's metadata of an artifact's files, which changes with every write."""
     return sorted(
         (str(path), status.st_size, status.st_ino, status.st_ctime_ns)
         for path, status in walk(artifact.folder)

@@ -1,4 +1,4 @@
-"""How an artifact or a model is named on the command line: by a folder, by its key, or as the latest."""
+"""Names of artifacts and models on the command line: a folder, a key or its beginning, or `latest`."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ Place = tuple[str, str]  # stage and key
 
 
 def model_folder(name: str, *stages: str) -> Path:
-    """The folder of the model that `name` means, of one of these stages; a path that is there counts first.
+    """Find the folder of the model `name` of one of these stages; an existing path takes precedence.
 
     Raises:
-        FileNotFoundError: nothing is called so.
-        ValueError: several models are, or none that these stages have made.
+        FileNotFoundError: nothing has this name.
+        ValueError: the name is ambiguous, or no artifact of these stages has it.
     """
     if Path(name).exists():
         return Path(name)
@@ -28,17 +28,17 @@ def model_folder(name: str, *stages: str) -> Path:
 
 
 def find_place(store: Store, name: str, *stages: str) -> Place:
-    """Stage and key of the artifact that `name` means, of one of `stages` or, without any, of all.
+    """Find the stage and key of the artifact `name`, of one of `stages` (default: any stage).
 
-    A name is `latest` or the beginning of a key, with or without `stage/` before it. Errors are those of
+    A name is `latest` or the beginning of a key, optionally after `stage/`. Raises the same errors as
     `model_folder`.
     """
     stage, _, key = name.rpartition("/")
     wanted = " or ".join(stages)
     if stage and stages and stage not in stages:
-        raise ValueError(f"{name} is a {stage}, but this command uses a {wanted}")
+        raise ValueError(f"{name} is a {stage} artifact, but this command needs a {wanted} artifact")
     if key == LATEST:
-        return latest(store, (stage,) if stage else stages, wanted)
+        return find_latest(store, (stage,) if stage else stages, wanted)
     places = [place for place in store.places() if not stage or place[0] == stage]
     matches = [place for place in places if key and place[1].startswith(key)]
     fitting = [place for place in matches if not stages or place[0] in stages]
@@ -46,31 +46,34 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
     if len(found := exact or fitting) == 1:
         return found[0]
     if found:
-        raise ValueError(f"{name} may be {listed(found)}: give more of the key, or the stage before it")
+        raise ValueError(
+            f"{name} is ambiguous ({format_places(found)}): give more characters of the key, or STAGE/ before"
+            " it"
+        )
     if matches:
-        raise ValueError(f"{name} is {listed(matches)}, but this command uses a {wanted}")
+        raise ValueError(f"{name} is {format_places(matches)}, but this command needs a {wanted} artifact")
     if stages:
         raise FileNotFoundError(
-            f"there is no model folder {name}, and no key in the store {store.root} begins so:"
-            " `lexloom store ls` lists what there is"
+            f"{name} is neither a model folder nor the beginning of a key in the store {store.root}:"
+            " list its artifacts with `lexloom store ls`"
         )
     known = sorted({stage for stage, _ in store.places()})
-    has = f"it has {', '.join(known)}" if known else "it is empty"
-    raise FileNotFoundError(f"the store {store.root} has no stage and no key {name!r}; {has}")
+    contents = f"the store has the stages {', '.join(known)}" if known else "the store is empty"
+    raise FileNotFoundError(f"no stage or key in the store {store.root} matches {name!r}: {contents}")
 
 
-def latest(store: Store, stages: tuple[str, ...], wanted: str) -> Place:
-    """The youngest artifact of these stages; a part of another model only where there is nothing else."""
+def find_latest(store: Store, stages: tuple[str, ...], wanted: str) -> Place:
+    """Find the newest artifact of these stages; by-products of other models come last."""
     found = [manifest for manifest in store.manifests() if not stages or manifest.stage in stages]
     if not found:
         kind = " or ".join(stages) or wanted or "artifact"
-        raise FileNotFoundError(f"the store {store.root} has no {kind}: `lexloom store ls` lists what it has")
+        raise FileNotFoundError(f"the store {store.root} has no {kind}: list it with `lexloom store ls`")
     manifest = max(found, key=lambda manifest: (not is_by_product(manifest), manifest.created))
     return manifest.stage, manifest.key
 
 
-def listed(places: list[Place]) -> str:
-    """`stage/key` of each, the keys as short as they can be told apart."""
+def format_places(places: list[Place]) -> str:
+    """Join `stage/key` of each place, with keys shortened as far as they stay distinct."""
     keys = {key for _, key in places}
     longest = max(map(len, keys))
     lengths = range(min(SHOWN_KEY, longest), longest)
@@ -82,7 +85,7 @@ def listed(places: list[Place]) -> str:
 
 
 def is_by_product(manifest: Manifest) -> bool:
-    """Whether vectors are a language model's tokens', made as a part of it, and not words'."""
+    """Whether a word2vec model is of tokens and was trained as part of a language model."""
     return manifest.stage == WORD2VEC and is_of_tokens(manifest)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from tasks.raw import BLOCK_BYTES, Options, Raw, at_row, check_columns, select, wanted_columns
-from tasks.streams import opened, split_name
+from tasks.streams import open_binary, split_name
 
 MAX_BATCH_ROWS = 1 << 14
 
@@ -20,7 +20,7 @@ def read_parquet(path: Path, options: Options) -> Iterator[Raw]:
         yield from read_parquet_file(path, path, options)
         return
     with tempfile.NamedTemporaryFile(suffix=".parquet") as plain:  # Parquet is read from its end
-        with opened(path) as (stream, _):
+        with open_binary(path) as (stream, _):
             shutil.copyfileobj(stream, plain, BLOCK_BYTES)
         plain.flush()
         yield from read_parquet_file(Path(plain.name), path, options)

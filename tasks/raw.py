@@ -1,7 +1,7 @@
-"""Documents as they stand in a source: batches of bytes and labels, and how they become text.
+"""Undecoded documents of a source: batches of bytes and labels, and their conversion to text.
 
-Every reader yields `Raw` batches of a few MB, each with a way to say where a document stands. `select` takes
-the columns out of a table, `decode` makes text of the bytes.
+Every reader yields `Raw` batches of a few MB, each with a function that locates a document in the source.
+`select` extracts the columns of a table, and `decode` converts bytes to text.
 """
 
 import json
@@ -18,7 +18,7 @@ from tasks.csv_dialects import Dialect
 from tasks.encodings import UTF_8, guess_narrow, is_utf_8
 
 BLOCK_BYTES = 1 << 22
-SAMPLE_ROWS, SAMPLE_BYTES = 64, 1 << 12  # by which an encoding is guessed
+SAMPLE_ROWS, SAMPLE_BYTES = 64, 1 << 12  # from which an encoding is guessed
 LARGEST = (1 << 63) - 1
 SHOWN_COLUMNS = 50
 HUB_METADATA = b"huggingface"  # in the schema of a data set of the Hugging Face hub
@@ -30,29 +30,31 @@ Where = Callable[[int], str]
 
 @dataclass(frozen=True)
 class Options:
-    """What to read: the columns, and what a document of a .txt is."""
+    """How to read a source: columns, document unit, CSV dialect and encoding."""
 
     text_column: str = "text"
     label_column: str | None = None
     documents: Documents = "line"
     csv: Dialect = field(default_factory=Dialect)
     encoding: str | None = None  # of text without a byte order mark; None is UTF-8
-    constants: dict[str, str | None] = field(default_factory=dict)  # columns that a file's folders give
+    constants: dict[str, str | None] = field(
+        default_factory=dict
+    )  # columns whose value is given by the file's folders
 
 
 @dataclass
 class Raw:
-    """Documents as they stand in a source."""
+    """A batch of undecoded documents."""
 
-    text: pa.Array  # binary, large or not; null where there is no text
+    text: pa.Array  # binary or large_binary; null if there is no text
     labels: pa.Array | None
-    where: Where  # the n-th document's place, in words
+    where: Where  # describes the location of the n-th document
     position: int  # bytes of the source read so far
-    label_names: list[str] | None = None  # of labels that are numbers, from 0 on
-    encoding: str = UTF_8  # what the text was before it became UTF-8
-    typed: bool = True  # the source says of what type labels are; a CSV table and a folder's name do not
-    unfinished: bool = False  # the last document goes on in the next batch
-    notes: Counter[str] = field(default_factory=Counter)  # what was met on the way
+    label_names: list[str] | None = None  # class names of integer labels, from 0
+    encoding: str = UTF_8  # the original encoding of the text
+    typed: bool = True  # labels have a type; those of CSV cells and folder names do not
+    unfinished: bool = False  # the last document continues in the next batch
+    notes: Counter[str] = field(default_factory=Counter)  # counts to report
 
     @classmethod
     def without_documents(cls, position: int, note: str) -> "Raw":
@@ -78,7 +80,7 @@ def at_row(path: Path | str, first: int) -> Where:
 
 
 def wanted_columns(options: Options) -> list[str]:
-    """Those that a file itself must have."""
+    """List the columns that the file itself must have."""
     label = None if options.label_column in options.constants else options.label_column
     return [name for name in (options.text_column, label) if name is not None]
 
@@ -90,11 +92,11 @@ def check_columns(wanted: list[str], there: list[str], source: str) -> None:
             more = f" and {len(there) - SHOWN_COLUMNS:,} more" if len(there) > SHOWN_COLUMNS else ""
             raise ValueError(f"{source} has no column {name!r}: it has {names}{more}")
         if there.count(name) > 1:
-            raise ValueError(f"{source} has {there.count(name)} columns {name!r}: rename all but one of them")
+            raise ValueError(f"{source} has {there.count(name)} columns named {name!r}: rename all but one")
 
 
 def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, position: int) -> Raw:
-    """The text as bytes and the labels; ValueError, by name, where a column is of another type."""
+    """Select the text and label columns; raise ValueError if one is missing or has the wrong type."""
     check_columns(wanted_columns(options), batch.schema.names, source)
     text = batch.column(options.text_column)
     if pa.types.is_dictionary(text.type):
@@ -116,7 +118,8 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
         labels = labels.cast(pa.string())
     else:
         raise ValueError(
-            f"column {options.label_column!r} of {source} is {labels.type}; a label is a whole number or text"
+            f"column {options.label_column!r} of {source} is {labels.type}: a label must be an integer or a"
+            " string"
         )
     return Raw(text, labels, where, position, class_names(batch.schema, options.label_column))
 
@@ -127,12 +130,13 @@ def as_int64(labels: pa.Array, column: str, where: Where) -> pa.Array:
     except pa.ArrowInvalid:
         row = pc.index(pc.greater(labels, pa.scalar(LARGEST, labels.type)), True).as_py()
         raise ValueError(
-            f"{where(row)}: {column!r} is an integer beyond 64 bits ({labels[row]}): write it as text"
+            f"{where(row)}: {column!r} is an integer of more than 64 bits ({labels[row]}): write it as a"
+            " string"
         ) from None
 
 
 def as_text(labels: pa.Array, column: str, where: Where) -> pa.Array:
-    """Labels of bytes as strings, null where they are empty; ValueError where one is not UTF-8."""
+    """Convert binary labels to strings, empty ones to null; raise ValueError if one is not UTF-8."""
     labels = pc.if_else(pc.equal(pc.binary_length(labels), 0), pa.scalar(None, labels.type), labels)
     try:
         return labels.cast(pa.string())
@@ -142,21 +146,21 @@ def as_text(labels: pa.Array, column: str, where: Where) -> pa.Array:
                 (label or b"").decode()
             except UnicodeDecodeError:
                 raise ValueError(
-                    f"{where(row)}: {column!r} is not UTF-8: convert the file, or name its encoding with"
+                    f"{where(row)}: {column!r} is not UTF-8: convert the file, or set its encoding with"
                     " --text-encoding"
                 ) from None
         raise
 
 
 def constant_labels(options: Options, rows: int) -> pa.Array | None:
-    """The label that a file's folders give, for each of its rows."""
+    """Repeat the label given by a file's folders for each row; None if there is none."""
     if options.label_column not in options.constants:
         return None
     return pa.array([options.constants[options.label_column]] * rows, pa.string())
 
 
 def class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """What a label column's numbers are called, where the data set says so (the hub's in their metadata)."""
+    """Read the class names of an integer label column from Hugging Face metadata, if there are any."""
     try:
         described = json.loads(schema.metadata[HUB_METADATA])["info"]["features"][column]["names"]
     except (KeyError, TypeError, ValueError):
@@ -176,14 +180,14 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 NUL = b"\0"
 WITH_NUL = "NUL bytes"
-FEW = 0.1  # share of the documents that may be dropped or altered without a loss to speak of
+FEW = 0.1  # maximum share of invalid documents for which dropping or replacing is suggested
 
 
 def decode(raw: Raw, invalid: InvalidText) -> tuple[pa.StringArray, Counter[str]]:
-    """(text, null where there is none or where it is dropped; what was wrong with how many documents).
+    """Decode a batch; return the text (null if missing or dropped) and the counts of invalid documents.
 
-    NUL bytes are invalid too: no text has them, and text of two bytes a letter that is read as UTF-8 does.
-    ValueError, with the place, where invalid text is to be refused.
+    NUL bytes count as invalid: they usually mean that UTF-16 text was read as UTF-8. Raises ValueError with
+    the location if invalid text is refused.
     """
     data = raw.text.cast(pa.binary())
     try:
@@ -204,7 +208,7 @@ def decode(raw: Raw, invalid: InvalidText) -> tuple[pa.StringArray, Counter[str]
                 continue
             met[WITH_NUL] += 1
         except UnicodeDecodeError:
-            met[not_in(raw)] += 1
+            met[describe_invalid(raw)] += 1
         broken.append(row)
         text = value.decode("utf-8", "replace").replace("\0", "\ufffd")
         values[row] = text if invalid == "replace" else None
@@ -216,24 +220,24 @@ def decode(raw: Raw, invalid: InvalidText) -> tuple[pa.StringArray, Counter[str]
     return pa.array(values, pa.string()), met
 
 
-def not_in(raw: Raw) -> str:
+def describe_invalid(raw: Raw) -> str:
     return f"not {'UTF-8' if is_utf_8(raw.encoding) else raw.encoding}"
 
 
 def complaint(raw: Raw, row: int, value: bytes, guess: str | None, share: float) -> str:
-    """What is wrong with a document, and the flag that helps; dropping most of the text is no help."""
+    """The error message for an invalid document; it suggests dropping only if few documents are invalid."""
     few = ", or set --invalid-utf8 to 'replace' or 'drop'" if share < FEW else ""
     where = raw.where(row)
     try:
         value.decode()
         return (
-            f"{where}, byte {value.index(NUL) + 1}: a NUL byte, which no text has: remove it, or convert the"
-            f" file{few}"
+            f"{where}, byte {value.index(NUL) + 1}: a NUL byte, which text can't contain: remove it, or"
+            f" convert the file{few}"
         )
     except UnicodeDecodeError as error:
-        byte, found = error.start + 1, f"{not_in(raw)} (0x{value[error.start]:02x})"
+        byte, found = error.start + 1, f"{describe_invalid(raw)} (0x{value[error.start]:02x})"
     if guess is None:
         return (
-            f"{where}, byte {byte}: {found}: convert the file, or name its encoding with --text-encoding{few}"
+            f"{where}, byte {byte}: {found}: convert the file, or set its encoding with --text-encoding{few}"
         )
-    return f"{where}, byte {byte}: {found}: if it is {guess}, as it seems, say --text-encoding {guess}{few}"
+    return f"{where}, byte {byte}: {found}, probably {guess}: set --text-encoding {guess}{few}"

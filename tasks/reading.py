@@ -1,7 +1,7 @@
-"""A source being read: documents in pieces of a few MB, and the count of all that was dropped or altered.
+"""Reads a source in pieces of a few MB, and counts what was dropped or altered.
 
-A piece has the columns `text`, `label` where one is wanted, `document`, the document's number in the source,
-and `part`, whether the row is but a part of it. A document longer than `max_document_bytes` is cut at spaces.
+A piece has the columns `text`, `label` (if requested), `document` (the document's number in the source) and
+`part` (whether the row is only a part of it). Documents longer than `max_document_bytes` are split at spaces.
 """
 
 from collections import Counter
@@ -16,13 +16,13 @@ from tasks.labels import Labels
 from tasks.raw import InvalidText, Options, Raw, decode
 from tasks.source import Source
 
-PIECE_BYTES = 1 << 22  # of text that a thread works on at once; also a row group's size
-MANY_DOCUMENTS = 1000  # by which it shows whether the encoding is right
+PIECE_BYTES = 1 << 22  # of text that a thread processes at once; also the size of a row group
+MANY_DOCUMENTS = 1000  # after which the share of invalid documents is checked
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is read, and what becomes of text that is invalid or too long."""
+    """Limits on what is read, and the handling of invalid text."""
 
     documents: int | None
     document_bytes: int
@@ -30,7 +30,7 @@ class Limits:
 
 
 class Reading:
-    """Reads a source once; its counts are final when `pieces` is through."""
+    """Reads a source once; its counts are final when `pieces` is exhausted."""
 
     def __init__(self, source: Source, options: Options, limits: Limits) -> None:
         self._source, self._options, self._limits = source, options, limits
@@ -41,15 +41,15 @@ class Reading:
         self.labels = Labels(options.label_column)
         self.label_names: list[str] | None = None
         self._invalid = 0
-        self._unfinished = False  # the last document goes on in the next batch
-        self._last_cut = -1  # the last document that was counted as cut
+        self._unfinished = False  # the last document continues in the next batch
+        self._last_cut = -1  # the last document that was counted as split
 
     def pieces(self) -> Iterator[pa.RecordBatch]:
-        """Batches of about PIECE_BYTES of text, in the source's order."""
+        """Yield batches of about PIECE_BYTES of text, in the source's order."""
         waiting: list[pa.RecordBatch] = []
         held = 0
         for batch in self._batches():
-            if waiting and batch.schema != waiting[0].schema:  # labels are text from here on
+            if waiting and batch.schema != waiting[0].schema:  # labels are strings from here on
                 yield pa.concat_batches(waiting)
                 waiting, held = [], 0
             for part in split_by_bytes(batch):
@@ -83,12 +83,12 @@ class Reading:
         self.label_names = self.label_names or raw.label_names
         if raw.label_names not in (None, self.label_names):
             raise ValueError(
-                f"the labels are called {raw.label_names} from {raw.where(0)} on, and were called"
-                f" {self.label_names} before: make them the same, or read one source of them alone"
+                f"the label names change from {self.label_names} to {raw.label_names} at {raw.where(0)}: make"
+                " them the same, or read the files separately"
             )
 
     def _numbered(self, raw: Raw) -> pa.RecordBatch:
-        """The documents as text, without those that have none, with their numbers."""
+        """Decode a batch, drop documents without text, and number the rest."""
         text, invalid = decode(raw, self._limits.invalid)
         rows = len(text)
         numbers = np.arange(rows) + self.documents - self._unfinished
@@ -103,7 +103,7 @@ class Reading:
             self.dropped += invalid
         else:
             for what, count in invalid.items():
-                self.notes[f"with bytes replaced that were {what}"] += count
+                self.notes[f"documents with replaced bytes ({what})"] += count
         columns = {"text": text, "document": pa.array(numbers), "part": pa.array(part)}
         if raw.labels is not None:
             columns["label"] = self.labels.read(raw)
@@ -118,22 +118,22 @@ class Reading:
     def _count_parts(self, batch: pa.RecordBatch) -> None:
         of = batch["document"].filter(batch["part"]).to_numpy()
         if len(of):
-            self.notes["cut, being too long"] += len(np.unique(of)) - (of[0] == self._last_cut)
-            self.notes["parts made of them"] += len(of)
+            self.notes["long documents split"] += len(np.unique(of)) - (of[0] == self._last_cut)
+            self.notes["resulting parts"] += len(of)
             self._last_cut = of[-1]
 
     def _refuse_mostly_invalid(self) -> None:
-        """Raises ValueError where most documents are invalid, since then the encoding is another."""
+        """Raise ValueError if most documents are invalid, since the encoding is then probably wrong."""
         if 2 * self._invalid > self.documents:
             raise ValueError(
-                f"{self._invalid:,} of {self.documents:,} documents of {self._source.name} are not in the"
-                f" encoding that they are read by: name theirs with --text-encoding, since --invalid-utf8"
-                f" {self._limits.invalid} would leave little of them"
+                f"{self._invalid:,} of {self.documents:,} documents of {self._source.name} are invalid in the"
+                f" assumed encoding: set --text-encoding (--invalid-utf8 {self._limits.invalid} is only for"
+                " a few invalid bytes)"
             )
 
 
 def cut_long(batch: pa.RecordBatch, most: int) -> tuple[pa.RecordBatch, int]:
-    """(the batch with texts of at most `most` bytes, the pieces marked as parts; how many were longer)."""
+    """Split texts longer than `most` bytes into rows marked as parts; return the batch and their number."""
     if (pc.max(pc.binary_length(batch["text"])).as_py() or 0) <= most:
         return batch, 0
     parts: list[bytes] = []
@@ -151,7 +151,7 @@ def cut_long(batch: pa.RecordBatch, most: int) -> tuple[pa.RecordBatch, int]:
 
 
 def cut_at_spaces(text: bytes, most: int) -> Iterator[bytes]:
-    """Parts of at most `most` bytes that end at a space, or between letters where no space is near."""
+    """Yield parts of at most `most` bytes that end at a space, or between characters if none is near."""
     start = 0
     while len(text) - start > most:
         end = start + most
@@ -166,7 +166,7 @@ def cut_at_spaces(text: bytes, most: int) -> Iterator[bytes]:
 
 
 def split_by_bytes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Slices of about PIECE_BYTES of text."""
+    """Yield slices of about PIECE_BYTES of text."""
     ends = np.cumsum(pc.binary_length(batch["text"]).to_numpy(zero_copy_only=False))
     start = 0
     while start < batch.num_rows:

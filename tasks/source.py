@@ -63,7 +63,7 @@ class Source(BaseModel, ABC):
 
     @property
     def notes(self) -> dict[str, int]:
-        """What was left out -> how many."""
+        """The number of skipped files, by reason."""
         return {}
 
     @property
@@ -99,7 +99,7 @@ class FileSource(Source):
         before = 0
         for file in self.files:
             documents = 0
-            here = replace(options, constants=constants(file, options))
+            here = replace(options, constants=read_folder_columns(file, options))
             for raw in readers.read(file.path, here) if file.size else ():
                 raw.position += before
                 documents += len(raw.text)
@@ -126,8 +126,8 @@ class FileSource(Source):
         verify_files(self.files)
 
 
-def constants(file: SourceFile, options: Options) -> dict[str, str | None]:
-    """Columns by the names of the file's folders: `label=pos/`; the label of plain text also by `pos/`."""
+def read_folder_columns(file: SourceFile, options: Options) -> dict[str, str | None]:
+    """Read column values from the file's folder names: `label=pos/`, or for plain text also `pos/`."""
     folders_of = PurePosixPath(file.name).parts[:-1]
     pairs = [part.split("=", 1) for part in folders_of if "=" in part]
     found = {key: None if value == NULL_PARTITION else unquote(value) for key, value in pairs}
@@ -266,12 +266,12 @@ def find_package(name: str) -> PackagedSource:
 
 
 def find_files(name: str) -> FileSource:
-    """The files that one or more names stand for, a name a line."""
+    """Find the files of one or more names, one per line."""
     found = folders.Found(readers.is_supported)
     names = name.split("\n")
     for each in names:
         if len(names) > 1 and (each in PACKAGES or each.startswith(HUB_PREFIX)):
-            raise ValueError(f"{each} can't be read together with other sources: name it alone")
+            raise ValueError(f"{each} can't be combined with other sources: use it alone")
         add_files(found, each, alone=len(names) == 1)
     for warning in found.warnings():
         console.warn(warning)
@@ -288,7 +288,7 @@ def find_files(name: str) -> FileSource:
 
 
 def add_files(found: folders.Found, name: str, alone: bool) -> None:
-    """Adds what a name stands for; an unsupported file is refused where it is named `alone`."""
+    """Add the files of one name; raise ValueError for an unsupported file if the name is `alone`."""
     path = Path(name).expanduser()
     if folders.is_stdin(name):
         found.files.append(folders.spool(name, readers.is_supported, readers.SUPPORTED))
@@ -306,11 +306,11 @@ def add_files(found: folders.Found, name: str, alone: bool) -> None:
 
 def not_found(name: str) -> str:
     if glob.has_magic(name):
-        return f"no file matches {name!r} (seen from {Path.cwd()})"
+        return f"no file matches {name!r} (working directory: {Path.cwd()})"
     return (
-        f"the source {folders.printable(name)!r} is not there (seen from {Path.cwd()}): name a file, a folder"
-        f" or a pattern, a packaged text ({', '.join(PACKAGES)}), or {HUB_PREFIX}owner/name for a Hugging"
-        " Face data set"
+        f"the source {folders.printable(name)!r} does not exist (working directory: {Path.cwd()}): name a"
+        f" file, a folder or a pattern, a packaged text ({', '.join(PACKAGES)}), or {HUB_PREFIX}owner/name"
+        " for a Hugging Face data set"
     )
 
 
@@ -344,16 +344,16 @@ def fingerprint(found: list[tuple[str, Path]]) -> list[SourceFile]:
 
 
 def verify_files(files: list[SourceFile]) -> None:
-    """Compares files with their digests, whatever was remembered of them.
+    """Compare files with their digests, without using remembered ones.
 
     Raises:
-        ValueError: a file has other content, although its size and times say that it has not changed.
+        ValueError: the content of a file has changed.
     """
     for file in files:
         if digest_file(file.path) != file.xxh3:
             raise ValueError(
-                f"{file.path} has other content than when it was fingerprinted: run again once it is at rest;"
-                " if that does not help, check its disk, and `touch` the file if it is as you want it"
+                f"{file.path} no longer has the content that was fingerprinted: rerun when nothing writes to"
+                " it; if the error persists, check the disk, or `touch` the file if its content is correct"
             )
 
 
@@ -362,7 +362,7 @@ class Seen(BaseModel):
 
     size: int
     modified_ns: int
-    changed_ns: int = 0  # which, unlike the time of modification, no program sets
+    changed_ns: int = 0  # unlike the modification time, programs can't set it
     inode: int
     xxh3: str
 

@@ -45,16 +45,24 @@ from tasks.artifacts import (
     list_files,
     now,
 )
-from tasks.changes import explain_change, news
+from tasks.changes import explain_change, new_reasons
 from tasks.files import printable
-from tasks.lineage import Call, Input, OfFiles, bind_scratch, check_inputs, outdated, unchanged
+from tasks.lineage import (
+    Call,
+    Input,
+    OfFiles,
+    check_inputs,
+    clear_stale_scratch,
+    find_outdated_input,
+    require_unchanged,
+)
 from tasks.store_folder import DISPLACED
 from tasks.versions import package_versions
 
 NETWORK_RETRIES = 4
 NETWORK_BACKOFF_SECONDS = 2
 NETWORK_JITTER = 0.5
-MOST_FILES = 10_000  # of a source, whose names a manifest records
+MOST_FILES = 10_000  # of a source: beyond that, a manifest does not record their names
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class StageRecord:
 
 @dataclass
 class Run:
-    """What the stages of one run know of each other."""
+    """State that the stages of one run share."""
 
     held: ExitStack
     records: list[StageRecord] = field(default_factory=list)
@@ -81,7 +89,7 @@ class Run:
     explained: dict[str, list[str]] = field(default_factory=dict)  # key -> why it was built
 
     def record(self, record: StageRecord) -> None:
-        """Adds a stage's record, in the place of its earlier one where it had to be built after all."""
+        """Add a stage's record; it replaces an earlier record of the same artifact."""
         places = [(each.stage, each.key) for each in self.records]
         if (place := (record.stage, record.key)) in places:
             self.records[places.index(place)] = record
@@ -94,7 +102,7 @@ _run: ContextVar[Run | None] = ContextVar("run", default=None)
 
 @contextmanager
 def record_stages() -> Iterator[list[StageRecord]]:
-    """Collects the records of all stages that run inside; what they made is safe from garbage collection."""
+    """Collect the records of all stages that run inside; their artifacts are safe from garbage collection."""
     with ExitStack() as held:
         run = Run(held)
         token = _run.set(run)
@@ -155,9 +163,13 @@ class Stage:
         why: list[str] = []
         if run is not None:
             run.calls[self.name, key] = Call(inputs, partial(self._rebuild, run, inputs, config))
-        if store.stands(self.name, key):
+        if store.occupied(self.name, key):
             found = run.damaged.pop((self.name, key), None) if run else None
-            damage = found or store.damage(self.name, key, verification()) or outdated(store, self.name, key)
+            damage = (
+                found
+                or store.damage(self.name, key, verification())
+                or find_outdated_input(store, self.name, key)
+            )
             if damage is None:
                 store.mark_used(self.name, key)
                 hold(store, self.name, key)
@@ -168,34 +180,32 @@ class Stage:
                     return Completed(name="Cached", data=artifact)
             else:
                 kept = (
-                    f", and keeping what is there as {DISPLACED}-*"
-                    if store.is_blocked(self.name, key)
-                    else ""
+                    f" and moving the obstacle to {DISPLACED}-*" if store.is_blocked(self.name, key) else ""
                 )
-                console.warn(f"{self.name}: {damage}; building it again{kept}")
+                console.warn(f"{self.name}: {damage}; rebuilding it{kept}")
                 why = [f"rebuilt: {damage}"]
         for sentence in store.make_writable():
             console.warn(sentence)
         inputs = check_inputs(store, inputs, run.calls if run else {})
-        artifact, why, told = self._build(store, key, inputs, config, why)
-        self._tell(artifact, inputs, False, time.perf_counter() - started, why, told)
+        artifact, why, reported = self._build(store, key, inputs, config, why)
+        self._tell(artifact, inputs, False, time.perf_counter() - started, why, reported)
         return artifact
 
     def _rebuild(self, run: Run, inputs: tuple[Input, ...], config: BaseModel, damage: str) -> None:
-        """Builds an artifact that was found in the store, and that a later stage has found to be damaged."""
+        """Rebuild a cached artifact that a later stage found to be damaged."""
         run.damaged[self.name, self.key(inputs, config)] = damage
         self(*inputs, config=config)
 
     def _build(
         self, store: Store, key: str, inputs: tuple[Input, ...], config: BaseModel, why: list[str]
     ) -> tuple[Artifact, list[str], list[str]]:
-        """The artifact, why it was built, and what of that is told: not what stages before it told."""
+        """Build the artifact; return it, all reasons for it, and those that no earlier stage reported."""
         building = store.new_folder(self.name, key)
         started, created = time.perf_counter(), now()
         read = self._entries(store, inputs)
         try:
             with scratch_folder(store, self.name, key, read, self.wants_scratch) as extra:
-                with unchanged(store, self.name, inputs):
+                with require_unchanged(store, self.name, inputs):
                     summary = self.function(*inputs, config, building, **extra)
                 manifest = Manifest(
                     stage=self.name,
@@ -210,16 +220,16 @@ class Stage:
                     summary=summary,
                     versions=package_versions(),
                 )
-                told = why
+                reported = why
                 if not why:
                     changes = explain_change(manifest, list(store.manifests()))
                     manifest.why = [change.text for change in changes]
                     explained = run.explained if (run := _run.get()) else {}
-                    told = news(changes, explained)
+                    reported = new_reasons(changes, explained)
                     explained[key] = manifest.why
                 artifact = store.commit(building, manifest)
                 hold(store, self.name, key)
-                return artifact, manifest.why, told
+                return artifact, manifest.why, reported
         except OSError as error:
             if is_disk_full(error):
                 raise OSError(
@@ -242,7 +252,7 @@ class Stage:
         cached: bool,
         seconds: float,
         why: list[str],
-        told: list[str],
+        reported: list[str],
     ) -> None:
         parents = [
             f"{entry.stage if isinstance(entry, Artifact) else name}/{entry.key}"
@@ -251,7 +261,7 @@ class Stage:
         run = _run.get()
         if run is not None:
             run.record(StageRecord(self.name, artifact.key, parents, cached, seconds, artifact.summary, why))
-        console.stage_line(self.name, artifact.summary, cached=cached, seconds=seconds, why=told)
+        console.stage_line(self.name, artifact.summary, cached=cached, seconds=seconds, why=reported)
         try:
             logger: Any = get_run_logger()
         except RuntimeError:  # outside a Prefect run
@@ -282,14 +292,16 @@ def scratch_folder(
         return
     with store.lock(f"{name}-{key}", wait=False) as alone:
         folder = store.scratch(name, key) if alone else store.new_folder(f"{name}-scratch", key)
-        if bind_scratch(folder, read):
-            console.note(name, "begins anew: what was left of it was made from other content of its inputs")
+        if clear_stale_scratch(folder, read):
+            console.note(
+                name, "starts over: its saved progress was computed from inputs that have since changed"
+            )
         yield {"scratch": folder}
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def hold(store: Store, name: str, key: str) -> None:
-    """Holds an artifact until the run ends. One that went a moment ago is left to be found missing."""
+    """Hold an artifact until the run ends; if it was just removed, a later stage finds it missing."""
     run = _run.get()
     if run is not None:
         with suppress(OSError):

@@ -1,6 +1,6 @@
-"""A store's own folders: half-built artifacts, what outlives a failed build, locks, and what was in the way.
+"""A store's internal folders: half-built artifacts, scratch folders, locks and displaced files.
 
-The names of folders below `.building` say who builds what.
+The name of a folder below `.building` identifies the artifact and the process that builds it.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from tasks.files import FILE, FOLDER, kind, printable
 BUILDING = ".building"
 SCRATCH = ".scratch"
 LOCKS = ".locks"
-DISPLACED = ".displaced"  # the beginning of the name of what stood in an artifact's way
+DISPLACED = ".displaced"  # prefix of files that blocked an artifact's path
 
 
 class StoreFolder:
-    """The folder of a store (`artifacts/`, or what LEXLOOM_STORE names), and its own folders in it."""
+    """The folder of a store (`artifacts/`, or LEXLOOM_STORE), with its internal folders."""
 
     def __init__(self, root: Path | str | None = None) -> None:
         self.root = Path(root or os.environ.get("LEXLOOM_STORE") or "artifacts").absolute()
 
     def make_writable(self) -> list[str]:
-        """Creates the store's folder; returns one sentence for each thing that was in the way and was moved.
+        """Create the store's folder; return one message for each obstacle that was moved aside.
 
-        Raises PermissionError or OSError with one sentence where the store can't be written.
+        Raises PermissionError or OSError with an explanation if the store is not writable.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -44,31 +44,31 @@ class StoreFolder:
                     sentences.append(f"{obstacle}; moved to {aside}")
             return sentences
         except OSError as error:
-            rights = "give yourself rights to it, or " if isinstance(error, PermissionError) else ""
+            permissions = "fix its permissions, or " if isinstance(error, PermissionError) else ""
             raise type(error)(
-                f"the store {self.root} can't be written ({error.strerror}): {rights}name another folder with"
-                " --store or LEXLOOM_STORE"
+                f"the store {self.root} is not writable ({error.strerror}): {permissions}choose another"
+                " folder with --store or LEXLOOM_STORE"
             ) from error
 
     def obstacle(self, path: Path) -> str | None:
-        """What is in the way where a folder belongs, in words."""
+        """A description of what blocks the path of a folder; None if nothing does."""
         found = kind(path)
         if found in (FOLDER, None):
             return None
         return f"{printable(str(path.relative_to(self.root)))} is {found}, not a folder"
 
     def new_folder(self, stage: str, key: str) -> Path:
-        """An empty folder to build an artifact in; `commit` moves it into place."""
-        folder = self.make_folder(BUILDING) / f"{stage}-{key}-{own_mark()}"
+        """Create an empty folder to build an artifact in; `commit` moves it into place."""
+        folder = self.make_folder(BUILDING) / f"{stage}-{key}-{unique_suffix()}"
         folder.mkdir()
         return folder
 
     @contextlib.contextmanager
     def lock(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """Holds the lock `name`, which the system frees when its holder dies; yields whether it is held.
+        """Hold the lock `name`, which the system releases if its holder dies; yield whether it was acquired.
 
-        Without `wait`, False where somebody else holds it. Lock files are never removed: one that is locked
-        and gone would be no lock.
+        Without `wait`, yields False if another process holds it. Lock files are never removed, since a
+        process could still hold a lock on the removed file.
         """
         path = self.make_folder(LOCKS) / name
         self.displace(path, FILE)
@@ -81,27 +81,27 @@ class StoreFolder:
                 yield True
 
     def scratch(self, stage: str, key: str) -> Path:
-        """A folder that outlives a failed attempt at this artifact (checkpoints live there)."""
+        """Create the artifact's scratch folder, which survives a failed build (it holds checkpoints)."""
         self.make_folder(SCRATCH)
         return self.make_folder(f"{SCRATCH}/{stage}-{key}")
 
     def make_folder(self, name: str) -> Path:
-        """A folder of the store; what stands in its place and is none is moved aside."""
+        """Create a folder of the store; anything else at its path is moved aside."""
         path = self.root / name
         self.displace(path)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def displace(self, path: Path, wanted: str = FOLDER) -> Path | None:
-        """Moves what is at `path` aside if it is not what is wanted there; returns where to, or None.
+        """Move whatever is at `path` aside unless it is of the `wanted` kind; return its new path, or None.
 
-        It stays in the store, and garbage collection removes it after a week. A lock keeps a run from moving
-        what another has just made there.
+        It stays in the store until garbage collection removes it after a week. A lock keeps a run from moving
+        what another run has just created there.
         """
         if kind(path) in (wanted, None):
             return None
         name = "-".join(part.lstrip(".") for part in path.relative_to(self.root).parts)
-        aside = self.root / f"{DISPLACED}-{name}-{own_mark()}"
+        aside = self.root / f"{DISPLACED}-{name}-{unique_suffix()}"
         root = os.open(self.root, os.O_RDONLY)
         try:
             fcntl.flock(root, fcntl.LOCK_EX)
@@ -114,7 +114,7 @@ class StoreFolder:
 
 
 class Building(NamedTuple):
-    """What the name of a folder below `.building` says: what is made there, by whom, and since when."""
+    """The parsed name of a folder below `.building`: the artifact, and the process that builds it."""
 
     stage: str
     key: str
@@ -124,7 +124,7 @@ class Building(NamedTuple):
 
     @classmethod
     def of(cls, folder: Path) -> Self | None:
-        """None where the name is not one of Lexloom's."""
+        """Parse a folder's name; return None if it does not follow Lexloom's pattern."""
         try:
             stage, key, host, pid, mark = folder.name.rsplit("-", 4)
             return cls(stage, key, host, int(pid), int(mark, 16) / 1e9)
@@ -133,12 +133,12 @@ class Building(NamedTuple):
 
     @property
     def alive(self) -> bool | None:
-        """Whether its process is there; None where that is on another machine."""
+        """Whether its process is running; None if it belongs to another machine."""
         return Path(f"/proc/{self.pid}").exists() if self.host == host_name() else None
 
 
-def moved_aside_at(path: Path) -> float | None:
-    """When `displace` moved this aside, in seconds since 1970; None where it did not."""
+def read_displacement_time(path: Path) -> float | None:
+    """The time at which `displace` moved this path, in seconds since 1970; None if it did not."""
     start, _, mark = path.name.rpartition("-")
     try:
         return int(mark, 16) / 1e9 if start.startswith(f"{DISPLACED}-") else None
@@ -150,6 +150,6 @@ def host_name() -> str:
     return socket.gethostname().replace("-", "_")
 
 
-def own_mark() -> str:
-    """What makes a folder this process's own: `host-pid-time`, the time in nanoseconds, hexadecimal."""
+def unique_suffix() -> str:
+    """A suffix unique to this process: `host-pid-time`, with the time in nanoseconds, hexadecimal."""
     return f"{host_name()}-{os.getpid()}-{time.time_ns():x}"

@@ -1,4 +1,4 @@
-"""Files as streams of bytes: decompressed, as UTF-8 without a byte order mark where they are text."""
+"""Files as decompressed byte streams; text is converted to UTF-8 without a byte order mark."""
 
 import codecs
 from collections.abc import Callable, Iterator
@@ -8,14 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.encodings import UTF_8, guess_wide, is_surely_utf_8, is_utf_8, marked
+from tasks.encodings import UTF_8, guess_wide, is_surely_utf_8, is_utf_8, read_byte_order_mark
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 HEAD_BYTES = 1 << 16
 
 
 def split_name(path: Path) -> tuple[str, str | None]:
-    """(format, compression) by the file's name: `x.jsonl.gz` is ('.jsonl', 'gzip')."""
+    """Split a file name into format and compression: `x.jsonl.gz` gives ('.jsonl', 'gzip')."""
     suffix = path.suffix.lower()
     if suffix in COMPRESSIONS:
         return Path(path.stem).suffix.lower(), COMPRESSIONS[suffix]
@@ -23,8 +23,8 @@ def split_name(path: Path) -> tuple[str, str | None]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[Any, Callable[[], int]]]:
-    """(the file's content, decompressed; how many bytes of the file were read so far)."""
+def open_binary(path: Path) -> Iterator[tuple[Any, Callable[[], int]]]:
+    """Yield the decompressed stream, and a function that returns how many bytes of the file were read."""
     _, compression = split_name(path)
     with pa.OSFile(str(path)) as file:
         stream = pa.CompressedInputStream(file, compression) if compression else file
@@ -32,17 +32,17 @@ def opened(path: Path) -> Iterator[tuple[Any, Callable[[], int]]]:
 
 
 @contextmanager
-def opened_text(path: Path, encoding: str | None) -> Iterator[tuple["TextStream", Callable[[], int]]]:
-    """The same as UTF-8; see `TextStream`."""
-    with opened(path) as (stream, tell):
+def open_text(path: Path, encoding: str | None) -> Iterator[tuple["TextStream", Callable[[], int]]]:
+    """Like `open_binary`, but converted to UTF-8 by `TextStream`."""
+    with open_binary(path) as (stream, tell):
         yield TextStream(stream, path, encoding), tell
 
 
 class TextStream:
-    """A stream of text as UTF-8, from the encoding that its byte order mark or else the user names.
+    """Converts text to UTF-8 from the encoding of its byte order mark, or else the one that the user set.
 
-    Bytes that the encoding does not know become bytes that are not UTF-8, for `raw.decode` to deal with.
-    Raises ValueError where the file is UTF-16 or UTF-32 and nothing says so, or is cut short inside a letter.
+    Bytes that are invalid in the encoding become invalid UTF-8, which `raw.decode` handles. Raises ValueError
+    if the file looks like undeclared UTF-16 or UTF-32, or ends inside a character.
     """
 
     def __init__(self, stream: Any, path: Path, encoding: str | None) -> None:
@@ -50,13 +50,13 @@ class TextStream:
         head = b""
         while len(head) < HEAD_BYTES and (block := stream.read(HEAD_BYTES - len(head))):
             head += block
-        mark, length = marked(head)
+        mark, length = read_byte_order_mark(head)
         self.encoding = mark or encoding or UTF_8
         self._pending, self._wide = head[length:], self.encoding.startswith(("utf-16", "utf-32"))
         self._decoder = None
         if mark is None and not is_utf_8(self.encoding) and is_surely_utf_8(head, self._wide):
             raise ValueError(
-                f"{path} is UTF-8 and not {encoding}: leave --text-encoding out, or read this file apart"
+                f"{path} is UTF-8, not {encoding}: omit --text-encoding, or read this file separately"
             )
         if not is_utf_8(self.encoding):
             errors = "surrogatepass" if self._wide else "surrogateescape"
@@ -64,13 +64,13 @@ class TextStream:
             self._pending = self._as_utf_8(self._pending, final=not head)
         elif guess := guess_wide(head):
             raise ValueError(
-                f"{path} looks like {guess} without a byte order mark: say --text-encoding {guess}, or"
+                f"{path} looks like {guess} without a byte order mark: set --text-encoding {guess}, or"
                 " remove the NUL bytes"
             )
         self.closed = False
 
     def read(self, size: int) -> bytes:
-        """`size` bytes, or what is left of the file."""
+        """Read `size` bytes, or the rest of the file."""
         while len(self._pending) < size:
             block = self._stream.read(size - len(self._pending))
             self._pending += self._as_utf_8(block, final=not block) if self._decoder else block
@@ -88,7 +88,7 @@ class TextStream:
             text = self._decoder.decode(block, final)
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{self._path} is not {self.encoding} ({error.reason}): name its encoding with"
+                f"{self._path} is not valid {self.encoding} ({error.reason}): set its encoding with"
                 " --text-encoding"
             ) from None
         return text.encode(UTF_8, "surrogatepass" if self._wide else "surrogateescape")

@@ -1,4 +1,4 @@
-"""Plain text: documents out of .txt files, and the lines of any file of text."""
+"""Plain text: documents in .txt files, and the lines of any text file."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,24 +8,26 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.raw import BLOCK_BYTES, Options, Raw, at_line, constant_labels
-from tasks.streams import opened_text
+from tasks.streams import open_text
 
-MAX_RECORD_BYTES = 1 << 27  # a line or paragraph is held in memory whole
+MAX_RECORD_BYTES = 1 << 27  # a line or paragraph is held in memory
 LETTER_BYTES = 4  # of UTF-8, at most
 GAP = re.compile(rb"\n[ \t\v\f\n]*\n")  # as one run of white space, not line by line: a hundred times as fast
 LEADING = re.compile(rb"(?:[ \t\v\f\n]*\n)?")
 
-Block = tuple[list[bytes], Sequence[int], bool]  # documents, their first lines, whether the last one goes on
+Block = tuple[
+    list[bytes], Sequence[int], bool
+]  # documents, the line numbers at which they start, whether the last one continues
 
 
 def read_text(path: Path, options: Options) -> Iterator[Raw]:
-    """A document a line, a paragraph (lines up to an empty one), or the whole file."""
+    """Read documents: lines, paragraphs (separated by blank lines), or the whole file."""
     if options.label_column is not None and options.label_column not in options.constants:
         raise ValueError(
-            f"{path} is plain text and has no column {options.label_column!r}: leave out the label column, or"
-            " put the files of each label into a folder of its name, and name the folder around them"
+            f"{path} is plain text and has no column {options.label_column!r}: omit the label column, or put"
+            " the files of each label into a folder named after it, and use the parent folder as the source"
         )
-    with opened_text(path, options.encoding) as (stream, tell):
+    with open_text(path, options.encoding) as (stream, tell):
         for documents, numbers, unfinished in DOCUMENTS[options.documents](path, stream):
             labels = constant_labels(options, len(documents))
             raw = Raw(pa.array(documents, pa.binary()), labels, at_line(path, numbers), tell())
@@ -34,7 +36,7 @@ def read_text(path: Path, options: Options) -> Iterator[Raw]:
 
 
 def read_blocks(stream: Any) -> Iterator[bytes]:
-    """The text in blocks, its lines ended by line feeds, whatever ended them in the file."""
+    """Yield the text in blocks, with all line endings converted to line feeds."""
     held = b""
     while block := stream.read(BLOCK_BYTES):
         block = held + block
@@ -45,7 +47,7 @@ def read_blocks(stream: Any) -> Iterator[bytes]:
 
 
 def read_lines(path: Path, stream: Any) -> Iterator[Block]:
-    """Blocks of whole lines, without their ends."""
+    """Yield blocks of complete lines, without line endings."""
     number, rest = 1, b""
     for block in read_blocks(stream):
         whole, newline, rest = (rest + block).rpartition(b"\n")
@@ -59,7 +61,7 @@ def read_lines(path: Path, stream: Any) -> Iterator[Block]:
 
 
 def read_paragraphs(path: Path, stream: Any) -> Iterator[Block]:
-    """Blocks of whole paragraphs, their lines joined by line feeds."""
+    """Yield blocks of complete paragraphs, whose lines are joined by line feeds."""
     number, rest = 1, b""
     for block in read_blocks(stream):
         searched = len(rest.rstrip())  # there is no gap before that
@@ -80,7 +82,7 @@ def read_paragraphs(path: Path, stream: Any) -> Iterator[Block]:
 
 
 def add_paragraph(paragraph: bytes, number: int, paragraphs: list[bytes], starts: list[int]) -> int:
-    """Adds what begins at line `number`, without the empty lines before it; returns its last line."""
+    """Add the paragraph at line `number`, without leading blank lines; return its last line number."""
     blank = LEADING.match(paragraph)
     assert blank is not None
     if paragraph[blank.end() :].strip():
@@ -90,7 +92,7 @@ def add_paragraph(paragraph: bytes, number: int, paragraphs: list[bytes], starts
 
 
 def read_whole(path: Path, stream: Any) -> Iterator[Block]:
-    """The file as one document, in parts that end with a line, or else a word, or else a letter."""
+    """Yield the file as one document, in parts that end at a line, else a word, else a character."""
     number, rest = 1, b""
     for block in read_blocks(stream):
         rest += block
@@ -104,7 +106,7 @@ def read_whole(path: Path, stream: Any) -> Iterator[Block]:
 
 
 def end_of_part(text: bytes, most: int) -> int:
-    """Where a part of at most `most` bytes ends: behind a line feed or a space of its second half, if any."""
+    """The end of a part of at most `most` bytes: after a line feed or space in its second half, if any."""
     for mark in (b"\n", b" "):
         if (place := text.rfind(mark, most // 2, most)) >= 0:
             return place + 1
@@ -115,8 +117,8 @@ def end_of_part(text: bytes, most: int) -> int:
 def check_length(path: Path, number: int, length: int) -> None:
     if length > MAX_RECORD_BYTES:
         raise ValueError(
-            f"{path}, line {number}: a document here is longer than {MAX_RECORD_BYTES >> 20} MB: break it"
-            " into lines (or paragraphs) that are documents"
+            f"{path}, line {number}: this document is longer than {MAX_RECORD_BYTES >> 20} MB: split it"
+            " into shorter lines or paragraphs"
         )
 
 

@@ -21,7 +21,7 @@ from tasks.fan_out import module
 from tasks.live import shown_progress
 from tasks.stage import Input
 from training.checkpoint import Checkpoint, Checkpoints
-from training.interrupt import held_signals
+from training.interrupt import hold_signals
 from training.job import Job, Run
 from training.loop import train
 from training.progress import PROGRESS, Progress
@@ -278,7 +278,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
     except Exception:
         raise
     except BaseException:
-        note(f"stopped; {checkpoints.in_words()}")
+        note(f"stopped; {checkpoints.describe_resume()}")
         raise
     last, best = results(checkpoints)
     return metrics_of(Run(**last.state)), best.tensors
@@ -294,7 +294,7 @@ def train_here(job: Job, on_progress: Callable[[Progress], None], note: Callable
     def on_signal() -> None:
         note("stopping after this step; interrupt again to stop without a checkpoint")
 
-    with held_signals(on_signal) as interrupted:
+    with hold_signals(on_signal) as interrupted:
         train(job, on_progress=on_point, interrupted=interrupted)
 
 

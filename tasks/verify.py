@@ -1,4 +1,4 @@
-"""Verification of a store: files are compared with their manifest, and manifests with their parents'."""
+"""Verification of a store: compares files with their manifests, and manifests with those of their inputs."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 from tasks.artifacts import Manifest, Store
 from tasks.files import FILE, children, kind, printable
-from tasks.lineage import SHOWN_KEY, difference_of
+from tasks.lineage import SHOWN_KEY, describe_difference
 
 Place = tuple[str, str]  # stage and key
 
 
 class Finding(NamedTuple):
-    """What verification found in one place of the store.
+    """The result of verifying one artifact, or another path in the store.
 
     Attributes:
-        name: the place, relative to the store.
+        name: the path, relative to the store.
         damage: what is wrong with its files or its manifest.
-        outdated: why it may not be what its key promises, although it is as it was written.
-        unrecorded: whether it does not record what it read (format 1).
+        outdated: why its inputs may have changed since it was built, although its files are intact.
+        unrecorded: whether its manifest lacks the content of its inputs (format 1).
     """
 
     name: str
@@ -28,29 +28,29 @@ class Finding(NamedTuple):
 
 
 def verify(store: Store, places: Iterable[Place]) -> Iterator[Finding]:
-    """Reads every file of these artifacts. What vanishes meanwhile is left out."""
-    damaged = {place: damage for place in places if (damage := settled_damage(store, place)) is not None}
+    """Read every file of these artifacts and yield the findings; artifacts that disappear are skipped."""
+    damaged = {place: damage for place in places if (damage := check_damage(store, place)) is not None}
     manifests = {(manifest.stage, manifest.key): manifest for manifest in store.manifests()}
-    suspicions = Suspicions(manifests, {place for place, damage in damaged.items() if damage})
+    outdated = OutdatedArtifacts(manifests, {place for place, damage in damaged.items() if damage})
     for place, damage in damaged.items():
         manifest = manifests.get(place)
         unrecorded = manifest is not None and any(each.stage and not each.content for each in manifest.inputs)
-        yield Finding(printable("/".join(place)), damage or None, suspicions.of(place), unrecorded)
+        yield Finding(printable("/".join(place)), damage or None, outdated.reason(place), unrecorded)
 
 
-def settled_damage(store: Store, place: Place) -> str | None:
-    """The damage of an artifact, "" for none; None where it is not there any more.
+def check_damage(store: Store, place: Place) -> str | None:
+    """Describe an artifact's damage ("" for none); None if it no longer exists.
 
-    One that another run replaced meanwhile is looked at again.
+    If another run replaces the artifact during the check, the new one is checked.
     """
-    while (before := identity(store.root.joinpath(*place))) is not None:
+    while (before := read_identity(store.root.joinpath(*place))) is not None:
         damage = store.damage(*place, "full")
-        if damage is None or identity(store.root.joinpath(*place)) == before:
+        if damage is None or read_identity(store.root.joinpath(*place)) == before:
             return damage or ""
     return None
 
 
-def identity(path: Path) -> tuple[int, int] | None:
+def read_identity(path: Path) -> tuple[int, int] | None:
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -58,8 +58,8 @@ def identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def obstacles(store: Store) -> Iterator[Finding]:
-    """What is in the place of a stage's folder. A file counts if an artifact names such a stage."""
+def find_obstacles(store: Store) -> Iterator[Finding]:
+    """Yield what blocks the path of a stage's folder. A file counts only if an artifact has such a stage."""
     stages = {entry.stage for manifest in store.manifests() for entry in manifest.inputs}
     for path in children(store.root):
         found = store.obstacle(path) if not path.name.startswith(".") else None
@@ -67,15 +67,15 @@ def obstacles(store: Store) -> Iterator[Finding]:
             yield Finding(printable(path.name), damage=found)
 
 
-class Suspicions:
-    """Which artifacts may have been made from something else than what stands in the store."""
+class OutdatedArtifacts:
+    """Finds artifacts whose inputs may differ from those now in the store."""
 
     def __init__(self, manifests: dict[Place, Manifest], damaged: set[Place]) -> None:
         self._manifests = manifests
         self._damaged = damaged
         self._known: dict[Place, str | None] = {}
 
-    def of(self, place: Place) -> str | None:
+    def reason(self, place: Place) -> str | None:
         if place not in self._known:
             self._known[place] = None  # a manifest that is its own ancestor ends here
             self._known[place] = self._find(place)
@@ -86,10 +86,10 @@ class Suspicions:
         for entry in manifest.inputs if manifest else []:
             above, parent = (entry.stage, entry.key), self._manifests.get((entry.stage, entry.key))
             name = f"{entry.stage}/{entry.key[:SHOWN_KEY]}"
-            if manifest and parent and (difference := difference_of(manifest, entry, parent)):
+            if manifest and parent and (difference := describe_difference(manifest, entry, parent)):
                 return difference
             if above in self._damaged and not entry.content:
-                return f"{name} is damaged, and may have been when this was made from it"
-            if self.of(above):
-                return f"{name}, from which it was made, is outdated"
+                return f"its input {name} is damaged, and may already have been when it was read"
+            if self.reason(above):
+                return f"its input {name} is outdated"
         return None

@@ -27,7 +27,7 @@ SPILL_ROWS = 1 << 21  # distinct words held in memory
 BUCKETS = 64
 JSON_ROWS = 1 << 16
 
-# longer than nearly all words of these scripts: of Chinese and Japanese, and of Thai and others
+# runs that are longer than nearly all words of Chinese and Japanese, and of Thai and others
 UNSEGMENTED = rf"[{IDEOGRAPHS_AND_KANA}]{{5,}}|[{SOUTH_EAST_ASIAN}]{{16,}}"
 MOSTLY = 0.5
 SHOWN_CHARACTERS = 20
@@ -53,8 +53,8 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
     """Counts words: `vocabulary.parquet` (`word: string`, `count: int64`; the id is the row), and as JSON.
 
     `vocabulary.json` is one object, word -> id. Most frequent first, ties in order of code points.
-    Warns where most of the text is written without spaces, so that its words are none.
-    ValueError where no word occurs `min_count` times.
+    Warns if most of the text has no spaces between words.
+    Raises ValueError if no word occurs `min_count` times.
     """
     spill = out / "spill"
     counts = WordCounts(spill)
@@ -125,7 +125,7 @@ def count_words(text: pa.StringArray) -> tuple[pa.StringArray, pa.Int64Array]:
 
 
 class UnsegmentedText:
-    """How much of the text is in words so long that they are clauses of a script without spaces."""
+    """Measures how much text is in unsegmented clauses of scripts without spaces between words."""
 
     def __init__(self) -> None:
         self.characters = 0
@@ -133,7 +133,7 @@ class UnsegmentedText:
         self._example = ""
 
     def add(self, words: pa.StringArray, counts: pa.Int64Array) -> None:
-        """Takes in different words, and how often each occurs."""
+        """Add distinct words and their counts."""
         characters = pc.multiply(pc.utf8_length(words), counts)
         self._total += pc.sum(characters).as_py() or 0
         beyond_ascii = pc.invert(pc.string_is_ascii(words))
@@ -148,12 +148,12 @@ class UnsegmentedText:
         return self.characters / max(1, self._total)
 
     def sentence(self, corpus: Artifact) -> str:
-        """What is the matter, where, and what to do."""
+        """The warning: what is wrong, where, and what to do."""
         where = corpus.facts.get("source", "the corpus")
         return (
             f"{self.share:.0%} of {where} has no spaces between words"
-            f" ({self._example[:SHOWN_CHARACTERS]!r} counts as one), as in Chinese, Japanese, Thai, Khmer,"
-            " Lao or Burmese: say --segment characters, or separate the words with a segmenter first"
+            f" ({self._example[:SHOWN_CHARACTERS]!r} counts as one word), as in Chinese, Japanese, Thai,"
+            " Khmer, Lao or Burmese: use --segment characters, or segment the text before training"
         )
 
 

@@ -1,7 +1,7 @@
-"""How any model is trained on many workers."""
+"""Distributed training of any model."""
 
 import os
 
-# How threads of torch's products wait for each other; read once, when torch is loaded. By default they spin
-# for milliseconds, on the core that the thread they wait for may need (docs/tuning.md).
+# Make OpenMP threads sleep while they wait for each other; torch reads this once, when it is loaded. By
+# default they spin for milliseconds on a core that another thread may need (docs/tuning.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

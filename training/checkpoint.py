@@ -2,7 +2,7 @@
 
     checkpoints/step-0000000400/model.safetensors    the trainable's state: weights and optimizer
                                 sync.safetensors     what the synchronisation remembers
-                                worker-0001.safetensors ...    where the workers' states differ
+                                worker-0001.safetensors ...    if the workers' states differ
                                 state.json           cursor, clock, history, scores
                                 manifest.json        written last: fingerprint and digests
 
@@ -77,9 +77,9 @@ class Checkpoints:
             ) from error
 
     def save_local(self, step: int, worker: int, tensors: Mapping[str, Tensor]) -> Path:
-        """Puts one worker's own state into the checkpoint of `step`, before worker 0 saves the rest.
+        """Write one worker's own state for the checkpoint of `step`, before worker 0 saves the rest.
 
-        Returns the file, which stays there until worker 0 has saved the rest.
+        Returns the file, which keeps its path until worker 0 has saved the rest.
         """
         writing = self._writing(step)
         writing.mkdir(parents=True, exist_ok=True)
@@ -96,9 +96,10 @@ class Checkpoints:
         local: Collection[int] = (),
         best: int | None = None,
     ) -> Path:
-        """Writes the checkpoint of `step` and removes all but the newest few and the one of step `best`.
+        """Write the checkpoint of `step` and remove all but the newest few and the one of step `best`.
 
-        `local` are the workers, of so many, that have called `save_local`. Returns the checkpoint's folder.
+        `workers` is the number of workers, and `local` lists those that have called `save_local`. Returns the
+        checkpoint's folder.
         """
         writing = self._writing(step)
         names = [local_name(worker) for worker in local]
@@ -130,7 +131,7 @@ class Checkpoints:
     def load(self, *, worker: int = 0, workers: int = 1) -> Checkpoint | None:
         """The newest checkpoint that is whole; None where there is none.
 
-        `local` is filled where this worker, of the same number of workers, saved a state of its own.
+        `local` is set if this worker saved its own state and the number of workers is the same.
         """
         for folder in self._newest_first():
             if (found := self._read(folder, "using the one before", worker, workers)) is not None:
@@ -142,15 +143,15 @@ class Checkpoints:
         return self._read(self._final(step), "doing without it")
 
     def newest_step(self) -> int | None:
-        """The step of the newest checkpoint, by its name; None where there is none."""
+        """The step of the newest checkpoint, from its name; None if there is none."""
         newest = next(iter(self._newest_first()), None)
         return None if newest is None else int(newest.name.removeprefix("step-"))
 
-    def in_words(self) -> str:
-        """What there is for the same command to go on from, as the end of a sentence."""
+    def describe_resume(self) -> str:
+        """Describe where the same command would resume, as the end of a sentence."""
         if (step := self.newest_step()) is None:
-            return "there is no checkpoint: the same command starts training again"
-        return f"there is a checkpoint: the same command goes on from step {step:,}"
+            return "there is no checkpoint: the same command starts training from the beginning"
+        return f"there is a checkpoint: the same command resumes from step {step:,}"
 
     def _read(self, folder: Path, remedy: str, worker: int = 0, workers: int = 1) -> Checkpoint | None:
         try:

@@ -1,9 +1,8 @@
 """Worker 0's clock, which all workers read after the same steps, so that they agree on what is due.
 
-Workers differ in how long a step takes them, and only worker 0 knows of an interrupt. So they look at worker
-0's clock: after a step that all of them know beforehand it sends one small message, with the seconds and the
-step after which to look again. That is about every half second. A worker that is alone looks after every
-step.
+Step times differ between workers, and only worker 0 is informed of an interrupt. After a step that all
+workers know in advance, worker 0 sends a small message with its elapsed seconds and the step of the next
+message, about every half second. A single worker reads its clock after every step.
 """
 
 import time
@@ -13,19 +12,19 @@ from typing import NamedTuple
 from training.exchange import sum_over_workers
 from training.job import Job, Run
 
-LOOK_SECONDS = 0.5  # between two looks of several workers, about
-LOOKS = 200  # at least, within `max_seconds`
-LOOK_STEPS = 256  # between two looks, at most
-CHECKPOINTS_SHARE = 0.02  # of the time, at most, that goes into checkpoints which the clock asks for
+LOOK_SECONDS = 0.5  # approximate time between two messages to several workers
+LOOKS = 200  # minimum number of messages within `max_seconds`
+LOOK_STEPS = 256  # maximum number of steps between two messages
+CHECKPOINTS_SHARE = 0.02  # maximum share of the time spent on periodic checkpoints
 
 
 class Look(NamedTuple):
-    """What worker 0's clock says.
+    """A reading of worker 0's clock.
 
     Attributes:
-        seconds: of training, over all restarts.
-        checkpoint: whether it is time for one.
-        interrupted: whether the run is to stop after this step.
+        seconds: training time, over all restarts.
+        checkpoint: whether a periodic checkpoint is due.
+        interrupted: whether the run must stop after this step.
     """
 
     seconds: float
@@ -34,7 +33,7 @@ class Look(NamedTuple):
 
 
 class Clock:
-    """The seconds of a run, over all restarts. `interrupted` is asked on worker 0."""
+    """Training time of a run, over all restarts. `interrupted` is called on worker 0."""
 
     def __init__(
         self, job: Job, run: Run, rank: int, world_size: int, interrupted: Callable[[], bool]
@@ -52,12 +51,12 @@ class Clock:
     def seconds(self) -> float:
         return time.perf_counter() - self._began
 
-    def saved(self, cost: float) -> None:
-        """A checkpoint was written just now, in `cost` seconds."""
+    def record_checkpoint(self, cost: float) -> None:
+        """Record that a checkpoint was just written, in `cost` seconds."""
         self._saved, self._cost = self.seconds(), cost
 
     def look(self, run: Run) -> Look | None:
-        """What worker 0's clock says after the step, the same on all workers; None where no look is due."""
+        """Read worker 0's clock after a step, the same on all workers; None if no reading is due."""
         if run.step < run.next_look:
             return None
         mine = [0.0] * 4
@@ -71,7 +70,7 @@ class Clock:
         return Look(seconds, due_votes > 0, interrupts > 0)
 
     def _steps_until_next(self, step: int, seconds: float) -> int:
-        """So many as take `look_seconds`, but no more than twice as many as the last time."""
+        """The number of steps in about `look_seconds`, at most twice the previous number."""
         if self.world_size == 1:
             return 1
         pace = (seconds - self._looked) / max(1, step - self._looked_step)

@@ -5,8 +5,8 @@
 
 The loop knows neither Ray nor Prefect nor what a model is: it drives a `Trainable`. All that it decides is a
 function of the job, the step number and the losses, never of the clock (save under `max_seconds`), so a run
-that was killed and resumed takes the same steps as one that was not. When a checkpoint is written follows the
-clock, but a checkpoint changes nothing (training/saving.py).
+that was killed and resumed takes the same steps as one that was not. The times of
+checkpoints depend on the clock, but checkpoints do not affect training (training/saving.py).
 """
 
 import logging
@@ -23,7 +23,7 @@ from training.checkpoint import Checkpoint, Checkpoints
 from training.clock import Clock, Look
 from training.exchange import every_workers, sum_over_workers
 from training.job import Job, Run
-from training.plan import planned, step_seed
+from training.plan import plan_length, step_seed
 from training.progress import Accounts, Progress
 from training.saving import Saving
 from training.stopping import Score
@@ -52,7 +52,7 @@ def train(
 
     The last checkpoint is the result, and so is the one of `Run.best_step` where there is validation. A run
     that is over already returns at once. `on_progress` is called on worker 0 about 200 times a run.
-    `interrupted` is asked on worker 0 after a step: where it says yes, a checkpoint is written, and the run
+    `interrupted` is called on worker 0 after a step: if it returns true, a checkpoint is written, and the run
     returns without a `stop_reason`. With `world_size` > 1 a torch.distributed process group must stand.
 
     Raises:
@@ -115,7 +115,7 @@ class Training:
             raise ValueError(f"{type(self.trainable).__name__} can't be evaluated: train without validation")
         self.stream = self._stream(job.files)
         self.validation = self._stream(job.validation, shuffle=False) if job.validation else None
-        self.total_examples, total_steps = planned(self.stream, job.stopping)
+        self.total_examples, total_steps = plan_length(self.stream, job.stopping)
         self.record_every = max(1, total_steps // HISTORY_POINTS)
         self.trainable.prepare(job.device)
         if isinstance(self.trainable, Deciding):
@@ -129,7 +129,7 @@ class Training:
         self.broken: Taken | None = None  # the first step of a loss that is no finite number
         self.saving = Saving(job, self.trainable, self.sync, checkpoints, rank, world_size)
         self.saving.restore(run, found)
-        self.sync.seconds = run.sync_seconds  # without the wait for the others to start
+        self.sync.seconds = run.sync_seconds  # excludes the wait for other workers to start
         self.sync.bytes_sent = run.sync_bytes
         self.clock = Clock(job, run, rank, world_size, interrupted)
         self.interrupted = False
@@ -208,9 +208,9 @@ class Training:
         self.sync.after_step(run.step, size, everybody)
 
     def _after_step(self) -> None:
-        """Looks at what is due after a step; the same on all workers."""
+        """Determine what is due after a step; the result is the same on all workers."""
         job, run = self.job, self.run
-        with self.sync.timed() if self.world_size > 1 else nullcontext():  # a GPU is not waited for
+        with self.sync.timed() if self.world_size > 1 else nullcontext():  # no GPU synchronisation
             look = self.clock.look(run)
         if look:
             run.time_share = job.stopping.time_share(look.seconds)
@@ -222,15 +222,15 @@ class Training:
         self._end_step(look)
 
     def _end_step(self, look: Look | None) -> None:
-        """Does what is due after a step; a resumed run begins here if its evaluation was interrupted."""
+        """Do what is due after a step; a resumed run starts here if its evaluation was interrupted."""
         job, run = self.job, self.run
         reason = run.limit_reached
         if reason is not None:
-            self.sync.flush()  # the result is the model that the workers agree on
+            self.sync.flush()  # the result is the synchronised model
         self.interrupted = look is not None and look.interrupted
         evaluated = False
         if self.validation is not None and run.evaluation_due:
-            self._record_due(at_once=True)  # the model is evaluated at rest
+            self._record_due(at_once=True)  # no losses are pending while the model is evaluated
             if self.interrupted or not self._evaluate(self.validation):
                 self.interrupted = True
                 self._checkpoint()
@@ -251,7 +251,7 @@ class Training:
             self._checkpoint()
 
     def _share(self) -> float:
-        """How much is done of the limit that will end the run first."""
+        """The share done of the limit that will end the run first."""
         return max(self.run.examples / self.total_examples, self.run.time_share)
 
     def _settle(self, last: int) -> None:
@@ -266,26 +266,26 @@ class Training:
                 self.run.loss_examples += taken.examples
 
     def _gather(self, last: int) -> list[list[float]]:
-        """Brings the accounts up to date; returns each worker's sum of losses until the `last` step since
-        the last record, and of how many examples.
+        """Update the accounts; return each worker's sum of losses and number of examples since the last
+        record, up to step `last`.
         """
         run = self.run
         self._settle(last)
-        losses = self._of_all([run.loss_sum, run.loss_examples])
+        losses = self._all_gather([run.loss_sum, run.loss_examples])
         run.seconds = self.clock.seconds()
         run.sync_seconds, run.sync_bytes = self.sync.seconds, self.sync.bytes_sent
         if not math.isfinite(total := sum(worker[0] for worker in losses)):
             step, epoch, progress = self._first_broken()
             raise FloatingPointError(
                 f"the loss is {total} at step {step} (epoch {epoch + 1}, learning rate"
-                f" {self.trainable.learning_rate(progress):.2g}): lower the learning rate, or look for"
-                " broken rows in the data"
+                f" {self.trainable.learning_rate(progress):.2g}): lower the learning rate, or check"
+                " the data for invalid rows"
             )
         return losses
 
     def _first_broken(self) -> tuple[int, int, float]:
         """Step, epoch and progress of the first loss on any worker that is no finite number."""
-        places = self._of_all(self.broken[:3] if self.broken else (0, 0, 0.0))
+        places = self._all_gather(self.broken[:3] if self.broken else (0, 0, 0.0))
         step, epoch, progress = min(place for place in places if place[0])
         return int(step), int(epoch), progress
 
@@ -333,9 +333,9 @@ class Training:
             self.on_progress(point)
 
     def _evaluate(self, validation: ShardStream) -> bool:
-        """Adds to the scores the mean loss over the held-out examples, which the workers share.
+        """Add the mean loss over the held-out examples, which the workers share, to the scores.
 
-        False where it was interrupted: then it is as if it had not begun.
+        Returns False if it was interrupted; nothing is recorded then.
         """
         assert isinstance(self.trainable, Evaluable)
         self.sync.flush()
@@ -375,12 +375,12 @@ class Training:
         losses = self._gather(self.run.step)
         with self._charged("checkpoint"):
             self.saving.save(self.run, losses)
-        self.clock.saved(time.perf_counter() - began)
+        self.clock.record_checkpoint(time.perf_counter() - began)
 
     def _rows(self, batch: Batch) -> int:
         return len(batch[self.job.columns[0]])
 
-    def _of_all(self, values: Sequence[float]) -> list[list[float]]:
+    def _all_gather(self, values: Sequence[float]) -> list[list[float]]:
         with self.sync.timed():
             return every_workers(values, self.rank, self.world_size, self.job.device)
 

@@ -1,4 +1,4 @@
-"""How long a run will be, and the seed of each of its steps."""
+"""The planned length of a run, and the seed of each step."""
 
 import hashlib
 from itertools import count
@@ -7,8 +7,8 @@ from training.stopping import Stopping
 from training.stream import ShardStream
 
 
-def planned(stream: ShardStream, stopping: Stopping) -> tuple[int, int]:
-    """The examples and (about, where epochs differ) the steps until max_epochs or max_steps ends a run."""
+def plan_length(stream: ShardStream, stopping: Stopping) -> tuple[int, int]:
+    """Count the examples and steps until max_epochs or max_steps ends a run (steps: estimated)."""
     if stopping.max_steps is None:
         assert stopping.max_epochs is not None  # Stopping
         return stopping.max_epochs * stream.examples, stopping.max_epochs * stream.epoch(0).steps
@@ -23,6 +23,6 @@ def planned(stream: ShardStream, stopping: Stopping) -> tuple[int, int]:
 
 
 def step_seed(*parts: int) -> int:
-    """A 63-bit seed that is a function of where in the run it is used, and of nothing else."""
+    """A 63-bit seed that depends only on the position in the run where it is used."""
     text = ",".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -31,7 +31,7 @@ os.environ.update(
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon an end or a death is noticed
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # of one wait for free CPUs in a busy cluster
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process; a node that goes is a lost worker
-        "AUTOSCALER_METRIC_PORT": "-1",  # of a server that all hosts could read; no port is opened
+        "AUTOSCALER_METRIC_PORT": "-1",  # this server would accept any host; -1 opens no port
     }
     | os.environ
 )
@@ -68,8 +68,8 @@ NODE_SECONDS = 600  # that a run waits for a node in the place of one that it lo
 SETTLING_SECONDS = 3
 RESIZE_SECONDS = 30  # between two looks at whether a node has come that more workers could use
 SIGNALS_SECONDS = 0.05  # between two looks at whose handlers of signals stand
-LEASE = "training"  # a file beside the checkpoints: workers train while it is there
-LAST_CHECKPOINT_SECONDS = 20  # that an interrupted run has for it; Prefect kills one 30 s after a cancel
+LEASE = "training"  # a file next to the checkpoints; workers train while it exists
+LAST_CHECKPOINT_SECONDS = 20  # time limit for it after an interrupt; Prefect kills a run 30 s after a cancel
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # the least that Ray accepts: data reaches workers by files
 
 logger = logging.getLogger("lexloom.ray")
@@ -88,10 +88,10 @@ def train_on_ray(
 
     `workers` are so many, or (least, most): as many as the cluster has room for, and from the newest
     checkpoint on more or fewer when nodes come or go. Where a lost node leaves too little room for the least,
-    the run waits `NODE_SECONDS` for another. `address` names a Ray cluster to join; None starts a
-    runtime on this machine for the call. A job on "cuda" gives each worker a GPU of its own, or a share of
-    one where there are fewer. `on_note` is told which Ray this is, and what happened to workers. An exception
-    that a signal raises here (Ctrl-C, a cancel) goes on once the workers have written a checkpoint.
+    the run waits `NODE_SECONDS` for another. `address` names a Ray cluster to join; None starts a runtime on
+    this machine for the call. A job on "cuda" gives each worker a GPU of its own, or a share of one where
+    there are fewer. `on_note` receives messages about the Ray runtime and lost workers. An exception that a
+    signal raises here (Ctrl-C, a cancel) propagates once the workers have written a checkpoint.
 
     Raises:
         ValueError: the cluster has too few CPUs or GPUs, or all are busy.
@@ -122,13 +122,15 @@ def train_on_ray(
                     in_vain = in_vain + 1 if stuck else 1
                     if in_vain == ATTEMPTS:
                         raise RuntimeError(
-                            f"{lost(failure)}, {ATTEMPTS} times without a new checkpoint in between;"
-                            f" {checkpoints.in_words()}"
+                            f"{lost(failure)}, {ATTEMPTS} times in a row without a new checkpoint;"
+                            f" {checkpoints.describe_resume()}"
                         ) from failure
                     if not waited_for_room(failure):
                         limit = most
                         step = checkpoints.newest_step()
-                        again = "starting again" if step is None else f"going on from step {step:,}"
+                        again = (
+                            "starting from the beginning" if step is None else f"resuming from step {step:,}"
+                        )
                         on_note(f"{lost(failure)}; {again}")
                         continue
                     fitting = await_room(least, most, job.device, on_note)
@@ -147,12 +149,12 @@ class Trainer(DataParallelTrainer):
 
 
 def fit(job: Job, least: int, most: int, on_note: Callable[[str], None]) -> None:
-    """One group of workers, from the newest checkpoint to the end.
+    """Train with one group of workers, from the newest checkpoint to the end.
 
-    In a thread of its own, where Ray leaves SIGINT alone: its handler would end this process with status 0.
-    So Ctrl-C and a cancel are raised here, while waiting. Workers that train are then asked for a last
-    checkpoint, and the runtime is shut down on the way out. Ray keeps its records beside the checkpoints, in
-    a folder that all nodes share.
+    Ray Train runs in a thread, where it does not install its SIGINT handler, which would end this process
+    with status 0. So Ctrl-C and a cancel are raised here, while waiting. Active workers are then asked for a
+    last checkpoint, and the runtime is shut down on exit. Ray keeps its records next to the checkpoints, in a
+    folder that all nodes share.
     """
     lease = job.checkpoints.parent / LEASE
     lease.unlink(missing_ok=True)  # an older run's

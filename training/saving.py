@@ -1,9 +1,9 @@
-"""Writes a run's checkpoints, and brings a model, its strategy and its losses back to where one left them.
+"""Saves and restores checkpoints: the model, the synchronisation strategy and the losses.
 
-A checkpoint changes nothing, whenever it is taken. Between two exchanges the replicas of a model differ: then
-every worker saves a state of its own, the replicas are brought together for the copy that is saved, and each
-worker takes its own state back. The same number of workers resumes from their own states, to the bit;
-another number of workers resumes from the copy.
+A checkpoint does not affect training, whenever it is written. Between two exchanges the replicas of a model
+differ: every worker then saves its own state, the replicas are synchronised for the common copy, and each
+worker reloads its own state. The same number of workers resumes from its own states, bit for bit; a different
+number resumes from the common copy.
 """
 
 import logging
@@ -20,7 +20,7 @@ from training.job import Job, Run
 from training.strategies import Synchronisation
 from training.trainable import Differentiable, Trainable
 
-MODEL, OPTIMIZER, ROUND = "model.", "optimizer.", "round."  # before the names in a worker's own state
+MODEL, OPTIMIZER, ROUND = "model.", "optimizer.", "round."  # prefixes of names in a worker's own state
 
 logger = logging.getLogger("lexloom.saving")
 
@@ -41,16 +41,18 @@ class Saving:
         self.rank, self.world_size, self.device = rank, world_size, job.device
 
     def restore(self, run: Run, found: Checkpoint | None) -> None:
-        """Loads a checkpoint, if there is one, into the prepared model, the strategy and the sum of losses.
+        """Load a checkpoint, if there is one, into the prepared model, the strategy and the sum of losses.
 
         Raises:
-            OSError: the workers have found different checkpoints.
+            OSError: the workers found different checkpoints.
         """
         if found is not None:
             self.trainable.load_state_dict(found.tensors)
             self._load_replica(found.local or {})
             if self.rank and found.local is None and self._optimizer_tables():
-                logger.warning("another number of workers: all go on from worker 0's optimizer state")
+                logger.warning(
+                    "the number of workers has changed: all workers resume from worker 0's optimizer state"
+                )
         self.sync.setup(self.trainable, self.world_size)
         if found is not None:
             self.sync.load_state_dict(found.sync)
@@ -60,12 +62,15 @@ class Saving:
         if self.world_size * squares != steps**2:
             raise OSError(
                 f"the workers see different checkpoints in {self.checkpoints.folder}: it must be a folder"
-                " that all of them share"
+                " that all workers share"
             )
 
     def save(self, run: Run, losses: list[list[float]]) -> None:
-        """Writes a checkpoint of `run`, with every worker's sum of losses and number of examples."""
-        counted = self.sync.bytes_sent, self.sync.seconds  # a checkpoint's exchange is none of the training's
+        """Write a checkpoint of `run`, with every worker's sum of losses and number of examples."""
+        counted = (
+            self.sync.bytes_sent,
+            self.sync.seconds,
+        )  # exchanges for a checkpoint do not count as training
         agreed = self.sync.agreed
         local = range(0 if not agreed else 1, self.world_size) if self._states_differ() else ()
         own = Path()
@@ -74,9 +79,11 @@ class Saving:
         if not agreed:
             self.sync.flush()
             if self.rank:
-                self._take_back(own)
+                self._reload_own_state(own)
         if local:
-            sum_over_workers([0.0], self.world_size, self.device)  # all have written, and read
+            sum_over_workers(
+                [0.0], self.world_size, self.device
+            )  # a barrier: all workers have written and reloaded
         if self.rank == 0:
             state = asdict(run) | {"losses": losses}
             checkpoint = Checkpoint(self.trainable.state_dict(), state, self.sync.state_dict())
@@ -84,14 +91,14 @@ class Saving:
                 run.step, checkpoint, workers=self.world_size, local=local, best=run.best_step
             )
             if not agreed:
-                self._take_back(folder / own.name)
+                self._reload_own_state(folder / own.name)
         self.sync.bytes_sent, self.sync.seconds = counted
 
     def _states_differ(self) -> bool:
         return not self.sync.agreed or bool(self._optimizer_tables())
 
     def _optimizer_tables(self) -> dict[str, Tensor]:
-        """The optimizer's state where each worker keeps its own; else nothing."""
+        """The optimizer's state if each worker keeps its own; otherwise empty."""
         own = self.world_size > 1 and self.sync.local_optimizer
         return self.trainable.optimizer_tables() if own and isinstance(self.trainable, Differentiable) else {}
 
@@ -101,25 +108,25 @@ class Saving:
         model = {f"{MODEL}{name}": tensor for name, tensor in self.trainable.state_dict().items()}
         return model | {f"{ROUND}{name}": tensor for name, tensor in self.sync.round_state().items()}
 
-    def _take_back(self, own: Path) -> None:
-        """From the file, so that memory need not hold the state twice."""
+    def _reload_own_state(self, own: Path) -> None:
+        """Reload this worker's state from the file, so that memory need not hold it twice."""
         state = load_file(own)
         self._load_replica(state)
         self._load_round(state)
 
     def _load_replica(self, state: dict[str, Tensor]) -> None:
-        if model := beginning(MODEL, state):
+        if model := select_prefix(MODEL, state):
             self.trainable.load_state_dict(model)
-        if optimizer := beginning(OPTIMIZER, state):
+        if optimizer := select_prefix(OPTIMIZER, state):
             for name, tensor in self._optimizer_tables().items():
                 tensor.copy_(optimizer[name])
 
     def _load_round(self, state: dict[str, Tensor]) -> None:
-        if between_exchanges := beginning(ROUND, state):
+        if between_exchanges := select_prefix(ROUND, state):
             self.sync.load_round_state(between_exchanges)
 
     def _load_losses(self, run: Run) -> None:
-        """This worker's own; another number of workers leaves all of them to worker 0."""
+        """Restore this worker's losses; if the number of workers has changed, worker 0 takes all of them."""
         if len(run.losses) == self.world_size:
             run.loss_sum, run.loss_examples = run.losses[self.rank]
         else:
@@ -128,6 +135,6 @@ class Saving:
         run.losses = []
 
 
-def beginning(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, by the rest of their names."""
+def select_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Select the tensors whose names begin with `prefix`, and strip it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -23,11 +23,11 @@ class Score(TypedDict):
 class Stopping:
     """The limits of a run; the first that is reached ends it, and its name is the recorded reason.
 
-    The learning rate follows the share that is done of the epochs, steps or seconds: the largest of them.
+    The learning rate follows the largest share done of epochs, steps and seconds.
 
     Attributes:
         max_epochs, max_steps: at least one is needed.
-        max_seconds: of training, over all restarts, by worker 0's clock (training/clock.py).
+        max_seconds: training time over all restarts, by worker 0's clock (training/clock.py).
         patience: evaluations in a row without a validation loss that is better by more than `min_delta`.
 
     Raises:
@@ -59,7 +59,7 @@ class Stopping:
         return None
 
     def time_share(self, seconds: float) -> float:
-        """How much of `max_seconds` is over, 0 to 1; 0 without that limit."""
+        """The elapsed share of `max_seconds`, 0 to 1; 0 without that limit."""
         return 0.0 if self.max_seconds is None else min(1.0, seconds / self.max_seconds)
 
     def in_vain(self, scores: Sequence[Score]) -> str | None:

@@ -291,7 +291,7 @@ def test_a_store_that_can_not_be_written_is_said_before_anything_starts(
     (tmp_path / "file").touch()
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         said = said_by_main(capsys, "--port", "0", "--store", str(tmp_path / "file" / "store"))
-    assert said.startswith(f"error: the store {tmp_path}/file/store can't be written")
+    assert said.startswith(f"error: the store {tmp_path}/file/store is not writable")
 
 
 def test_a_second_one_does_not_take_the_records_of_the_first(

@@ -60,7 +60,7 @@ def write_bytes(content: bytes) -> Callable[[Path], str]:
 @pytest.mark.parametrize(
     ("source", "flags", "complaint"),
     [
-        (lambda _: "nowhere.txt", [], "nowhere.txt' is not there"),
+        (lambda _: "nowhere.txt", [], "nowhere.txt' does not exist"),
         (lambda _: "*.jsonl", [], "*.jsonl"),
         (write_text, ["--source", "text.doc"], "text.doc"),
         (lambda folder: write_parquet(folder, pa.array(["a"])), ["--text-column", "body"], "'body'"),
@@ -121,7 +121,7 @@ def test_a_store_that_can_not_be_written_is_named(
     assert main(["word2vec", "--source", write_text(tmp_path), "--runner", "local", "--workers", "1"]) == 1
     said = capsys.readouterr().err
     assert "the store" in said
-    assert "can't be written" in said
+    assert "is not writable" in said
 
 
 @pytest.fixture

@@ -154,12 +154,12 @@ def test_the_store_is_listed_verified_and_cleared(capsys: pytest.CaptureFixture[
     assert main(["store", "ls"]) == 0
     assert "2 artifacts" in capsys.readouterr().out
     assert main(["store", "verify"]) == 0
-    assert capsys.readouterr().out == "2 whole, 0 damaged, 0 outdated\n"
+    assert capsys.readouterr().out == "2 intact, 0 damaged, 0 outdated\n"
     assert main(["store", "verify", "--all"]) == 0
-    assert capsys.readouterr().out.startswith("corpus/k1  whole\ncorpus/k2  whole\n2 whole")
+    assert capsys.readouterr().out.startswith("corpus/k1  intact\ncorpus/k2  intact\n2 intact")
     (artifact.folder / "data.txt").write_text("TEXT")
     assert main(["store", "verify"]) == 1
-    assert "corpus/k1  data.txt is not what was written" in capsys.readouterr().out
+    assert "corpus/k1  data.txt does not match its digest" in capsys.readouterr().out
     assert main(["store", "gc", "--keep", "1"]) == 0
     assert "freed" in capsys.readouterr().out
     assert len(list(store.manifests())) == 1
@@ -170,7 +170,9 @@ def test_explain_tells_what_made_a_stage_run(capsys: pytest.CaptureFixture[str],
     write(store, manifest.model_copy(update={"why": ["corpus.limit: 5 -> 6"]}))
     assert main(["store", "explain", "corpus"]) == 0
     assert "corpus.limit: 5 -> 6" in capsys.readouterr().out
-    assert "has no stage and no key 'pears'; it has corpus" in complaint(capsys, "store", "explain", "pears")
+    assert "matches 'pears': the store has the stages corpus" in complaint(
+        capsys, "store", "explain", "pears"
+    )
 
 
 def test_another_store_is_named_by_a_flag(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_prefects_records_move_and_it_is_said(tmp_path: Path, capsys: pytest.Cap
     move_from_unwritable_home()
     assert Path(os.environ["PREFECT_HOME"]).parent == tmp_path / f"lexloom-{os.getuid()}"
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: /dev/null is not writable, so the records of runs go to ")
+    assert line.startswith("warning: /dev/null is not writable, so run records are stored in ")
 
 
 def test_compiled_code_moves_only_if_it_cannot_stay_beside_the_source(

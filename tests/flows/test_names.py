@@ -37,12 +37,16 @@ def test_a_folder_counts_first(store: Store, tmp_path: Path, given: str) -> None
 def test_a_beginning_that_two_keys_share_lists_them(store: Store) -> None:
     shelve(store, WORD2VEC, FIRST)
     shelve(store, WORD2VEC, SECOND, day=2)
-    with pytest.raises(ValueError, match="1ba may be train_word2vec/1baec000 or train_word2vec/1baecedb"):
+    with pytest.raises(
+        ValueError, match=r"1ba is ambiguous \(train_word2vec/1baec000 or train_word2vec/1baecedb\)"
+    ):
         model_folder("1ba", WORD2VEC)
     assert model_folder("1baec0", WORD2VEC).name == SECOND
     for number in range(20):
         shelve(store, WORD2VEC, f"aaaaaaaaaaaa{number:02d}")
-    with pytest.raises(ValueError, match=r"aa may be (train_word2vec/a{12}\d\d or ){8}12 more: give more"):
+    with pytest.raises(
+        ValueError, match=r"aa is ambiguous \((train_word2vec/a{12}\d\d or ){8}12 more\): give more"
+    ):
         model_folder("aa", WORD2VEC)
 
 
@@ -57,14 +61,18 @@ def test_only_models_that_the_command_can_use_are_meant(store: Store) -> None:
     shelve(store, WINDOW_LM, SECOND)
     assert model_folder("1baec", TRANSFORMER, WINDOW_LM).name == SECOND
     assert model_folder("latest", TRANSFORMER, WINDOW_LM).name == SECOND
-    with pytest.raises(ValueError, match="1baece is train_word2vec/1baecedb, but this command uses a "):
+    with pytest.raises(ValueError, match="1baece is train_word2vec/1baecedb, but this command needs a "):
         model_folder("1baece", TRANSFORMER, WINDOW_LM)
-    with pytest.raises(FileNotFoundError, match="has no train_sentiment: `lexloom store ls`"):
+    with pytest.raises(FileNotFoundError, match="has no train_sentiment: list it with `lexloom store ls`"):
         model_folder("latest", SENTIMENT)
     for name in ("latest", FIRST):
-        with pytest.raises(ValueError, match="is a train_word2vec, but this command uses a train_sentiment"):
+        with pytest.raises(
+            ValueError, match="is a train_word2vec artifact, but this command needs a train_sentiment"
+        ):
             model_folder(f"{WORD2VEC}/{name}", SENTIMENT)
-    with pytest.raises(FileNotFoundError, match=r"no model folder 9, and no key in the store .* begins so"):
+    with pytest.raises(
+        FileNotFoundError, match=r"9 is neither a model folder nor the beginning of a key in the store"
+    ):
         model_folder("9", WORD2VEC)
 
 
@@ -94,18 +102,20 @@ def test_every_command_takes_such_a_name(store: Store, capsys: pytest.CaptureFix
         assert main(command) == 0
     said = capsys.readouterr().out
     assert said.count("treaty") == 3
-    assert "there is no model folder 9" in complaint(capsys, "classify", "9", "good")
+    assert "9 is neither a model folder nor the beginning of a key" in complaint(
+        capsys, "classify", "9", "good"
+    )
     assert "has no train_sentiment" in complaint(capsys, "classify", "latest", "good")
     assert main(["store", "verify", "1baece", f"{WINDOW_LM}/latest", "--all"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{WORD2VEC}/{FIRST}  whole",
-        f"{WINDOW_LM}/{OTHER}  whole",
-        "2 whole, 0 damaged, 0 outdated",
+        f"{WORD2VEC}/{FIRST}  intact",
+        f"{WINDOW_LM}/{OTHER}  intact",
+        "2 intact, 0 damaged, 0 outdated",
     ]
     for name in ("7e1", WINDOW_LM, "latest"):
         assert main(["store", "explain", name]) == 0
         assert f"{WINDOW_LM}/{OTHER}" in capsys.readouterr().out
-    assert "1baec may be" in complaint(capsys, "store", "explain", "1baec")
+    assert "1baec is ambiguous" in complaint(capsys, "store", "explain", "1baec")
 
 
 def test_a_damaged_artifact_is_named_as_well(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

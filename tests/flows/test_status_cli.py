@@ -79,13 +79,13 @@ def test_a_training_shows_how_far_it_is_and_one_that_was_killed_where_it_goes_on
     capsys: pytest.CaptureFixture[str], store: Store, recorded: list[FlowRun]
 ) -> None:
     train(store, "k1", 30)
-    assert "interrupted 0 s ago at step 40; the same command goes on from step 30" in said(capsys)
+    assert "interrupted 0 s ago at step 40; the same command resumes from step 30" in said(capsys)
     train(store, "k2")
-    assert "the same command starts it again" in said(capsys)
+    assert "the same command restarts it" in said(capsys)
     train(store, "k4", 55)  # its last figures are older than its checkpoint
-    assert "interrupted 0 s ago at step 55; the same command goes on from step 55" in said(capsys)
+    assert "interrupted 0 s ago at step 55; the same command resumes from step 55" in said(capsys)
     (store.scratch("train_word2vec", "k5") / "checkpoints" / "step-0000000007").mkdir(parents=True)
-    assert "interrupted 0 s ago at step 7; the same command goes on from step 7" in said(capsys)
+    assert "interrupted 0 s ago at step 7; the same command resumes from step 7" in said(capsys)
     store.new_folder("train_word2vec", "k1")
     train(store, "k1", 35)
     line = next(line for line in said(capsys).splitlines() if "process" in line)

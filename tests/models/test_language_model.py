@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.language_model import TOKENIZER, Windows, kind_of, load_language_model
-from models.normalization import Normalization, normalize_prompt, recorded
+from models.normalization import Normalization, normalize_prompt, read_normalization
 from models.tokenizer import Tokenizer
 from models.window_lm import WindowLM, WindowLMConfig
 
@@ -35,12 +35,12 @@ def test_a_prompt_is_normalised_as_the_training_text_was(tmp_path: Path) -> None
 
 def test_a_folder_that_records_no_rules_reads_text_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model": "word2vec"}))
-    assert recorded(tmp_path) is None
-    assert recorded(tmp_path / "nowhere") is None
+    assert read_normalization(tmp_path) is None
+    assert read_normalization(tmp_path / "nowhere") is None
     assert normalize_prompt(" <B> ", None) == " <B> "
     (tmp_path / "config.json").write_text(json.dumps({"model": "word2vec", "normalization": {"lower": "?"}}))
     with pytest.raises(ValueError, match=r"config.json is damaged .*: train or export the model again"):
-        recorded(tmp_path)
+        read_normalization(tmp_path)
 
 
 def test_folders_that_hold_no_language_model_are_refused(tmp_path: Path) -> None:

@@ -112,10 +112,10 @@ def test_an_artifact_is_found_again_as_it_was_written(store: Store) -> None:
     [
         (lambda folder: (folder / "data.txt").unlink(), "data.txt is missing"),
         (lambda folder: (folder / "data.txt").write_text("longer text"), "11 bytes instead of 4"),
-        (lambda folder: (folder / "stray.txt").write_text("x"), "stray.txt is not one of its files"),
+        (lambda folder: (folder / "stray.txt").write_text("x"), "stray.txt is not listed in the manifest"),
         (
             lambda folder: (folder / "manifest.json").write_text('{"half":'),
-            "manifest.json is not what was written",
+            "manifest.json is damaged",
         ),
     ],
 )
@@ -127,7 +127,7 @@ def test_damage_is_named(store: Store, harm: object, complaint: str) -> None:
 def test_changed_content_of_the_same_size_is_seen_by_full_verification_only(store: Store) -> None:
     (put(store, "corpus", "k1").folder / "data.txt").write_text("tEXT")
     assert store.damage("corpus", "k1") is None
-    assert "digest differs" in str(store.damage("corpus", "k1", "full"))
+    assert "does not match its digest" in str(store.damage("corpus", "k1", "full"))
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b", "..\\b", "a\0b", ""])
@@ -217,7 +217,7 @@ def test_a_scratch_folder_in_use_is_not_collected(store: Store) -> None:
 
 def test_a_store_that_can_not_be_written_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"the store .* can't be written .*--store or LEXLOOM_STORE"):
+    with pytest.raises(OSError, match=r"the store .* is not writable .*--store or LEXLOOM_STORE"):
         Store(tmp_path / "file" / "store").make_writable()
-    with pytest.raises(FileExistsError, match=r"file can't be written \(File exists\): name another folder"):
+    with pytest.raises(FileExistsError, match=r"file is not writable \(File exists\): choose another folder"):
         Store(tmp_path / "file").make_writable()

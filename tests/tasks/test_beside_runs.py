@@ -15,7 +15,7 @@ from tasks.artifacts import Manifest, Store
 from tasks.at_work import at_work, interrupted
 from tasks.files import children, contents, newest_change, remove
 from tasks.garbage import collect_garbage
-from tasks.verify import obstacles, verify
+from tasks.verify import find_obstacles, verify
 from tests.tasks.test_artifacts import put
 
 SECONDS = 1.0
@@ -159,7 +159,7 @@ def test_beside_builds_nothing_fails_and_nothing_is_lost(store: Store) -> None:
         lambda: collect_garbage(store, keep=0),
         lambda: collect_garbage(store, keep=1),
         lambda: interrupted(store, at_work(store)),
-        lambda: [*verify(store, store.places()), *obstacles(store)],
+        lambda: [*verify(store, store.places()), *find_obstacles(store)],
     ]
     with store.hold("corpus", "kept"), ThreadPoolExecutor(len(looks) + 1) as pool:
         building = pool.submit(build)

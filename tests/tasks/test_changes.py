@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, InputEntry, Manifest, Store, Summary
-from tasks.changes import Change, explain_change, file_differences, news
+from tasks.changes import Change, compare_files, explain_change, new_reasons
 from tasks.evaluate import EvaluateConfig, locate_sets
 from tasks.source import FileSource, find
 from tasks.stage import Stage, describe, record_stages, stage
@@ -62,7 +62,7 @@ def test_an_input_that_has_left_the_store_is_called_another(store: Store) -> Non
     put(store, "tokens", "t2", inputs=[put(store, "corpus", "c2", limit=7)])
     store.discard("corpus", "c1")
     (manifest,) = [each for each in store.manifests() if each.key == "t2"]
-    said = ["other corpus; the earlier artifact is no longer in the store"]
+    said = ["different corpus (the earlier artifact is no longer in the store)"]
     assert why(manifest, list(store.manifests())) == said
 
 
@@ -89,7 +89,7 @@ DIGESTS = {"a.txt": "1", "b.txt": "2", "c.txt": "3"}
     ],
 )
 def test_files_of_a_source_are_named(new: dict[str, str], said: str) -> None:
-    assert "; ".join(change.text for change in file_differences(DIGESTS, new)) == said
+    assert "; ".join(change.text for change in compare_files(DIGESTS, new)) == said
 
 
 class Config(BaseModel):
@@ -187,7 +187,7 @@ def test_evaluation_sets_are_named_by_their_files(store: Store, tmp_path: Path) 
     old = describe(store, "sets", locate_sets(config))
     (tmp_path / "pairs.tsv").write_text("a b 2\n")
     new = describe(store, "sets", locate_sets(config))
-    assert [change.text for change in file_differences(old.files, new.files)] == ["1 file changed: pairs"]
+    assert [change.text for change in compare_files(old.files, new.files)] == ["1 file changed: pairs"]
 
 
 def test_what_came_by_an_explained_input_is_no_news() -> None:
@@ -196,5 +196,11 @@ def test_what_came_by_an_explained_input_is_no_news() -> None:
         Change("train.epochs: 1 -> 2"),
         Change("corpus.limit: 5 -> 7", frozenset({"c"})),
     ]
-    assert news(changes, {"p": ["pairs.window: 5 -> 8"]}) == ["train.epochs: 1 -> 2", "corpus.limit: 5 -> 7"]
-    assert news(changes, {"x": ["corpus.limit: 5 -> 7"]}) == ["pairs.window: 3 -> 8", "train.epochs: 1 -> 2"]
+    assert new_reasons(changes, {"p": ["pairs.window: 5 -> 8"]}) == [
+        "train.epochs: 1 -> 2",
+        "corpus.limit: 5 -> 7",
+    ]
+    assert new_reasons(changes, {"x": ["corpus.limit: 5 -> 7"]}) == [
+        "pairs.window: 3 -> 8",
+        "train.epochs: 1 -> 2",
+    ]

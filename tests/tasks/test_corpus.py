@@ -33,8 +33,8 @@ AS_IT_IS = Normalization(
     collapse_spaces=False,
 )
 
-CUT, PARTS = "cut, being too long", "parts made of them"
-REPLACED = "with bytes replaced that were not UTF-8"
+CUT, PARTS = "long documents split", "resulting parts"
+REPLACED = "documents with replaced bytes (not UTF-8)"
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def test_what_rules_strip_is_said_in_the_stage_line(read: Callable[..., Artifact
     made = read(lines, normalization=AsWritten(strip_markup=True))
     assert texts(made) == [" Ten ", " so; it is", "café"]
     assert describe(made.summary) == (
-        "3 documents · 15 characters of mark-up stripped · 2 documents with mark-up"
-        " · 1 documents composed (Unicode NFC)"
+        "3 documents · 15 characters of markup stripped · 2 documents with markup"
+        " · 1 documents changed by Unicode NFC"
     )
     notes = read(lines).summary.notes
     assert (notes[STRIPPED], notes[WITH_STRIPPED]) == (1, 1)
@@ -183,7 +183,7 @@ def test_names_of_labels_that_the_files_know_are_kept(read: Callable[..., Artifa
     assert "label_names" not in read(source=str(folder / "a.parquet"), label_column="label").facts
     assert "label_names" not in read(source=str(folder / "b.parquet")).facts
     write_named(folder / "c.parquet", ["pos", "neg"])
-    with pytest.raises(ValueError, match=r"called \['pos', 'neg'\] from .*c.parquet, row 1 on"):
+    with pytest.raises(ValueError, match=r"to \['pos', 'neg'\] at .*c.parquet, row 1: make them"):
         read(source=str(folder), label_column="label")
 
 
@@ -194,7 +194,7 @@ def test_invalid_text_is_counted_by_what_is_wrong(read: Callable[..., Artifact],
     (tmp_path / "x.txt").write_bytes(b"one\ntw\0o\nthree\nf\xe9ur\nfive\nsix\n")
     assert read(source="x.txt", invalid_utf8="drop").summary.dropped == {"not UTF-8": 1, "NUL bytes": 1}
     notes = read(source="x.txt", invalid_utf8="replace").summary.notes
-    assert (notes[REPLACED], notes["with bytes replaced that were NUL bytes"]) == (1, 1)
+    assert (notes[REPLACED], notes["documents with replaced bytes (NUL bytes)"]) == (1, 1)
 
 
 @pytest.mark.parametrize("invalid", ["drop", "replace"])
@@ -213,7 +213,7 @@ def test_a_text_in_another_encoding_is_never_dropped_nor_read_by_the_letter(
 
 def test_an_unknown_encoding_is_refused() -> None:
     for name in ("latin-one", "hex"):
-        with pytest.raises(ValidationError, match="is no text encoding: name one, such as"):
+        with pytest.raises(ValidationError, match="is not a known text encoding: use one such as"):
             CorpusConfig(text_encoding=name)
 
 
@@ -323,8 +323,8 @@ def test_files_that_are_left_out_are_counted_in_the_stages_line(build: Build, tm
         (tmp_path / "x" / name).write_text("text\n" if name == "a.txt" else "")
     config = CorpusConfig(source="x")
     assert build(corpus, locate(config), config=config).summary.notes == {
-        "files of unknown ending left out": 1,
-        "hidden files or folders left out": 1,
+        "files with an unsupported extension skipped": 1,
+        "hidden files or folders skipped": 1,
         "files without a document": 1,
     }
 
@@ -421,7 +421,7 @@ def test_a_misspelt_option_is_refused() -> None:
     [
         ({"csv_delimiter": "ab"}, "must be one ASCII character"),
         ({"csv_quote": "“"}, "must be one ASCII character"),
-        ({"csv_delimiter": "none"}, "a delimiter there must be"),
+        ({"csv_delimiter": "none"}, "--csv-delimiter can't be 'none'"),
         ({"csv_delimiter": "|", "csv_quote": "|"}, "must be different characters"),
     ],
 )

@@ -75,7 +75,7 @@ def replace(path: Path, make: Harm) -> None:
 def test_a_manifest_that_says_less_or_something_else_is_damaged(store: Store, harm: Harm) -> None:
     artifact, _ = run()
     harm(artifact.folder)
-    assert store.damage("loom", artifact.key) == "manifest.json is not what was written"
+    assert store.damage("loom", artifact.key) == "manifest.json is damaged"
     assert run() == (artifact, False)
     assert run() == (artifact, True)
     assert store.damage("loom", artifact.key, "full") is None
@@ -92,24 +92,27 @@ def test_a_manifest_of_format_1_is_still_read(store: Store) -> None:
 def test_a_manifest_in_another_artifacts_place_is_damaged(store: Store) -> None:
     artifact, _ = run()
     (put(store, "loom", "other").folder / "manifest.json").replace(artifact.folder / "manifest.json")
-    assert store.damage("loom", artifact.key) == "manifest.json is that of loom/other"
+    assert store.damage("loom", artifact.key) == "manifest.json belongs to loom/other"
 
 
 @pytest.mark.parametrize(
     ("harm", "complaint"),
     [
         (lambda folder: (folder / "part-1.txt").mkdir(), "part-1.txt is a folder"),
-        (lambda folder: (folder / "part-1.txt").symlink_to("nowhere"), "part-1.txt is a link that leads"),
-        (lambda folder: (folder / "part-1.txt").symlink_to("part-1.txt"), "part-1.txt is a link that leads"),
+        (lambda folder: (folder / "part-1.txt").symlink_to("nowhere"), "part-1.txt is a broken symbolic"),
+        (lambda folder: (folder / "part-1.txt").symlink_to("part-1.txt"), "part-1.txt is a broken symbolic"),
         (lambda folder: (folder / "manifest.json").mkdir(), "manifest.json is a folder"),
-        (lambda folder: (folder / "manifest.json").symlink_to("nowhere"), "manifest.json is a link that le"),
+        (lambda folder: (folder / "manifest.json").symlink_to("nowhere"), "manifest.json is a broken symbol"),
         (lambda folder: os.mkfifo(folder / "part-1.txt"), "part-1.txt is a named pipe"),
         (lambda folder: os.mkfifo(folder / "manifest.json"), "manifest.json is a named pipe"),
-        (lambda folder: os.mkfifo(folder / "part-9.txt"), "part-9.txt is not one of its files"),
-        (lambda folder: (folder / "caf\udce9").write_text(""), r"caf\xe9 is not one of its files"),
-        (lambda folder: (folder / "two\nlines").write_text(""), r"two\nlines is not one of its files"),
-        (lambda folder: (folder / "part-9.txt").mkdir(), "part-9.txt is not one of its files"),
-        (lambda folder: (folder / "part-9.txt").symlink_to("nowhere"), "part-9.txt is not one of its files"),
+        (lambda folder: os.mkfifo(folder / "part-9.txt"), "part-9.txt is not listed in the manifest"),
+        (lambda folder: (folder / "caf\udce9").write_text(""), r"caf\xe9 is not listed in the manifest"),
+        (lambda folder: (folder / "two\nlines").write_text(""), r"two\nlines is not listed in the manifest"),
+        (lambda folder: (folder / "part-9.txt").mkdir(), "part-9.txt is not listed in the manifest"),
+        (
+            lambda folder: (folder / "part-9.txt").symlink_to("nowhere"),
+            "part-9.txt is not listed in the manifest",
+        ),
     ],
 )
 def test_what_is_no_file_is_damage(store: Store, harm: Harm, complaint: str) -> None:
@@ -125,8 +128,8 @@ def test_what_is_no_file_is_damage(store: Store, harm: Harm, complaint: str) -> 
 
 OBSTACLES: list[tuple[Harm, str]] = [
     (lambda path: path.write_text("mine"), "a file"),
-    (lambda path: path.symlink_to("nowhere"), "a link that leads nowhere"),
-    (lambda path: path.symlink_to(path), "a link that leads nowhere"),
+    (lambda path: path.symlink_to("nowhere"), "a broken symbolic link"),
+    (lambda path: path.symlink_to(path), "a broken symbolic link"),
     (os.mkfifo, "a named pipe"),
 ]
 
@@ -142,7 +145,7 @@ def test_what_stands_in_an_artifacts_way_is_said_and_moved_aside(
     capsys.readouterr()
     assert run() == (artifact, False)
     said = capsys.readouterr().err
-    assert f"{path.relative_to(store.root)} is {what}, not a folder; building it again, and keeping" in said
+    assert f"{path.relative_to(store.root)} is {what}, not a folder; rebuilding it and moving" in said
     assert store.damage("loom", artifact.key, "full") is None
     (aside,) = store.root.glob(".displaced-*")
     assert what != "a file" or aside.read_text() == "mine"
@@ -188,7 +191,7 @@ def test_a_part_of_a_store_on_another_disk_is_refused_in_one_sentence(
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(OSError, match=r"\.building and .*loom are not on one disk: no part of a store"):
+    with pytest.raises(OSError, match=r"\.building and .*loom are on different file systems: keep"):
         run()
 
 

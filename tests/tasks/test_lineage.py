@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from tasks.artifacts import Artifact, Store, Summary
 from tasks.embeddings import EmbeddingsConfig, locate_embeddings
 from tasks.files import digest_file
-from tasks.lineage import Call, check_inputs, outdated
+from tasks.lineage import Call, check_inputs, find_outdated_input
 from tasks.source import find
 from tasks.stage import Stage, StageRecord, record_stages, stage
 from tasks.verify import verify
@@ -128,7 +128,7 @@ def test_changed_bytes_are_never_built_from(store: Store, damaged: str, name: st
     assert changed in built(records)
     read_by = {"corpus": ("words", "ids"), "words": ("ids", "model"), "ids": ("model",)}[damaged]
     if changed in read_by:
-        assert records[damaged].why == [f"rebuilt: {name} is not what was written (its digest differs)"]
+        assert records[damaged].why == [f"rebuilt: {name} does not match its digest"]
         assert content(store) == clean
     else:
         assert records[damaged].cached, "nothing has read it"
@@ -156,8 +156,10 @@ def test_what_is_built_again_to_other_bytes_takes_its_descendants_along(
     records = run(model=2)
     assert built(records) == ["words", "ids", "model"]
     key = records["words"].key
-    assert records["ids"].why == [f"rebuilt: words/{key[:8]} was built again since, with other content"]
-    assert all(outdated(store, each.stage, each.key) is None for each in records.values())
+    assert records["ids"].why == [
+        f"rebuilt: its input words/{key[:8]} was rebuilt later with different content"
+    ]
+    assert all(find_outdated_input(store, each.stage, each.key) is None for each in records.values())
     records = run()
     assert built(records) == ["model"], "it had read the other words"
     assert built(run()) == []
@@ -172,14 +174,14 @@ def test_of_artifacts_of_format_1_those_older_than_their_parent_are_built_again(
     to_format_1(store)
     records = run()
     assert built(records) == ["ids", "model"], "they may have read what was damaged"
-    assert "was built again since, perhaps with other content" in records["ids"].why[0]
+    assert "was rebuilt later, possibly with different content" in records["ids"].why[0]
 
 
 def test_a_damaged_input_that_this_run_did_not_make_is_refused(store: Store) -> None:
     with record_stages():
         text = corpus(Text(), config=Config())
     flip(text.folder / "one.txt")
-    with pytest.raises(ValueError, match=r"corpus/\w{8} can't be used: one.txt is not what was written"):
+    with pytest.raises(ValueError, match=r"corpus/\w{8} can't be used \(one.txt does not match its digest"):
         words(text, config=Config())
     assert not list(store.root.glob("words/*"))
     assert not list(store.root.glob(".building/*"))
@@ -191,7 +193,7 @@ def test_a_disk_that_damages_all_that_is_written_ends_the_run(
     with record_stages():
         text = corpus(Text(), config=Config())
         monkeypatch.setattr(Store, "damage", lambda *arguments: "one.txt is gone")
-        with pytest.raises(OSError, match="damaged as soon as it is written: check the disk"):
+        with pytest.raises(OSError, match="damaged again right after it was rebuilt: check the disk"):
             check_inputs(store, (text,), {("corpus", text.key): Call((), lambda reason: None)})
 
 
@@ -209,7 +211,7 @@ def test_an_input_that_changes_while_it_is_read_ends_the_build(
         return made
 
     monkeypatch.setattr(words, "function", reads_slowly)
-    with pytest.raises(OSError, match=r"corpus/\w{8} changed while words read it .*: run the same"):
+    with pytest.raises(OSError, match=r"corpus/\w{8} changed while words read it .*: rerun the command"):
         run()
     assert not list(store.root.glob("words/*"))
 
@@ -270,7 +272,7 @@ def test_a_source_is_compared_with_what_was_remembered_of_it(tmp_path: Path, sto
     os.utime(path, (1e9, 1e9))
     text = find("text.txt")
     flip(path)
-    with pytest.raises(ValueError, match=r"text.txt has other content than when it was fingerprinted"):
+    with pytest.raises(ValueError, match=r"text.txt no longer has the content that was fingerprinted"):
         check_inputs(store, (text,), {})
     assert find("text.txt").key != text.key, "a file that was written has another time of change"
 
@@ -280,7 +282,7 @@ def test_a_table_of_embeddings_is_compared_with_its_digest(tmp_path: Path, store
     table = locate_embeddings(EmbeddingsConfig(source="vectors.txt"))
     check_inputs(store, (table,), {})
     flip(tmp_path / "vectors.txt")
-    with pytest.raises(ValueError, match=r"vectors.txt has other content"):
+    with pytest.raises(ValueError, match=r"vectors.txt no longer has the content"):
         check_inputs(store, (table,), {})
 
 
@@ -299,13 +301,13 @@ def test_verification_tells_what_is_damaged_and_what_may_come_of_it(store: Store
     run()
     assert found(store) == {}
     flip(next(store.root.glob("corpus/*/one.txt")))
-    assert found(store) == {"corpus": "one.txt is not what was written (its digest differs)"}
+    assert found(store) == {"corpus": "one.txt does not match its digest"}
     to_format_1(store)
     said = found(store)
     assert set(said) == {"corpus", "words", "ids", "model"}
     for name in ("words", "ids"):
-        assert "is damaged, and may have been when this was made from it" in said[name]
-    assert said["model"].endswith("from which it was made, is outdated")
+        assert "is damaged, and may already have been when it was read" in said[name]
+    assert said["model"].endswith(" is outdated")
 
 
 def test_verification_tells_what_was_made_from_other_content(
@@ -318,8 +320,8 @@ def test_verification_tells_what_was_made_from_other_content(
         words(corpus(Text(), config=Config()), config=Config())
     name = f"words/{records['words'].key[:8]}"
     assert found(store) == {
-        "ids": f"outdated: {name} was built again since, with other content",
-        "model": f"outdated: ids/{records['ids'].key[:8]}, from which it was made, is outdated",
+        "ids": f"outdated: its input {name} was rebuilt later with different content",
+        "model": f"outdated: its input ids/{records['ids'].key[:8]} is outdated",
     }
     run()
     assert found(store) == {}

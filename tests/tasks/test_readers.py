@@ -207,9 +207,9 @@ def test_a_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 16)
     monkeypatch.setattr(text_files, "MAX_RECORD_BYTES", 64)
     for name in ("x.txt", "x.jsonl"):
-        with pytest.raises(ValueError, match=r"line 2: a document here is longer than .* MB: break it"):
+        with pytest.raises(ValueError, match=r"line 2: this document is longer than .* MB: split it"):
             texts(file(tmp_path, name, b'{"text": "a"}\n' + b"x" * 100))
-    with pytest.raises(ValueError, match="line 1: a document here is longer"):
+    with pytest.raises(ValueError, match="line 1: this document is longer"):
         texts(file(tmp_path, "p.txt", b"short line\n" * 10), Options(documents="paragraph"))
 
 
@@ -217,7 +217,7 @@ def test_a_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_invalid_utf8_is_refused_with_its_place(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.txt, line 3, byte 5: not UTF-8 \(0xff\): "):
+    with pytest.raises(ValueError, match=r"x\.txt, line 3, byte 5: not UTF-8 \(0xff\), probably "):
         texts(file(tmp_path, "x.txt", b"one\ntwo\nfour\xff\nfive\n"))
     with pytest.raises(ValueError, match=r"p\.txt, line 4, byte 7: not UTF-8"):
         texts(file(tmp_path, "p.txt", b"a\nb\n\nc\nfour\xff\n"), Options(documents="paragraph"))
@@ -276,7 +276,7 @@ def test_another_encoding_is_refused_by_its_name_and_read_with_the_flag(
     encoding: str, lines: list[str], name: str, tmp_path: Path
 ) -> None:
     path = encoded(tmp_path, name, lines, encoding)
-    with pytest.raises(ValueError, match=rf"x\..*say --text-encoding {encoding}") as refusal:
+    with pytest.raises(ValueError, match=rf"x\..*set --text-encoding {encoding}") as refusal:
         texts(path)
     assert "drop" not in str(refusal.value)
     assert texts(path, Options(encoding=encoding)) == lines
@@ -285,7 +285,7 @@ def test_another_encoding_is_refused_by_its_name_and_read_with_the_flag(
 def test_an_encoding_that_can_not_be_guessed_is_asked_for(tmp_path: Path) -> None:
     lines = ["日本語のテキスト", "です"]
     path = encoded(tmp_path, "x.txt", lines, "shift_jis")
-    with pytest.raises(ValueError, match=r"not UTF-8 \(0x93\): convert the file, or name its encoding"):
+    with pytest.raises(ValueError, match=r"not UTF-8 \(0x93\): convert the file, or set its encoding"):
         texts(path)
     assert texts(path, Options(encoding="shift_jis")) == lines
 
@@ -305,7 +305,9 @@ def test_a_nul_byte_is_refused_with_its_place(name: str, tmp_path: Path) -> None
         file(tmp_path, name, b'{"text": "fine"}\n{"text": "b\\u0000d"}\n')
     else:
         file(tmp_path, name, "\n".join([*(["text"] if name == "x.csv" else []), *rows]).encode())
-    with pytest.raises(ValueError, match=rf"{name}, (line|row) [23], byte 2: a NUL byte, which no text has"):
+    with pytest.raises(
+        ValueError, match=rf"{name}, (line|row) [23], byte 2: a NUL byte, which text can't contain"
+    ):
         texts(tmp_path / name)
     assert texts(tmp_path / name, invalid="drop") == ["fine", None]
 
@@ -319,12 +321,12 @@ def test_bytes_that_an_encoding_does_not_have_are_invalid(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le"])
 def test_utf8_that_is_said_to_be_something_else_is_refused(encoding: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"x\.txt is UTF-8 and not {encoding}: leave --text-encoding out"):
+    with pytest.raises(ValueError, match=rf"x\.txt is UTF-8, not {encoding}: omit --text-encoding"):
         texts(encoded(tmp_path, "x.txt", RUSSIAN, "utf-8"), Options(encoding=encoding))
 
 
 def test_text_that_ends_inside_a_letter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.txt is not utf-16-le \(truncated data\)"):
+    with pytest.raises(ValueError, match=r"x\.txt is not valid utf-16-le \(truncated data\)"):
         texts(file(tmp_path, "x.txt", "ab".encode("utf-16")[:-1]))
 
 
@@ -336,11 +338,11 @@ def test_text_that_ends_inside_a_letter_is_refused(tmp_path: Path) -> None:
     [
         (b'{"text": "a"', r"line 3 is not JSON"),
         (b'{"text": "a"} {"text": "b"}', r"line 3 is not JSON"),
-        (b'["a"]', r"line 3 is no JSON object"),
+        (b'["a"]', r"line 3 is not a JSON object"),
         (b"[" * 100_000, r"line 3 is not JSON"),
-        (b'{"text": 7}', r"line 3: 'text' is 7, where text belongs"),
-        (b'{"text": ["a"]}', r"line 3: 'text' is \[\"a\"\], where text belongs"),
-        (b'{"text": "a", "label": "x"}', r"line 3: 'label' is \"x\", where a whole number belongs"),
+        (b'{"text": 7}', r"line 3: 'text' is 7, but it must be a string"),
+        (b'{"text": ["a"]}', r"line 3: 'text' is \[\"a\"\], but it must be a string"),
+        (b'{"text": "a", "label": "x"}', r"line 3: 'label' is \"x\", but it must be an integer"),
     ],
 )
 def test_a_malformed_json_line_is_named(line: bytes, complaint: str, tmp_path: Path) -> None:
@@ -368,7 +370,9 @@ def test_a_key_may_be_missing_in_any_line(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_integer_that_is_too_large_for_a_label_is_named(digits: str, tmp_path: Path) -> None:
     rows = f'{{"text": "a", "label": 1}}\n{{"text": "b", "label": {digits}}}\n'
     path = file(tmp_path, "x.jsonl", rows.encode())
-    with pytest.raises(ValueError, match=r"line 2: 'label' is an integer beyond 64 bits .*: write it as"):
+    with pytest.raises(
+        ValueError, match=r"line 2: 'label' is an integer of more than 64 bits .*: write it as"
+    ):
         texts(path, Options(label_column="label"))
     assert texts(path) == ["a", "b"]  # where nobody asks for it
 
@@ -379,7 +383,9 @@ def test_unsigned_labels_are_numbers_as_long_as_they_fit(tmp_path: Path) -> None
         pq.write_table(table, tmp_path / "x.parquet")
         if largest < 1 << 63:
             assert labels(tmp_path / "x.parquet", Options(label_column="label")) == [1, largest]
-    with pytest.raises(ValueError, match=r"x\.parquet, row 2: 'label' is an integer beyond 64 bits \(92"):
+    with pytest.raises(
+        ValueError, match=r"x\.parquet, row 2: 'label' is an integer of more than 64 bits \(92"
+    ):
         texts(tmp_path / "x.parquet", Options(label_column="label"))
 
 
@@ -390,10 +396,10 @@ def test_labels_that_are_all_missing_are_labels(tmp_path: Path) -> None:
 
 def test_lists_are_neither_text_nor_labels(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": [[1]]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"column 'label' of .*x\.parquet is list.*; a label is"):
+    with pytest.raises(ValueError, match=r"column 'label' of .*x\.parquet is list.*: a label must be"):
         texts(tmp_path / "x.parquet", Options(label_column="label"))
     path = file(tmp_path, "x.jsonl", b'{"text": "a", "label": [1]}\n')
-    with pytest.raises(ValueError, match=r"line 1: 'label' is \[1\], where a whole number belongs"):
+    with pytest.raises(ValueError, match=r"line 1: 'label' is \[1\], but it must be an integer"):
         texts(path, Options(label_column="label"))
     assert texts(file(tmp_path, "y.jsonl", b'{"text": "a", "other": [1, {"b": 2}]}\n')) == ["a"]
 
@@ -414,7 +420,7 @@ def test_cells_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
 
 
 def test_a_csv_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.csv, line 3: 1 columns where the first line names 2"):
+    with pytest.raises(ValueError, match=r"x\.csv, line 3: 1 columns, but the header names 2"):
         texts(file(tmp_path, "x.csv", b"text,label\na,1\nb\nc,3\n"))
 
 
@@ -422,7 +428,7 @@ def test_a_csv_row_that_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(csv_dialects, "MAX_RECORD_BYTES", 1 << 10)
     path = file(tmp_path, "x.csv", b'text,label\na,1\n"b,1\n' + b"c,1\n" * 999)
     with pytest.raises(
-        ValueError, match=r"x\.csv, line 3: a row is longer .* or an opened quote is never closed"
+        ValueError, match=r"x\.csv, line 3: this row is longer .* or a quote in it is never closed"
     ):
         texts(path)
 
@@ -506,14 +512,14 @@ def test_an_escape_far_down_the_file_counts(tmp_path: Path) -> None:
     [
         (
             'text,n\na,1\n"x\\",",a"\n',
-            r", line 3: a backslash before a quote may escape it or end the cell: say",
+            r", line 3: a backslash before a quote may escape it or end the cell: set",
         ),
-        ("text,n\n'a',1\n'b',2\n", r", line 2: the single quotes around cells may be .*: say --csv-quote"),
+        ("text,n\n'a',1\n'b',2\n", r", line 2: single quotes around cells may be .*: set --csv-quote"),
         ('text,n\n"a" b,1\n', r", line 2: text follows a closing quote: .*--csv-quote none"),
-        ('text,n\na,1\n"b,2\nc,3\n', r", line 3: a quote is opened here and never closed"),
-        ("text,n\na,1\n\nb,2,3\n", r", line 4: 3 columns where the first line names 2"),
-        ('text,n\n"two\nlines",1\nb\n', r", line 4: 1 columns where the first line names 2"),
-        ("text,text\na,b\n", r" has 2 columns 'text': rename"),
+        ('text,n\na,1\n"b,2\nc,3\n', r", line 3: a quote opened here is never closed"),
+        ("text,n\na,1\n\nb,2,3\n", r", line 4: 3 columns, but the header names 2"),
+        ('text,n\n"two\nlines",1\nb\n', r", line 4: 1 columns, but the header names 2"),
+        ("text,text\na,b\n", r" has 2 columns named 'text': rename"),
     ],
 )
 def test_what_is_ambiguous_or_broken_is_refused_with_its_line(
@@ -571,7 +577,7 @@ def test_a_row_without_an_end_is_refused_before_much_is_read(
     def endless() -> Iterator[Endless]:
         yield Endless(b"text,label\nfine,1\n" + cell, body, 1 << 18)
 
-    with pytest.raises(ValueError, match=r"x\.csv, line 3: a row is longer than 0 MB"):
+    with pytest.raises(ValueError, match=r"x\.csv, line 3: this row is longer than 0 MB"):
         csv_dialects.find_dialect(endless, "x.csv", Dialect(), ["text"])
 
 

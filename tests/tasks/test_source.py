@@ -84,8 +84,11 @@ def test_a_pattern_is_the_files_that_match(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("nothing.txt", r"'nothing\.txt' is not there \(seen from .*\): name a file, .*hf:owner/name"),
-        ("*.txt", r"no file matches '\*\.txt' \(seen from "),
+        (
+            "nothing.txt",
+            r"'nothing\.txt' does not exist \(working directory: .*\): name a file, .*hf:owner/name",
+        ),
+        ("*.txt", r"no file matches '\*\.txt' \(working directory: "),
         ("empty", r"no file in empty can be read: supported are \.txt, \.jsonl, \.csv, \.parquet"),
     ],
 )
@@ -116,17 +119,17 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "x" / "loop.txt").symlink_to("loop.txt")
     os.mkfifo(tmp_path / "x" / "pipe.txt")
     expected = {
-        "files of unknown ending left out": 4,
-        "dangling links left out": 2,
-        "pipes, sockets or devices left out": 1,
+        "files with an unsupported extension skipped": 4,
+        "broken links skipped": 2,
+        "pipes, sockets or devices skipped": 1,
     }
     for name in ("x", "x/*", "\n".join(str(path) for path in (tmp_path / "x").iterdir())):
         found = find(name)
         assert (names(found), left_out(found)) == (["a.txt"], expected)
         said = capsys.readouterr().err
-        assert "2 dangling links left out: " in said
+        assert "2 broken links skipped: " in said
         assert "gone.txt" in said
-        assert "4 files of unknown ending left out: " in said
+        assert "4 files with an unsupported extension skipped: " in said
     assert find("x").notes == expected
 
 
@@ -143,7 +146,7 @@ def test_what_data_lakes_keep_for_themselves_is_left_out(tmp_path: Path) -> None
     folder_of(tmp_path / "x", dict.fromkeys([*kept, *others], "x"))
     for name in ("x", "x/**/*.csv"):
         assert names(find(name)) == sorted(kept)
-    assert left_out(find("x")) == {"hidden files or folders left out": 6}
+    assert left_out(find("x")) == {"hidden files or folders skipped": 6}
     assert names(find("x/_*.csv")) == ["_x.csv"]  # asked for by name
 
 
@@ -154,16 +157,16 @@ def test_a_linked_folder_is_followed_once(tmp_path: Path) -> None:
     (tmp_path / "x" / "there").symlink_to(tmp_path / "elsewhere")
     found = find("x")
     assert names(found) == ["real/a.txt", "there/b.txt"]
-    assert left_out(found) == {"folders linked to twice left out": 2}
+    assert left_out(found) == {"repeated links to a folder skipped": 2}
 
 
 def test_several_names_are_one_source_as_a_shell_expands_them(tmp_path: Path) -> None:
     folder_of(tmp_path, dict.fromkeys(["x/b.txt", "x/a.txt", "x/deep/c.txt", "y.txt"], "x"))
     assert find("x/b.txt\nx/a.txt\nx/deep").key == find("x/*").key == find("x").key
     assert names(find("x/a.txt\ny.txt\nx/a.txt")) == ["x/a.txt", "y.txt"]
-    with pytest.raises(FileNotFoundError, match=r"'x/z\.txt' is not there"):
+    with pytest.raises(FileNotFoundError, match=r"'x/z\.txt' does not exist"):
         find("x/a.txt\nx/z.txt")
-    with pytest.raises(ValueError, match=r"sotu can't be read together with other sources: name it alone"):
+    with pytest.raises(ValueError, match=r"sotu can't be combined with other sources: use it alone"):
         find("x\nsotu")
 
 
@@ -172,7 +175,7 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = os.path.join(os.fsencode(tmp_path), b"x", b"caf\xe9.txt")
     Path(os.fsdecode(path)).write_text("x")
     for name in ("x", "x/*", f"x/{os.fsdecode(os.path.basename(path))}"):
-        with pytest.raises(ValueError, match=r"the name of the file .*/x/caf\\xe9\.txt is not UTF-8"):
+        with pytest.raises(ValueError, match=r"the file name .*/x/caf\\xe9\.txt is not valid UTF-8"):
             find(name)
 
 
@@ -206,7 +209,7 @@ def test_stdin_that_is_no_text_is_refused(
     content: bytes, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe(monkeypatch, content)
-    with pytest.raises(ValueError, match=rf"stdin looks like {ending} .*: say --source=-{ending}, or"):
+    with pytest.raises(ValueError, match=rf"stdin looks like {ending}, .*: use --source=-{ending}, or"):
         find("-")
     with pytest.raises(ValueError, match=r"stdin can't be read as '-\.doc': supported are"):
         find("-.doc")
@@ -228,7 +231,7 @@ def test_folders_give_the_labels_of_plain_text(tmp_path: Path) -> None:
     folder_of(tmp_path, {"x/train/pos/1.txt": "good", "x/train/neg/1.txt": "bad"})
     expected = [(b"bad", "neg"), (b"good", "pos")]
     assert labelled(find("x")) == labelled(find("x/train")) == labelled(find("x/train/*")) == expected
-    with pytest.raises(ValueError, match=r"1\.txt is plain text .*: leave out .* a folder of its name"):
+    with pytest.raises(ValueError, match=r"1\.txt is plain text .*: omit .* a folder named after it"):
         labelled(find("x/train/pos"))
 
 

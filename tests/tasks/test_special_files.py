@@ -63,7 +63,7 @@ def test_only_regular_files_are_read(tmp_path: Path, special: tuple[Callable[[Pa
     make(tmp_path / "x")
     assert kind(tmp_path / "x") == name
     for read in (read_regular, digest_file):
-        with pytest.raises(OSError, match=f"this is {name}, not a file"):
+        with pytest.raises(OSError, match=f"it is {name}, not a regular file"):
             read(tmp_path / "x")
 
 
@@ -83,10 +83,14 @@ def test_every_command_names_it_and_comes_back(
     make(path)
     assert bounded(main, ["store", "verify"]) == 1
     said = capsys.readouterr().out.splitlines()
-    what = f"{place} is not one of its files" if place == "stray.txt" else f"{place or 'corpus/k1'} is {name}"
+    what = (
+        f"{place} is not listed in the manifest"
+        if place == "stray.txt"
+        else f"{place or 'corpus/k1'} is {name}"
+    )
     assert len(said) == 2
     assert said[0].startswith(f"corpus/k1  {what}")
-    assert said[1] == "1 whole, 1 damaged, 0 outdated"
+    assert said[1] == "1 intact, 1 damaged, 0 outdated"
     for command in (["store", "ls"], ["store", "gc", "--keep", "0"], ["status", "--runs", "0"]):
         assert bounded(main, command) == 0
     assert store.manifest("corpus", "k0") is None, "collected"

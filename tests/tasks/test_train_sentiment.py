@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import pipeline
 
-from models.normalization import recorded
+from models.normalization import read_normalization
 from models.sentiment import Sentiment
 from tasks import train_sentiment as module
 from tasks.artifacts import Artifact, Store
@@ -128,7 +128,7 @@ def test_the_folder_says_what_is_in_it(read: Read, train: Train) -> None:
     assert config["id2label"] == {"0": "negative", "1": "positive"}
     assert (own["model"], own["labels"], own["max_length"], own["epochs"]) == ("sentiment", LABELS, 16, 2)
     assert "runner" not in own
-    rules = recorded(model)
+    rules = read_normalization(model)
     assert rules is not None
     assert rules.model_dump() == AsWritten().model_dump()
     assert metrics["examples"] == 160

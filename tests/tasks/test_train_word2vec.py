@@ -212,7 +212,7 @@ def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
         run()
     assert not list(store.root.glob("train_word2vec/*"))
     before = len(steps)
-    assert "stopped; there is a checkpoint: the same command goes on from step 14" in capsys.readouterr().err
+    assert "stopped; there is a checkpoint: the same command resumes from step 14" in capsys.readouterr().err
     run()
     assert "goes on from its checkpoint of step 14" in capsys.readouterr().err
     assert len(steps) - before == all_steps - 14, "it did not go on from the checkpoint of step 14"
@@ -255,7 +255,7 @@ def test_an_interrupt_loses_no_step_and_says_from_which_one_the_same_command_goe
         signal.signal(number, before)
     said = capsys.readouterr().err
     assert "stopping after this step; interrupt again to stop without a checkpoint" in said
-    assert "stopped; there is a checkpoint: the same command goes on from step 11" in said
+    assert "stopped; there is a checkpoint: the same command resumes from step 11" in said
     (left,) = interrupted(store, [])
     assert left.checkpoint == 11
     again, *_ = train_word2vec._build(store, key, inputs, config, [])
@@ -279,7 +279,8 @@ def test_a_run_that_is_stopped_without_a_checkpoint_says_that_training_starts_ag
     with pytest.raises(KeyboardInterrupt):
         build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path)
     assert (
-        "stopped; there is no checkpoint: the same command starts training again" in capsys.readouterr().err
+        "stopped; there is no checkpoint: the same command starts training from the beginning"
+        in capsys.readouterr().err
     )
 
 

@@ -174,8 +174,8 @@ def test_a_text_without_spaces_is_said_to_be_one(
     made = words_of([clause, f"{clause} in english"], min_count=1)
     assert made.summary.notes == {"characters in text without spaces": 2 * len(clause)}
     said = " ".join(capfd.readouterr().err.split())
-    assert f"of the corpus has no spaces between words ({clause[:20]!r} counts as one)" in said
-    assert "say --segment characters" in said
+    assert f"of the corpus has no spaces between words ({clause[:20]!r} counts as one word)" in said
+    assert "use --segment characters" in said
 
 
 def test_a_text_without_spaces_is_the_reason_where_no_word_is_frequent(

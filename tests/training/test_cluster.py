@@ -95,7 +95,7 @@ def test_a_host_is_killed_and_another_takes_its_place(cluster: Cluster, tmp_path
     cluster.launch()
     run.finish()
     assert "with 3 CPUs on 3 nodes" in run.said()
-    assert "; going on from step " in run.said()
+    assert "; resuming from step " in run.said()
     assert_as_undisturbed(tmp_path, HOSTS)
 
 
@@ -104,7 +104,7 @@ def test_a_host_that_is_cut_off_is_given_up_and_the_others_go_on(cluster: Cluste
     lost = a_host_at_work(cluster, run.await_steps(2))
     cluster.cut_off(lost)
     run.finish()
-    assert "; going on from step " in run.said()
+    assert "; resuming from step " in run.said()
     assert_as_undisturbed(tmp_path, 2)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from training.interrupt import held_signals
+from training.interrupt import hold_signals
 
 
 class Cancel(BaseException):
@@ -25,7 +25,7 @@ def cancelling() -> Iterator[None]:
 
 
 def interrupted_step(told: list[str], *numbers: signal.Signals) -> None:
-    with held_signals(lambda: told.append("told")) as came:
+    with hold_signals(lambda: told.append("told")) as came:
         assert not came()
         for number in numbers:
             os.kill(os.getpid(), number)
@@ -53,7 +53,7 @@ def test_a_second_signal_is_not_held_back(second: signal.Signals, error: type[Ba
 
 
 def fail_when_interrupted() -> None:
-    with held_signals(lambda: None):
+    with hold_signals(lambda: None):
         os.kill(os.getpid(), signal.SIGINT)
         raise ValueError("disk")
 
@@ -66,7 +66,7 @@ def test_an_error_in_the_block_is_raised_and_not_the_signal() -> None:
 def test_a_signal_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with held_signals(lambda: None) as came:
+        with hold_signals(lambda: None) as came:
             os.kill(os.getpid(), signal.SIGINT)
             assert not came()
     finally:
@@ -75,7 +75,7 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 
 def test_another_thread_holds_nothing_back() -> None:
     def run() -> None:
-        with held_signals(lambda: None) as came:
+        with hold_signals(lambda: None) as came:
             seen.append((came(), signal.getsignal(signal.SIGINT)))
 
     seen: list[object] = []

@@ -125,7 +125,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
     assert (tmp_path / "mark").exists()
     (note,) = notes
     assert note.startswith("training worker ")
-    assert note.endswith("; going on from step 10")
+    assert note.endswith("; resuming from step 10")
     assert len(note) < 120
     assert capfd.readouterr() == ("", "")  # no raylet's lines beside the note
     assert torch.equal(result(killed).tensors["table"], result(without_ray[2]).tensors["table"])
@@ -146,8 +146,8 @@ def test_an_interrupt_waits_for_a_checkpoint_from_which_the_next_run_goes_on(
         train_on_ray(slow, workers=2, on_progress=interrupt, on_note=notes.append)
     assert notes == ["stopping after this step; interrupt again to stop without a checkpoint"]
     assert 0 < result(plan).state["step"] < 400
-    assert Checkpoints(plan.checkpoints, plan.fingerprint).in_words() == (
-        f"there is a checkpoint: the same command goes on from step {result(plan).state['step']}"
+    assert Checkpoints(plan.checkpoints, plan.fingerprint).describe_resume() == (
+        f"there is a checkpoint: the same command resumes from step {result(plan).state['step']}"
     )
     train_on_ray(plan, workers=2)
     assert torch.equal(result(plan).tensors["table"], result(without_ray[40]).tensors["table"])
