@@ -72,7 +72,7 @@ sys.exit(app.main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Store]]:
-    """A page on a store that has but a language model at first, whose writing takes minutes; and the store."""
+    """A page whose language model, the only one at first, writes for minutes; and its store."""
     growing = Store(tmp_path_factory.mktemp("growing"))
     shelve(growing, "train_transformer", "fresh", write_transformer)
     with served(growing.root, "-c", WRITES_SLOWLY) as address:

@@ -129,7 +129,11 @@ def prefect(
     with running(module, home, url), httpx.Client(base_url=f"{url}/api", timeout=60) as client:
 
         def ask(path: str, content: dict[str, Any]) -> Any:
-            return client.post(path, json=content).raise_for_status().json()
+            answer = client.post(path, json=content)
+            while answer.status_code == 503:  # it is still busy with its start
+                time.sleep(0.5)
+                answer = client.post(path, json=content)
+            return answer.raise_for_status().json()
 
         flow = ask("/flows/", {"name": "flow"})["id"]
         deployment = ask("/deployments/", {"name": "deployment", "flow_id": flow})["id"]
