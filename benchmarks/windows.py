@@ -65,7 +65,7 @@ def main() -> None:
     load = round(os.getloadavg()[0], 1)  # of other work: it tells a quiet machine from a shared one
     with tempfile.TemporaryDirectory() as folder:
         run = stage_runner(Path(folder) / "store")
-        source = WrittenCorpusConfig(source=arguments.data)
+        source = WrittenCorpusConfig(source=arguments.data, documents="line")
         text = run(corpus, locate(source), config=source)
         tokenised = tokenise(text, Path(folder), arguments.runs)
         config = SubwordsConfig()

@@ -31,9 +31,10 @@ def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel]) -> None:
 def parse(arguments: argparse.Namespace, config: type[BaseModel]) -> BaseModel:
     """The config that the flags describe; ValueError with one sentence where a value is out of bounds."""
     values: dict[str, Any] = {}
-    for path, _, _ in flags(config):
+    for path, field, _ in flags(config):
         value = getattr(arguments, ".".join(path))
         if value is not None:
+            value = "\n".join(value) if takes_lines(field) else value
             section = values
             for name in path[:-1]:
                 section = section.setdefault(name, {})
@@ -55,6 +56,8 @@ def sentence(error: ValidationError, config: type[BaseModel]) -> str:
         prefixes = [path[:end] for end in range(len(path), 0, -1)]
         flag = next((f"{names[prefix]} " for prefix in prefixes if prefix in names), "")
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if problem["type"] == "string_unicode":
+            message = "must be UTF-8: rename the file or folder"
         given = "" if isinstance(problem["input"], dict) else f" (it is {problem['input']!r})"
         problems.append(f"{flag}{message}{given}")
     return "; ".join(problems)
@@ -76,6 +79,11 @@ def own_flag(field: FieldInfo) -> str | None:
     return str(extra["flag"]) if isinstance(extra, dict) and "flag" in extra else None
 
 
+def takes_lines(field: FieldInfo) -> bool:
+    """Whether it is text of lines, and a line a word of the command line: a shell expands patterns."""
+    return isinstance(field.json_schema_extra, dict) and "lines" in field.json_schema_extra
+
+
 def is_plain(path: FieldPath, names: Counter[str]) -> bool:
     return names[path[-1]] == 1 or path[0] in PLAIN_SECTIONS
 
@@ -91,6 +99,8 @@ def leaves(config: type[BaseModel], prefix: FieldPath = ()) -> Iterator[tuple[Fi
 def argument(field: FieldInfo) -> dict[str, Any]:
     """How argparse should read a field; bounds are left to pydantic, which knows them."""
     kind = without_none(field.annotation)
+    if takes_lines(field):
+        return {"nargs": "+", "metavar": "TEXT"}
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is Literal:

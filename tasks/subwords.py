@@ -68,7 +68,7 @@ class SubwordsConfig(BaseModel):
     )
     join: bool = Field(
         True,
-        description="end every document with an end-of-text token",
+        description="end every document with an end-of-text token; otherwise with a line feed",
         json_schema_extra={"position": 3},
     )
     validation_share: float = Field(
@@ -192,7 +192,7 @@ def published_ranks(name: str) -> bytes:
 # the stage
 
 
-@stage(version=1, retry_on=NetworkError)
+@stage(version=2, retry_on=NetworkError)
 def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig, out: Path) -> Summary:
     """Encodes documents: `train-*.parquet` and `validation-*.parquet`, `tokens: list<int32>`, a row each.
 
@@ -221,7 +221,10 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
         unit_in="documents",
         rows=trained + validated,
         unit="tokens",
-        notes={"of them for validation": validated},
+        notes={
+            "of them for validation": validated,
+            "documents of which the end is held out": sum(rows.values()) - documents,
+        },
         facts={
             "tokens": trained,
             "validation_tokens": validated,
@@ -242,12 +245,12 @@ def encode_corpus(
     corpus: Artifact, base: Encoding, config: SubwordsConfig, scratch: Path
 ) -> tuple[int, list[int]]:
     """Writes base ids and who is held out; returns (documents, tokens of each row group)."""
-    pieces = row_groups(corpus, "text")
+    pieces = row_groups(corpus, "text", "continues")
     documents = 0
     sizes: list[int] = []
     with (
         ShardWriter(scratch, SHARD_BYTES, compression="lz4", column_encoding=COLUMN_ENCODING) as shards,
-        fan_out(lambda piece: encode_piece(piece.read(), base, config), pieces) as encoded,
+        fan_out(lambda piece: encode_piece(piece.read_batch(), base, config), pieces) as encoded,
         console.bar("subwords", total=len(pieces)) as bar,
     ):
         for done, batch in enumerate(encoded, start=1):
@@ -261,19 +264,24 @@ def encode_corpus(
     return documents, sizes
 
 
-def encode_piece(texts: pa.StringArray, base: Encoding, config: SubwordsConfig) -> pa.RecordBatch:
-    """Base ids of some documents, each with its end-of-text token where the config asks for it."""
+def encode_piece(piece: pa.RecordBatch, base: Encoding, config: SubwordsConfig) -> pa.RecordBatch:
+    """Base ids of some rows, each with what ends a document where one ends."""
+    texts = piece["text"]
     held_out = np.zeros(len(texts), np.bool_)
     most = int(config.validation_share * HASHES) if config.validation == "documents" else 0
     end = np.array([base.end_of_text], np.int32)
     ids: list[NDArray[np.int32]] = []
     lengths = np.zeros(len(texts) + 1, np.int64)
-    for row, text in enumerate(texts.to_pylist()):
-        encoded = base.encode(text)
+    for row, (text, continues) in enumerate(
+        zip(texts.to_pylist(), piece["continues"].to_pylist(), strict=True)
+    ):
+        separated = continues or config.join or text.endswith("\n")
+        encoded = base.encode(text if separated else f"{text}\n")
         ids.append(encoded)
-        lengths[row + 1] = len(encoded) + config.join
-        if config.join:
+        lengths[row + 1] = len(encoded)
+        if config.join and not continues:
             ids.append(end)
+            lengths[row + 1] += 1
         held_out[row] = most and xxhash.xxh3_64_intdigest(text.encode(), config.seed) < most
     values = np.concatenate(ids) if ids else np.empty(0, np.int32)
     offsets = pa.array(lengths.cumsum().astype(np.int32))
@@ -282,7 +290,11 @@ def encode_piece(texts: pa.StringArray, base: Encoding, config: SubwordsConfig) 
 
 
 class Split:
-    """The scratch file's documents, in order, each in its part; in the tail's way, one is cut in two."""
+    """The scratch file's documents, in order, each in its part.
+
+    In the tail's way, one is cut in two. When documents are drawn, one that is longer than all that is to be
+    held out is cut as well: its last share is held out, whatever the draw said of it.
+    """
 
     def __init__(self, scratch: Path, sizes: list[int], config: SubwordsConfig) -> None:
         """`sizes` are the tokens of each row group."""
@@ -291,6 +303,8 @@ class Split:
             for path in sorted(scratch.glob("*.parquet"))
             for group in range(pq.read_metadata(path).num_row_groups)
         ]
+        self._share = config.validation_share
+        self._longest = max(config.validation_share * sum(sizes), 1 / (config.validation_share or 1))
         cut = int(sum(sizes) * (1 - config.validation_share)) if config.validation == "tail" else None
         before = np.cumsum([0, *sizes[:-1]]).tolist()
         self._groups = [
@@ -309,14 +323,31 @@ class Split:
         for parts in in_order(read, self._groups):
             yield from parts
 
-    @staticmethod
-    def _read(path: Path, group: int, cut: int | None) -> tuple[pa.ListArray, pa.ListArray]:
+    def _read(self, path: Path, group: int, cut: int | None) -> tuple[pa.ListArray, pa.ListArray]:
         with pq.ParquetFile(path) as file:
             table = file.read_row_group(group, use_threads=False).combine_chunks()
         tokens, held_out = (table[name].combine_chunks() for name in SCRATCH_SCHEMA.names)
         if cut is not None:
             return cut_at(tokens, cut)
+        if self._share:
+            tokens, held_out = hold_out_ends(tokens, held_out, self._share, self._longest)
         return tokens.filter(pc.invert(held_out)), tokens.filter(held_out)
+
+
+def hold_out_ends(
+    tokens: pa.ListArray, held_out: pa.BooleanArray, share: float, longest: float
+) -> tuple[pa.ListArray, pa.BooleanArray]:
+    """Rows of more than `longest` tokens as two rows each; the second is the row's last `share`, held out."""
+    offsets = tokens.offsets.to_numpy()
+    lengths = np.diff(offsets)
+    cut = lengths > longest
+    if not cut.any():
+        return tokens, held_out
+    cuts = (offsets[1:] - (share * lengths).round().astype(np.int32))[cut]
+    bounds = np.sort(np.concatenate([offsets, cuts]))
+    parts = np.repeat(held_out.to_numpy(zero_copy_only=False) & ~cut, 1 + cut)
+    parts[np.searchsorted(bounds[:-1], cuts, side="right") - 1] = True
+    return pa.ListArray.from_arrays(pa.array(bounds), tokens.values), pa.array(parts)
 
 
 def cut_at(tokens: pa.ListArray, cut: int) -> tuple[pa.ListArray, pa.ListArray]:

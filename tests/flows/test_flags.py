@@ -47,6 +47,26 @@ def test_every_field_is_a_flag_and_a_name_that_stands_twice_gets_its_section() -
     ]
 
 
+def test_words_of_a_flag_that_takes_lines_are_its_lines() -> None:
+    """As a shell hands over what its pattern matches."""
+
+    class Corpus(BaseModel):
+        source: str = Field("sotu", min_length=1, json_schema_extra={"lines": True})
+
+    class Flow(BaseModel):
+        corpus: Corpus = Corpus()
+
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Flow)
+    for words in (["books/a.txt", "b c.txt"], ["-"], ["caf\udce9.txt"]):
+        if words[0].isascii():
+            parsed = parse(parser.parse_args(["--source", *words]), Flow)
+            assert parsed == Flow(corpus=Corpus(source="\n".join(words)))
+        else:
+            with pytest.raises(ValueError, match=r"^--source must be UTF-8: .*\(it is 'caf\\udce9\.txt'\)"):
+                parse(parser.parse_args(["--source", *words]), Flow)
+
+
 def test_a_field_can_say_its_flag_and_then_leaves_its_name_to_another() -> None:
     class First(BaseModel):
         limit: int | None = Field(None, json_schema_extra={"flag": "read-limit"})

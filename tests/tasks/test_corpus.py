@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks import corpus as corpus_module
+from tasks import csv_dialects, reading, text_files
 from tasks.artifacts import Artifact
-from tasks.corpus import CorpusConfig, Normalization, corpus, cut_at_spaces, locate, normalize
+from tasks.corpus import CorpusConfig, Normalization, WrittenCorpusConfig, corpus, locate, normalize
+from tasks.reading import cut_at_spaces
 from tasks.shards import in_order
 
 Build = Callable[..., Artifact]
@@ -167,7 +168,8 @@ def test_documents_come_out_in_order_with_their_labels(read: Callable[..., Artif
     rows = [{"body": f"word{'x' * n}", "kind": str(n)} for n in range(500)]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     made = read(source="x.jsonl", text_column="body", label_column="kind")
-    assert table(made).to_pylist() == [{"text": row["body"], "label": row["kind"]} for row in rows]
+    expected = [{"text": row["body"], "label": row["kind"], "continues": False} for row in rows]
+    assert table(made).to_pylist() == expected
 
 
 def test_many_small_pieces_make_the_same_corpus(
@@ -175,7 +177,7 @@ def test_many_small_pieces_make_the_same_corpus(
 ) -> None:
     lines = [" ".join(["word"] * (n % 17 + 1)) for n in range(700)]
     whole = texts(read(lines))
-    monkeypatch.setattr(corpus_module, "PIECE_BYTES", 100)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 100)
     pieces = read(lines, shard_bytes=2000)
     assert texts(pieces) == whole == lines
     shards = [pq.ParquetFile(path) for path in pieces.files()]
@@ -254,6 +256,36 @@ def test_names_of_labels_that_the_files_know_are_kept(read: Callable[..., Artifa
         read(source=str(folder), label_column="label")
 
 
+# encodings
+
+
+def test_invalid_text_is_counted_by_what_is_wrong(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"one\ntw\0o\nthree\nf\xe9ur\nfive\nsix\n")
+    assert read(source="x.txt", invalid_utf8="drop").summary.dropped == {"not UTF-8": 1, "NUL bytes": 1}
+    notes = read(source="x.txt", invalid_utf8="replace").summary.notes
+    assert (notes[REPLACED], notes["with bytes replaced that were NUL bytes"]) == (1, 1)
+
+
+@pytest.mark.parametrize("invalid", ["drop", "replace"])
+@pytest.mark.parametrize(
+    "encoding", ["windows-1251", "koi8-r", "latin-1", "utf-16-le", "utf-16-be", "utf-32-le"]
+)
+def test_a_text_in_another_encoding_is_never_dropped_nor_read_by_the_letter(
+    encoding: str, invalid: str, read: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    text = "été à la forêt\n" if encoding == "latin-1" else "Привет, мир\n"
+    (tmp_path / "x.txt").write_bytes((text * 1500).encode(encoding))
+    with pytest.raises(ValueError, match=r"--text-encoding"):
+        read(source="x.txt", invalid_utf8=invalid)
+    assert set(texts(read(source="x.txt", text_encoding=encoding, normalization=AS_IT_IS))) == {text.strip()}
+
+
+def test_an_unknown_encoding_is_refused() -> None:
+    for name in ("latin-one", "hex"):
+        with pytest.raises(ValidationError, match="is no text encoding: name one, such as"):
+            CorpusConfig(text_encoding=name)
+
+
 # long documents
 
 
@@ -293,7 +325,59 @@ def test_a_line_of_a_hundred_megabytes_passes(read: Callable[..., Artifact], tmp
     assert made.summary.notes[CUT] == 1
 
 
+# files as documents
+
+
+def test_a_file_is_one_document_of_a_language_model(build: Build, tmp_path: Path) -> None:
+    for name, text in (("a", "One\n\n two.\n"), ("b", " \n"), ("c", "Three\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    config = WrittenCorpusConfig(source=str(tmp_path / "*.txt"))
+    made = build(corpus, locate(config), config=config)
+    assert table(made).to_pylist() == [
+        {"text": "One\n\n two.\n", "continues": False},
+        {"text": "Three\n", "continues": False},
+    ]
+    assert (made.summary.rows_in, made.summary.dropped) == (3, {"empty": 1})
+
+
+@pytest.mark.parametrize("block", [50, 1 << 22])
+def test_a_long_file_is_one_document_in_several_rows(
+    block: int, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 300)
+    long = "".join(f"line {n}\n" for n in range(99)) + " " * 200 + "\nend\n"
+    for name, text in (("a", "short\n"), ("b", long), ("c", "short\n"), ("d", long)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    config = WrittenCorpusConfig(source=str(tmp_path / "*.txt"), max_document_bytes=64)
+    made = build(corpus, locate(config), config=config)
+    documents = [""]
+    for row in table(made).to_pylist():
+        documents[-1] += row["text"]
+        if not row["continues"]:
+            documents.append("")
+    assert documents == ["short\n", long, "short\n", long, ""]
+    assert made.summary.rows_in == 4
+    assert made.summary.notes[CUT] == 2
+    assert made.summary.notes[PARTS] == made.summary.rows - 2
+    limited = config.model_copy(update={"limit": 2})
+    made = build(corpus, locate(limited), config=limited)
+    assert "".join(texts(made)) == "short\n" + long
+
+
 # what goes wrong
+
+
+def test_files_that_are_left_out_are_counted_in_the_stages_line(build: Build, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.md", "_SUCCESS", "c.txt"):
+        (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "x" / name).write_text("text\n" if name == "a.txt" else "")
+    config = CorpusConfig(source="x")
+    assert build(corpus, locate(config), config=config).summary.notes == {
+        "files of unknown ending left out": 1,
+        "hidden files or folders left out": 1,
+        "files without a document": 1,
+    }
 
 
 @pytest.mark.parametrize("lines", [[], ["", " "], ["...", "123"]])
@@ -304,16 +388,103 @@ def test_an_empty_corpus_is_refused_with_what_was_read(
         read(lines)
 
 
-def test_labels_of_two_types_are_refused(read: Callable[..., Artifact], tmp_path: Path) -> None:
+def labels(artifact: Artifact) -> list[int | str | None]:
+    return table(artifact)["label"].to_pylist()
+
+
+FAR = 20_000  # rows before the one that differs
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (["1"] * FAR + ["pos"], ["1"] * FAR + ["pos"]),
+        (["pos"] + ["1"] * FAR, ["pos"] + ["1"] * FAR),
+        (["1"] * FAR + ["01"], ["1"] * FAR + ["01"]),  # the number of a house is no number
+        (["", "2", "-1"] * FAR, [None, 2, -1] * FAR),
+        ([""] * FAR + ["x"], [None] * FAR + ["x"]),
+        ([""] * FAR + ["7"], [None] * FAR + [7]),
+        (["18446744073709551615", "1"], ["18446744073709551615", "1"]),
+        (["1", "9" * 5000], ["1", "9" * 5000]),
+        (["0.5", "good"], ["0.5", "good"]),
+    ],
+    ids=["text last", "text first", "zero", "numbers", "late text", "late number", "uint64", "long", "words"],
+)
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_labels_type_is_that_of_all_rows(
+    rows: list[str],
+    expected: list[int | str | None],
+    files: int,
+    read: Callable[..., Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(csv_dialects, "MAX_RECORD_BYTES", 1 << 14)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 1 << 12)
+    (tmp_path / "x").mkdir()
+    cut = len(rows) - 1 if files == 2 else len(rows)
+    for name, part in (("a.csv", rows[:cut]), ("b.csv", rows[cut:])):
+        (tmp_path / "x" / name).write_text("text,label\n" + "".join(f"a,{label}\n" for label in part))
+    made = read(source="x", label_column="label", shard_bytes=1024)
+    assert labels(made) == expected
+    assert len({pq.read_schema(path) for path in made.files()}) == 1
+
+
+def test_numbers_that_are_not_whole_are_no_labels(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text,score\na,1\nb,1.5\n")
+    with pytest.raises(ValueError, match=r"x\.csv, row 3: 'score' is 1\.5, which is no label: a label is"):
+        read(source="x.csv", label_column="score")
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+@pytest.mark.parametrize("files", [1, 2])
+def test_labels_of_two_types_are_refused_whichever_comes_first(
+    order: list[int], files: int, read: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    kinds = [[{"text": "a", "label": label}] * FAR for label in (1, "one")]
+    lines = ["".join(json.dumps(row) + "\n" for row in kinds[kind]) for kind in order]
+    (tmp_path / "x").mkdir()
+    for n in range(files):
+        (tmp_path / "x" / f"{n}.jsonl").write_text(lines[n] if files == 2 else "".join(lines))
+    with pytest.raises(ValueError, match=r"x/.\.jsonl, line \d+(: 'label' is|.* on, and was (int64|string))"):
+        read(source="x", label_column="label")
+
+
+def test_untyped_labels_take_the_type_of_others(read: Callable[..., Artifact], tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\na,1\n")
-    (tmp_path / "b.csv").write_text("text,label\nb,good\n")
-    with pytest.raises(ValueError, match=r"'label' is string from .*b\.csv, row 2 on, and was int64 before"):
-        read(source="*.csv", label_column="label")
+    pq.write_table(pa.table({"text": ["b"], "label": [2]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"text": ["c"], "label": ["3"]}), tmp_path / "c.parquet")
+    (tmp_path / "d.csv").write_text("text,label\nd,four\n")
+    assert labels(read(source="a.csv\nb.parquet", label_column="label")) == [1, 2]
+    assert labels(read(source="a.csv\nc.parquet\nd.csv", label_column="label")) == ["1", "3", "four"]
+    for mixed in ("b.parquet\nd.csv", "b.parquet\nc.parquet"):
+        with pytest.raises(ValueError, match=r"'label' is string from .*, row [12] on, and was int64 before"):
+            read(source=mixed, label_column="label")
 
 
 def test_a_misspelt_option_is_refused() -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         CorpusConfig(sorce="sotu")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"csv_delimiter": "ab"}, "must be one ASCII character"),
+        ({"csv_quote": "“"}, "must be one ASCII character"),
+        ({"csv_delimiter": "none"}, "a delimiter there must be"),
+        ({"csv_delimiter": "|", "csv_quote": "|"}, "must be different characters"),
+    ],
+)
+def test_an_impossible_csv_dialect_is_refused(options: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        CorpusConfig(**options)
+
+
+def test_a_csv_dialect_that_is_named_is_read(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("n\ttext\n1\t'a\\'b'\n")
+    options = {"csv_delimiter": "tab", "csv_quote": "'", "csv_escape": "\\"}
+    assert texts(read(source="x.csv", normalization=AS_IT_IS, **options)) == ["a'b"]
 
 
 def test_the_place_of_a_source_is_no_part_of_the_key(tmp_path: Path) -> None:

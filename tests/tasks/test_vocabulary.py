@@ -27,12 +27,15 @@ from tasks.vocabulary import (
 TEXTS = ["the cat and the dog", "the dog", "a ant and", "zebra", "été the"]
 
 
-def corpus_of(folder: Path, texts: list[str], row_group: int = 2, shards: int = 2) -> Artifact:
-    """A corpus artifact with these documents."""
+def corpus_of(
+    folder: Path, texts: list[str], row_group: int = 2, shards: int = 2, continues: list[bool] | None = None
+) -> Artifact:
+    """A corpus artifact with these rows, documents where none `continues`."""
     folder.mkdir()
     size = -(-len(texts) // shards)
     for n in range(shards):
-        part = pa.table({"text": texts[n * size : (n + 1) * size]})
+        rows = slice(n * size, (n + 1) * size)
+        part = pa.table({"text": texts[rows], "continues": (continues or [False] * len(texts))[rows]})
         pq.write_table(part, folder / f"shard-{n:05d}.parquet", row_group_size=row_group)
     summary = Summary(rows_in=len(texts), unit_in="documents", rows=len(texts), unit="documents")
     return Artifact(stage="corpus", key="0" * 24, folder=folder, summary=summary)

@@ -1,0 +1,68 @@
+"""CSV tables: checked as a whole by their dialect, then read by Arrow."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+
+from tasks import csv_dialects
+from tasks.csv_dialects import Canonical, Found, find_dialect
+from tasks.raw import Options, Raw, Where, as_text, at_row, check_columns, select, wanted_columns
+from tasks.streams import opened_text
+
+
+def read_csv(path: Path, options: Options) -> Iterator[Raw]:
+    """A table with a line of column names; cells may hold line breaks in quotes."""
+
+    @contextmanager
+    def content() -> Iterator[Any]:
+        with opened_text(path, options.encoding) as (stream, _):
+            yield stream
+
+    columns = wanted_columns(options)
+    found = find_dialect(content, path, options.csv, columns)
+    if found is None:
+        return
+    check_columns(columns, found.names, str(path))
+    rows = 0
+    with opened_text(path, options.encoding) as (stream, tell):
+        for batch in table(stream, found, options):
+            where = at_row(path, rows + 2)  # as a spreadsheet counts: the names are row 1
+            rows += batch.num_rows
+            raw = select(labels_as_text(batch, options, where), options, str(path), where, tell())
+            raw.encoding, raw.typed = stream.encoding, False
+            yield raw
+    if rows != found.rows:
+        raise ValueError(
+            f"{path} has {found.rows:,} rows and {rows:,} of them were read: name its {csv_dialects.FLAGS}"
+        )
+
+
+def labels_as_text(batch: pa.RecordBatch, options: Options, where: Where) -> pa.RecordBatch:
+    """The batch with its labels as strings, null where a cell is empty; ValueError where one is not UTF-8."""
+    name = options.label_column
+    if name is None or name not in batch.schema.names:
+        return batch
+    return batch.set_column(batch.schema.get_field_index(name), name, as_text(batch[name], name, where))
+
+
+def table(stream: Any, found: Found, options: Options) -> Iterator[pa.RecordBatch]:
+    """The wanted columns, as bytes, batch by batch."""
+    columns = wanted_columns(options)
+    rewritten = found.escape is not None and found.quote is not None
+    return pyarrow.csv.open_csv(
+        Canonical(stream, found) if rewritten else stream,
+        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=csv_dialects.MAX_RECORD_BYTES),
+        parse_options=pyarrow.csv.ParseOptions(
+            delimiter=found.delimiter,
+            quote_char=found.quote or False,
+            escape_char=False if rewritten else (found.escape or False),
+            newlines_in_values=True,
+        ),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=columns, column_types=dict.fromkeys(columns, pa.binary())
+        ),
+    )

@@ -1,0 +1,88 @@
+"""Text encodings: the one that a byte order mark names, and guesses for text that is not UTF-8."""
+
+import codecs
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+UTF_8 = "utf-8"
+BYTE_ORDER_MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
+    codecs.BOM_UTF8: UTF_8,
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+ONE_SIDED = 0.99  # share of the NUL bytes that stand at one place of the code unit
+SURE_LETTERS = 4  # beyond ASCII that are UTF-8 by no chance
+NARROW_HIGH = 0.5  # of all letters; above it the script is not Latin
+CYRILLIC_HIGH = 0.9  # of the high bytes, those that are Cyrillic letters in windows-1251 and koi8-r
+
+
+def check_encoding(name: str) -> str:
+    """The encoding's name; ValueError where Python does not know it as an encoding of text."""
+    try:
+        "a".encode(name)
+        codecs.getincrementaldecoder(name)
+    except (LookupError, UnicodeError):
+        raise ValueError(
+            f"{name!r} is no text encoding: name one, such as utf-16-le, latin-1 or windows-1251"
+        ) from None
+    return name
+
+
+TextEncoding = Annotated[str, AfterValidator(check_encoding)] | None
+
+
+def is_utf_8(name: str) -> bool:
+    return codecs.lookup(name).name in (UTF_8, "utf-8-sig")
+
+
+def marked(head: bytes) -> tuple[str | None, int]:
+    """(the encoding that a byte order mark names, the mark's length)."""
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            return encoding, len(mark)
+    return None, 0
+
+
+def guess_wide(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 without a byte order mark, by the places of the NUL bytes in their code units."""
+    if len(head) < 4 or head.count(0) < 2:
+        return None
+    at = [head[place::4].count(0) for place in range(4)]
+    nuls = sum(at)
+    if min(at[2:]) >= ONE_SIDED * (len(head) // 4):
+        return "utf-32-le"
+    if min(at[:2]) >= ONE_SIDED * (len(head) // 4):
+        return "utf-32-be"
+    if at[1] + at[3] >= ONE_SIDED * nuls:
+        return "utf-16-le"
+    return "utf-16-be" if at[0] + at[2] >= ONE_SIDED * nuls else None
+
+
+def is_surely_utf_8(head: bytes, wide: bool) -> bool:
+    """Whether text that is said to be in another encoding (`wide`: of two or four bytes) is UTF-8."""
+    try:
+        text = codecs.getincrementaldecoder(UTF_8)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return (
+        (bool(text) and "\0" not in text) if wide else sum(letter > "\x7f" for letter in text) >= SURE_LETTERS
+    )
+
+
+def guess_narrow(sample: bytes) -> str | None:
+    """An encoding of one byte a letter that the sample may have; None where it is mostly UTF-8."""
+    text = sample.decode(UTF_8, "surrogateescape")
+    stray = sum("\udc80" <= letter <= "\udcff" for letter in text)
+    if not stray or sum(letter > "\x7f" for letter in text) > 2 * stray:
+        return None
+    high = bytes(byte for byte in sample if byte >= 0x80)
+    ascii_letters = sum(chr(byte).isalpha() for byte in sample if byte < 0x80)
+    if len(high) > NARROW_HIGH * (len(high) + ascii_letters):
+        capitals, small = (sum(byte >> 5 == top for byte in high) for top in (0b110, 0b111))
+        if capitals + small < CYRILLIC_HIGH * len(high):
+            return None
+        return "windows-1251" if small >= capitals else "koi8-r"
+    return "windows-1252" if any(byte < 0xA0 for byte in high) else "latin-1"
