@@ -24,7 +24,8 @@ DOUBLE, SINGLE, BACKSLASH = '"', "'", "\\"
 NO_QUOTE = "none"
 DOUBLED = "none"
 FLAGS = "--csv-delimiter, --csv-quote and --csv-escape"
-MAX_RECORD_BYTES = 1 << 25  # Arrow's CSV reader allocates blocks of this size
+MAX_RECORD_BYTES = 1 << 25  # Arrow's CSV reader holds several blocks of such a size
+GROWTH = 3  # a byte becomes so many at most where escapes are rewritten
 SCAN_BYTES = 1 << 22
 
 # where the machine is
@@ -40,6 +41,7 @@ CELL_START, UNQUOTED, QUOTED, AFTER_QUOTE, ESCAPED, WRAPPED = range(6)
     LINE,
     RECORD_LINE,
     RECORD_BYTES,
+    LONGEST,
     OPENED_LINE,
     HEADER_END,
     OFFSET,
@@ -53,7 +55,7 @@ CELL_START, UNQUOTED, QUOTED, AFTER_QUOTE, ESCAPED, WRAPPED = range(6)
     LONE_ESCAPES,  # runs of odd length that escape no quote
     PAIRED_ESCAPES,  # runs of even length that stand before no quote
     STATE_SIZE,
-) = range(22)
+) = range(23)
 WRONG_COLUMNS, AFTER_CLOSING, NEVER_CLOSED, TOO_LONG = range(1, 5)
 NOTHING = -1
 
@@ -96,6 +98,7 @@ class Found:
     escape: str | None
     names: list[str]
     rows: int
+    longest: int  # bytes of a row
     halve: bool = False  # a doubled escape character stands for one
 
 
@@ -112,7 +115,9 @@ def find_dialect(open_file: Opened, path: Any, said: Dialect, wanted: list[str])
     tried = readings(open_file, head, said, first, wanted)
     passed = [found for reading in tried if (found := reading.settle(path))]
     other = SINGLE if first == DOUBLE else DOUBLE
-    if said.quote is None and (not passed or (first == DOUBLE and passed[0].looks_single_quoted)):
+    met_single = any(reading.plain.state[SINGLE_QUOTED_CELLS] for reading in tried)
+    doubtful = not passed or (first == DOUBLE and passed[0].looks_single_quoted)
+    if said.quote is None and doubtful and (met_single or first == SINGLE):
         others = [
             found
             for reading in readings(open_file, head, said, other, wanted)
@@ -218,6 +223,7 @@ class Machine:
             self.escape,
             names=names_in(head[: state[HEADER_END]], self.delimiter, self.quote, self.escape),
             rows=int(state[ROWS]) - 1,
+            longest=int(state[LONGEST]),
             halve=bool(state[PAIRED_ESCAPES]) and not state[LONE_ESCAPES],
         )
 
@@ -358,6 +364,7 @@ def end_row(state):  # type: ignore[no-untyped-def]
         state[ERROR_LINE] = state[RECORD_LINE]
         state[ERROR_COLUMNS] = state[COLUMNS]
     state[ROWS] += 1
+    state[LONGEST] = max(state[LONGEST], state[RECORD_BYTES])
     state[COLUMNS] = 0
     state[RECORD_BYTES] = 0
 
@@ -403,7 +410,7 @@ class Canonical:
 
     def _rewritten(self, block: bytes) -> bytes:
         found = self._found
-        out = np.empty(3 * len(block) + int(self._state[RUN]), np.uint8)
+        out = np.empty(GROWTH * len(block) + int(self._state[RUN]), np.uint8)
         codes = [ord(letter or "") for letter in (found.delimiter, found.quote, found.escape)]
         size = rewrite(*(np.frombuffer(block, np.uint8), out, self._state, *codes, found.halve))
         return out[:size].tobytes()

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 from tasks import csv_dialects
-from tasks.csv_dialects import Canonical, Found, find_dialect
-from tasks.raw import Options, Raw, Where, as_text, at_row, check_columns, select, wanted_columns
+from tasks.csv_dialects import GROWTH, Canonical, Found, find_dialect
+from tasks.raw import BLOCK_BYTES, Options, Raw, Where, as_text, at_row, check_columns, select, wanted_columns
 from tasks.streams import opened_text
 
 
@@ -53,9 +53,12 @@ def table(stream: Any, found: Found, options: Options) -> Iterator[pa.RecordBatc
     """The wanted columns, as bytes, batch by batch."""
     columns = wanted_columns(options)
     rewritten = found.escape is not None and found.quote is not None
+    longest = (
+        found.longest * GROWTH if rewritten else found.longest
+    )  # a block of Arrow's holds it, and its end
     return pyarrow.csv.open_csv(
         Canonical(stream, found) if rewritten else stream,
-        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=csv_dialects.MAX_RECORD_BYTES),
+        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=max(BLOCK_BYTES, longest + 2)),
         parse_options=pyarrow.csv.ParseOptions(
             delimiter=found.delimiter,
             quote_char=found.quote or False,

@@ -20,6 +20,7 @@ from tasks.encodings import UTF_8, guess_narrow, is_utf_8
 BLOCK_BYTES = 1 << 22
 SAMPLE_ROWS, SAMPLE_BYTES = 64, 1 << 12  # by which an encoding is guessed
 LARGEST = (1 << 63) - 1
+SHOWN_COLUMNS = 50
 HUB_METADATA = b"huggingface"  # in the schema of a data set of the Hugging Face hub
 
 InvalidText = Literal["refuse", "replace", "drop"]
@@ -85,9 +86,9 @@ def wanted_columns(options: Options) -> list[str]:
 def check_columns(wanted: list[str], there: list[str], source: str) -> None:
     for name in wanted:
         if name not in there:
-            raise ValueError(
-                f"{source} has no column {name!r}: it has {', '.join(map(repr, there)) or 'none'}"
-            )
+            names = ", ".join(map(repr, there[:SHOWN_COLUMNS])) or "none"
+            more = f" and {len(there) - SHOWN_COLUMNS:,} more" if len(there) > SHOWN_COLUMNS else ""
+            raise ValueError(f"{source} has no column {name!r}: it has {names}{more}")
         if there.count(name) > 1:
             raise ValueError(f"{source} has {there.count(name)} columns {name!r}: rename all but one of them")
 

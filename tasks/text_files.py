@@ -12,9 +12,8 @@ from tasks.streams import opened_text
 
 MAX_RECORD_BYTES = 1 << 27  # a line or paragraph is held in memory whole
 LETTER_BYTES = 4  # of UTF-8, at most
-BLANK = rb"[ \t\v\f]*\n"
-GAP = re.compile(rb"\n(?:" + BLANK + rb")+")
-LEADING = re.compile(rb"(?:" + BLANK + rb")*")
+GAP = re.compile(rb"\n[ \t\v\f\n]*\n")  # as one run of white space, not line by line: a hundred times as fast
+LEADING = re.compile(rb"(?:[ \t\v\f\n]*\n)?")
 
 Block = tuple[list[bytes], Sequence[int], bool]  # documents, their first lines, whether the last one goes on
 

@@ -4,8 +4,10 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -366,9 +368,7 @@ def test_a_key_may_be_missing_in_any_line(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_integer_that_is_too_large_for_a_label_is_named(digits: str, tmp_path: Path) -> None:
     rows = f'{{"text": "a", "label": 1}}\n{{"text": "b", "label": {digits}}}\n'
     path = file(tmp_path, "x.jsonl", rows.encode())
-    with pytest.raises(
-        ValueError, match=r"line 2: 'label' is an integer beyond 64 bits .*: write it as text"
-    ):
+    with pytest.raises(ValueError, match=r"line 2: 'label' is an integer beyond 64 bits .*: write it as"):
         texts(path, Options(label_column="label"))
     assert texts(path) == ["a", "b"]  # where nobody asks for it
 
@@ -537,7 +537,63 @@ def test_a_dialect_that_is_named_is_taken(tmp_path: Path) -> None:
     assert texts(unquoted, Options(csv=Dialect(quote="none", escape="\\"))) == ["a, b"]
 
 
-# memory
+# memory and time
+
+
+class Endless:
+    """A stream that never ends, and fails where too much of it is read."""
+
+    def __init__(self, head: bytes, body: bytes, most: int) -> None:
+        self.head, self.body, self.most, self.given = head, body, most, 0
+
+    def read(self, size: int) -> bytes:
+        data, self.head = self.head, b""
+        data = (data + self.body * (size // len(self.body) + 1))[:size]
+        self.given += size
+        assert self.given <= self.most
+        return data
+
+
+@pytest.mark.parametrize(
+    ("cell", "body"),
+    [
+        *((cell, body) for cell in (b'"', b"", b"'") for body in (b"a", b",", b"\\", b'a""')),
+        (b'"', b"a, b\n"),
+    ],
+)
+def test_a_row_without_an_end_is_refused_before_much_is_read(
+    cell: bytes, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_dialects, "SCAN_BYTES", 1 << 12)
+    monkeypatch.setattr(csv_dialects, "MAX_RECORD_BYTES", 1 << 16)
+
+    @contextmanager
+    def endless() -> Iterator[Endless]:
+        yield Endless(b"text,label\nfine,1\n" + cell, body, 1 << 18)
+
+    with pytest.raises(ValueError, match=r"x\.csv, line 3: a row is longer than 0 MB"):
+        csv_dialects.find_dialect(endless, "x.csv", Dialect(), ["text"])
+
+
+def test_a_row_of_many_megabytes_is_read_whole(tmp_path: Path) -> None:
+    cells = ["a", 'b "c"\n' * 1_500_000, "d"]
+    for dialect in ({}, {"escapechar": "\\", "doublequote": False}):
+        assert texts(csv_file(tmp_path, written(cells, **dialect))) == cells
+
+
+def test_a_long_paragraph_takes_memory_for_its_bytes_and_not_for_its_lines(tmp_path: Path) -> None:
+    path = file(tmp_path, "x.txt", b"ab\n" * (4 << 20))
+    tracemalloc.start()
+    assert [len(text or "") for text in texts(path, Options(documents="paragraph"))] == [(12 << 20) - 1]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * (12 << 20)
+
+
+def test_a_table_of_very_many_columns_names_some(tmp_path: Path) -> None:
+    names = ",".join(f"c{n}" for n in range(5000))
+    with pytest.raises(ValueError, match=r"it has 'c0', .*'c49' and 4,950 more$"):
+        texts(csv_file(tmp_path, f"{names}\n"))
 
 
 def test_parquet_rows_of_any_size_come_in_batches_of_a_few_megabytes(tmp_path: Path) -> None:
