@@ -84,7 +84,7 @@ class CorpusConfig(BaseModel):
     )
     label_column: str | None = Field(
         None,
-        description="column of whole numbers or text to keep as `label`",
+        description="column of the labels to keep, as text, in `label`",
         json_schema_extra={"position": 2},
     )
     documents: Documents = Field(
@@ -195,12 +195,12 @@ def locate(config: CorpusConfig) -> Source:
     return source.find(config.source)
 
 
-@stage(version=2, retry_on=NetworkError)
+@stage(version=3, retry_on=NetworkError)
 def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
     """Reads, normalises and shards a source: `text`, `label` where a label column is named, and `continues`.
 
-    A row `continues` where its document goes on in the next row. The fact `label_names` says what labels that
-    are numbers are called, where the source knows.
+    Labels are strings. A row `continues` where its document goes on in the next row. The fact `label_names`
+    says what labels that are numbers are called, where the source knows.
 
     ValueError or FileNotFoundError, in one sentence, where the source can't be read or nothing remains of it.
     """
@@ -215,8 +215,6 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
             texts += batch.num_rows
             shards.write(batch, pc.sum(pc.binary_length(batch["text"])).as_py() or 0)
             bar.update(reading.position, f"{reading.documents:,} documents")
-        if reading.labels.are_text:  # perhaps not those that came first
-            shards.cast("label", pa.string())
     if texts == 0:
         why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
         raise ValueError(

@@ -1,5 +1,6 @@
 """CSV tables: checked as a whole by their dialect, then read by Arrow."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow.csv
 
 from tasks import csv_dialects
 from tasks.csv_dialects import GROWTH, Canonical, Found, find_dialect
+from tasks.labels import from_cells
 from tasks.raw import BLOCK_BYTES, Options, Raw, Where, as_text, at_row, check_columns, select, wanted_columns
 from tasks.streams import opened_text
 
@@ -32,8 +34,9 @@ def read_csv(path: Path, options: Options) -> Iterator[Raw]:
         for batch in table(stream, found, options):
             where = at_row(path, rows + 2)  # as a spreadsheet counts: the names are row 1
             rows += batch.num_rows
-            raw = select(labels_as_text(batch, options, where), options, str(path), where, tell())
-            raw.encoding, raw.typed = stream.encoding, False
+            batch, notes = with_labels(batch, options, where)
+            raw = select(batch, options, str(path), where, tell())
+            raw.encoding, raw.notes = stream.encoding, notes
             yield raw
     if rows != found.rows:
         raise ValueError(
@@ -41,12 +44,13 @@ def read_csv(path: Path, options: Options) -> Iterator[Raw]:
         )
 
 
-def labels_as_text(batch: pa.RecordBatch, options: Options, where: Where) -> pa.RecordBatch:
-    """The batch with its labels as strings, null where a cell is empty; ValueError where one is not UTF-8."""
+def with_labels(batch: pa.RecordBatch, options: Options, where: Where) -> tuple[pa.RecordBatch, Counter[str]]:
+    """The batch with its labels as strings, null where there is none; ValueError where one is not UTF-8."""
     name = options.label_column
     if name is None or name not in batch.schema.names:
-        return batch
-    return batch.set_column(batch.schema.get_field_index(name), name, as_text(batch[name], name, where))
+        return batch, Counter()
+    labels, notes = from_cells(as_text(batch[name], name, where))
+    return batch.set_column(batch.schema.get_field_index(name), name, labels), notes
 
 
 def table(stream: Any, found: Found, options: Options) -> Iterator[pa.RecordBatch]:

@@ -4,7 +4,6 @@ Every reader yields `Raw` batches of a few MB, each with a way to say where a do
 the columns out of a table, `decode` makes text of the bytes.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +15,11 @@ import pyarrow.compute as pc
 
 from tasks.csv_dialects import Dialect
 from tasks.encodings import UTF_8, guess_narrow, is_utf_8
+from tasks.labels import class_names, from_values, without_blanks
 
 BLOCK_BYTES = 1 << 22
 SAMPLE_ROWS, SAMPLE_BYTES = 64, 1 << 12  # by which an encoding is guessed
-LARGEST = (1 << 63) - 1
 SHOWN_COLUMNS = 50
-HUB_METADATA = b"huggingface"  # in the schema of a data set of the Hugging Face hub
 
 InvalidText = Literal["refuse", "replace", "drop"]
 Documents = Literal["line", "paragraph", "file"]
@@ -50,7 +48,6 @@ class Raw:
     position: int  # bytes of the source read so far
     label_names: list[str] | None = None  # of labels that are numbers, from 0 on
     encoding: str = UTF_8  # what the text was before it became UTF-8
-    typed: bool = True  # the source says of what type labels are; a CSV table and a folder's name do not
     unfinished: bool = False  # the last document goes on in the next batch
     notes: Counter[str] = field(default_factory=Counter)  # what was met on the way
 
@@ -106,36 +103,27 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
             f"column {options.text_column!r} of {source} is {text.type}, not text: name another column"
         )
     if options.label_column is None or options.label_column in options.constants:
-        return Raw(text, constant_labels(options, len(text)), where, position, typed=False)
-    labels = batch.column(options.label_column)
-    if pa.types.is_dictionary(labels.type):
-        labels = labels.dictionary_decode()
-    if pa.types.is_integer(labels.type) or pa.types.is_null(labels.type):
-        labels = as_int64(labels, options.label_column, where)
-    elif is_text(labels.type):
-        labels = labels.cast(pa.string())
-    else:
+        return Raw(text, constant_labels(options, len(text)), where, position)
+    names = class_names(batch.schema, options.label_column)
+    values = batch.column(options.label_column)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if is_text(values.type) or is_bytes(values.type):
+        return Raw(text, as_text(values, options.label_column, where), where, position, names)
+    found = from_values(values, names)
+    if found is None:
         raise ValueError(
-            f"column {options.label_column!r} of {source} is {labels.type}; a label is a whole number or text"
+            f"column {options.label_column!r} of {source} is {values.type}: a label is text, a number or a"
+            " boolean"
         )
-    return Raw(text, labels, where, position, class_names(batch.schema, options.label_column))
-
-
-def as_int64(labels: pa.Array, column: str, where: Where) -> pa.Array:
-    try:
-        return labels.cast(pa.int64())
-    except pa.ArrowInvalid:
-        row = pc.index(pc.greater(labels, pa.scalar(LARGEST, labels.type)), True).as_py()
-        raise ValueError(
-            f"{where(row)}: {column!r} is an integer beyond 64 bits ({labels[row]}): write it as text"
-        ) from None
+    labels, notes = found
+    return Raw(text, labels, where, position, names, notes=notes)
 
 
 def as_text(labels: pa.Array, column: str, where: Where) -> pa.Array:
-    """Labels of bytes as strings, null where they are empty; ValueError where one is not UTF-8."""
-    labels = pc.if_else(pc.equal(pc.binary_length(labels), 0), pa.scalar(None, labels.type), labels)
+    """Labels of text or bytes, null where they are blank; ValueError where one is not UTF-8."""
     try:
-        return labels.cast(pa.string())
+        return without_blanks(labels.cast(pa.string()))
     except pa.ArrowInvalid:
         for row, label in enumerate(labels.to_pylist()):
             try:
@@ -153,15 +141,6 @@ def constant_labels(options: Options, rows: int) -> pa.Array | None:
     if options.label_column not in options.constants:
         return None
     return pa.array([options.constants[options.label_column]] * rows, pa.string())
-
-
-def class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """What a label column's numbers are called, where the data set says so (the hub's in their metadata)."""
-    try:
-        described = json.loads(schema.metadata[HUB_METADATA])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return described if isinstance(described, list) and all(isinstance(n, str) for n in described) else None
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -15,6 +15,7 @@ from tasks.evaluate_sentiment import (
     Scores,
     SentimentEvaluation,
     named_scores,
+    one_label_note,
     read_sentiment_evaluation,
     shown,
     verdict,
@@ -55,7 +56,7 @@ class ReportSentimentConfig(BaseModel):
     )
 
 
-@stage(version=2)
+@stage(version=3)
 def report_sentiment(
     model: Artifact, evaluation: Artifact, config: ReportSentimentConfig, out: Path
 ) -> Summary:
@@ -132,8 +133,8 @@ def scores_section(
     model: Artifact, metrics: dict[str, Any], found: SentimentEvaluation, manifests: Sequence[Manifest]
 ) -> Html:
     left_out = f" ({found.met_before:,} that it had seen were left out)" if found.met_before else ""
-    note = (
-        f"{verdict(found)} Judged by {found.reviews:,} reviews that it has not seen{left_out},"
+    note = " ".join([verdict(found), *one_label_note(found)]) + (
+        f" Judged by {found.reviews:,} reviews that it has not seen{left_out},"
         f" {found.reviews_per_second:,.0f} a second. The classifier stands on {backbone_of(model)}; its time"
         " includes the features."
     )
@@ -206,7 +207,7 @@ def label_rows(scores: Scores) -> list[list[str]]:
     if len(labels) > LABELS_SHOWN:
         labels = sorted(labels, key=lambda score: -score.reviews)[:LABELS_SHOWN]
     return [
-        [each.label, f"{each.reviews:,}", f"{each.precision:.3f}", f"{each.recall:.3f}", f"{each.f1:.3f}"]
+        [each.label, f"{each.reviews:,}", shown(each.precision), shown(each.recall), shown(each.f1)]
         for each in labels
     ]
 
@@ -267,7 +268,7 @@ def markdown(model: Artifact, evaluation: Artifact, config: ReportSentimentConfi
         f"# {plain(config.title)}",
         markdown_table(["figure", "value"], headline(model, metrics, found, manifests)),
         "## How good it is",
-        plain(verdict(found)),
+        *(plain(note) for note in (verdict(found), *one_label_note(found))),
         markdown_table(SCORE_COLUMNS, score_rows(metrics, found, manifests)),
         "## Label by label",
         markdown_table(LABEL_COLUMNS, label_rows(found.model)),

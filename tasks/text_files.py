@@ -29,7 +29,7 @@ def read_text(path: Path, options: Options) -> Iterator[Raw]:
         for documents, numbers, unfinished in DOCUMENTS[options.documents](path, stream):
             labels = constant_labels(options, len(documents))
             raw = Raw(pa.array(documents, pa.binary()), labels, at_line(path, numbers), tell())
-            raw.encoding, raw.unfinished, raw.typed = stream.encoding, unfinished, False
+            raw.encoding, raw.unfinished = stream.encoding, unfinished
             yield raw
 
 

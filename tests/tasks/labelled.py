@@ -21,7 +21,7 @@ def write_split(store: Store, row_group: int = 16, reviews: int = REVIEWS) -> Ar
         texts = [review(row, number) for row in rows]
         table = pa.table({"text": texts, "label": pa.array([row % 2 for row in rows], pa.int32())})
         pq.write_table(table, folder / f"{part}-00000.parquet", row_group_size=row_group)
-    facts: dict[str, Any] = {"labels": LABELS, "label_values": [0, 1]}
+    facts: dict[str, Any] = {"labels": LABELS, "label_values": ["0", "1"]}
     summary = Summary(rows_in=0, unit_in="", rows=0, unit="", facts=facts)
     return Artifact(stage="split", key="reviews", folder=folder, summary=summary)
 
