@@ -21,6 +21,7 @@ from tasks import console, source
 from tasks.artifacts import RunOnly, Summary
 from tasks.csv_dialects import CsvCharacter, Dialect
 from tasks.encodings import TextEncoding
+from tasks.figures import counted
 from tasks.hub import NetworkError
 from tasks.raw import Documents, InvalidText, Options
 from tasks.reading import Limits, Reading
@@ -214,11 +215,11 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
             dropped["empty"] += empty
             texts += batch.num_rows
             shards.write(batch, pc.sum(pc.binary_length(batch["text"])).as_py() or 0)
-            bar.update(reading.position, f"{reading.documents:,} documents")
+            bar.update(reading.position, counted(reading.documents, "documents"))
     if texts == 0:
-        why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
+        why = ", ".join(counted(count, reason) for reason, count in dropped.items() if count)
         raise ValueError(
-            f"no text remains of {source.name}: {reading.documents:,} documents read"
+            f"no text remains of {source.name}: {counted(reading.documents, 'documents')} read"
             + (
                 f" ({why}); check the text column and the normalisation"
                 if why

@@ -19,6 +19,8 @@ from numba import njit
 from numpy.typing import NDArray
 from pydantic import AfterValidator
 
+from tasks.figures import counted
+
 DELIMITERS = (",", "\t", ";", "|")
 DOUBLE, SINGLE, BACKSLASH = '"', "'", "\\"
 NO_QUOTE = "none"
@@ -205,8 +207,8 @@ class Machine:
     def complaint(self, path: Any) -> str:
         line = f"{path}, line {self.state[ERROR_LINE]}:"
         return {
-            WRONG_COLUMNS: f"{line} {self.state[ERROR_COLUMNS]} columns where the first line names"
-            f" {self.state[EXPECTED]}: check its quotes and delimiters, or name them with {FLAGS}",
+            WRONG_COLUMNS: f"{line} {counted(int(self.state[ERROR_COLUMNS]), 'columns')} where the first line"
+            f" names {self.state[EXPECTED]}: check its quotes and delimiters, or name them with {FLAGS}",
             AFTER_CLOSING: f"{line} text follows a closing quote: check the quotes, or name them with {FLAGS}"
             f" (--csv-quote {NO_QUOTE} if they are part of the text)",
             NEVER_CLOSED: f"{line} a quote is opened here and never closed: close it, or say"

@@ -24,6 +24,7 @@ from models.sentiment import Sentiment
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary
 from tasks.evaluate import mean_ranks
+from tasks.figures import counted
 from tasks.match_labels import MET_BEFORE
 from tasks.split import batches
 from tasks.stage import stage
@@ -305,8 +306,8 @@ def bag_of_words(reviews: Artifact, most: int) -> Any:
             break
     if len(set(labels[:most])) < 2:
         console.warn(
-            f"no {BASELINE} to compare with: the first {len(labels[:most]):,} reviews have one label; raise"
-            " --baseline-reviews"
+            f"no {BASELINE} to compare with: one label in the first {counted(len(labels[:most]), 'reviews')};"
+            " raise --baseline-reviews"
         )
         return None
     try:

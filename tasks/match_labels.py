@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from tasks.artifacts import Artifact, Summary
+from tasks.figures import counted
 from tasks.split import (
     PARTS,
     SCHEMA,
@@ -57,8 +58,8 @@ def match_labels(corpus: Artifact, reviews: Artifact, config: MatchLabelsConfig,
                 writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
     if not rows:
         raise ValueError(
-            f"no review of the test source can judge the model: {unlabelled:,} have no label, {seen:,} are in"
-            " the training's source too; name another test source"
+            f"no review of the test source can judge the model: {counted(unlabelled, 'reviews')} without a"
+            f" label, {counted(seen, 'reviews')} met in training; name another test source"
         )
     return Summary(
         rows_in=rows + unlabelled + seen,

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.figures import counted
 from tasks.raw import InvalidText, Options, Raw, decode
 from tasks.source import Source
 
@@ -133,9 +134,9 @@ class Reading:
         """Raises ValueError where most documents are invalid, since then the encoding is another."""
         if 2 * self._invalid > self.documents:
             raise ValueError(
-                f"{self._invalid:,} of {self.documents:,} documents of {self._source.name} are not in the"
-                f" encoding that they are read by: name theirs with --text-encoding, since --invalid-utf8"
-                f" {self._limits.invalid} would leave little of them"
+                f"{self._invalid:,} of {counted(self.documents, 'documents')} of {self._source.name} are not"
+                " in the encoding that they are read by: name theirs with --text-encoding, since"
+                f" --invalid-utf8 {self._limits.invalid} would leave little of them"
             )
 
 

@@ -20,7 +20,8 @@ from tasks.evaluate_sentiment import (
     shown,
     verdict,
 )
-from tasks.page import card, columns, duration, section, table, tiles
+from tasks.figures import counted, duration
+from tasks.page import card, columns, section, table, tiles
 from tasks.sections import (
     STAGE_COLUMNS,
     lineage,
@@ -132,9 +133,9 @@ def seconds_to_train(metrics: dict[str, Any], manifests: Sequence[Manifest]) -> 
 def scores_section(
     model: Artifact, metrics: dict[str, Any], found: SentimentEvaluation, manifests: Sequence[Manifest]
 ) -> Html:
-    left_out = f" ({found.met_before:,} that it had seen were left out)" if found.met_before else ""
+    left_out = f" ({found.met_before:,} met in training left out)" if found.met_before else ""
     note = " ".join([verdict(found), *one_label_note(found)]) + (
-        f" Judged by {found.reviews:,} reviews that it has not seen{left_out},"
+        f" Judged by {counted(found.reviews, 'reviews')} that it has not seen{left_out},"
         f" {found.reviews_per_second:,.0f} a second. The classifier stands on {backbone_of(model)}; its time"
         " includes the features."
     )
@@ -198,7 +199,7 @@ def calibration(scores: Scores) -> Html:
 def bin_hint(bin: Bin) -> str:
     if bin.score is None or bin.accuracy is None:
         return ""
-    return f"{bin.reviews:,} reviews · score {bin.score:.1%} · {bin.accuracy:.1%} right"
+    return f"{counted(bin.reviews, 'reviews')} · score {bin.score:.1%} · {bin.accuracy:.1%} right"
 
 
 def label_rows(scores: Scores) -> list[list[str]]:
@@ -220,7 +221,7 @@ def labels_section(scores: Scores) -> Html:
         " found with it."
     )
     if more:
-        note += f" The {len(rows)} most frequent labels; {more:,} more are in evaluation.json."
+        note += f" The {len(rows)} most frequent labels; {more:,} more in evaluation.json."
     return section("Label by label", card(table(LABEL_COLUMNS, rows, figures={1, 2, 3, 4})), note)
 
 

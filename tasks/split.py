@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.artifacts import Artifact, Summary
+from tasks.figures import counted
 from tasks.stage import stage
 
 PARTS = ("train", "validation", "test")
@@ -187,12 +188,12 @@ def source_names(corpus: Artifact) -> dict[str, str]:
 def named(known: Sequence[str], given: list[str] | None, reviews: int) -> list[str]:
     """The labels' names; ValueError where the labels can't be a classifier's."""
     if not known:
-        raise ValueError(f"none of the {reviews:,} reviews has a label: is it the right column?")
+        raise ValueError(f"there is no label among {counted(reviews, 'reviews')}: is it the right column?")
     for label in known:
         if len(label) > MOST_CHARACTERS:
             raise ValueError(
-                f"a label has {len(label):,} characters ({label[:20]}...), where {MOST_CHARACTERS} are the"
-                " most: is it the right column?"
+                f"a label has {counted(len(label), 'characters')} ({label[:20]}...), where {MOST_CHARACTERS}"
+                " are the most: is it the right column?"
             )
     if len(known) == 1:
         raise ValueError(
@@ -255,8 +256,8 @@ def refuse_empty(
             if not ((parts == index) & (labels == label)).any():
                 reviews = int((labels == label).sum())
                 raise ValueError(
-                    f"the label {name!r} has no review in the {part} part ({reviews:,} in all): find more of"
-                    " them, leave the label out, or hold out another share"
+                    f"the label {name!r} has no review in the {part} part ({counted(reviews, 'reviews')} in"
+                    " all): find more of them, leave the label out, or hold out another share"
                 )
 
 

@@ -22,8 +22,9 @@ def read_text(path: Path, options: Options) -> Iterator[Raw]:
     """A document a line, a paragraph (lines up to an empty one), or the whole file."""
     if options.label_column is not None and options.label_column not in options.constants:
         raise ValueError(
-            f"{path} is plain text and has no column {options.label_column!r}: leave out the label column, or"
-            " put the files of each label into a folder of its name, and name the folder around them"
+            f"{path} is plain text and has no column {options.label_column!r}: put the files of each label"
+            " into a folder of its name and name the folder around them, or take a table (.csv, .jsonl or"
+            " .parquet)"
         )
     with opened_text(path, options.encoding) as (stream, tell):
         for documents, numbers, unfinished in DOCUMENTS[options.documents](path, stream):

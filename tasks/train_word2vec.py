@@ -16,6 +16,7 @@ from models.skipgram import SkipGrams, keep_chances
 from models.word2vec import Word2Vec, Word2VecFromTokens
 from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, Summary, canonical
+from tasks.figures import counted
 from tasks.noise import read_noise
 from tasks.pairs import PairsConfig, SkipGramsConfig
 from tasks.stage import stage
@@ -175,8 +176,8 @@ def train_word2vec(
     metrics, tensors = run_job(job, config, unit)
     if metrics["loss"] == 0:  # the sum over no pair
         raise ValueError(
-            f"not one pair can be made of {metrics['examples']:,} {unit}: no document keeps two words."
-            " Make the documents longer, lower min_count of the vocabulary, or set subsample to 0"
+            f"not one pair can be made of {counted(metrics['examples'], unit)}: no document keeps two words."
+            " Make the documents longer, lower min_count, or set --subsample 0"
         )
     metrics["unit"] = unit
     vectors = WordVectors(words.to_pylist(), tensors["vectors"][:, : config.dim])
@@ -187,7 +188,7 @@ def train_word2vec(
     (out / "README.md").write_text(card(config, metrics, len(words)), encoding="utf-8")
     return Summary(
         rows_in=metrics["examples"],
-        unit_in=f"{unit} in {metrics['epochs']} epochs",
+        unit_in=f"{unit} in {counted(metrics['epochs'], 'epochs')}",
         rows=len(words),
         unit="word vectors",
         facts=facts_of(metrics),
@@ -222,7 +223,8 @@ def from_tokens(
     )
     if skipgrams.held_out_share and not any(skipgrams.held_out(piece).any() for piece in pieces):
         raise ValueError(
-            f"not one of {documents:,} documents is held out: raise validation_share, or set it to 0"
+            f"not one of {counted(documents, 'documents')} is held out: raise validation_share, or set it to"
+            " 0"
         )
     tokens_per_step = round(config.batch_size / max(1.0, skipgrams.pairs_per_token(counts)))
     return {
@@ -234,7 +236,7 @@ def from_tokens(
 
 def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int) -> str:
     """The model card: what it is, how it was made, how to load it."""
-    examples = f"{metrics['examples']:,} {metrics['unit']} ({metrics['epochs']} epochs)"
+    examples = f"{counted(metrics['examples'], metrics['unit'])} ({counted(metrics['epochs'], 'epochs')})"
     return f"""# Word vectors
 
 {words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples; trained by

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks import console
 from tasks.artifacts import Artifact, Summary
 from tasks.fan_out import fan_out
+from tasks.figures import counted
 from tasks.shards import row_groups
 from tasks.stage import stage
 
@@ -53,19 +54,19 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
     counts = WordCounts(spill)
     pieces = row_groups(corpus, "text")
     with (
-        fan_out(lambda piece: count_words(piece.read()), pieces) as counted,
+        fan_out(lambda piece: count_words(piece.read()), pieces) as found,
         console.bar("vocabulary", total=len(pieces)) as bar,
     ):
-        for done, (words, occurrences) in enumerate(counted, start=1):
+        for done, (words, occurrences) in enumerate(found, start=1):
             counts.add(words, occurrences)
-            bar.update(done, f"{counts.total:,} words")
+            bar.update(done, counted(counts.total, "words"))
     kept = counts.at_least(config.min_count)
     shutil.rmtree(spill, ignore_errors=True)
     if kept.num_rows == 0:
         word, most = counts.most_frequent
         raise ValueError(
-            f"no word occurs {config.min_count:,} times: the most frequent, {word!r}, occurs {most:,} times;"
-            " lower min_count or read more text"
+            f"no word occurs {counted(config.min_count, 'times')}: the most frequent, {word!r}, occurs"
+            f" {counted(most, 'times')}; lower min_count or read more text"
         )
     kept = kept.sort_by([("count", "descending"), ("word", "ascending")])
     frequent = pc.sum(kept["count"]).as_py()
@@ -77,7 +78,10 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
         compression="zstd",
     )
     write_ids(kept["word"], out / "vocabulary.json")
-    dropped = {"below min_count": counts.total - frequent, "beyond max_size": frequent - total}
+    dropped = {
+        "below the minimum count": counts.total - frequent,
+        "beyond the maximum size": frequent - total,
+    }
     return Summary(
         rows_in=counts.total,
         unit_in="words",

@@ -142,7 +142,7 @@ def test_a_rival_that_can_not_be_trained_is_done_without(
     made = build(evaluate_sentiment, model, reviews, reviews, config=config)
     assert read_sentiment_evaluation(made).baseline is None
     said = " ".join(capsys.readouterr().err.split())
-    assert "no bag of words to compare with: the first 1 reviews have one label" in said
+    assert "no bag of words to compare with: one label in the first 1 review;" in said
 
 
 def test_a_rival_that_met_no_review_of_a_label_never_finds_it(tmp_path: Path) -> None:

@@ -91,7 +91,10 @@ def test_reviews_without_a_label_and_those_that_train_are_counted_and_left_out(
         ),
         (["00"], "a test review has the label '00'"),
         (["good"], "a test review has the label 'good'"),
-        ([None, None], r"no review of the test source can judge the model: 2 have no label, 0 are in the"),
+        (
+            [None, None],
+            r"no review of the test source can judge the model: 2 reviews without a label, 0 reviews",
+        ),
     ],
 )
 def test_a_source_that_can_not_judge_is_refused(
@@ -104,5 +107,5 @@ def test_a_source_that_can_not_judge_is_refused(
 def test_a_source_of_training_texts_alone_is_refused(
     match: Callable[..., Artifact], reviews: Artifact
 ) -> None:
-    with pytest.raises(ValueError, match="0 have no label, 5 are in the training's source too"):
+    with pytest.raises(ValueError, match="0 reviews without a label, 5 reviews met in training"):
         match(["0"] * 5, texts_of(reviews, "train")[:5])

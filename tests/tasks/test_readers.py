@@ -396,7 +396,7 @@ def test_cells_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
 
 
 def test_a_csv_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.csv, line 3: 1 columns where the first line names 2"):
+    with pytest.raises(ValueError, match=r"x\.csv, line 3: 1 column where the first line names 2"):
         texts(file(tmp_path, "x.csv", b"text,label\na,1\nb\nc,3\n"))
 
 
@@ -494,7 +494,7 @@ def test_an_escape_far_down_the_file_counts(tmp_path: Path) -> None:
         ('text,n\n"a" b,1\n', r", line 2: text follows a closing quote: .*--csv-quote none"),
         ('text,n\na,1\n"b,2\nc,3\n', r", line 3: a quote is opened here and never closed"),
         ("text,n\na,1\n\nb,2,3\n", r", line 4: 3 columns where the first line names 2"),
-        ('text,n\n"two\nlines",1\nb\n', r", line 4: 1 columns where the first line names 2"),
+        ('text,n\n"two\nlines",1\nb\n', r", line 4: 1 column where the first line names 2"),
         ("text,text\na,b\n", r" has 2 columns 'text': rename"),
     ],
 )

@@ -228,7 +228,7 @@ def test_folders_give_the_labels_of_plain_text(tmp_path: Path) -> None:
     folder_of(tmp_path, {"x/train/pos/1.txt": "good", "x/train/neg/1.txt": "bad"})
     expected = [(b"bad", "neg"), (b"good", "pos")]
     assert labelled(find("x")) == labelled(find("x/train")) == labelled(find("x/train/*")) == expected
-    with pytest.raises(ValueError, match=r"1\.txt is plain text .*: leave out .* a folder of its name"):
+    with pytest.raises(ValueError, match=r"1\.txt is plain text .*: put .* into a folder of its name"):
         labelled(find("x/train/pos"))
 
 

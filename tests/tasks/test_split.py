@@ -216,8 +216,8 @@ def test_a_part_without_a_share_is_not_there(store: Store, build: Build) -> None
     [
         (None, "the corpus has no label: name the column of the labels with --label-column"),
         (["1"] * 1000, "all reviews have the label '1': a classifier needs two different ones"),
-        ([None] * 1000, "none of the 1,000 reviews has a label"),
-        (["0"] * 998 + ["1"] * 2, r"the label '1' has no review in the train part \(2 in all\)"),
+        ([None] * 1000, "there is no label among 1,000 reviews"),
+        (["0"] * 998 + ["1"] * 2, r"the label '1' has no review in the train part \(2 reviews in all\)"),
         ([str(n) for n in range(1001)], r"1,001 different labels \('0', '1', ...\): is it the right column"),
         (["1", "9" * 5000] * 500, r"a label has 5,000 characters \(9{20}\.\.\.\), .* is it the right column"),
     ],
