@@ -204,8 +204,9 @@ def look_up(
     known = rows >= 0
     if not known.any():
         raise ValueError(
-            f"not one of the {counted(tokenizer.size, 'tokens')} is among the {counted(len(words), 'words')} of"
-            f" the embeddings (such as {', '.join(map(repr, words[:3]))}): are they of another language?"
+            f"not one of the {counted(tokenizer.size, 'tokens')} is among the"
+            f" {counted(len(words), 'words')} of the embeddings"
+            f" (such as {', '.join(map(repr, words[:3]))}): are they of another language?"
         )
     table = np.empty((tokenizer.size, matrix.shape[1]), np.float32)
     table[known] = matrix[rows[known]]

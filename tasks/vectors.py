@@ -225,7 +225,8 @@ def read_parquet(path: Path) -> tuple[list[str], Matrix]:
         if (lengths != lengths[0]).any():
             row = int((lengths != lengths[0]).argmax())
             raise ValueError(
-                f"{path}, row {row + 1}: {counted(lengths[row], 'numbers')} where the first row has {lengths[0]}"
+                f"{path}, row {row + 1}: {counted(lengths[row], 'numbers')} where the first row has"
+                f" {lengths[0]}"
             )
         values = column.flatten().cast(pa.float32()).fill_null(float("nan"))
         return words, values.to_numpy(zero_copy_only=False).reshape(len(words), -1)
