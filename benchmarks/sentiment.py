@@ -35,6 +35,7 @@ from tasks.backbone import BackboneConfig, locate_backbone
 from tasks.corpus import CorpusConfig, corpus, locate
 from tasks.evaluate_sentiment import EvaluateSentimentConfig, evaluate_sentiment, read_sentiment_evaluation
 from tasks.features import FeaturesConfig, features
+from tasks.match_labels import MatchLabelsConfig, match_labels
 from tasks.split import SplitConfig, split
 from tasks.train_sentiment import TrainSentimentConfig, train_sentiment
 
@@ -84,9 +85,10 @@ class Ours:
         self._folder = folder
         self.backbone = locate_backbone(BACKBONE)
         self.took: dict[str, list[dict[str, float]]] = {}
-        reviews, self.test = (self.corpus(path) for path in (train, test))
+        reviews, judging = (self.corpus(path) for path in (train, test))
         whole = SplitConfig(validation_share=0, test_share=0, label_names=["negative", "positive"])
         self.reviews = self.timed("split", lambda: self._run(split, reviews, config=whole))
+        self.test = self._run(match_labels, judging, self.reviews, config=MatchLabelsConfig())
         reading = FeaturesConfig(max_length=max_length)
         made = emptied(folder / "scratch-features")
         self.features = self.timed(

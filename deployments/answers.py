@@ -21,6 +21,7 @@ from models.tokenizer import SPACE_SIGN, Tokenizer
 from models.window_lm import WindowLM
 from models.word_vectors import WordVectors
 from tasks.charts import Html, html, in_the_plane, join, word_map
+from tasks.figures import counted
 from tasks.page import card, columns, element, section
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ def checked(what: str, text: str | None) -> str:
     """The text, unless it is too long to take."""
     most = MOST_CHARACTERS[what]
     if len(text or "") > most:
-        raise ValueError(f"this {what} has {len(text or ''):,} characters: the page takes {most:,} at most")
+        raise ValueError(
+            f"this {what} has {counted(len(text or ''), 'characters')}: the page takes {most:,} at most"
+        )
     return text or ""
 
 
@@ -135,7 +138,9 @@ def pulled(text: str, pulls: Sequence[tuple[str, float]], winner: str, max_lengt
         parts += [Html('<span class="unread">'), html(text[place:]), Html("</span>")]
     shaded = Html(f'<p class="shaded">{join(parts)}</p>')
     read = (
-        f" The model reads the first {max_length} tokens; the rest is grey." if text[place:].strip() else ""
+        f" The model reads the first {counted(max_length, 'tokens')}; the rest is grey."
+        if text[place:].strip()
+        else ""
     )
     note = (
         f"Each word is left out in turn: its pull is how far the log odds of \u201c{winner}\u201d fall.{read}"
@@ -249,7 +254,7 @@ def next_word(shelf: Shelf, model: str, context: str) -> Iterator[Html]:
     logits = Windows(predictor.model)([ids])[0, : tokenizer.size]  # (V,)
     seen = [names[token] for token in ids[-predictor.model.config.context :]]
     chips = join([Html('<p class="seen">'), *(element("code", name) for name in seen), Html("</p>")])
-    read = f"The model sees the last {predictor.model.config.context} tokens" + (
+    read = f"The model sees the last {counted(predictor.model.config.context, 'tokens')}" + (
         f"; {SPACE_SIGN} is a space." if seen else ": none yet, so this is how texts begin."
     )
     if predictor.model.softmax is None:

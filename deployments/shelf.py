@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from pydantic import JsonValue
 
 from tasks.artifacts import Manifest, Store
+from tasks.figures import counted, short
 from tasks.names import TRANSFORMER, WINDOW_LM, WORD2VEC, is_by_product, is_of_tokens
-from tasks.page import short
 
 KEPT = 4  # models in memory at once
 MODEL = TypeVar("MODEL")
@@ -135,7 +135,7 @@ def ancestors(manifest: Manifest, manifests: Mapping[str, Manifest]) -> Iterator
 def figure(manifest: Manifest, facts: Mapping[str, JsonValue]) -> str:
     """The figure that a model of its kind is judged by; of one that nobody has judged, its size."""
     if manifest.stage == WORD2VEC:
-        return f"{manifest.summary.rows:,} {'tokens' if is_of_tokens(manifest) else 'words'}"
+        return counted(manifest.summary.rows, "tokens" if is_of_tokens(manifest) else "words")
     for name, shown in FIGURES:
         if isinstance(value := facts.get(name), int | float):
             return shown(value)

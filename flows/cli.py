@@ -18,20 +18,22 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from pydantic import BaseModel
 from rich.text import Text
 
 from flows import app_cli, model_cli, status_cli, store_cli, ui_cli
 from flows.environment import settle_environment
-from flows.flags import add_flags, parse
+from flows.flags import add_flags, in_flags, parse
 from tasks.artifacts import Store
 from tasks.console import stderr
+from tasks.figures import counted
 
 
 class FlowEntry(NamedTuple):
@@ -97,8 +99,11 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if verbose:
             raise
+        said = plain(error)
+        if argv and argv[0] in FLOWS and FLOWS[argv[0]].module in sys.modules:
+            said = in_flags(said, flow_config(argv[0]))
         hint = "" if isinstance(error, USER_ERRORS) else " (run again with --verbose for the details)"
-        stderr.print(Text("error: ", style="bold red") + Text(plain(error) + hint))
+        stderr.print(Text("error: ", style="bold red") + Text(said + hint))
         return 1
 
 
@@ -124,6 +129,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     shared.add_argument("--store", metavar="FOLDER", help="the store (default: $LEXLOOM_STORE or artifacts/)")
     shared.add_argument("--verbose", action="store_true", help="show what the libraries below say")
     parser = argparse.ArgumentParser(prog="lexloom", description="Raw text in, trained language models out.")
+    parser.add_argument("--version", action=Version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     for name, entry in FLOWS.items():
@@ -142,6 +148,17 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     for command in leaf_parsers(commands):
         command.set_defaults(known=sorted(command._option_string_actions))
     return parser
+
+
+class Version(argparse.Action):
+    """Prints the version that is installed, looked up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"lexloom {version('lexloom')}")
+        parser.exit()
 
 
 def leaf_parsers(commands: Any) -> Iterator[argparse.ArgumentParser]:
@@ -172,8 +189,8 @@ def run_flow(arguments: argparse.Namespace) -> int:
     outcome = getattr(import_module(entry.module), entry.function)(config)
     stderr.print(import_module(entry.module).highlights(outcome.evaluation, stderr.width))
     stderr.print(
-        f"\n{outcome.stages} stages, {outcome.cached} cached, {time.perf_counter() - started:.1f} s\n"
-        f"model   {from_here(outcome.model)}\nreport  {from_here(outcome.report)}"
+        f"\n{counted(outcome.stages, 'stages')}, {outcome.cached} cached, {time.perf_counter() - started:.1f}"
+        f" s\nmodel   {from_here(outcome.model)}\nreport  {from_here(outcome.report)}"
     )
     if arguments.json:
         print(outcome.model_dump_json())

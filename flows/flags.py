@@ -6,6 +6,7 @@ that should stand back says its flag itself, by `json_schema_extra={"flag": ...}
 """
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Iterator
 from types import UnionType
@@ -13,6 +14,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+# a field of two words at least, which is no part of a name or a path, and not in quotes
+FIELD = re.compile(r"(?<![\w'\"/.-])[a-z]+(?:_[a-z0-9]+)+(?![\w'\"/]|\.\w)")
 
 FieldPath = tuple[str, ...]
 
@@ -23,9 +27,10 @@ def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel]) -> None:
     """A flag for every field of `config` and of the configs nested in it."""
     groups: dict[str, Any] = {}
     for path, field, flag in flags(config):
+        text = in_flags(help_text(field), config, path[0])
         group = groups.get(path[0]) or parser.add_argument_group(path[0] if len(path) > 1 else "flow")
         groups[path[0]] = group
-        group.add_argument(flag, dest=".".join(path), default=None, help=help_text(field), **argument(field))
+        group.add_argument(flag, dest=".".join(path), default=None, help=text, **argument(field))
 
 
 def parse(arguments: argparse.Namespace, config: type[BaseModel]) -> BaseModel:
@@ -58,9 +63,28 @@ def sentence(error: ValidationError, config: type[BaseModel]) -> str:
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         if problem["type"] == "string_unicode":
             message = "must be UTF-8: rename the file or folder"
+        message = in_flags(message, config, path[0] if path else "")
         given = "" if isinstance(problem["input"], dict) else f" (it is {problem['input']!r})"
         problems.append(f"{flag}{message}{given}")
     return "; ".join(problems)
+
+
+def in_flags(text: str, config: type[BaseModel], section: str = "") -> str:
+    """A sentence that names fields, as one that names their flags: those of a section, if it has such ones.
+
+    A field of one word is not told from the word.
+    """
+    known: dict[str, list[FieldPath]] = {}
+    names = {path: flag for path, _, flag in flags(config)}
+    for path in names:
+        known.setdefault(path[-1], []).append(path)
+
+    def flag(match: re.Match[str]) -> str:
+        paths = known.get(match[0], [])
+        near = [path for path in paths if path[0] == section] or paths
+        return " or ".join(names[path] for path in near) or match[0]
+
+    return FIELD.sub(flag, text)
 
 
 def flags(config: type[BaseModel]) -> list[tuple[FieldPath, FieldInfo, str]]:

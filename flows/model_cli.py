@@ -3,15 +3,14 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from flows.texts import add_flags, growing_batches, texts_of
+from tasks.console import warn
+from tasks.figures import counted
 from tasks.names import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC, model_folder
 
 MODEL = "a model's folder, the beginning of its key in the store, or latest"
-FIRST_BATCH, MOST_AT_ONCE = 16, 1024  # texts: the first labels come soon, later ones fast
-CHARACTERS_AT_ONCE = 1 << 22
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -49,7 +48,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     command = commands.add_parser("classify", help="a label and a score for each text", parents=[shared])
     command.add_argument("model", metavar="MODEL", help=MODEL)
     command.add_argument("texts", nargs="*", metavar="TEXT", help="if none is given, the lines of stdin")
-    command.add_argument("--file", type=Path, metavar="FILE", help="classify this file's lines")
+    add_flags(command)
     command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(default: cpu)")
     command.add_argument(
         "--json", action="store_true", help="a JSON object a line, with the scores of all labels"
@@ -110,85 +109,41 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def classify(arguments: argparse.Namespace) -> int:
-    """`label<TAB>score` for each text, in their order, as soon as its batch is done."""
+    """`label<TAB>score` for each text, in their order, as soon as its batch is done; a line for each of them.
+
+    The line of a text that is missing or blank is empty, or an object of nulls.
+    """
     from models.sentiment import Sentiment
 
     texts = texts_of(arguments)
     classifier = Sentiment.load(model_folder(arguments.model, SENTIMENT), arguments.device)
+    write = as_json if arguments.json else as_columns
+    blank = 0
     for batch in growing_batches(texts):
-        for row in classifier.probabilities(batch).tolist():
-            scores = dict(zip(classifier.labels, row, strict=True))
-            label = max(scores, key=lambda label: scores[label])
-            if arguments.json:
-                rounded = {label: round(score, 4) for label, score in scores.items()}
-                found = {"label": label, "score": rounded[label], "scores": rounded}
-                print(json.dumps(found, ensure_ascii=False))
-            else:
-                print(f"{label}\t{scores[label]:.4f}")
+        rows = iter(classifier.probabilities([text for text in batch if text is not None]).tolist())
+        for text in batch:
+            print(write(None if text is None else dict(zip(classifier.labels, next(rows), strict=True))))
+        blank += batch.count(None)
         sys.stdout.flush()
+    if blank:
+        warn(f"{counted(blank, 'texts')} without a word skipped")
     return 0
 
 
-def texts_of(arguments: argparse.Namespace) -> Iterator[str]:
-    """The texts of the command line, or the lines of a file or of stdin, read as they are asked for.
-
-    Raises:
-        ValueError: texts are given twice over, or nowhere.
-        OSError: the file can't be read.
-    """
-    if arguments.texts and arguments.file:
-        raise ValueError("texts and --file can't both be given: say what to classify in one way")
-    if arguments.texts:
-        if not arguments.texts[-1].strip():
-            raise ValueError(f"text {len(arguments.texts)} is empty: leave it out")
-        # bytes that were no UTF-8 come back as they were, to be refused in the same words as a file's
-        return decoded((text.encode("utf-8", "surrogateescape") for text in arguments.texts), "text")
-    if arguments.file:
-        return decoded(closed_after(arguments.file.open("rb")), f"{arguments.file}, line")
-    if sys.stdin.isatty():
-        raise ValueError("there is no text to classify: give some, name a --file, or pipe lines in")
-    return decoded(sys.stdin.buffer, "stdin, line")
+def as_columns(scores: dict[str, float] | None) -> str:
+    if scores is None:
+        return ""
+    label = likeliest(scores)
+    return f"{label}\t{scores[label]:.4f}"
 
 
-def closed_after(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        yield from file
+def as_json(scores: dict[str, float] | None) -> str:
+    if scores is None:
+        return json.dumps({"label": None, "score": None, "scores": None})
+    label = likeliest(scores)
+    rounded = {label: round(score, 4) for label, score in scores.items()}
+    return json.dumps({"label": label, "score": rounded[label], "scores": rounded}, ensure_ascii=False)
 
 
-def decoded(lines: Iterable[bytes], what: str) -> Iterator[str]:
-    """The lines as text; ValueError, by number, where one is empty and not at the end, or not UTF-8."""
-    empty = 0
-    for number, line in enumerate(lines, 1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{what} {number}, byte {error.start + 1}: not UTF-8 (0x{line[error.start]:02x}): convert it"
-            ) from None
-        if not text.strip():
-            empty = empty or number
-            continue
-        if empty:
-            raise ValueError(f"{what} {empty} is empty: leave it out")
-        yield text
-
-
-def growing_batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in batches that double up to MOST_AT_ONCE, and hold about CHARACTERS_AT_ONCE at most.
-
-    Those before a line that is refused come out before the ValueError.
-    """
-    most, batch, held = FIRST_BATCH, list[str](), 0
-    try:
-        for text in texts:
-            batch.append(text)
-            held += len(text)
-            if len(batch) >= most or held >= CHARACTERS_AT_ONCE:
-                yield batch
-                most, batch, held = min(2 * most, MOST_AT_ONCE), [], 0
-    except ValueError:
-        if batch:
-            yield batch
-        raise
-    if batch:
-        yield batch
+def likeliest(scores: dict[str, float]) -> str:
+    return max(scores, key=lambda label: scores[label])

@@ -7,11 +7,11 @@ if __name__ == "__main__":  # before Prefect is imported, since it reads its log
 
     sys.exit(main(["sentiment", *sys.argv[1:]]))
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flows.form import FlowConfig
 from flows.outcome import Outcome, story
@@ -20,6 +20,7 @@ from tasks.backbone import BackboneConfig, locate_backbone
 from tasks.corpus import WrittenCorpusConfig, corpus, locate
 from tasks.evaluate_sentiment import EvaluateSentimentConfig, evaluate_sentiment, highlights
 from tasks.features import FeaturesConfig, features
+from tasks.match_labels import MatchLabelsConfig, match_labels
 from tasks.report_sentiment import ReportSentimentConfig, markdown, report_sentiment
 from tasks.split import SplitConfig, split
 from tasks.train_sentiment import TrainSentimentConfig, train_sentiment
@@ -42,7 +43,7 @@ class ReviewsConfig(WrittenCorpusConfig):
     label_column: str = Field(
         "label",
         min_length=1,
-        description="column of the labels: whole numbers or text",
+        description="column of the labels",
         json_schema_extra={"position": 2},
     )
     # reviews often lie sorted by label, so the flag that a person tries first is the split's
@@ -86,6 +87,12 @@ class SentimentFlowConfig(FlowConfig):
         ReportSentimentConfig(), description="the report's page", json_schema_extra={"position": 7}
     )
 
+    @model_validator(mode="after")
+    def something_judges(self) -> Self:
+        if self.test_source is None and not self.split.test_share:
+            raise ValueError("with test_share 0 no review judges the model: raise it, or name a test_source")
+        return self
+
     def held_out(self) -> SplitConfig:
         """The split; it has no test part where the test reviews are elsewhere."""
         return self.split if self.test_source is None else self.split.model_copy(update={"test_share": 0.0})
@@ -104,19 +111,20 @@ def sentiment(config: SentimentFlowConfig = DEFAULT_CONFIG) -> Outcome:
     with story("sentiment", config.train.cluster) as told:
         text = corpus(locate(config.corpus), config=config.corpus)
         reviews = split(text, config=config.held_out())
+        test = test_of(reviews, config)
         encoder = locate_backbone(config.backbone)
         read = features(reviews, encoder, config=config.on_device(config.features))
         model = train_sentiment(read, encoder, config=config.train)
         judging = config.on_device(config.evaluate)
-        scores = evaluate_sentiment(model, reviews, test_of(reviews, config), config=judging)
+        scores = evaluate_sentiment(model, reviews, test, config=judging)
         page = report_sentiment(model, scores, config=config.report)
         create_markdown_artifact(markdown(model, scores, config.report), key="report")
         return told.outcome(model, scores, page)
 
 
 def test_of(reviews: Artifact, config: SentimentFlowConfig) -> Artifact:
-    """What the model is judged by: the split's test part, or all of another source."""
+    """What the model is judged by: the split's test part, or another source's reviews."""
     if config.test_source is None:
         return reviews
     elsewhere = config.corpus.model_copy(update={"source": config.test_source, "limit": None})
-    return corpus(locate(elsewhere), config=elsewhere)
+    return match_labels(corpus(locate(elsewhere), config=elsewhere), reviews, config=MatchLabelsConfig())

@@ -16,8 +16,8 @@ from rich.text import Text
 from tasks.artifacts import Store
 from tasks.at_work import Work, at_work, interrupted, line, share_done
 from tasks.console import NAME_WIDTH, clipped
+from tasks.figures import counted, duration, size
 from tasks.files import children, contents
-from tasks.page import duration, size
 from tasks.store_folder import BUILDING, SCRATCH, host_name
 
 MESSAGE_WIDTH = 90
@@ -137,14 +137,13 @@ def lines(found: Status) -> Iterator[Text]:
         yield run_line(run, working=bool(found.at_work))
     yield Text("\nstore", style="bold") + Text(f"  {found.store}", style="dim")
     for stage in found.stages:
-        plural = " " if stage.artifacts == 1 else "s"
-        yield named(stage.stage, f"{stage.artifacts:4} artifact{plural} {size(stage.bytes):>8}") + Text(
+        artifacts = f"{counted(stage.artifacts, 'artifacts'):>14}"
+        yield named(stage.stage, f"{artifacts} {size(stage.bytes):>8}") + Text(
             f"   latest {ago(stage.latest.timestamp())}", style="dim"
         )
     unfinished = f", {size(found.unfinished_bytes)} half-made" if found.unfinished_bytes else ""
-    plural = "" if found.artifacts == 1 else "s"
     yield Text(
-        f"  {found.artifacts} artifact{plural}, {size(found.bytes)}{unfinished};"
+        f"  {counted(found.artifacts, 'artifacts')}, {size(found.bytes)}{unfinished};"
         f" {size(found.free_bytes)} free on its disk"
     )
 
@@ -166,8 +165,7 @@ def doing(work: Work) -> str:
     if work.progress is not None:
         figures = f"{line(work.progress, 'examples')} · as of {ago(work.progress_at or 0)}"
     else:
-        plural = "" if work.files == 1 else "s"
-        figures = f"{work.files} file{plural}, {size(work.bytes)} so far"
+        figures = f"{counted(work.files, 'files')}, {size(work.bytes)} so far"
     where = "" if work.host == host_name() else f" on {work.host}"
     return f"  {figures} · process {work.pid}{where}"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.artifacts import Store
 from tasks.console import NAME_WIDTH, stderr, warn
+from tasks.figures import counted
 from tasks.garbage import collect_garbage
 from tasks.names import Place, find_place
 from tasks.verify import find_obstacles, verify
@@ -37,14 +38,13 @@ def store_ls(arguments: argparse.Namespace) -> int:
     manifests = list(store.manifests())
     for manifest in manifests:
         made = f"{manifest.created.astimezone():%Y-%m-%d %H:%M}"
-        rows = f"{manifest.summary.rows:,} {manifest.summary.unit}"
+        rows = counted(manifest.summary.rows, manifest.summary.unit)
         print(
             f"{manifest.stage:<{NAME_WIDTH}} {manifest.key}  {made}  {store.size(manifest) / 1e6:9,.1f} MB"
             f" {manifest.seconds:8.1f} s  {rows}"
         )
     total = sum(map(store.size, manifests))
-    plural = "" if len(manifests) == 1 else "s"
-    print(f"{len(manifests)} artifact{plural}, {total / 1e6:,.1f} MB in {store.root}")
+    print(f"{counted(len(manifests), 'artifacts')}, {total / 1e6:,.1f} MB in {store.root}")
     return 0
 
 

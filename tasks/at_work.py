@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from tasks.artifacts import Store
+from tasks.figures import duration, short
 from tasks.files import children, contents, read_regular
-from tasks.page import duration, short
 from tasks.store_folder import BUILDING, SCRATCH, Building
 from training.progress import PROGRESS
 

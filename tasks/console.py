@@ -11,6 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 from tasks.artifacts import FIRST, Summary
+from tasks.figures import counted
 
 BAR_AFTER_SECONDS = 2.0
 NAME_WIDTH = 18
@@ -35,10 +36,10 @@ def stage_line(name: str, summary: Summary, *, cached: bool, seconds: float, why
 def describe(summary: Summary) -> str:
     """Rows in, rows out, and why the rest fell away, in one phrase."""
     if summary.unit_in == summary.unit and summary.rows_in == summary.rows:
-        phrase = f"{summary.rows:,} {summary.unit}"
+        phrase = counted(summary.rows, summary.unit)
     else:
-        phrase = f"{summary.rows_in:,} {summary.unit_in} → {summary.rows:,} {summary.unit}"
-    reasons = [f"{count:,} {reason}" for reason, count in (summary.dropped | summary.notes).items() if count]
+        phrase = f"{counted(summary.rows_in, summary.unit_in)} → {counted(summary.rows, summary.unit)}"
+    reasons = [counted(count, reason) for reason, count in (summary.dropped | summary.notes).items() if count]
     return " · ".join([phrase, *reasons])
 
 

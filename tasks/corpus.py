@@ -23,6 +23,7 @@ from tasks import console, source
 from tasks.artifacts import NORMALIZATION, RunOnly, Summary
 from tasks.csv_dialects import CsvCharacter, Dialect
 from tasks.encodings import TextEncoding
+from tasks.figures import counted
 from tasks.hub import NetworkError
 from tasks.raw import Documents, InvalidText, Options
 from tasks.reading import Limits, Reading, cut_long
@@ -52,7 +53,7 @@ class CorpusConfig(BaseModel):
     )
     label_column: str | None = Field(
         None,
-        description="column of whole numbers or text to keep as `label`",
+        description="column of the labels to keep, as text, in `label`",
         json_schema_extra={"position": 2},
     )
     documents: Documents = Field(
@@ -161,12 +162,12 @@ def locate(config: CorpusConfig) -> Source:
     return source.find(config.source)
 
 
-@stage(version=2, retry_on=NetworkError)
+@stage(version=3, retry_on=NetworkError)
 def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
     """Read, normalize and shard a source: `text`, `label` if a label column is set, and `continues`.
 
-    A row `continues` if its document continues in the next row. The fact `label_names` has the class names of
-    integer labels, if the source has them.
+    Labels are strings. A row `continues` if its document continues in the next row. The fact `label_names`
+    has the class names of numeric labels, if the source has them.
 
     ValueError or FileNotFoundError, in one sentence, where the source can't be read or nothing remains of it.
     """
@@ -188,13 +189,11 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
         for batch in mark_continued(normalized_pieces()):
             texts += batch.num_rows
             shards.write(batch, pc.sum(pc.binary_length(batch["text"])).as_py() or 0)
-            bar.update(reading.position, f"{reading.documents:,} documents")
-        if reading.labels.are_text:  # the first ones may have been integers
-            shards.cast("label", pa.string())
+            bar.update(reading.position, counted(reading.documents, "documents"))
     if texts == 0:
-        why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
+        why = ", ".join(counted(count, reason) for reason, count in dropped.items() if count)
         raise ValueError(
-            f"no text remains of {source.name}: {reading.documents:,} documents read"
+            f"no text remains of {source.name}: {counted(reading.documents, 'documents')} read"
             + (
                 f" ({why}); check the text column and the normalisation"
                 if why

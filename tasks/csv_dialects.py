@@ -19,6 +19,8 @@ from numba import njit
 from numpy.typing import NDArray
 from pydantic import AfterValidator
 
+from tasks.figures import counted
+
 DELIMITERS = (",", "\t", ";", "|")
 DOUBLE, SINGLE, BACKSLASH = '"', "'", "\\"
 NO_QUOTE = "none"
@@ -213,9 +215,10 @@ class Machine:
 
     def complaint(self, path: Any) -> str:
         line = f"{path}, line {self.state[ERROR_LINE]}:"
+        columns = counted(int(self.state[ERROR_COLUMNS]), "columns")
         return {
-            WRONG_COLUMNS: f"{line} {self.state[ERROR_COLUMNS]} columns, but the header names"
-            f" {self.state[EXPECTED]}: check the quotes and delimiters, or set {FLAGS}",
+            WRONG_COLUMNS: f"{line} {columns}, but the header names {self.state[EXPECTED]}: check the quotes"
+            f" and delimiters, or set {FLAGS}",
             AFTER_CLOSING: f"{line} text follows a closing quote: check the quotes, or set {FLAGS}"
             f" (--csv-quote {NO_QUOTE} if quotes are part of the text)",
             NEVER_CLOSED: f"{line} a quote opened here is never closed: close it, or set"

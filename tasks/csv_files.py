@@ -1,5 +1,6 @@
 """CSV tables: their dialect is detected and checked on the whole file, then Arrow reads them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow.csv
 
 from tasks import csv_dialects
 from tasks.csv_dialects import GROWTH, Canonical, Found, find_dialect
+from tasks.labels import from_cells
 from tasks.raw import BLOCK_BYTES, Options, Raw, Where, as_text, at_row, check_columns, select, wanted_columns
 from tasks.streams import open_text
 
@@ -32,19 +34,21 @@ def read_csv(path: Path, options: Options) -> Iterator[Raw]:
         for batch in table(stream, found, options):
             where = at_row(path, rows + 2)  # as in a spreadsheet, the header is row 1
             rows += batch.num_rows
-            raw = select(labels_as_text(batch, options, where), options, str(path), where, tell())
-            raw.encoding, raw.typed = stream.encoding, False
+            batch, notes = with_labels(batch, options, where)
+            raw = select(batch, options, str(path), where, tell())
+            raw.encoding, raw.notes = stream.encoding, notes
             yield raw
     if rows != found.rows:
         raise ValueError(f"{path} has {found.rows:,} rows, but {rows:,} were read: set {csv_dialects.FLAGS}")
 
 
-def labels_as_text(batch: pa.RecordBatch, options: Options, where: Where) -> pa.RecordBatch:
-    """Convert the labels to strings, empty cells to null; raise ValueError if a label is not UTF-8."""
+def with_labels(batch: pa.RecordBatch, options: Options, where: Where) -> tuple[pa.RecordBatch, Counter[str]]:
+    """Convert the labels to strings, blank cells to null; raise ValueError if a label is not UTF-8."""
     name = options.label_column
     if name is None or name not in batch.schema.names:
-        return batch
-    return batch.set_column(batch.schema.get_field_index(name), name, as_text(batch[name], name, where))
+        return batch, Counter()
+    labels, notes = from_cells(as_text(batch[name], name, where))
+    return batch.set_column(batch.schema.get_field_index(name), name, labels), notes
 
 
 def table(stream: Any, found: Found, options: Options) -> Iterator[pa.RecordBatch]:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from models.tokenizer import Tokenizer
 from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, RunOnly, Store, Summary, digest_key
+from tasks.figures import counted
 from tasks.names import WORD2VEC, find_place
 from tasks.source import SourceFile, digest_files, fingerprint, verify_files
 from tasks.stage import stage
@@ -203,7 +204,8 @@ def look_up(
     known = rows >= 0
     if not known.any():
         raise ValueError(
-            f"not one of the {tokenizer.size:,} tokens is among the {len(words):,} words of the embeddings"
+            f"not one of the {counted(tokenizer.size, 'tokens')} is among the"
+            f" {counted(len(words), 'words')} of the embeddings"
             f" (such as {', '.join(map(repr, words[:3]))}): are they of another language?"
         )
     table = np.empty((tokenizer.size, matrix.shape[1]), np.float32)

@@ -31,6 +31,7 @@ from models.tokenizer import Tokenizer
 from models.window_lm import WindowLM
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary
+from tasks.figures import counted
 from tasks.stage import stage
 from tasks.subwords import read_tokenizer
 from tasks.tokens import token_batches
@@ -146,9 +147,7 @@ def evaluate_lm(
     """
     held_out = windows.files(VALIDATION)
     if not held_out:
-        raise ValueError(
-            "no text was held out to measure the model on: set validation_share of the subwords above 0"
-        )
+        raise ValueError("no text was held out to measure the model on: set validation_share above 0")
     model_here = load_predictor(model.folder, config.device)
     size = windows.facts["size"]
     assert isinstance(size, int)
@@ -171,7 +170,7 @@ def evaluate_lm(
                 contexts = contexts_of(batch, predicted, baseline.order - 1)
                 nats = -float(baseline.log_probabilities(contexts, labels).sum())
                 other.add(nats, baseline.best(contexts, BEST), labels)
-            bar.update(done, f"{tally.tokens:,} tokens")
+            bar.update(done, counted(tally.tokens, "tokens"))
     scores = [each.score(bytes_) for each in (tally, *others)]
     evaluation = LMEvaluation(
         scores=scores, tokens=tally.tokens, bytes=bytes_, verdict=verdict(scores[0], scores[1:])

@@ -7,8 +7,7 @@ error, Guo et al. 2017).
 """
 
 import heapq
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,14 +24,16 @@ from models.sentiment import Sentiment
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary
 from tasks.evaluate import mean_ranks
-from tasks.split import PARTS, batches, digests_of, label_values
+from tasks.figures import counted
+from tasks.match_labels import MET_BEFORE
+from tasks.split import batches
 from tasks.stage import stage
 from tasks.train import TRAIN
 
 FILE = "evaluation.json"
 BINS = 10
 MODEL, BASELINE = "classifier", "bag of words"
-UNLABELLED, MET_BEFORE = "without a label", "met in training"
+TEST = "test-*.parquet"
 
 
 class EvaluateSentimentConfig(BaseModel):
@@ -61,13 +62,17 @@ class EvaluateSentimentConfig(BaseModel):
 
 
 class LabelScore(BaseModel):
-    """How well one label is found: precision, recall and their harmonic mean."""
+    """How well one label is found: precision, recall and their harmonic mean.
+
+    Precision is None for a label that is never predicted, recall for one that no review has, F1 for one that
+    is neither.
+    """
 
     label: str
     reviews: int
-    precision: float
-    recall: float
-    f1: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
 
 
 class Bin(BaseModel):
@@ -83,8 +88,9 @@ class Bin(BaseModel):
 class Scores(BaseModel):
     """What a classifier's probabilities are worth on the test reviews.
 
-    `f1` is the mean over labels (macro); `roc_auc` that of each label against the others (with two labels the
-    usual one). `confusion` has a row for each true label, a column for each predicted one. `ece` is the mean
+    `f1` is the mean over the labels that occur, as a true or a predicted one (macro). `roc_auc` is the mean
+    of each true label against the others (with two labels the usual one), and None if all reviews have one
+    label. `confusion` has a row for each true label, a column for each predicted one. `ece` is the mean
     distance of score and accuracy over bins, weighted by their reviews.
     """
 
@@ -154,24 +160,33 @@ def highlights(artifact: Artifact, width: int) -> Text:
             f"  {scores.accuracy:8.1%}  {scores.f1:.3f}  {shown(scores.roc_auc):>7}  {scores.ece:17.3f}"
         )
         lines.append(line)
-    return Text("\n").join([*lines, Text(verdict(found))])
+    notes = [verdict(found), *one_label_note(found)]
+    return Text("\n").join([*lines, *map(Text, notes)])
 
 
-def shown(area: float | None) -> str:
-    return "–" if area is None else f"{area:.3f}"
+def one_label_note(found: SentimentEvaluation) -> list[str]:
+    """Why there is no ROC AUC, in one sentence, if there is none."""
+    if found.model.roc_auc is not None:
+        return []
+    (only,) = [each.label for each in found.model.labels if each.reviews]
+    return [f"There is no ROC AUC, which needs test reviews of two labels: all have the label {only!r}."]
 
 
-@stage(version=2)
+def shown(figure: float | None) -> str:
+    return "–" if figure is None else f"{figure:.3f}"
+
+
+@stage(version=3)
 def evaluate_sentiment(
     model: Artifact, reviews: Artifact, test: Artifact, config: EvaluateSentimentConfig, out: Path
 ) -> Summary:
     """Writes `evaluation.json`: the model's scores on test reviews, its rival's, and its worst mistakes.
 
-    `reviews` is the split that the model was trained on. `test` is the same again, for its test part; or a
-    labelled corpus from elsewhere, for all of it but the texts that training or validation met.
+    `reviews` is the split that the model was trained on. `test` is the same again, for its test part, or
+    reviews of another source with matched labels.
 
     Raises:
-        ValueError: there is no test review, or one has a label that the model doesn't know.
+        ValueError: there is no test review.
         ImportError: scikit-learn is not installed.
     """
     classifier = Sentiment.load(model.folder, config.device or "cpu")
@@ -181,31 +196,25 @@ def evaluate_sentiment(
         started = perf_counter()
         baseline = bag_of_words(reviews, config.baseline_reviews)
         baseline_seconds = None if baseline is None else round(perf_counter() - started, 3)
-    judgement = judge(classifier, baseline, reviews, test, config.mistakes)
-    rival, dropped, done = judgement.rival, judgement.dropped, len(judgement.truth)
+    judgement = judge(classifier, baseline, test, config.mistakes)
+    rival, done = judgement.rival, len(judgement.truth)
     evaluation = SentimentEvaluation(
         model=score(judgement.found, judgement.truth, classifier.labels),
         baseline=None if rival is None else score(rival, judgement.truth, classifier.labels),
         baseline_seconds=baseline_seconds,
         reviews=done,
-        met_before=dropped[MET_BEFORE],
+        met_before=test.summary.dropped.get(MET_BEFORE, 0),
         reviews_per_second=round(done / judgement.seconds, 1),
         mistakes=judgement.mistakes,
     )
     (out / FILE).write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    figures = {name: getattr(evaluation.model, name) for name in ("accuracy", "f1", "roc_auc", "ece")}
     facts: dict[str, JsonValue] = {
-        name: round(getattr(evaluation.model, name), 4) for name in ("accuracy", "f1", "roc_auc", "ece")
+        name: round(figure, 4) for name, figure in figures.items() if figure is not None
     }
     if evaluation.baseline:
         facts["baseline_accuracy"] = round(evaluation.baseline.accuracy, 4)
-    return Summary(
-        rows_in=done + dropped.total(),
-        unit_in="reviews",
-        rows=done,
-        unit="reviews",
-        dropped={reason: dropped[reason] for reason in (UNLABELLED, MET_BEFORE)},
-        facts=facts,
-    )
+    return Summary(rows_in=done, unit_in="reviews", rows=done, unit="reviews", facts=facts)
 
 
 @dataclass(frozen=True)
@@ -217,20 +226,19 @@ class Judgement:
     rival: NDArray[np.floating] | None  # (N, C)
     mistakes: list[Mistake]
     seconds: float  # the classifier's alone
-    dropped: Counter[str]  # reason -> test reviews that don't judge
 
 
-def judge(
-    classifier: Sentiment, baseline: Any, reviews: Artifact, test: Artifact, mistakes: int
-) -> Judgement:
+def judge(classifier: Sentiment, baseline: Any, test: Artifact, mistakes: int) -> Judgement:
     """Asks both about every test review; of the classifier's mistakes keeps the most confident."""
     worst = WorstMistakes(classifier.labels, mistakes)
     truth: list[NDArray[np.int64]] = []
     found: list[NDArray[np.floating]] = []
     rival: list[NDArray[np.floating]] = []
-    seconds, done, dropped = 0.0, 0, Counter[str]()
-    with console.bar("evaluation", total=rows_in(test)) as bar:
-        for texts, labels in judged(test, reviews, dropped):
+    seconds, done = 0.0, 0
+    paths = test.files(TEST)
+    with console.bar("evaluation", total=sum(pq.read_metadata(path).num_rows for path in paths)) as bar:
+        for batch in batches(paths, ["text", "label"]):
+            texts, labels = batch["text"].to_pylist(), batch["label"].to_numpy().astype(np.int64)
             started = perf_counter()
             probabilities = classifier.probabilities(texts)
             seconds += perf_counter() - started
@@ -243,11 +251,11 @@ def judge(
             bar.update(done, f"{done / seconds:.0f} reviews/s")
     if not done:
         raise ValueError(
-            "there is no test review with a label that the model has not met: hold some out, or name another"
-            " source of them"
+            "there is no test review to judge the model by: hold some out with --test-share, or name a"
+            " --test-source"
         )
     theirs = np.concatenate(rival) if rival else None
-    return Judgement(np.concatenate(truth), np.concatenate(found), theirs, worst.in_order(), seconds, dropped)
+    return Judgement(np.concatenate(truth), np.concatenate(found), theirs, worst.in_order(), seconds)
 
 
 class WorstMistakes:
@@ -276,48 +284,6 @@ class WorstMistakes:
         return [mistake for _, _, mistake in sorted(self._heap, reverse=True)]
 
 
-def rows_in(test: Artifact) -> int:
-    return sum(pq.read_metadata(path).num_rows for path in judged_files(test))
-
-
-def judged_files(test: Artifact) -> list[Path]:
-    """A split's test part, or a whole corpus."""
-    return test.files("test-*.parquet" if "labels" in test.facts else "*.parquet")
-
-
-def judged(
-    test: Artifact, reviews: Artifact, dropped: Counter[str]
-) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
-    """(texts, their labels' numbers) of each row group's reviews that judge; `dropped` counts the others."""
-    values: dict[Any, int] = {value: number for number, value in enumerate(label_values(reviews))}
-    met = np.empty(0, np.uint64)
-    if "labels" in test.facts:  # a split numbers its labels, and has taken care that its parts share no text
-        values = {number: number for number in values.values()}
-    else:
-        met = digests_met(reviews)
-    for batch in batches(judged_files(test), ["text", "label"]):
-        labels = batch["label"].to_pylist()
-        if unknown := {label for label in labels if label is not None} - values.keys():
-            raise ValueError(
-                f"a test review has the label {unknown.pop()!r}, and the model knows only {list(values)}:"
-                " leave such reviews out, or train on some"
-            )
-        labelled = np.array([label is not None for label in labels])
-        unmet = ~np.isin(digests_of(batch), met)
-        dropped[UNLABELLED] += int((~labelled).sum())
-        dropped[MET_BEFORE] += int((labelled & ~unmet).sum())
-        rows = np.flatnonzero(labelled & unmet).tolist()
-        texts = batch["text"].to_pylist()
-        if rows:
-            yield [texts[row] for row in rows], np.array([values[labels[row]] for row in rows])
-
-
-def digests_met(reviews: Artifact) -> NDArray[np.uint64]:
-    """Those of the texts that trained the model, or chose among its states."""
-    paths = [path for part in PARTS[:2] for path in reviews.files(f"{part}-*.parquet")]
-    return np.concatenate([digests_of(batch) for batch in batches(paths, ["text"])])
-
-
 def bag_of_words(reviews: Artifact, most: int) -> Any:
     """The rival, trained on the first `most` reviews of the train part (they lie in random order).
 
@@ -341,8 +307,8 @@ def bag_of_words(reviews: Artifact, most: int) -> Any:
             break
     if len(set(labels[:most])) < 2:
         console.warn(
-            f"no {BASELINE} to compare with: the first {len(labels[:most]):,} reviews have one label; raise"
-            " --baseline-reviews"
+            f"no {BASELINE} to compare with: one label in the first {counted(len(labels[:most]), 'reviews')};"
+            " raise --baseline-reviews"
         )
         return None
     try:
@@ -370,20 +336,19 @@ def score(probabilities: NDArray[np.floating], truth: NDArray[np.int64], labels:
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion, (truth, predicted), 1)
     right = confusion.diagonal()
-    precision = right / np.maximum(1, confusion.sum(0))
-    recall = right / np.maximum(1, confusion.sum(1))
-    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    predictions, reviews = confusion.sum(0), confusion.sum(1)
+    f1 = [ratio(2 * n, of) for n, of in zip(right, predictions + reviews, strict=True)]
     reliability = reliability_bins(probabilities.max(1), predicted == truth)
     asked = range(len(labels)) if len(labels) > 2 else [1]  # of two labels, both areas are one
     aucs = [roc_auc(probabilities[:, label], truth == label) for label in asked]
     measurable = [auc for auc in aucs if auc is not None]
     return Scores(
         accuracy=float(right.sum() / len(truth)),
-        f1=float(f1.mean()),
+        f1=float(np.mean([each for each in f1 if each is not None])),
         roc_auc=float(np.mean(measurable)) if measurable else None,
         labels=[
-            LabelScore(label=name, reviews=int(n), precision=float(p), recall=float(r), f1=float(f))
-            for name, n, p, r, f in zip(labels, confusion.sum(1), precision, recall, f1, strict=True)
+            LabelScore(label=name, reviews=of, precision=ratio(n, found), recall=ratio(n, of), f1=f)
+            for name, n, found, of, f in zip(labels, right, predictions, reviews, f1, strict=True)
         ],
         confusion=confusion.tolist(),
         reliability=reliability,
@@ -394,6 +359,11 @@ def score(probabilities: NDArray[np.floating], truth: NDArray[np.int64], labels:
         )
         / len(truth),
     )
+
+
+def ratio(part: int, whole: int) -> float | None:
+    """None where it is not defined, since there is no whole."""
+    return float(part / whole) if whole else None
 
 
 def roc_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:

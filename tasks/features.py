@@ -54,6 +54,7 @@ from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary, canonical
 from tasks.backbone import Backbone
 from tasks.fan_out import fan_out
+from tasks.figures import counted
 from tasks.split import PARTS, labels_of
 from tasks.stage import stage
 
@@ -132,7 +133,7 @@ def features(
         for window, counts in zip(windows, computed, strict=True):
             totals[window.part].update(counts)
             done += window.rows
-            bar.update(done, f"{done:,} reviews")
+            bar.update(done, counted(done, "reviews"))
     for pattern in (ROWS, RUNS):
         for path in scratch.glob(pattern):
             shutil.move(path, out / path.name)
@@ -142,7 +143,7 @@ def features(
         unit_in="reviews",
         rows=train["tokens"] + validation["tokens"],
         unit="activations" if config.cache_features else "tokens",
-        notes={f"cut at {config.max_length} tokens": train["cut"] + validation["cut"]},
+        notes={f"cut at {counted(config.max_length, 'tokens')}": train["cut"] + validation["cut"]},
         facts={
             "labels": reviews.facts["labels"],
             "label_counts": [train[str(label)] for label in range(len(labels_of(reviews)))],
@@ -237,8 +238,8 @@ class Reader:
         longest = min(tokenizer.model_max_length, longest_text(model) or tokenizer.model_max_length)
         if config.max_length > longest:
             raise ValueError(
-                f"max_length {config.max_length} is more than the {longest} tokens that the backbone in"
-                f" {folder} can read: lower it"
+                f"max_length {config.max_length} is more than the {counted(longest, 'tokens')} that the"
+                f" backbone in {folder} can read: lower it"
             )
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_padding()

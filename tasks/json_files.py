@@ -1,6 +1,8 @@
 """JSON lines, parsed by Arrow; on errors, Python's parser finds the line and the reason."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json
 
-from tasks.raw import LARGEST, Options, Raw, Where, as_text, at_line, check_columns, select, wanted_columns
+from tasks.labels import WHOLE_AS_DECIMAL, WRITTEN_AS_DECIMALS
+from tasks.raw import Options, Raw, Where, as_text, at_line, check_columns, select, wanted_columns
 from tasks.streams import open_text
 from tasks.text_files import read_lines
 
-MOST_DIGITS = 40
+SHOWN_CHARACTERS = 40
+LABEL_TYPES = (pa.int64(), pa.string(), pa.bool_())  # that Arrow's parser can expect
 
 
 def read_json_lines(path: Path, options: Options) -> Iterator[Raw]:
@@ -27,20 +31,22 @@ def read_json_lines(path: Path, options: Options) -> Iterator[Raw]:
             batch = columns.parse(lines, at_line(path, places))
             raw = select(batch, options, str(path), at_line(path, places), tell())
             raw.encoding = stream.encoding
+            raw.notes += columns.take_notes()
             yield raw
     columns.check()
 
 
 class Columns:
-    """Parses the wanted columns, which any line may lack, and labels of either type."""
+    """Parses the wanted columns, which any line may lack, and labels of any type."""
 
     def __init__(self, options: Options, path: Path) -> None:
         self._path = path
         self._wanted = wanted_columns(options)
         self._has_labels = len(self._wanted) > 1
-        self._label_types = [pa.int64(), pa.string()]  # the type of the previous lines comes first
+        self._label_types = list(LABEL_TYPES)  # the type of the previous lines comes first
         self._keys: list[str] | None = None  # of the first lines
         self._met: set[str] = set()
+        self._notes = Counter[str]()
 
     def parse(self, lines: list[bytes], where: Where) -> pa.RecordBatch:
         """Parse some lines into columns; raise ValueError with the line number if one is malformed."""
@@ -50,14 +56,19 @@ class Columns:
             if batch is not None:
                 break
         else:
-            batch = parse_slowly(lines, self._wanted, where)
+            batch = parse_slowly(lines, self._wanted, where, self._notes)
         if self._has_labels and batch[1].type != self._label_types[0]:
-            self._label_types.reverse()
+            self._label_types.sort(key=lambda kind: kind != batch[1].type)
         self._met |= {name for name in self._wanted if batch[name].null_count < len(batch)}
         if self._keys is None and len(self._met) < len(self._wanted):
             records = (parse_line(line, where(row)) for row, line in enumerate(lines))
             self._keys = list(dict.fromkeys(key for record in records for key in record))
         return batch
+
+    def take_notes(self) -> Counter[str]:
+        """What was altered since the last call."""
+        notes, self._notes = self._notes, Counter()
+        return notes
 
     def check(self) -> None:
         """At the end of the file, raise ValueError if no line has a wanted column."""
@@ -83,47 +94,66 @@ def parse_fast(lines: list[bytes], schema: pa.Schema) -> pa.RecordBatch | None:
     return table.combine_chunks().to_batches()[0] if table.num_rows == len(lines) else None
 
 
-def parse_slowly(lines: list[bytes], wanted: list[str], where: Where) -> pa.RecordBatch:
+def parse_slowly(lines: list[bytes], wanted: list[str], where: Where, notes: Counter[str]) -> pa.RecordBatch:
     """Parse lines with Python's parser, which reports the exact place and reason of an error.
 
-    The first column is text; the second, if any, has the type of its first value.
+    The first column is text; the second, if any, has labels of any type, as text.
     """
     records = [parse_line(line, where(row)) for row, line in enumerate(lines)]
-    arrays = []
-    for name in wanted:
-        values = [record.get(name) for record in records]
-        first = next((value for value in values if value is not None), None)
-        kind = str if name == wanted[0] or isinstance(first, str) else int
-        for row, value in enumerate(values):
-            if isinstance(value, HugeInteger) or (type(value) is int and not -LARGEST <= value <= LARGEST):
-                raise ValueError(
-                    f"{where(row)}: {name!r} is an integer of more than 64 bits ({str(value)[:20]}...): write"
-                    " it as a string"
-                )
-            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-                raise ValueError(
-                    f"{where(row)}: {name!r} is {json.dumps(value)[:40]}, but it must be"
-                    f" {'a string' if kind is str else 'an integer'}"
-                )
-        if kind is str:
-            text = pa.array([as_bytes(value) for value in values], pa.binary())
-            arrays.append(text if name == wanted[0] else as_text(text, name, where))
-        else:
-            arrays.append(pa.array(values, pa.int64()))
-    return pa.record_batch(arrays, names=wanted)
+    texts = []
+    for row, record in enumerate(records):
+        value = record.get(wanted[0])
+        if value is not None and type(value) is not str:
+            raise ValueError(f"{where(row)}: {wanted[0]!r} is {shown(value)}, but it must be a string")
+        texts.append(as_bytes(value))
+    columns = [pa.array(texts, pa.binary())]
+    for name in wanted[1:]:
+        labels = [
+            label_bytes(record.get(name), name, where, row, notes) for row, record in enumerate(records)
+        ]
+        columns.append(as_text(pa.array(labels, pa.binary()), name, where))
+    return pa.record_batch(columns, names=wanted)
 
 
-class HugeInteger(str):
-    """The digits of an integer that is too long to parse."""
+def label_bytes(value: Any, name: str, where: Where, row: int, notes: Counter[str]) -> bytes | None:
+    """Convert a label to text, as the line writes it; raise ValueError if it cannot be a label."""
+    if isinstance(value, Number):
+        whole = re.sub(WHOLE_AS_DECIMAL, r"\1", value)
+        notes[WRITTEN_AS_DECIMALS] += whole != value
+        return whole.encode()
+    if isinstance(value, bool):
+        return json.dumps(value).encode()
+    if value is None or isinstance(value, str):
+        return as_bytes(value)
+    raise ValueError(
+        f"{where(row)}: {name!r} is {shown(value)}, but a label must be a string, a number or a boolean"
+    )
 
 
-def parse_integer(digits: str) -> "int | HugeInteger":
-    return int(digits) if len(digits) <= MOST_DIGITS else HugeInteger(digits)
+def shown(value: Any) -> str:
+    """A value of JSON, cut short for a message."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return (value if isinstance(value, Number) else json.dumps(value))[:SHOWN_CHARACTERS]
+
+
+class Number(str):
+    """A number as the file writes it, of any length."""
+
+
+def parse_constant(name: str) -> Number | None:
+    """NaN, which pandas writes into a gap, is null; an infinity stays what it is."""
+    return None if name == "NaN" else Number(name)
 
 
 def parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8", "surrogateescape"), parse_int=parse_integer)
+        record = json.loads(
+            line.decode("utf-8", "surrogateescape"),
+            parse_int=Number,
+            parse_float=Number,
+            parse_constant=parse_constant,
+        )
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"{where} is not JSON ({error}): a .jsonl file has one JSON object per line"

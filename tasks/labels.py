@@ -1,66 +1,81 @@
-"""The labels of a source are whole numbers, or text: decided by all of them, never by the first."""
+"""The labels of a source, as text: what the file says, in every format.
+
+`01` and `1e3` stay as they are; nothing is read as a number. The exception are whole numbers that a library
+wrote as decimals, as pandas does in a column with gaps: 4.0 is the label `4`.
+
+No label are null, NaN, an empty or blank cell, and what the Hugging Face hub writes for it: -1 (or any
+other negative number) in a column whose numbers stand for class names.
+"""
+
+import json
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.raw import Raw
+HUB_METADATA = b"huggingface"  # in the schema of a data set of the Hugging Face hub
+WHOLE_AS_DECIMAL = r"^(-?[1-9][0-9]*|0)\.0+$"
+NAN = r"^(NaN|nan)$"
+MOST_EXACT = 1 << 53  # beyond it not every whole number is a double
 
-# as a number is written, so that its text is the same again: "01" is no number but a name
-WHOLE = r"^(0|-?[1-9][0-9]{0,18})$"
-NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-FRACTION = r"[.eE]"
-
-
-class Labels:
-    """Gives labels of one type, whole numbers as long as all so far are some; `are_text` from then on."""
-
-    def __init__(self, column: str | None) -> None:
-        self._column = column
-        self._typed: pa.DataType | None = None  # of labels whose source says of what type they are
-        self._fraction = ""
-        self._has_words = False
-        self.are_text = False
-
-    def read(self, raw: Raw) -> pa.Array:
-        """A batch's labels; ValueError, with the place, where the source mixes whole numbers and text."""
-        labels = raw.labels
-        assert labels is not None
-        if labels.null_count == len(labels):
-            return labels.cast(pa.string() if self.are_text else pa.int64())
-        numbers = labels if labels.type == pa.int64() else None if raw.typed else whole_numbers(labels)
-        kind, other = (pa.string(), pa.int64()) if numbers is None else (pa.int64(), pa.string())
-        if raw.typed:
-            self._typed = self._typed or kind
-        mixed = self._typed == other if raw.typed else (self._typed, kind) == (pa.int64(), pa.string())
-        if mixed or (raw.typed and kind == pa.int64() and self.are_text):
-            row = pc.index(labels.is_valid(), True).as_py()
-            raise ValueError(
-                f"column {self._column!r} is {kind} from {raw.where(row)} on, and was {other} before: make it"
-                " one type"
-            )
-        if numbers is None:
-            self.are_text = True
-            self._look_for_fractions(labels, raw)
-        return labels.cast(pa.string()) if self.are_text else numbers
-
-    def _look_for_fractions(self, labels: pa.Array, raw: Raw) -> None:
-        numeric = pc.match_substring_regex(labels, NUMBER)
-        self._has_words |= raw.typed or not pc.all(numeric).as_py()
-        row = pc.index(pc.match_substring_regex(labels, FRACTION), True).as_py()
-        if row >= 0 and not self._fraction:
-            self._fraction = f"{raw.where(row)}: {self._column!r} is {labels[row]}"
-
-    def check(self) -> None:
-        """At the end of the source: ValueError where all labels are numbers, and not all whole."""
-        if self._fraction and not self._has_words:
-            raise ValueError(f"{self._fraction}, which is no label: a label is a whole number or text")
+WRITTEN_AS_DECIMALS = "labels like 4.0 read as 4"
+NEGATIVE_CLASSES = "negative class labels read as no label"
+NAN_CELLS = "NaN cells read as no label"
 
 
-def whole_numbers(labels: pa.Array) -> pa.Array | None:
-    """Text as int64; None where any of it is something else, or too large."""
-    if not pc.all(pc.match_substring_regex(labels, WHOLE)).as_py():
-        return None
+def from_values(values: pa.Array, names: list[str] | None) -> tuple[pa.StringArray, Counter[str]] | None:
+    """The labels of a column of numbers or booleans; None where the column is of another type.
+
+    names: what the numbers are called, from 0 on.
+    """
+    notes = Counter[str]()
+    kind = values.type
+    if pa.types.is_decimal(kind):
+        return without_decimals(values.cast(pa.string()), notes), notes
+    if pa.types.is_floating(kind):
+        values = values.cast(pa.float64())
+        values = pc.if_else(pc.is_nan(values), None, values)
+        exact = pc.and_(pc.equal(values, pc.trunc(values)), pc.less(pc.abs(values), MOST_EXACT))
+        whole = pc.if_else(exact, values, None).cast(pa.int64())
+        notes[WRITTEN_AS_DECIMALS] += len(whole) - whole.null_count
+        return pc.coalesce(whole.cast(pa.string()), values.cast(pa.string())), notes
+    if pa.types.is_integer(kind):
+        if names is not None:
+            values = null_where(pc.less(values, 0), values, NEGATIVE_CLASSES, notes)
+        return values.cast(pa.string()), notes
+    return (values.cast(pa.string()), notes) if pa.types.is_boolean(kind) or pa.types.is_null(kind) else None
+
+
+def from_cells(labels: pa.StringArray) -> tuple[pa.StringArray, Counter[str]]:
+    """The labels of a table without types: blank cells and NaN are null."""
+    notes = Counter[str]()
+    labels = null_where(pc.match_substring_regex(labels, NAN), without_blanks(labels), NAN_CELLS, notes)
+    return without_decimals(labels, notes), notes
+
+
+def without_blanks(labels: pa.StringArray) -> pa.StringArray:
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(labels), ""), pa.scalar(None, pa.string()), labels)
+
+
+def without_decimals(labels: pa.StringArray, notes: Counter[str]) -> pa.StringArray:
+    """Whole numbers without the decimals that a library gave them."""
+    altered = pc.sum(pc.match_substring_regex(labels, WHOLE_AS_DECIMAL)).as_py()
+    if not altered:
+        return labels
+    notes[WRITTEN_AS_DECIMALS] += altered
+    return pc.replace_substring_regex(labels, WHOLE_AS_DECIMAL, r"\1")
+
+
+def null_where(mask: pa.BooleanArray, labels: pa.Array, reason: str, notes: Counter[str]) -> pa.Array:
+    """The labels, null where `mask` is true; these are counted."""
+    notes[reason] += pc.sum(mask).as_py() or 0
+    return pc.if_else(mask, pa.scalar(None, labels.type), labels)
+
+
+def class_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """What a label column's numbers are called, where the data set says so (the hub's in their metadata)."""
     try:
-        return labels.cast(pa.int64())
-    except pa.ArrowInvalid:
+        described = json.loads(schema.metadata[HUB_METADATA])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError):
         return None
+    return described if isinstance(described, list) and all(isinstance(n, str) for n in described) else None

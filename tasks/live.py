@@ -17,7 +17,7 @@ from prefect.context import TaskRunContext
 
 from tasks import console
 from tasks.at_work import line
-from tasks.page import short
+from tasks.figures import short
 from training.progress import Progress
 
 SAMPLE_WIDTH = 80  # characters of a sample on the terminal

@@ -77,32 +77,6 @@ def table(
     return Html(f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>')
 
 
-# figures
-
-
-def short(value: float) -> str:
-    """A figure at a glance: 950, 12.3k, 104M, 2.5B."""
-    return three_digits(value, ("", "k", "M", "B"))
-
-
-def size(count: int) -> str:
-    return three_digits(count, (" B", " kB", " MB", " GB"))
-
-
-def three_digits(value: float, units: Sequence[str]) -> str:
-    power = 0
-    while abs(value) >= 999.5 and power < len(units) - 1:
-        value, power = value / 1000, power + 1
-    return f"{value:.3g}{units[power]}" if abs(value) < 999.5 else f"{value:,.0f}{units[power]}"
-
-
-def duration(seconds: float) -> str:
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 LIGHT = (
     "--paper: #f6f4f0; --card: #fff; --ink: #22201d; --muted: #6f6a63; --line: #e6e1d9; --accent: #3a5a9b;"
 )

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.skipgram import ALWAYS, draw_documents, fill_block, keep_chances, subsample
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary
+from tasks.figures import counted
 from tasks.shards import BlockWriter, Compression, block_writer
 from tasks.stage import stage
 from tasks.tokens import count_tokens, token_batches, training_files
@@ -132,15 +133,16 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
             words += len(ids)
             kept_words += len(kept)
             lonely += int(np.count_nonzero(np.diff(kept_offsets) == 1))
-            bar.update(words, f"{writer.rows:,} pairs")
+            bar.update(words, counted(writer.rows, "pairs"))
     if not writer.rows:
         raise ValueError(
-            f"not one pair can be made of {documents:,} documents with {words:,} words: none keeps two words."
-            " Make the documents longer, lower min_count of the vocabulary, or set subsample to 0"
+            f"not one pair can be made of {counted(documents, 'documents')} with {counted(words, 'words')}:"
+            " none keeps two words. Make the documents longer, lower min_count, or set --subsample 0"
         )
     if config.validation_share and not held_out_writer.rows:
         raise ValueError(
-            f"not one pair is held out of {documents:,} documents: raise validation_share, or set it to 0"
+            f"not one pair is held out of {counted(documents, 'documents')}: raise validation_share, or set"
+            " it to 0"
         )
     return Summary(
         rows_in=words,
@@ -163,8 +165,8 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
 def check_ids(ids: NDArray[np.int32], words: int, tokens: Artifact) -> None:
     if len(ids) and not 0 <= ids.min() <= ids.max() < words:
         raise ValueError(
-            f"{tokens.folder}: a token is not in the vocabulary of {words:,} words (ids {ids.min()} to"
-            f" {ids.max()}): make the tokens again with this vocabulary"
+            f"{tokens.folder}: a token is not in the vocabulary of {counted(words, 'words')} (ids {ids.min()}"
+            f" to {ids.max()}): make the tokens again with this vocabulary"
         )
 
 

@@ -4,7 +4,6 @@ Every reader yields `Raw` batches of a few MB, each with a function that locates
 `select` extracts the columns of a table, and `decode` converts bytes to text.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +15,11 @@ import pyarrow.compute as pc
 
 from tasks.csv_dialects import Dialect
 from tasks.encodings import UTF_8, guess_narrow, is_utf_8
+from tasks.labels import class_names, from_values, without_blanks
 
 BLOCK_BYTES = 1 << 22
 SAMPLE_ROWS, SAMPLE_BYTES = 64, 1 << 12  # from which an encoding is guessed
-LARGEST = (1 << 63) - 1
 SHOWN_COLUMNS = 50
-HUB_METADATA = b"huggingface"  # in the schema of a data set of the Hugging Face hub
 
 InvalidText = Literal["refuse", "replace", "drop"]
 Documents = Literal["line", "paragraph", "file"]
@@ -50,9 +48,8 @@ class Raw:
     labels: pa.Array | None
     where: Where  # describes the location of the n-th document
     position: int  # bytes of the source read so far
-    label_names: list[str] | None = None  # class names of integer labels, from 0
+    label_names: list[str] | None = None  # class names of numeric labels, from 0
     encoding: str = UTF_8  # the original encoding of the text
-    typed: bool = True  # labels have a type; those of CSV cells and folder names do not
     unfinished: bool = False  # the last document continues in the next batch
     notes: Counter[str] = field(default_factory=Counter)  # counts to report
 
@@ -108,38 +105,27 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
             f"column {options.text_column!r} of {source} is {text.type}, not text: name another column"
         )
     if options.label_column is None or options.label_column in options.constants:
-        return Raw(text, constant_labels(options, len(text)), where, position, typed=False)
-    labels = batch.column(options.label_column)
-    if pa.types.is_dictionary(labels.type):
-        labels = labels.dictionary_decode()
-    if pa.types.is_integer(labels.type) or pa.types.is_null(labels.type):
-        labels = as_int64(labels, options.label_column, where)
-    elif is_text(labels.type):
-        labels = labels.cast(pa.string())
-    else:
+        return Raw(text, constant_labels(options, len(text)), where, position)
+    names = class_names(batch.schema, options.label_column)
+    values = batch.column(options.label_column)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if is_text(values.type) or is_bytes(values.type):
+        return Raw(text, as_text(values, options.label_column, where), where, position, names)
+    found = from_values(values, names)
+    if found is None:
         raise ValueError(
-            f"column {options.label_column!r} of {source} is {labels.type}: a label must be an integer or a"
-            " string"
+            f"column {options.label_column!r} of {source} is {values.type}: a label must be a string, a"
+            " number or a boolean"
         )
-    return Raw(text, labels, where, position, class_names(batch.schema, options.label_column))
-
-
-def as_int64(labels: pa.Array, column: str, where: Where) -> pa.Array:
-    try:
-        return labels.cast(pa.int64())
-    except pa.ArrowInvalid:
-        row = pc.index(pc.greater(labels, pa.scalar(LARGEST, labels.type)), True).as_py()
-        raise ValueError(
-            f"{where(row)}: {column!r} is an integer of more than 64 bits ({labels[row]}): write it as a"
-            " string"
-        ) from None
+    labels, notes = found
+    return Raw(text, labels, where, position, names, notes=notes)
 
 
 def as_text(labels: pa.Array, column: str, where: Where) -> pa.Array:
-    """Convert binary labels to strings, empty ones to null; raise ValueError if one is not UTF-8."""
-    labels = pc.if_else(pc.equal(pc.binary_length(labels), 0), pa.scalar(None, labels.type), labels)
+    """Convert text or binary labels to strings, blank ones to null; raise ValueError if one is not UTF-8."""
     try:
-        return labels.cast(pa.string())
+        return without_blanks(labels.cast(pa.string()))
     except pa.ArrowInvalid:
         for row, label in enumerate(labels.to_pylist()):
             try:
@@ -157,15 +143,6 @@ def constant_labels(options: Options, rows: int) -> pa.Array | None:
     if options.label_column not in options.constants:
         return None
     return pa.array([options.constants[options.label_column]] * rows, pa.string())
-
-
-def class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Read the class names of an integer label column from Hugging Face metadata, if there are any."""
-    try:
-        described = json.loads(schema.metadata[HUB_METADATA])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return described if isinstance(described, list) and all(isinstance(n, str) for n in described) else None
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.labels import Labels
+from tasks.figures import counted
 from tasks.raw import InvalidText, Options, Raw, decode
 from tasks.source import Source
 
@@ -38,7 +38,6 @@ class Reading:
         self.documents = 0
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
-        self.labels = Labels(options.label_column)
         self.label_names: list[str] | None = None
         self._invalid = 0
         self._unfinished = False  # the last document continues in the next batch
@@ -49,9 +48,6 @@ class Reading:
         waiting: list[pa.RecordBatch] = []
         held = 0
         for batch in self._batches():
-            if waiting and batch.schema != waiting[0].schema:  # labels are strings from here on
-                yield pa.concat_batches(waiting)
-                waiting, held = [], 0
             for part in split_by_bytes(batch):
                 waiting.append(part)
                 held += part["text"].nbytes
@@ -77,7 +73,6 @@ class Reading:
             if self.documents >= MANY_DOCUMENTS:
                 self._refuse_mostly_invalid()
         self._refuse_mostly_invalid()
-        self.labels.check()
 
     def _check_names(self, raw: Raw) -> None:
         self.label_names = self.label_names or raw.label_names
@@ -106,7 +101,7 @@ class Reading:
                 self.notes[f"documents with replaced bytes ({what})"] += count
         columns = {"text": text, "document": pa.array(numbers), "part": pa.array(part)}
         if raw.labels is not None:
-            columns["label"] = self.labels.read(raw)
+            columns["label"] = raw.labels
         batch = pa.record_batch(columns)
         return batch.filter(text.is_valid()) if text.null_count else batch
 
@@ -126,9 +121,9 @@ class Reading:
         """Raise ValueError if most documents are invalid, since the encoding is then probably wrong."""
         if 2 * self._invalid > self.documents:
             raise ValueError(
-                f"{self._invalid:,} of {self.documents:,} documents of {self._source.name} are invalid in the"
-                f" assumed encoding: set --text-encoding (--invalid-utf8 {self._limits.invalid} is only for"
-                " a few invalid bytes)"
+                f"{self._invalid:,} of {counted(self.documents, 'documents')} of {self._source.name} are"
+                " invalid in the assumed encoding: set --text-encoding (--invalid-utf8"
+                f" {self._limits.invalid} is only for a few invalid bytes)"
             )
 
 

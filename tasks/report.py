@@ -16,7 +16,8 @@ from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, Manifest, Summary
 from tasks.charts import Axis, Html, html, in_the_plane, join, line_chart, word_map
 from tasks.evaluate import AnalogyScore, Evaluation, read_evaluation
-from tasks.page import card, columns, duration, element, section, short, table, tiles
+from tasks.figures import counted, duration, short
+from tasks.page import card, columns, element, section, table, tiles
 from tasks.sections import (
     STAGE_COLUMNS,
     known,
@@ -128,7 +129,12 @@ def figure(score: float | None) -> str:
 
 def score_rows(evaluation: Evaluation) -> list[list[str]]:
     rows = [
-        [score.name, "rank correlation", figure(score.spearman), f"{score.scored:,} of {score.pairs:,} pairs"]
+        [
+            score.name,
+            "rank correlation",
+            figure(score.spearman),
+            f"{score.scored:,} of {counted(score.pairs, 'pairs')}",
+        ]
         for score in evaluation.similarity
     ]
     return rows + [

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.artifacts import Artifact, Manifest, Summary
 from tasks.charts import Html, join
 from tasks.evaluate_lm import LMEvaluation, Score, read_lm_evaluation, shown
-from tasks.page import card, columns, duration, element, section, short, table, tiles
+from tasks.figures import counted, duration, short
+from tasks.page import card, columns, element, section, table, tiles
 from tasks.samples import Sample, read_samples
 from tasks.sections import (
     STAGE_COLUMNS,
@@ -92,7 +93,9 @@ def score_rows(scores: Sequence[Score]) -> list[list[str]]:
 
 
 def scores_section(found: LMEvaluation) -> Html:
-    measured = f" Measured on {found.tokens:,} held-out tokens, {found.bytes:,} bytes of text."
+    measured = (
+        f" Measured on {counted(found.tokens, 'held-out tokens')}, {counted(found.bytes, 'bytes')} of text."
+    )
     body = card(table(SCORE_COLUMNS, score_rows(found.scores), figures={1, 2, 3, 4}))
     return section("How well it predicts", body, found.verdict + measured)
 

@@ -15,11 +15,13 @@ from tasks.evaluate_sentiment import (
     Scores,
     SentimentEvaluation,
     named_scores,
+    one_label_note,
     read_sentiment_evaluation,
     shown,
     verdict,
 )
-from tasks.page import card, columns, duration, section, table, tiles
+from tasks.figures import counted, duration
+from tasks.page import card, columns, section, table, tiles
 from tasks.sections import (
     STAGE_COLUMNS,
     lineage,
@@ -55,7 +57,7 @@ class ReportSentimentConfig(BaseModel):
     )
 
 
-@stage(version=2)
+@stage(version=3)
 def report_sentiment(
     model: Artifact, evaluation: Artifact, config: ReportSentimentConfig, out: Path
 ) -> Summary:
@@ -131,9 +133,9 @@ def seconds_to_train(metrics: dict[str, Any], manifests: Sequence[Manifest]) -> 
 def scores_section(
     model: Artifact, metrics: dict[str, Any], found: SentimentEvaluation, manifests: Sequence[Manifest]
 ) -> Html:
-    left_out = f" ({found.met_before:,} that it had seen were left out)" if found.met_before else ""
-    note = (
-        f"{verdict(found)} Judged by {found.reviews:,} reviews that it has not seen{left_out},"
+    left_out = f" ({found.met_before:,} met in training left out)" if found.met_before else ""
+    note = " ".join([verdict(found), *one_label_note(found)]) + (
+        f" Judged by {counted(found.reviews, 'reviews')} that it has not seen{left_out},"
         f" {found.reviews_per_second:,.0f} a second. The classifier stands on {backbone_of(model)}; its time"
         " includes the features."
     )
@@ -197,7 +199,7 @@ def calibration(scores: Scores) -> Html:
 def bin_hint(bin: Bin) -> str:
     if bin.score is None or bin.accuracy is None:
         return ""
-    return f"{bin.reviews:,} reviews · score {bin.score:.1%} · {bin.accuracy:.1%} right"
+    return f"{counted(bin.reviews, 'reviews')} · score {bin.score:.1%} · {bin.accuracy:.1%} right"
 
 
 def label_rows(scores: Scores) -> list[list[str]]:
@@ -206,7 +208,7 @@ def label_rows(scores: Scores) -> list[list[str]]:
     if len(labels) > LABELS_SHOWN:
         labels = sorted(labels, key=lambda score: -score.reviews)[:LABELS_SHOWN]
     return [
-        [each.label, f"{each.reviews:,}", f"{each.precision:.3f}", f"{each.recall:.3f}", f"{each.f1:.3f}"]
+        [each.label, f"{each.reviews:,}", shown(each.precision), shown(each.recall), shown(each.f1)]
         for each in labels
     ]
 
@@ -219,7 +221,7 @@ def labels_section(scores: Scores) -> Html:
         " found with it."
     )
     if more:
-        note += f" The {len(rows)} most frequent labels; {more:,} more are in evaluation.json."
+        note += f" The {len(rows)} most frequent labels; {more:,} more in evaluation.json."
     return section("Label by label", card(table(LABEL_COLUMNS, rows, figures={1, 2, 3, 4})), note)
 
 
@@ -267,7 +269,7 @@ def markdown(model: Artifact, evaluation: Artifact, config: ReportSentimentConfi
         f"# {plain(config.title)}",
         markdown_table(["figure", "value"], headline(model, metrics, found, manifests)),
         "## How good it is",
-        plain(verdict(found)),
+        *(plain(note) for note in (verdict(found), *one_label_note(found))),
         markdown_table(SCORE_COLUMNS, score_rows(metrics, found, manifests)),
         "## Label by label",
         markdown_table(LABEL_COLUMNS, label_rows(found.model)),

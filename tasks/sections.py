@@ -14,7 +14,8 @@ from pydantic import JsonValue
 
 from tasks.artifacts import Artifact, Manifest, Store, Summary
 from tasks.charts import Axis, Html, join, line_chart, smoothed
-from tasks.page import card, columns, duration, element, page, section, short, size, table
+from tasks.figures import counted, duration, short, size
+from tasks.page import card, columns, element, page, section, table
 
 FILE = "report.html"
 ACCOUNT_LABELS = {
@@ -64,9 +65,9 @@ def stage_rows(manifests: Iterable[Manifest]) -> list[list[str]]:
     return [
         [
             manifest.stage,
-            f"{manifest.summary.rows_in:,} {manifest.summary.unit_in}",
-            f"{manifest.summary.rows:,} {manifest.summary.unit}",
-            ", ".join(f"{count:,} {reason}" for reason, count in manifest.summary.dropped.items() if count),
+            counted(manifest.summary.rows_in, manifest.summary.unit_in),
+            counted(manifest.summary.rows, manifest.summary.unit),
+            ", ".join(counted(count, reason) for reason, count in manifest.summary.dropped.items() if count),
             size(sum(entry.size for entry in manifest.files)),
             duration(manifest.seconds),
         ]

@@ -42,8 +42,6 @@ class ShardWriter:
         """`size` is what the batch counts towards the shard's bytes."""
         if batch.num_rows == 0:
             return
-        if self._writer is not None and self._writer.schema != batch.schema:
-            self.close()
         if self._writer is None:
             path = self._out / f"{self._name}-{self.count:05d}.parquet"
             self._writer = pq.ParquetWriter(path, batch.schema, **self._options)
@@ -58,23 +56,6 @@ class ShardWriter:
         if self._writer is not None:
             self._writer.close()
         self._writer, self._held = None, 0
-
-    def cast(self, column: str, kind: pa.DataType) -> None:
-        """Writes the shards again in which the column is of another type, row group by row group."""
-        self.close()
-        for path in sorted(self._out.glob(f"{self._name}-*.parquet")):
-            with pq.ParquetFile(path) as file:
-                schema = file.schema_arrow
-                place = schema.get_field_index(column)
-                if schema.field(place).type == kind:
-                    continue
-                schema = schema.set(place, pa.field(column, kind))
-                new = path.with_suffix(".new")
-                with pq.ParquetWriter(new, schema, **self._options) as writer:
-                    for group in range(file.num_row_groups):
-                        table = file.read_row_group(group).cast(schema)
-                        writer.write_table(table, row_group_size=max(1, table.num_rows))
-            new.replace(path)
 
     def __enter__(self) -> "ShardWriter":
         return self

@@ -10,7 +10,9 @@ letter, falls away.
 Bounded memory: labels, parts, shards and digests of all texts (some 30 bytes a review), one shard at a time.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Self, cast
 
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.artifacts import Artifact, Summary
+from tasks.figures import counted
 from tasks.stage import stage
 
 PARTS = ("train", "validation", "test")
@@ -29,6 +32,9 @@ STRETCHES = 10
 SHARD_BYTES = 1 << 26  # of text, about
 ROW_GROUP = 512  # reviews: what later stages work on at a time
 MOST_LABELS = 1000
+MOST_CHARACTERS = 200  # of a label
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+UNLABELLED = "without a label"
 LEFT_OUT = -1
 SCHEMA = pa.schema([("text", pa.string()), ("label", pa.int32())])
 
@@ -103,7 +109,7 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
         rows=sum(counts.values()),
         unit="reviews",
         dropped={
-            "without a label": unlabelled,
+            UNLABELLED: unlabelled,
             "beyond the limit": unused,
             "held out and met before": int(twice.sum()),
         },
@@ -113,9 +119,9 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
 
 def read_labels(
     corpus: Artifact,
-) -> tuple[list[int | str], NDArray[np.int32], NDArray[np.uint64], int]:
-    """The labels met, sorted; each row's number among them or LEFT_OUT; each text's digest; all bytes."""
-    met: dict[int | str, int] = {}  # label -> its place in order of appearance
+) -> tuple[list[str], NDArray[np.int32], NDArray[np.uint64], int]:
+    """The labels met, in order; each row's number among them or LEFT_OUT; each text's digest; all bytes."""
+    met: dict[str, int] = {}  # label -> its place in order of appearance
     places, digests, size = [np.empty(0, np.int32)], [np.empty(0, np.uint64)], 0
     for batch in batches(corpus.files(), ["text", "label"]):
         coded = batch["label"].dictionary_encode()
@@ -124,10 +130,18 @@ def read_labels(
         places.append(np.array([*here, LEFT_OUT], np.int32)[found])
         digests.append(digests_of(batch))
         size += batch["text"].nbytes
-    known = sorted(met)
+    known = in_order(met)
     number = {label: index for index, label in enumerate(known)}
     numbers = np.array([*(number[label] for label in met), LEFT_OUT], np.int32)  # LEFT_OUT is the last place
     return known, numbers[np.concatenate(places)], np.concatenate(digests), size
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Numbers ascending, if all labels are some; else by the alphabet."""
+    labels = sorted(labels)
+    if all(map(NUMBER.fullmatch, labels)):
+        labels.sort(key=Decimal)  # which, unlike int, takes any number of digits
+    return labels
 
 
 def digests_of(batch: pa.RecordBatch) -> NDArray[np.uint64]:
@@ -141,9 +155,9 @@ def labels_of(artifact: Artifact) -> list[str]:
     return cast("list[str]", artifact.facts["labels"])
 
 
-def label_values(reviews: Artifact) -> list[int | str]:
+def label_values(reviews: Artifact) -> list[str]:
     """The labels as they were in the corpus, in the order of their numbers."""
-    return cast("list[int | str]", reviews.facts["label_values"])
+    return cast("list[str]", reviews.facts["label_values"])
 
 
 def batches(paths: Sequence[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -159,17 +173,28 @@ def batches(paths: Sequence[Path], columns: list[str]) -> Iterator[pa.RecordBatc
                 yield file.read_row_group(group, columns=columns).combine_chunks().to_batches()[0]
 
 
-def names_in(corpus: Artifact, known: Sequence[int | str]) -> list[str] | None:
+def names_in(corpus: Artifact, known: Sequence[str]) -> list[str] | None:
     """What the source calls the labels, where it has a name for each of them."""
+    names = source_names(corpus)
+    return [names[label] for label in known] if known and names.keys() >= set(known) else None
+
+
+def source_names(corpus: Artifact) -> dict[str, str]:
+    """label -> what the corpus' source calls it."""
     names = cast("list[str]", corpus.facts.get("label_names", []))
-    numbers = [value for value in known if isinstance(value, int) and 0 <= value < len(names)]
-    return [names[number] for number in numbers] if numbers and len(numbers) == len(known) else None
+    return {str(number): name for number, name in enumerate(names)}
 
 
-def named(known: Sequence[int | str], given: list[str] | None, reviews: int) -> list[str]:
+def named(known: Sequence[str], given: list[str] | None, reviews: int) -> list[str]:
     """The labels' names; ValueError where the labels can't be a classifier's."""
     if not known:
-        raise ValueError(f"none of the {reviews:,} reviews has a label: is it the right column?")
+        raise ValueError(f"there is no label among {counted(reviews, 'reviews')}: is it the right column?")
+    for label in known:
+        if len(label) > MOST_CHARACTERS:
+            raise ValueError(
+                f"a label has {counted(len(label), 'characters')} ({label[:20]}...), where {MOST_CHARACTERS}"
+                " are the most: is it the right column?"
+            )
     if len(known) == 1:
         raise ValueError(
             f"all reviews have the label {known[0]!r}: a classifier needs two different ones at least"
@@ -231,8 +256,8 @@ def refuse_empty(
             if not ((parts == index) & (labels == label)).any():
                 reviews = int((labels == label).sum())
                 raise ValueError(
-                    f"the label {name!r} has no review in the {part} part ({reviews:,} in all): find more of"
-                    " them, leave the label out, or hold out another share"
+                    f"the label {name!r} has no review in the {part} part ({counted(reviews, 'reviews')} in"
+                    " all): find more of them, leave the label out, or hold out another share"
                 )
 
 

@@ -29,6 +29,7 @@ from models.tokenizer import BytePair, Bytes, Characters, Encoding, Tokenizer
 from tasks import console
 from tasks.artifacts import Artifact, RunOnly, Summary, digest_key
 from tasks.fan_out import fan_out
+from tasks.figures import counted
 from tasks.hub import NetworkError
 from tasks.shards import Outcome, ShardWriter, in_order, row_groups
 from tasks.stage import stage
@@ -204,15 +205,15 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
     documents, sizes = encode_corpus(corpus, base, config, scratch)
     split = Split(scratch, sizes, config)
     counts = {part: np.zeros(base.size, np.int64) for part in ("train", "validation")}
-    for part, counted in split.pieces(lambda tokens: np.bincount(tokens.values, minlength=base.size)):
-        counts[part] += counted
+    for part, found in split.pieces(lambda tokens: np.bincount(tokens.values, minlength=base.size)):
+        counts[part] += found
     check_parts(counts["train"].sum(), counts["validation"].sum(), documents, config)
     tokenizer = Tokenizer(base, kept_ids(base, counts["train"], counts["validation"], config))
     shards, rows = write_parts(split, tokenizer, out)
     shutil.rmtree(scratch)
     tokenizer.save(out / TOKENIZER)
     if tokenizer.base_ids is not None:
-        counts = {part: counted[tokenizer.base_ids] for part, counted in counts.items()}
+        counts = {part: found[tokenizer.base_ids] for part, found in counts.items()}
     write_vocabulary(tokenizer, counts["train"], out)
     lengths = tokenizer.byte_lengths()
     trained, validated = int(counts["train"].sum()), int(counts["validation"].sum())
@@ -259,9 +260,11 @@ def encode_corpus(
                 sizes.append(len(batch["tokens"].values))
                 shards.write(batch, TOKEN_BYTES * sizes[-1])
             documents += batch.num_rows
-            bar.update(done, f"{sum(sizes):,} tokens")
+            bar.update(done, counted(sum(sizes), "tokens"))
     if not sum(sizes):
-        raise ValueError(f"there is no text in the {documents:,} documents of the corpus: check its source")
+        raise ValueError(
+            f"there is no text in the {counted(documents, 'documents')} of the corpus: check its source"
+        )
     return documents, sizes
 
 
@@ -368,12 +371,12 @@ def check_parts(train: int, validation: int, documents: int, config: SubwordsCon
     if config.validation_share and not validation:
         raise ValueError(
             f"nothing was held out for validation: a share of {config.validation_share} of {documents:,}"
-            " documents; raise validation_share, set validation to 'tail', or validation_share to 0 for none"
+            " documents; raise validation_share, set --validation tail, or set validation_share to 0 for none"
         )
     if not train:
         raise ValueError(
-            f"nothing is left to train on: all {documents:,} documents were held out for validation; lower"
-            " validation_share, or set validation to 'tail'"
+            f"nothing is left to train on: {counted(documents, 'documents')} of {documents:,} held out for"
+            " validation; lower validation_share, or set --validation tail"
         )
 
 

@@ -24,14 +24,15 @@ def read_text(path: Path, options: Options) -> Iterator[Raw]:
     """Read documents: lines, paragraphs (separated by blank lines), or the whole file."""
     if options.label_column is not None and options.label_column not in options.constants:
         raise ValueError(
-            f"{path} is plain text and has no column {options.label_column!r}: omit the label column, or put"
-            " the files of each label into a folder named after it, and use the parent folder as the source"
+            f"{path} is plain text and has no column {options.label_column!r}: put the files of each label"
+            " into a folder named after it and use the parent folder as the source, or use a table (.csv,"
+            " .jsonl or .parquet)"
         )
     with open_text(path, options.encoding) as (stream, tell):
         for documents, numbers, unfinished in DOCUMENTS[options.documents](path, stream):
             labels = constant_labels(options, len(documents))
             raw = Raw(pa.array(documents, pa.binary()), labels, at_line(path, numbers), tell())
-            raw.encoding, raw.unfinished, raw.typed = stream.encoding, unfinished, False
+            raw.encoding, raw.unfinished = stream.encoding, unfinished
             yield raw
 
 

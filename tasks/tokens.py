@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks import console
 from tasks.artifacts import Artifact, Summary
 from tasks.fan_out import fan_out
+from tasks.figures import counted
 from tasks.shards import ShardWriter, row_groups
 from tasks.stage import stage
 from tasks.vocabulary import read_vocabulary
@@ -67,7 +68,7 @@ def tokens(corpus: Artifact, vocabulary: Artifact, config: TokensConfig, out: Pa
             unknown += missed
             documents += len(ids)
             emptied += empty
-            bar.update(done, f"{known:,} tokens")
+            bar.update(done, counted(known, "tokens"))
     if known == 0:
         raise ValueError("no word of the corpus is in the vocabulary: was it made from another corpus?")
     return Summary(

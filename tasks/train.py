@@ -18,6 +18,7 @@ from tasks import console
 from tasks.artifacts import Artifact, RunOnly, canonical, digest_key
 from tasks.at_work import CHECKPOINTS
 from tasks.fan_out import module
+from tasks.figures import counted
 from tasks.live import shown_progress
 from tasks.stage import Input
 from training.checkpoint import Checkpoint, Checkpoints
@@ -47,7 +48,7 @@ class TrainConfig(BaseModel):
         2,
         ge=1,
         le=LANES,
-        description="data-parallel workers, one replica of the model each",
+        description="data-parallel workers, one replica of the model each; 1 with the local runner",
         json_schema_extra={"position": 1},
     )
     min_workers: int | None = Field(
@@ -132,10 +133,20 @@ class TrainConfig(BaseModel):
         json_schema_extra={"position": 12},
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def local_is_one_worker(cls, values: Any) -> Any:
+        """The local runner has one worker, where nothing else is said."""
+        if isinstance(values, dict) and values.get("runner") == "local":
+            return {"workers": 1, **values}
+        return values
+
     @model_validator(mode="after")
     def workers_fit(self) -> Self:
         if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}: lower it")
+            raise ValueError(
+                f"min_workers {self.min_workers} is above the {counted(self.workers, 'workers')}: lower it"
+            )
         if self.runner == "local" and self.workers != 1:
             raise ValueError(
                 f"the local runner has one worker, not {self.workers}: say --workers 1, or --runner ray"
@@ -261,7 +272,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
     begun = checkpoints.load()
     if begun is not None:
         note(f"goes on from its checkpoint of step {begun.state['step']:,}")
-    starting = "" if config.runner == "local" else f"starting {config.workers} Ray workers"
+    starting = "" if config.runner == "local" else f"starting {counted(config.workers, 'Ray workers')}"
     try:
         with shown_progress(unit, starting) as on_progress:
             if config.runner == "local":

@@ -28,6 +28,7 @@ from tasks.features import (
     label_counts,
     read_options,
 )
+from tasks.figures import counted
 from tasks.split import labels_of
 from tasks.stage import stage
 from tasks.train import GradientTrainConfig, facts_of, plan_job, run_job, write_json
@@ -102,7 +103,7 @@ def train_sentiment(
     (out / "README.md").write_text(card(backbone.name, labels, read, metrics), encoding="utf-8")
     return Summary(
         rows_in=metrics["examples"],
-        unit_in=f"reviews in {metrics['epochs']} epochs",
+        unit_in=f"reviews in {counted(metrics['epochs'], 'epochs')}",
         rows=len(labels),
         unit="labels",
         facts={"labels": labels, "backbone": backbone.name, **facts_of(metrics)},
@@ -167,9 +168,10 @@ def card(backbone: str, labels: Sequence[str], read: FeaturesConfig, metrics: di
     judged = f"; validation loss {metrics['validation_loss']:.4f}" if "validation_loss" in metrics else ""
     return f"""# Sentiment classifier
 
-Says which of {len(labels)} labels ({", ".join(labels)}) a text has. The encoder {backbone}, of which
-{blocks} were trained by Lexloom on {metrics["examples"]:,} reviews ({metrics["epochs"]} epochs) in
-{metrics["seconds"]:.1f} seconds{judged}. It reads the first {read.max_length} tokens of a text.
+Says which of {counted(len(labels), "labels")} ({", ".join(labels)}) a text has. The encoder
+{backbone}, of which {blocks} were trained by Lexloom on
+{counted(metrics["examples"], "reviews")} ({counted(metrics["epochs"], "epochs")}) in
+{metrics["seconds"]:.1f} seconds{judged}. It reads the first {counted(read.max_length, "tokens")} of a text.
 
 ```python
 from models.sentiment import classify

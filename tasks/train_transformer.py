@@ -7,7 +7,7 @@ A model folder holds `model.safetensors`, `config.json`, `tokenizer.json` and mo
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -21,6 +21,7 @@ from models.sampling import NextLogits
 from models.transformer import Reader, Transformer, TransformerConfig, next_token_loss
 from models.transformer_folder import export_tokenizer, save
 from tasks.artifacts import Artifact, Summary
+from tasks.figures import counted
 from tasks.samples import written
 from tasks.stage import stage
 from tasks.subwords import TOKENIZER, read_tokenizer
@@ -170,10 +171,10 @@ def train_transformer(
     Raises:
         ValueError: the windows are of another length.
     """
-    size = windows.summary.facts["size"]
+    size = cast(int, windows.summary.facts["size"])
     if size != config.context + 1:
         raise ValueError(
-            f"the windows are of {size} tokens, but a context of {config.context} needs"
+            f"the windows are of {counted(size, 'tokens')}, but a context of {config.context} needs"
             f" {config.context + 1}: set the windows' size to that, and their stride to {config.context}"
         )
     tokenizer = read_tokenizer(tokens)
@@ -195,7 +196,7 @@ def train_transformer(
     (out / "README.md").write_text(card(network, parameters, metrics), encoding="utf-8")
     return Summary(
         rows_in=metrics["examples"],
-        unit_in=f"windows in {metrics['epochs']} epochs",
+        unit_in=f"windows in {counted(metrics['epochs'], 'epochs')}",
         rows=parameters,
         unit="parameters",
         facts=facts_of(metrics),
@@ -269,7 +270,8 @@ def card(network: TransformerConfig, parameters: int, metrics: dict[str, Any]) -
 
 {parameters:,} parameters: {network.layers} blocks of width {network.width} with {network.heads} heads,
 context {network.context}, vocabulary {network.vocabulary:,}; the architecture is {architecture}'s. Trained by
-Lexloom on {metrics["examples"]:,} windows ({metrics["epochs"]} epochs) in {metrics["seconds"]:.1f} seconds.
+Lexloom on {counted(metrics["examples"], "windows")} ({counted(metrics["epochs"], "epochs")}) in
+{metrics["seconds"]:.1f} seconds.
 {score}
 | file | what is in it |
 |---|---|

@@ -26,6 +26,7 @@ from models.window_lm import (
 )
 from tasks.artifacts import Artifact, Summary, canonical
 from tasks.embeddings import read_embeddings
+from tasks.figures import counted
 from tasks.samples import written
 from tasks.stage import stage
 from tasks.subwords import TOKENIZER, read_tokenizer
@@ -167,8 +168,8 @@ def train_window_lm(
     table = read_embeddings(embeddings)
     if len(table) != tokenizer.size:
         raise ValueError(
-            f"there are embeddings of {len(table):,} tokens, but the tokenizer has {tokenizer.size:,}: make"
-            " them from the same tokens as the windows"
+            f"there are embeddings of {counted(len(table), 'tokens')}, but the tokenizer has"
+            f" {tokenizer.size:,}: make them from the same tokens as the windows"
         )
     size = windows.facts["size"]
     assert isinstance(size, int)
@@ -208,7 +209,7 @@ def train_window_lm(
     (out / "README.md").write_text(card(shape, metrics, parameters), encoding="utf-8")
     return Summary(
         rows_in=metrics["examples"],
-        unit_in=f"windows in {metrics['epochs']} epochs",
+        unit_in=f"windows in {counted(metrics['epochs'], 'epochs')}",
         rows=parameters,
         unit="trained parameters",
         facts=facts_of(metrics),
@@ -243,8 +244,8 @@ def card(shape: WindowLMConfig, metrics: dict[str, Any], parameters: int) -> str
 
 Predicts {what} from the {shape.context} before it: {shape.depth} dense layers of {shape.width} over
 embeddings of {shape.dim} floats {embeddings}; {shape.vocabulary:,} tokens, {parameters:,} trained parameters.
-Trained by Lexloom on {metrics["examples"]:,} windows ({metrics["epochs"]} epochs) in {metrics["seconds"]:.1f}
-seconds: mean loss in the last epoch {metrics["loss"]:.4f}{held_out}.
+Trained by Lexloom on {counted(metrics["examples"], "windows")} ({counted(metrics["epochs"], "epochs")}) in
+{metrics["seconds"]:.1f} seconds: mean loss in the last epoch {metrics["loss"]:.4f}{held_out}.
 
 | file | what is in it |
 |---|---|

@@ -16,6 +16,7 @@ from models.skipgram import SkipGrams, keep_chances
 from models.word2vec import Word2Vec, Word2VecFromTokens
 from models.word_vectors import WordVectors, has_white_space, save_word2vec_counts
 from tasks.artifacts import Artifact, Summary, canonical
+from tasks.figures import counted
 from tasks.noise import read_noise
 from tasks.pairs import PairsConfig, SkipGramsConfig
 from tasks.stage import stage
@@ -183,8 +184,8 @@ def train_word2vec(
     metrics, tensors = run_job(job, config, unit)
     if metrics["loss"] == 0:  # the sum over no pair
         raise ValueError(
-            f"not one pair can be made of {metrics['examples']:,} {unit}: no document keeps two words."
-            " Make the documents longer, lower min_count of the vocabulary, or set subsample to 0"
+            f"not one pair can be made of {counted(metrics['examples'], unit)}: no document keeps two words."
+            " Make the documents longer, lower min_count, or set --subsample 0"
         )
     metrics["unit"] = unit
     vectors = WordVectors(words.to_pylist(), tensors["vectors"][:, : config.dim])
@@ -198,11 +199,11 @@ def train_word2vec(
         contexts.save_word2vec(out / CONTEXTS, binary=True)
     write_json(out / "config.json", {"model": "word2vec", **canonical(config), **vocabulary.normalization})
     write_json(out / "metrics.json", metrics)
-    described = card(config, metrics, len(words), counted=not uncountable)
+    described = card(config, metrics, len(words), has_counts=not uncountable)
     (out / "README.md").write_text(described, encoding="utf-8")
     return Summary(
         rows_in=metrics["examples"],
-        unit_in=f"{unit} in {metrics['epochs']} epochs",
+        unit_in=f"{unit} in {counted(metrics['epochs'], 'epochs')}",
         rows=len(words),
         unit="word vectors",
         notes={f"with white space, so no {COUNTS}": uncountable} if uncountable else {},
@@ -238,7 +239,8 @@ def from_tokens(
     )
     if skipgrams.held_out_share and not any(skipgrams.held_out(piece).any() for piece in pieces):
         raise ValueError(
-            f"not one of {documents:,} documents is held out: raise validation_share, or set it to 0"
+            f"not one of {counted(documents, 'documents')} is held out: raise validation_share, or set it to"
+            " 0"
         )
     tokens_per_step = round(config.batch_size / max(1.0, skipgrams.pairs_per_token(counts)))
     return {
@@ -248,15 +250,15 @@ def from_tokens(
     }
 
 
-def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int, *, counted: bool) -> str:
+def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int, *, has_counts: bool) -> str:
     """The model card: what it is, how it was made, how to load it.
 
-    `counted`: whether the folder has the words' counts.
+    `has_counts`: whether the folder has the words' counts.
     """
-    examples = f"{metrics['examples']:,} {metrics['unit']} ({metrics['epochs']} epochs)"
+    examples = f"{counted(metrics['examples'], metrics['unit'])} ({counted(metrics['epochs'], 'epochs')})"
     rows, loaded, count = "", f'KeyedVectors.load_word2vec_format(f"{{folder}}/{VECTORS}", binary=True)', ""
     note = f"\nThere is no `{COUNTS}`, since a word has white space: gensim makes up counts from ranks.\n"
-    if counted:
+    if has_counts:
         rows = f"| `{COUNTS}` | how often each word occurs in the training text, for gensim's `fvocab` |\n"
         loaded = (
             f'KeyedVectors.load_word2vec_format(\n    f"{{folder}}/{VECTORS}", fvocab=f"{{folder}}/{COUNTS}",'
@@ -293,7 +295,7 @@ folder = "this folder"
 vectors = {loaded}
 vectors.most_similar(vectors.index_to_key[0]){count}
 ```
-{training_goes_on(config) if config.save_context and counted else ""}"""
+{training_goes_on(config) if config.save_context and has_counts else ""}"""
 
 
 def training_goes_on(config: TrainWord2VecConfig) -> str:

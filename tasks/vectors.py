@@ -23,6 +23,7 @@ from pyarrow import csv
 from safetensors import SafetensorError, safe_open
 
 from models.word_vectors import WordVectors
+from tasks.figures import counted
 
 FORMATS = (".txt", ".vec", ".bin", ".npy", ".safetensors", ".parquet")
 VOCABULARIES = (".json", ".txt", ".parquet")
@@ -78,8 +79,8 @@ def read_table(path: Path, vocabulary: Path | None) -> tuple[list[str], Matrix]:
         words = read_words(vocabulary)
         if len(words) != len(matrix):
             raise ValueError(
-                f"{path} has {len(matrix):,} rows, but its vocabulary {vocabulary} has {len(words):,}"
-                " words: they do not belong together"
+                f"{path} has {counted(len(matrix), 'rows')}, but its vocabulary {vocabulary} has"
+                f" {len(words):,} words: they do not belong together"
             )
     for start in range(0, len(matrix), ROWS_AT_ONCE):
         finite = np.isfinite(matrix[start : start + ROWS_AT_ONCE]).all(axis=1)
@@ -112,7 +113,8 @@ def read_text(path: Path) -> tuple[list[str], Matrix]:
             return "skip"
         numbers = row.actual_columns - 1 - ends_with_space
         damaged.append(
-            f"row {row.number - bool(promised)}: {numbers} numbers where the rows before have {dim}"
+            f"row {row.number - bool(promised)}: {counted(numbers, 'numbers')} where the rows before have"
+            f" {dim}"
         )
         return "error"
 
@@ -143,8 +145,8 @@ def read_text(path: Path) -> tuple[list[str], Matrix]:
     there = table.num_rows + len(left_out)
     if promised and there != promised:
         raise ValueError(
-            f"{path}: the first line promises {promised:,} words, but {there:,} are there: the file is cut"
-            " off, export it again"
+            f"{path}: the first line promises {counted(promised, 'words')}, but has {there:,}: the file is"
+            " cut off, export it again"
         )
     matrix = np.empty((table.num_rows, dim), np.float32)
     for place in range(dim):
@@ -223,7 +225,8 @@ def read_parquet(path: Path) -> tuple[list[str], Matrix]:
         if (lengths != lengths[0]).any():
             row = int((lengths != lengths[0]).argmax())
             raise ValueError(
-                f"{path}, row {row + 1}: {lengths[row]} numbers where the first row has {lengths[0]}"
+                f"{path}, row {row + 1}: {counted(lengths[row], 'numbers')} where the first row has"
+                f" {lengths[0]}"
             )
         values = column.flatten().cast(pa.float32()).fill_null(float("nan"))
         return words, values.to_numpy(zero_copy_only=False).reshape(len(words), -1)

@@ -19,6 +19,7 @@ from models.normalization import IDEOGRAPHS_AND_KANA, SOUTH_EAST_ASIAN
 from tasks import console
 from tasks.artifacts import Artifact, Summary
 from tasks.fan_out import fan_out
+from tasks.figures import counted
 from tasks.shards import row_groups
 from tasks.stage import stage
 
@@ -61,13 +62,13 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
     runs = UnsegmentedText()
     pieces = row_groups(corpus, "text")
     with (
-        fan_out(lambda piece: count_words(piece.read()), pieces) as counted,
+        fan_out(lambda piece: count_words(piece.read()), pieces) as found,
         console.bar("vocabulary", total=len(pieces)) as bar,
     ):
-        for done, (words, occurrences) in enumerate(counted, start=1):
+        for done, (words, occurrences) in enumerate(found, start=1):
             counts.add(words, occurrences)
             runs.add(words, occurrences)
-            bar.update(done, f"{counts.total:,} words")
+            bar.update(done, counted(counts.total, "words"))
     kept = counts.at_least(config.min_count)
     shutil.rmtree(spill, ignore_errors=True)
     if kept.num_rows == 0:
@@ -75,8 +76,8 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
         if runs.share > MOSTLY:
             raise ValueError(runs.sentence(corpus))
         raise ValueError(
-            f"no word occurs {config.min_count:,} times: the most frequent, {word!r}, occurs {most:,} times;"
-            " lower min_count or read more text"
+            f"no word occurs {counted(config.min_count, 'times')}: the most frequent, {word!r}, occurs"
+            f" {counted(most, 'times')}; lower min_count or read more text"
         )
     if runs.share > MOSTLY:
         console.warn(runs.sentence(corpus))
@@ -90,7 +91,10 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
         compression="zstd",
     )
     write_ids(kept["word"], out / "vocabulary.json")
-    dropped = {"below min_count": counts.total - frequent, "beyond max_size": frequent - total}
+    dropped = {
+        "below the minimum count": counts.total - frequent,
+        "beyond the maximum size": frequent - total,
+    }
     return Summary(
         rows_in=counts.total,
         unit_in="words",

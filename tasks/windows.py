@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.tokenizer import Tokenizer
 from tasks import console
 from tasks.artifacts import Artifact, Summary
+from tasks.figures import counted
 from tasks.shards import BlockWriter, Compression, block_writer
 from tasks.stage import stage
 from tasks.subwords import read_tokenizer
@@ -92,7 +93,7 @@ def windows(tokens: Artifact, config: WindowsConfig, out: Path) -> Summary:
                 column_encoding=LZ4_ENCODING if config.compression == "lz4" else None,
             ) as writer:
                 for _ in cutter.cut(token_batches(shards), writer, measure=part == "validation"):
-                    bar.update(cutter.tokens, f"{sum(written.values()) + writer.rows:,} windows")
+                    bar.update(cutter.tokens, counted(sum(written.values()) + writer.rows, "windows"))
                 written[part] = writer.rows
             if shards and not writer.rows:
                 raise ValueError(nothing_left(part, config, cutter.short))
@@ -125,8 +126,9 @@ def nothing_left(part: str, config: WindowsConfig, short: int) -> str:
     text = {"train": "text to train on", "validation": "validation part"}[part]
     remedy = {"train": "read more text", "validation": "raise validation_share"}[part]
     return (
-        f"not one window of {config.size} tokens fits into the {text} ({short:,} documents are shorter):"
-        f" lower size, set across_documents or partial, or {remedy}"
+        f"not one window of {counted(config.size, 'tokens')} fits into the {text}"
+        f" ({counted(short, 'documents')} shorter):"
+        f" lower --size, set --across-documents or --partial, or {remedy}"
     )
 
 

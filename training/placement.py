@@ -26,7 +26,7 @@ def require(workers: int, device: str, cluster: Resources) -> None:
     if workers > cpus:
         raise ValueError(
             f"{workers} workers need as many CPUs, and the Ray cluster has {cpus}: ask for fewer, or let"
-            " fewer do (min_workers)"
+            " fewer do (--min-workers)"
         )
     if device == "cuda" and cluster.get("GPU", 0) < 1:
         raise ValueError("the Ray cluster has no GPU: train on the CPU, or join a cluster that has one")

@@ -1,23 +1,21 @@
 """The command: bad input ends in one sentence, and the store answers questions."""
 
-import io
 import json
-import os
+import re
+import subprocess
 import sys
-from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.cli import main
-from flows.model_cli import FIRST_BATCH, MOST_AT_ONCE, growing_batches
-from models.encoder import TrainedPart, load_classifier
+from flows.cli import FLOWS, build_parser, flow_config, main
+from flows.flags import flags, in_flags, parse
 from models.normalization import DESCRIPTIONS, Normalization
-from models.sentiment import Sentiment, save_classifier
 from models.word_vectors import WordVectors
 from tasks.artifacts import Store
 from tasks.corpus import AsWritten
-from tests.models.tiny import write_backbone
 from tests.tasks.test_artifacts import put, read, write
 
 
@@ -133,9 +131,72 @@ def test_a_store_that_is_not_there_is_not_whole(capsys: pytest.CaptureFixture[st
     assert "there is no store at /nowhere" in complaint(capsys, "store", "verify", "--store", "/nowhere")
 
 
-def test_a_local_run_says_how_many_workers_it_has(capsys: pytest.CaptureFixture[str]) -> None:
-    said = complaint(capsys, "word2vec", "--runner", "local")
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_local_run_has_one_worker(flow: str) -> None:
+    def workers(*given: str) -> int:
+        arguments = build_parser([flow]).parse_args([flow, *given])
+        config: Any = parse(arguments, flow_config(flow))
+        return config.train.workers
+
+    assert workers("--runner", "local") == workers("--runner", "local", "--workers", "1") == 1
+    assert workers() == workers("--runner", "ray") == 2
+    assert workers("--workers", "3") == 3
+
+
+def test_a_local_run_with_more_workers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "word2vec", "--runner", "local", "--workers", "2")
     assert said == "error: the local runner has one worker, not 2: say --workers 1, or --runner ray"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["word2vec", "--min-workers", "2", "--workers", "1"],
+            "--min-workers 2 is above the 1 worker: lower",
+        ),
+        (["window-lm", "--vectors-min-workers", "2"], "--vectors-min-workers 2 is above the 1 worker"),
+        (["window-lm", "--min-workers", "3"], "error: --min-workers 3 is above the 2 workers"),
+        (["word2vec", "--min-learning-rate", "0.5"], "--min-learning-rate 0.5 is above --learning-rate 0.05"),
+        (
+            ["sentiment", "--test-share", "0"],
+            "with --test-share 0 no review judges the model: raise it, or name a --test-source",
+        ),
+        (
+            ["sentiment", "--validation-share", "0.6", "--test-share", "0.5"],
+            "--validation-share 0.6 and --test",
+        ),
+    ],
+)
+def test_errors_name_flags(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
+    assert says in complaint(capsys, *arguments)
+
+
+def test_a_field_that_is_a_users_own_word_stays() -> None:
+    config = flow_config("word2vec")
+    said = "no column 'min_count' in data/min_count.csv: lower min_count."
+    assert in_flags(said, config) == "no column 'min_count' in data/min_count.csv: lower --min-count."
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_help_names_flags(flow: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([flow, "--help"])
+    said = capsys.readouterr().out
+    names = {path[-1] for path, _, _ in flags(flow_config(flow)) if "_" in path[-1]}
+    assert not [name for name in names if re.search(rf"\b{name}\b", said)]
+
+
+HEAVY = {"numpy", "pyarrow", "torch", "prefect", "ray", "transformers"}
+
+
+def test_the_version_is_that_of_the_package_and_takes_no_heavy_import() -> None:
+    code = (
+        "import sys\nfrom flows.cli import main\ntry:\n    main(['--version'])\nexcept SystemExit as end:\n"
+        f"    print(end.code, {HEAVY} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"lexloom {version('lexloom')}\n0 set()\n"
 
 
 def test_an_unknown_word_gets_near_spellings(capsys: pytest.CaptureFixture[str], model: str) -> None:
@@ -193,147 +254,3 @@ def test_a_package_that_is_optional_is_named_with_what_brings_it(
     assert "this needs tokenizers: pip install 'lexloom[sentiment]'" in complaint(
         capsys, "classify", "model", "good"
     )
-
-
-# classify
-
-
-@pytest.fixture
-def classifier(tmp_path: Path) -> str:
-    backbone = write_backbone(tmp_path / "backbone")
-    part = TrainedPart(load_classifier(backbone, ["bad", "good"]), 1, from_activations=True)
-    trained = {part.names[name]: value for name, value in part.named_parameters()}
-    save_classifier(tmp_path / "classifier", backbone, ["bad", "good"], 16, trained)
-    return str(tmp_path / "classifier")
-
-
-TEXTS = ["the film was good", "word7 word9 was bad", "not the film " * 20]
-
-
-def expected(classifier: str, texts: list[str]) -> str:
-    found = Sentiment.load(classifier).classify(texts)
-    return "".join(f"{label}\t{score:.4f}\n" for label, score in found)
-
-
-def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-
-
-def test_texts_lines_of_a_file_and_of_stdin_are_classified_alike(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classifier: str
-) -> None:
-    lines = b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode()  # as an editor on Windows saves it
-    (tmp_path / "lines.txt").write_bytes(lines)
-    pipe(monkeypatch, lines)
-    said = []
-    for given in (TEXTS, ["--file", str(tmp_path / "lines.txt")], []):
-        assert main(["classify", classifier, *given]) == 0
-        said.append(capsys.readouterr().out)
-    assert said == [expected(classifier, TEXTS)] * 3
-
-
-def test_json_has_the_scores_of_all_labels(capsys: pytest.CaptureFixture[str], classifier: str) -> None:
-    assert main(["classify", classifier, "--json", *TEXTS]) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [f"{line['label']}\t{line['score']:.4f}" for line in found] == expected(
-        classifier, TEXTS
-    ).splitlines()
-    assert all(line["scores"][line["label"]] == line["score"] for line in found)
-    assert all(sum(line["scores"].values()) == pytest.approx(1, abs=2e-4) for line in found)
-
-
-def test_flags_may_stand_anywhere(capsys: pytest.CaptureFixture[str], classifier: str) -> None:
-    one, two, three = TEXTS
-    said = []
-    for given in (["--json", *TEXTS], [one, "--json", two, three], [*TEXTS, "--json"]):
-        assert main(["classify", classifier, *given]) == 0
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1] == said[2]
-    assert len(said[0].splitlines()) == 3
-    assert "there is no flag --jsn; near it: --json" in complaint(
-        capsys, "classify", classifier, "--jsn", one
-    )
-
-
-def test_a_text_of_a_hundred_thousand_words_is_cut(
-    capsys: pytest.CaptureFixture[str], classifier: str
-) -> None:
-    assert main(["classify", classifier, "the film was good " * 25_000]) == 0
-    assert capsys.readouterr().out == expected(classifier, ["the film was good " * 5])
-
-
-def test_input_is_read_as_it_is_needed() -> None:
-    """The first labels come after a few texts, and no more than a batch is held."""
-    taken = []
-
-    def texts() -> Iterator[str]:
-        for number in range(10_000):
-            taken.append(number)
-            yield "text"
-
-    batches = growing_batches(texts())
-    assert len(next(batches)) == len(taken) == FIRST_BATCH
-    sizes = [len(batch) for batch in batches]
-    assert max(sizes) == MOST_AT_ONCE
-    assert FIRST_BATCH + sum(sizes) == 10_000
-    assert [len(batch) for batch in growing_batches(["x" * (1 << 22)] * 3)] == [1, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("lines", "says"),
-    [
-        (b"good\n\nbad\n", "stdin, line 2 is empty: leave it out"),
-        (b"good\ncaf\xe9\n", "stdin, line 2, byte 4: not UTF-8 (0xe9): convert it"),
-    ],
-)
-def test_lines_that_are_no_text_are_named(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    classifier: str,
-    lines: bytes,
-    says: str,
-) -> None:
-    pipe(monkeypatch, lines)
-    assert says in complaint(capsys, "classify", classifier)
-
-
-def test_texts_before_a_line_that_is_refused_have_their_labels(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, classifier: str
-) -> None:
-    pipe(monkeypatch, "\n".join([*TEXTS, "", "bad"]).encode())
-    assert main(["classify", classifier]) == 1
-    out, said = capsys.readouterr()
-    assert out == expected(classifier, TEXTS)
-    assert "stdin, line 4 is empty: leave it out" in said
-
-
-def test_empty_lines_at_the_end_are_no_texts(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, classifier: str
-) -> None:
-    pipe(monkeypatch, "\n".join([*TEXTS, "", " \n"]).encode())
-    assert main(["classify", classifier]) == 0
-    assert capsys.readouterr().out == expected(classifier, TEXTS)
-    assert "text 2 is empty: leave it out" in complaint(capsys, "classify", classifier, "good", " ")
-
-
-def test_what_can_not_be_classified_is_said(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, classifier: str, model: str
-) -> None:
-    def said(*arguments: str) -> str:
-        return complaint(capsys, "classify", *arguments)
-
-    assert "text 2 is empty" in said(classifier, "good", " ")
-    assert "text 1, byte 1: not UTF-8" in said(classifier, os.fsdecode(b"\xff"))
-    assert "No such file or directory: nowhere.txt" in said(classifier, "--file", "nowhere.txt")
-    assert "can't both be given" in said(classifier, "good", "--file", "nowhere.txt")
-    assert f"there is no model in {tmp_path}" in said(str(tmp_path), "good")
-    assert "holds a model of the kind BertModel, not a classifier" in said(str(tmp_path / "backbone"), "good")
-    assert model in said(model, "good")
-
-
-def test_a_terminal_is_not_waited_for(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, classifier: str
-) -> None:
-    pipe(monkeypatch, b"")
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    assert "there is no text to classify: give some" in complaint(capsys, "classify", classifier)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
+from pydantic import ValidationError
 from transformers import AlbertConfig, AlbertModel, pipeline
 
 from flows.cli import main
@@ -110,7 +111,7 @@ def test_reviews_from_elsewhere_judge_it_and_then_nothing_is_held_out_for_that(
     outcome, _, said = run(
         capsys, [*command, "--epochs", "1", "--test-source", other, "--label-names", "no", "yes"]
     )
-    assert outcome["stages"] == 7
+    assert outcome["stages"] == 8
     assert "37 reviews" in said
     assert outcome["metrics"]["labels"] == ["no", "yes"]
     (split,) = [manifest for manifest in Store().manifests() if manifest.stage == "split"]
@@ -120,9 +121,20 @@ def test_reviews_from_elsewhere_judge_it_and_then_nothing_is_held_out_for_that(
         "test": 0,
     }
     strange = write_reviews(tmp_path / "strange.parquet", range(10), (0, 5))
-    assert "a test review has the label 5, and the model knows only [0, 1]" in complaint(
-        capsys, [*command, "--epochs", "1", "--test-source", strange]
-    )
+    before = len(list(Store().root.glob("train_sentiment/*")))
+    (tmp_path / "none.csv").write_text("text\nthe film was good\n")
+    for path, says in (
+        (strange, "a test review has the label '5', and the training's reviews only '0', '1'"),
+        (str(tmp_path / "none.csv"), "none.csv has no column 'label': it has 'text'"),
+    ):
+        assert says in complaint(capsys, [*command, "--epochs", "7", "--test-source", path])
+    assert len(list(Store().root.glob("train_sentiment/*"))) == before
+
+
+def test_without_test_reviews_nothing_is_trained() -> None:
+    with pytest.raises(ValidationError, match="with test_share 0 no review judges the model"):
+        SentimentFlowConfig.model_validate({"split": {"test_share": 0}})
+    SentimentFlowConfig.model_validate({"split": {"test_share": 0}, "test_source": "x.csv"})
 
 
 def test_defaults_are_the_packaged_reviews_as_they_were_written() -> None:
@@ -178,10 +190,11 @@ TEXTS = [review(row) for row in range(40)]
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (table(text=TEXTS, label=[1] * 40), "all reviews have the label 1: a classifier needs two"),
+        (table(text=TEXTS, label=[1] * 40), "all reviews have the label '1': a classifier needs two"),
         (table(text=TEXTS), "has no column 'label': it has 'text'"),
-        (table(text=TEXTS, label=[0.5, 1.5] * 20), "is double: a label must be an integer or a string"),
-        (table(text=TEXTS, label=pa.nulls(40, pa.int64())), "none of the 40 reviews has a label"),
+        (table(text=TEXTS, label=[[0], [1]] * 20), "is list<element: int64>: a label must be"),
+        (table(text=TEXTS, label=["", " "] * 20), "there is no label among 40 reviews"),
+        (table(text=TEXTS, label=pa.nulls(40, pa.int64())), "there is no label among 40 reviews"),
         (table(text=["", "  "] * 20, label=[0, 1] * 20), "no text remains of reviews.parquet"),
         (table(text=TEXTS, label=[0] * 39 + [1]), "the label '1' has no review in the"),
     ],

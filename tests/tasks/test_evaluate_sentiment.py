@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
@@ -51,13 +51,6 @@ def model(tmp_path: Path) -> Artifact:
     return Artifact(stage="train_sentiment", key="model", folder=tmp_path / "model", summary=NOTHING)
 
 
-def corpus(store: Store, texts: list[str], labels: list[Any], key: str = "other") -> Artifact:
-    folder = store.folder("corpus", key)
-    folder.mkdir(parents=True)
-    pq.write_table(pa.table({"text": texts, "label": labels}), folder / "shard-00000.parquet")
-    return Artifact(stage="corpus", key=key, folder=folder, summary=NOTHING)
-
-
 def random_scores(labels: int) -> tuple[np.ndarray, np.ndarray]:
     """(probabilities, truth) of 500 reviews; rounded, so that some are tied."""
     chance = np.random.default_rng(0)
@@ -83,7 +76,28 @@ def test_a_label_that_is_never_met_has_no_area() -> None:
     assert roc_auc(np.array([0.1, 0.9]), np.array([True, True])) is None
     found = score(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]), ["a", "b"])
     assert found.roc_auc is None
-    assert [entry.recall for entry in found.labels] == [0.5, 0.0]
+    assert [entry.recall for entry in found.labels] == [0.5, None]
+    assert [entry.precision for entry in found.labels] == [1.0, 0.0]
+    assert [entry.f1 for entry in found.labels] == pytest.approx([2 / 3, 0.0])
+
+
+def test_a_label_of_three_that_does_not_occur_is_in_no_mean() -> None:
+    probabilities, truth = random_scores(3)
+    probabilities = np.insert(probabilities, 1, 0.0, axis=1)
+    truth = np.array([0, 2, 3])[truth]
+    found = score(probabilities, truth, ["a", "never", "b", "c"])
+    without = score(np.delete(probabilities, 1, axis=1), truth - (truth > 0), ["a", "b", "c"])
+    assert found.f1 == pytest.approx(without.f1)
+    assert found.roc_auc == pytest.approx(without.roc_auc)
+    assert found.ece == pytest.approx(without.ece)
+
+
+def test_calibration_of_one_label_by_hand() -> None:
+    """Five reviews scored 0.9 for their label, but for one that is scored so for the other."""
+    scores = np.array([[0.1, 0.9]] * 4 + [[0.9, 0.1]])
+    found = score(scores, np.ones(5, int), ["a", "b"])
+    assert found.ece == pytest.approx(0.1)  # 0.9 against 4 of 5
+    assert [bin.reviews for bin in found.reliability if bin.reviews] == [5]
 
 
 def test_calibration_by_hand() -> None:
@@ -128,7 +142,7 @@ def test_a_rival_that_can_not_be_trained_is_done_without(
     made = build(evaluate_sentiment, model, reviews, reviews, config=config)
     assert read_sentiment_evaluation(made).baseline is None
     said = " ".join(capsys.readouterr().err.split())
-    assert "no bag of words to compare with: the first 1 reviews have one label" in said
+    assert "no bag of words to compare with: one label in the first 1 review;" in said
 
 
 def test_a_rival_that_met_no_review_of_a_label_never_finds_it(tmp_path: Path) -> None:
@@ -172,7 +186,7 @@ def judged(accuracy: float, baseline: float | None) -> SentimentEvaluation:
     """An evaluation with these accuracies; of the rest of it, something."""
     scores = score(*random_scores(2), ["a", "b"])
     return SentimentEvaluation(
-        model=scores.model_copy(update={"accuracy": accuracy, "roc_auc": None}),
+        model=scores.model_copy(update={"accuracy": accuracy}),
         baseline=None if baseline is None else scores.model_copy(update={"accuracy": baseline}),
         baseline_seconds=None,
         reviews=500,
@@ -206,58 +220,40 @@ def test_a_run_ends_with_the_figures_of_both(tmp_path: Path, baseline: float | N
     assert last == verdict(found)
     figures = {row.split("  ")[0]: row.split()[-4:] for row in rows}
     f1, ece = f"{found.model.f1:.3f}", f"{found.model.ece:.3f}"
-    assert figures["classifier"] == ["90.0%", f1, "–", ece]
+    assert figures["classifier"] == ["90.0%", f1, f"{found.model.roc_auc:.3f}", ece]
     assert ("bag of words" in figures) == (baseline is not None)
     assert all(len(row) == len(header) for row in rows)
 
 
-def test_reviews_from_elsewhere_have_the_labels_of_their_corpus(
-    build: Build, store: Store, model: Artifact, reviews: Artifact
+def one_label(reviews: Artifact) -> Artifact:
+    """The test part, of which only the good reviews are left."""
+    (path,) = reviews.files("test-*.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.filter(pc.equal(table["label"], 1)), path)
+    return reviews
+
+
+def test_reviews_of_one_label_have_no_area_and_true_means(
+    build: Build, model: Artifact, reviews: Artifact
 ) -> None:
-    """The split called 0 and 1 negative and positive; a test corpus says 0 and 1 as the first one did."""
-    texts = [f"film {text}" for text in texts_of(reviews, "test")]
-    labels = [int(text.startswith("film good")) for text in texts]
-    found = Sentiment.load(model.folder).classify(texts)
-    elsewhere = corpus(store, [*texts, "good film"], [*labels, None])
-    made = build(evaluate_sentiment, model, reviews, elsewhere, config=WITHOUT_BASELINE)
-    evaluation = read_sentiment_evaluation(made)
-    right = [label == LABELS[number] for (label, _), number in zip(found, labels, strict=True)]
-    assert evaluation.model.accuracy == pytest.approx(np.mean(right))
-    assert made.summary.dropped == {"without a label": 1, "met in training": 0}
-    assert evaluation.baseline is None
-
-
-def test_reviews_from_elsewhere_that_training_or_validation_met_are_left_out(
-    build: Build, store: Store, model: Artifact, reviews: Artifact
-) -> None:
-    met = [*texts_of(reviews, "train")[:30], *texts_of(reviews, "validation")[:5]]
-    mixed = corpus(store, [*met, "film good", "film bad", met[0]], [0, 1] * 18 + [0, None])
-    made = build(evaluate_sentiment, model, reviews, mixed, config=WITHOUT_BASELINE)
-    assert made.summary.dropped == {"without a label": 1, "met in training": 35}
-    assert (made.summary.rows_in, made.summary.rows) == (38, 2)
-    assert read_sentiment_evaluation(made).met_before == 35
-    none_new = corpus(store, met, [0] * 35, key="met")
-    with pytest.raises(ValueError, match="no test review with a label that the model has not met"):
-        build(evaluate_sentiment, model, reviews, none_new, config=WITHOUT_BASELINE)
-
-
-@pytest.mark.parametrize(
-    ("labels", "says"),
-    [
-        ([0, 7], r"a test review has the label 7, and the model knows only \[0, 1\]"),
-        ([None, None], "there is no test review with a label"),
-    ],
-)
-def test_test_reviews_that_cannot_be_judged_are_refused(
-    build: Build, store: Store, model: Artifact, reviews: Artifact, labels: list[Any], says: str
-) -> None:
-    source = corpus(store, ["good", "bad"], pa.array(labels, pa.int64()))
-    with pytest.raises(ValueError, match=says):
-        build(evaluate_sentiment, model, reviews, source, config=WITHOUT_BASELINE)
+    test = one_label(reviews)
+    made = build(evaluate_sentiment, model, reviews, test, config=EvaluateSentimentConfig())
+    found = read_sentiment_evaluation(made)
+    assert "roc_auc" not in made.facts
+    assert found.model.roc_auc is None
+    predicted = [label for label, _ in Sentiment.load(model.folder).classify(texts_of(test, "test"))]
+    assert made.facts["accuracy"] == pytest.approx(predicted.count("positive") / 25)
+    assert found.model.f1 == pytest.approx(f1_score(["positive"] * 25, predicted, average="macro"))
+    assert found.baseline is not None
+    assert found.baseline.f1 == 1.0  # all are found: the label that does not occur is none of the mean
+    negative = found.baseline.labels[0]
+    assert (negative.precision, negative.recall, negative.f1) == (None, None, None)
+    told = "There is no ROC AUC, which needs test reviews of two labels: all have the label 'positive'."
+    assert str(highlights(made, 80)).splitlines()[-1] == told
 
 
 def test_a_split_without_a_test_part_is_refused(build: Build, model: Artifact, reviews: Artifact) -> None:
     for path in reviews.files("test-*.parquet"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"there is no test review with a label .*hold some out"):
+    with pytest.raises(ValueError, match=r"there is no test review to judge the model by: hold some out"):
         build(evaluate_sentiment, model, reviews, reviews, config=WITHOUT_BASELINE)

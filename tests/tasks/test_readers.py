@@ -25,6 +25,7 @@ from tasks.readers import read
 DOCUMENTS = ["the first", "über allen Gipfeln", 'says "no", twice', "война и мир"]
 LABELS = [0, 1, 1, 0]
 EVERYTHING = Options()
+WITH_LABELS = Options(label_column="label")
 
 
 def as_text(path: Path) -> None:
@@ -56,7 +57,7 @@ def texts(path: Path, options: Options = EVERYTHING, invalid: InvalidText = "ref
     return [text for raw in read(path, options) for text in decode(raw, invalid)[0].to_pylist()]
 
 
-def labels(path: Path, options: Options) -> list[int | str | None]:
+def labels(path: Path, options: Options = WITH_LABELS) -> list[str | None]:
     return [label for raw in read(path, options) for label in some(raw.labels).to_pylist()]
 
 
@@ -79,8 +80,7 @@ def test_every_format_gives_the_same_documents(kind: str, packing: str, tmp_path
     packed = file(tmp_path, f"packed{kind}{packing}", PACKERS[packing](plain.read_bytes()))
     assert texts(packed) == DOCUMENTS
     if kind != ".txt":
-        found = labels(packed, Options(label_column="label"))
-        assert found == ([str(label) for label in LABELS] if kind == ".csv" else LABELS)
+        assert labels(packed) == [str(label) for label in LABELS]
 
 
 @pytest.mark.parametrize("kind", [".gz", ".zst"])
@@ -341,8 +341,9 @@ def test_text_that_ends_inside_a_letter_is_refused(tmp_path: Path) -> None:
         (b'["a"]', r"line 3 is not a JSON object"),
         (b"[" * 100_000, r"line 3 is not JSON"),
         (b'{"text": 7}', r"line 3: 'text' is 7, but it must be a string"),
-        (b'{"text": ["a"]}', r"line 3: 'text' is \[\"a\"\], but it must be a string"),
-        (b'{"text": "a", "label": "x"}', r"line 3: 'label' is \"x\", but it must be an integer"),
+        (b'{"text": ["a"]}', r"line 3: 'text' is a list, but it must be a string"),
+        (b'{"text": 7.5, "label": 1}', r"line 3: 'text' is 7\.5, but it must be a string"),
+        (b'{"text": "a", "label": {"b": 1}}', r"line 3: 'label' is an object, but a label must be"),
     ],
 )
 def test_a_malformed_json_line_is_named(line: bytes, complaint: str, tmp_path: Path) -> None:
@@ -366,29 +367,6 @@ def test_a_key_may_be_missing_in_any_line(tmp_path: Path, monkeypatch: pytest.Mo
         texts(path, Options(text_column="body"))
 
 
-@pytest.mark.parametrize("digits", [str(1 << 63), str(-(1 << 63) - 1), "1" + "0" * 4999])
-def test_an_integer_that_is_too_large_for_a_label_is_named(digits: str, tmp_path: Path) -> None:
-    rows = f'{{"text": "a", "label": 1}}\n{{"text": "b", "label": {digits}}}\n'
-    path = file(tmp_path, "x.jsonl", rows.encode())
-    with pytest.raises(
-        ValueError, match=r"line 2: 'label' is an integer of more than 64 bits .*: write it as"
-    ):
-        texts(path, Options(label_column="label"))
-    assert texts(path) == ["a", "b"]  # where nobody asks for it
-
-
-def test_unsigned_labels_are_numbers_as_long_as_they_fit(tmp_path: Path) -> None:
-    for largest in ((1 << 63) - 1, 1 << 63):
-        table = pa.table({"text": ["a", "b"], "label": pa.array([1, largest], pa.uint64())})
-        pq.write_table(table, tmp_path / "x.parquet")
-        if largest < 1 << 63:
-            assert labels(tmp_path / "x.parquet", Options(label_column="label")) == [1, largest]
-    with pytest.raises(
-        ValueError, match=r"x\.parquet, row 2: 'label' is an integer of more than 64 bits \(92"
-    ):
-        texts(tmp_path / "x.parquet", Options(label_column="label"))
-
-
 def test_labels_that_are_all_missing_are_labels(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": pa.nulls(1)}), tmp_path / "x.parquet")
     assert labels(tmp_path / "x.parquet", Options(label_column="label")) == [None]
@@ -399,7 +377,7 @@ def test_lists_are_neither_text_nor_labels(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"column 'label' of .*x\.parquet is list.*: a label must be"):
         texts(tmp_path / "x.parquet", Options(label_column="label"))
     path = file(tmp_path, "x.jsonl", b'{"text": "a", "label": [1]}\n')
-    with pytest.raises(ValueError, match=r"line 1: 'label' is \[1\], but it must be an integer"):
+    with pytest.raises(ValueError, match=r"line 1: 'label' is a list, but a label must be"):
         texts(path, Options(label_column="label"))
     assert texts(file(tmp_path, "y.jsonl", b'{"text": "a", "other": [1, {"b": 2}]}\n')) == ["a"]
 
@@ -420,7 +398,7 @@ def test_cells_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
 
 
 def test_a_csv_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.csv, line 3: 1 columns, but the header names 2"):
+    with pytest.raises(ValueError, match=r"x\.csv, line 3: 1 column, but the header names 2"):
         texts(file(tmp_path, "x.csv", b"text,label\na,1\nb\nc,3\n"))
 
 
@@ -518,7 +496,7 @@ def test_an_escape_far_down_the_file_counts(tmp_path: Path) -> None:
         ('text,n\n"a" b,1\n', r", line 2: text follows a closing quote: .*--csv-quote none"),
         ('text,n\na,1\n"b,2\nc,3\n', r", line 3: a quote opened here is never closed"),
         ("text,n\na,1\n\nb,2,3\n", r", line 4: 3 columns, but the header names 2"),
-        ('text,n\n"two\nlines",1\nb\n', r", line 4: 1 columns, but the header names 2"),
+        ('text,n\n"two\nlines",1\nb\n', r", line 4: 1 column, but the header names 2"),
         ("text,text\na,b\n", r" has 2 columns named 'text': rename"),
     ],
 )

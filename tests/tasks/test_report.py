@@ -16,7 +16,7 @@ import pytest
 from models.word_vectors import WordVectors
 from tasks.artifacts import Artifact, InputEntry, Manifest, Store, Summary, list_files, now
 from tasks.evaluate import AnalogyScore, Evaluation, Neighbour, Neighbours, SimilarityScore
-from tasks.page import duration, short, size
+from tasks.figures import duration, short, size
 from tasks.report import ReportConfig, markdown, report
 from tasks.sections import flattened, lineage
 
@@ -100,7 +100,7 @@ def made(store: Store) -> Callable[..., list[Artifact]]:
             lambda folder: pq.write_table(table, folder / "vocabulary.parquet"),
             rows_in=1330,
             rows=len(words),
-            dropped={"below min_count": 17},
+            dropped={"below the minimum count": 17},
         )
         pairs = put("pairs", [vocabulary], lambda folder: None, rows_in=1330, rows=2_000_000)
         model = put("train", [pairs, vocabulary], model_files, rows_in=2_000_000, rows=len(words))
@@ -176,7 +176,7 @@ def test_every_stage_stands_there_with_what_it_dropped_and_how_it_was_configured
     stages = text[text.index("Stages") : text.index("Configuration")]
     order = [stages.index(name) for name in ("corpus", "vocabulary", "pairs", "train", "evaluate")]
     assert order == sorted(order)
-    assert "1,330 words 5 rows 17 below min_count" in stages
+    assert "1,330 words 5 rows 17 below the minimum count" in stages
     assert "1 min 1 s" in stages
     configuration = text[text.index("Configuration") :]
     assert "window 5" in configuration
@@ -275,7 +275,7 @@ def test_markdown_has_the_same_figures(made):
     assert text.startswith("# Speeches\n")
     assert "| loss, last epoch | 0.2345 |" in text
     assert "| wordsim353 | rank correlation | 0.322 | 300 of 353 pairs |" in text
-    assert "| vocabulary | 1,330 words | 5 rows | 17 below min\\_count |" in text
+    assert "| vocabulary | 1,330 words | 5 rows | 17 below the minimum count |" in text
     assert "<script>" not in text
     assert "a\\|b 0.75" in text  # a word with a bar does not end its cell
     for line in text.splitlines():

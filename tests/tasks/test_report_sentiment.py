@@ -112,7 +112,7 @@ def test_figures_stand_beside_the_bag_of_words(build: Build, made: Make) -> None
 
 def test_reviews_that_were_left_out_are_told(build: Build, made: Make) -> None:
     text = text_of(page_of(build, made(met_before=1200)))
-    assert "Judged by 200 reviews that it has not seen (1,200 that it had seen were left out), 1," in text
+    assert "Judged by 200 reviews that it has not seen (1,200 met in training left out), 1," in text
 
 
 def test_a_bag_of_words_that_is_better_is_admitted(build: Build, made: Make) -> None:

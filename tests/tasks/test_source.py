@@ -231,7 +231,7 @@ def test_folders_give_the_labels_of_plain_text(tmp_path: Path) -> None:
     folder_of(tmp_path, {"x/train/pos/1.txt": "good", "x/train/neg/1.txt": "bad"})
     expected = [(b"bad", "neg"), (b"good", "pos")]
     assert labelled(find("x")) == labelled(find("x/train")) == labelled(find("x/train/*")) == expected
-    with pytest.raises(ValueError, match=r"1\.txt is plain text .*: omit .* a folder named after it"):
+    with pytest.raises(ValueError, match=r"1\.txt is plain text .*: put .* into a folder named after it"):
         labelled(find("x/train/pos"))
 
 

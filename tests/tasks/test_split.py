@@ -18,7 +18,7 @@ from tasks.split import PARTS, STRETCHES, SplitConfig, label_values, labels_of, 
 FILM = 5  # reviews of one film lie side by side
 
 Build = Callable[..., Artifact]
-Value = int | str | None
+Value = str | None
 
 
 def corpus(store: Store, texts: list[str], labels: list[Value] | None, row_group: int = 64) -> Artifact:
@@ -33,7 +33,7 @@ def corpus(store: Store, texts: list[str], labels: list[Value] | None, row_group
 def sorted_reviews(each: int = 500) -> tuple[list[str], list[Value]]:
     """All of one label, then all of the other; `film 7 review 3` names what it is."""
     texts = [f"film {row // FILM} review {row % FILM}" for row in range(2 * each)]
-    return texts, [0] * each + [1] * each
+    return texts, ["0"] * each + ["1"] * each
 
 
 def rows(artifact: Artifact, part: str) -> list[tuple[str, int]]:
@@ -54,7 +54,8 @@ def test_parts_are_balanced_disjoint_and_whole(store: Store, build: Build) -> No
         "validation": {0: 50, 1: 50},
         "test": {0: 50, 1: 50},
     }
-    assert sorted(row for part in PARTS for row in found[part]) == sorted(zip(texts, labels, strict=True))
+    numbered = [(text, int(label or -1)) for text, label in zip(texts, labels, strict=True)]
+    assert sorted(row for part in PARTS for row in found[part]) == sorted(numbered)
     assert made.facts["train"] == 800
 
 
@@ -126,23 +127,43 @@ def test_labels_are_the_datas_own(store: Store, build: Build) -> None:
 
 def test_numbers_are_in_their_order_and_can_be_given_names(store: Store, build: Build) -> None:
     texts, _ = sorted_reviews()
-    stars: list[Value] = [(10, 9, 2, -1)[row // 250] for row in range(1000)]
+    stars: list[Value] = [("10", "9", "2", "-1")[row // 250] for row in range(1000)]
     source = corpus(store, texts, stars)
     assert labels_of(build(split, source, config=SplitConfig())) == ["-1", "2", "9", "10"]
     names = ["awful", "poor", "good", "great"]
     named = build(split, source, config=SplitConfig(label_names=names))
-    assert (labels_of(named), label_values(named)) == (names, [-1, 2, 9, 10])
+    assert (labels_of(named), label_values(named)) == (names, ["-1", "2", "9", "10"])
     with pytest.raises(ValueError, match="must be 4 different names"):
         build(split, source, config=SplitConfig(label_names=["bad", "good"]))
 
 
 @pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["-1", "-2", "10", "9"], ["-2", "-1", "9", "10"]),
+        (["+1", "-1"], ["-1", "+1"]),
+        (["4", "3.5", "10"], ["3.5", "4", "10"]),
+        (
+            ["100000000000000000000", "99999999999999999999"],
+            ["99999999999999999999", "100000000000000000000"],
+        ),
+        (["1e3", "2"], ["1e3", "2"]),
+        (["9", "10", "nine"], ["10", "9", "nine"]),
+        (["9" * 5000, "1"], ["1", "9" * 5000]),
+    ],
+)
+def test_numbers_ascend_and_text_is_in_alphabetical_order(labels: list[str], expected: list[str]) -> None:
+    assert module.in_order(labels) == expected
+
+
+@pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([0, 1], ["bad", "fair"]),
-        ([0, 2], ["bad", "good"]),
-        ([0, 3], ["0", "3"]),
-        ([-1, 1], ["-1", "1"]),
+        (["0", "1"], ["bad", "fair"]),
+        (["0", "2"], ["bad", "good"]),
+        (["0", "3"], ["0", "3"]),
+        (["-1", "1"], ["-1", "1"]),
+        (["00", "1"], ["00", "1"]),
         (["bad", "x"], ["bad", "x"]),
     ],
 )
@@ -169,14 +190,14 @@ def test_reviews_without_a_label_are_counted_and_left_out(store: Store, build: B
 def test_labels_and_digests_of_many_reviews_take_little_memory(store: Store) -> None:
     """12 bytes a review, twice while they are put together; as Python's numbers they take 50."""
     reviews = 50_000
-    source = corpus(store, ["text"] * reviews, [row % 7 for row in range(reviews)], row_group=500)
+    source = corpus(store, ["text"] * reviews, [str(row % 7) for row in range(reviews)], row_group=500)
     tracemalloc.start()
     try:
         known, labels, digests, size = module.read_labels(source)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert (known, len(labels), len(digests)) == ([*range(7)], reviews, reviews)
+    assert (known, len(labels), len(digests)) == ([*"0123456"], reviews, reviews)
     assert size >= 4 * reviews
     assert peak < 40 * reviews
 
@@ -195,10 +216,11 @@ def test_a_part_without_a_share_is_not_there(store: Store, build: Build) -> None
     ("labels", "says"),
     [
         (None, "the corpus has no label: name the column of the labels with --label-column"),
-        ([1] * 1000, "all reviews have the label 1: a classifier needs two different ones"),
-        ([None] * 1000, "none of the 1,000 reviews has a label"),
-        ([0] * 998 + [1] * 2, r"the label '1' has no review in the train part \(2 in all\)"),
-        (list(range(1001)), r"1,001 different labels \(0, 1, ...\): is it the right column"),
+        (["1"] * 1000, "all reviews have the label '1': a classifier needs two different ones"),
+        ([None] * 1000, "there is no label among 1,000 reviews"),
+        (["0"] * 998 + ["1"] * 2, r"the label '1' has no review in the train part \(2 reviews in all\)"),
+        ([str(n) for n in range(1001)], r"1,001 different labels \('0', '1', ...\): is it the right column"),
+        (["1", "9" * 5000] * 500, r"a label has 5,000 characters \(9{20}\.\.\.\), .* is it the right column"),
     ],
 )
 def test_labels_that_no_classifier_can_have_are_refused(
@@ -215,7 +237,7 @@ def test_shares_must_leave_something_to_train() -> None:
 
 
 def test_of_few_reviews_one_at_least_is_held_out(store: Store, build: Build) -> None:
-    labels: list[Value] = [0] * 3 + [1] * 15
+    labels: list[Value] = ["0"] * 3 + ["1"] * 15
     made = build(split, corpus(store, [f"text {row}" for row in range(18)], labels), config=SplitConfig())
     assert [Counter(label for _, label in rows(made, part)) for part in PARTS] == [
         {0: 1, 1: 11},

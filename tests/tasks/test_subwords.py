@@ -363,7 +363,7 @@ def test_an_empty_part_says_what_to_do(make: Make) -> None:
         ValueError, match=r"nothing was held out.*0\.001 of 3 documents; raise validation_share"
     ):
         make(["a", "b", "c"], validation_share=0.001)
-    with pytest.raises(ValueError, match="nothing is left to train on: all 3 documents"):
+    with pytest.raises(ValueError, match="nothing is left to train on: 3 documents of 3 held out"):
         make(["a", "b", "c"], validation_share=0.999)
 
 

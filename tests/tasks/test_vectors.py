@@ -106,10 +106,10 @@ def test_a_word_with_spaces_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("a 1 2\nb 3\nc 4 5\n", "row 2: 1 numbers where the rows before have 2"),
+        ("a 1 2\nb 3\nc 4 5\n", "row 2: 1 number where the rows before have 2"),
         ("a 1 2\nb 3 4\nc 4 5 6\n", "row 3: 3 numbers where the rows before have 2"),
-        ("3 2\na 1 2\nb 3 4\nc 5", "row 3: 1 numbers"),
-        ("3 2\na 1 2\nb 3 4\n", "promises 3 words, but 2 are there"),
+        ("3 2\na 1 2\nb 3 4\nc 5", "row 3: 1 number"),
+        ("3 2\na 1 2\nb 3 4\n", "promises 3 words, but has 2"),
         ("3 4\na 1 2\nb 3 4\nc 5 6\n", "row 1: .* is not a word and 4 numbers, as the first line says"),
         ("a 1 2\nb 3 nan\n", "row 2: the vector of 'b' has a number that is not finite"),
         ("a 1 2\nb -inf 4\n", "row 2: the vector of 'b' has a number that is not finite"),
@@ -191,7 +191,7 @@ def test_safetensors_with_several_tables_or_cut_off_are_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("columns", "complaint"),
     [
-        ({"word": ["a", "b"], "v": [[1.0, 2.0], [3.0]]}, "row 2: 1 numbers where the first row has 2"),
+        ({"word": ["a", "b"], "v": [[1.0, 2.0], [3.0]]}, "row 2: 1 number where the first row has 2"),
         ({"word": ["a", "b"], "v": [[1.0, 2.0], None]}, "row 2: no vector"),
         ({"word": ["a", "b"], "v": [[1.0, 2.0], [3.0, None]]}, "row 2: the vector of 'b'"),
         ({"word": ["a", None], "v": [[1.0], [2.0]]}, "row 2: no word"),

@@ -200,7 +200,7 @@ def test_no_window_at_all_says_what_to_do(make):
     ):
         make([[0, 1], [1, 2, 3], []])
     with pytest.raises(
-        ValueError, match=r"fits into the validation part \(1 documents.*or raise validation_share"
+        ValueError, match=r"fits into the validation part \(1 document shorter.*or raise validation_share"
     ):
         make([[0, 1, 2, 3]], [[0, 1]])
 

@@ -1,0 +1,49 @@
+"""How numbers are written where a person reads them."""
+
+import re
+from collections.abc import Sequence
+
+NO_NOUN = r"(?!(?:at|below|beyond|in|not|of|with|without)\b)"
+NOUN = r"[\w-]*[^\Ws]s\b"
+# an adjective or none, then a plural, then others after a comma or a conjunction
+PLURALS = re.compile(rf"{NO_NOUN}(?:[\w-]+ )?{NOUN}(?:,? (?:or |and )?{NOUN})*")
+PLURAL = re.compile(rf"\b{NOUN}")
+DOUBLE_ENDINGS = ("ches", "shes", "xes", "sses")
+
+
+def counted(number: int, units: str) -> str:
+    """`1,234 documents`, `1 document`; `units` is a phrase that begins with a plural, or with no noun."""
+    if number != 1:
+        return f"{number:,} {units}"
+    head = PLURALS.match(units)
+    end = head.end() if head else 0
+    return f"1 {PLURAL.sub(lambda word: singular(word[0]), units[:end])}{units[end:]}"
+
+
+def singular(plural: str) -> str:
+    if plural.endswith("ies"):
+        return f"{plural[:-3]}y"
+    return plural[:-2] if plural.endswith(DOUBLE_ENDINGS) else plural[:-1]
+
+
+def short(value: float) -> str:
+    """A figure at a glance: 950, 12.3k, 104M, 2.5B."""
+    return three_digits(value, ("", "k", "M", "B"))
+
+
+def size(count: int) -> str:
+    return three_digits(count, (" B", " kB", " MB", " GB"))
+
+
+def three_digits(value: float, units: Sequence[str]) -> str:
+    power = 0
+    while abs(value) >= 999.5 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g}{units[power]}" if abs(value) < 999.5 else f"{value:,.0f}{units[power]}"
+
+
+def duration(seconds: float) -> str:
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
