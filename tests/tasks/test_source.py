@@ -190,7 +190,7 @@ def test_stdin_is_a_file_of_text_or_of_its_ending(monkeypatch: pytest.MonkeyPatc
     for name, content in (
         ("-", b"one\ntwo\n"),
         ("-.jsonl", b'{"text": "one"}\n{"text": "two"}\n'),
-        ("-.csv.gz", gzip.compress(b"text\none\ntwo\n")),
+        ("-.csv.gz", gzip.compress(b"text\none\ntwo\n", mtime=0)),
         ("-.txt", b"one\ntwo\n"),
     ):
         pipe(monkeypatch, content)
@@ -203,7 +203,7 @@ def test_stdin_is_a_file_of_text_or_of_its_ending(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("content", "ending"),
-    [(gzip.compress(b"x"), ".txt.gz"), (b'{"text": "x"}\n', ".jsonl"), (b"PAR1\0\1", ".parquet")],
+    [(gzip.compress(b"x", mtime=0), ".txt.gz"), (b'{"text": "x"}\n', ".jsonl"), (b"PAR1\0\1", ".parquet")],
 )
 def test_stdin_that_is_no_text_is_refused(
     content: bytes, ending: str, monkeypatch: pytest.MonkeyPatch
@@ -251,7 +251,7 @@ def test_partitions_give_labels(kind: str, tmp_path: Path) -> None:
 def test_an_empty_file_is_counted_and_stops_nothing(tmp_path: Path) -> None:
     empty = ["a.txt", "b.csv", "c.jsonl", "d.parquet", "e.csv.gz", "f.txt.zst"]
     folder_of(tmp_path / "x", dict.fromkeys(empty, "") | {"g.csv": "text\n", "h.csv": "text\none\n"})
-    (tmp_path / "x" / "i.csv.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "x" / "i.csv.gz").write_bytes(gzip.compress(b"", mtime=0))
     raws = list(find("x").batches(Options()))
     assert [text for raw in raws for text in raw.text.to_pylist()] == [b"one"]
     assert sum((raw.notes for raw in raws), Counter()) == {"files without a document": 8}
