@@ -12,11 +12,11 @@ ASCII rows, nine out of ten in English text, skip the rules for other characters
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import unescape
 from html.entities import html5
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numba
 import numpy as np
@@ -154,6 +154,22 @@ def read_normalization(folder: Path | str) -> Normalization | None:
                 what = str(error).splitlines()[0]
                 raise ValueError(f"{path} is damaged ({what}): train or export the model again") from None
     return None
+
+
+def active_rules(rules: Mapping[str, Any] | None) -> list[str]:
+    """The names of the recorded rules that change text, such as `lower`."""
+    return [name for name, value in (rules or {}).items() if value is True or value == "characters"]
+
+
+def card_note(rules: Sequence[str]) -> str:
+    """Return a model card's note on the rules that other tools do not apply; empty without rules."""
+    if not rules:
+        return ""
+    names = ", ".join(f"`{rule}`" for rule in rules)
+    return (
+        f"\nThe training text was normalized ({names}). Lexloom normalizes its input in the same way; other tools"
+        " do not.\n"
+    )
 
 
 def normalize_text(text: str, rules: Normalization | None) -> str:

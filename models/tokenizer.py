@@ -300,11 +300,11 @@ class Tokenizer:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"the tokenizer in {folder} can't be read ({error}): make it again") from error
 
-    def export_hugging_face(self, folder: Path, context: int | None = None) -> None:
+    def export_hugging_face(self, folder: Path, context: int | None = None, *, nfc: bool = False) -> None:
         """Writes what `transformers.AutoTokenizer.from_pretrained(folder)` reads, to encode as `encode` does.
 
         `tokenizer.json` and `tokenizer_config.json`; what looks like the end-of-text token is text there too.
-        `context` is the largest number of tokens that the model reads.
+        `context` is the largest number of tokens that the model reads; `nfc` composes characters first.
         """
         content = self.encoding.hugging_face({token: i for i, token in enumerate(self._bytes) if token})
         # what stands for no text has its place in the vocabulary too: an added token is else numbered anew
@@ -316,7 +316,7 @@ class Tokenizer:
             "truncation": None,
             "padding": None,
             "added_tokens": [end_of_text | {"single_word": False, "lstrip": False, "rstrip": False}],
-            "normalizer": None,
+            "normalizer": {"type": "NFC"} if nfc else None,
             "post_processor": None,
             **content,
         }

@@ -52,13 +52,17 @@ def save(model: Transformer, folder: Path, details: Mapping[str, Any] = MappingP
     write_json(folder / DESCRIPTION, own)
 
 
-def export_tokenizer(tokenizer: "Tokenizer", config: TransformerConfig, folder: Path) -> None:
+def export_tokenizer(
+    tokenizer: "Tokenizer", config: TransformerConfig, folder: Path, *, nfc: bool = False
+) -> None:
     """Writes what transformers needs to encode prompts and generate text with the model of that config.
+
+    `nfc`: the training text was in Unicode's composed form, so prompts are composed, too.
 
     `generation_config.json` limits generation: to the ids that the tokenizer has (a vocabulary may be rounded
     up), and to the context.
     """
-    tokenizer.export_hugging_face(folder, config.context)
+    tokenizer.export_hugging_face(folder, config.context, nfc=nfc)
     end_of_text = tokenizer.end_of_text
     beyond = list(range(tokenizer.size, config.vocabulary))
     generation = {

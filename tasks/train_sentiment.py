@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from models.encoder import TrainedPart, by_length, load_classifier, padded
+from models.normalization import active_rules, card_note
 from models.sentiment import save_classifier
-from tasks.artifacts import Artifact, Summary, canonical
+from tasks.artifacts import NORMALIZATION, Artifact, Summary, canonical
 from tasks.backbone import Backbone
 from tasks.features import (
     COLUMNS,
@@ -100,7 +101,8 @@ def train_sentiment(
     how = {"model": "sentiment", "backbone": backbone.name, "labels": labels, **read.model_dump(mode="json")}
     write_json(out / "lexloom.json", {**how, **canonical(config), **features.normalization})
     write_json(out / "metrics.json", metrics)
-    (out / "README.md").write_text(card(backbone.name, labels, read, metrics), encoding="utf-8")
+    rules = active_rules(features.normalization.get(NORMALIZATION))  # type: ignore[arg-type]
+    (out / "README.md").write_text(card(backbone.name, labels, read, metrics, rules), encoding="utf-8")
     return Summary(
         rows_in=metrics["examples"],
         unit_in=f"reviews in {counted(metrics['epochs'], 'epochs')}",
@@ -160,8 +162,17 @@ def balanced(counts: Sequence[int]) -> list[float]:
     return [sum(counts) / (len(counts) * count) for count in counts]
 
 
-def card(backbone: str, labels: Sequence[str], read: FeaturesConfig, metrics: dict[str, Any]) -> str:
-    """The model card: what it is, how it was made, how to use it."""
+def card(
+    backbone: str,
+    labels: Sequence[str],
+    read: FeaturesConfig,
+    metrics: dict[str, Any],
+    rules: Sequence[str] = (),
+) -> str:
+    """The model card: what it is, how it was made, how to use it.
+
+    `rules` are those of the training text's normalization.
+    """
     blocks = {0: "the classifier alone", 1: "its last block and the classifier"}.get(
         read.trainable_blocks, f"its last {read.trainable_blocks} blocks and the classifier"
     )
@@ -180,4 +191,4 @@ classify("this folder", ["What a film!"])
 from transformers import pipeline
 pipeline("text-classification", "this folder", truncation=True)("What a film!")
 ```
-"""
+{card_note(rules)}"""

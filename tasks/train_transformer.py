@@ -5,6 +5,7 @@ A model folder holds `model.safetensors`, `config.json`, `tokenizer.json` and mo
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -15,12 +16,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from models.compilation import compile_parts, uncompiled
+from models.normalization import active_rules, card_note
 from models.optim import OptimizerConfig, make_optimizer
 from models.precision import Layer, Precision, in_bfloat16
 from models.sampling import NextLogits
 from models.transformer import Reader, Transformer, TransformerConfig, next_token_loss
 from models.transformer_folder import export_tokenizer, save
-from tasks.artifacts import Artifact, Summary
+from tasks.artifacts import NORMALIZATION, Artifact, Summary
 from tasks.figures import counted
 from tasks.samples import written
 from tasks.stage import stage
@@ -190,10 +192,12 @@ def train_transformer(
     metrics = with_token_figures(metrics, windows, config.context)
     save(model, out, tokens.normalization)
     tokenizer.save(out / "tokenizer")
-    export_tokenizer(tokenizer, network, out)
+    rules = active_rules(tokens.normalization.get(NORMALIZATION))  # type: ignore[arg-type]
+    export_tokenizer(tokenizer, network, out, nfc="unicode_nfc" in rules)
     write_json(out / "metrics.json", metrics)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    (out / "README.md").write_text(card(network, parameters, metrics), encoding="utf-8")
+    beyond_nfc = [rule for rule in rules if rule != "unicode_nfc"]
+    (out / "README.md").write_text(card(network, parameters, metrics, beyond_nfc), encoding="utf-8")
     return Summary(
         rows_in=metrics["examples"],
         unit_in=f"windows in {counted(metrics['epochs'], 'epochs')}",
@@ -257,8 +261,13 @@ def with_token_figures(metrics: dict[str, Any], windows: Artifact, context: int)
     return {**facts_of(metrics), **figures, **metrics}
 
 
-def card(network: TransformerConfig, parameters: int, metrics: dict[str, Any]) -> str:
-    """The model card: what it is, how it was made, how to use it."""
+def card(
+    network: TransformerConfig, parameters: int, metrics: dict[str, Any], rules: Sequence[str] = ()
+) -> str:
+    """The model card: what it is, how it was made, how to use it.
+
+    `rules` are those of the training text's normalization that transformers does not apply.
+    """
     architecture = "Qwen3" if network.modern else "GPT-2"
     score = ""
     if "validation_loss" in metrics:
@@ -306,4 +315,4 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.f
 
 It ends a text at {network.context} tokens, prompt included. Lexloom goes on: it forgets the older half
 of the context whenever that is full.
-"""
+{card_note(rules)}"""

@@ -130,3 +130,12 @@ def test_only_a_rounded_vocabulary_has_ids_to_suppress(tmp_path: Path) -> None:
         export_tokenizer(tokenizer, TransformerConfig(vocabulary, 8, 1, 8, 1), tmp_path)
         written = json.loads((tmp_path / "generation_config.json").read_text())
         assert written.get("suppress_tokens") == expected
+
+
+def test_the_exported_tokenizer_composes_characters_as_training_did(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["bytes"]()
+    config = TransformerConfig(tokenizer.size, 8, 1, 8, 1)
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for nfc, expected in ((True, composed), (False, apart)):
+        export_tokenizer(tokenizer, config, tmp_path, nfc=nfc)
+        assert AutoTokenizer.from_pretrained(tmp_path)(apart)["input_ids"] == tokenizer.encode(expected)
