@@ -167,8 +167,8 @@ def card_note(rules: Sequence[str]) -> str:
         return ""
     names = ", ".join(f"`{rule}`" for rule in rules)
     return (
-        f"\nThe training text was normalized ({names}). Lexloom normalizes its input in the same way; other tools"
-        " do not.\n"
+        f"\nThe training text was normalized ({names}). Lexloom normalizes its input in the same way; other"
+        " tools do not.\n"
     )
 
 
