@@ -22,7 +22,7 @@ from tasks.figures import counted
 from tasks.live import shown_progress
 from tasks.stage import Input
 from training.checkpoint import Checkpoint, Checkpoints
-from training.interrupt import hold_signals
+from training.interrupt import run_interruptibly
 from training.job import Job, Run
 from training.loop import train
 from training.progress import PROGRESS, Progress
@@ -296,7 +296,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
 
 
 def train_here(job: Job, on_progress: Callable[[Progress], None], note: Callable[[str], None]) -> None:
-    """One worker in this process. A first SIGINT or SIGTERM waits for the step, and for a checkpoint."""
+    """Train with one worker in this process; a first SIGINT or SIGTERM waits for a step and a checkpoint."""
 
     def on_point(point: Progress) -> None:
         write_progress(job.checkpoints.parent / PROGRESS, point)  # `lexloom status` reads it
@@ -305,8 +305,9 @@ def train_here(job: Job, on_progress: Callable[[Progress], None], note: Callable
     def on_signal() -> None:
         note("stopping after this step; interrupt again to stop without a checkpoint")
 
-    with hold_signals(on_signal) as interrupted:
-        train(job, on_progress=on_point, interrupted=interrupted)
+    run_interruptibly(
+        lambda interrupted: train(job, on_progress=on_point, interrupted=interrupted), on_signal
+    )
 
 
 def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:

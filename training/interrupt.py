@@ -1,46 +1,67 @@
 """Deferred signals, so that a run can finish its step and write a checkpoint before it stops."""
 
-import signal
+import contextvars
+import ctypes
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TypeVar
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+T = TypeVar("T")
+STOP_SECONDS = 5.0  # for the work to stop after a second signal
 
 
-@contextmanager
-def hold_signals(on_first: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Defer the first SIGINT or SIGTERM; yield a function that returns whether one was received.
+class Stopped(BaseException):
+    """Raised in the work by a second signal."""
 
-    The original handler runs at the end of the block. A second signal goes to its handler at once. When the
-    first signal arrives, `on_first` is called in a thread, since a handler must not write to a stream that is
-    in use. Ignored signals stay ignored. Outside the main thread, which alone can set handlers, nothing is
-    deferred.
+
+def run_interruptibly(work: Callable[[Callable[[], bool]], T], on_first: Callable[[], None]) -> T:
+    """Call `work`, and defer what the handler of a first signal raises until `work` returns.
+
+    `work` receives a function that returns whether a signal was received; it must then return soon. What it
+    raises takes precedence over the signal. `on_first` is called when the first signal arrives. A second
+    signal stops `work` at its next Python instruction.
+
+    `work` runs in a thread, and signals are raised in the main thread, which only waits. No handler is
+    replaced: Prefect accepts a cancel only while its own handler of SIGTERM is installed, and records a run
+    that SIGTERM ends without an accepted cancel as crashed. Outside the main thread, which alone receives
+    signals, `work` is called directly.
     """
-    here = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in SIGNALS} if here else {}
-    held = {number: each for number, each in handlers.items() if each not in (None, signal.SIG_IGN)}
-    received: list[int] = []
-    threads: list[threading.Thread] = []
+    if threading.current_thread() is not threading.main_thread():
+        return work(lambda: False)
+    waiting, received = threading.Event(), threading.Event()
+    done: Future[T] = Future()
 
-    def restore_handlers() -> None:
-        for number, handler in held.items():
-            signal.signal(number, handler)
+    def run() -> None:
+        waiting.wait()
+        try:
+            result = work(received.is_set)
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(result)
 
-    def hold(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        restore_handlers()
-        threads.append(threading.Thread(target=on_first, name="interrupt"))
-        threads[-1].start()
-
-    for number in held:
-        signal.signal(number, hold)
+    in_this_context = contextvars.copy_context().run  # so that `work` belongs to the caller's Prefect run
+    thread = threading.Thread(target=in_this_context, args=(run,), name="interruptible", daemon=True)
+    thread.start()  # a signal that arrives here is raised before `work` begins
     try:
-        yield lambda: bool(received)
-    finally:
-        restore_handlers()
-        for thread in threads:
-            thread.join()
-    if received:
-        signal.raise_signal(received[0])
+        waiting.set()
+        return done.result()
+    except BaseException:
+        if done.done():  # raised by `work`
+            raise
+        try:
+            received.set()
+            on_first()
+            wait([done])
+        except BaseException:
+            stop(thread)
+            wait([done], STOP_SECONDS)
+            raise
+        done.result()
+        raise
+
+
+def stop(thread: threading.Thread) -> None:
+    """Raise `Stopped` in a thread at its next Python instruction."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Stopped))

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -238,6 +239,7 @@ def test_an_interrupt_loses_no_step_and_says_from_which_one_the_same_command_goe
         steps.append(0)
         if len(steps) == 11:
             os.kill(os.getpid(), number)
+            time.sleep(0.2)  # until the main thread has received it
         return train_step(self, batch, **where)
 
     config = CONFIG.model_copy(update={"checkpoint_every": None})
@@ -271,9 +273,10 @@ def test_a_run_that_is_stopped_without_a_checkpoint_says_that_training_starts_ag
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupt_twice(self: Word2Vec, batch: dict[str, np.ndarray], **where: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("the second one is not held back")
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # until the main thread has received it
+        raise AssertionError("the second signal is not deferred")
 
     monkeypatch.setattr(Word2Vec, "train_step", interrupt_twice)
     with pytest.raises(KeyboardInterrupt):

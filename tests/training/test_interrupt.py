@@ -1,85 +1,143 @@
-"""A first signal waits for the end of a block, a second one does not."""
+"""A first signal is deferred until the work returns; a second signal stops the work."""
 
+import contextvars
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from training.interrupt import hold_signals
+from training.interrupt import Stopped, run_interruptibly
 
 
 class Cancel(BaseException):
     pass
 
 
+def cancel(number: int, frame: object) -> None:
+    raise Cancel
+
+
+def ignore() -> None:
+    """For a first signal of which nothing is reported."""
+
+
 @pytest.fixture(autouse=True)
 def cancelling() -> Iterator[None]:
-    def cancel(number: int, frame: object) -> None:
-        raise Cancel
-
     before = signal.signal(signal.SIGTERM, cancel)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
-def interrupted_step(told: list[str], *numbers: signal.Signals) -> None:
-    with hold_signals(lambda: told.append("told")) as came:
-        assert not came()
-        for number in numbers:
-            os.kill(os.getpid(), number)
-            told.append(f"goes on: {came()}")
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Cancel)])
-def test_the_first_signal_reaches_its_handler_at_the_end_of_the_block(
+SIGNALS_AND_ERRORS = pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Cancel)]
+)
+
+
+@SIGNALS_AND_ERRORS
+def test_the_first_signal_is_raised_when_the_work_has_returned(
     number: signal.Signals, error: type[BaseException]
 ) -> None:
-    told: list[str] = []
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    def step(interrupted: Callable[[], bool]) -> None:
+        assert not interrupted()
+        os.kill(os.getpid(), number)
+        until(interrupted)
+        until(lambda: "first" in events)
+        events.append("finished")
+
+    events: list[str] = []
     with pytest.raises(error):
-        interrupted_step(told, number)
-    assert sorted(told) == ["goes on: True", "told"]
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+        run_interruptibly(step, lambda: events.append("first"))
+    assert events == ["first", "finished"]
 
 
-@pytest.mark.parametrize(("second", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Cancel)])
-def test_a_second_signal_is_not_held_back(second: signal.Signals, error: type[BaseException]) -> None:
-    told: list[str] = []
-    with pytest.raises(error):
-        interrupted_step(told, signal.SIGINT, second)
-    assert sorted(told) == ["goes on: True", "told"]
-
-
-def fail_when_interrupted() -> None:
-    with hold_signals(lambda: None):
+@SIGNALS_AND_ERRORS
+def test_a_second_signal_stops_the_work(number: signal.Signals, error: type[BaseException]) -> None:
+    def step(interrupted: Callable[[], bool]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        until(lambda: bool(events))
+        os.kill(os.getpid(), number)
+        try:
+            until(lambda: False)
+        except Stopped:
+            events.append("stopped")
+            raise
+
+    events: list[str] = []
+    with pytest.raises(error):
+        run_interruptibly(step, lambda: events.append("first"))
+    assert events == ["first", "stopped"]
+
+
+def test_no_handler_is_replaced_before_or_after_a_signal() -> None:
+    """Prefect refuses a cancel while another handler than its own is installed."""
+
+    def step(interrupted: Callable[[], bool]) -> None:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(interrupted)
+        seen.append(signal.getsignal(signal.SIGTERM))
+
+    seen: list[object] = []
+    with pytest.raises(Cancel):
+        run_interruptibly(step, ignore)
+    assert [*seen, signal.getsignal(signal.SIGTERM)] == [cancel] * 3
+
+
+def test_an_error_of_the_work_is_raised_and_not_the_signal() -> None:
+    def step(interrupted: Callable[[], bool]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        until(interrupted)
         raise ValueError("disk")
 
-
-def test_an_error_in_the_block_is_raised_and_not_the_signal() -> None:
     with pytest.raises(ValueError, match="disk"):
-        fail_when_interrupted()
+        run_interruptibly(step, ignore)
 
 
-def test_a_signal_that_is_ignored_stays_so() -> None:
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_without_a_signal_is_no_signal(error: type[BaseException]) -> None:
+    def step(interrupted: Callable[[], bool]) -> None:
+        raise error
+
+    with pytest.raises(error):
+        run_interruptibly(step, lambda: pytest.fail("no signal was sent"))
+
+
+def test_the_result_is_returned_and_the_context_is_the_callers() -> None:
+    variable = contextvars.ContextVar("variable", default=0)
+    variable.set(7)
+    assert run_interruptibly(lambda interrupted: variable.get(), ignore) == 7
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    def step(interrupted: Callable[[], bool]) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        return interrupted()
+
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with hold_signals(lambda: None) as came:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert not came()
+        assert not run_interruptibly(step, ignore)
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_another_thread_holds_nothing_back() -> None:
-    def run() -> None:
-        with hold_signals(lambda: None) as came:
-            seen.append((came(), signal.getsignal(signal.SIGINT)))
+def test_outside_the_main_thread_the_work_is_called_directly() -> None:
+    seen: list[tuple[threading.Thread, bool]] = []
 
-    seen: list[object] = []
-    thread = threading.Thread(target=run)
+    def step(interrupted: Callable[[], bool]) -> None:
+        seen.append((threading.current_thread(), interrupted()))
+
+    thread = threading.Thread(target=run_interruptibly, args=(step, ignore))
     thread.start()
     thread.join()
-    assert seen == [(False, signal.default_int_handler)]
+    assert seen == [(thread, False)]
