@@ -214,7 +214,7 @@ def test_a_header_is_no_text_and_a_file_is_read_as_its_flags_say(
     for changed, says in (
         (["--text-column", "body"], "x.csv has no column 'body': it has 'text', 'n'"),
         (["--csv-quote", "ab"], "--csv-quote must be one ASCII character"),
-        (["--text-encoding", "latin-one"], "'latin-one' is no text encoding"),
+        (["--text-encoding", "latin-one"], "'latin-one' is not a known text encoding"),
     ):
         assert says in complaint(capsys, *arguments, *flags, *changed)
     assert "--text-encoding latin-1" in complaint(capsys, *arguments, *flags[:4])

@@ -81,7 +81,7 @@ def test_what_rules_strip_is_said_in_the_stage_line(read: Callable[..., Artifact
     assert texts(made) == [" Ten ", " so; it is", "café"]
     assert describe(made.summary) == (
         "3 documents · 15 characters of markup stripped · 2 documents with markup"
-        " · 1 documents changed by Unicode NFC"
+        " · 1 document changed by Unicode NFC"
     )
     notes = read(lines).summary.notes
     assert (notes[STRIPPED], notes[WITH_STRIPPED]) == (1, 1)

@@ -250,7 +250,7 @@ def test_a_model_that_predicts_embeddings_has_no_perplexity(
 
 
 def test_nothing_held_out_is_refused(store: Store, tokens: Artifact, build: Callable[..., Artifact]) -> None:
-    with pytest.raises(ValueError, match="set validation_share of the subwords above 0"):
+    with pytest.raises(ValueError, match="set validation_share above 0"):
         build(
             evaluate_lm,
             artifact(store, "model"),

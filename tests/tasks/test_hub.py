@@ -189,12 +189,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 def test_json_lines_are_streamed_with_their_labels(results: dict[str, dict[str, Any]]) -> None:
     rows = results["lines"]["rows"]
     assert len(rows) == ROWS
-    assert [(row["text"], row["label"]) for row in rows[:2]] == [("even document", 0), ("odd document", 1)]
+    assert [(row["text"], row["label"]) for row in rows[:2]] == [
+        ("even document", "0"),
+        ("odd document", "1"),
+    ]
 
 
 def test_labels_keep_the_names_that_the_hub_has_for_them(results: dict[str, dict[str, Any]]) -> None:
     assert results["named"]["label_names"] == ["neg", "pos"]
-    assert [row["label"] for row in results["named"]["rows"]] == [1, 0]
+    assert [row["label"] for row in results["named"]["rows"]] == ["1", "0"]
     assert results["lines"]["label_names"] is None
 
 

@@ -137,6 +137,6 @@ def test_a_negative_class_of_the_hub_is_no_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labels", [[[1]], [{"a": 1}], [datetime(2020, 1, 1)]])
 def test_a_column_of_other_values_is_refused(labels: list[Any], tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"column 'label' of .*x\.parquet is .*: a label is text, a number or"
+        ValueError, match=r"column 'label' of .*x\.parquet is .*: a label must be a string, a number or"
     ):
         found(in_parquet(tmp_path, pa.array(labels)))

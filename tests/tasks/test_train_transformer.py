@@ -184,7 +184,7 @@ def test_windows_of_another_length_are_refused(
 def test_a_text_shorter_than_a_window_is_refused_before_training(
     inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact]
 ) -> None:
-    with pytest.raises(ValueError, match="not one window of 5001 tokens fits into the text to train on"):
+    with pytest.raises(ValueError, match="not one window of 5,001 tokens fits into the text to train on"):
         build(windows, inputs[1], config=WindowsConfig(size=5001, stride=5000, across_documents=True))
 
 
