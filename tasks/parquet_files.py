@@ -1,16 +1,24 @@
-"""Parquet files, a few MB of rows at a time."""
+"""Parquet files, a few MB of rows at a time.
+
+A column that is stored with a dictionary is read with it: a few kilobytes can stand for terabytes of repeated
+text, so a batch is split by the size of its text before the text is expanded.
+"""
 
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.raw import BLOCK_BYTES, Options, Raw, at_row, check_columns, select, wanted_columns
 from tasks.streams import open_binary, split_name
 
 MAX_BATCH_ROWS = 1 << 14
+MAX_BATCH_BYTES = 4 * BLOCK_BYTES
 
 
 def read_parquet(path: Path, options: Options) -> Iterator[Raw]:
@@ -29,12 +37,31 @@ def read_parquet(path: Path, options: Options) -> Iterator[Raw]:
 def read_parquet_file(plain: Path, path: Path, options: Options) -> Iterator[Raw]:
     columns = wanted_columns(options)
     size = path.stat().st_size
-    with pq.ParquetFile(plain) as file:
-        check_columns(columns, file.schema_arrow.names, str(path))
+    check_columns(columns, pq.read_schema(plain).names, str(path))
+    leaves = set(pq.read_metadata(plain).schema.names)  # not the name of a nested column
+    dictionaries = [name for name in columns if name in leaves]
+    with pq.ParquetFile(plain, read_dictionary=dictionaries) as file:
         read, total = 0, max(1, file.metadata.num_rows)
         for batch in file.iter_batches(rows_per_batch(file, options), columns=columns, use_threads=False):
-            first, read = read + 1, read + batch.num_rows
-            yield select(batch, options, str(path), at_row(path, first), size * read // total)
+            for part in split_by_text(batch):
+                first, read = read + 1, read + part.num_rows
+                yield select(part, options, str(path), at_row(path, first), size * read // total)
+
+
+def split_by_text(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Slices whose expanded columns have at most MAX_BATCH_BYTES, or of one row."""
+    widths = np.zeros(batch.num_rows, np.int64)
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            lengths = pc.binary_length(column.dictionary).take(column.indices)
+            widths += lengths.fill_null(0).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(widths)
+    start = 0
+    while start < batch.num_rows:
+        before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + MAX_BATCH_BYTES, side="right")))
+        yield batch.slice(start, end - start)
+        start = end
 
 
 def rows_per_batch(file: pq.ParquetFile, options: Options) -> int:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tasks import csv_dialects, readers, text_files
+from tasks import csv_dialects, parquet_files, readers, text_files
 from tasks.csv_dialects import Dialect
 from tasks.raw import InvalidText, Options, Raw, decode
 from tasks.readers import read
@@ -112,6 +112,24 @@ def test_parquet_with_damaged_pages_is_named(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"damaged\.parquet is damaged or cut short"):
         texts(path)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_a_parquet_file_that_repeats_a_long_text_is_read_in_bounded_memory(
+    kind: pa.DataType, tmp_path: Path
+) -> None:
+    long = pa.array(["a" * (1 << 20), "b"]).cast(kind)
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 5000 + [None, 1], pa.int32()), long)
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": rows, "label": range(5002)}), path)
+    assert path.stat().st_size < 1 << 20
+    sizes, last = [], None
+    for raw in read(path, EVERYTHING):
+        sizes.append((len(raw.text), raw.text.nbytes))
+        last = raw.text[-1].as_py()
+    assert sum(rows for rows, _ in sizes) == 5002
+    assert max(size for _, size in sizes) < 2 * parquet_files.MAX_BATCH_BYTES
+    assert last in ("b", b"b")
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
