@@ -72,9 +72,9 @@ sys.exit(app.main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Store]]:
-    """A page whose language model, the only one at first, writes for minutes; and its store."""
+    """A page on a store of one language model, which writes for minutes; and the store."""
     growing = Store(tmp_path_factory.mktemp("growing"))
-    shelve(growing, "train_transformer", "fresh", write_transformer)
+    shelve(growing, "train_transformer", "t1", write_transformer)
     with served(growing.root, "-c", WRITES_SLOWLY) as address:
         yield address, growing
 
@@ -179,7 +179,7 @@ def test_requests_whose_readers_have_gone_do_not_hold_up_the_next(slow: tuple[st
     from gradio_client import Client
 
     address, _ = slow
-    given = ["train_transformer/fresh", "the people", 1000, 0.8, 0, 1, 0, 1, 7]
+    given = ["train_transformer/t1", "the people", 1000, 0.8, 0, 1, 0, 1, 7]
     client = Client(address, verbose=False, analytics_enabled=False)
     try:
         functions = {each.api_name: number for number, each in client.endpoints.items()}

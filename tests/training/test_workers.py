@@ -192,6 +192,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         exact(folder / "average 1", SyncConfig("average"), even=True),
         exact(folder / "uneven average 1", SyncConfig("average")),
     ]
+    exact(folder / "mixed", reduce)  # writes the shard, which both workers then find
     (folder / "broken").mkdir()
     write_numbers(folder / "broken" / "shard-00000.parquet")
     on_processes(2, group_of_two, [*by_two, *whole, *pieces, *resumed, *others], stopped, folder)
