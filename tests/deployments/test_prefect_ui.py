@@ -157,7 +157,7 @@ def test_a_run_is_started_by_the_form_and_watched_to_its_end(ui: Ui, browser: Br
     shown = browser.text()
     places = [shown.index(label) for label in ("Source", "Min Count", "Window", "Power", "Epochs", "Title")]
     assert places == sorted(places), "the fields stand in the order of the stages"
-    assert "data-parallel workers, one replica of the model each (at least 1, at most 8)" in shown
+    assert "one replica of the model each; 1 with the local runner (at least 1, at most 8)" in shown
 
     fill_in(browser, "Source", "books")
     fill_in(browser, "Workers", "1")
