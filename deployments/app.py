@@ -167,6 +167,7 @@ def tab(blocks: gr.Blocks, shelf: Shelf, name: str) -> Iterator[tuple[gr.Dropdow
             models,
             [models, absent, present],
             show_progress="hidden",
+            trigger_mode="always_last",  # by default a click is ignored while the list is still being read
             api_name=f"{name.replace('-', '_')}_models",
         )
 
