@@ -20,6 +20,13 @@ SECONDS = 60.0  # until something is given up: a busy machine is slow
 KEYS = {"Enter": ("Enter", 13, "\r"), "Tab": ("Tab", 9, ""), "ArrowRight": ("ArrowRight", 39, "")}
 
 
+NAVIGATED = ("Inspected target navigated or closed", "Not attached to an active page")
+
+
+class NavigatedError(Exception):
+    """The page was replaced by another one while a command ran."""
+
+
 class Browser:
     """One tab of a fresh Chromium; a context manager.
 
@@ -96,6 +103,8 @@ class Browser:
         while True:
             message = json.loads(self._socket.recv(timeout=SECONDS))
             if message.get("id") == number:
+                if message.get("error", {}).get("message") in NAVIGATED:
+                    raise NavigatedError
                 assert "error" not in message, message
                 result: dict[str, Any] = message["result"]
                 return result
@@ -121,11 +130,18 @@ class Browser:
     def wait(self, script: str, seconds: float = SECONDS) -> Any:
         """Waits until an expression is true, and returns it."""
         end = time.monotonic() + seconds
-        while not (value := self.run(script)):
+        while not (value := self._value_now(script)):
             if time.monotonic() > end:
                 raise TimeoutError(f"{script} was never true; the page says: {self.text()[:2000]}")
             time.sleep(0.05)
         return value
+
+    def _value_now(self, script: str) -> Any:
+        """The expression's value; None while the page is being replaced by another one."""
+        try:
+            return self.run(script)
+        except NavigatedError:
+            return None
 
     def text(self) -> str:
         return str(self.run("document.body.innerText"))
