@@ -1,7 +1,7 @@
 """Parquet files, a few MB of rows at a time.
 
-A column that is stored with a dictionary is read with it: a few kilobytes can stand for terabytes of repeated
-text, so a batch is split by the size of its text before the text is expanded.
+A column that is mostly a dictionary is read with it: a few kilobytes can stand for terabytes of repeated text,
+so a batch is split by the size of its text before the text is expanded.
 """
 
 import shutil
@@ -19,6 +19,7 @@ from tasks.streams import open_binary, split_name
 
 MAX_BATCH_ROWS = 1 << 14
 MAX_BATCH_BYTES = 4 * BLOCK_BYTES
+MAX_COMPRESSION = 50
 
 
 def read_parquet(path: Path, options: Options) -> Iterator[Raw]:
@@ -38,14 +39,28 @@ def read_parquet_file(plain: Path, path: Path, options: Options) -> Iterator[Raw
     columns = wanted_columns(options)
     size = path.stat().st_size
     check_columns(columns, pq.read_schema(plain).names, str(path))
-    leaves = set(pq.read_metadata(plain).schema.names)  # not the name of a nested column
-    dictionaries = [name for name in columns if name in leaves]
-    with pq.ParquetFile(plain, read_dictionary=dictionaries) as file:
+    repetitive = find_repetitive(pq.read_metadata(plain))
+    with pq.ParquetFile(plain, read_dictionary=[name for name in columns if name in repetitive]) as file:
         read, total = 0, max(1, file.metadata.num_rows)
         for batch in file.iter_batches(rows_per_batch(file, options), columns=columns, use_threads=False):
             for part in split_by_text(batch):
                 first, read = read + 1, read + part.num_rows
                 yield select(part, options, str(path), at_row(path, first), size * read // total)
+
+
+def find_repetitive(metadata: pq.FileMetaData) -> set[str]:
+    """The columns with a chunk that is mostly a dictionary, or whose data is compressed far beyond text."""
+    found = set()
+    for n in range(metadata.num_row_groups):
+        for m in range(metadata.num_columns):
+            chunk = metadata.row_group(n).column(m)
+            size = max(1, chunk.total_compressed_size)
+            if chunk.has_dictionary_page and (
+                2 * (chunk.data_page_offset - chunk.dictionary_page_offset) > size
+                or chunk.total_uncompressed_size > MAX_COMPRESSION * size
+            ):
+                found.add(chunk.path_in_schema)
+    return found
 
 
 def split_by_text(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
