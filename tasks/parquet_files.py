@@ -1,7 +1,7 @@
 """Parquet files, a few MB of rows at a time.
 
-A column that is mostly a dictionary is read with it: a few kilobytes can stand for terabytes of repeated text,
-so a batch is split by the size of its text before the text is expanded.
+A column that is mostly a dictionary is read with it: a few kilobytes can stand for terabytes of repeated
+text, so a batch is split by the size of its text before the text is expanded.
 """
 
 import shutil
