@@ -42,12 +42,12 @@ bench: $(VENV)/dev.installed
 
 # Kills workers and drivers, and cancels runs, ninety times in all: an hour or two.
 soak: $(VENV)/dev.installed
-	$(VENV)/bin/python benchmarks/soak.py
+	$(VENV)/bin/python -m tests.system.harness.soak
 
 # Measures what Prefect and Ray cost, and kills the server and hosts: half an hour or more.
 operate: $(VENV)/dev.installed
-	$(VENV)/bin/python benchmarks/operate.py
-	$(VENV)/bin/python benchmarks/cluster.py
+	$(VENV)/bin/python -m tests.system.harness.operate
+	$(VENV)/bin/python -m tests.system.harness.cluster
 	$(VENV)/bin/python benchmarks/overhead.py
 
 # Prefect's page to start, schedule and watch runs on this machine, until Ctrl-C.

@@ -26,7 +26,16 @@ from measure import table, write_results
 def run(source: Path, store: Path) -> dict[str, Any]:
     """One run of the command: its JSON line, seconds, and peak memory in MB."""
     command = [
-        *(sys.executable, "-m", "flows.word2vec", "--source", str(source), "--store", str(store), "--json"),
+        *(
+            sys.executable,
+            "-m",
+            "lexloom.flows.word2vec",
+            "--source",
+            str(source),
+            "--store",
+            str(store),
+            "--json",
+        ),
         *("--runner", "local", "--workers", "1", "--threads", str(os.cpu_count()), "--epochs", "1"),
     ]
     started = time.perf_counter()

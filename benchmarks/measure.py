@@ -12,14 +12,18 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from tasks.versions import package_versions
+from lexloom.tasks.store.versions import package_versions
 
+RESULTS = Path(__file__).parent / "results"
 PEERS = ("accelerate", "datasets", "fasttext-community", "gensim")  # whose versions figures depend on, too
 
 
 def stage_runner(root: Path) -> Callable[..., Any]:
     """Runs a stage's plain function into the store `root`, and hands back the artifact that it makes."""
-    from tasks.artifacts import Artifact, Store  # here: machines that only measure do without their packages
+    from lexloom.tasks.store.artifacts import (  # here: machines that only measure do without their packages
+        Artifact,
+        Store,
+    )
 
     store = Store(root)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from measure import peak_megabytes, summary, table, write_results
 
-from models.word_vectors import WordVectors
+from lexloom.models.word2vec.vectors import WordVectors
 
 
 def forget_peak() -> None:

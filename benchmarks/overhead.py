@@ -31,11 +31,11 @@ class Row(NamedTuple):
 
 
 ROWS = [
-    Row("Python, imports of the command", "< import flows.word2vec"),
+    Row("Python, imports of the command", "< import lexloom.flows.word2vec"),
     Row("Prefect: import of its server", "> SubprocessASGIServer.start"),
     Row("Prefect: start of its server, and of the flow", "> Stage.__call__"),
-    Row("five cached stages, read of the noise table", "> import training.ray_trainer"),
-    Row("import of ray and ray.train", "< import training.ray_trainer"),
+    Row("five cached stages, read of the noise table", "> import lexloom.training.ray.trainer"),
+    Row("import of ray and ray.train", "< import lexloom.training.ray.trainer"),
     Row("ray.init", "< init"),
     Row("controller: process, imports", "> TrainController.__init__"),
     Row("controller: placement", "> WorkerGroup._create_workers"),
@@ -56,7 +56,7 @@ def run(store: Path, home: Path, flags: list[str]) -> list[tuple[float, str]]:
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks" / "probe")]),
             "PREFECT_HOME": str(home),
         }
-        command = [sys.executable, "-m", "flows.word2vec", "--store", str(store), *flags]
+        command = [sys.executable, "-m", "lexloom.flows.word2vec", "--store", str(store), *flags]
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         _, said = process.communicate()
         if process.returncode:

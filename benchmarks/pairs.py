@@ -24,11 +24,11 @@ from typing import Any
 import pyarrow.parquet as pq
 from measure import stage_runner, summary, table, write_results
 
-from tasks.artifacts import Artifact
-from tasks.corpus import CorpusConfig, corpus, locate
-from tasks.pairs import ROWS_PER_GROUP, PairsConfig, pairs
-from tasks.tokens import TokensConfig, tokens
-from tasks.vocabulary import VocabularyConfig, vocabulary
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.pairs import ROWS_PER_GROUP, PairsConfig, pairs
+from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.tokens import TokensConfig, tokens
+from lexloom.tasks.vocabulary import VocabularyConfig, vocabulary
 
 COMPRESSIONS = ("lz4", "zstd")
 ENCODED_GROUPS = 16

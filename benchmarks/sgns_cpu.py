@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from measure import summary, table, write_results
 
-from models.sgns_cpu import padded
-from models.skipgram import SkipGrams, keep_chances
-from models.word2vec import Word2Vec
+from lexloom.models.word2vec.cpu import padded
+from lexloom.models.word2vec.skipgram import SkipGrams, keep_chances
+from lexloom.models.word2vec.trainable import Word2Vec
 
 WINDOW, SUBSAMPLE, SHIFT = 5, 1e-3, 2.7
 DOCUMENT, BATCH = 200, 131_072

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
-from training.autograd import Autograd
-from training.job import Job
-from training.loop import train
-from training.schedules import linear
-from training.stopping import Stopping
-from training.sync import SyncConfig
+from lexloom.training.job import Job
+from lexloom.training.loop import train
+from lexloom.training.schedules import linear
+from lexloom.training.stopping import Stopping
+from lexloom.training.sync.config import SyncConfig
+from lexloom.training.torch_trainable import Autograd
 
 WORKERS = 2
 PERIODS = (1, 5, 20, 100)

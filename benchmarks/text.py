@@ -2,8 +2,9 @@
 
     python benchmarks/text.py --data FOLDER --repeats 5
 
-FOLDER holds text of any kind that Lexloom reads (see tasks/source.py), with a column `text`. Every stage runs
-in a process of its own, so that its peak memory is its own; a stage's seconds are all but the imports'.
+FOLDER holds text of any kind that Lexloom reads (see tasks/sources/source.py), with a column `text`. Every
+stage runs in a process of its own, so that its peak memory is its own; a stage's seconds are all but the
+imports'.
 """
 
 import argparse
@@ -19,10 +20,10 @@ from typing import Any
 
 from measure import peak_megabytes, summary, table, write_results
 
-from tasks.artifacts import Artifact, Summary
-from tasks.corpus import CorpusConfig, corpus, locate
-from tasks.tokens import TokensConfig, tokens
-from tasks.vocabulary import VocabularyConfig, vocabulary
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.tokens import TokensConfig, tokens
+from lexloom.tasks.vocabulary import VocabularyConfig, vocabulary
 
 RESULTS = Path(__file__).parent / "results" / "text.json"
 STAGES = ("corpus", "vocabulary", "tokens")

@@ -39,17 +39,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.compilation import compile_parts
-from models.cross_entropy import linear_cross_entropy
-from models.optim import OptimizerConfig, make_optimizer
-from models.precision import Layer, bfloat16_pays
-from models.transformer import Reader, Transformer, TransformerConfig, next_token_loss
-from training.autograd import Autograd
-from training.job import Job
-from training.loop import train
-from training.schedules import warm_up_stable_decay
-from training.stopping import Stopping
-from training.sync import SyncConfig
+from lexloom.models.compilation import compile_parts
+from lexloom.models.layers.cross_entropy import linear_cross_entropy
+from lexloom.models.optim import OptimizerConfig, make_optimizer
+from lexloom.models.precision import Layer, bfloat16_pays
+from lexloom.models.transformer.model import Reader, Transformer, TransformerConfig, next_token_loss
+from lexloom.training.job import Job
+from lexloom.training.loop import train
+from lexloom.training.schedules import warm_up_stable_decay
+from lexloom.training.stopping import Stopping
+from lexloom.training.sync.config import SyncConfig
+from lexloom.training.torch_trainable import Autograd
 
 RESULTS = Path(__file__).parent / "results"
 THREADS = 2

@@ -33,19 +33,19 @@ from measure import stage_runner, summary, table, write_results
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from flows.window_lm import WindowLMFlowConfig
-from models.window_lm import WindowLMConfig
-from tasks.artifacts import Artifact
-from tasks.corpus import corpus, locate
-from tasks.embeddings import embeddings, read_embeddings
-from tasks.evaluate_lm import evaluate_lm, read_lm_evaluation
-from tasks.noise import NoiseConfig, noise
-from tasks.pairs import pairs
-from tasks.subwords import locate_encoding, read_tokenizer, subwords
-from tasks.train import TRAIN
-from tasks.train_window_lm import TrainWindowLMConfig, train_window_lm
-from tasks.train_word2vec import train_word2vec
-from tasks.windows import windows
+from lexloom.flows.window_lm import WindowLMFlowConfig
+from lexloom.models.window_lm import WindowLMConfig
+from lexloom.tasks.bpe_tokens import locate_encoding, read_tokenizer, subwords
+from lexloom.tasks.corpus import corpus, locate
+from lexloom.tasks.embeddings import embeddings, read_embeddings
+from lexloom.tasks.evaluate.language_model import evaluate_lm, read_lm_evaluation
+from lexloom.tasks.negative_sampling import NoiseConfig, noise
+from lexloom.tasks.pairs import pairs
+from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.train.run import TRAIN
+from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
+from lexloom.tasks.train.word2vec import train_word2vec
+from lexloom.tasks.windows import windows
 
 RESULTS = Path(__file__).parent / "results" / "window_lm.json"
 FLOW = WindowLMFlowConfig()

@@ -35,12 +35,12 @@ import tiktoken
 from measure import peak_megabytes, stage_runner, summary, table, write_results
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from models.tokenizer import Tokenizer
-from tasks.artifacts import Artifact
-from tasks.corpus import WrittenCorpusConfig, corpus, locate
-from tasks.subwords import SubwordsConfig, locate_encoding, subwords
-from tasks.tokens import token_batches
-from tasks.windows import TOKENS_PER_GROUP, WindowsConfig, fill_windows, windows
+from lexloom.models.tokenizer.tokenizer import Tokenizer
+from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
+from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.tokens import token_batches
+from lexloom.tasks.windows import TOKENS_PER_GROUP, WindowsConfig, fill_windows, windows
 
 RESULTS = Path(__file__).parent / "results" / "windows.json"
 COMPARED_DOCUMENTS = 25_000

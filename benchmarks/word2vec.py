@@ -50,14 +50,14 @@ from word2vec_peers import (
 from word2vec_plot import plot
 from word2vec_score import SCORES, Scorer
 
-from models.sgns_cpu import padded
-from tasks.artifacts import Artifact
-from tasks.corpus import CorpusConfig, corpus, locate
-from tasks.noise import NoiseConfig, noise
-from tasks.pairs import PairsConfig, pairs
-from tasks.tokens import TokensConfig, tokens
-from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
-from tasks.vocabulary import VocabularyConfig, read_vocabulary, vocabulary
+from lexloom.models.word2vec.cpu import padded
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.negative_sampling import NoiseConfig, noise
+from lexloom.tasks.pairs import PairsConfig, pairs
+from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.tokens import TokensConfig, tokens
+from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
+from lexloom.tasks.vocabulary import VocabularyConfig, read_vocabulary, vocabulary
 
 SHUFFLE_SEED, HELD_OUT_SEED = 0, 0
 HELD_OUT_EVERY = 100  # documents

@@ -7,7 +7,7 @@
 `--pairs` is the folder of a `pairs` artifact, `--noise` the `noise.parquet` of the same vocabulary: run the
 word2vec flow to have them. The machine with the GPU needs torch, Triton, Numba and PyArrow, not the rest.
 
-1. A small batch in float64, by the kernel and by its twin in torch, against models/sgns_reference.py.
+1. A small batch in float64, by the kernel and by its twin in torch, against models/word2vec/reference.py.
 2. For every width and number of programs, from the same start: pairs a second with all batches on the GPU
    already; and fed from the host, checks and uploads included.
 3. Beside each rate the loss of held-out pairs after one epoch, and that of the CPU's kernel on one thread, by
@@ -36,8 +36,10 @@ import torch
 from measure import summary, table, write_results
 from sparse_adam import BATCH, pairs_per_second
 
-from models import sgns_cpu, sgns_gpu, sgns_reference
-from models.word2vec import Word2Vec
+from lexloom.models.word2vec import cpu as sgns_cpu
+from lexloom.models.word2vec import gpu as sgns_gpu
+from lexloom.models.word2vec import reference as sgns_reference
+from lexloom.models.word2vec.trainable import Word2Vec
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NEGATIVES, RATE, LAST_RATE = 5, 0.05, 0.0001
@@ -118,7 +120,7 @@ def check(corpus: Corpus, stride: int, programs: int = 1) -> dict[str, float]:
     expected = sgns_reference.train_batch(*exact, targets.tolist(), contexts.tolist(), drawn, 0.125)
     ways = {"torch": sgns_gpu.train_in_torch}
     if find_spec("triton"):
-        from models import sgns_triton
+        from lexloom.models.word2vec import triton as sgns_triton
 
         ways["triton"] = sgns_triton.train_batch
     errors = {}

@@ -17,8 +17,8 @@ from measure import table
 from numpy.typing import NDArray
 from word2vec_peers import NEGATIVES, Trained
 
-from tasks.artifacts import Artifact
-from tasks.vocabulary import read_vocabulary
+from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.vocabulary import read_vocabulary
 
 NOISE_POWER, NOISE_SEED = 0.75, 0
 HELD_OUT_PAIRS, PAIRS_AT_ONCE = 500_000, 10_000

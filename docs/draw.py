@@ -41,13 +41,13 @@ STYLE = """
 def imported(folder: str) -> set[str]:
     """The packages that a folder's modules import, anywhere in their files."""
     names: set[str] = set()
-    for path in (ROOT / folder).glob("*.py"):
+    for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names.add(node.module)
-    return {name.partition(".")[0] for name in names}
+    return {name.removeprefix("lexloom.").partition(".")[0] for name in names}
 
 
 def picture() -> str:

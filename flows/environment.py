@@ -70,7 +70,7 @@ def is_writable(folder: Path) -> bool:
 
 
 def package_folder() -> Path:
-    spec = find_spec("models")
+    spec = find_spec("lexloom.models")
     assert spec is not None
     assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0])

@@ -3,7 +3,7 @@
 import sys
 
 if __name__ == "__main__":  # before Prefect is imported, since it reads its logging settings just then
-    from flows.cli import main
+    from lexloom.deployments.cli.main import main
 
     sys.exit(main(["sentiment", *sys.argv[1:]]))
 
@@ -13,17 +13,17 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field, model_validator
 
-from flows.form import FlowConfig
-from flows.outcome import Outcome, story
-from tasks.artifacts import Artifact, RunOnly
-from tasks.backbone import BackboneConfig, locate_backbone
-from tasks.corpus import WrittenCorpusConfig, corpus, locate
-from tasks.evaluate_sentiment import EvaluateSentimentConfig, evaluate_sentiment, highlights
-from tasks.features import FeaturesConfig, features
-from tasks.match_labels import MatchLabelsConfig, match_labels
-from tasks.report_sentiment import ReportSentimentConfig, markdown, report_sentiment
-from tasks.split import SplitConfig, split
-from tasks.train_sentiment import TrainSentimentConfig, train_sentiment
+from lexloom.flows.config import FlowConfig
+from lexloom.flows.run import Outcome, story
+from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.evaluate.sentiment import EvaluateSentimentConfig, evaluate_sentiment, highlights
+from lexloom.tasks.frozen_features import FeaturesConfig, features
+from lexloom.tasks.match_labels import MatchLabelsConfig, match_labels
+from lexloom.tasks.report.sentiment import ReportSentimentConfig, markdown, report_sentiment
+from lexloom.tasks.sources.encoder import BackboneConfig, locate_backbone
+from lexloom.tasks.split import SplitConfig, split
+from lexloom.tasks.store.artifacts import Artifact, RunOnly
+from lexloom.tasks.train.sentiment import TrainSentimentConfig, train_sentiment
 
 __all__ = ["SentimentFlowConfig", "highlights", "sentiment"]
 

@@ -3,7 +3,7 @@
 import sys
 
 if __name__ == "__main__":  # before Prefect is imported, since it reads its logging settings just then
-    from flows.cli import main
+    from lexloom.deployments.cli.main import main
 
     sys.exit(main(["transformer-lm", *sys.argv[1:]]))
 
@@ -11,15 +11,15 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from flows.form import FlowConfig
-from flows.outcome import Outcome, story
-from tasks.corpus import WrittenCorpusConfig, corpus, locate
-from tasks.evaluate_lm import EvaluateLMConfig, evaluate_lm, highlights
-from tasks.report_lm import ReportLMConfig, markdown, report_lm
-from tasks.samples import SamplesConfig, samples
-from tasks.subwords import SubwordsConfig, locate_encoding, subwords
-from tasks.train_transformer import TrainTransformerConfig, train_transformer
-from tasks.windows import WindowsConfig, windows
+from lexloom.flows.config import FlowConfig
+from lexloom.flows.run import Outcome, story
+from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
+from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
+from lexloom.tasks.generate import SamplesConfig, samples
+from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
+from lexloom.tasks.train.transformer import TrainTransformerConfig, train_transformer
+from lexloom.tasks.windows import WindowsConfig, windows
 
 __all__ = ["TransformerLMFlowConfig", "highlights", "transformer_lm"]
 

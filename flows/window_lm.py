@@ -3,7 +3,7 @@
 import sys
 
 if __name__ == "__main__":  # before Prefect is imported, since it reads its logging settings just then
-    from flows.cli import main
+    from lexloom.deployments.cli.main import main
 
     sys.exit(main(["window-lm", *sys.argv[1:]]))
 
@@ -13,21 +13,27 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from flows.form import FlowConfig
-from flows.outcome import Outcome, story
-from tasks.artifacts import Artifact, RunOnly
-from tasks.corpus import WrittenCorpusConfig, corpus, locate
-from tasks.embeddings import FROM_FLOW, EmbeddingsConfig, EmbeddingSource, embeddings, locate_embeddings
-from tasks.evaluate_lm import EvaluateLMConfig, evaluate_lm, highlights
-from tasks.noise import NoiseConfig, noise
-from tasks.pairs import PairsConfig, pairs
-from tasks.report_lm import ReportLMConfig, markdown, report_lm
-from tasks.samples import SamplesConfig, samples
-from tasks.subwords import SubwordsConfig, locate_encoding, subwords
-from tasks.train import LANES
-from tasks.train_window_lm import TrainWindowLMConfig, train_window_lm
-from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
-from tasks.windows import WindowsConfig, windows
+from lexloom.flows.config import FlowConfig
+from lexloom.flows.run import Outcome, story
+from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
+from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.embeddings import (
+    FROM_FLOW,
+    EmbeddingsConfig,
+    EmbeddingSource,
+    embeddings,
+    locate_embeddings,
+)
+from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
+from lexloom.tasks.generate import SamplesConfig, samples
+from lexloom.tasks.negative_sampling import NoiseConfig, noise
+from lexloom.tasks.pairs import PairsConfig, pairs
+from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
+from lexloom.tasks.store.artifacts import Artifact, RunOnly
+from lexloom.tasks.train.run import LANES
+from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
+from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
+from lexloom.tasks.windows import WindowsConfig, windows
 
 __all__ = ["WindowLMFlowConfig", "highlights", "window_lm"]
 

@@ -3,7 +3,7 @@
 import sys
 
 if __name__ == "__main__":  # before Prefect is imported, since it reads its logging settings just then
-    from flows.cli import main
+    from lexloom.deployments.cli.main import main
 
     sys.exit(main(["word2vec", *sys.argv[1:]]))
 
@@ -13,16 +13,16 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field, model_validator
 
-from flows.form import FlowConfig
-from flows.outcome import Outcome, story
-from tasks.corpus import CorpusConfig, corpus, locate
-from tasks.evaluate import EvaluateConfig, evaluate, highlights, locate_sets
-from tasks.noise import NoiseConfig, noise
-from tasks.pairs import PairsConfig, pairs
-from tasks.report import ReportConfig, markdown, report
-from tasks.tokens import TokensConfig, tokens
-from tasks.train_word2vec import TrainWord2VecConfig, train_word2vec
-from tasks.vocabulary import VocabularyConfig, vocabulary
+from lexloom.flows.config import FlowConfig
+from lexloom.flows.run import Outcome, story
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.evaluate.word2vec import EvaluateConfig, evaluate, highlights, locate_sets
+from lexloom.tasks.negative_sampling import NoiseConfig, noise
+from lexloom.tasks.pairs import PairsConfig, pairs
+from lexloom.tasks.report.word2vec import ReportConfig, markdown, report
+from lexloom.tasks.tokens import TokensConfig, tokens
+from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
+from lexloom.tasks.vocabulary import VocabularyConfig, vocabulary
 
 __all__ = ["Word2VecConfig", "highlights", "word2vec"]
 

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models import transformer_folder
-from models.normalization import DESCRIPTIONS, Normalization, normalize_prompt, read_normalization
-from models.sampling import NextLogits
-from models.tokenizer import Tokenizer
-from models.transformer import Reader
-from models.window_lm import WindowLM
+from lexloom.models.normalization import DESCRIPTIONS, Normalization, normalize_prompt, read_normalization
+from lexloom.models.sampling import NextLogits
+from lexloom.models.tokenizer.tokenizer import Tokenizer
+from lexloom.models.transformer import hf_io as transformer_folder
+from lexloom.models.transformer.model import Reader
+from lexloom.models.window_lm import WindowLM
 
 TOKENIZER = "tokenizer"
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # ids can be drawn where torch is all there is
-    from models.tokenizer import Decoder, Tokenizer
+    from lexloom.models.tokenizer.tokenizer import Decoder, Tokenizer
 
 NextLogits = Callable[[Sequence[Sequence[int]]], Tensor]
 """(B, V) logits of the token after each of B texts, each of them ids that grow by one from call to call."""
@@ -151,7 +151,7 @@ def sample_text(
     Raises:
         ValueError: a prompt holds what the tokenizer does not know.
     """
-    from models.tokenizer import Decoder
+    from lexloom.models.tokenizer.tokenizer import Decoder
 
     writers = [Writer(Decoder(tokenizer), sampling.stop) for _ in prompts]
     ids = [tokenizer.encode(prompt) for prompt in prompts]

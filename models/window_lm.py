@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.softmax import AdaptiveSoftmax, FullSoftmax
+from lexloom.models.layers.softmax import AdaptiveSoftmax, FullSoftmax
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
 Objective = Literal["token", "embedding"]

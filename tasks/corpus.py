@@ -18,18 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.normalization import Losses, Normalization, normalize
-from tasks import console, source
-from tasks.artifacts import NORMALIZATION, RunOnly, Summary
-from tasks.csv_dialects import CsvCharacter, Dialect
-from tasks.encodings import TextEncoding
-from tasks.figures import counted
-from tasks.hub import NetworkError
-from tasks.raw import Documents, InvalidText, Options
-from tasks.reading import Limits, Reading, cut_long
-from tasks.shards import ShardWriter, in_order
-from tasks.source import Source
-from tasks.stage import stage
+from lexloom.models.normalization import Losses, Normalization, normalize
+from lexloom.tasks.display import console
+from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.readers.csv_dialects import CsvCharacter, Dialect
+from lexloom.tasks.readers.encodings import TextEncoding
+from lexloom.tasks.readers.raw import Documents, InvalidText, Options
+from lexloom.tasks.sources import source
+from lexloom.tasks.sources.huggingface import NetworkError
+from lexloom.tasks.sources.reading import Limits, Reading, cut_long
+from lexloom.tasks.sources.source import Source
+from lexloom.tasks.store.artifacts import NORMALIZATION, RunOnly, Summary
+from lexloom.tasks.store.shards import ShardWriter, in_order
+from lexloom.tasks.store.stage import stage
 
 MEGABYTE = 1 << 20
 GROWN = "documents split after normalization made them longer"
@@ -158,7 +159,7 @@ class WrittenCorpusConfig(CorpusConfig):
 
 
 def locate(config: CorpusConfig) -> Source:
-    """The source that the config names, fingerprinted; see `tasks.source.find` for what it raises."""
+    """Return the config's source with its fingerprint; `tasks.sources.source.find` lists the errors."""
     return source.find(config.source)
 
 

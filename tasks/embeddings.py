@@ -1,8 +1,8 @@
 """Token embeddings from elsewhere: a vector for each token, found by its text in a table of word vectors.
 
-The table is a model of the word2vec flow, the package that `glove` stands for, or a file (tasks/vectors.py).
-A token is looked up as it is written, then without the spaces around it, then in lower case too. What is not
-found gets small random numbers, or the mean of what is.
+The table is a model of the word2vec flow, the package that `glove` stands for, or a file
+(tasks/readers/embedding_files.py). A token is looked up as it is written, then without the spaces around it,
+then in lower case too. What is not found gets small random numbers, or the mean of what is.
 """
 
 from contextlib import suppress
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
-from models.tokenizer import Tokenizer
-from models.word_vectors import WordVectors
-from tasks.artifacts import Artifact, RunOnly, Store, Summary, digest_key
-from tasks.figures import counted
-from tasks.names import WORD2VEC, find_place
-from tasks.source import SourceFile, digest_files, fingerprint, verify_files
-from tasks.stage import stage
-from tasks.subwords import read_tokenizer
-from tasks.vectors import FORMATS, Matrix, read_table, vocabulary_of
-from tasks.vocabulary import read_vocabulary
+from lexloom.models.tokenizer.tokenizer import Tokenizer
+from lexloom.models.word2vec.vectors import WordVectors
+from lexloom.tasks.bpe_tokens import read_tokenizer
+from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.readers.embedding_files import FORMATS, Matrix, read_table, vocabulary_of
+from lexloom.tasks.sources.source import SourceFile, digest_files, fingerprint, verify_files
+from lexloom.tasks.store.artifacts import Artifact, RunOnly, Store, Summary, digest_key
+from lexloom.tasks.store.lookup import WORD2VEC, find_place
+from lexloom.tasks.store.stage import stage
+from lexloom.tasks.vocabulary import read_vocabulary
 
 FILE = "embeddings.safetensors"
 TENSOR = "embeddings"

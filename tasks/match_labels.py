@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from tasks.artifacts import Artifact, Summary
-from tasks.figures import counted
-from tasks.split import (
+from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.split import (
     PARTS,
     SCHEMA,
     UNLABELLED,
@@ -23,7 +22,8 @@ from tasks.split import (
     labels_of,
     source_names,
 )
-from tasks.stage import stage
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.store.stage import stage
 
 MET_BEFORE = "met in training"
 SHOWN_LABELS = 10

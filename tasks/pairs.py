@@ -1,12 +1,13 @@
 """(target, context) pairs for skip-gram: what word2vec would draw from the text, written down once.
 
-models/skipgram.py says which pairs those are. In mode `streamed` this stage is left out: training draws pairs
-of the same distribution from the tokens as it goes.
+models/word2vec/skipgram.py says which pairs those are. In mode `streamed` this stage is left out: training
+draws pairs of the same distribution from the tokens as it goes.
 
 - All randomness is a function of (seed, document, position), so the pairs depend neither on threads nor on
   how the tokens are cut into shards, row groups or batches.
-- Two threads: one reads tokens and makes pairs, one encodes and writes (`tasks.shards.BlockWriter`). Memory
-  is bounded whatever the corpus (a document is held whole: 28 bytes a word).
+- Two threads: one reads tokens and makes pairs, one encodes and writes
+  (`lexloom.tasks.store.shards.BlockWriter`). Memory is bounded whatever the corpus (a document is held whole:
+  28 bytes a word).
 - No dictionary in the Parquet files. The pairs of a target are adjacent and its neighbours come again with
   the next target, which the compressions find by themselves: lz4 takes 2.58 bytes a pair without one and 2.64
   with one, and encodes 75M pairs/s instead of 50M (benchmarks/pairs.py).
@@ -20,14 +21,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.skipgram import ALWAYS, draw_documents, fill_block, keep_chances, subsample
-from tasks import console
-from tasks.artifacts import Artifact, RunOnly, Summary
-from tasks.figures import counted
-from tasks.shards import BlockWriter, Compression, block_writer
-from tasks.stage import stage
-from tasks.tokens import count_tokens, token_batches, training_files
-from tasks.vocabulary import read_vocabulary
+from lexloom.models.word2vec.skipgram import ALWAYS, draw_documents, fill_block, keep_chances, subsample
+from lexloom.tasks.display import console
+from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
+from lexloom.tasks.store.shards import BlockWriter, Compression, block_writer
+from lexloom.tasks.store.stage import stage
+from lexloom.tasks.tokens import count_tokens, token_batches, training_files
+from lexloom.tasks.vocabulary import read_vocabulary
 
 ROWS_PER_GROUP = 1 << 19  # in every row group but a shard's last
 

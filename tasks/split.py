@@ -23,9 +23,9 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tasks.artifacts import Artifact, Summary
-from tasks.figures import counted
-from tasks.stage import stage
+from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.store.stage import stage
 
 PARTS = ("train", "validation", "test")
 STRETCHES = 10

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from tasks import console
-from tasks.artifacts import Artifact, Summary
-from tasks.fan_out import fan_out
-from tasks.figures import counted
-from tasks.shards import ShardWriter, row_groups
-from tasks.stage import stage
-from tasks.vocabulary import read_vocabulary
+from lexloom.tasks.display import console
+from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.store.parallel import fan_out
+from lexloom.tasks.store.shards import ShardWriter, row_groups
+from lexloom.tasks.store.stage import stage
+from lexloom.tasks.vocabulary import read_vocabulary
 
 SHARD_BYTES = 1 << 28
 TOKEN_BYTES = 4

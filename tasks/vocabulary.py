@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.normalization import IDEOGRAPHS_AND_KANA, SOUTH_EAST_ASIAN
-from tasks import console
-from tasks.artifacts import Artifact, Summary
-from tasks.fan_out import fan_out
-from tasks.figures import counted
-from tasks.shards import row_groups
-from tasks.stage import stage
+from lexloom.models.normalization import IDEOGRAPHS_AND_KANA, SOUTH_EAST_ASIAN
+from lexloom.tasks.display import console
+from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.store.parallel import fan_out
+from lexloom.tasks.store.shards import row_groups
+from lexloom.tasks.store.stage import stage
 
 MERGE_ROWS = 1 << 20  # counts that may wait to be merged
 SPILL_ROWS = 1 << 21  # distinct words held in memory

@@ -5,7 +5,8 @@ its last. With `partial`, size - 1 end-of-text tokens stand before a row, so tha
 too, and with a stride of one every token is a label once. Windows never mix training and validation.
 
 Two threads: one reads tokens and cuts windows, compiled by Numba, and one encodes and writes
-(`tasks.shards.BlockWriter`). Memory is bounded whatever the corpus: a batch of tokens, three row groups, and
+(tasks/store/shards.py, `BlockWriter`). Memory is bounded whatever the corpus: a batch of tokens, three row
+groups, and
 of a row that goes on in the next batch the tokens that its next window begins with.
 """
 
@@ -18,14 +19,14 @@ from numba import njit
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.tokenizer import Tokenizer
-from tasks import console
-from tasks.artifacts import Artifact, Summary
-from tasks.figures import counted
-from tasks.shards import BlockWriter, Compression, block_writer
-from tasks.stage import stage
-from tasks.subwords import read_tokenizer
-from tasks.tokens import count_tokens, token_batches
+from lexloom.models.tokenizer.tokenizer import Tokenizer
+from lexloom.tasks.bpe_tokens import read_tokenizer
+from lexloom.tasks.display import console
+from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.store.shards import BlockWriter, Compression, block_writer
+from lexloom.tasks.store.stage import stage
+from lexloom.tasks.tokens import count_tokens, token_batches
 
 TOKENS_PER_GROUP = 1 << 18  # 1 MB: a row group is what training shuffles and reads at a time
 TOKENS_PER_SHARD = 1 << 27

@@ -25,8 +25,8 @@ from unittest.mock import patch
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
-from tasks.artifacts import Artifact, Store
-from tasks.stage import Stage
+from lexloom.tasks.store.artifacts import Artifact, Store
+from lexloom.tasks.store.stage import Stage
 from tests.needs import is_installed, missing
 
 SERVER_START_SECONDS = 120

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from prefect.cli._app import _app
 
-from flows.cli import build_parser
+from lexloom.deployments.cli.main import build_parser
 from tests.deployments.compose import docker_compose, services
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,7 +122,7 @@ def quoted_errors() -> list[str]:
 def messages() -> list[re.Pattern[str]]:
     """The texts of the source, with anything in the places of what is filled in."""
     folders = ("flows", "tasks", "training", "models", "deployments")
-    files = [file for folder in folders for file in (ROOT / folder).glob("*.py")]
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     prefects = importlib.util.find_spec("prefect.cli.deploy._core")
     assert prefects is not None
     assert prefects.origin is not None

@@ -8,7 +8,7 @@
 
 A folder is written under another name and renamed, so a reader sees a whole checkpoint or none. One whose
 digests do not fit is passed over, with a warning, for the one before it. Random states are not here: chance
-is a function of the place in the run (`training.plan.step_seed`).
+is a function of the place in the run (`lexloom.training.plan.step_seed`).
 """
 
 import hashlib

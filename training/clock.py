@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from training.exchange import sum_over_workers
-from training.job import Job, Run
+from lexloom.training.job import Job, Run
+from lexloom.training.sync.collectives import sum_over_workers
 
 LOOK_SECONDS = 0.5  # approximate time between two messages to several workers
 LOOKS = 200  # minimum number of messages within `max_seconds`

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.progress import Accounts
-from training.stopping import Score, Stopping, best_of
-from training.sync import SyncConfig
-from training.trainable import Batch, Trainable
+from lexloom.training.progress import Accounts
+from lexloom.training.stopping import Score, Stopping, best_of
+from lexloom.training.sync.config import SyncConfig
+from lexloom.training.trainable import Batch, Trainable
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,18 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Literal, NamedTuple, SupportsFloat
 
-from training.checkpoint import Checkpoint, Checkpoints
-from training.clock import Clock, Look
-from training.exchange import every_workers, sum_over_workers
-from training.job import Job, Run
-from training.plan import plan_length, step_seed
-from training.progress import Accounts, Progress
-from training.saving import Saving
-from training.stopping import Score
-from training.strategies import Synchronisation
-from training.stream import Epoch, ShardStream
-from training.sync import refuse_misfit, synchronisation
-from training.trainable import Batch, Deciding, Differentiable, Evaluable, LateLoss
+from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.clock import Clock, Look
+from lexloom.training.job import Job, Run
+from lexloom.training.plan import plan_length, step_seed
+from lexloom.training.progress import Accounts, Progress
+from lexloom.training.saving import Saving
+from lexloom.training.stopping import Score
+from lexloom.training.stream import Epoch, ShardStream
+from lexloom.training.sync.collectives import every_workers, sum_over_workers
+from lexloom.training.sync.config import refuse_misfit, synchronisation
+from lexloom.training.sync.strategies import Synchronisation
+from lexloom.training.trainable import Batch, Deciding, Differentiable, Evaluable, LateLoss
 
 HISTORY_POINTS = 200
 UNSETTLED_LOSSES = 64  # losses that may be on their way before they are asked for

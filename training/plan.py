@@ -3,8 +3,8 @@
 import hashlib
 from itertools import count
 
-from training.stopping import Stopping
-from training.stream import ShardStream
+from lexloom.training.stopping import Stopping
+from lexloom.training.stream import ShardStream
 
 
 def plan_length(stream: ShardStream, stopping: Stopping) -> tuple[int, int]:

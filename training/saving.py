@@ -14,11 +14,11 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training.checkpoint import Checkpoint, Checkpoints
-from training.exchange import sum_over_workers
-from training.job import Job, Run
-from training.strategies import Synchronisation
-from training.trainable import Differentiable, Trainable
+from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.job import Job, Run
+from lexloom.training.sync.collectives import sum_over_workers
+from lexloom.training.sync.strategies import Synchronisation
+from lexloom.training.trainable import Differentiable, Trainable
 
 MODEL, OPTIMIZER, ROUND = "model.", "optimizer.", "round."  # prefixes of names in a worker's own state
 

@@ -2,7 +2,7 @@
 
 A kernel that updates its tables in place is a `Trainable` and no more. A model that learns by gradients is
 `Differentiable` too, so that workers can exchange gradients between its backward pass and its update
-(training/autograd.py makes one of any torch module). An `Evaluable` can be measured on held-out data.
+(training/torch_trainable.py makes one of any torch module). An `Evaluable` can be measured on held-out data.
 """
 
 from collections.abc import Mapping

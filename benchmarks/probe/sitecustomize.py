@@ -16,16 +16,16 @@ from types import ModuleType
 from typing import Any
 
 PLACES = {
-    "flows.word2vec": [],
+    "lexloom.flows.word2vec": [],
     "prefect.server.api.server": ["SubprocessASGIServer.start"],
-    "tasks.stage": ["Stage.__call__"],
+    "lexloom.tasks.store.stage": ["Stage.__call__"],
     "ray": ["init"],
-    "training.ray_trainer": ["fit", "run_worker", "join_group"],
+    "lexloom.training.ray.trainer": ["fit", "run_worker", "join_group"],
     "ray.train.v2._internal.execution.controller.controller": ["TrainController.__init__"],
     "ray.train.v2._internal.execution.worker_group.worker_group": ["WorkerGroup._create_workers"],
     "ray.train.v2._internal.execution.worker_group.worker": ["RayTrainWorker.run_train_fn"],
-    "training.loop": ["Training.__init__", "Training.go_on", "Training._step"],
-    "models.word2vec": ["Word2Vec.prepare"],
+    "lexloom.training.loop": ["Training.__init__", "Training.go_on", "Training._step"],
+    "lexloom.models.word2vec.trainable": ["Word2Vec.prepare"],
 }
 
 

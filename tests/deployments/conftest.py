@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.artifacts import Store
+from lexloom.tasks.store.artifacts import Store
 from tests.deployments.store import fill
 
 

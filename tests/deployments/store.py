@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from models import transformer_folder
-from models.language_model import TOKENIZER
-from models.sentiment import save_classifier
-from models.tokenizer import Tokenizer
-from models.transformer import Transformer, TransformerConfig
-from models.window_lm import WindowLM, WindowLMConfig
-from models.word_vectors import WordVectors
-from tasks.artifacts import InputEntry, Manifest, Store, Summary, list_files
+from lexloom.models.language_model import TOKENIZER
+from lexloom.models.sentiment.classifier import save_classifier
+from lexloom.models.tokenizer.tokenizer import Tokenizer
+from lexloom.models.transformer import hf_io as transformer_folder
+from lexloom.models.transformer.model import Transformer, TransformerConfig
+from lexloom.models.window_lm import WindowLM, WindowLMConfig
+from lexloom.models.word2vec.vectors import WordVectors
+from lexloom.tasks.store.artifacts import InputEntry, Manifest, Store, Summary, list_files
 from tests.models.tiny import write_backbone
 
 TEXT = "the people of the union, and a <b>long</b> peace"

@@ -19,9 +19,9 @@ from prefect.settings.legacy import _get_valid_setting_names
 from prefect_redis.cleanup_queue import RedisWorkerCleanupQueueSettings
 from prefect_redis.client import RedisMessagingSettings
 
-from flows.cli import build_parser
-from flows.environment import settle_environment
-from flows.same_origin import Address
+from lexloom.deployments.cli.main import build_parser
+from lexloom.flows.environment import settle_environment
+from lexloom.flows.local_server.same_origin import Address
 from tests.deployments.compose import ROOT, SCRIPTS, SECRETS, docker_compose, services
 
 ONCE = {"migrate", "deploy"}
@@ -193,7 +193,7 @@ def test_every_command_is_one_that_its_program_knows(told: dict[str, Any]) -> No
         "prefect server start --no-service",
         "ray start --num-cpu=0",
         "lexloom app --hosts x",
-        "python -m deployments.deploy --limit=1",
+        "python -m lexloom.deployments.server.register --limit=1",
     ],
 )
 def test_a_command_that_its_program_does_not_know_is_noticed(line: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import ray
 import yaml
 
-from benchmarks.hosts import HEALTH
+from tests.system.harness.hosts import HEALTH
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "deployments" / "raycluster.yaml"

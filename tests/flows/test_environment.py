@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import environment
-from flows.environment import is_writable, move_from_unwritable_home, private_folder
+from lexloom.flows import environment
+from lexloom.flows.environment import is_writable, move_from_unwritable_home, private_folder
 
 VARIABLES = ("PREFECT_HOME", "NUMBA_CACHE_DIR")
 
@@ -88,7 +88,7 @@ def test_a_flow_runs_without_a_writable_home(tmp_path: Path) -> None:
     command = ["word2vec", "--source", "text.txt", "--runner", "local", "--workers", "1", "--epochs", "1"]
     kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *command, "--dim", "8"],
+        [sys.executable, "-m", "lexloom", *command, "--dim", "8"],
         env={**kept, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -12,10 +12,10 @@ from prefect.client.orchestration import get_client
 from pydantic import ValidationError
 from transformers import AlbertConfig, AlbertModel, pipeline
 
-from flows.cli import main
-from flows.sentiment import SentimentFlowConfig, sentiment
-from tasks import backbone
-from tasks.artifacts import Store
+from lexloom.deployments.cli.main import main
+from lexloom.flows.sentiment import SentimentFlowConfig, sentiment
+from lexloom.tasks.sources import encoder as backbone
+from lexloom.tasks.store.artifacts import Store
 from tests.models.tiny import BERT, WORDS, write_backbone, write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -26,7 +26,7 @@ STAGES = [
 
 @pytest.fixture(autouse=True)
 def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.cli.settle_environment", lambda verbose: None)
+    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
 
 
 @pytest.fixture

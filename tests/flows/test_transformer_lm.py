@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import main
-from flows.transformer_lm import TransformerLMFlowConfig
-from tasks.train_transformer import TrainTransformerConfig
+from lexloom.deployments.cli.main import main
+from lexloom.flows.transformer_lm import TransformerLMFlowConfig
+from lexloom.tasks.train.transformer import TrainTransformerConfig
 
 STAGES = [
     *("corpus", "subwords", "windows", "train_transformer", "evaluate_lm", "samples", "report_lm"),
@@ -22,7 +22,7 @@ def test_real_text_becomes_a_model_that_writes(
     prefect_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [
-        *(sys.executable, "-m", "flows.transformer_lm", "--store", str(tmp_path), "--json"),
+        *(sys.executable, "-m", "lexloom.flows.transformer_lm", "--store", str(tmp_path), "--json"),
         *("--limit", "300", "--encoding", "characters", "--runner", "local", "--workers", "1"),
         *("--layers", "1", "--width", "32", "--heads", "2", "--context", "32", "--epochs", "1"),
     ]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.window_lm import WindowLMFlowConfig
-from models.language_model import load_language_model
-from models.sampling import Sampling, sample_text
-from tasks.evaluate_lm import LMEvaluation
+from lexloom.flows.window_lm import WindowLMFlowConfig
+from lexloom.models.language_model import load_language_model
+from lexloom.models.sampling import Sampling, sample_text
+from lexloom.tasks.evaluate.language_model import LMEvaluation
 
 STAGES = [
     *("corpus", "subwords", "pairs", "noise", "train_word2vec", "embeddings", "windows"),
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(store: Path, home: Path, *flags: str) -> tuple[dict[str, object], str]:
     """The command's JSON object, and what it said beside."""
-    command = [sys.executable, "-m", "flows.window_lm", "--store", str(store), "--json", *flags]
+    command = [sys.executable, "-m", "lexloom.flows.window_lm", "--store", str(store), "--json", *flags]
     environment = {**os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -53,7 +53,17 @@ def test_real_text_becomes_a_model_that_writes(prefect_home: Path, tmp_path: Pat
     options = Sampling(max_tokens=20, seed=3)
     pieces = list(sample_text(writer.next_logits, writer.tokenizer, ["The people of the"], options))
     written = "".join(piece[0] for piece in pieces)
-    command = [sys.executable, "-m", "flows.cli", "generate", str(model), "--tokens", "20", "--seed", "3"]
+    command = [
+        sys.executable,
+        "-m",
+        "lexloom",
+        "generate",
+        str(model),
+        "--tokens",
+        "20",
+        "--seed",
+        "3",
+    ]
     shown = subprocess.run(
         [*command, "--prompt", "The people of the"],
         capture_output=True,
@@ -89,9 +99,9 @@ def test_defaults_are_those_of_text_as_it_was_written() -> None:
 def test_bad_input_is_one_sentence(
     flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.cli import main
+    from lexloom.deployments.cli.main import main
 
-    monkeypatch.setattr("flows.cli.settle_environment", lambda verbose: None)
+    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
     assert main(["window-lm", *flags]) == 1
     said = capsys.readouterr().err
     assert sentence in said

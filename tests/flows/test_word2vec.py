@@ -12,14 +12,14 @@ import pytest
 from gensim.models import KeyedVectors
 from prefect.client.orchestration import get_client
 
-from flows.outcome import Outcome
-from flows.word2vec import Word2VecConfig, word2vec
-from models.word_vectors import WordVectors
-from tasks.artifacts import Store
-from tasks.corpus import CorpusConfig
-from tasks.pairs import PairsConfig
-from tasks.train_word2vec import TrainWord2VecConfig
-from training.ray_trainer import ray_runtime
+from lexloom.flows.run import Outcome
+from lexloom.flows.word2vec import Word2VecConfig, word2vec
+from lexloom.models.word2vec.vectors import WordVectors
+from lexloom.tasks.corpus import CorpusConfig
+from lexloom.tasks.pairs import PairsConfig
+from lexloom.tasks.store.artifacts import Store
+from lexloom.tasks.train.word2vec import TrainWord2VecConfig
+from lexloom.training.ray.trainer import ray_runtime
 
 STAGES = [
     *("corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"),
@@ -126,7 +126,16 @@ def test_the_command_ends_with_one_json_object(prefect_home: Path, tmp_path: Pat
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
     command = [
-        *(sys.executable, "-m", "flows.word2vec", "--source", str(text), "--runner", "local", "--json"),
+        *(
+            sys.executable,
+            "-m",
+            "lexloom.flows.word2vec",
+            "--source",
+            str(text),
+            "--runner",
+            "local",
+            "--json",
+        ),
         *("--workers", "1", "--dim", "16", "--epochs", "1", "--store", str(tmp_path / "elsewhere")),
     ]
     environment = {**os.environ, "PREFECT_HOME": str(prefect_home)}

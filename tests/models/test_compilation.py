@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.compilation import compile_parts, uncompiled
+from lexloom.models.compilation import compile_parts, uncompiled
 
 
 def test_without_a_compiler_a_warning_says_so_and_modules_stay_as_they_are(

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.language_model import TOKENIZER, Windows, kind_of, load_language_model
-from models.normalization import Normalization, normalize_prompt, read_normalization
-from models.tokenizer import Tokenizer
-from models.window_lm import WindowLM, WindowLMConfig
+from lexloom.models.language_model import TOKENIZER, Windows, kind_of, load_language_model
+from lexloom.models.normalization import Normalization, normalize_prompt, read_normalization
+from lexloom.models.tokenizer.tokenizer import Tokenizer
+from lexloom.models.window_lm import WindowLM, WindowLMConfig
 
 
 def test_a_window_model_reads_the_end_of_each_text_and_fills_up_short_ones() -> None:

@@ -7,7 +7,7 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from models.ngram import KneserNey, discounts
+from lexloom.models.ngram import KneserNey, discounts
 
 BOUNDARY = 0
 SIZE = 12

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.normalization import (
+from lexloom.models.normalization import (
     COMPOSABLE,
     COMPOSED,
     MARKUP,

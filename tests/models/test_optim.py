@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models.optim import BatchedMuon, OptimizerConfig, make_optimizer, orthogonal
-from models.transformer import Transformer, TransformerConfig, next_token_loss
+from lexloom.models.optim import BatchedMuon, OptimizerConfig, make_optimizer, orthogonal
+from lexloom.models.transformer.model import Transformer, TransformerConfig, next_token_loss
+from lexloom.training.checkpoint import Checkpoints
+from lexloom.training.loop import train
+from lexloom.training.stopping import Stopping
+from lexloom.training.sync.config import SyncConfig
+from lexloom.training.torch_trainable import Autograd
 from tests.training.toy import KilledError, die_at, job, on_processes, train_on
-from training.autograd import Autograd
-from training.checkpoint import Checkpoints
-from training.loop import train
-from training.stopping import Stopping
-from training.sync import SyncConfig
 
 V, T = 13, 8
 NETWORK = TransformerConfig(vocabulary=V, context=T, layers=2, width=16, heads=2)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import precision
-from models.precision import Layer, bfloat16_pays, cache_file, in_bfloat16, measure, processor
+from lexloom.models import precision
+from lexloom.models.precision import Layer, bfloat16_pays, cache_file, in_bfloat16, measure, processor
 
 LAYER = Layer(rows=2048, inputs=128, outputs=512)
 Measured = Callable[[float, float], list[Layer]]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.sampling import Sampling, begun, probabilities, sample_text, sample_tokens
-from models.tokenizer import Tokenizer
+from lexloom.models.sampling import Sampling, begun, probabilities, sample_text, sample_tokens
+from lexloom.models.tokenizer.tokenizer import Tokenizer
 
 SHARES = torch.tensor([[0.5, 0.25, 0.15, 0.1]])
 LOGITS = SHARES.log()

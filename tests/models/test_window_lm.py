@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.window_lm import WindowLM, WindowLMConfig, drop, scaled
+from lexloom.models.window_lm import WindowLM, WindowLMConfig, drop, scaled
 
 SIZE, CONTEXT, DIM = 12, 3, 8
 CONFIG = WindowLMConfig(

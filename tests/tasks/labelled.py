@@ -5,8 +5,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.artifacts import Artifact, Store, Summary
-from tasks.corpus import AsWritten
+from lexloom.tasks.corpus import AsWritten
+from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from tests.models.tiny import WORDS
 
 REVIEWS = 40

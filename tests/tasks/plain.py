@@ -5,8 +5,8 @@ from typing import Any
 from prefect import State
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact
-from tasks.stage import Stage
+from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.store.stage import Stage
 
 
 def call_stage(stage: Stage, *inputs: Any, config: BaseModel) -> Artifact:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.job import Job
+from lexloom.training.loop import train
+from lexloom.training.stopping import Stopping
+from lexloom.training.sync.config import SyncConfig
 from tests.training.toy import die_at, on_processes, train_in_pieces
-from training.checkpoint import Checkpoint, Checkpoints
-from training.job import Job
-from training.loop import train
-from training.stopping import Stopping
-from training.sync import SyncConfig
 
 STEPS, CHECKPOINT_EVERY = 10, 5
 STRATEGIES = (

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from models.normalization import STRIPPED, WITH_STRIPPED, Normalization, normalize_text
-from tasks import csv_dialects, reading, text_files
-from tasks.artifacts import Artifact
-from tasks.console import describe
-from tasks.corpus import GROWN, AsWritten, CorpusConfig, WrittenCorpusConfig, corpus, locate
-from tasks.reading import cut_at_spaces
-from tasks.shards import in_order
+from lexloom.models.normalization import STRIPPED, WITH_STRIPPED, Normalization, normalize_text
+from lexloom.tasks.corpus import GROWN, AsWritten, CorpusConfig, WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.display.console import describe
+from lexloom.tasks.readers import csv_dialects, text_files
+from lexloom.tasks.sources import reading
+from lexloom.tasks.sources.reading import cut_at_spaces
+from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.store.shards import in_order
 
 Build = Callable[..., Artifact]
 

@@ -13,12 +13,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from models.ranks import PUBLISHED
-from models.tokenizer import BytePair, Tokenizer
-from models.word_vectors import WordVectors
-from tasks import embeddings as embeddings_module
-from tasks.artifacts import Artifact, Store, Summary
-from tasks.embeddings import (
+from lexloom.models.tokenizer.bpe_ranks import PUBLISHED
+from lexloom.models.tokenizer.tokenizer import BytePair, Tokenizer
+from lexloom.models.word2vec.vectors import WordVectors
+from lexloom.tasks import embeddings as embeddings_module
+from lexloom.tasks.embeddings import (
     EmbeddingsConfig,
     EmbeddingSource,
     embeddings,
@@ -26,6 +25,7 @@ from tasks.embeddings import (
     match,
     read_embeddings,
 )
+from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from tests.deployments.store import shelve, write_words
 
 MERGED = [b" t", b"he", b" the", b"New", b" New", "猫".encode()[:2]]

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import Artifact, Store, Summary
-from tasks.match_labels import MatchLabelsConfig, match_labels
+from lexloom.tasks.match_labels import MatchLabelsConfig, match_labels
+from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from tests.tasks.labelled import texts_of, write_split
 
 CONFIG = MatchLabelsConfig()

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import tasks.pairs
-import tasks.shards
-import tasks.tokens
-from models.skipgram import SkipGrams
-from tasks.artifacts import Artifact, Summary
-from tasks.pairs import PairsConfig, pairs
-from tests.models.test_skipgram import TEXT, assert_drawn_as_expected, chances_of, expected_pairs
+import lexloom.tasks.pairs
+import lexloom.tasks.store.shards
+import lexloom.tasks.tokens
+from lexloom.models.word2vec.skipgram import SkipGrams
+from lexloom.tasks.pairs import PairsConfig, pairs
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from tests.models.word2vec.test_skipgram import TEXT, assert_drawn_as_expected, chances_of, expected_pairs
 
 PLAIN = {"shrink_window": False, "subsample": 0}
 numbers = count()
@@ -165,7 +165,7 @@ def test_windows_are_drawn_after_subsampling(make):
 
 
 def test_stored_pairs_are_drawn_as_often_as_streamed_ones(make):
-    """tests/models/test_skipgram.py asks the same of pairs drawn in training."""
+    """tests/models/word2vec/test_skipgram.py asks the same of pairs drawn in training."""
     kept = chances_of(TEXT, 0.05) / (1 << 32)
     options = {"words": 4, "window": 3, "subsample": 0.05}
     found = [Counter(make(TEXT, seed=seed, **options)[1]) for seed in range(200)]
@@ -203,9 +203,9 @@ def test_the_cut_of_the_tokens_and_the_threads_do_not_matter(make, monkeypatch):
     summary, expected, _ = make(documents, **options)
     assert 0 < summary.dropped["subsampled"] < summary.rows_in
     assert make(documents, shards=7, row_group=11, **options)[1] == expected
-    monkeypatch.setattr(tasks.tokens, "TOKENS_PER_BATCH", 64)
-    monkeypatch.setattr(tasks.pairs, "ROWS_PER_GROUP", 50)
-    monkeypatch.setattr(tasks.shards, "BLOCKS", 2)
+    monkeypatch.setattr(lexloom.tasks.tokens, "TOKENS_PER_BATCH", 64)
+    monkeypatch.setattr(lexloom.tasks.pairs, "ROWS_PER_GROUP", 50)
+    monkeypatch.setattr(lexloom.tasks.store.shards, "BLOCKS", 2)
     assert make(documents, shards=3, **options)[1] == expected
 
 
@@ -225,7 +225,7 @@ def test_equal_documents_have_different_draws(make):
 
 
 def test_row_groups_have_one_size_and_columns_are_int32(make, monkeypatch):
-    monkeypatch.setattr(tasks.pairs, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(lexloom.tasks.pairs, "ROWS_PER_GROUP", 16)
     _, found, files = make([[0, 1, 2, 3, 4] * 20], pairs_per_shard=100, window=3, **PLAIN)
     for file in files:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -245,7 +245,7 @@ def test_either_compression_holds_the_same_pairs(make, compression):
 
 
 def test_a_document_longer_than_a_block_goes_through(make, monkeypatch):
-    monkeypatch.setattr(tasks.pairs, "ROWS_PER_GROUP", 1000)
+    monkeypatch.setattr(lexloom.tasks.pairs, "ROWS_PER_GROUP", 1000)
     document = (list(range(10)) * 2000)[:-3]
     _, found, _ = make([document], window=2, **PLAIN)
     assert len(found) == 4 * len(document) - 6

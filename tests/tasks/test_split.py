@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from tasks import split as module
-from tasks.artifacts import Artifact, Store, Summary
-from tasks.split import PARTS, STRETCHES, SplitConfig, label_values, labels_of, split
+from lexloom.tasks import split as module
+from lexloom.tasks.split import PARTS, STRETCHES, SplitConfig, label_values, labels_of, split
+from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 
 FILM = 5  # reviews of one film lie side by side
 

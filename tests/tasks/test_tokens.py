@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import tokens as tokens_module
-from tasks.artifacts import Artifact
-from tasks.tokens import TokensConfig, WordTable, tokens
-from tasks.vocabulary import VocabularyConfig, split_words, vocabulary
+from lexloom.tasks import tokens as tokens_module
+from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.tokens import TokensConfig, WordTable, tokens
+from lexloom.tasks.vocabulary import VocabularyConfig, split_words, vocabulary
 from tests.tasks.test_vocabulary import corpus_of
 
 TEXTS = ["the cat and the dog", "rare words", "the dog", "", "a ant and"]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import vocabulary as vocabulary_module
-from tasks.artifacts import Artifact, Summary
-from tasks.vocabulary import (
+from lexloom.tasks import vocabulary as vocabulary_module
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.vocabulary import (
     VocabularyConfig,
     WordCounts,
     buckets,

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import tasks.shards
-import tasks.tokens
-import tasks.windows
-from models.tokenizer import Tokenizer
-from tasks.artifacts import Artifact, Summary
-from tasks.windows import WindowsConfig, windows
-from training.stream import ShardStream
+import lexloom.tasks.store.shards
+import lexloom.tasks.tokens
+import lexloom.tasks.windows
+from lexloom.models.tokenizer.tokenizer import Tokenizer
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.windows import WindowsConfig, windows
+from lexloom.training.stream import ShardStream
 
 numbers = count()
 TEXT = "abcdéf猫hij"  # ids 0 to 9: é (2 bytes) is 8, 猫 (3 bytes) is 9
@@ -129,9 +129,9 @@ def test_windows_are_those_of_a_plain_loop(
     if not expected:
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks.tokens, "TOKENS_PER_BATCH", tokens_per_batch)
-        patch.setattr(tasks.windows, "TOKENS_PER_GROUP", rows_per_group * size)
-        patch.setattr(tasks.windows, "TOKENS_PER_SHARD", 3 * rows_per_group * size)
+        patch.setattr(lexloom.tasks.tokens, "TOKENS_PER_BATCH", tokens_per_batch)
+        patch.setattr(lexloom.tasks.windows, "TOKENS_PER_GROUP", rows_per_group * size)
+        patch.setattr(lexloom.tasks.windows, "TOKENS_PER_SHARD", 3 * rows_per_group * size)
         summary, found, out = make(
             documents,
             documents,
@@ -185,7 +185,7 @@ def test_the_stream_reads_them_as_matrices(make, compression):
 
 
 def test_row_groups_have_one_size(make, monkeypatch):
-    monkeypatch.setattr(tasks.windows, "TOKENS_PER_GROUP", 64)
+    monkeypatch.setattr(lexloom.tasks.windows, "TOKENS_PER_GROUP", 64)
     _, _, out = make([list(range(10)) * 20], size=4)
     metadata = pq.read_metadata(out / "train-00000.parquet")
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [16] * 12 + [5]

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from lexloom.training import clock
+from lexloom.training.clock import Clock
+from lexloom.training.job import Run
 from tests.training.toy import job
-from training import clock
-from training.clock import Clock
-from training.job import Run
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets the time."""
     times = [0.0]
-    monkeypatch.setattr("training.clock.time.perf_counter", lambda: times[0])
+    monkeypatch.setattr("lexloom.training.clock.time.perf_counter", lambda: times[0])
 
     def set_time(seconds: float) -> None:
         times[0] = seconds

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from training.interrupt import Stopped, run_interruptibly
+from lexloom.training.interrupt import Stopped, run_interruptibly
 
 
 class Cancel(BaseException):

@@ -10,6 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from lexloom.training import loop, stream
+from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.job import Job
+from lexloom.training.loop import train
+from lexloom.training.plan import step_seed
+from lexloom.training.progress import Progress
+from lexloom.training.stopping import Stopping
+from lexloom.training.sync.config import SyncConfig
+from lexloom.training.torch_trainable import Autograd
+from lexloom.training.trainable import Batch
 from tests.training.toy import (
     ROWS,
     Counter,
@@ -23,16 +33,6 @@ from tests.training.toy import (
     write_numbers,
     write_points,
 )
-from training import loop, stream
-from training.autograd import Autograd
-from training.checkpoint import Checkpoint, Checkpoints
-from training.job import Job
-from training.loop import train
-from training.plan import step_seed
-from training.progress import Progress
-from training.stopping import Stopping
-from training.sync import SyncConfig
-from training.trainable import Batch
 
 
 class KilledError(Exception):
@@ -431,7 +431,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> Any:
     def tick(*place: Any) -> None:
         seconds[0] += 1.0
 
-    monkeypatch.setattr("training.clock.time.perf_counter", lambda: seconds[0])
+    monkeypatch.setattr("lexloom.training.clock.time.perf_counter", lambda: seconds[0])
     return tick
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from training.schedules import constant, cosine, linear, warm_up_stable_decay
+from lexloom.training.schedules import constant, cosine, linear, warm_up_stable_decay
 
 
 @pytest.mark.parametrize(

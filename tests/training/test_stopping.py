@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.stopping import Score, Stopping, best_of, evaluations_in_vain
+from lexloom.training.stopping import Score, Stopping, best_of, evaluations_in_vain
 
 
 def scores(*losses: float) -> list[Score]:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training import stream as stream_module
-from training.stream import ShardStream
+from lexloom.training import stream as stream_module
+from lexloom.training.stream import ShardStream
 
 
 def write_shards(folder: Path, sizes: list[int], rows_per_group: int = 10) -> tuple[Path, ...]:

@@ -20,7 +20,9 @@ import_module(sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("module", ["training.loop", "tasks.train", "flows.cli"])
+@pytest.mark.parametrize(
+    "module", ["lexloom.training.loop", "lexloom.tasks.train.run", "lexloom.deployments.cli.main"]
+)
 @pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(
     module: str, given: str | None, found: str

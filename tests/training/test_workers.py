@@ -14,7 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from models.word2vec import Word2Vec
+from lexloom.models.word2vec.trainable import Word2Vec
+from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.job import Job, Run
+from lexloom.training.loop import train
+from lexloom.training.plan import step_seed
+from lexloom.training.stopping import Stopping
+from lexloom.training.sync.collectives import every_workers, sum_over_workers
+from lexloom.training.sync.config import SyncConfig
+from lexloom.training.trainable import Batch
 from tests.training.test_loop import Annealed, result, untimed
 from tests.training.toy import (
     Counter,
@@ -28,14 +36,6 @@ from tests.training.toy import (
     write_numbers,
     write_points,
 )
-from training.checkpoint import Checkpoint, Checkpoints
-from training.exchange import every_workers, sum_over_workers
-from training.job import Job, Run
-from training.loop import train
-from training.plan import step_seed
-from training.stopping import Stopping
-from training.sync import SyncConfig
-from training.trainable import Batch
 
 STRATEGIES = {
     "all_reduce": SyncConfig("all_reduce"),

@@ -14,12 +14,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.autograd import Autograd
-from training.job import Job
-from training.loop import train
-from training.stopping import Stopping
-from training.sync import SyncConfig
-from training.trainable import Batch
+from lexloom.training.job import Job
+from lexloom.training.loop import train
+from lexloom.training.stopping import Stopping
+from lexloom.training.sync.config import SyncConfig
+from lexloom.training.torch_trainable import Autograd
+from lexloom.training.trainable import Batch
 
 ROWS = 12
 FEATURES, CLASSES = 4, 3
@@ -144,7 +144,7 @@ def on_processes(world_size: int, function: Callable[..., None], *arguments: Any
     They are forks of one that has only imported what takes them seconds.
     """
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["torch", "training.loop", "models.word2vec"])
+    forks.set_forkserver_preload(["torch", "lexloom.training.loop", "lexloom.models.word2vec.trainable"])
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     workers = [
         forks.Process(target=join_and_run, args=(rank, world_size, store.port, function, arguments))

@@ -1,0 +1,199 @@
+"""`lexloom status`: what is at work, which runs there were, and how full the store is."""
+
+import argparse
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.text import Text
+
+from lexloom.tasks.display.console import NAME_WIDTH, clipped
+from lexloom.tasks.display.formatting import counted, duration, size
+from lexloom.tasks.store.activity import Work, at_work, interrupted, line, share_done
+from lexloom.tasks.store.artifacts import Store
+from lexloom.tasks.store.file_access import children, contents
+from lexloom.tasks.store.layout import BUILDING, SCRATCH, host_name
+
+MESSAGE_WIDTH = 90
+PREFIX = "Flow run encountered an exception: "  # Prefect's
+COLOURS = {"Completed": "green", "Running": "cyan", "Failed": "red", "Crashed": "red"}
+
+
+class StageTotal(BaseModel):
+    """A stage's artifacts in the store."""
+
+    stage: str
+    artifacts: int
+    bytes: int
+    latest: datetime
+
+
+class Status(BaseModel):
+    """What `lexloom status --json` prints."""
+
+    store: Path
+    at_work: list[Work]
+    interrupted: list[Work]
+    runs: list[Any]  # deployments/cli/runs.py's FlowRun, which is imported late
+    runs_from: str | None
+    runs_problem: str | None
+    stages: list[StageTotal]
+    artifacts: int
+    bytes: int
+    unfinished_bytes: int
+    free_bytes: int
+
+
+def add_commands(commands: Any, shared: argparse.ArgumentParser, flows: list[str]) -> None:
+    command = commands.add_parser("status", help="what is at work, and what there is", parents=[shared])
+    command.add_argument("--runs", type=int, default=5, help="how many of the latest runs (default: 5)")
+    command.add_argument("--json", action="store_true", help="all of it as one JSON object")
+    command.set_defaults(run=status, flows=flows)
+
+
+def status(arguments: argparse.Namespace) -> int:
+    if arguments.runs < 0:
+        raise ValueError(f"--runs is {arguments.runs}: it must be 0 or more")
+    found = look(Store(), arguments.flows, arguments.runs)
+    if arguments.json:
+        print(found.model_dump_json())
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for each in lines(found):
+            console.print(each)
+    return 0
+
+
+def look(store: Store, flows: list[str], runs: int) -> Status:
+    working = at_work(store)
+    stages = totals(store)
+    latest: list[Any] = []
+    origin: str | None = None
+    problem: str | None = None
+    if runs:
+        try:  # here, since importing Prefect takes longer than all the rest
+            origin, latest = import_module("lexloom.deployments.cli.runs").latest_runs(flows, runs)
+        except OSError as error:
+            problem = str(error)
+    half_made = [folder for part in (BUILDING, SCRATCH) for folder in children(store.root / part)]
+    return Status(
+        store=store.root,
+        at_work=working,
+        interrupted=interrupted(store, working),
+        runs=latest,
+        runs_from=origin,
+        runs_problem=problem,
+        stages=stages,
+        artifacts=sum(stage.artifacts for stage in stages),
+        bytes=sum(stage.bytes for stage in stages),
+        unfinished_bytes=sum(contents(folder)[1] for folder in half_made),
+        free_bytes=shutil.disk_usage(existing(store.root)).free,
+    )
+
+
+def totals(store: Store) -> list[StageTotal]:
+    """One entry a stage, in the order in which each was first built."""
+    found: dict[str, StageTotal] = {}
+    for manifest in store.manifests():
+        each = found.setdefault(
+            manifest.stage,
+            StageTotal(stage=manifest.stage, artifacts=0, bytes=0, latest=manifest.created),
+        )
+        each.artifacts += 1
+        each.bytes += store.size(manifest)
+        each.latest = manifest.created
+    return list(found.values())
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+# in words
+
+
+def lines(found: Status) -> Iterator[Text]:
+    yield Text("at work", style="bold")
+    if not found.at_work:
+        yield Text("  nothing", style="dim")
+    for work in found.at_work:
+        yield named(work.stage, how_far(work), "cyan") + Text(doing(work), style="dim")
+    for work in found.interrupted:
+        yield named(work.stage, how_far(work), "yellow") + Text(left_behind(work), style="dim")
+    if found.runs_from or found.runs_problem:
+        yield Text("\nruns", style="bold") + Text(f"  {found.runs_from or ''}", style="dim")
+    if found.runs_problem:
+        yield Text(f"  {found.runs_problem}", style="yellow")
+    elif found.runs_from and not found.runs:
+        yield Text("  none yet", style="dim")
+    for run in found.runs:
+        yield run_line(run, working=bool(found.at_work))
+    yield Text("\nstore", style="bold") + Text(f"  {found.store}", style="dim")
+    for stage in found.stages:
+        artifacts = f"{counted(stage.artifacts, 'artifacts'):>14}"
+        yield named(stage.stage, f"{artifacts} {size(stage.bytes):>8}") + Text(
+            f"   latest {ago(stage.latest.timestamp())}", style="dim"
+        )
+    unfinished = f", {size(found.unfinished_bytes)} half-made" if found.unfinished_bytes else ""
+    yield Text(
+        f"  {counted(found.artifacts, 'artifacts')}, {size(found.bytes)}{unfinished};"
+        f" {size(found.free_bytes)} free on its disk"
+    )
+
+
+def named(name: str, figures: str, style: str = "") -> Text:
+    return Text(f"  {name:<{NAME_WIDTH}} ") + Text(figures, style=style)
+
+
+def how_far(work: Work) -> str:
+    if work.progress is None and work.since is None:  # interrupted before its first progress record
+        return f"{'':>8}"
+    if work.progress is None:
+        return f"{duration(time.time() - (work.since or 0)):>8}"
+    return f"{share_done(work.progress):>7.0%} "
+
+
+def doing(work: Work) -> str:
+    """What a stage at work has done so far, and where."""
+    if work.progress is not None:
+        figures = f"{line(work.progress, 'examples')} · as of {ago(work.progress_at or 0)}"
+    else:
+        figures = f"{counted(work.files, 'files')}, {size(work.bytes)} so far"
+    where = "" if work.host == host_name() else f" on {work.host}"
+    return f"  {figures} · process {work.pid}{where}"
+
+
+def left_behind(work: Work) -> str:
+    step = max(work.checkpoint or 0, work.progress["step"] if work.progress else 0)
+    further = "restarts it" if work.checkpoint is None else f"resumes from step {work.checkpoint:,}"
+    return f"  interrupted {ago(work.left_at or 0)} at step {step:,}; the same command {further}"
+
+
+def run_line(run: Any, working: bool) -> Text:
+    """A run with its state; one that is said to run although nothing is at work may have been killed."""
+    ended = run.ended or datetime.now(UTC)
+    text = named(run.flow, f"{run.state:<10}", COLOURS.get(run.state, "yellow"))
+    text.append(f" {duration((ended - run.started).total_seconds()):>11}")
+    text.append(f"   {ago(run.started.timestamp()):<14} {run.name}", style="dim")
+    if run.state == "Running" and not working:
+        text.append("   no stage at work in this store", style="yellow")
+    elif run.state in ("Failed", "Crashed") and run.message:
+        message = clipped(run.message.removeprefix(PREFIX), MESSAGE_WIDTH)
+        text.append(f"\n  {'':{NAME_WIDTH}} {message}", style="dim")
+    return text
+
+
+def ago(moment: float) -> str:
+    seconds = max(0.0, time.time() - moment)
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'' if count == 1 else 's'} ago"
+    return f"{seconds:.0f} s ago"

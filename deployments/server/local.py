@@ -1,0 +1,331 @@
+"""`lexloom ui`: Prefect's page with the flows ready to run on this machine.
+
+Three things of Prefect's own: a server, the deployments of prefect.yaml beside this file, and a worker that
+runs them with this Python, this store and this folder (from which a run's relative paths count). When it
+ends, it pauses the work pool, cancels what runs, as the page would, and then ends the worker and the server;
+runs that wait begin next time, when the pool is resumed.
+"""
+
+import argparse
+import fcntl
+import os
+import platform
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
+from ipaddress import ip_address
+from pathlib import Path
+from typing import IO, Any, NoReturn
+from uuid import UUID
+
+from httpx import HTTPError
+from rich.text import Text
+
+from lexloom.deployments.cli.app import ALLOW_HOST
+from lexloom.deployments.cli.main import plain
+from lexloom.deployments.cli.ui import LINK, NO_LOGIN
+from lexloom.deployments.server.login import Session, new_login, publish, running_session
+from lexloom.deployments.server.orphaned_runs import AT_WORK, bury_the_dead, runs
+from lexloom.deployments.server.processes import Program, ended_in_order
+from lexloom.deployments.server.register import POOL, POOL_TYPE, deploy, job_template, make_pool, python
+from lexloom.deployments.server.sockets import listen
+from lexloom.flows.environment import QUIET_LIBRARIES, settle_environment
+from lexloom.flows.local_server.same_origin import Address
+from lexloom.tasks.display.console import NAME_WIDTH, clipped, stderr
+from lexloom.tasks.store.artifacts import Store
+
+HOST, PORT = "127.0.0.1", 4200
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # not an address to ask at
+LOG = "lexloom-ui.log"
+POLL_SECONDS = 2
+CANCEL_SECONDS = 60
+SHOWN_RUNS, MESSAGE_WIDTH = 20, 100
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serves until Ctrl-C or SIGTERM; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="lexloom ui", description="Prefect's page to start, schedule and watch runs."
+    )
+    parser.add_argument("--host", default=HOST, help=f"the address to serve at (default: {HOST})")
+    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 finds a free one")
+    parser.add_argument("--store", metavar="FOLDER", help="the store (default: $LEXLOOM_STORE or artifacts/)")
+    parser.add_argument("--allow-host", action="append", default=[], help=ALLOW_HOST)
+    parser.add_argument("--no-login", action="store_true", help=NO_LOGIN)
+    parser.add_argument("--link", action="store_true", help=LINK)
+    options = parser.parse_args(argv)
+    settle_environment(verbose=bool(os.environ.get("LEXLOOM_VERBOSE")))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    try:
+        if options.link:
+            print(running_session(prefect_home()).new_link())
+            return 0
+        operate(options.host, options.port, Store(options.store), options.allow_host, not options.no_login)
+    except KeyboardInterrupt:
+        return 0
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
+        stderr.print(Text("error: ", style="bold red") + Text(plain(error)))
+        return 1
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def operate(host: str, port: int, store: Store, allow_hosts: Sequence[str], login: bool) -> NoReturn:
+    """Start the server and the worker, report run states, and stop both on any exception.
+
+    `allow_hosts` are additional host names to accept. Without `login`, any user of this machine has access.
+
+    Raises:
+        OSError: the port is in use, or the store can't be written.
+        ValueError: Prefect is configured for another server, a host name is invalid, or `login` conflicts
+        with
+            the settings or the address.
+        RuntimeError: the server or the worker exited by itself.
+    """
+    for name in allow_hosts:
+        Address.parse(name)
+    with listen(host, port) as listener:
+        address, port = listener.getsockname()[:2]
+    url = url_of(host, port)
+    refuse_another_server(f"{url}/api")
+    secret = login_of(address, login)
+    store.make_writable()
+    with log_file() as log, ended_in_order() as programs:
+        stderr.print(Text("lexloom ui", style="bold") + Text(f" · store {store.root}", style="dim"))
+        environment = environment_of(f"{url}/api", store, secret)
+        serve = ["lexloom.deployments.server.prefect_server", "--host", host, "--port", str(port)]
+        serve += [part for name in allow_hosts for part in ("--allow-host", name)]
+        begun = time.monotonic()
+        server = Program("server", serve, environment, log)
+        programs.append(server)
+        client = client_of(environment)
+        server.until_healthy(url)
+        tell("server", begun, f"its log, and the runs', in {log.name}")
+
+        begun = time.monotonic()
+        bury_the_dead(client)
+        make_pool(client, on_this_machine())
+        resume_pool(client)
+        names = deploy(client, environment, log)
+        tell("deployments", begun, " · ".join(names))
+
+        work = ["prefect", "worker", "start", "--pool", POOL, "--type", POOL_TYPE]
+        work += ["--name", f"of {platform.node()}"]
+        programs.append(Program("worker", work, environment, log, before=lambda: cancel_runs(client, server)))
+        with publish(Session(url=url, login=secret), prefect_home()) if secret else nullcontext():
+            print(invitation(url, secret), flush=True)
+            watch(client, programs, url)
+
+
+def invitation(url: str, login: str | None) -> str:
+    """Return the line that says where the UI is."""
+    if login is None:
+        return f"Prefect UI (no login): {url} (Ctrl-C stops the server and cancels active runs)"
+    link = Session(url=url, login=login).new_link()
+    return f"Prefect UI: {link} (one-time link; Ctrl-C stops the server and cancels active runs)"
+
+
+def url_of(host: str, port: int) -> str:
+    host = EVERYWHERE.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def refuse_another_server(api: str) -> None:
+    from prefect.settings import get_current_settings
+
+    other = get_current_settings().api.url
+    if other and other.rstrip("/") != api:
+        raise ValueError(
+            f"PREFECT_API_URL is {other}, but `lexloom ui` starts its own server. Unset it, or deploy to that"
+            " server with `python -m lexloom.deployments.server.register` and start a worker with"
+            f" `prefect worker start --pool {POOL} --type {POOL_TYPE}`"
+        )
+
+
+def login_of(address: str, wanted: bool) -> str | None:
+    """Return the configured login as `name:password`, or generate one; None if it is not wanted.
+
+    Raises:
+        ValueError: none is wanted, but one is configured or the address is not loopback.
+    """
+    from prefect.settings import get_current_settings
+
+    setting = get_current_settings().server.api.auth_string
+    configured = setting.get_secret_value() if setting else None
+    if wanted:
+        return configured or new_login()
+    if configured:
+        raise ValueError(
+            "--no-login conflicts with PREFECT_SERVER_API_AUTH_STRING: unset the variable or omit --no-login"
+        )
+    if not ip_address(address).is_loopback:
+        raise ValueError(
+            f"--no-login requires a loopback address, and --host is {address}: omit --no-login or --host"
+        )
+    return None
+
+
+def prefect_home() -> Path:
+    from prefect.settings import get_current_settings
+
+    home = get_current_settings().home
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+def environment_of(api: str, store: Store, login: str | None) -> dict[str, str]:
+    """What server, worker and runs find in their environment; what the user has set there stays."""
+    from prefect.settings import get_current_settings
+
+    configured = get_current_settings()
+    quiet = os.environ.get("PREFECT_LOGGING_LEVEL") == QUIET_LIBRARIES["PREFECT_LOGGING_LEVEL"]
+    defaults = {
+        "PREFECT_SERVER_UI_API_URL": "/api",  # wherever the browser is
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),  # no other page
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that page counts its visits at another host
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+    }
+    login_settings = {} if login is None else {"PREFECT_API_AUTH_STRING": login}
+    if configured.server.api.auth_string:  # the user's login; the user's client may have one of its own
+        defaults |= login_settings
+        login_settings = {}
+    elif login is not None:
+        login_settings["PREFECT_SERVER_API_AUTH_STRING"] = login
+    settled = {
+        "PREFECT_API_URL": api,
+        "LEXLOOM_STORE": str(store.root),
+        **login_settings,
+        **({"PREFECT_LOGGING_LEVEL": "INFO"} if quiet else {}),  # the stages' lines, for the run's page
+    }
+    return {**defaults, **os.environ, **settled}
+
+
+# processes
+
+
+@contextmanager
+def log_file() -> Iterator[IO[bytes]]:
+    """What the processes say, of this time only; while one of them lives, nobody else has the file."""
+    home = prefect_home()
+    with (home / LOG).open("ab") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                f"another lexloom ui is at work on Prefect's records in {home}: end it, or name another"
+                " folder by PREFECT_HOME"
+            ) from None
+        log.truncate(0)
+        yield log
+
+
+# what the server is told
+
+
+def client_of(environment: dict[str, str]) -> Any:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    login = environment.get("PREFECT_API_AUTH_STRING")
+    return SyncPrefectClient(api=environment["PREFECT_API_URL"], auth_string=login)
+
+
+def asked_once() -> AbstractContextManager[Any]:
+    """A client that tries again for a minute would neither see that the server is dead nor end."""
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+
+
+def on_this_machine() -> dict[str, Any]:
+    """The job template of runs by this Python in this folder."""
+    return job_template(shlex.join(python("prefect.engine")), os.getcwd())
+
+
+def resume_pool(client: Any) -> None:
+    """The end of the last `lexloom ui` has paused it."""
+    from prefect.client.schemas.actions import WorkPoolUpdate
+
+    client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
+
+
+def cancel_runs(client: Any, server: Program) -> None:
+    """Cancels what runs, and waits until it has ended; what waits goes on waiting."""
+    from prefect.client.schemas.actions import WorkPoolUpdate
+    from prefect.states import Cancelling
+
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while not server.has_ended() and time.monotonic() < deadline:
+        with suppress(HTTPError), asked_once():  # it is busy: again
+            client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
+            found = runs(client, AT_WORK)
+            if not found:
+                return
+            for run in found:  # again and again: the worker may have taken one before the pause
+                if not run.state.is_cancelling():
+                    client.set_flow_run_state(
+                        run.id, Cancelling(message="lexloom ui was stopped"), force=True
+                    )
+        time.sleep(0.5)
+
+
+# what a person sees
+
+
+def tell(name: str, begun: float, what: str) -> None:
+    line = Text(f"{name:<{NAME_WIDTH}} ", style="bold")
+    line.append(f"{time.monotonic() - begun:6.1f} s ", style="cyan")
+    stderr.print(line.append(f" {what}"))
+
+
+def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
+    """A line for each change of a run's state, until an exception; a server that died is started again."""
+    server, worker = programs
+    states = (*AT_WORK, "COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    told: dict[UUID, str] = {run.id: run.state_name for run in runs(client, states, SHOWN_RUNS)}
+
+    @cache
+    def flow_name(flow_id: UUID) -> str:
+        return str(client.read_flow(flow_id).name)
+
+    while True:
+        time.sleep(POLL_SECONDS)
+        if worker.has_ended():
+            worker.complain()
+        if server.has_ended():
+            begun = time.monotonic()
+            server.restart()
+            server.until_healthy(url)
+            tell("server", begun, "had ended; started again")
+        with suppress(HTTPError), asked_once():  # it is busy: next time
+            for run in reversed(runs(client, states, SHOWN_RUNS)):
+                if told.get(run.id) != run.state_name:
+                    told[run.id] = run.state_name
+                    tell_run(flow_name(run.flow_id), run)
+
+
+STYLES = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow"}
+
+
+def tell_run(flow: str, run: Any) -> None:
+    kind = run.state_type.value
+    line = Text(f"{flow:<{NAME_WIDTH}} ", style="bold")
+    if kind in STYLES:
+        line.append(f"{run.estimated_run_time.total_seconds():6.1f} s ", style="cyan")
+    else:
+        line.append(" " * 9)
+    line.append(f" {run.name} ").append(run.state_name.lower(), style=STYLES.get(kind, ""))
+    if kind in ("FAILED", "CRASHED") and run.state.message:
+        line.append(f": {clipped(run.state.message, MESSAGE_WIDTH)}", style="dim")
+    stderr.print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The processes of `lexloom ui`, which end when it ends, in order."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Any, NoReturn
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from rich.text import Text
+
+from lexloom.deployments.server.register import end_with_parent, python
+from lexloom.tasks.display.console import stderr
+
+START_SECONDS = 300  # a busy machine is slow
+END_SECONDS = 15
+
+
+class Program:
+    """A Python module in a session of its own, out of reach of Ctrl-C; it ends with this process."""
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        log: IO[bytes],
+        before: Any = lambda: None,
+    ) -> None:
+        self.name, self._before = name, before
+        self._start = lambda: subprocess.Popen(
+            python(*arguments),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+        self._log = log.name
+        self._process = self._start()
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def complain(self) -> NoReturn:
+        raise RuntimeError(f"the {self.name} has ended (exit {self._process.returncode}): see {self._log}")
+
+    def restart(self) -> None:
+        self._process = self._start()
+
+    def until_healthy(self, url: str) -> None:
+        """Waits until the server answers."""
+        deadline = time.monotonic() + START_SECONDS
+        while not is_healthy(url):
+            if self.has_ended():
+                self.complain()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the {self.name} does not answer at {url}: see {self._log}")
+            time.sleep(0.2)
+
+    def end(self) -> None:
+        """Does what is to be done before, lets it end, and then ends what it may have left behind."""
+        if not self.has_ended():
+            self._before()
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@contextmanager
+def ended_in_order() -> Iterator[list[Program]]:
+    """Programs that end when this does, the last one first; no signal interrupts that."""
+    programs: list[Program] = []
+    try:
+        yield programs
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        stderr.print(Text("stopping", style="yellow"))
+        for program in reversed(programs):
+            program.end()
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/api/health", timeout=5) as answer:
+            return answer.status == 200
+    except (URLError, OSError):
+        return False

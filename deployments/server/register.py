@@ -1,0 +1,142 @@
+"""Gives a Prefect server what runs want: the work pool, and the deployments of prefect.yaml beside this file.
+
+python -m lexloom.deployments.server.register, on the server that PREFECT_API_URL names. It can be done again
+and again: what a person has set since (the pool's limit, its pause, the schedules) stays.
+"""
+
+import argparse
+import ctypes
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from httpx import HTTPError
+
+from lexloom.deployments.cli.main import plain
+
+POOL, POOL_TYPE, RUNS_AT_ONCE = "lexloom", "process", 2
+DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
+PR_SET_PDEATHSIG = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    from prefect.client.orchestration import get_client
+
+    options = build_parser().parse_args(argv)
+    try:
+        with get_client(sync_client=True) as client:
+            make_pool(client, job_template(), options.runs)
+            deploy(client)
+    except (OSError, ValueError, HTTPError, RuntimeError) as error:
+        print(f"error: {plain(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lexloom.deployments.server.register")
+    parser.add_argument(
+        "--runs", type=int, default=RUNS_AT_ONCE, help="at once, in a new pool (default: %(default)s)"
+    )
+    return parser
+
+
+def job_template(command: str | None = None, working_dir: str | None = None) -> dict[str, Any]:
+    """Return a base job template with no variables, so that a run can set only the flow's parameters.
+
+    Prefect's default template also lets a run set the command, environment and working directory. `None`
+    keeps Prefect's default: its engine, run by the worker's Python in a temporary directory.
+    """
+    return {
+        "job_configuration": {"command": command, "working_dir": working_dir},
+        "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+    }
+
+
+def make_pool(client: Any, template: Mapping[str, Any], runs: int = RUNS_AT_ONCE) -> None:
+    """Create the work pool or update its job template; an existing concurrency limit is kept.
+
+    Raises:
+        ValueError: there is one whose runs are not processes.
+    """
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        pool = client.read_work_pool(POOL)
+    except ObjectNotFound:
+        client.create_work_pool(
+            WorkPoolCreate(
+                name=POOL,
+                type=POOL_TYPE,
+                description="Lexloom's flows",
+                base_job_template=dict(template),
+                concurrency_limit=runs,
+            )
+        )
+        return
+    if pool.type != POOL_TYPE:
+        raise ValueError(
+            f"the work pool {POOL} is of type {pool.type}, not {POOL_TYPE}: delete it by `prefect work-pool"
+            f" delete {POOL}`, and the next start makes it anew"
+        )
+    client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=dict(template)))
+
+
+def deploy(
+    client: Any,
+    environment: Mapping[str, str] | None = None,
+    log: IO[bytes] | None = None,
+) -> list[str]:
+    """Applies prefect.yaml by Prefect's own command; returns the deployments' names.
+
+    Raises:
+        RuntimeError: the command failed; `log`, or else stdout, says why.
+    """
+    with tempfile.TemporaryDirectory(prefix="lexloom-") as folder:
+        document = read_deployments(client)
+        path = Path(folder) / DEPLOYMENTS.name
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        done = subprocess.run(
+            python("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)),
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log and subprocess.STDOUT,
+            preexec_fn=end_with_parent,
+        )
+    if done.returncode:
+        raise RuntimeError("the deployments could not be applied" + (f": see {log.name}" if log else ""))
+    return [entry["name"] for entry in document["deployments"]]
+
+
+def read_deployments(client: Any) -> dict[str, Any]:
+    """Return prefect.yaml without the schedules of existing deployments, so that their schedules are kept."""
+    document: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text())
+    there = {deployment.name for deployment in client.read_deployments()}
+    for entry in document["deployments"]:
+        entry["work_pool"]["job_variables"] = {}  # those of an earlier version are removed
+        if entry["name"] in there:
+            del entry["schedules"]
+    return document
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module by this Python."""
+    # -P: a folder `flows` in the current directory is not the program
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

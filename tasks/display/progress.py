@@ -1,0 +1,139 @@
+"""Training as it is watched: a bar in the terminal, and in Prefect's page a bar and the curve so far."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import pairwise
+from time import monotonic
+from typing import Any, cast
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.context import TaskRunContext
+
+from lexloom.tasks.display import console
+from lexloom.tasks.display.formatting import short
+from lexloom.tasks.store.activity import line
+from lexloom.training.progress import Progress
+
+SAMPLE_WIDTH = 80  # characters of a sample on the terminal
+BAR_SECONDS = 2.0  # between two updates of the page's bar
+CURVE_SECONDS = 30.0  # and of its curve
+CURVE_POINTS = 25
+
+logger = logging.getLogger("lexloom.live")
+
+
+@contextmanager
+def shown_progress(unit: str, first: str) -> Iterator[Callable[[Progress], None]]:
+    """A callback that shows each point in the terminal and, in a Prefect run, in Prefect's page."""
+    page = Page(unit) if TaskRunContext.get() is not None else None
+    shown = ""
+    with console.bar("training", first=first) as bar:
+
+        def on_progress(point: Progress) -> None:
+            nonlocal shown
+            if point.sample != shown:
+                shown = point.sample
+                console.note(
+                    "training", f"step {point.step:,} writes: {console.clipped(shown, SAMPLE_WIDTH)}"
+                )
+            bar.update(
+                point.share,
+                f"{short(point.examples / point.seconds)} {unit}/s  loss {point.loss:.3f}"
+                f"  rate {point.learning_rate:.2g}",
+                total=1.0,
+            )
+            if page is not None:
+                page.show(point)
+
+        try:
+            yield on_progress
+        finally:
+            if page is not None:
+                page.finish()
+
+
+class Page:
+    """Two artifacts of a run in Prefect's page: its progress with a line of figures, and its curve.
+
+    They are made once and updated in place, the curve seldom. A server that can't be reached is no reason
+    to end a training: the page then stays as it was, and the log says so.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.points: list[Progress] = []
+        self.next_bar = self.next_curve = 0.0
+        self.bar: UUID | None = None
+        self.curve: UUID | None = None
+        with going_on():
+            self._fill(0.0, "not yet begun")
+
+    def show(self, point: Progress) -> None:
+        while self.points and self.points[-1].examples > point.examples - point.loss_examples:
+            self.points.pop()  # its examples are the new point's too
+        self.points.append(point)
+        self._update(monotonic())
+
+    def finish(self) -> None:
+        """Shows the last point, which may have come too soon after another."""
+        if self.points:
+            self._update(float("inf"))
+
+    def _update(self, now: float) -> None:
+        point = self.points[-1]
+        with going_on():
+            if now >= self.next_bar:
+                self.next_bar = now + BAR_SECONDS
+                self._fill(100 * point.share, line(asdict(point), self.unit))
+            if now >= self.next_curve:
+                self.next_curve = now + CURVE_SECONDS
+                self._draw(curve(self.points, self.unit))
+
+    def _fill(self, percent: float, description: str) -> None:
+        if self.bar is None:
+            self.bar = cast(UUID, create_progress_artifact(percent, key="training", description=description))
+        else:
+            update_progress_artifact(self.bar, percent, description=description)
+
+    def _draw(self, rows: list[dict[str, Any]]) -> None:
+        if self.curve is None:
+            about = f"The loss is the mean over the {self.unit} since the row before."
+            self.curve = cast(UUID, create_table_artifact(rows, key="training-curve", description=about))
+        else:
+            with get_client(sync_client=True) as client:
+                client.update_artifact(self.curve, ArtifactUpdate(data=json.dumps(rows)))
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        logger.warning("Prefect's page could not be updated; training goes on", exc_info=True)
+
+
+def curve(points: list[Progress], unit: str) -> list[dict[str, Any]]:
+    """CURVE_POINTS of the points at most, evenly spread, the last among them; the losses of all are in it."""
+    count = min(len(points), CURVE_POINTS)
+    ends = [round(number * len(points) / count) for number in range(count + 1)]
+    rows = []
+    for start, end in pairwise(ends):
+        part, point = points[start:end], points[end - 1]
+        loss = sum(each.loss * each.loss_examples for each in part) / sum(each.loss_examples for each in part)
+        rows.append(
+            {
+                "step": point.step,
+                "epoch": point.epoch + 1,
+                unit: point.examples,
+                "loss": round(loss, 4),
+                "learning rate": float(f"{point.learning_rate:.3g}"),
+                "seconds": round(point.seconds, 1),
+            }
+        )
+    return rows

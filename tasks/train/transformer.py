@@ -1,0 +1,318 @@
+"""Trains a transformer: joins the network and its optimizer with the training loop, writes the model folder.
+
+A model folder holds `model.safetensors`, `config.json`, `tokenizer.json` and more as transformers reads them,
+`lexloom.json`, `tokenizer/`, `metrics.json` and a model card.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from torch.optim import Optimizer
+
+from lexloom.models.compilation import compile_parts, uncompiled
+from lexloom.models.normalization import active_rules, card_note
+from lexloom.models.optim import OptimizerConfig, make_optimizer
+from lexloom.models.precision import Layer, Precision, in_bfloat16
+from lexloom.models.sampling import NextLogits
+from lexloom.models.transformer.hf_io import export_tokenizer, save
+from lexloom.models.transformer.model import Reader, Transformer, TransformerConfig, next_token_loss
+from lexloom.tasks.bpe_tokens import TOKENIZER, read_tokenizer
+from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.generate import written
+from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary
+from lexloom.tasks.store.stage import stage
+from lexloom.tasks.train.run import (
+    LANES,
+    GradientTrainConfig,
+    facts_of,
+    plan_job,
+    run_job,
+    write_json,
+)
+from lexloom.training.schedules import warm_up_stable_decay
+from lexloom.training.torch_trainable import Autograd
+
+COLUMNS = ("inputs", "label")
+ROUND_ABOVE, ROUND_TO = 4096, 64  # a large vocabulary is rounded up: GPUs multiply whole tiles faster
+
+Preset = Literal["tiny", "char", "small"]
+PRESETS: dict[Preset, dict[str, Any]] = {
+    # 0.8M parameters besides the vocabulary's: a minute on two cores
+    "tiny": {
+        "layers": 4,
+        "width": 128,
+        "heads": 2,
+        "context": 64,
+        "tied": False,
+        "dropout": 0.0,
+        "epochs": 2,
+        "batch_size": 32,
+        "matrix_rate": 0.04,
+        "rate": 0.01,
+        "momentum": 0.85,
+    },
+    # 10.6M, for characters or bytes: minutes on a GPU
+    "char": {
+        "layers": 6,
+        "width": 384,
+        "heads": 6,
+        "context": 256,
+        "tied": False,
+        "dropout": 0.2,
+        "epochs": 20,
+        "batch_size": 64,
+        "matrix_rate": 0.02,
+        "rate": 0.003,
+        "momentum": 0.95,
+    },
+    # 124M with GPT-2's vocabulary, for gigabytes of text: hours on GPUs
+    "small": {
+        "layers": 12,
+        "width": 768,
+        "heads": 12,
+        "context": 1024,
+        "tied": True,
+        "dropout": 0.0,
+        "epochs": 1,
+        "batch_size": 512,
+        "micro_batch": 16,
+        "matrix_rate": 0.02,
+        "rate": 0.003,
+        "momentum": 0.95,
+    },
+}
+
+
+def field(position: int, description: str, default: Any = None, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"position": position}, **bounds)
+
+
+def preset_field(position: int, description: str, **bounds: Any) -> Any:
+    """A field whose default is the preset's: `from_preset` fills it in."""
+    return field(position, f"{description}; if not given, the preset's", **bounds)
+
+
+class TrainTransformerConfig(GradientTrainConfig):
+    """A transformer language model. What is not given is the preset's."""
+
+    epochs: int = preset_field(0, "passes over all windows", ge=1)
+    batch_size: int = preset_field(3, "windows of one step, over all workers", ge=LANES)
+
+    preset: Preset = field(
+        50, "tiny (0.8M parameters, for a CPU), char (10.6M, for characters) or small (124M)", "tiny"
+    )
+    layers: int = preset_field(51, "blocks", ge=1, le=1024)
+    width: int = preset_field(52, "length of a token's vector", ge=1, le=1 << 16)
+    heads: int = preset_field(53, "attention heads", ge=1)
+    kv_heads: int = field(54, "heads that keys and values have; 0 for as many as queries", 0, ge=0)
+    hidden: int = field(55, "width inside the feed-forward; 0 for four widths' worth", 0, ge=0)
+    context: int = preset_field(56, "tokens that the model looks back on", ge=1, le=1 << 20)
+    style: Literal["modern", "gpt2"] = field(
+        57, "'modern' is Qwen3's architecture, 'gpt2' the textbook's", "modern"
+    )
+    tied: bool = preset_field(58, "one table for the tokens going in and coming out")
+    dropout: float = preset_field(59, "share of activations dropped in training", ge=0, lt=1)
+
+    optimizer: Literal["muon", "adamw"] = field(
+        60, "'muon' for the hidden matrices and AdamW for the rest, or 'adamw' for all", "muon"
+    )
+    matrix_rate: float = preset_field(61, "learning rate of the hidden matrices", gt=0, le=10)
+    rate: float = preset_field(62, "learning rate of everything else", gt=0, le=10)
+    momentum: float = preset_field(63, "Muon's momentum", ge=0, lt=1)
+    weight_decay: float = field(64, "of matrices and tables", 0.0, ge=0, le=10)
+    warm_up: float = field(65, "share of the run in which the learning rates rise", 0.0, ge=0, lt=1)
+    decay: float = field(66, "share of the run, at its end, in which they fall", 0.5, ge=0, le=1)
+    final: float = field(67, "share of the learning rates that is left at the end", 0.0, ge=0, le=1)
+    clip: float | None = field(68, "largest norm of the gradients", None, gt=0)
+    micro_batch: int | None = field(
+        69, "windows of one forward and backward pass; if not given, the preset's, or all at once", ge=1
+    )
+
+    precision: Precision = field(
+        70,
+        "of matrix products; 'auto' takes bfloat16 where it is measured to be faster, and keeps to it when a"
+        " run is resumed",
+        "auto",
+    )
+    compile: Literal["auto", "on", "off"] = field(
+        71, "torch.compile; 'auto' on a GPU only: on a CPU it takes longer than a short run", "auto"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        defaults = PRESETS.get(given.get("preset", "tiny"), {})
+        return {**defaults, **{name: value for name, value in given.items() if value is not None}}
+
+    @model_validator(mode="after")
+    def network_fits(self) -> Self:
+        self.network(vocabulary=1)
+        return self
+
+    def network(self, vocabulary: int, end_of_text: int | None = None) -> TransformerConfig:
+        """The network of this config; ValueError where its numbers do not fit each other."""
+        names = ("layers", "width", "heads", "kv_heads", "hidden", "context", "style", "tied", "dropout")
+        shape = {name: getattr(self, name) for name in names}
+        return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
+
+
+@stage(version=3)
+def train_transformer(
+    windows: Artifact, tokens: Artifact, config: TrainTransformerConfig, out: Path, scratch: Path
+) -> Summary:
+    """Trains on windows of context + 1 tokens, and writes the model folder.
+
+    Raises:
+        ValueError: the windows are of another length.
+    """
+    size = cast(int, windows.summary.facts["size"])
+    if size != config.context + 1:
+        raise ValueError(
+            f"the windows are of {counted(size, 'tokens')}, but a context of {config.context} needs"
+            f" {config.context + 1}: set the windows' size to that, and their stride to {config.context}"
+        )
+    tokenizer = read_tokenizer(tokens)
+    network = config.network(rounded(tokenizer.size), tokenizer.end_of_text)
+    make = partial(trainable, network, config)
+    sample = partial(written, tokens.folder / TOKENIZER, reader)
+    job = plan_job(config, make, windows, COLUMNS, [tokens], scratch, config.synchronisation(), sample)
+    metrics, tensors = run_job(job, config, unit="windows")
+    model = Transformer(network)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"module.{name}"])
+    metrics = with_token_figures(metrics, windows, config.context)
+    save(model, out, tokens.normalization)
+    tokenizer.save(out / "tokenizer")
+    rules = active_rules(tokens.normalization.get(NORMALIZATION))  # type: ignore[arg-type]
+    export_tokenizer(tokenizer, network, out, nfc="unicode_nfc" in rules)
+    write_json(out / "metrics.json", metrics)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    beyond_nfc = [rule for rule in rules if rule != "unicode_nfc"]
+    (out / "README.md").write_text(card(network, parameters, metrics, beyond_nfc), encoding="utf-8")
+    return Summary(
+        rows_in=metrics["examples"],
+        unit_in=f"windows in {counted(metrics['epochs'], 'epochs')}",
+        rows=parameters,
+        unit="parameters",
+        facts=facts_of(metrics),
+    )
+
+
+def rounded(vocabulary: int) -> int:
+    return vocabulary if vocabulary < ROUND_ABOVE else -(-vocabulary // ROUND_TO) * ROUND_TO
+
+
+def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Autograd:
+    """What the loop trains."""
+    optimizer = OptimizerConfig(
+        config.optimizer, config.matrix_rate, config.rate, config.momentum, weight_decay=config.weight_decay
+    )
+    compiled = config.compile == "on" or (config.compile == "auto" and config.device == "cuda")
+    rows = config.micro_batch or -(-config.batch_size // config.workers)
+    layer = Layer(rows * config.context, network.width, network.hidden)
+    return Autograd(
+        partial(make_network, network, config.device if compiled else None),
+        next_token_loss,
+        partial(optimizer_of, optimizer),
+        schedule=partial(
+            warm_up_stable_decay, warm_up=config.warm_up, decay=config.decay, final=config.final
+        ),
+        micro_batch=config.micro_batch,
+        clip=config.clip,
+        bfloat16=partial(in_bfloat16, config.precision, layer),
+        threads=config.threads,
+        seed=config.seed,
+    )
+
+
+def make_network(network: TransformerConfig, compile_for: str | None) -> Transformer:
+    model = Transformer(network)
+    if compile_for is not None:
+        compile_parts(model.blocks, compile_for)
+    return model
+
+
+def reader(model: Transformer) -> NextLogits:
+    return uncompiled(Reader(model))  # texts of ever new lengths: not worth a compilation
+
+
+def optimizer_of(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+    assert isinstance(model, Transformer)
+    return make_optimizer(model, model.hidden_matrices(), config)
+
+
+def with_token_figures(metrics: dict[str, Any], windows: Artifact, context: int) -> dict[str, Any]:
+    """The metrics, and before their curves: tokens a second, and the loss in units that do not depend on the
+    tokenizer."""
+    figures: dict[str, Any] = {"tokens_per_second": metrics["examples_per_second"] * context}
+    if "validation_loss" in metrics:
+        loss, facts = metrics["validation_loss"], windows.summary.facts
+        bits = loss * facts["validation_windows"] * context / math.log(2)
+        figures |= {"perplexity": math.exp(loss), "bits_per_byte": bits / facts["validation_predicted_bytes"]}
+    return {**facts_of(metrics), **figures, **metrics}
+
+
+def card(
+    network: TransformerConfig, parameters: int, metrics: dict[str, Any], rules: Sequence[str] = ()
+) -> str:
+    """The model card: what it is, how it was made, how to use it.
+
+    `rules` are those of the training text's normalization that transformers does not apply.
+    """
+    architecture = "Qwen3" if network.modern else "GPT-2"
+    score = ""
+    if "validation_loss" in metrics:
+        score = (
+            f"On held-out text its loss is {metrics['validation_loss']:.4f} nats a token (perplexity"
+            f" {metrics['perplexity']:.2f}), {metrics['bits_per_byte']:.3f} bits a byte.\n"
+        )
+    return f"""# A transformer language model
+
+{parameters:,} parameters: {network.layers} blocks of width {network.width} with {network.heads} heads,
+context {network.context}, vocabulary {network.vocabulary:,}; the architecture is {architecture}'s. Trained by
+Lexloom on {counted(metrics["examples"], "windows")} ({counted(metrics["epochs"], "epochs")}) in
+{metrics["seconds"]:.1f} seconds.
+{score}
+| file | what is in it |
+|---|---|
+| `model.safetensors`, `config.json` | weights and shape, as transformers reads them |
+| `tokenizer.json`, `tokenizer_config.json` | the tokenizer, as transformers reads it |
+| `generation_config.json` | special tokens, and the largest length of a text, for transformers |
+| `lexloom.json`, `tokenizer/` | shape and tokenizer, as Lexloom reads them |
+| `metrics.json` | how training went |
+
+```python
+from pathlib import Path
+from lexloom.models.sampling import Sampling, sample_text
+from lexloom.models.tokenizer.tokenizer import Tokenizer
+from lexloom.models.transformer.model import Reader
+from lexloom.models.transformer.hf_io import load
+
+folder = Path("this folder")
+model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer")
+for (piece,) in sample_text(Reader(model), tokenizer, ["The "], Sampling(temperature=0.8, top_p=0.95)):
+    print(piece, end="", flush=True)
+```
+
+transformers computes the same ids, logits and greedy text:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+folder = "this folder"
+pipeline("text-generation", folder)("The ")
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+```
+
+It ends a text at {network.context} tokens, prompt included. Lexloom goes on: it forgets the older half
+of the context whenever that is full.
+{card_note(rules)}"""

@@ -1,0 +1,316 @@
+"""Trains word vectors: joins the two tables of skip-gram with the training loop, and writes the model folder.
+
+A model folder holds `model.safetensors`, `vocabulary.json`, `config.json`, `metrics.json`, a model card and
+what gensim reads (`word2vec.bin`, `word2vec.vocab`, and `contexts.bin` where it is asked for).
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from lexloom.models.word2vec.skipgram import SkipGrams, keep_chances
+from lexloom.models.word2vec.trainable import Word2Vec, Word2VecFromTokens
+from lexloom.models.word2vec.vectors import WordVectors, has_white_space, save_word2vec_counts
+from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.negative_sampling import read_noise
+from lexloom.tasks.pairs import PairsConfig, SkipGramsConfig
+from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
+from lexloom.tasks.store.stage import stage
+from lexloom.tasks.tokens import count_documents, training_files
+from lexloom.tasks.train.run import LANES, TrainConfig, facts_of, plan_job, run_job, write_json
+from lexloom.tasks.vocabulary import read_vocabulary
+from lexloom.training.sync.config import SyncConfig
+
+DOCUMENTS_AT_ONCE = 1 << 20
+# of a step's tokens in each lane, at least: so about one pair in 100 is lost where a step cuts the text
+WINDOWS_PER_LANE = 64
+# what gensim reads: word2vec's binary format, and the counts beside it
+VECTORS, CONTEXTS, COUNTS = "word2vec.bin", "contexts.bin", "word2vec.vocab"
+
+
+def default_batch_size(workers: int = 1, device: str = "cpu", **_: object) -> int:
+    if workers > 1:
+        return 32_768
+    return 1 << 20 if device == "cuda" else 131_072
+
+
+class TrainWord2VecConfig(TrainConfig):
+    """Skip-gram with negative sampling (Mikolov et al., 2013)."""
+
+    # several workers agree after a step, and must do so often (benchmarks/LOG.md)
+    batch_size: int = Field(
+        default_factory=lambda given: default_batch_size(**given),
+        ge=LANES,
+        description="pairs of one step, over all workers; if not given, 131072 for one worker, 1048576 if it"
+        " has a GPU, and 32768 for more workers. Streamed, about so many, and at least those of"
+        f" {LANES * WINDOWS_PER_LANE} windows' length",
+        json_schema_extra={"position": 3},
+    )
+    dim: int = Field(
+        100, ge=1, le=4096, description="length of a word's vector", json_schema_extra={"position": 50}
+    )
+    negatives: int = Field(
+        5, ge=1, le=100, description="noise words drawn for each target", json_schema_extra={"position": 51}
+    )
+    # not word2vec's 0.025: at one and at five epochs 0.05 gives better vectors (benchmarks/LOG.md)
+    learning_rate: float = Field(
+        0.05, gt=0, le=10, description="learning rate at the start", json_schema_extra={"position": 52}
+    )
+    min_learning_rate: float = Field(
+        0.0001,
+        ge=0,
+        le=10,
+        description="learning rate at the end; it falls linearly with what is done",
+        json_schema_extra={"position": 53},
+    )
+    sync_period: int = Field(
+        1,
+        ge=1,
+        description="steps between two exchanges of the frequent words' rows",
+        json_schema_extra={"position": 54},
+    )
+    sync_rare_period: int = Field(
+        16,
+        ge=1,
+        description="steps between two exchanges of all words' rows",
+        json_schema_extra={"position": 55},
+    )
+    frequent_words: int = Field(
+        1000,
+        ge=0,
+        description="how many of the most frequent words are exchanged more often",
+        json_schema_extra={"position": 56},
+    )
+
+    # two workers are stable without; four diverge (benchmarks/LOG.md)
+    sync_cap: float = Field(
+        2.0,
+        ge=1,
+        le=LANES,
+        description="of more workers than this, no row moves farther than so many times their mean move",
+        json_schema_extra={"position": 57},
+    )
+    programs: int | None = Field(
+        None,
+        ge=1,
+        description="on a GPU: words of the text under way at once. More are faster, until they train worse"
+        " as they do not see each other's moves; if not given, as many as training bears",
+        json_schema_extra={"position": 58},
+    )
+    save_context: bool = Field(
+        False,
+        description="write the context vectors too (contexts.bin), from which gensim can continue training;"
+        " the folder takes twice the space",
+        json_schema_extra={"position": 59},
+    )
+
+    @model_validator(mode="after")
+    def rates_fall_and_periods_fit(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}:"
+                " lower it"
+            )
+        if self.sync_rare_period < self.sync_period:
+            raise ValueError(
+                f"sync_rare_period {self.sync_rare_period} is below sync_period {self.sync_period}:"
+                " rare words are not exchanged more often than frequent ones"
+            )
+        if self.threads > 1 and self.device == "cuda":
+            raise ValueError("threads are a CPU's: leave them out with --device cuda (programs are a GPU's)")
+        if self.programs is not None and self.device != "cuda":
+            raise ValueError("programs are a GPU's: say --device cuda, or leave them out")
+        return self
+
+    def reading(self, pairs: PairsConfig) -> "TrainWord2VecConfig":
+        """This config for pairs of that mode: streamed ones are drawn in training, by options of its own."""
+        if pairs.mode == "stored":
+            return self
+        drawn = SkipGramsConfig(**pairs.model_dump(include=set(SkipGramsConfig.model_fields)))
+        return TrainFromTokensConfig(**self.model_dump(), pairs=drawn)
+
+
+class TrainFromTokensConfig(TrainWord2VecConfig):
+    """Skip-gram whose pairs are drawn from tokens as training goes."""
+
+    pairs: SkipGramsConfig
+
+
+@stage(version=3)
+def train_word2vec(
+    pairs: Artifact,
+    noise: Artifact,
+    vocabulary: Artifact,
+    config: TrainWord2VecConfig,
+    out: Path,
+    scratch: Path,
+) -> Summary:
+    """Trains the two tables and writes the model folder.
+
+    `pairs` has the pairs, or, under a `TrainFromTokensConfig`, the tokens that they are drawn from: then what
+    is counted are tokens.
+    """
+    words, counts = read_vocabulary(vocabulary)
+    columns: tuple[str, ...] = ("target", "context")
+    own: dict[str, Any] = {}
+    make_model: partial[Any] = partial(
+        Word2Vec,
+        *read_noise(noise),
+        dim=config.dim,
+        negatives=config.negatives,
+        learning_rate=config.learning_rate,
+        min_learning_rate=config.min_learning_rate,
+        seed=config.seed,
+        threads=config.threads,
+        programs=config.programs,
+    )
+    sync = SyncConfig(
+        "delta_sum",
+        period=config.sync_period,
+        frequent_rows=config.frequent_words,
+        rare_period=config.sync_rare_period,
+        cap=config.sync_cap,
+    )
+    unit = "pairs"
+    if isinstance(config, TrainFromTokensConfig):
+        skipgrams = skipgrams_of(config.pairs, counts)
+        make_model = partial(Word2VecFromTokens, skipgrams, *make_model.args, **make_model.keywords)
+        unit, columns, own = "tokens", ("tokens",), from_tokens(skipgrams, pairs, counts, config)
+    job = plan_job(config, make_model, pairs, columns, [noise, vocabulary], scratch, sync, **own)
+    metrics, tensors = run_job(job, config, unit)
+    if metrics["loss"] == 0:  # the sum over no pair
+        raise ValueError(
+            f"not one pair can be made of {counted(metrics['examples'], unit)}: no document keeps two words."
+            " Make the documents longer, lower min_count, or set --subsample 0"
+        )
+    metrics["unit"] = unit
+    vectors = WordVectors(words.to_pylist(), tensors["vectors"][:, : config.dim])
+    vectors.save(out)
+    vectors.save_word2vec(out / VECTORS, binary=True)
+    uncountable = sum(map(has_white_space, vectors.words))
+    if not uncountable:
+        save_word2vec_counts(vectors.words, counts.tolist(), out / COUNTS)
+    if config.save_context:
+        contexts = WordVectors(vectors.words, tensors["contexts"][:, : config.dim])
+        contexts.save_word2vec(out / CONTEXTS, binary=True)
+    write_json(out / "config.json", {"model": "word2vec", **canonical(config), **vocabulary.normalization})
+    write_json(out / "metrics.json", metrics)
+    described = card(config, metrics, len(words), has_counts=not uncountable)
+    (out / "README.md").write_text(described, encoding="utf-8")
+    return Summary(
+        rows_in=metrics["examples"],
+        unit_in=f"{unit} in {counted(metrics['epochs'], 'epochs')}",
+        rows=len(words),
+        unit="word vectors",
+        notes={f"with white space, so no {COUNTS}": uncountable} if uncountable else {},
+        facts=facts_of(metrics),
+    )
+
+
+def skipgrams_of(config: SkipGramsConfig, counts: NDArray[np.int64]) -> SkipGrams:
+    return SkipGrams(
+        chances=keep_chances(counts, config.subsample),
+        window=config.window,
+        shrink_window=config.shrink_window,
+        seed=config.seed,
+        held_out_share=config.validation_share,
+    )
+
+
+def from_tokens(
+    skipgrams: SkipGrams, tokens: Artifact, counts: NDArray[np.int64], config: TrainFromTokensConfig
+) -> dict[str, Any]:
+    """What a job that draws its pairs from tokens has of its own: the token shards, and how long a step is.
+
+    A step has about as many tokens as make `batch_size` pairs. It has more where the lanes' parts would be
+    short beside the window. Where the text is thinned out so far that a token makes less than a pair, it has
+    `batch_size` tokens, so that memory stays bounded.
+
+    Raises ValueError where not one document is held out although some should be.
+    """
+    files = tuple(training_files(tokens))
+    documents = count_documents(list(files))
+    pieces = (
+        np.arange(i, min(i + DOCUMENTS_AT_ONCE, documents)) for i in range(0, documents, DOCUMENTS_AT_ONCE)
+    )
+    if skipgrams.held_out_share and not any(skipgrams.held_out(piece).any() for piece in pieces):
+        raise ValueError(
+            f"not one of {counted(documents, 'documents')} is held out: raise validation_share, or set it to"
+            " 0"
+        )
+    tokens_per_step = round(config.batch_size / max(1.0, skipgrams.pairs_per_token(counts)))
+    return {
+        "files": files,
+        "validation": files if skipgrams.held_out_share else (),
+        "batch_size": max(tokens_per_step, LANES * WINDOWS_PER_LANE * skipgrams.window),
+    }
+
+
+def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int, *, has_counts: bool) -> str:
+    """The model card: what it is, how it was made, how to load it.
+
+    `has_counts`: whether the folder has the words' counts.
+    """
+    examples = f"{counted(metrics['examples'], metrics['unit'])} ({counted(metrics['epochs'], 'epochs')})"
+    rows, loaded, count = "", f'KeyedVectors.load_word2vec_format(f"{{folder}}/{VECTORS}", binary=True)', ""
+    note = f"\nThere is no `{COUNTS}`, since a word has white space: gensim makes up counts from ranks.\n"
+    if has_counts:
+        rows = f"| `{COUNTS}` | how often each word occurs in the training text, for gensim's `fvocab` |\n"
+        loaded = (
+            f'KeyedVectors.load_word2vec_format(\n    f"{{folder}}/{VECTORS}", fvocab=f"{{folder}}/{COUNTS}",'
+            " binary=True\n)"
+        )
+        count, note = '\nvectors.get_vecattr(vectors.index_to_key[0], "count")', ""
+    if config.save_context:
+        rows += f"| `{CONTEXTS}` | the context vectors, in word2vec's binary format |\n"
+    return f"""# Word vectors
+
+{words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples; trained by
+Lexloom on {examples} in {metrics["seconds"]:.1f} seconds,
+mean loss in the last epoch {metrics["loss"]:.4f}.
+
+| file | what is in it |
+|---|---|
+| `model.safetensors` | `vectors`: float32, one row a word |
+| `vocabulary.json` | word -> row |
+| `{VECTORS}` | the same vectors in word2vec's binary format, for gensim |
+{rows}| `config.json`, `metrics.json` | how it was trained, and how it went |
+{note}
+```python
+from lexloom.models.word2vec.vectors import WordVectors
+
+folder = "this folder"
+vectors = WordVectors.load(folder)
+vectors.neighbours([vectors.words[0]], k=10)
+```
+
+```python
+from gensim.models import KeyedVectors
+
+folder = "this folder"
+vectors = {loaded}
+vectors.most_similar(vectors.index_to_key[0]){count}
+```
+{training_goes_on(config) if config.save_context and has_counts else ""}"""
+
+
+def training_goes_on(config: TrainWord2VecConfig) -> str:
+    """The part of the model card that continues training in gensim, behind the part that loads `vectors`."""
+    return f"""
+Continue training in gensim, on `sentences` (lists of words):
+
+```python
+from gensim.models import Word2Vec
+
+contexts = KeyedVectors.load_word2vec_format(f"{{folder}}/{CONTEXTS}", binary=True)
+model = Word2Vec(vector_size=vectors.vector_size, sg=1, negative={config.negatives}, min_count=1)
+model.build_vocab_from_freq({{word: vectors.get_vecattr(word, "count") for word in vectors.index_to_key}})
+model.wv.vectors[:] = vectors[model.wv.index_to_key]
+model.syn1neg[:] = contexts[model.wv.index_to_key]
+model.train(sentences, total_examples=len(sentences), epochs=1)
+```
+"""

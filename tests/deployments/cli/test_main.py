@@ -1,0 +1,257 @@
+"""The command: bad input ends in one sentence, and the store answers questions."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lexloom.deployments.cli.flags import flags, in_flags, parse
+from lexloom.deployments.cli.main import FLOWS, build_parser, flow_config, main
+from lexloom.models.normalization import DESCRIPTIONS, Normalization
+from lexloom.models.word2vec.vectors import WordVectors
+from lexloom.tasks.corpus import AsWritten
+from lexloom.tasks.store.artifacts import Store
+from tests.tasks.store.test_artifacts import put, read, write
+
+
+@pytest.fixture(autouse=True)
+def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` settles environment variables and the warning filter for the whole process."""
+    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    import torch
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    rows = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.2]])
+    WordVectors(["war", "wars", "peace", "tea"], rows).save(folder)
+    return str(folder)
+
+
+def record(folder: Path, rules: Normalization, **description: str) -> None:
+    """Writes the rules into a model's description."""
+    path = next(each for name in DESCRIPTIONS if (each := folder / name).is_file() or name == "config.json")
+    described = json.loads(path.read_text()) if path.is_file() else description
+    path.write_text(json.dumps({**described, "normalization": rules.model_dump()}))
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command that fails says: one line, no traceback."""
+    assert main(list(arguments)) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("error: ")
+    assert not any("Traceback" in line for line in said)
+    return said[-1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "bound"),
+    [
+        ("--window", "0", "greater than or equal to 1"),
+        ("--dim", "0", "greater than or equal to 1"),
+        ("--dim", "5000", "less than or equal to 4096"),
+        ("--negatives", "0", "greater than or equal to 1"),
+        ("--epochs", "0", "greater than or equal to 1"),
+        ("--workers", "9", "less than or equal to 8"),
+        ("--learning-rate", "fast", "valid number"),
+        ("--sync-period", "0", "greater than or equal to 1"),
+    ],
+)
+def test_a_value_out_of_bounds_names_its_flag(
+    capsys: pytest.CaptureFixture[str], flag: str, value: str, bound: str
+) -> None:
+    said = complaint(capsys, "word2vec", flag, value)
+    assert flag in said
+    assert bound in said
+    assert value in said
+
+
+def test_neighbours_and_analogies_are_printed(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    assert main(["neighbours", model, "war", "-k", "2"]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["war", "wars", "peace"]
+    assert main(["analogy", model, "war", "wars", "peace", "-k", "1"]) == 0
+    assert "tea" in capsys.readouterr().out
+
+
+def test_words_and_prompts_are_normalised_as_the_training_text_was(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    record(Path(model), Normalization(), model="word2vec")
+    assert main(["neighbours", model, "WAR!", "-k", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "war"
+    assert main(["analogy", model, "War", "WARS", "«Peace»", "-k", "1"]) == 0
+    assert capsys.readouterr().out.startswith("war is to wars as peace is to")
+    assert "'war peace' is 2 words" in complaint(capsys, "neighbours", model, "war peace")
+
+
+def test_a_prompt_is_normalised_as_the_training_text_was(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from tests.deployments.store import write_transformer, write_windows
+
+    for write_model in (write_windows, write_transformer):
+        folder = tmp_path / write_model.__name__
+        folder.mkdir()
+        write_model(folder)
+        record(folder, AsWritten(lower=True, strip_markup=True))
+        assert main(["generate", str(folder), "--prompt", "<i>The</i> PEOPLE", "--tokens", "3"]) == 0
+        assert capsys.readouterr().out.startswith("the people")
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (
+        ["analogy"],
+        ["classify"],
+        ["neighbours"],
+        ["sentiment"],
+        ["word2vec"],
+        ["store", "ls"],
+        ["store", "gc"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--help"])
+        assert stop.value.code == 0
+        assert "usage: lexloom" in capsys.readouterr().out
+
+
+def test_a_flag_that_is_not_there_gets_near_spellings(capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "word2vec", "--sorce", "books/")
+    assert "there is no flag --sorce; near it: --source" in said
+
+
+def test_a_store_that_is_not_there_is_not_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no store at /nowhere" in complaint(capsys, "store", "verify", "--store", "/nowhere")
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_local_run_has_one_worker(flow: str) -> None:
+    def workers(*given: str) -> int:
+        arguments = build_parser([flow]).parse_args([flow, *given])
+        config: Any = parse(arguments, flow_config(flow))
+        return config.train.workers
+
+    assert workers("--runner", "local") == workers("--runner", "local", "--workers", "1") == 1
+    assert workers() == workers("--runner", "ray") == 2
+    assert workers("--workers", "3") == 3
+
+
+def test_a_local_run_with_more_workers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "word2vec", "--runner", "local", "--workers", "2")
+    assert said == "error: the local runner has one worker, not 2: say --workers 1, or --runner ray"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["word2vec", "--min-workers", "2", "--workers", "1"],
+            "--min-workers 2 is above the 1 worker: lower",
+        ),
+        (["window-lm", "--vectors-min-workers", "2"], "--vectors-min-workers 2 is above the 1 worker"),
+        (["window-lm", "--min-workers", "3"], "error: --min-workers 3 is above the 2 workers"),
+        (["word2vec", "--min-learning-rate", "0.5"], "--min-learning-rate 0.5 is above --learning-rate 0.05"),
+        (
+            ["sentiment", "--test-share", "0"],
+            "with --test-share 0 no review judges the model: raise it, or name a --test-source",
+        ),
+        (
+            ["sentiment", "--validation-share", "0.6", "--test-share", "0.5"],
+            "--validation-share 0.6 and --test",
+        ),
+    ],
+)
+def test_errors_name_flags(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
+    assert says in complaint(capsys, *arguments)
+
+
+def test_a_field_that_is_a_users_own_word_stays() -> None:
+    config = flow_config("word2vec")
+    said = "no column 'min_count' in data/min_count.csv: lower min_count."
+    assert in_flags(said, config) == "no column 'min_count' in data/min_count.csv: lower --min-count."
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_help_names_flags(flow: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([flow, "--help"])
+    said = capsys.readouterr().out
+    names = {path[-1] for path, _, _ in flags(flow_config(flow)) if "_" in path[-1]}
+    assert not [name for name in names if re.search(rf"\b{name}\b", said)]
+
+
+HEAVY = {"numpy", "pyarrow", "torch", "prefect", "ray", "transformers"}
+
+
+def test_the_version_is_that_of_the_package_and_takes_no_heavy_import() -> None:
+    code = (
+        "import sys\nfrom lexloom.deployments.cli.main import main\n"
+        "try:\n    main(['--version'])\nexcept SystemExit as end:\n"
+        f"    print(end.code, {HEAVY} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"lexloom {version('lexloom')}\n0 set()\n"
+
+
+def test_an_unknown_word_gets_near_spellings(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    said = complaint(capsys, "neighbours", model, "peaze")
+    assert "'peaze'" in said
+    assert "peace" in said
+
+
+def test_a_folder_that_is_no_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert str(tmp_path) in complaint(capsys, "neighbours", str(tmp_path), "war")
+
+
+def test_the_store_is_listed_verified_and_cleared(capsys: pytest.CaptureFixture[str], store: Store) -> None:
+    artifact = put(store, "corpus", "k1", limit=5)
+    put(store, "corpus", "k2", limit=6)
+    assert main(["store", "ls"]) == 0
+    assert "2 artifacts" in capsys.readouterr().out
+    assert main(["store", "verify"]) == 0
+    assert capsys.readouterr().out == "2 intact, 0 damaged, 0 outdated\n"
+    assert main(["store", "verify", "--all"]) == 0
+    assert capsys.readouterr().out.startswith("corpus/k1  intact\ncorpus/k2  intact\n2 intact")
+    (artifact.folder / "data.txt").write_text("TEXT")
+    assert main(["store", "verify"]) == 1
+    assert "corpus/k1  data.txt does not match its digest" in capsys.readouterr().out
+    assert main(["store", "gc", "--keep", "1"]) == 0
+    assert "freed" in capsys.readouterr().out
+    assert len(list(store.manifests())) == 1
+
+
+def test_explain_tells_what_made_a_stage_run(capsys: pytest.CaptureFixture[str], store: Store) -> None:
+    manifest = read(put(store, "corpus", "k1"))
+    write(store, manifest.model_copy(update={"why": ["corpus.limit: 5 -> 6"]}))
+    assert main(["store", "explain", "corpus"]) == 0
+    assert "corpus.limit: 5 -> 6" in capsys.readouterr().out
+    assert "matches 'pears': the store has the stages corpus" in complaint(
+        capsys, "store", "explain", "pears"
+    )
+
+
+def test_another_store_is_named_by_a_flag(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    put(Store(tmp_path / "other"), "corpus", "k1")
+    assert main(["store", "ls", "--store", str(tmp_path / "other")]) == 0
+    assert "1 artifact," in capsys.readouterr().out
+
+
+def test_a_wrong_number_to_keep_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--keep is -1" in complaint(capsys, "store", "gc", "--keep", "-1")
+
+
+def test_a_package_that_is_optional_is_named_with_what_brings_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "lexloom.models.sentiment.classifier")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert "this needs tokenizers: pip install 'lexloom[sentiment]'" in complaint(
+        capsys, "classify", "model", "good"
+    )

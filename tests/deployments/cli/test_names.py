@@ -1,0 +1,126 @@
+"""Models and artifacts are named by a folder, by the beginning of a key, or as the latest."""
+
+from pathlib import Path
+
+import pytest
+
+from lexloom.deployments.cli.main import main
+from lexloom.tasks.store.artifacts import Store
+from lexloom.tasks.store.lookup import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC, find_place, model_folder
+from tests.deployments.cli.test_main import complaint
+from tests.deployments.store import made_from, shelve, write_transformer, write_windows, write_words
+
+FIRST, SECOND, OTHER = "1baecedb9cad2dca49326ce2", "1baec00000ad2dca49326ce2", "7e1b352f8b4b581c32c17f67"
+
+
+@pytest.fixture(autouse=True)
+def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
+
+
+@pytest.mark.parametrize("name", ["1baece", f"{WORD2VEC}/1baece", FIRST, "latest", f"{WORD2VEC}/latest", "1"])
+def test_a_model_is_named_by_the_beginning_of_its_key_or_as_the_latest(store: Store, name: str) -> None:
+    shelve(store, WORD2VEC, FIRST)
+    shelve(store, "report", OTHER, day=2)
+    assert model_folder(name, WORD2VEC) == store.folder(WORD2VEC, FIRST)
+
+
+@pytest.mark.parametrize("given", ["model", "./model", "store/train_word2vec/" + FIRST])
+def test_a_folder_counts_first(store: Store, tmp_path: Path, given: str) -> None:
+    shelve(store, WORD2VEC, FIRST)
+    (tmp_path / "model").mkdir()
+    assert model_folder(given, WORD2VEC) == Path(given)
+    (tmp_path / "latest").mkdir()
+    assert model_folder("latest", WORD2VEC) == Path("latest")
+
+
+def test_a_beginning_that_two_keys_share_lists_them(store: Store) -> None:
+    shelve(store, WORD2VEC, FIRST)
+    shelve(store, WORD2VEC, SECOND, day=2)
+    with pytest.raises(
+        ValueError, match=r"1ba is ambiguous \(train_word2vec/1baec000 or train_word2vec/1baecedb\)"
+    ):
+        model_folder("1ba", WORD2VEC)
+    assert model_folder("1baec0", WORD2VEC).name == SECOND
+    for number in range(20):
+        shelve(store, WORD2VEC, f"aaaaaaaaaaaa{number:02d}")
+    with pytest.raises(
+        ValueError, match=r"aa is ambiguous \((train_word2vec/a{12}\d\d or ){8}12 more\): give more"
+    ):
+        model_folder("aa", WORD2VEC)
+
+
+def test_a_key_that_begins_another_is_itself(store: Store) -> None:
+    shelve(store, WORD2VEC, "1b")
+    shelve(store, WORD2VEC, "1ba")
+    assert model_folder("1b", WORD2VEC).name == "1b"
+
+
+def test_only_models_that_the_command_can_use_are_meant(store: Store) -> None:
+    shelve(store, WORD2VEC, FIRST, day=3)
+    shelve(store, WINDOW_LM, SECOND)
+    assert model_folder("1baec", TRANSFORMER, WINDOW_LM).name == SECOND
+    assert model_folder("latest", TRANSFORMER, WINDOW_LM).name == SECOND
+    with pytest.raises(ValueError, match="1baece is train_word2vec/1baecedb, but this command needs a "):
+        model_folder("1baece", TRANSFORMER, WINDOW_LM)
+    with pytest.raises(FileNotFoundError, match="has no train_sentiment: list it with `lexloom store ls`"):
+        model_folder("latest", SENTIMENT)
+    for name in ("latest", FIRST):
+        with pytest.raises(
+            ValueError, match="is a train_word2vec artifact, but this command needs a train_sentiment"
+        ):
+            model_folder(f"{WORD2VEC}/{name}", SENTIMENT)
+    with pytest.raises(
+        FileNotFoundError, match=r"9 is neither a model folder nor the beginning of a key in the store"
+    ):
+        model_folder("9", WORD2VEC)
+
+
+def test_vectors_of_a_language_models_tokens_are_the_latest_only_without_others(
+    store: Store,
+) -> None:
+    shelve(store, WORD2VEC, SECOND, inputs=[made_from("subwords", "s")], day=3)
+    assert find_place(store, "latest", WORD2VEC) == (WORD2VEC, SECOND)
+    shelve(store, WORD2VEC, FIRST, day=1)
+    shelve(store, WORD2VEC, OTHER, day=2)
+    assert find_place(store, "latest", WORD2VEC) == (WORD2VEC, OTHER)
+    assert find_place(store, "latest") == (WORD2VEC, OTHER)
+
+
+def test_every_command_takes_such_a_name(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    shelve(store, WORD2VEC, FIRST, write_words)
+    shelve(store, TRANSFORMER, SECOND, write_transformer, day=2)
+    shelve(store, WINDOW_LM, OTHER, write_windows, day=3)
+    for command in (
+        ["neighbours", "latest", "peace", "-k", "1"],
+        ["neighbours", "1baece", "peace", "-k", "1"],
+        ["analogy", "latest", "war", "wars", "peace", "-k", "1"],
+        ["generate", "latest", "--tokens", "2"],
+        ["generate", "1baec0", "--tokens", "2"],
+        ["generate", "7", "--tokens", "2"],
+    ):
+        assert main(command) == 0
+    said = capsys.readouterr().out
+    assert said.count("treaty") == 3
+    assert "9 is neither a model folder nor the beginning of a key" in complaint(
+        capsys, "classify", "9", "good"
+    )
+    assert "has no train_sentiment" in complaint(capsys, "classify", "latest", "good")
+    assert main(["store", "verify", "1baece", f"{WINDOW_LM}/latest", "--all"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{WORD2VEC}/{FIRST}  intact",
+        f"{WINDOW_LM}/{OTHER}  intact",
+        "2 intact, 0 damaged, 0 outdated",
+    ]
+    for name in ("7e1", WINDOW_LM, "latest"):
+        assert main(["store", "explain", name]) == 0
+        assert f"{WINDOW_LM}/{OTHER}" in capsys.readouterr().out
+    assert "1baec is ambiguous" in complaint(capsys, "store", "explain", "1baec")
+
+
+def test_a_damaged_artifact_is_named_as_well(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    shelve(store, WORD2VEC, FIRST, write_words)
+    (store.folder(WORD2VEC, FIRST) / "manifest.json").unlink()
+    assert main(["store", "verify", "1ba"]) == 1
+    assert capsys.readouterr().out.startswith(f"{WORD2VEC}/{FIRST}  manifest.json is missing")
+    assert "manifest.json is missing" in complaint(capsys, "store", "explain", "1ba")

@@ -1,0 +1,422 @@
+"""What `lexloom ui` would tell Prefect: deployments, schedules, forms and the notice of a failure."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from socketserver import StreamRequestHandler, TCPServer
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_SERVER_API_AUTH_STRING,
+    temporary_settings,
+)
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import ValidationError, validate
+
+from lexloom.deployments.cli.main import FLOWS
+from lexloom.deployments.server import local as operate
+from lexloom.deployments.server import register as deploy
+from lexloom.tasks.store.artifacts import Store
+
+ENTRIES = {entry["name"]: entry for entry in yaml.safe_load(deploy.DEPLOYMENTS.read_text())["deployments"]}
+AUTOMATIONS = yaml.safe_load((deploy.DEPLOYMENTS.parent / "automations.yaml").read_text())["automations"]
+
+
+@pytest.fixture(autouse=True)
+def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`main` settles environment variables, and takes the signals."""
+    monkeypatch.setattr(operate, "settle_environment", lambda verbose: None)
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def flow_of(name: str) -> Flow[..., Any]:
+    return load_flow_from_entrypoint(ENTRIES[name]["entrypoint"])
+
+
+# prefect.yaml
+
+
+def test_every_flow_of_the_command_line_is_deployed() -> None:
+    assert list(ENTRIES) == list(FLOWS)
+    for name, entry in FLOWS.items():
+        assert ENTRIES[name]["entrypoint"] == f"{entry.module}.{entry.function}"
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_deployments_parameters_are_what_its_flow_takes(name: str) -> None:
+    entry, flow = ENTRIES[name], flow_of(name)
+    assert flow.name == name
+    assert entry["enforce_parameter_schema"] is True
+    schema = parameter_schema(flow).model_dump()
+    assert not validate(entry["parameters"], schema, raise_on_error=True)
+    taken = flow.validate_parameters(entry["parameters"])["config"]
+    assert taken == type(taken)(), "the form begins with the command's defaults"
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_schedule_has_a_timezone_and_a_slug_and_sleeps(name: str) -> None:
+    (schedule,) = ENTRIES[name]["schedules"]
+    assert set(schedule) == {"slug", "cron", "timezone", "active"}
+    assert schedule["active"] is False
+    CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+    assert ZoneInfo(schedule["timezone"])
+
+
+def test_no_two_schedules_begin_at_the_same_time() -> None:
+    times = [tuple(entry["schedules"][0]["cron"].split()) for entry in ENTRIES.values()]
+    assert len({(minute, hour, day) for minute, hour, _, _, day in times}) == len(times)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_field_of_the_form_is_described_and_has_its_place(name: str) -> None:
+    schema = parameter_schema(flow_of(name)).model_dump()
+    for title, definition in schema["definitions"].items():
+        places = [field["position"] for field in definition["properties"].values()]
+        assert len(set(places)) == len(places), f"two fields of {title} have one place"
+        for field, said in definition["properties"].items():
+            assert said.get("description"), f"{title}.{field} is not described"
+
+
+def test_the_files_are_part_of_the_installed_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    (pattern,) = project["tool"]["setuptools"]["package-data"]["deployments"]
+    assert deploy.DEPLOYMENTS in deploy.DEPLOYMENTS.parent.glob(pattern)
+
+
+def test_on_this_machine_runs_have_this_python_and_this_folder(tmp_path: Path) -> None:
+    job = operate.on_this_machine()["job_configuration"]
+    python, *flags = shlex.split(job["command"])
+    assert python == sys.executable
+    assert flags == ["-P", "-m", "prefect.engine"], "not from the folder where it runs"
+    assert job["working_dir"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("template", [operate.on_this_machine, deploy.job_template])
+def test_a_run_can_override_nothing_of_its_job(template: Callable[[], dict[str, Any]]) -> None:
+    """Prefect checks a run's variables against the schema, and fills them into the configuration."""
+    schema = template()["variables"]
+    for variable in ("command", "env", "env.PATH", "working_dir", "stream_output", "name", "labels"):
+        with pytest.raises(ValidationError, match="Additional properties are not allowed"):
+            validate({variable: "touch /tmp/x"}, schema, raise_on_error=True, preprocess=True)
+    assert not validate({}, schema, raise_on_error=True, preprocess=True)
+    assert "{{" not in str(template()["job_configuration"])
+
+
+def test_schedules_that_are_there_stay_as_they_were_set() -> None:
+    client = SimpleNamespace(read_deployments=lambda: [SimpleNamespace(name="word2vec")])
+    first, *others = deploy.read_deployments(client)["deployments"]
+    assert "schedules" not in first
+    assert all("schedules" in other for other in others)
+
+
+# the environment
+
+
+def test_server_worker_and_runs_share_one_store_and_log_for_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "7")
+    found = operate.environment_of("http://127.0.0.1:4200/api", Store("relative"), None)
+    assert found["LEXLOOM_STORE"] == str(tmp_path / "relative")
+    assert found["PREFECT_LOGGING_LEVEL"] == "INFO"
+    assert found["PREFECT_WORKER_QUERY_SECONDS"] == "7"
+    assert found["PREFECT_SERVER_UI_API_URL"] == "/api"
+    assert found["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200"
+
+
+RANDOM = "lexloom:random"
+
+
+@pytest.mark.parametrize(
+    ("settings", "server", "client"),
+    [
+        ({}, RANDOM, RANDOM),
+        ({PREFECT_API_AUTH_STRING: "of:another"}, RANDOM, RANDOM),
+        ({PREFECT_SERVER_API_AUTH_STRING: "ann:secret"}, "ann:secret", "ann:secret"),
+        (
+            {PREFECT_SERVER_API_AUTH_STRING: "ann:secret", PREFECT_API_AUTH_STRING: "ann:other"},
+            "ann:secret",
+            "ann:other",
+        ),
+    ],
+)
+def test_server_and_clients_get_the_login_through_their_environment(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[Any, str], server: str, client: str
+) -> None:
+    """The user's login from Prefect's settings, which know the profile, too; or else a random one."""
+    monkeypatch.setattr(operate, "new_login", lambda: RANDOM)
+    for setting, value in settings.items():
+        monkeypatch.setenv(setting.name, value)
+    with temporary_settings(settings):
+        login = operate.login_of("127.0.0.1", wanted=True)
+        found = operate.environment_of("http://127.0.0.1:4200/api", Store(), login)
+    assert found["PREFECT_SERVER_API_AUTH_STRING"] == server
+    assert found["PREFECT_API_AUTH_STRING"] == client
+
+
+def test_without_a_login_none_is_handed_on() -> None:
+    assert operate.login_of("127.0.0.1", wanted=False) is None
+    found = operate.environment_of("http://127.0.0.1:4200/api", Store(), None)
+    assert not {name for name in found if name.endswith("AUTH_STRING")}
+
+
+def test_a_login_is_random_unless_one_is_set() -> None:
+    first, second = (operate.login_of("0.0.0.0", wanted=True) for _ in range(2))
+    assert first != second
+    with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: "ann:secret"}):
+        assert operate.login_of("0.0.0.0", wanted=True) == "ann:secret"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:4200"),
+        ("localhost", "http://localhost:4200"),
+        ("0.0.0.0", "http://127.0.0.1:4200"),
+        ("::1", "http://[::1]:4200"),
+        ("::", "http://[::1]:4200"),
+    ],
+)
+def test_the_page_is_at_an_address_that_can_be_asked(host: str, url: str) -> None:
+    assert operate.url_of(host, 4200) == url
+
+
+# bad input
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*arguments: object, **named: object) -> None:
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr(operate, "Program", start)
+
+
+def said_by_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert operate.main(list(arguments)) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    return said.strip()
+
+
+def test_a_port_in_use_is_said_before_anything_starts(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = said_by_main(capsys, "--port", str(port))
+    assert said == f"error: port {port} of 127.0.0.1 is in use: name another with --port, or 0 for any"
+
+
+def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings({PREFECT_API_URL: "http://prefect.example/api"}):
+        said = said_by_main(capsys, "--port", "0")
+    assert said.startswith(
+        "error: PREFECT_API_URL is http://prefect.example/api, but `lexloom ui` starts its own"
+    )
+    commands = re.findall("`([^`]+)`", said)[1:]
+    assert commands == [
+        "python -m lexloom.deployments.server.register",
+        "prefect worker start --pool lexloom --type process",
+    ]
+
+
+def test_others_are_not_served_without_a_login(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings(restore_defaults={PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING}):
+        said = said_by_main(capsys, "--host", "0.0.0.0", "--port", "0", "--no-login")
+    assert said == (
+        "error: --no-login requires a loopback address, and --host is 0.0.0.0: omit --no-login or --host"
+    )
+
+
+def test_a_login_that_is_set_is_not_left_out(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with temporary_settings(
+        {PREFECT_SERVER_API_AUTH_STRING: "ann:secret"}, restore_defaults={PREFECT_API_URL}
+    ):
+        said = said_by_main(capsys, "--port", "0", "--no-login")
+    assert said == (
+        "error: --no-login conflicts with PREFECT_SERVER_API_AUTH_STRING: unset the variable or omit"
+        " --no-login"
+    )
+
+
+def test_an_allowed_host_that_is_none_is_said_before_anything_starts(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = said_by_main(capsys, "--port", "0", "--allow-host", "a b")
+    assert said == "error: 'a b' is not a valid host: use NAME, NAME:PORT or http://NAME:PORT"
+
+
+def test_a_link_is_asked_for_where_nothing_runs(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with temporary_settings({PREFECT_HOME: tmp_path / "home"}):
+        said = said_by_main(capsys, "--link")
+    assert said == (f"error: no `lexloom ui` with a login is running for PREFECT_HOME={tmp_path}/home")
+
+
+def test_a_store_that_can_not_be_written_is_said_before_anything_starts(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        said = said_by_main(capsys, "--port", "0", "--store", str(tmp_path / "file" / "store"))
+    assert said.startswith(f"error: the store {tmp_path}/file/store is not writable")
+
+
+def test_a_second_one_does_not_take_the_records_of_the_first(
+    nothing_starts: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with (
+        temporary_settings({PREFECT_HOME: tmp_path / "home"}, restore_defaults={PREFECT_API_URL}),
+        operate.log_file(),
+    ):
+        said = said_by_main(capsys, "--port", "0")
+    assert said.startswith(f"error: another lexloom ui is at work on Prefect's records in {tmp_path}/home")
+
+
+def test_a_program_that_ends_by_itself_says_where_its_log_is(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        program = operate.Program("server", ["no_such_module"], dict(os.environ), log)
+        with pytest.raises(RuntimeError, match=rf"the server has ended \(exit 1\): see {tmp_path}/log"):
+            program.until_healthy("http://127.0.0.1:9")
+
+
+# the work pool
+
+
+TEMPLATE = deploy.job_template()
+
+
+class Pool:
+    """A client of a server that has one work pool, or none."""
+
+    def __init__(self, kind: str | None) -> None:
+        self.kind = kind
+        self.told: list[WorkPoolCreate | WorkPoolUpdate] = []
+
+    def read_work_pool(self, name: str) -> SimpleNamespace:
+        if self.kind is None:
+            raise ObjectNotFound(http_exc=Exception())
+        return SimpleNamespace(type=self.kind)
+
+    def create_work_pool(self, pool: WorkPoolCreate) -> None:
+        self.told.append(pool)
+
+    def update_work_pool(self, name: str, change: WorkPoolUpdate) -> None:
+        self.told.append(change)
+
+
+def test_a_pool_that_is_not_there_is_made() -> None:
+    client = Pool(None)
+    deploy.make_pool(client, TEMPLATE)
+    (pool,) = client.told
+    assert isinstance(pool, WorkPoolCreate)
+    assert (pool.name, pool.type, pool.concurrency_limit) == ("lexloom", "process", 2)
+    assert pool.base_job_template == TEMPLATE
+
+
+def test_a_pool_that_is_there_keeps_its_limit_and_is_resumed_by_a_start() -> None:
+    client = Pool("process")
+    deploy.make_pool(client, TEMPLATE)
+    operate.resume_pool(client)
+    assert [change.model_dump(exclude_unset=True) for change in client.told] == [
+        {"base_job_template": TEMPLATE},  # not that of an earlier version, which let runs name a command
+        {"is_paused": False},
+    ]
+
+
+def test_a_pool_whose_runs_are_not_processes_is_refused() -> None:
+    with pytest.raises(ValueError, match="is of type docker, not process: delete it by `prefect work-pool d"):
+        deploy.make_pool(Pool("docker"), TEMPLATE)
+
+
+# a server that does not answer
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that answers nothing, and what it was asked."""
+    requests: list[str] = []
+
+    class Silent(StreamRequestHandler):
+        def handle(self) -> None:
+            requests.append(self.rfile.readline().decode())
+
+    with TCPServer(("127.0.0.1", 0), Silent) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/api", requests
+        server.shutdown()
+        thread.join()
+
+
+def test_runs_are_cancelled_while_it_lives_and_no_longer(asked: tuple[str, list[str]]) -> None:
+    url, requests = asked
+    server = SimpleNamespace(has_ended=lambda: len(requests) == 2)
+    operate.cancel_runs(operate.client_of({"PREFECT_API_URL": url}), server)
+    assert len(requests) == 2, "once in a round"
+
+
+def test_it_is_watched_by_asking_once(monkeypatch: pytest.MonkeyPatch, asked: tuple[str, list[str]]) -> None:
+    url, requests = asked
+    monkeypatch.setattr(operate, "POLL_SECONDS", 0)
+    rounds = iter([False, False, True])
+    worker = SimpleNamespace(has_ended=lambda: next(rounds), complain=lambda: sys.exit("it has ended"))
+    server = SimpleNamespace(has_ended=lambda: False)
+    look, first = operate.runs, iter([True])
+    monkeypatch.setattr(operate, "runs", lambda *given: [] if next(first, False) else look(*given))
+    with pytest.raises(SystemExit):
+        operate.watch(operate.client_of({"PREFECT_API_URL": url}), [server, worker], url)
+    assert len(requests) == 2, "once in a round"
+
+
+# failures
+
+
+def test_the_notice_of_a_failure_is_one_of_prefects_automations() -> None:
+    (automation,) = [AutomationCore.model_validate(entry) for entry in AUTOMATIONS]
+    trigger = automation.trigger
+    assert isinstance(trigger, EventTrigger)
+    assert trigger.posture is Posture.Reactive
+    assert trigger.expect == {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}
+    (action,) = automation.actions
+    assert action.type == "send-notification"
+
+
+def test_it_watches_the_tag_that_all_deployments_have() -> None:
+    related = AUTOMATIONS[0]["trigger"]["match_related"]
+    assert related["prefect.resource.role"] == "tag"
+    tag = related["prefect.resource.id"].removeprefix("prefect.tag.")
+    assert all(tag in entry["tags"] for entry in ENTRIES.values())

@@ -1,0 +1,60 @@
+"""The table of stages on a run's page."""
+
+from pathlib import Path
+
+import pytest
+
+from lexloom.flows import run as outcome
+from lexloom.flows.run import Story, row, story
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.store.stage import StageRecord
+
+
+def test_a_row_says_what_a_stage_was_made_from_and_why_it_ran() -> None:
+    summary = Summary(rows_in=5, unit_in="words", rows=3, unit="tokens", dropped={"unknown": 2})
+    parents = ["corpus/0123456789abcdef01234567", "vocabulary/fedcba9876543210fedcba98"]
+    record = StageRecord("tokens", "aaaa", parents, False, 1.26, summary, ["pairs.window: 5 -> 8", "more"])
+    assert row(record) == {
+        "stage": "tokens",
+        "cached": "no",
+        "seconds": 1.3,
+        "rows": "5 words → 3 tokens · 2 unknown",
+        "made from": "corpus/01234567, vocabulary/fedcba98",
+        "key": "aaaa",
+        "why it ran": "pairs.window: 5 -> 8; more",
+    }
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*given: object, **named: object) -> None:
+        raise ConnectionError("nobody is there")
+
+    monkeypatch.setattr(outcome, "create_table_artifact", gone)
+
+
+def test_a_run_that_is_done_is_done_even_if_its_table_can_not_be_shown(
+    no_server: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with story("word2vec", ""):
+        pass
+    assert "the table of stages could not be shown" in caplog.text
+
+
+def test_a_run_that_fails_says_why_even_if_its_table_can_not_be_shown(no_server: None) -> None:
+    with pytest.raises(ValueError, match="no text remains"), story("word2vec", ""):
+        raise ValueError("no text remains")
+
+
+def test_the_metrics_are_those_of_what_stands_in_the_store_in_the_end() -> None:
+    """A model that was found, and that the evaluation found to be damaged, was built again."""
+
+    def summary(**facts: float) -> Summary:
+        return Summary(rows_in=1, unit_in="pairs", rows=1, unit="words", facts=facts)
+
+    built = StageRecord("train_word2vec", "m", [], False, 1.0, summary(loss=2.0), ["rebuilt: x is missing"])
+    model, scores, page = (
+        Artifact(stage=stage, key="m", folder=Path(stage), summary=summary(**facts))
+        for stage, facts in (("train_word2vec", {"loss": 1.0}), ("evaluate", {"score": 0.5}), ("report", {}))
+    )
+    assert Story("word2vec", [built]).outcome(model, scores, page).metrics == {"loss": 2.0, "score": 0.5}

@@ -1,0 +1,32 @@
+"""Numbers as a person reads them."""
+
+import pytest
+
+from lexloom.tasks.display.formatting import counted
+
+
+@pytest.mark.parametrize(
+    ("units", "one"),
+    [
+        ("documents", "1 document"),
+        ("word vectors", "1 word vector"),
+        ("held-out windows", "1 held-out window"),
+        ("reviews in 3 epochs", "1 review in 3 epochs"),
+        ("batches", "1 batch"),
+        ("entries", "1 entry"),
+        ("words without a neighbour", "1 word without a neighbour"),
+        ("labels like 4.0 read as 4", "1 label like 4.0 read as 4"),
+        ("pipes, sockets or devices left out", "1 pipe, socket or device left out"),
+        ("hidden files or folders left out", "1 hidden file or folder left out"),
+        ("without a label", "1 without a label"),
+        ("with bytes replaced that were NUL bytes", "1 with bytes replaced that were NUL bytes"),
+        ("cut at 16 tokens", "1 cut at 16 tokens"),
+        ("below the minimum count", "1 below the minimum count"),
+        ("empty", "1 empty"),
+        ("NaN cells read as no label", "1 NaN cell read as no label"),
+    ],
+)
+def test_one_is_singular_and_all_else_plural(units: str, one: str) -> None:
+    assert counted(1, units) == one
+    assert counted(0, units) == f"0 {units}"
+    assert counted(1234, units) == f"1,234 {units}"

@@ -1,0 +1,129 @@
+"""Training in Prefect's page: a bar with a line of figures, and a curve, updated in place, seldom."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+
+from lexloom.tasks.display import progress as live
+from lexloom.tasks.display.progress import CURVE_POINTS, Page, curve, shown_progress
+from lexloom.training.progress import Progress
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+POINTS = [
+    Progress(
+        seconds=float(step),
+        step=step,
+        examples=1000 * step,
+        total_examples=100_000,
+        share=step / 100,
+        loss=5 - step / 25,
+        loss_examples=1000,
+        learning_rate=0.05,
+    )
+    for step in range(1, 101)
+]
+
+
+def artifacts() -> dict[str, list[Any]]:
+    with get_client(sync_client=True) as client:
+        found: dict[str, list[Any]] = {}
+        for artifact in client.read_artifacts():
+            found.setdefault(str(artifact.key), []).append(artifact)
+        return found
+
+
+def test_the_page_shows_the_last_point_and_a_curve_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1_000))
+    monkeypatch.setattr(live, "monotonic", lambda: float(next(clock)))
+    updates: list[Any] = []
+    update = live.update_progress_artifact
+
+    def counted(*given: Any, **named: Any) -> None:
+        updates.append(given)
+        update(*given, **named)
+
+    monkeypatch.setattr(live, "update_progress_artifact", counted)
+
+    @task
+    def training() -> None:
+        with shown_progress("pairs", "") as on_progress:
+            for point in POINTS:
+                on_progress(point)
+
+    @flow
+    def trains() -> None:
+        training()
+
+    trains()
+    found = artifacts()
+    assert {key: len(each) for key, each in found.items()} == {"training": 1, "training-curve": 1}
+    assert len(updates) < len(POINTS)
+    (bar,), (table,) = found["training"], found["training-curve"]
+    assert float(bar.data) == 100
+    assert bar.description == "100k of 100k pairs · epoch 1 · loss 1.000 · rate 0.05 · 1k/s"
+    rows = json.loads(table.data)
+    assert len(rows) == CURVE_POINTS
+    assert rows[-1] == {
+        "step": 100,
+        "epoch": 1,
+        "pairs": 100_000,
+        "loss": 1.06,  # the mean of the last four points: 1.12, 1.08, 1.04 and 1
+        "learning rate": 0.05,
+        "seconds": 100.0,
+    }
+
+
+@pytest.mark.parametrize("call", ["create_progress_artifact", "update_progress_artifact"])
+def test_a_server_that_is_gone_does_not_end_a_training(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    def gone(*given: object, **named: object) -> None:
+        raise ConnectionError("nobody is there")
+
+    monkeypatch.setattr(live, call, gone)
+
+    @task
+    def training() -> int:
+        with shown_progress("pairs", "") as on_progress:
+            for point in POINTS[:3]:
+                on_progress(point)
+        return 3
+
+    @flow
+    def trains() -> int:
+        return training()
+
+    assert trains() == 3
+    assert "training goes on" in caplog.text
+
+
+def test_outside_of_a_run_nothing_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "Page", None)
+    with shown_progress("pairs", "") as on_progress:
+        on_progress(POINTS[0])
+
+
+def test_a_curve_is_spread_evenly_and_ends_at_the_end() -> None:
+    assert [row["step"] for row in curve(POINTS[:3], "pairs")] == [1, 2, 3]
+    assert [row["step"] for row in curve(POINTS, "pairs")] == list(range(4, 101, 4))
+    assert curve([replace(POINTS[0], loss=0.123456)], "pairs")[0]["loss"] == 0.1235
+
+
+def test_a_row_has_the_losses_of_all_its_points_by_their_examples() -> None:
+    points = [replace(point, loss=1.0) for point in POINTS[: 2 * CURVE_POINTS]]
+    points[0] = replace(points[0], loss=4.0, loss_examples=10)
+    assert curve(points, "pairs")[0]["loss"] == round((10 * 4.0 + 1000 * 1.0) / 1010, 4)
+
+
+def test_a_point_takes_the_place_of_one_whose_examples_it_has_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Page, "_fill", lambda *given: None)
+    monkeypatch.setattr(Page, "_draw", lambda *given: None)
+    page = Page("pairs")
+    short = replace(POINTS[1], step=3, examples=2050, loss_examples=1050)
+    for point in (*POINTS[:2], short):
+        page.show(point)
+    assert page.points == [POINTS[0], short]

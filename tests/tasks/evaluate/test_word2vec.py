@@ -1,0 +1,252 @@
+"""Scores are gensim's; sets are found and checked; neighbours are shown of words that say something."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import scipy.stats
+from gensim.models import KeyedVectors
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import lexloom.tasks.evaluate.word2vec
+from lexloom.models.word2vec.vectors import WordVectors
+from lexloom.tasks.evaluate.word2vec import (
+    EvaluateConfig,
+    EvaluationSets,
+    Scorer,
+    evaluate,
+    highlights,
+    locate_sets,
+    read_analogies,
+    read_evaluation,
+    read_similarity,
+    spearman,
+    telling_words,
+)
+from lexloom.tasks.store.artifacts import Artifact, Summary
+
+NO_SETS = {"similarity": [], "analogies": []}
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Callable[..., tuple[Artifact, Artifact]]:
+    """A model and a vocabulary artifact with these words and vectors."""
+
+    def make(words: list[str], vectors: np.ndarray) -> tuple[Artifact, Artifact]:
+        summary = Summary(rows_in=0, unit_in="", rows=0, unit="")
+        folders = [tmp_path / "model", tmp_path / "vocabulary"]
+        for folder in folders:
+            folder.mkdir()
+        WordVectors(words, vectors.astype(np.float32)).save(folders[0])
+        table = pa.table({"word": words, "count": list(range(len(words), 0, -1))})
+        pq.write_table(table, folders[1] / "vocabulary.parquet")
+        model, vocabulary = (
+            Artifact(stage=folder.name, key=folder.name, folder=folder, summary=summary) for folder in folders
+        )
+        return model, vocabulary
+
+    return make
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# equal to gensim
+
+
+def random_model(words: list[str], seed: int) -> tuple[WordVectors, KeyedVectors]:
+    vectors = np.random.default_rng(seed).normal(size=(len(words), 6)).astype(np.float32)
+    peer = KeyedVectors(6)
+    peer.add_vectors(words, vectors)
+    return WordVectors(words, vectors), peer
+
+
+def test_similarity_is_gensims(tmp_path):
+    generator = np.random.default_rng(1)
+    words = [f"Word{i}" for i in range(40)]
+    ours, peer = random_model(words, seed=2)
+    asked = [*words, "unknown", "absent", *map(str.upper, words[:5])]
+    drawn = [generator.choice(asked, 2, replace=False) for _ in range(300)]
+    lines = [f"{a}\t{b}\t{generator.integers(0, 8)}" for a, b in drawn]
+    path = write(tmp_path / "pairs.tsv", "# a comment\n" + "\n".join(lines) + "\n")
+    for restrict in (300, 25):
+        score = Scorer(ours, restrict).similarity("pairs", read_similarity(path))
+        _, (expected, _), unknown_percent = peer.evaluate_word_pairs(path, restrict_vocab=restrict)
+        assert score.spearman == pytest.approx(expected, abs=1e-6)
+        assert 100 * (1 - score.coverage) == pytest.approx(unknown_percent)
+
+
+@pytest.mark.parametrize("block", [1, 1 << 26], ids=["one question at a time", "all at once"])
+def test_analogies_are_gensims(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(lexloom.tasks.evaluate.word2vec, "SCORES_AT_ONCE", block)
+    generator = np.random.default_rng(3)
+    lower = [f"w{i}" for i in range(12)]
+    words = [*lower, "W3", "w12", "W0", "W5"]  # other spellings of words above
+    ours, peer = random_model(words, seed=4)
+    asked = [*words, "unknown"]
+    sections = [
+        [" ".join(line) for line in generator.choice(asked, (250, 4), replace=True)] for _ in range(2)
+    ]
+    path = write(
+        tmp_path / "questions.txt",
+        "".join(f": part {i}\n" + "\n".join(lines) + "\n" for i, lines in enumerate(sections)),
+    )
+    for restrict in (300, 11):
+        score = Scorer(ours, restrict).analogies("questions", read_analogies(path))
+        expected, parts = peer.evaluate_word_analogies(path, restrict_vocab=restrict)
+        assert score.correct > 10
+        assert score.accuracy == pytest.approx(expected)
+        for ours_, theirs in zip(score.sections, parts, strict=False):
+            assert ours_.name == theirs["section"]
+            assert ours_.correct == len(theirs["correct"])
+            assert ours_.scored == len(theirs["correct"]) + len(theirs["incorrect"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(-1, 1)), min_size=2, max_size=50))
+def test_ties_have_their_mean_rank(judged):
+    first, second = np.array(judged).T
+    ours = spearman(first, second)
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        assert ours is None
+    else:
+        assert ours == pytest.approx(scipy.stats.spearmanr(first, second).statistic, abs=1e-9)
+
+
+# the files
+
+
+def test_a_malformed_judgement_names_its_line(tmp_path):
+    path = write(tmp_path / "bad.tsv", "# header\nold new 1.5\nsmart clever\n")
+    with pytest.raises(ValueError, match=r"bad\.tsv:3: not 'word word score': 'smart clever'"):
+        read_similarity(path)
+    with pytest.raises(ValueError, match=r"worse\.tsv:1: not 'word word score'"):
+        read_similarity(write(tmp_path / "worse.tsv", "old new high\n"))
+
+
+def test_a_malformed_question_names_its_line(tmp_path):
+    with pytest.raises(ValueError, match=r"three\.txt:3: 3 words instead of four"):
+        read_analogies(write(tmp_path / "three.txt", ": s\na b c d\na b c\n"))
+    with pytest.raises(ValueError, match=r"bare\.txt:1: a question before the first section"):
+        read_analogies(write(tmp_path / "bare.txt", "a b c d\n"))
+
+
+def test_sections_are_read_as_written(tmp_path):
+    path = write(tmp_path / "q.txt", ": my capitals\nAthens Greece Oslo Norway\n\n: empty\n")
+    assert read_analogies(path) == {"my capitals": [["Athens", "Greece", "Oslo", "Norway"]], "empty": []}
+
+
+def test_sets_are_known_by_name_and_content_not_by_place(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    here = write(tmp_path / "a" / "mine.tsv", "old new 1\n")
+    there = write(tmp_path / "b" / "mine.tsv", "old new 1\n")
+    keys = [locate_sets(EvaluateConfig(similarity=[path], analogies=[])).key for path in (here, there)]
+    assert keys[0] == keys[1]
+    write(there, "old new 2\n")
+    assert locate_sets(EvaluateConfig(similarity=[there], analogies=[])).key != keys[0]
+    configs = [EvaluateConfig(similarity=[path]) for path in (here, there)]
+    assert evaluate.key((), configs[0]) == evaluate.key((), configs[1])
+
+
+def test_the_sets_that_come_with_gensim_are_found_and_well_formed():
+    found = locate_sets(EvaluateConfig())
+    assert [entry.name for entry in found.sets] == ["wordsim353", "simlex999", "questions-words"]
+    assert [len(read_similarity(entry.path)) for entry in found.of_kind("similarity")] == [353, 999]
+    [questions] = found.of_kind("analogies")
+    sections = read_analogies(questions.path)
+    assert (len(sections), sum(map(len, sections.values()))) == (14, 19544)
+    assert "path" not in json.dumps(found.model_dump(mode="json"))
+
+
+def test_without_gensim_there_are_none(monkeypatch):
+    monkeypatch.setattr(lexloom.tasks.evaluate.word2vec.importlib.util, "find_spec", lambda name: None)
+    assert locate_sets(EvaluateConfig()).sets == []
+
+
+def test_a_missing_or_doubly_named_file_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"the analogies file .*none\.txt is not there"):
+        locate_sets(EvaluateConfig(analogies=[tmp_path / "none.txt"]))
+    path = write(tmp_path / "one.tsv", "a b 1\n")
+    with pytest.raises(ValueError, match="two evaluation files are called one"):
+        locate_sets(EvaluateConfig(similarity=[path, path], analogies=[]))
+
+
+# the stage
+
+
+SQUARE = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9], [-1, -1]])
+WORDS = ["north", "Northern", "east", "eastern", "odd"]
+
+
+def test_what_is_written(build, inputs, tmp_path):
+    similarity = write(tmp_path / "sim.tsv", "north northern 9\nnorth east 3\nnorth odd 1\nup down 2\n")
+    analogies = write(tmp_path / "ana.txt", ": ways\nnorth northern east eastern\nup a b c\n")
+    config = EvaluateConfig(
+        neighbours_of=["east", "absent"], neighbours=2, similarity=[similarity], analogies=[analogies]
+    )
+    made = build(evaluate, *inputs(WORDS, SQUARE), locate_sets(config), config=config)
+    found = read_evaluation(made)
+    [east] = found.neighbours
+    assert (east.word, east.count) == ("east", 3)
+    assert [(near.word, near.count) for near in east.neighbours] == [("eastern", 2), ("Northern", 4)]
+    assert east.neighbours[0].similarity == pytest.approx(0.9 / np.hypot(0.1, 0.9), abs=1e-4)
+    [score] = found.similarity
+    assert (score.name, score.pairs, score.scored, score.spearman) == ("sim", 4, 3, pytest.approx(1.0))
+    [score] = found.analogies
+    assert (score.questions, score.scored, score.correct, score.accuracy) == (2, 1, 1, 1.0)
+    assert score.coverage == 0.5
+    assert made.facts == {"sim": 1.0, "ana": 1.0}
+    assert made.summary.dropped == {"asked for and unknown": 1}
+    *_, east_shown, absent_shown = highlights(made, 80).plain.splitlines()
+    assert east_shown.startswith("east    eastern 0.99  Northern ")
+    assert absent_shown == "absent  is none of the model's words"
+
+
+def test_no_sets_at_hand_is_said_and_not_fatal(build, inputs):
+    config = EvaluateConfig(**NO_SETS)
+    made = build(evaluate, *inputs(WORDS, SQUARE), EvaluationSets(sets=[]), config=config)
+    assert "install gensim" in made.facts["scores"]
+    assert read_evaluation(made).similarity == []
+
+
+def test_nothing_known_of_a_set_has_no_score(build, inputs, tmp_path):
+    config = EvaluateConfig(
+        similarity=[write(tmp_path / "sim.tsv", "up down 1\n")],
+        analogies=[write(tmp_path / "ana.txt", ": s\na b c d\n")],
+    )
+    made = build(evaluate, *inputs(WORDS, SQUARE), locate_sets(config), config=config)
+    assert made.facts == {"sim": None, "ana": None}
+
+
+def test_words_to_look_at_are_frequent_but_no_function_words():
+    function_words = [f"f{i}" for i in range(100)]
+    contents = [f"content{i}" if i % 3 else "in" for i in range(400)]
+    chosen = telling_words([*function_words, *contents, *(f"rareandlong{i}" for i in range(50))])
+    assert len(set(chosen)) == 8
+    assert all(word.startswith("content") for word in chosen)
+
+
+def test_a_tiny_vocabulary_is_looked_at_whole():
+    assert telling_words(["a", "bb", "cc", "ddd"]) == ["ddd"]
+    assert telling_words(["aa", "bb"]) == ["aa", "bb"]
+
+
+def test_options_out_of_bounds_are_refused():
+    for options in ({"neighbours": 0}, {"restrict": 0}, {"unheard": 1}):
+        with pytest.raises(ValidationError):
+            EvaluateConfig(**options)
+
+
+def test_a_set_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.txt"
+    path.write_bytes(b"cat dog 3\ncaf\xe9 tea 2\n")
+    with pytest.raises(ValueError, match=r"pairs.txt:2: not UTF-8"):
+        read_similarity(path)

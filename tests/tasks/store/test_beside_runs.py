@@ -1,0 +1,169 @@
+"""Garbage collection and every look at the store beside runs that build, replace and remove."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lexloom.deployments.cli.status import look
+from lexloom.tasks.store import file_access as files
+from lexloom.tasks.store.activity import at_work, interrupted
+from lexloom.tasks.store.artifacts import Manifest, Store
+from lexloom.tasks.store.file_access import children, contents, newest_change, remove
+from lexloom.tasks.store.garbage_collection import collect_garbage
+from lexloom.tasks.store.verify import find_obstacles, verify
+from tests.tasks.store.test_artifacts import put
+
+SECONDS = 1.0
+
+
+@pytest.fixture
+def vanishing(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store whose artifacts are removed as soon as they were listed."""
+    put(store, "corpus", "k1")
+    put(store, "tokens", "t1")
+    manifests, places = Store.manifests, Store.places
+
+    def then_remove(self: Store) -> Iterator[Manifest]:
+        found = list(manifests(self))
+        shutil.rmtree(self.root / "corpus", ignore_errors=True)
+        return iter(found)
+
+    def places_then_remove(self: Store) -> list[tuple[str, str]]:
+        found = places(self)
+        shutil.rmtree(self.root / "corpus", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Store, "manifests", then_remove)
+    monkeypatch.setattr(Store, "places", places_then_remove)
+    return store
+
+
+def test_an_artifact_that_vanishes_meanwhile_is_not_collected_nor_missed(vanishing: Store) -> None:
+    assert collect_garbage(vanishing, keep=1) == []
+    assert vanishing.manifest("tokens", "t1") is not None
+
+
+def test_an_artifact_that_vanishes_meanwhile_is_no_damage(vanishing: Store) -> None:
+    assert [each.name for each in verify(vanishing, vanishing.places())] == ["tokens/t1"]
+    assert list(vanishing.manifests())
+
+
+def test_an_artifact_that_is_replaced_meanwhile_is_looked_at_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (put(store, "corpus", "k1").folder / "data.txt").unlink()
+    damage = Store.damage
+
+    def then_replace(self: Store, *arguments: str) -> str | None:
+        found = damage(self, *arguments)  # type: ignore[arg-type]
+        monkeypatch.setattr(Store, "damage", damage)
+        put(store, "corpus", "k1")
+        return found
+
+    monkeypatch.setattr(Store, "damage", then_replace)
+    assert [each.damage for each in verify(store, store.places())] == [None]
+
+
+@pytest.fixture
+def folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A half-built folder that loses a file after it was listed, and what is listed next as well."""
+    folder = store.new_folder("corpus", "k1")
+    (folder / "below").mkdir()
+    for name in ("a", "b", "below/c"):
+        (folder / name).write_text("four")
+    (folder / "link").symlink_to("nowhere")
+    walk = os.walk
+
+    def then_lose(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for found in walk(top):
+            (folder / "a").unlink(missing_ok=True)
+            shutil.rmtree(folder / "below", ignore_errors=True)
+            yield found
+
+    monkeypatch.setattr(files.os, "walk", then_lose)
+    return folder
+
+
+def test_files_that_vanish_are_not_counted(store: Store, folder: Path) -> None:
+    assert contents(folder) == (1, 4)
+
+
+def test_the_newest_change_is_that_of_what_is_left(folder: Path) -> None:
+    os.utime(folder / "b", (1e9, 1e9))
+    assert newest_change(folder) >= 1e9
+    assert newest_change(folder / "gone") == 0
+
+
+def test_status_comes_through(store: Store, folder: Path) -> None:
+    (work,) = look(store, [], 0).at_work
+    assert (work.files, work.bytes) == (1, 4)
+
+
+def test_a_folder_that_somebody_else_removes_is_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store.new_folder("corpus", "k1")
+    (folder / "a").write_text("")
+    rmtree = shutil.rmtree
+    tries: list[str] = []
+
+    def stumble(path: Path) -> None:
+        tries.append("try")
+        if len(tries) == 1:
+            raise FileNotFoundError(2, "gone", str(path / "a"))
+        rmtree(path)
+
+    monkeypatch.setattr(files.shutil, "rmtree", stumble)
+    remove(folder)
+    assert not folder.exists()
+    remove(folder)
+    assert len(tries) == 2
+
+
+def test_a_folder_that_is_gone_or_none_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert children(tmp_path / "gone") == children(tmp_path / "file") == []
+
+
+def test_beside_builds_nothing_fails_and_nothing_is_lost(store: Store) -> None:
+    """One thread builds, uses and discards; the others look, and collect what is not needed."""
+    end = time.monotonic() + SECONDS
+    kept = put(store, "corpus", "kept")
+
+    def build() -> None:
+        for number in range(1_000_000):
+            if time.monotonic() > end:
+                return
+            for key in ("a", "b"):
+                (store.scratch("corpus", key) / "half").write_text("x")
+                put(store, "corpus", key)
+            store.new_folder("pairs", f"k{number}").joinpath("x").write_text("x")
+            for path in children(store.root / ".building"):
+                remove(path)
+            store.discard("corpus", "a")
+            remove(store.root / ".scratch" / "corpus-b")
+
+    def repeat(call: Callable[[], object]) -> int:
+        rounds = 0
+        while time.monotonic() < end:
+            call()
+            rounds += 1
+        return rounds
+
+    looks: list[Callable[[], object]] = [
+        lambda: collect_garbage(store, keep=0),
+        lambda: collect_garbage(store, keep=1),
+        lambda: interrupted(store, at_work(store)),
+        lambda: [*verify(store, store.places()), *find_obstacles(store)],
+    ]
+    with store.hold("corpus", "kept"), ThreadPoolExecutor(len(looks) + 1) as pool:
+        building = pool.submit(build)
+        rounds = list(pool.map(repeat, looks))
+        building.result()
+    assert all(rounds)
+    assert store.damage(kept.stage, kept.key, "full") is None

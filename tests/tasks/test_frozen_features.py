@@ -1,0 +1,227 @@
+"""Features: what is kept of a review is what the frozen part says of it, whatever it was computed with."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lexloom.models.sentiment.frozen_encoder import FrozenPart, load_classifier, load_tokenizer
+from lexloom.tasks import frozen_features as module
+from lexloom.tasks.frozen_features import FeaturesConfig, Runs, features, label_counts, read_options
+from lexloom.tasks.sources.encoder import Backbone, BackboneConfig, locate_backbone
+from lexloom.tasks.store.artifacts import Artifact, Store
+from tests.models.tiny import VOCABULARY, WIDTH, write_backbone
+from tests.tasks.labelled import REVIEWS, texts_of, write_split
+
+MAX_LENGTH = 10
+
+Build = Callable[..., Artifact]
+
+
+@pytest.fixture
+def reviews(store: Store) -> Artifact:
+    return write_split(store)
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Backbone:
+    return locate_backbone(BackboneConfig(backbone=str(write_backbone(tmp_path / "backbone"))))
+
+
+@pytest.fixture
+def compute(build: Build, reviews: Artifact, backbone: Backbone, tmp_path: Path) -> Callable[..., Artifact]:
+    def run(**options: Any) -> Artifact:
+        config = FeaturesConfig(**{"max_length": MAX_LENGTH, "dtype": "float32"} | options)
+        scratch = tmp_path / "scratch"
+        scratch.mkdir(exist_ok=True)
+        return build(features, reviews, backbone, config=config, scratch=scratch)
+
+    return run
+
+
+def runs_of(artifact: Artifact, part: str) -> list[Tensor]:
+    runs = Runs(artifact.folder)
+    places = [
+        pq.read_table(path).select(["shard", "start", "length"])
+        for path in artifact.files(f"{part}-*.parquet")
+    ]
+    return [runs.run(*row.values()) for table in places for row in table.to_pylist()]
+
+
+def expected(backbone: Backbone, texts: list[str]) -> list[Tensor]:
+    """Each text by itself through the frozen part: no batch, no padding."""
+    frozen = FrozenPart(load_classifier(backbone.folder), 1)
+    tokenizer = load_tokenizer(backbone.folder)
+    ids = [tokenizer(text, truncation=True, max_length=MAX_LENGTH)["input_ids"] for text in texts]
+    return [frozen(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.int64))[0].clone() for row in ids]
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_every_review_finds_its_own_activations(
+    compute: Build, reviews: Artifact, backbone: Backbone, part: str
+) -> None:
+    found = runs_of(compute(), part)
+    wanted = expected(backbone, texts_of(reviews, part))
+    assert [run.shape for run in found] == [run.shape for run in wanted]
+    for run, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(run, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 0.02), ("float16", 0.001)])
+def test_shorter_numbers_are_nearly_the_same(compute: Build, dtype: str, error: float) -> None:
+    exact, rounded = (torch.cat(runs_of(compute(dtype=name), "train")) for name in ("float32", dtype))
+    assert rounded.dtype == getattr(torch, dtype)
+    assert 0 < float((rounded.float() - exact).norm() / exact.norm()) < error
+
+
+def test_without_a_cache_token_ids_are_kept(compute: Build, reviews: Artifact, backbone: Backbone) -> None:
+    tokenizer = load_tokenizer(backbone.folder)
+    found = runs_of(compute(cache_features=False), "train")
+    assert [run.tolist() for run in found] == [
+        tokenizer(text, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+        for text in texts_of(reviews, "train")
+    ]
+
+
+def test_rows_say_label_length_and_place(compute: Build) -> None:
+    made = compute()
+    first, *_ = made.files("train-*.parquet")
+    table = pq.read_table(first).to_pydict()
+    lengths = [min(MAX_LENGTH, row % 20 + 3) for row in range(16)]  # two marks, and the first word
+    assert table["length"] == lengths
+    assert table["start"] == [sum(lengths[:row]) for row in range(16)]
+    assert table["label"] == [0, 1] * 8
+    assert load_file(made.folder / "features-00000.safetensors")["activations"].shape == (sum(lengths), WIDTH)
+
+
+def test_what_came_out_is_told(compute: Build) -> None:
+    made = compute()
+    assert (made.facts["train"], made.facts["validation"]) == (REVIEWS, REVIEWS // 4)
+    assert label_counts(made) == [20, 20]
+    assert made.summary.rows == sum(
+        len(run) for part in ("train", "validation") for run in runs_of(made, part)
+    )
+    longer = sum(row % 20 + 3 > MAX_LENGTH for part in (REVIEWS, REVIEWS // 4) for row in range(part))
+    assert made.summary.notes == {"cut at 10 tokens": longer}
+    assert read_options(made) == FeaturesConfig(max_length=MAX_LENGTH, dtype="float32")
+
+
+def test_finished_windows_outlive_a_run_that_was_stopped(
+    compute: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    read = module.Reader.read
+    windows: list[int] = []
+
+    def stopped_at_the_third(self: module.Reader, texts: list[str]) -> Any:
+        windows.append(len(texts))
+        if len(windows) == 3:
+            raise KeyboardInterrupt
+        return read(self, texts)
+
+    monkeypatch.setattr(module.Reader, "read", stopped_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        compute()
+    shutil.rmtree(next((tmp_path / "store" / "features").iterdir()))
+    resumed = compute()
+    assert windows == [16, 16, 8, 8, 10]  # the third window is done again, the first two are not
+    again = runs_of(resumed, "train")
+    shutil.rmtree(resumed.folder)
+    for run, want in zip(again, runs_of(compute(), "train"), strict=True):
+        assert torch.equal(run, want)
+
+
+def test_a_run_that_was_stopped_while_files_went_out_loses_none(
+    compute: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    move = shutil.move
+
+    def stopped_at_the_second(source: Path, target: Path) -> None:
+        if any(target.parent.iterdir()):
+            raise KeyboardInterrupt
+        move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "move", stopped_at_the_second)
+        patch.setattr(Path, "iterdir", lambda folder: iter(sorted(folder.glob("*"))))  # features-* come first
+        with pytest.raises(KeyboardInterrupt):
+            compute()
+    shutil.rmtree(next((tmp_path / "store" / "features").iterdir()))
+    made = compute()
+    assert len(made.files("*.safetensors")) == len(made.files()) == 4
+    assert len(runs_of(made, "train")) == REVIEWS
+
+
+def test_the_device_is_no_part_of_the_key(reviews: Artifact, backbone: Backbone) -> None:
+    keys = {features.key((reviews, backbone), FeaturesConfig(device=device)) for device in ("cpu", "cuda")}
+    assert len(keys) == 1
+
+
+def test_the_key_knows_weights_length_layer_dtype_and_way(reviews: Artifact, backbone: Backbone) -> None:
+    other = backbone.model_copy(update={"digest": "another"})
+    keys = {
+        features.key((reviews, backbone), FeaturesConfig()),
+        features.key((reviews, other), FeaturesConfig()),
+        features.key((reviews, backbone), FeaturesConfig(max_length=99)),
+        features.key((reviews, backbone), FeaturesConfig(trainable_blocks=2)),
+        features.key((reviews, backbone), FeaturesConfig(dtype="float16")),
+        features.key((reviews, backbone), FeaturesConfig(cache_features=False)),
+    }
+    assert len(keys) == 6
+
+
+def test_more_tokens_than_the_backbone_reads_are_refused(compute: Build) -> None:
+    with pytest.raises(ValueError, match="max_length 31 is more than the 30 tokens"):
+        compute(max_length=31)
+
+
+def test_positions_that_lie_before_the_padding_hold_no_token(tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path / "roberta", "roberta", pad_token_id=1)
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    del stated["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated))
+    with pytest.raises(ValueError, match="max_length 31 is more than the 30 tokens"):
+        module.Reader(folder, FeaturesConfig(max_length=31))
+    _, lengths, cut = module.Reader(folder, FeaturesConfig(max_length=30)).read(["film " * 40])
+    assert (lengths.tolist(), cut) == ([30], 1)
+
+
+def test_a_tokenizer_that_cuts_off_the_start_does_so_here(tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path / "left")
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**stated, "truncation_side": "left"}))
+    reader = module.Reader(folder, FeaturesConfig(max_length=8, cache_features=False))
+    found, _, _ = reader.read(["good " * 9 + "film " * 6])
+    assert found["tokens"].tolist() == [VOCABULARY[word] for word in ("[CLS]", *["film"] * 6, "[SEP]")]
+
+
+def test_a_gpu_that_is_not_there_is_said(compute: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="the device cuda is asked for, and torch finds no GPU"):
+        compute(device="cuda")
+
+
+def test_a_cut_that_cannot_be_is_refused_at_once(compute: Build) -> None:
+    with pytest.raises(ValueError, match="trainable_blocks is 9, and the encoder has 3 blocks"):
+        compute(trainable_blocks=9)
+
+
+def test_an_activation_too_large_for_float16_is_refused(
+    compute: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FrozenPart, "forward", lambda self, ids, mask: torch.full((*ids.shape, WIDTH), 1e5))
+    with pytest.raises(OverflowError, match="beyond the range of float16: keep them as bfloat16"):
+        compute(dtype="float16")
+
+
+def test_a_damaged_file_is_named(compute: Build) -> None:
+    made = compute()
+    (made.folder / "features-00000.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(OSError, match=r"features-00000.safetensors can't be read .*compute them again"):
+        Runs(made.folder).run(0, 0, 1)

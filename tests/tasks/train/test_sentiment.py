@@ -1,0 +1,245 @@
+"""Training a sentiment classifier: the same model by every way, whole folders, runs that go on."""
+
+import json
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import pipeline
+
+from lexloom.models.normalization import read_normalization
+from lexloom.models.sentiment.classifier import Sentiment
+from lexloom.tasks.corpus import AsWritten
+from lexloom.tasks.frozen_features import FeaturesConfig, features
+from lexloom.tasks.sources.encoder import Backbone, BackboneConfig, locate_backbone
+from lexloom.tasks.store.artifacts import Artifact, Store
+from lexloom.tasks.train import sentiment as module
+from lexloom.tasks.train.sentiment import (
+    RunLoss,
+    TrainSentimentConfig,
+    balanced,
+    make_optimizer,
+    train_sentiment,
+    trained_part,
+)
+from tests.models.tiny import write_backbone
+from tests.tasks import promises
+from tests.tasks.cards import run_card
+from tests.tasks.labelled import LABELS, texts_of, write_split
+from tests.tasks.promises import Plan, planner
+
+WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.fixture
+def reviews(store: Store) -> Artifact:
+    return write_split(store, reviews=80)
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Backbone:
+    folder = write_backbone(tmp_path / "backbone", **WITHOUT_DROPOUT)
+    return locate_backbone(BackboneConfig(backbone=str(folder)))
+
+
+@pytest.fixture
+def read(
+    reviews: Artifact, backbone: Backbone, build: Callable[..., Artifact], tmp_path: Path
+) -> Callable[..., Artifact]:
+    """Computes features of the reviews."""
+
+    def run(**options: Any) -> Artifact:
+        config = FeaturesConfig(**{"max_length": 16, "dtype": "float32"} | options)
+        scratch = tmp_path / f"scratch-{features.key((reviews, backbone), config)}"
+        scratch.mkdir()
+        return build(features, reviews, backbone, config=config, scratch=scratch)
+
+    return run
+
+
+@pytest.fixture
+def train(backbone: Backbone, tmp_path: Path) -> Callable[..., Path]:
+    """Trains on features and returns the model folder, `name`."""
+
+    def run(found: Artifact, name: str = "model", **options: Any) -> Path:
+        few: dict[str, Any] = {"runner": "local", "workers": 1, "batch_size": 8, "learning_rate": 0.02}
+        config = TrainSentimentConfig(**few | options)
+        out, scratch = tmp_path / name, tmp_path / f"scratch-{name}"
+        out.mkdir(exist_ok=True)
+        scratch.mkdir(exist_ok=True)
+        train_sentiment.function(found, backbone, config, out, scratch)
+        return out
+
+    return run
+
+
+Read, Train = Callable[..., Artifact], Callable[..., Path]
+
+
+def weights(model: Path) -> dict[str, Tensor]:
+    return load_file(model / "model.safetensors")
+
+
+def metrics_of(model: Path) -> dict[str, Any]:
+    return json.loads((model / "metrics.json").read_text())
+
+
+def test_it_learns_what_there_is_to_learn(read: Read, train: Train, reviews: Artifact) -> None:
+    texts = texts_of(reviews, "test")
+    model = train(read(trainable_blocks=3), epochs=15, learning_rate=0.01)
+    found = Sentiment.load(model).classify(texts)
+    assert [label for label, _ in found] == [LABELS[text.startswith("good")] for text in texts]
+
+
+@pytest.mark.parametrize("blocks", range(4))
+def test_from_the_cache_or_without_it_the_model_is_the_same(read: Read, train: Train, blocks: int) -> None:
+    """The plain way goes through the whole encoder in every step; without dropout both must agree."""
+    cached = weights(train(read(trainable_blocks=blocks), "cached"))
+    plain = weights(train(read(trainable_blocks=blocks, cache_features=False), "plain"))
+    assert cached.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(cached[name], value, rtol=1e-3, atol=1e-3)
+
+
+def test_only_the_last_block_and_what_follows_it_move(read: Read, train: Train, backbone: Backbone) -> None:
+    before = load_file(backbone.folder / "model.safetensors")
+    after = weights(train(read(trainable_blocks=1)))
+    moved = {name for name, value in before.items() if not torch.equal(after[f"bert.{name}"], value)}
+    assert {name.rsplit(".", 2)[0] for name in moved} == {
+        *("encoder.layer.2.attention.self", "encoder.layer.2.attention.output"),
+        *("encoder.layer.2.intermediate", "encoder.layer.2.output", "pooler"),
+    }
+
+
+def test_the_folder_says_what_is_in_it(read: Read, train: Train) -> None:
+    model = train(read(), epochs=2)
+    config = json.loads((model / "config.json").read_text())
+    own = json.loads((model / "lexloom.json").read_text())
+    metrics = metrics_of(model)
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "negative", "1": "positive"}
+    assert (own["model"], own["labels"], own["max_length"], own["epochs"]) == ("sentiment", LABELS, 16, 2)
+    assert "runner" not in own
+    rules = read_normalization(model)
+    assert rules is not None
+    assert rules.model_dump() == AsWritten().model_dump()
+    assert metrics["examples"] == 160
+    card = " ".join((model / "README.md").read_text().split())
+    assert "its last block and the classifier were trained by Lexloom on 160 reviews (2 epochs)" in card
+
+
+def test_transformers_classifies_alike_by_the_code_of_the_card(read: Read, train: Train) -> None:
+    model = train(read(), epochs=1)
+    run_card(model)
+    texts = ["good film", "  bad\n\nfilm ", "ünïcödé 猫 🎉 good", "Q", "good " * 500, "[CLS] bad [SEP]"]
+    theirs = pipeline("text-classification", str(model), truncation=True)(texts)
+    ours = Sentiment.load(model).classify(texts)
+    assert [label for label, _ in ours] == [found["label"] for found in theirs]
+    assert [score for _, score in ours] == pytest.approx([found["score"] for found in theirs], abs=1e-5)
+
+
+def test_the_best_model_is_kept_and_training_ends_when_the_error_ceases_to_shrink(
+    read: Read, train: Train, reviews: Artifact
+) -> None:
+    """At a rate far too high later epochs are worse; the folder holds the model that was best."""
+    model = train(read(), epochs=30, learning_rate=0.2, patience=2)
+    metrics = metrics_of(model)
+    losses = [score["loss"] for score in metrics["scores"]]
+    assert metrics["stop_reason"] == "patience"
+    assert metrics["epochs"] < 30
+    (held_out,) = reviews.files("validation-*.parquet")
+    table = pq.read_table(held_out)
+    probabilities = Sentiment.load(model).probabilities(table["text"].to_pylist())
+    right = probabilities[np.arange(len(table)), table["label"].to_numpy()]
+    assert -np.log(right).mean() == pytest.approx(min(losses), abs=2e-3)
+    assert losses[-1] > min(losses)
+
+
+def test_a_run_that_died_is_resumed_and_ends_the_same_to_the_bit(
+    read: Read, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = read()
+    undisturbed = weights(train(found, "undisturbed", checkpoint_every=3))
+    call = RunLoss.__call__
+    steps: list[int] = []
+
+    def dies_at_step_12(self: RunLoss, module: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        steps.append(len(batch["label"]))
+        if len(steps) == 12:
+            raise KeyboardInterrupt
+        return call(self, module, batch)
+
+    monkeypatch.setattr(RunLoss, "__call__", dies_at_step_12)
+    with pytest.raises(KeyboardInterrupt):
+        train(found, "resumed", checkpoint_every=3)
+    resumed = weights(train(found, "resumed", checkpoint_every=3))
+    assert "goes on from its checkpoint of step" in capsys.readouterr().err
+    assert all(torch.equal(value, resumed[name]) for name, value in undisturbed.items())
+
+
+@pytest.fixture
+def plan(read: Read, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    config = TrainSentimentConfig(runner="local", workers=1, batch_size=8)
+    return planner(monkeypatch, module, train_sentiment, (read(), backbone), config, tmp_path)
+
+
+@pytest.mark.parametrize("step", [3, 5, 8])
+def test_ten_steps_are_five_and_a_kill_and_five_more_to_the_bit(plan: Plan, step: int) -> None:
+    promises.ten_steps_are_some_and_a_kill_and_the_rest(plan, step)
+
+
+def test_so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan: Plan) -> None:
+    promises.so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan)
+
+
+def test_balanced_weights_give_every_label_the_same_sum() -> None:
+    assert balanced([30, 10]) == pytest.approx([2 / 3, 2])
+    assert 30 * 2 / 3 == 10 * 2 == (30 + 10) / 2
+
+
+def test_rare_labels_count_more_by_option(read: Read, train: Train) -> None:
+    """Of eighty reviews half are bad: balanced weights are all 1, and the model is the same."""
+    found = read()
+    plain, even = (weights(train(found, name, class_weights=name)) for name in ("none", "balanced"))
+    assert all(torch.equal(plain[name], even[name]) for name in plain)
+    found.summary.facts["label_counts"] = [30, 10]
+    other = weights(train(found, "uneven", class_weights="balanced"))
+    assert not torch.equal(other["classifier.weight"], plain["classifier.weight"])
+
+
+def test_the_loss_is_the_weighted_mean_over_reviews(read: Read, backbone: Backbone) -> None:
+    """By hand, one review at a time; the groups by length that a batch is cut into must not show."""
+    folder = read().folder
+    part = trained_part(backbone.folder, LABELS, 1, from_activations=True).eval()
+    rows = {"shard": [0, 1, 0], "start": [0, 3, 15], "length": [15, 4, 7], "label": [1, 0, 0]}
+    shards = [load_file(folder / f"features-{number:05d}.safetensors")["activations"] for number in (0, 1)]
+    by_hand = []
+    for shard, start, length, label in zip(*rows.values(), strict=True):
+        logits = part(shards[shard][None, start : start + length], torch.ones(1, length, dtype=torch.int64))
+        by_hand.append(-logits[0].log_softmax(0)[label] * (0.5, 3.0)[label])
+    batch = {name: torch.tensor(values) for name, values in rows.items()}
+    torch.testing.assert_close(RunLoss(folder, [0.5, 3.0])(part, batch), torch.stack(by_hand).mean())
+
+
+def test_what_goes_to_workers_is_small_and_is_opened_there(read: Read, backbone: Backbone) -> None:
+    loss = RunLoss(read().folder, None)
+    loss._runs.run(0, 0, 1)
+    assert len(pickle.dumps(loss)) < 1000
+    make = pickle.loads(pickle.dumps(partial(trained_part, backbone.folder, LABELS, 1)))
+    assert make(from_activations=True).names
+
+
+def test_matrices_decay_and_nothing_else(backbone: Backbone) -> None:
+    part = trained_part(backbone.folder, LABELS, 1, from_activations=True)
+    decaying, others = make_optimizer(part, learning_rate=0.1, weight_decay=0.3).param_groups
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert {parameter.ndim for parameter in decaying["params"]} == {2}
+    assert {parameter.ndim for parameter in others["params"]} == {1}

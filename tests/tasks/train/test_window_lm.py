@@ -1,0 +1,217 @@
+"""The training stage of the window language model: its folder, what is frozen, kills that leave no trace."""
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from lexloom.models.language_model import load_language_model
+from lexloom.models.tokenizer.tokenizer import Tokenizer
+from lexloom.models.window_lm import WindowLM, scaled
+from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
+from lexloom.tasks.corpus import AsWritten
+from lexloom.tasks.embeddings import EmbeddingsConfig, embeddings, locate_embeddings, read_embeddings
+from lexloom.tasks.store.artifacts import Artifact, Store, Summary
+from lexloom.tasks.train import window_lm as module
+from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
+from lexloom.tasks.windows import WindowsConfig, windows
+from lexloom.training.torch_trainable import Autograd
+from tests.tasks import promises
+from tests.tasks.cards import run_card
+from tests.tasks.promises import Plan, planner
+from tests.tasks.test_vocabulary import corpus_of
+
+SYLLABLES = ("ba", "de", "fi", "go", "ku")
+CONFIG = TrainWindowLMConfig(
+    runner="local",
+    workers=1,
+    epochs=2,
+    batch_size=64,
+    checkpoint_every=7,
+    width=32,
+    depth=2,
+    features=16,
+    cutoffs=(8,),
+    learning_rate=0.01,
+    precision="float32",
+)
+Inputs = tuple[Artifact, Artifact, Artifact]
+
+
+def babble(documents: int = 60) -> list[str]:
+    """Texts in which a vowel follows from the consonant before it, and the next consonant is chance."""
+    generator = np.random.default_rng(0)
+    return ["".join(generator.choice(SYLLABLES, 20)) for _ in range(documents)]
+
+
+@pytest.fixture
+def inputs(build: Callable[..., Artifact], tmp_path: Path) -> Inputs:
+    """Windows of three letters, random embeddings, and the tokens that both are of."""
+    corpus = corpus_of(tmp_path / "corpus", babble())
+    corpus.facts["normalization"] = AsWritten(lower=True).model_dump(mode="json")
+    config = SubwordsConfig(encoding="characters", validation_share=0.2)
+    tokens = build(subwords, corpus, locate_encoding(config), config=config)
+    table = EmbeddingsConfig(source="random", dim=8)
+    return (
+        build(windows, tokens, config=WindowsConfig(size=3)),
+        build(embeddings, tokens, locate_embeddings(table), config=table),
+        tokens,
+    )
+
+
+def test_the_model_folder_holds_what_people_and_tools_read(
+    inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    made = build(train_window_lm, *inputs, config=CONFIG, scratch=tmp_path)
+    model, tokenizer = WindowLM.load(made.folder), Tokenizer.load(made.folder / "tokenizer")
+    assert load_language_model(made.folder).prompt("BAd ") == "bad "
+    ids = torch.tensor([tokenizer.encode("bad"), tokenizer.encode("gok")])
+    assert tokenizer.decode(model.best(ids[:, -2:], 1)[:, 0].tolist()) == "eu"
+    metrics = json.loads((made.folder / "metrics.json").read_text())
+    # half of the letters are chance, one of five: log(5) / 2 and a little for the ends is what can be learned
+    assert 0.7 < metrics["validation_loss"] < 1.1
+    assert metrics["precision"] == made.facts["precision"] == "float32"
+    assert metrics["examples"] == 2 * int(inputs[0].facts["windows"])  # type: ignore[call-overload]
+    config = json.loads((made.folder / "config.json").read_text())
+    assert (config["model"], config["shape"]["context"], config["learning_rate"]) == ("window_lm", 2, 0.01)
+    assert "runner" not in config
+    assert made.facts["validation_loss"] == metrics["validation_loss"]
+
+
+def test_the_model_card_is_true(inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path) -> None:
+    """Its code runs as it stands, but for the folder's name and a prompt of known letters."""
+    made = build(train_window_lm, *inputs, config=CONFIG, scratch=tmp_path)
+    card = (made.folder / "README.md").read_text()
+    assert "Predicts the next token from the 2 before it: 2 dense layers of 32" in card
+    with redirect_stdout(io.StringIO()) as printed:
+        run_card(made.folder, {"The people of the": "baf"})
+    assert printed.getvalue().startswith("'i'\n")
+    assert "transformers can't load this folder" in card
+    for door in (AutoModel, AutoModelForCausalLM, AutoTokenizer):
+        with pytest.raises(ValueError, match=r"Unrecognized model|Couldn't instantiate"):
+            door.from_pretrained(made.folder)
+
+
+@pytest.mark.parametrize("fine_tuned", [False, True])
+def test_embeddings_stay_as_they_came_unless_they_are_fine_tuned(
+    inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path, fine_tuned: bool
+) -> None:
+    config = CONFIG.model_copy(update={"fine_tuned": fine_tuned})
+    made = build(train_window_lm, *inputs, config=config, scratch=tmp_path)
+    before = scaled(read_embeddings(inputs[1]))
+    assert torch.equal(WindowLM.load(made.folder).embeddings, before) is not fine_tuned
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"output": "tied", "fine_tuned": True},
+        {"output": "full", "activation": "gelu"},
+        {"objective": "embedding", "error": "squared"},
+        {"objective": "embedding", "error": "cosine"},
+    ],
+)
+def test_other_outputs_and_objectives_learn_too(
+    inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = TrainWindowLMConfig(**{**CONFIG.model_dump(), "epochs": 4, **changes})
+    made = build(train_window_lm, *inputs, config=config, scratch=tmp_path)
+    model, tokenizer = WindowLM.load(made.folder), Tokenizer.load(made.folder / "tokenizer")
+    ids = torch.tensor([tokenizer.encode(f"{SYLLABLES[i - 1][1]}{SYLLABLES[i][0]}") for i in range(5)])
+    predicted = tokenizer.decode(model.best(ids, 1)[:, 0].tolist())
+    assert predicted == "".join(syllable[1] for syllable in SYLLABLES)
+
+
+def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
+    inputs: Inputs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> bytes:
+        train_window_lm._build(store, train_window_lm.key(inputs, CONFIG), inputs, CONFIG, [])
+        (model,) = store.root.glob("train_window_lm/*/model.safetensors")
+        return model.read_bytes()
+
+    undisturbed = run()
+    store.discard("train_window_lm", train_window_lm.key(inputs, CONFIG))
+    steps: list[float] = []
+    update = Autograd.update
+
+    def dies_at_step_17(self: Autograd, *, progress: float) -> None:
+        steps.append(progress)
+        if len(steps) == 17:
+            raise KeyboardInterrupt
+        update(self, progress=progress)
+
+    monkeypatch.setattr(Autograd, "update", dies_at_step_17)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert not list(store.root.glob("train_window_lm/*"))
+    assert run() == undisturbed
+    assert steps[17] == steps[14], "it went on from the checkpoint of step 14"
+
+
+# the core's promises, for this model
+
+
+@pytest.fixture
+def plan(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    config = CONFIG.model_copy(update={"fine_tuned": True, "dropout": 0.2})
+    return planner(monkeypatch, module, train_window_lm, inputs, config, tmp_path)
+
+
+@pytest.mark.parametrize("step", [3, 5, 8])
+def test_ten_steps_are_five_and_a_kill_and_five_more_to_the_bit(plan: Plan, step: int) -> None:
+    promises.ten_steps_are_some_and_a_kill_and_the_rest(plan, step)
+
+
+def test_so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan: Plan) -> None:
+    promises.so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan, dropout=0.0)
+
+
+# what does not fit
+
+
+def test_embeddings_of_other_tokens_are_refused(
+    inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    save_file({"embeddings": torch.ones(99, 8)}, tmp_path / "other" / "embeddings.safetensors")
+    summary = Summary(rows_in=1, unit_in="tokens", rows=1, unit="embeddings")
+    other = Artifact(stage="embeddings", key="k", folder=tmp_path / "other", summary=summary)
+    with pytest.raises(ValueError, match="embeddings of 99 tokens, but the tokenizer has 11"):
+        build(train_window_lm, inputs[0], other, inputs[2], config=CONFIG, scratch=tmp_path)
+
+
+def test_patience_without_held_out_windows_is_refused(
+    build: Callable[..., Artifact], inputs: Inputs, tmp_path: Path
+) -> None:
+    for path in inputs[0].files("validation-*.parquet"):
+        path.unlink()
+    config = CONFIG.model_copy(update={"patience": 2})
+    with pytest.raises(ValueError, match="hold out some examples"):
+        build(train_window_lm, *inputs, config=config, scratch=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"objective": "embedding", "fine_tuned": True}, "would all become the same"),
+        ({"dropout": 1}, "less than 1"),
+        ({"cutoffs": (10, 5)}, "cutoffs"),
+        ({"output": "sampled"}, "'adaptive', 'full' or 'tied'"),
+        ({"depth": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused_before_anything_runs(
+    fields: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        TrainWindowLMConfig(**fields)

@@ -1,0 +1,120 @@
+"""Training on a cluster of three hosts: one is killed, one is cut off, one comes late.
+
+The hosts are network namespaces on this machine, with addresses of their own, or, where those are not
+allowed, Ray nodes on one address (tests/system/harness/hosts.py); a line before the first test says which.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.needs import in_ci, is_installed, missing
+from tests.system.harness.hosts import Cluster, Node, hosts, namespaces_allowed
+from tests.training.ray.cluster_driver import EPOCHS, Steps, numbers, points
+from tests.training.test_loop import result
+from tests.training.toy import ROWS, on_processes, train_on
+
+HOSTS = 3
+WAIT_SECONDS = 300
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def started(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    if in_ci() and not is_installed("ip"):
+        missing("ip is not installed")
+    kind = "network namespaces" if namespaces_allowed() else "Ray nodes on one address"
+    request.config.get_terminal_writer().line(f"{HOSTS} hosts: {kind}")
+    with hosts(HOSTS) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(started: Cluster) -> Cluster:
+    """Three hosts that are well, whatever the test before did to them."""
+    for node in [started.launch() for _ in range(HOSTS - len(started.alive()))]:
+        started.await_start(node)
+    return started
+
+
+class Driver:
+    """A run on the cluster's head, and what it says."""
+
+    def __init__(self, cluster: Cluster, folder: Path, kind: str, least: int, most: int) -> None:
+        self.steps = Steps(folder)
+        self.log = folder / "said"
+        module = [sys.executable, "-m", "tests.training.ray.cluster_driver"]
+        command = [*module, str(folder), cluster.address, kind, str(least), str(most)]
+        with self.log.open("w") as log:
+            self.process = cluster.start(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def await_steps(self, workers: int) -> dict[int, int]:
+        """rank -> pid, once so many workers are held."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while len(pids := self.steps.pids()) < workers:
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.1)
+        return pids
+
+    def finish(self) -> None:
+        self.steps.go_on()
+        assert self.process.wait(WAIT_SECONDS) == 0, self.said()
+
+
+def a_host_at_work(cluster: Cluster, pids: dict[int, int]) -> Node:
+    """One that has a worker, and is not the head."""
+    return next(node for node in map(cluster.of, pids.values()) if node is not cluster.nodes[0])
+
+
+def assert_as_undisturbed(folder: Path, workers: int) -> None:
+    """The weights are, bit for bit, those of as many processes without Ray that nobody disturbed."""
+    plain = points(folder / "plain")
+    Steps(folder / "plain").go_on()
+    on_processes(workers, train_on, plain)
+    ours, theirs = result(points(folder)).tensors, result(plain).tensors
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_host_is_killed_and_another_takes_its_place(cluster: Cluster, tmp_path: Path) -> None:
+    run = Driver(cluster, tmp_path, "points", HOSTS, HOSTS)
+    lost = a_host_at_work(cluster, run.await_steps(HOSTS))
+    cluster.kill(lost)
+    cluster.launch()
+    run.finish()
+    assert "with 3 CPUs on 3 nodes" in run.said()
+    assert "; resuming from step " in run.said()
+    assert_as_undisturbed(tmp_path, HOSTS)
+
+
+def test_a_host_that_is_cut_off_is_given_up_and_the_others_go_on(cluster: Cluster, tmp_path: Path) -> None:
+    run = Driver(cluster, tmp_path, "points", 2, 2)
+    lost = a_host_at_work(cluster, run.await_steps(2))
+    cluster.cut_off(lost)
+    run.finish()
+    assert "; resuming from step " in run.said()
+    assert_as_undisturbed(tmp_path, 2)
+
+
+def test_a_host_that_comes_late_is_used(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.kill(cluster.alive()[-1])
+    run = Driver(cluster, tmp_path, "numbers", 1, HOSTS)
+    run.await_steps(2)
+    cluster.launch()
+    run.await_steps(3)
+    run.finish()
+    shard = pq.read_table(tmp_path / "shard-00000.parquet")["number"].to_numpy()
+    counts = EPOCHS * np.bincount(shard, minlength=ROWS)
+    assert result(numbers(tmp_path)).tensors["table"][:, 0].tolist() == counts.tolist()
