@@ -1,4 +1,4 @@
-"""A sentiment classifier from labelled reviews: features of a frozen encoder, fine-tuning, report."""
+"""Train a sentiment classifier: fine-tune the last layers of a pretrained encoder."""
 
 import sys
 

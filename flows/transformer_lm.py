@@ -1,4 +1,4 @@
-"""A transformer language model from raw text: tokens, windows of a context, training, samples, report."""
+"""Train a transformer language model."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A window language model from raw text: token embeddings, sliding windows, a dense network, report."""
+"""Train a window language model: a dense network on sliding windows over token embeddings."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Word vectors from raw text: skip-gram with negative sampling, neighbours, report."""
+"""Train word vectors: skip-gram with negative sampling."""
 
 import sys
 

@@ -23,9 +23,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-from pydantic import BaseModel
 from rich.text import Text
 
 from lexloom.deployments.cli import app as app_cli
@@ -35,46 +34,11 @@ from lexloom.deployments.cli import store as store_cli
 from lexloom.deployments.cli import ui as ui_cli
 from lexloom.deployments.cli.flags import add_flags, in_flags, parse
 from lexloom.flows.environment import settle_environment
+from lexloom.flows.registry import flows
 from lexloom.tasks.display.console import stderr
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.artifacts import Store
 
-
-class FlowEntry(NamedTuple):
-    """Where a flow lives; it is imported only when it is asked for, since that takes seconds."""
-
-    purpose: str
-    module: str
-    function: str
-    config: str
-
-
-FLOWS = {
-    "word2vec": FlowEntry(
-        "train word vectors (skip-gram, negative sampling)",
-        "lexloom.flows.word2vec",
-        "word2vec",
-        "Word2VecConfig",
-    ),
-    "window-lm": FlowEntry(
-        "train a next-token network on sliding windows over token embeddings",
-        "lexloom.flows.window_lm",
-        "window_lm",
-        "WindowLMFlowConfig",
-    ),
-    "transformer-lm": FlowEntry(
-        "train a transformer language model",
-        "lexloom.flows.transformer_lm",
-        "transformer_lm",
-        "TransformerLMFlowConfig",
-    ),
-    "sentiment": FlowEntry(
-        "fine-tune a pretrained encoder on labelled reviews",
-        "lexloom.flows.sentiment",
-        "sentiment",
-        "SentimentFlowConfig",
-    ),
-}
 EXTRAS = {"transformers": "sentiment", "tokenizers": "sentiment"}  # what brings a package that is optional
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, ImportError)
 
@@ -107,8 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         if verbose:
             raise
         said = plain(error)
-        if argv and argv[0] in FLOWS and FLOWS[argv[0]].module in sys.modules:
-            said = in_flags(said, flow_config(argv[0]))
+        if argv and argv[0] in flows() and flows()[argv[0]].module in sys.modules:
+            said = in_flags(said, flows()[argv[0]].config())
         hint = "" if isinstance(error, USER_ERRORS) else " (run again with --verbose for the details)"
         stderr.print(Text("error: ", style="bold red") + Text(said + hint))
         return 1
@@ -139,16 +103,16 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=Version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    for name, entry in FLOWS.items():
+    for name, entry in flows().items():
         command = commands.add_parser(name, help=entry.purpose, parents=[shared])
         command.set_defaults(run=run_flow, flow=name)
         command.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
         command.add_argument("--verify", choices=["size", "full"], help="how cached artifacts are checked")
         if argv[:1] == [name]:
-            add_flags(command, flow_config(name))
+            add_flags(command, entry.config())
 
     model_cli.add_commands(commands, shared)
-    status_cli.add_commands(commands, shared, list(FLOWS))
+    status_cli.add_commands(commands, shared, list(flows()))
     store_cli.add_commands(commands, shared)
     app_cli.add_commands(commands, shared)
     ui_cli.add_commands(commands, shared)
@@ -180,21 +144,17 @@ def leaf_parsers(commands: Any) -> Iterator[argparse.ArgumentParser]:
 # flows
 
 
-def flow_config(name: str) -> type[BaseModel]:
-    return getattr(import_module(FLOWS[name].module), FLOWS[name].config)
-
-
 def run_flow(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         os.environ["LEXLOOM_VERIFY"] = arguments.verify
     started = time.perf_counter()
-    entry = FLOWS[arguments.flow]
-    config = parse(arguments, flow_config(arguments.flow))
+    entry = flows()[arguments.flow]
+    config = parse(arguments, entry.config())
     store = f" · store {from_here(Store().root)}"
     stderr.print(Text(f"lexloom {arguments.flow}", style="bold") + Text(store, style="dim"))
     import_module("lexloom.flows.local_server.server").start_server()  # here, since its import takes seconds
-    outcome = getattr(import_module(entry.module), entry.function)(config)
-    stderr.print(import_module(entry.module).highlights(outcome.evaluation, stderr.width))
+    outcome = entry.flow()(config)
+    stderr.print(entry.load().highlights(outcome.evaluation, stderr.width))
     stderr.print(
         f"\n{counted(outcome.stages, 'stages')}, {outcome.cached} cached, {time.perf_counter() - started:.1f}"
         f" s\nmodel   {from_here(outcome.model)}\nreport  {from_here(outcome.report)}"

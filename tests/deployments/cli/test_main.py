@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lexloom.deployments.cli.flags import flags, in_flags, parse
-from lexloom.deployments.cli.main import FLOWS, build_parser, flow_config, main
+from lexloom.deployments.cli.main import build_parser, main
+from lexloom.flows.registry import flows
 from lexloom.models.normalization import DESCRIPTIONS, Normalization
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.corpus import AsWritten
@@ -131,11 +132,11 @@ def test_a_store_that_is_not_there_is_not_whole(capsys: pytest.CaptureFixture[st
     assert "there is no store at /nowhere" in complaint(capsys, "store", "verify", "--store", "/nowhere")
 
 
-@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("flow", flows())
 def test_a_local_run_has_one_worker(flow: str) -> None:
     def workers(*given: str) -> int:
         arguments = build_parser([flow]).parse_args([flow, *given])
-        config: Any = parse(arguments, flow_config(flow))
+        config: Any = parse(arguments, flows()[flow].config())
         return config.train.workers
 
     assert workers("--runner", "local") == workers("--runner", "local", "--workers", "1") == 1
@@ -173,17 +174,17 @@ def test_errors_name_flags(capsys: pytest.CaptureFixture[str], arguments: list[s
 
 
 def test_a_field_that_is_a_users_own_word_stays() -> None:
-    config = flow_config("word2vec")
+    config = flows()["word2vec"].config()
     said = "no column 'min_count' in data/min_count.csv: lower min_count."
     assert in_flags(said, config) == "no column 'min_count' in data/min_count.csv: lower --min-count."
 
 
-@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("flow", flows())
 def test_help_names_flags(flow: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([flow, "--help"])
     said = capsys.readouterr().out
-    names = {path[-1] for path, _, _ in flags(flow_config(flow)) if "_" in path[-1]}
+    names = {path[-1] for path, _, _ in flags(flows()[flow].config()) if "_" in path[-1]}
     assert not [name for name in names if re.search(rf"\b{name}\b", said)]
 
 

@@ -32,9 +32,9 @@ from prefect.settings import (
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import ValidationError, validate
 
-from lexloom.deployments.cli.main import FLOWS
 from lexloom.deployments.server import local as operate
 from lexloom.deployments.server import register as deploy
+from lexloom.flows.registry import flows
 from lexloom.tasks.store.artifacts import Store
 
 ENTRIES = {entry["name"]: entry for entry in yaml.safe_load(deploy.DEPLOYMENTS.read_text())["deployments"]}
@@ -59,8 +59,8 @@ def flow_of(name: str) -> Flow[..., Any]:
 
 
 def test_every_flow_of_the_command_line_is_deployed() -> None:
-    assert list(ENTRIES) == list(FLOWS)
-    for name, entry in FLOWS.items():
+    assert sorted(ENTRIES) == sorted(flows())
+    for name, entry in flows().items():
         assert ENTRIES[name]["entrypoint"] == f"{entry.module}.{entry.function}"
 
 
@@ -101,7 +101,7 @@ def test_every_field_of_the_form_is_described_and_has_its_place(name: str) -> No
 
 def test_the_files_are_part_of_the_installed_package() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
-    (pattern,) = project["tool"]["setuptools"]["package-data"]["deployments"]
+    (pattern,) = project["tool"]["setuptools"]["package-data"]["lexloom.deployments"]
     assert deploy.DEPLOYMENTS in deploy.DEPLOYMENTS.parent.glob(pattern)
 
 
