@@ -22,31 +22,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lexloom.flows.local_server.same_origin import message_page
-from lexloom.tasks.display.charts import Html
 
 LINK_SECONDS = 3600
 USER = "lexloom"
 LOGIN_PATH, LINK_PATH = "/lexloom/login", "/lexloom/link"
 SESSION = "lexloom-ui.json"
 MAX_BODY_BYTES = 4096
-PAGE = """
-<p hidden id="failed">This link has already been used or has expired.
-Run <code>lexloom ui --link</code> for a new one, or log in on the <a href="/">Prefect UI</a>.</p>
-<noscript><p>The Prefect UI requires JavaScript.</p></noscript>
-<script>
-const token = location.hash.slice(1);
-history.replaceState(null, '', location.pathname);
-fetch(location.pathname, {
-  method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify({token}),
-}).then(answer => answer.ok ? answer.json() : Promise.reject()).then(({login}) => {
-  localStorage.setItem('prefect-password', login);
-  location.replace('/');
-}).catch(() => {
-  document.getElementById('failed').hidden = false;
-  document.querySelector('.card > p').hidden = true;
-});
-</script>
-"""
 
 
 class LoginLinks:
@@ -74,7 +55,7 @@ class LoginLinks:
         elif scope["path"] == LINK_PATH:
             answer = self._make_link(request)
         elif request.method == "GET":
-            answer = message_page("Log in to Prefect", "Logging in…", Html(PAGE))
+            answer = message_page("login.html.j2", title="Log in to Prefect", message="Logging in…")
         else:
             answer = await self._exchange(request)
         answer.headers["Cache-Control"] = "no-store"

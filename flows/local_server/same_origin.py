@@ -17,8 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lexloom.tasks.display.charts import Html, html
-from lexloom.tasks.display.page import card, element, page
+from lexloom.tasks.display.page import report_style
+from lexloom.tasks.display.templates import render
 
 ADDRESS = re.compile(
     r"(?:(?P<scheme>https?)://)?(?P<host>\[[0-9a-f:.]+\]|[^\s:/?#@\[\]\\]+)(?::(?P<port>[0-9]{1,5}))?/?",
@@ -173,20 +173,20 @@ def refusal(scope: Scope, objection: str) -> Response:
     headers = Headers(scope=scope)
     if headers.get("sec-fetch-mode") != "navigate" or headers.get("sec-fetch-dest") != "document":
         return JSONResponse({"detail": objection, "exception_message": objection}, status_code=403)
-    link = Html()
+    link = None
     if objection == FROM_ANOTHER_SITE and scope["method"] == "GET":
         address = "/" + quote(scope["path"].lstrip("/\\"))
         if scope["query_string"]:
             address += "?" + quote(scope["query_string"].decode("latin-1"), safe="=&%+,;:@/?")
-        link = Html(f'<p><a href="{html(address)}">Continue to the page</a></p>')
-    return message_page("Request blocked", f"{objection[0].upper()}{objection[1:]}.", link, status=403)
+        link = address
+    message = f"{objection[0].upper()}{objection[1:]}."
+    return message_page("blocked.html.j2", status=403, title="Request blocked", message=message, link=link)
 
 
-def message_page(title: str, sentence: str, more: Html, status: int = 200) -> HTMLResponse:
+def message_page(template: str, status: int = 200, **values: str | None) -> HTMLResponse:
     """Return an HTML page with one message; framing and caching are disabled."""
-    body = card(Html(f"{element('p', sentence)}{more}"))
     return HTMLResponse(
-        page(title, "", [Html(f"<section>{body}</section>")], ""),
+        render(template, style=report_style(), **values),
         status_code=status,
         headers={
             "X-Frame-Options": "DENY",

@@ -1,7 +1,7 @@
-"""What every model's report says: how training went and where its time went, which stages ran and how.
+"""Content that every report shares: training curves and times, stages and configuration.
 
-A report is a page (tasks/display/page.py) of such sections and of the model's own (report.py for word
-vectors).
+A report is a template (tasks/display/templates/) that extends report.html.j2; this module and the report
+stages compute the values that it shows.
 """
 
 import json
@@ -11,34 +11,36 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from pydantic import JsonValue
 
-from lexloom.tasks.display.charts import Axis, Html, join, line_chart, smoothed
+from lexloom.tasks.display.charts import Axis, line_chart, smoothed
 from lexloom.tasks.display.formatting import counted, duration, short, size
-from lexloom.tasks.display.page import card, columns, element, page, section, table
+from lexloom.tasks.display.page import report_style
+from lexloom.tasks.display.templates import render
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Store, Summary
 
 FILE = "report.html"
 ACCOUNT_LABELS = {
-    "compute": "computing",
+    "compute": "computation",
     "data": "waiting for data",
-    "sync": "synchronising workers",
-    "evaluation": "evaluating",
-    "checkpoint": "writing checkpoints",
+    "sync": "synchronization",
+    "evaluation": "evaluation",
+    "checkpoint": "checkpoints",
 }
 SHOWN_VALUES = 8  # of a list in the configuration
 SHOWN_VERSIONS = ("lexloom", "torch", "ray", "prefect", "numba", "pyarrow")
 
 STOP_REASONS = {
-    "max_epochs": "Training ended after its last epoch.",
-    "max_steps": "Training ended after its last step.",
-    "max_seconds": "Training ended when its time was up.",
-    "patience": "Training ended when the error ceased to shrink.",
+    "max_epochs": "Training stopped after the last epoch.",
+    "max_steps": "Training stopped after the last step.",
+    "max_seconds": "Training stopped at its time limit.",
+    "patience": "Training stopped early: the validation loss no longer improved.",
 }
 
 
 def lineage(*artifacts: Artifact) -> list[Manifest]:
-    """The manifests of these artifacts and of all that they were made from, in the order of their making."""
+    """Return the manifests of these artifacts and of all their ancestors, in the order of creation."""
     found: dict[tuple[str, str], Manifest] = {}
     waiting = [(Store(artifact.folder.parent.parent), artifact.stage, artifact.key) for artifact in artifacts]
     while waiting:
@@ -51,7 +53,7 @@ def lineage(*artifacts: Artifact) -> list[Manifest]:
 
 
 def read_metrics(model: Artifact) -> dict[str, Any]:
-    """How training went, as the model folder says."""
+    """Read the model folder's metrics.json."""
     metrics: dict[str, Any] = json.loads((model.folder / "metrics.json").read_text(encoding="utf-8"))
     return metrics
 
@@ -62,7 +64,7 @@ def known(metrics: dict[str, Any], name: str, form: str) -> str | None:
 
 
 def stage_rows(manifests: Iterable[Manifest]) -> list[list[str]]:
-    """One row a stage: what came in, what went out, why the rest did not, bytes and seconds."""
+    """Return a row per stage: rows in and out, dropped rows by reason, size and time."""
     return [
         [
             manifest.stage,
@@ -79,8 +81,8 @@ def stage_rows(manifests: Iterable[Manifest]) -> list[list[str]]:
 STAGE_COLUMNS = ["stage", "in", "out", "dropped", "size", "time"]
 
 
-def training_section(metrics: dict[str, Any], unit: str) -> Html:
-    """The losses and the learning rate as training went on, why it ended, and where its time went."""
+def training_content(metrics: dict[str, Any], unit: str) -> dict[str, Any]:
+    """Return the charts, the times and the note of the section on training, for its template."""
     history = metrics.get("history", [])
     marks = [
         (before["examples"], f"epoch {after['epoch'] + 1}")
@@ -88,17 +90,19 @@ def training_section(metrics: dict[str, Any], unit: str) -> Html:
         if after.get("epoch", 0) != before.get("epoch", 0)
     ]
     best = [(score["examples"], "best") for score in metrics.get("scores", []) if is_best(score, metrics)]
-    cards = [
+    charts = [
         curve(history, "loss", "loss (smoothed)", unit, marks, smooth=True),
         curve(metrics.get("scores", []), "loss", "validation loss", unit, best),
         curve(history, "learning_rate", "learning rate", unit, marks),
-        accounts_card(metrics),
     ]
-    cards = [each for each in cards if each]
     note = STOP_REASONS.get(str(metrics.get("stop_reason")), "")
     if best:
-        note += f" The model is that of step {metrics['best_step']:,}, the best of those evaluated."
-    return section("Training", columns(cards), note.strip()) if cards else Html()
+        note += f" The model is from step {metrics['best_step']:,}, which had the lowest validation loss."
+    return {
+        "charts": [chart for chart in charts if chart],
+        "times": time_rows(metrics),
+        "note": note.strip(),
+    }
 
 
 def is_best(score: dict[str, Any], metrics: dict[str, Any]) -> bool:
@@ -113,23 +117,23 @@ def curve(
     marks: Sequence[tuple[float, str]],
     *,
     smooth: bool = False,
-) -> Html:
-    """One figure against the examples done; nothing where no two points are known.
+) -> Markup | None:
+    """Plot a metric against the examples seen; return None if it has fewer than two values.
 
-    A figure that is a mean over the examples since the point before can be smoothed: by their number.
+    Set `smooth` for a metric that is a mean over the examples since the point before.
     """
     known = [(entry["examples"], entry[name]) for entry in points if is_number(entry.get(name))]
     if len(known) < 2:
-        return Html()
+        return None
     if smooth:
         known = smoothed(known)
     hints = [f"{short(x)} {unit} · {label} {y:.4g}" for x, y in known]
     axes = Axis(unit, short), Axis(label, lambda value: f"{value:.3g}")
-    return card(line_chart(known, *axes, hints, marks))
+    return line_chart(known, *axes, hints, marks)
 
 
-def accounts_card(metrics: dict[str, Any]) -> Html:
-    """Where the seconds of training went, on worker 0."""
+def time_rows(metrics: dict[str, Any]) -> list[tuple[str, float | None, str]]:
+    """Return (activity, share, time) of training on worker 0, with the total as the last row."""
     seconds: dict[str, float] = {
         label: metrics[f"{account}_seconds"]
         for account, label in ACCOUNT_LABELS.items()
@@ -137,42 +141,30 @@ def accounts_card(metrics: dict[str, Any]) -> Html:
     }
     total = metrics.get("seconds")
     if not seconds or not total:
-        return Html()
-    seconds["everything else"] = max(0.0, total - sum(seconds.values()))
-    rows = [
-        [label, Html(f'<i class="bar" style="--share:{value / total:.3f}"></i>'), duration(value)]
-        for label, value in seconds.items()
-    ]
-    rows.append(["all", "", duration(total)])
-    return card(table(["where the time went", "", "time"], rows, figures={2}))
+        return []
+    seconds["other"] = max(0.0, total - sum(seconds.values()))
+    rows = [(label, value / total, duration(value)) for label, value in seconds.items()]
+    return [*rows, ("total", None, duration(total))]
 
 
 def is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def stages_section(manifests: Sequence[Manifest]) -> Html:
-    if not manifests:
-        return Html()
-    rows = stage_rows(manifests)
-    return section("Stages", card(table(STAGE_COLUMNS, rows, figures={4, 5})))
-
-
-def configuration_section(manifests: Sequence[Manifest]) -> Html:
-    """Every stage's config, and the description of what came from outside."""
-    cards = []
+def configuration(manifests: Sequence[Manifest]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return each stage's config, and the descriptions of its inputs from outside the store."""
+    found = []
     for manifest in manifests:
         values = list(flattened(manifest.config))
         for entry in manifest.inputs:
             values += flattened(entry.description, f"{entry.name}.")
         if values:
-            pairs = (element("dt", name) + element("dd", shown) for name, shown in values)
-            cards.append(card(join([element("h3", manifest.stage), Html(f"<dl>{''.join(pairs)}</dl>")])))
-    return section("Configuration", columns(cards, "medium")) if cards else Html()
+            found.append((manifest.stage, values))
+    return found
 
 
 def flattened(values: JsonValue, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Nested JSON as (dotted name, value in words)."""
+    """Yield the leaves of nested JSON as (dotted name, formatted value)."""
     if isinstance(values, dict):
         for name, value in values.items():
             yield from flattened(value, f"{prefix}{name}.")
@@ -181,7 +173,7 @@ def flattened(values: JsonValue, prefix: str = "") -> Iterable[tuple[str, str]]:
 
 
 def shown_value(value: JsonValue) -> str:
-    """A value in words; of a list the first few, of what has a name the name."""
+    """Format a value: the first few items of a list, and the name of an object that has one."""
     if isinstance(value, dict):
         return str(value.get("name", json.dumps(value, ensure_ascii=False)))
     if isinstance(value, list):
@@ -196,22 +188,32 @@ def shown_value(value: JsonValue) -> str:
 
 def write_report(
     out: Path,
+    template: str,
     title: str,
     model: Artifact,
     manifests: Sequence[Manifest],
-    sections: Sequence[Html],
     rows_in: int,
     unit_in: str,
+    **content: Any,
 ) -> Summary:
-    """Writes `report.html`, one file that needs nothing else: the model's sections, and how it was made.
+    """Render `template` with `content` into `report.html`, one file without a script or other files.
 
-    A section that is empty is left out. `rows_in` and `unit_in` say what the report tells of.
+    `rows_in` and `unit_in` say what was evaluated, for the summary.
     """
-    made = [stages_section(manifests), configuration_section(manifests)]
-    shown = [each for each in (*sections, *made) if each]
-    whole = page(title, subtitle(model, manifests), shown, footer(manifests))
-    (out / FILE).write_text(whole, encoding="utf-8")
-    return Summary(rows_in=rows_in, unit_in=unit_in, rows=len(shown), unit="sections", facts={"file": FILE})
+    page = render(
+        template,
+        title=title,
+        subtitle=subtitle(model, manifests),
+        footer=footer(manifests),
+        style=report_style(),
+        stages={"columns": STAGE_COLUMNS, "rows": stage_rows(manifests)},
+        configuration=configuration(manifests),
+        **content,
+    )
+    (out / FILE).write_text(page, encoding="utf-8")
+    return Summary(
+        rows_in=rows_in, unit_in=unit_in, rows=page.count("<section>"), unit="sections", facts={"file": FILE}
+    )
 
 
 def subtitle(model: Artifact, manifests: Sequence[Manifest]) -> str:
@@ -225,7 +227,7 @@ def footer(manifests: Sequence[Manifest]) -> str:
     return " · ".join(f"{name} {versions[name]}" for name in SHOWN_VERSIONS if name in versions)
 
 
-# the same figures as Markdown, for Prefect's page of the run
+# the same content as Markdown, for the flow run's page in Prefect's UI
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -234,6 +236,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that neither Markdown nor HTML takes for its own."""
+    """Escape text for Markdown and HTML, on one line."""
     escaped = text.replace("&", "&amp;").replace("<", "&lt;")
     return "".join("\\" + c if c in "\\|`*_[]#" else c for c in " ".join(escaped.split()))

@@ -23,7 +23,6 @@ from rich.text import Text
 from lexloom.models.sentiment.classifier import Sentiment
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.evaluate.word2vec import mean_ranks
 from lexloom.tasks.match_labels import MET_BEFORE
 from lexloom.tasks.split import batches
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
@@ -331,26 +330,29 @@ def rival_scores(baseline: Any, texts: list[str], labels: int) -> NDArray[np.flo
 
 
 def score(probabilities: NDArray[np.floating], truth: NDArray[np.int64], labels: list[str]) -> Scores:
-    """probabilities: (N, C); truth: (N,) label numbers."""
-    predicted = probabilities.argmax(1)
-    confusion = np.zeros((len(labels), len(labels)), np.int64)
-    np.add.at(confusion, (truth, predicted), 1)
-    right = confusion.diagonal()
-    predictions, reviews = confusion.sum(0), confusion.sum(1)
-    f1 = [ratio(2 * n, of) for n, of in zip(right, predictions + reviews, strict=True)]
+    """Compare probabilities (N, C) with the true labels (N,).
+
+    A figure that is undefined, such as the precision of a label that is never predicted, is None.
+    """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    predicted, known = probabilities.argmax(1), range(len(labels))
+    precision, recall, f1, reviews = precision_recall_fscore_support(
+        truth, predicted, labels=known, zero_division=np.nan
+    )
     reliability = reliability_bins(probabilities.max(1), predicted == truth)
-    asked = range(len(labels)) if len(labels) > 2 else [1]  # of two labels, both areas are one
+    asked = known if len(labels) > 2 else [1]  # with two labels, both areas are equal
     aucs = [roc_auc(probabilities[:, label], truth == label) for label in asked]
     measurable = [auc for auc in aucs if auc is not None]
     return Scores(
-        accuracy=float(right.sum() / len(truth)),
-        f1=float(np.mean([each for each in f1 if each is not None])),
+        accuracy=float((predicted == truth).mean()),
+        f1=float(np.nanmean(f1)),
         roc_auc=float(np.mean(measurable)) if measurable else None,
         labels=[
-            LabelScore(label=name, reviews=of, precision=ratio(n, found), recall=ratio(n, of), f1=f)
-            for name, n, found, of, f in zip(labels, right, predictions, reviews, f1, strict=True)
+            LabelScore(label=name, reviews=int(n), precision=defined(p), recall=defined(r), f1=defined(f))
+            for name, n, p, r, f in zip(labels, reviews, precision, recall, f1, strict=True)
         ],
-        confusion=confusion.tolist(),
+        confusion=confusion_matrix(truth, predicted, labels=known).tolist(),
         reliability=reliability,
         ece=sum(
             bin.reviews * abs(bin.accuracy - bin.score)
@@ -361,19 +363,15 @@ def score(probabilities: NDArray[np.floating], truth: NDArray[np.int64], labels:
     )
 
 
-def ratio(part: int, whole: int) -> float | None:
-    """None where it is not defined, since there is no whole."""
-    return float(part / whole) if whole else None
+def defined(figure: float) -> float | None:
+    return None if np.isnan(figure) else float(figure)
 
 
 def roc_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
-    """The chance that a positive scores above a negative, ties half (Mann and Whitney); None without both."""
-    positives = int(positive.sum())
-    negatives = len(positive) - positives
-    if not positives or not negatives:
-        return None
-    above = mean_ranks(scores)[positive].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * negatives))
+    """Return the area under the ROC curve, or None if all reviews are positive or all negative."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, scores)) if 0 < positive.sum() < len(positive) else None
 
 
 def reliability_bins(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> list[Bin]:

@@ -407,13 +407,9 @@ def folded(word: str) -> str:
 
 
 def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None where it is not defined."""
+    """Return Spearman's rank correlation, or None if it is undefined."""
+    from scipy.stats import spearmanr  # here, since its import takes half a second
+
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    return float(np.corrcoef(mean_ranks(first), mean_ranks(second))[0, 1])
-
-
-def mean_ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Each value's rank from 1; equal values share the mean of their ranks."""
-    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(times) - (times - 1) / 2)[place]
+    return float(spearmanr(first, second).statistic)

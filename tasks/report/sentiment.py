@@ -1,15 +1,15 @@
-"""The report of a sentiment classifier: how good it is beside a bag of words, and where it errs."""
+"""The report on a sentiment classifier: its scores, those of a bag-of-words baseline, and its errors."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
 
-from lexloom.tasks.display.charts import Html, calibration_chart, html, join
+from lexloom.tasks.display.charts import calibration_chart
 from lexloom.tasks.display.formatting import counted, duration
-from lexloom.tasks.display.page import card, columns, section, table, tiles
 from lexloom.tasks.display.sections import (
     STAGE_COLUMNS,
     lineage,
@@ -17,7 +17,7 @@ from lexloom.tasks.display.sections import (
     plain,
     read_metrics,
     stage_rows,
-    training_section,
+    training_content,
     write_report,
 )
 from lexloom.tasks.evaluate.sentiment import (
@@ -36,11 +36,11 @@ from lexloom.tasks.store.stage import stage
 
 SCORE_COLUMNS = ["", "accuracy", "F1", "ROC AUC", "calibration error", "time to train"]
 LABEL_COLUMNS = ["label", "reviews", "precision", "recall", "F1"]
-MATRIX_LABELS = 7  # more would not fit; then the most frequent confusions are listed
-MATRIX_ROOM, CELL_LEAST_ROOM = 84, 6  # pixels above the figures: all cells' together, and one cell's
+MATRIX_LABELS = 7  # with more labels, the most frequent confusions are listed instead
+MATRIX_ROOM, CELL_LEAST_ROOM = 84, 6  # pixels of padding: of a column of cells, and the minimum of a cell
 CONFUSIONS = 12
 LABELS_SHOWN = 40
-EXCERPT = 420  # characters of a review; the rest is a click away
+EXCERPT = 420  # characters of a review; the rest is folded
 PACKAGE_NOTE = re.compile(r" \(package .*\)$")
 
 
@@ -57,39 +57,50 @@ class ReportSentimentConfig(BaseModel):
     )
 
 
-@stage(version=3)
+@stage(version=4)
 def report_sentiment(
     model: Artifact, evaluation: Artifact, config: ReportSentimentConfig, out: Path
 ) -> Summary:
-    """Writes `report.html`, one file that needs nothing else."""
+    """Write `report.html`, one self-contained file."""
     metrics, found = read_metrics(model), read_sentiment_evaluation(evaluation)
     manifests = lineage(model, evaluation)
-    sections = [
-        tiles(headline(model, metrics, found, manifests)),
-        scores_section(model, metrics, found, manifests),
-        errors_section(found.model),
-        labels_section(found.model),
-        training_section(metrics, "reviews"),
-        mistakes_section(found.mistakes),
-    ]
-    return write_report(out, config.title, model, manifests, sections, found.reviews, "reviews judged")
+    return write_report(
+        out,
+        "sentiment.html.j2",
+        config.title,
+        model,
+        manifests,
+        rows_in=found.reviews,
+        unit_in="reviews evaluated",
+        headline=headline(model, metrics, found, manifests),
+        scores={
+            "columns": SCORE_COLUMNS,
+            "rows": score_rows(metrics, found, manifests),
+            "note": scores_note(model, found),
+        },
+        confusion=confusion(found.model),
+        calibration=calibration(found.model),
+        labels={"columns": LABEL_COLUMNS, "rows": label_rows(found.model), "note": labels_note(found.model)},
+        training=training_content(metrics, "reviews"),
+        mistakes=[mistake_card(mistake) for mistake in found.mistakes],
+    )
 
 
 def headline(
     model: Artifact, metrics: dict[str, Any], found: SentimentEvaluation, manifests: Sequence[Manifest]
 ) -> list[tuple[str, str]]:
-    """(label, figure) of the run's main figures; those that are not known are left out."""
+    """Return (label, value) of the main figures, without unknown ones."""
     trained_on = [each.summary.facts["train"] for each in manifests if each.stage == "features"]
     figures: list[tuple[str, str | None]] = [
         ("accuracy", f"{found.model.accuracy:.1%}"),
         ("F1", f"{found.model.f1:.3f}"),
         ("ROC AUC", shown(found.model.roc_auc)),
         ("calibration error", f"{found.model.ece:.3f}"),
-        ("reviews judged", f"{found.reviews:,}"),
-        ("reviews trained on", f"{trained_on[0]:,}" if trained_on else None),
+        ("reviews evaluated", f"{found.reviews:,}"),
+        ("training reviews", f"{trained_on[0]:,}" if trained_on else None),
         ("labels", f"{len(found.model.labels):,}"),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
-        ("backbone", short_name(backbone_of(model))),
+        ("encoder", short_name(backbone_of(model))),
     ]
     return [(label, value) for label, value in figures if value is not None]
 
@@ -99,11 +110,11 @@ def backbone_of(model: Artifact) -> str:
 
 
 def short_name(backbone: str) -> str:
-    """A backbone's own name, without its owner, folder or package."""
+    """Return an encoder's name without its owner, folder or package."""
     return PACKAGE_NOTE.sub("", backbone).rstrip("/").rpartition("/")[2]
 
 
-# sections
+# content of the template
 
 
 def score_rows(
@@ -124,61 +135,43 @@ def score_rows(
 
 
 def seconds_to_train(metrics: dict[str, Any], manifests: Sequence[Manifest]) -> float | None:
-    """Seconds of training and of the features that it reads."""
+    """Return the seconds of training and of computing its features."""
     if "seconds" not in metrics:
         return None
     return float(metrics["seconds"]) + sum(each.seconds for each in manifests if each.stage == "features")
 
 
-def scores_section(
-    model: Artifact, metrics: dict[str, Any], found: SentimentEvaluation, manifests: Sequence[Manifest]
-) -> Html:
-    left_out = f" ({found.met_before:,} met in training left out)" if found.met_before else ""
-    note = " ".join([verdict(found), *one_label_note(found)]) + (
-        f" Judged by {counted(found.reviews, 'reviews')} that it has not seen{left_out},"
-        f" {found.reviews_per_second:,.0f} a second. The classifier stands on {backbone_of(model)}; its time"
-        " includes the features."
-    )
+def scores_note(model: Artifact, found: SentimentEvaluation) -> str:
+    excluded = f" ({found.met_before:,} that occur in the training set excluded)" if found.met_before else ""
+    notes = [
+        verdict(found),
+        *one_label_note(found),
+        f"Evaluated on {counted(found.reviews, 'held-out reviews')}{excluded}, "
+        f"{found.reviews_per_second:,.0f} reviews per second. The encoder is {backbone_of(model)}; the"
+        " training time includes its features.",
+    ]
     if found.baseline is not None:
-        note += (
-            " The bag of words is a logistic regression on words weighted by tf-idf, trained in the same run."
-        )
-    rows = score_rows(metrics, found, manifests)
-    return section("How good it is", card(table(SCORE_COLUMNS, rows, figures={1, 2, 3, 4, 5})), note)
+        notes.append("The baseline is a logistic regression on tf-idf features, trained in the same run.")
+    return " ".join(notes)
 
 
-def errors_section(scores: Scores) -> Html:
-    note = (
-        "Which labels are found for which, with shares of the true label; and whether scores can be taken at"
-        " their word: of the reviews scored 90%, nine in ten should be right, where the broken line is."
-    )
-    return section("Where it errs", columns([card(confusion(scores)), card(calibration(scores))]), note)
-
-
-def confusion(scores: Scores) -> Html:
-    """The confusion matrix, each cell as dark as its share of the row; of many labels the worst pairs."""
+def confusion(scores: Scores) -> dict[str, Any]:
+    """Return the confusion matrix as (count, share of the true label), or the most frequent confusions."""
     names = [score.label for score in scores.labels]
     if len(names) > MATRIX_LABELS:
-        return confused_pairs(scores, names)
-    rows = [[name, *shaded(counts)] for name, counts in zip(names, scores.confusion, strict=True)]
-    header = ["is \\ found", *names]
-    room = max(CELL_LEAST_ROOM, MATRIX_ROOM // len(names))
-    matrix = table(header, rows, figures=range(1, len(header)))
-    return Html(f'<div class="matrix" style="--room: {room}px; --labels: {len(names)}">{matrix}</div>')
+        return {"matrix": [], "pairs": confused_pairs(scores, names)}
+    return {
+        "matrix": [
+            (name, [(count, count / max(1, sum(counts))) for count in counts])
+            for name, counts in zip(names, scores.confusion, strict=True)
+        ],
+        "labels": names,
+        "room": max(CELL_LEAST_ROOM, MATRIX_ROOM // len(names)),
+    }
 
 
-def shaded(counts: Sequence[int]) -> list[Html]:
-    total = max(1, sum(counts))
-    return [
-        Html(
-            f'<i class="cell" style="--share:{count / total:.3f}">{count:,}'
-            f"<small>{count / total:.1%}</small></i>"
-        )
-        for count in counts
-    ]
-
-
-def confused_pairs(scores: Scores, names: Sequence[str]) -> Html:
+def confused_pairs(scores: Scores, names: Sequence[str]) -> list[list[str]]:
+    """Return (true label, predicted label, reviews) of the most frequent confusions."""
     pairs = sorted(
         (
             (-count, names[true], names[found])
@@ -187,11 +180,10 @@ def confused_pairs(scores: Scores, names: Sequence[str]) -> Html:
             if count and true != found
         )
     )
-    rows = [[true, found, f"{-count:,}"] for count, true, found in pairs[:CONFUSIONS]]
-    return table(["is", "found", "times"], rows, figures={2})
+    return [[true, found, f"{-count:,}"] for count, true, found in pairs[:CONFUSIONS]]
 
 
-def calibration(scores: Scores) -> Html:
+def calibration(scores: Scores) -> Markup:
     bins = [(bin.lower, bin.upper, bin.accuracy) for bin in scores.reliability]
     return calibration_chart(bins, [bin_hint(bin) for bin in scores.reliability])
 
@@ -199,11 +191,11 @@ def calibration(scores: Scores) -> Html:
 def bin_hint(bin: Bin) -> str:
     if bin.score is None or bin.accuracy is None:
         return ""
-    return f"{counted(bin.reviews, 'reviews')} · score {bin.score:.1%} · {bin.accuracy:.1%} right"
+    return f"{counted(bin.reviews, 'reviews')} · score {bin.score:.1%} · accuracy {bin.accuracy:.1%}"
 
 
 def label_rows(scores: Scores) -> list[list[str]]:
-    """A row a label, the most frequent first where not all have room."""
+    """Return a row per label; of too many labels, the most frequent ones."""
     labels = scores.labels
     if len(labels) > LABELS_SHOWN:
         labels = sorted(labels, key=lambda score: -score.reviews)[:LABELS_SHOWN]
@@ -213,65 +205,47 @@ def label_rows(scores: Scores) -> list[list[str]]:
     ]
 
 
-def labels_section(scores: Scores) -> Html:
-    rows = label_rows(scores)
-    more = len(scores.labels) - len(rows)
-    note = (
-        "Precision: how many of those found with a label have it. Recall: how many of those that have it are"
-        " found with it."
-    )
-    if more:
-        note += f" The {len(rows)} most frequent labels; {more:,} more in evaluation.json."
-    return section("Label by label", card(table(LABEL_COLUMNS, rows, figures={1, 2, 3, 4})), note)
+def labels_note(scores: Scores) -> str:
+    more = len(scores.labels) - LABELS_SHOWN
+    if more <= 0:
+        return ""
+    return f"The {LABELS_SHOWN} most frequent labels; evaluation.json has the other {more:,}."
 
 
-def mistakes_section(mistakes: Sequence[Mistake]) -> Html:
-    if not mistakes:
-        return Html()
-    cards = [
-        card(
-            join(
-                [
-                    Html(
-                        f'<p class="note">is <b>{html(mistake.label)}</b>, found'
-                        f" <b>{html(mistake.predicted)}</b> at {mistake.score:.1%}</p>"
-                    ),
-                    excerpt(mistake.text),
-                ]
-            )
-        )
-        for mistake in mistakes
-    ]
-    note = "Missed with the highest scores: what the model is blind to, or reviews with a wrong label."
-    return section("Most confident mistakes", columns(cards, "medium"), note)
+def mistake_card(mistake: Mistake) -> dict[str, str]:
+    """Return a mistake for the template: the beginning of its text, and the rest, which is folded."""
+    beginning, rest = excerpt(mistake.text.strip())
+    return {
+        "label": mistake.label,
+        "predicted": mistake.predicted,
+        "score": f"{mistake.score:.1%}",
+        "beginning": beginning,
+        "rest": rest,
+    }
 
 
-def excerpt(text: str) -> Html:
-    """A review; of a long one the beginning, and the rest in a fold."""
-    text = text.strip()
+def excerpt(text: str) -> tuple[str, str]:
+    """Split a long text after EXCERPT characters or less, at a space."""
     if len(text) <= EXCERPT * 1.2:
-        return Html(f'<p class="sample">{html(text)}</p>')
+        return text, ""
     end = text.rfind(" ", EXCERPT // 2, EXCERPT) + 1 or EXCERPT
-    return Html(
-        f'<p class="sample">{html(text[:end].rstrip())} …</p>'
-        f'<details><summary>the rest</summary><p class="sample">{html(text[end:])}</p></details>'
-    )
+    return text[:end].rstrip(), text[end:]
 
 
 # the same figures as Markdown
 
 
 def markdown(model: Artifact, evaluation: Artifact, config: ReportSentimentConfig) -> str:
-    """The report's figures as Markdown, for Prefect's page of the run."""
+    """Return the report's figures as Markdown, for the flow run's page in Prefect's UI."""
     metrics, found = read_metrics(model), read_sentiment_evaluation(evaluation)
     manifests = lineage(model, evaluation)
     parts = [
         f"# {plain(config.title)}",
         markdown_table(["figure", "value"], headline(model, metrics, found, manifests)),
-        "## How good it is",
+        "## Evaluation",
         *(plain(note) for note in (verdict(found), *one_label_note(found))),
         markdown_table(SCORE_COLUMNS, score_rows(metrics, found, manifests)),
-        "## Label by label",
+        "## Scores by label",
         markdown_table(LABEL_COLUMNS, label_rows(found.model)),
     ]
     if found.mistakes:
@@ -282,5 +256,5 @@ def markdown(model: Artifact, evaluation: Artifact, config: ReportSentimentConfi
 
 
 def quoted(mistake: Mistake) -> str:
-    said = f"is **{plain(mistake.label)}**, found **{plain(mistake.predicted)}** at {mistake.score:.1%}"
-    return f"> {said}: {plain(mistake.text[:EXCERPT])}"
+    labels = f"true label **{plain(mistake.label)}**, predicted **{plain(mistake.predicted)}**"
+    return f"> {labels} ({mistake.score:.1%}): {plain(mistake.text[:EXCERPT])}"

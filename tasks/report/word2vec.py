@@ -1,8 +1,4 @@
-"""The report: one HTML file that shows what a run made, from what, how fast and how good.
-
-A section is a function that returns HTML, or nothing where the run has nothing to say about it. Those that
-tell of any model are in tasks/display/sections.py, the frame is in tasks/display/page.py.
-"""
+"""The report on word vectors: scores, training, neighbours, a map of the words, and word frequencies."""
 
 import json
 from dataclasses import dataclass
@@ -13,9 +9,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from lexloom.models.word2vec.vectors import WordVectors
-from lexloom.tasks.display.charts import Axis, Html, html, in_the_plane, join, line_chart, word_map
+from lexloom.tasks.display.charts import Axis, line_chart, project, word_map
 from lexloom.tasks.display.formatting import counted, duration, short
-from lexloom.tasks.display.page import card, columns, element, section, table, tiles
 from lexloom.tasks.display.sections import (
     STAGE_COLUMNS,
     known,
@@ -23,7 +18,7 @@ from lexloom.tasks.display.sections import (
     markdown_table,
     plain,
     stage_rows,
-    training_section,
+    training_content,
     write_report,
 )
 from lexloom.tasks.evaluate.word2vec import AnalogyScore, Evaluation, read_evaluation
@@ -56,7 +51,7 @@ class ReportConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """All that the report tells of: what was made, how it was made, and how it went."""
+    """Everything that the report shows."""
 
     model: Artifact
     vectors: WordVectors
@@ -66,21 +61,33 @@ class Run:
     manifests: list[Manifest]
 
 
-@stage(version=2)
+@stage(version=3)
 def report(
     model: Artifact, evaluation: Artifact, vocabulary: Artifact, config: ReportConfig, out: Path
 ) -> Summary:
-    """Writes `report.html`, one file that needs nothing else."""
+    """Write `report.html`, one self-contained file."""
     run = read_run(model, evaluation, vocabulary)
-    sections = [
-        tiles(headline(run)),
-        training_section(run.metrics, unit_of(run)),
-        neighbours_section(run.evaluation),
-        map_section(run, config.words_on_map),
-        scores_section(run.evaluation),
-        frequency_section(run),
-    ]
-    return write_report(out, config.title, model, run.manifests, sections, len(run.vectors), "words")
+    return write_report(
+        out,
+        "word2vec.html.j2",
+        config.title,
+        model,
+        run.manifests,
+        rows_in=len(run.vectors),
+        unit_in="words",
+        headline=headline(run),
+        training=training_content(run.metrics, unit_of(run)),
+        neighbours=neighbour_cards(run.evaluation),
+        map=map_content(run, config.words_on_map),
+        scores={
+            "columns": SCORE_COLUMNS,
+            "rows": score_rows(run.evaluation),
+            "sections": [
+                (each.name, section_rows(each)) for each in run.evaluation.analogies if each.sections
+            ],
+        },
+        frequencies=frequency_content(run),
+    )
 
 
 def read_run(model: Artifact, evaluation: Artifact, vocabulary: Artifact) -> Run:
@@ -95,11 +102,11 @@ def read_run(model: Artifact, evaluation: Artifact, vocabulary: Artifact) -> Run
     )
 
 
-# what there is to say
+# figures
 
 
 def headline(run: Run) -> list[tuple[str, str]]:
-    """(label, figure) of the run's main figures; those that are not known are left out."""
+    """Return (label, value) of the main figures, without unknown ones."""
     metrics, made = run.metrics, {manifest.stage: manifest.summary for manifest in run.manifests}
     figures: list[tuple[str, str | None]] = [
         ("words", f"{len(run.vectors):,}"),
@@ -119,7 +126,7 @@ def headline(run: Run) -> list[tuple[str, str]]:
 
 
 def unit_of(run: Run) -> str:
-    """What training counted: pairs, or the tokens that it drew pairs from."""
+    """Return the unit of training examples: pairs, or tokens if pairs were drawn while training."""
     return str(run.metrics.get("unit", "pairs"))
 
 
@@ -140,7 +147,7 @@ def score_rows(evaluation: Evaluation) -> list[list[str]]:
     return rows + [
         [
             score.name,
-            "right answers",
+            "accuracy",
             figure(score.accuracy),
             f"{score.scored:,} of {score.questions:,} questions",
         ]
@@ -152,7 +159,7 @@ SCORE_COLUMNS = ["set", "measure", "score", "coverage"]
 
 
 def markdown(model: Artifact, evaluation: Artifact, vocabulary: Artifact, config: ReportConfig) -> str:
-    """The report's figures as Markdown, for Prefect's page of the run."""
+    """Return the report's figures as Markdown, for the flow run's page in Prefect's UI."""
     run = read_run(model, evaluation, vocabulary)
     parts = [f"# {plain(config.title)}", markdown_table(["figure", "value"], headline(run))]
     if run.evaluation.similarity or run.evaluation.analogies:
@@ -168,97 +175,52 @@ def markdown(model: Artifact, evaluation: Artifact, vocabulary: Artifact, config
     return "\n\n".join(parts) + "\n"
 
 
-# sections
+# content of the template
 
 
-def neighbours_section(evaluation: Evaluation) -> Html:
-    if not evaluation.neighbours:
-        return Html()
-    cards = [
-        card(
-            join(
-                [
-                    element("h3", entry.word),
-                    element("p", f"{entry.count:,} times in the text", "note"),
-                    Html('<ol class="near">'),
-                    *(
-                        Html(
-                            f'<li title="{near.count:,} times in the text"><span>{html(near.word)}</span>'
-                            f'<i style="--share:{max(0.0, min(1.0, near.similarity)):.3f}"></i>'
-                            f"<b>{near.similarity:.2f}</b></li>"
-                        )
-                        for near in entry.neighbours
-                    ),
-                    Html("</ol>"),
-                ]
-            )
+def neighbour_cards(evaluation: Evaluation) -> list[tuple[str, str, list[tuple[str, float, str]]]]:
+    """Return (word, count, rows of (neighbour, similarity, hint)) for each word."""
+    return [
+        (
+            entry.word,
+            f"{entry.count:,}",
+            [(near.word, near.similarity, f"{near.count:,} occurrences") for near in entry.neighbours],
         )
         for entry in evaluation.neighbours
     ]
-    return section(
-        "Nearest neighbours",
-        columns(cards, "small"),
-        "The words whose vectors point most nearly the same way, with their cosine.",
-    )
 
 
-def map_section(run: Run, words: int) -> Html:
+def map_content(run: Run, words: int) -> dict[str, Any] | None:
     count = min(words, len(run.vectors))
     if count < 2:
-        return Html()
+        return None
     names = run.vectors.words[:count]
     near = run.vectors.neighbours(names, 5)
     hints = [
-        f"{name} · {times:,} times · near {', '.join(word for word, _ in found)}"
+        f"{name} · {times:,} occurrences · near {', '.join(word for word, _ in found)}"
         for name, times, found in zip(names, run.counts, near, strict=False)
     ]
-    picture = word_map(in_the_plane(run.vectors.vectors[:count].numpy()), names, hints)
-    return section(
-        "Map of words",
-        card(Html(f'<div class="wide">{picture}</div>')),
-        f"The {count:,} most frequent words, laid out in the plane (t-SNE) so that words of like use stand"
-        " together. Point at a dot to read it.",
-    )
+    places = project(run.vectors.vectors[:count].numpy())
+    return {"words": f"{count:,}", "chart": word_map(places, names, hints)}
 
 
-def scores_section(evaluation: Evaluation) -> Html:
-    if not evaluation.similarity and not evaluation.analogies:
-        return Html()
-    parts = [table(SCORE_COLUMNS, score_rows(evaluation), figures={2})]
-    for score in evaluation.analogies:
-        if score.sections:
-            parts.append(
-                Html(f"<details><summary>{html(score.name)} by section</summary>{bars(score)}</details>")
-            )
-    return section(
-        "Scores",
-        card(join(parts)),
-        "Spearman's rank correlation with people's judgements of similarity, and the share of analogies"
-        " answered right (3CosAdd). What holds a word that the model does not know is left out.",
-    )
-
-
-def bars(score: AnalogyScore) -> Html:
-    rows = [
-        [
-            part.name,
-            Html(f'<i class="bar" style="--share:{part.accuracy or 0:.3f}"></i>'),
-            figure(part.accuracy),
-            f"{part.correct:,} of {part.scored:,}",
-        ]
+def section_rows(score: AnalogyScore) -> list[tuple[str, float, str, str]]:
+    """Return (section, share, accuracy, correct of scored) for each section of an analogy set."""
+    return [
+        (part.name, part.accuracy or 0.0, figure(part.accuracy), f"{part.correct:,} of {part.scored:,}")
         for part in score.sections
     ]
-    return table(["section", "", "share", "right"], rows, figures={2, 3})
 
 
-def frequency_section(run: Run) -> Html:
-    """Zipf's law as the corpus keeps it: counts by rank, both on logarithmic axes."""
+def frequency_content(run: Run) -> dict[str, Any] | None:
+    """Return the chart of counts by rank (Zipf's law), and the shares of the most frequent words."""
     if len(run.counts) < 2:
-        return Html()
+        return None
     ranks = np.unique(np.geomspace(1, len(run.counts), FREQUENCY_POINTS).round().astype(int)).tolist()
     points = [(rank, run.counts[rank - 1]) for rank in ranks]
-    hints = [f"{run.vectors.words[rank - 1]} · rank {rank:,} · {count:,} times" for rank, count in points]
-    chart = line_chart(points, Axis("rank", short, log=True), Axis("count", short, log=True), hints)
+    hints = [
+        f"{run.vectors.words[rank - 1]} · rank {rank:,} · {count:,} occurrences" for rank, count in points
+    ]
     total = sum(run.counts)
     shares = [
         [f"the first {short(top)}", f"{sum(run.counts[:top]) / total:.1%}"]
@@ -266,5 +228,5 @@ def frequency_section(run: Run) -> Html:
         if top < len(run.counts)
     ]
     shares.append([f"all {len(run.counts):,}", f"{short(total)} words"])
-    beside = card(table(["most frequent words", "share of the text"], shares, figures={1}))
-    return section("Word frequencies", columns([card(chart), beside]))
+    chart = line_chart(points, Axis("rank", short, log=True), Axis("count", short, log=True), hints)
+    return {"chart": chart, "shares": shares}

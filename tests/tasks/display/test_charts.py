@@ -1,4 +1,4 @@
-"""Charts: round ticks, points where they belong, labels that don't touch, and neighbours side by side."""
+"""Charts: ticks, coordinates, escaping, label placement and the t-SNE projection."""
 
 import math
 import re
@@ -15,17 +15,12 @@ from lexloom.tasks.display.charts import (
     LABEL_SIZE,
     MAP_MARGIN,
     Axis,
-    Html,
-    affinities,
     calibration_chart,
-    html,
-    in_the_plane,
-    join,
     label_width,
     line_chart,
     overlap,
+    project,
     smoothed,
-    square_distances,
     ticks,
     word_map,
 )
@@ -63,12 +58,6 @@ def test_points_at_one_place_are_left_as_they_are():
 
 
 # escaping
-
-
-def test_text_is_escaped_and_html_is_not():
-    assert html("<b> & 'q'") == "&lt;b&gt; &amp; &#x27;q&#x27;"
-    assert html(Html("<b>")) == "<b>"
-    assert join(["<i>", Html("<i>")]) == "&lt;i&gt;<i>"
 
 
 def test_a_chart_escapes_its_labels():
@@ -218,37 +207,28 @@ def test_wide_scripts_take_twice_the_room():
     assert label_width("単語") == 2 * label_width("ab")
 
 
-# the plane
+# projection
 
 
-def test_vectors_that_point_the_same_way_stand_together():
+def test_similar_vectors_are_projected_close_together():
     generator = np.random.default_rng(5)
     centres = np.eye(4, 20) * 5
     group = np.repeat(np.arange(4), 25)
     vectors = (centres[group] + generator.normal(size=(100, 20))) * generator.uniform(0.5, 3, (100, 1))
-    places = in_the_plane(vectors.astype(np.float32))
+    places = project(vectors.astype(np.float32))
     distances = np.linalg.norm(places[:, None] - places[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     assert (group[distances.argmin(1)] == group).mean() > 0.97
 
 
-def test_affinities_have_the_perplexity_that_was_asked_for():
-    angles = np.arange(40) * 2 * np.pi / 40
-    ring = np.stack([np.cos(angles), np.sin(angles)], 1)
-    shares = affinities(square_distances(ring), perplexity=7) * 40  # on a ring all rows are alike
-    assert shares.sum(1) == pytest.approx(np.ones(40))
-    entropy = -(shares * np.log(np.maximum(shares, 1e-300))).sum(1)
-    assert np.exp(entropy) == pytest.approx(np.full(40, 7.0))
-
-
-def test_the_same_vectors_make_the_same_picture():
+def test_a_projection_is_reproducible():
     vectors = np.random.default_rng(1).normal(size=(30, 8)).astype(np.float32)
-    assert np.array_equal(in_the_plane(vectors), in_the_plane(vectors))
+    assert np.array_equal(project(vectors), project(vectors))
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 1), (4, 2), (5, 1), (6, 50)])
-def test_few_or_thin_vectors_have_places_too(shape):
+def test_few_or_short_vectors_are_projected(shape):
     for vectors in (np.random.default_rng(2).normal(size=shape), np.zeros(shape), np.ones(shape)):
-        places = in_the_plane(vectors.astype(np.float32))
+        places = project(vectors.astype(np.float32))
         assert places.shape == (shape[0], 2)
         assert np.isfinite(places).all()

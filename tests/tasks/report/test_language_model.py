@@ -61,13 +61,13 @@ def page_of(build: Callable[..., Artifact], artifacts: list[Artifact]) -> str:
     return (build(report_lm, *artifacts, config=ReportLMConfig()).folder / "report.html").read_text()
 
 
-def test_figures_stand_beside_the_baselines(build: Callable[..., Artifact], made: Make) -> None:
+def test_figures_are_shown_with_those_of_the_baselines(build: Callable[..., Artifact], made: Make) -> None:
     text = " ".join(re.sub("<[^>]+>", " ", page_of(build, made())).split())
-    assert "It beats the 4-gram. Measured on 1,234 held-out tokens, 5,678 bytes of text." in text
+    assert "It beats the 4-gram. Evaluated on 1,234 held-out tokens (5,678 bytes of text)." in text
     assert "window language model 1.123 80.0 25.0% 50.0%" in text
     assert "4-gram 1.200 90.0 20.0% 40.0%" in text
     assert "1 min 15 s training time" in text
-    assert "ceased to shrink. The model is that of step 20" in text
+    assert "no longer improved. The model is from step 20" in text
 
 
 def test_a_sample_keeps_its_lines_and_can_not_become_markup(
@@ -78,9 +78,9 @@ def test_a_sample_keeps_its_lines_and_can_not_become_markup(
     assert "white-space: pre-wrap" in page
 
 
-def test_what_was_written_in_training_stands_in_order(build: Callable[..., Artifact], made: Make) -> None:
+def test_samples_during_training_are_in_order(build: Callable[..., Artifact], made: Make) -> None:
     page = page_of(build, made())
-    learning = page[page.index("How it learned to write") :]
+    learning = page[page.index("Samples during training") :]
     assert learning.index("step 10 · validation loss 3.000") < learning.index('<p class="sample">aaaa</p>')
     assert learning.index("aaaa") < learning.index('<p class="sample">a time &lt;b&gt;</p>')
 

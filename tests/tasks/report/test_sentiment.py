@@ -98,29 +98,29 @@ def text_of(page: str) -> str:
     return " ".join(re.sub("<[^>]+>", " ", page).split())
 
 
-def test_figures_stand_beside_the_bag_of_words(build: Build, made: Make) -> None:
+def test_figures_are_shown_with_those_of_the_baseline(build: Build, made: Make) -> None:
     """Training took 75.4 s and its features 4.6; the error of one bin is 0.9 less the share that is right."""
     text = text_of(page_of(build, made()))
-    for tile in ("85.0% accuracy", "0.050 calibration error", "1,800 reviews trained on", "2 labels"):
+    for tile in ("85.0% accuracy", "0.050 calibration error", "1,800 training reviews", "2 labels"):
         assert tile in text
-    assert "1 min 15 s training time some-encoder backbone" in text
-    assert "beats the bag of words by 5.0 points of accuracy. Judged by 200 reviews" in text
+    assert "1 min 15 s training time some-encoder encoder" in text
+    assert "beats the bag of words by 5.0 points of accuracy. Evaluated on 200 held-out reviews" in text
     assert "classifier 85.0% 0.850 0.850 0.050 1 min 20 s" in text
     assert "bag of words 80.0% 0.800 0.800 0.100 1.2 s" in text
     assert BACKBONE in text
 
 
-def test_reviews_that_were_left_out_are_told(build: Build, made: Make) -> None:
+def test_excluded_reviews_are_counted(build: Build, made: Make) -> None:
     text = text_of(page_of(build, made(met_before=1200)))
-    assert "Judged by 200 reviews that it has not seen (1,200 met in training left out), 1," in text
+    assert "Evaluated on 200 held-out reviews (1,200 that occur in the training set excluded), 1," in text
 
 
-def test_a_bag_of_words_that_is_better_is_admitted(build: Build, made: Make) -> None:
+def test_a_better_baseline_is_reported(build: Build, made: Make) -> None:
     text = text_of(page_of(build, made(model=RIVAL, baseline=MODEL)))
     assert "does NOT beat the bag of words: it is 5.0 points of accuracy behind." in text
 
 
-def test_without_a_bag_of_words_there_is_no_word_of_it(build: Build, made: Make) -> None:
+def test_without_a_baseline_none_is_mentioned(build: Build, made: Make) -> None:
     text = text_of(page_of(build, made(baseline=None)))
     assert "There was no baseline to compare it with." in text
     assert "bag of words" not in text
@@ -133,28 +133,28 @@ def test_the_confusion_matrix_has_counts_and_shares_of_the_true_label(build: Bui
     assert re.findall(r'class="cell" style="--share:([\d.]+)"', page) == ["0.900", "0.100", "0.200", "0.800"]
 
 
-def test_of_many_labels_the_worst_confusions_are_listed(build: Build, made: Make) -> None:
+def test_of_many_labels_the_most_frequent_confusions_are_listed(build: Build, made: Make) -> None:
     confusion = np.eye(12, dtype=int) * 5
     confusion[3, 7], confusion[1, 0] = 4, 2
     page = page_of(build, made(model=scores_of(confusion.tolist()), baseline=None))
     assert 'class="matrix"' not in page
-    assert "is found times label 3 label 7 4 label 1 label 0 2 " in text_of(page)
+    assert "true predicted reviews label 3 label 7 4 label 1 label 0 2 " in text_of(page)
 
 
-def test_precision_and_recall_stand_by_each_label(build: Build, made: Make) -> None:
+def test_each_label_has_its_precision_and_recall(build: Build, made: Make) -> None:
     """Negative: 90 of the 110 found so, 90 of the 100 that are."""
     text = text_of(page_of(build, made()))
     assert "negative 100 0.818 0.900 0.857" in text
     assert "positive 100 0.889 0.800 0.842" in text
 
 
-def test_calibration_tells_its_figures(build: Build, made: Make) -> None:
-    assert "200 reviews · score 90.0% · 85.0% right" in text_of(page_of(build, made()))
+def test_calibration_has_hints(build: Build, made: Make) -> None:
+    assert "200 reviews · score 90.0% · accuracy 85.0%" in text_of(page_of(build, made()))
 
 
-def test_mistakes_are_shown_as_text_and_long_ones_folded(build: Build, made: Make) -> None:
+def test_mistakes_are_escaped_and_long_ones_folded(build: Build, made: Make) -> None:
     page = page_of(build, made())
-    assert "is <b>negative</b>, found <b>positive</b> at 98.7%" in page
+    assert "true label <b>negative</b>, predicted <b>positive</b> (98.7%)" in page
     assert "I &lt;b&gt;loathe&lt;/b&gt; it | truly" in page
     shown, rest = re.findall(r'<p class="sample">((?:word ?)+|[^<]*&lt;i&gt;)(?: …)?</p>', page)
     assert len(shown) <= 420
@@ -171,7 +171,10 @@ def test_markdown_has_the_same_figures(made: Make) -> None:
     assert "beats the bag of words by 5.0 points of accuracy." in text
     assert "| bag of words | 80.0% | 0.800 | 0.800 | 0.100 | 1.2 s |" in text
     assert "| negative | 100 | 0.818 | 0.900 | 0.857 |" in text
-    assert "> is **negative**, found **positive** at 98.7%: I &lt;b>loathe&lt;/b> it \\| truly" in text
+    assert (
+        "> true label **negative**, predicted **positive** (98.7%): I &lt;b>loathe&lt;/b> it \\| truly"
+        in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_loss_and_learning_rate_are_drawn_with_their_epochs(build, made):
     assert "epoch 2" in page
 
 
-def test_validation_and_the_accounts_of_time_are_shown(build, made):
+def test_validation_and_times_are_shown(build, made):
     losses = [3.0, 2.0, 2.5]
     metrics = METRICS | {
         "stop_reason": "patience",
@@ -208,8 +208,8 @@ def test_validation_and_the_accounts_of_time_are_shown(build, made):
     page = page_of(build, made(metrics=metrics))
     text = " ".join(Text(page).text.split())
     assert "2M pairs · validation loss 2" in page
-    assert "ceased to shrink. The model is that of step 20, the best of those evaluated." in text
-    assert "computing 1 min 0 s synchronising workers 25.0 s everything else 15.0 s all 1 min 40 s" in text
+    assert "no longer improved. The model is from step 20, which had the lowest validation loss." in text
+    assert "computation 1 min 0 s synchronization 25.0 s other 15.0 s total 1 min 40 s" in text
 
 
 def test_the_page_needs_nothing_but_itself(build, made):
