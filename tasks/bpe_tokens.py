@@ -12,7 +12,6 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -24,12 +23,13 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from lexloom.models.tokenizer.bpe_ranks import MERGES_MARK, PUBLISHED, check_against_ids, read_ranks
-from lexloom.models.tokenizer.tokenizer import BytePair, Bytes, Characters, Encoding, Tokenizer
+from lexloom.models.tokenizer.bpe_ranks import PUBLISHED
+from lexloom.models.tokenizer.tokenizer import Encoding, Tokenizer
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.sources.encoding import LocatedEncoding
 from lexloom.tasks.sources.huggingface import NetworkError
-from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary, digest_key
+from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.parallel import fan_out
 from lexloom.tasks.store.shards import Outcome, ShardWriter, in_order, row_groups
 from lexloom.tasks.store.stage import stage
@@ -37,7 +37,6 @@ from lexloom.tasks.tokens import COLUMN_ENCODING, SCHEMA, SHARD_BYTES, TOKEN_BYT
 
 ENCODINGS = [*PUBLISHED, "characters", "bytes"]
 TOKENIZER = "tokenizer"
-BESIDE_MERGES = ("encoder.json", "vocab.json")
 SCRATCH = "scratch"
 SCRATCH_SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("held_out", pa.bool_())])
 HASHES = 1 << 64
@@ -111,44 +110,8 @@ class SubwordsConfig(BaseModel):
 # the encoding
 
 
-class LocatedEncoding(BaseModel):
-    """What a tokenizer is made of: an input of `subwords`. Its content counts, not where it lies."""
-
-    name: str
-    digest: str = Field(description="sha256 of the file of ranks; empty where there is none")
-    path: Path | None = Field(exclude=True, description="a file that the user named")
-
-    @property
-    def key(self) -> str:
-        return digest_key("encoding", 1, self.model_dump(mode="json"), [])
-
-    def load(self) -> Encoding:
-        """The encoding, ready for use.
-
-        Published ranks come from the package that carries them, if it is installed, else from tiktoken's
-        cache, else from where tiktoken downloads them. Raises ValueError where a file is damaged,
-        NetworkError where none can be had.
-        """
-        if self.name == "characters":
-            return Characters()
-        if self.name == "bytes":
-            return Bytes()
-        published = PUBLISHED[self.name]
-        data = self.path.read_bytes() if self.path else published_ranks(self.name)
-        if hashlib.sha256(data).hexdigest() != self.digest:
-            raise ValueError(f"{self.path} changed while it was in use: run again once it is at rest")
-        ranks = read_ranks(data, str(self.path or published.url))
-        if self.path and data.startswith(MERGES_MARK):
-            for ids in map(self.path.with_name, BESIDE_MERGES):
-                if ids.is_file():
-                    check_against_ids(ranks, ids)
-        whole = len(ranks) == published.ranks
-        end_of_text = published.end_of_text if whole else max(ranks.values()) + 1
-        return BytePair(self.name, ranks, published.pattern, end_of_text)
-
-
 def locate_encoding(config: SubwordsConfig) -> LocatedEncoding:
-    """The encoding that the config means; FileNotFoundError where a named file isn't there."""
+    """Return the config's encoding; raise FileNotFoundError if a file that it names does not exist."""
     if config.ranks is not None:
         if not config.ranks.is_file():
             raise FileNotFoundError(
@@ -160,34 +123,6 @@ def locate_encoding(config: SubwordsConfig) -> LocatedEncoding:
     else:
         digest = ""
     return LocatedEncoding(name=config.encoding, digest=digest, path=config.ranks)
-
-
-def published_ranks(name: str) -> bytes:
-    """The content of the published file of ranks, from an installed package or by tiktoken."""
-    published = PUBLISHED[name]
-    advice = ""
-    if published.distribution is not None:
-        package, version, file = published.distribution
-        advice = f"pip install {package}=={version}, or "
-        try:
-            installed = distribution(package)
-            data = Path(str(installed.locate_file(file))).read_bytes()
-        except (PackageNotFoundError, OSError):
-            data = b""
-        if hashlib.sha256(data).hexdigest() == published.sha256:
-            return data
-        if data:
-            console.warn(f"{package} {installed.version} has other ranks than were published; not used")
-    try:
-        from tiktoken.load import read_file_cached  # also looks into TIKTOKEN_CACHE_DIR
-
-        return read_file_cached(published.url, published.sha256)
-    except Exception as error:  # of whatever library tiktoken downloads with
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NetworkError(
-            f"the ranks of {name} can't be had from {published.url} ({said[:120]}): {advice}name a file of"
-            " them (ranks), or choose the encoding 'characters' or 'bytes'"
-        ) from error
 
 
 # the stage

@@ -22,7 +22,7 @@ from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.bpe_tokens import read_tokenizer
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.readers.embedding_files import FORMATS, Matrix, read_table, vocabulary_of
-from lexloom.tasks.sources.source import SourceFile, digest_files, fingerprint, verify_files
+from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Store, Summary, digest_key
 from lexloom.tasks.store.lookup import WORD2VEC, find_place
 from lexloom.tasks.store.stage import stage

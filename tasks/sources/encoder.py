@@ -17,8 +17,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from lexloom.tasks.display import console
+from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
 from lexloom.tasks.sources.huggingface import NetworkError, snapshot, with_retries
-from lexloom.tasks.sources.source import SourceFile, digest_files, fingerprint, verify_files
 from lexloom.tasks.store.artifacts import RunOnly, digest_key
 
 DEFAULT = "distilbert/distilbert-base-uncased"

@@ -15,11 +15,8 @@ import hashlib
 import json
 import os
 import re
-import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -27,15 +24,15 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from lexloom.tasks.display import console
 from lexloom.tasks.readers import formats as readers
 from lexloom.tasks.readers.raw import Options, Raw, at_row, select
 from lexloom.tasks.sources import folders
+from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
 from lexloom.tasks.sources.huggingface import commit_of, stream, with_retries
-from lexloom.tasks.store.artifacts import KEY_LENGTH, Store
-from lexloom.tasks.store.file_access import digest_file, read_regular
+from lexloom.tasks.store.artifacts import KEY_LENGTH
 
 HUB_PREFIX = "hf:"
 HUB_NAME = re.compile(
@@ -44,8 +41,6 @@ HUB_NAME = re.compile(
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 WITHOUT_DOCUMENTS = "files without a document"
-MEMO = "sources.json"
-MEMO_AGE_SECONDS = 2.0  # a file younger than its clock's tick may still change without showing it
 
 
 class Source(BaseModel, ABC):
@@ -77,14 +72,6 @@ class Source(BaseModel, ABC):
     def key(self) -> str:
         text = json.dumps(self.identity(), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
-
-
-class SourceFile(BaseModel):
-    name: str = Field(description="relative to the source, with forward slashes")
-    path: Path
-    size: int
-    modified_ns: int
-    xxh3: str
 
 
 class FileSource(Source):
@@ -314,111 +301,6 @@ def not_found(name: str) -> str:
         f" file, a folder or a pattern, a packaged text ({', '.join(PACKAGES)}), or {HUB_PREFIX}owner/name"
         " for a Hugging Face data set"
     )
-
-
-def digest_files(files: list[SourceFile]) -> str:
-    text = json.dumps([[file.name, file.size, file.xxh3] for file in files], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
-
-
-def fingerprint(found: list[tuple[str, Path]]) -> list[SourceFile]:
-    """Every file with its size and digest; digests of files that have not changed since are remembered."""
-    memo = Memo(Store().root / MEMO)
-    files = []
-    done = 0
-    with console.bar("fingerprint", total=sum(path.stat().st_size for _, path in found)) as bar:
-        for name, path in found:
-            digest = memo.digest(path)
-            status = path.stat()
-            files.append(
-                SourceFile(
-                    name=name,
-                    path=path.absolute(),
-                    size=status.st_size,
-                    modified_ns=status.st_mtime_ns,
-                    xxh3=digest,
-                )
-            )
-            done += status.st_size
-            bar.update(done, path.name)
-    memo.save()
-    return files
-
-
-def verify_files(files: list[SourceFile]) -> None:
-    """Compare files with their digests, without using remembered ones.
-
-    Raises:
-        ValueError: the content of a file has changed.
-    """
-    for file in files:
-        if digest_file(file.path) != file.xxh3:
-            raise ValueError(
-                f"{file.path} no longer has the content that was fingerprinted: rerun when nothing writes to"
-                " it; if the error persists, check the disk, or `touch` the file if its content is correct"
-            )
-
-
-class Seen(BaseModel):
-    """A file as it was when its digest was taken."""
-
-    size: int
-    modified_ns: int
-    changed_ns: int = 0  # unlike the modification time, programs can't set it
-    inode: int
-    xxh3: str
-
-
-class SeenFiles(BaseModel):
-    files: dict[str, Seen] = {}
-
-
-class Memo:
-    """Digests of files, remembered by path, size, times of change and inode.
-
-    A terabyte is not read again for every cached run. A memo that can't be read is an empty one, and one
-    that can't be written is done without.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._seen = SeenFiles.model_validate_json(read_regular(path)).files
-        except (OSError, ValidationError):
-            self._seen = {}
-        self._changed = False
-
-    def digest(self, path: Path) -> str:
-        status = path.stat()
-        name = str(path.absolute())
-        seen = self._seen.get(name)
-        now = Seen(
-            size=status.st_size,
-            modified_ns=status.st_mtime_ns,
-            changed_ns=status.st_ctime_ns,
-            inode=status.st_ino,
-            xxh3="",
-        )
-        settled = time.time() - status.st_mtime > MEMO_AGE_SECONDS
-        if seen is not None and seen.model_copy(update={"xxh3": ""}) == now:
-            return seen.xxh3
-        digest = digest_file(path)
-        if settled:
-            self._seen[name] = now.model_copy(update={"xxh3": digest})
-            self._changed = True
-        return digest
-
-    def save(self) -> None:
-        if not self._changed:
-            return
-        new = self._path.with_name(f"{self._path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                new.write_text(SeenFiles(files=self._seen).model_dump_json())
-                new.replace(self._path)
-            finally:
-                new.unlink(missing_ok=True)
 
 
 # the hub

