@@ -1,13 +1,15 @@
-# `make run` and `make test` need nothing but Python 3.11 to 3.13 and a package index.
+# `make run` and `make test` need only Python 3.11 to 3.14 and a package index.
 
 PYTHON ?= python3
 VENV ?= .venv
-# An exact version, since pip then takes a CPU build where one is offered; a range may pull CUDA's packages.
+# An exact version, since pip then takes a CPU build where one is offered; a range may install CUDA packages.
 # On a GPU node: make run TORCH='torch>=2.11'
 TORCH ?= torch==2.13.0
-PIP = $(VENV)/bin/pip install -qq --disable-pip-version-check
+# The tested version of every other package. To install the newest allowed ones: make run CONSTRAINTS=/dev/null
+CONSTRAINTS ?= constraints.txt
+PIP = $(VENV)/bin/pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: run app test lint bench soak operate ui clean
+.PHONY: run app test lint constraints bench soak operate ui clean
 
 run: $(VENV)/demo.installed
 	@$(VENV)/bin/lexloom word2vec
@@ -24,6 +26,14 @@ lint: $(VENV)/dev.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+# Updates the tested versions in constraints.txt, for all supported Pythons and systems. torch and the packages of
+# CUDA are left out: TORCH chooses them.
+constraints: $(VENV)/dev.installed
+	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-annotate \
+	  --no-header --no-emit-package torch --no-emit-package triton pyproject.toml \
+	  | grep -Ev '^(cuda|nvidia)-' > constraints.new
+	mv constraints.new constraints.txt
 
 # Measures what the README quotes; DATA is a folder of Parquet files with a `text` column. (The parts `loss` of
 # benchmarks/transformer.py and benchmarks/sentiment.py want texts of their own: they say which.)
@@ -61,14 +71,14 @@ $(VENV)/bin/python:
 	@echo "making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.installed: pyproject.toml | $(VENV)/bin/python
+$(VENV)/demo.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	@echo "installing Lexloom and its packages into $(VENV) (a minute or two)"
 	@$(PIP) '$(TORCH)' && $(PIP) -e '.[demo]' && touch $@
 
-$(VENV)/app.installed: pyproject.toml | $(VENV)/bin/python
+$(VENV)/app.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	@echo "installing Lexloom, its packages and the web page's into $(VENV) (a minute or two)"
 	@$(PIP) '$(TORCH)' && $(PIP) -e '.[demo,sentiment,app]' && touch $@ $(VENV)/demo.installed
 
-$(VENV)/dev.installed: pyproject.toml | $(VENV)/bin/python
+$(VENV)/dev.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	@echo "installing Lexloom, its packages and its tests' into $(VENV) (a minute or two)"
 	@$(PIP) '$(TORCH)' && $(PIP) -e '.[demo,bench,dev]' && touch $@ $(VENV)/demo.installed

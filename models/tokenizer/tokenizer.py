@@ -14,7 +14,6 @@ kept, in the order of their new ids. Words, punctuation and symbols all have ids
 
 import codecs
 import json
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
+from lexloom.models.cpus import available_cpus
 from lexloom.models.tokenizer.bpe_ranks import (
     BYTE_VALUES,
     Ranks,
@@ -231,7 +231,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[Ids]:
         """`encode_array` of each text, in order, worked out in threads (all cores unless told)."""
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or available_cpus()
         if threads == 1:
             return [self.encode_array(text) for text in texts]
         with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import psutil
+
 from lexloom.tasks.store.file_access import FILE, FOLDER, kind, printable
 
 BUILDING = ".building"
@@ -134,7 +136,7 @@ class Building(NamedTuple):
     @property
     def alive(self) -> bool | None:
         """Whether its process is running; None if it belongs to another machine."""
-        return Path(f"/proc/{self.pid}").exists() if self.host == host_name() else None
+        return psutil.pid_exists(self.pid) if self.host == host_name() else None
 
 
 def read_displacement_time(path: Path) -> float | None:

@@ -1,6 +1,5 @@
 """Parquet shards, written in order and read by row groups, with the work on them done in threads."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lexloom.models.cpus import available_cpus
 from lexloom.tasks.store.artifacts import Artifact
 
 MAX_THREADS = 8  # each holds a few pieces in memory
@@ -103,7 +103,7 @@ def row_groups(artifact: Artifact, *columns: str) -> list[RowGroup]:
 
 def in_order(function: Callable[[Item], Outcome], items: Iterable[Item]) -> Generator[Outcome]:
     """`function` of every item, worked out in threads, handed out in order; few items wait at any time."""
-    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    threads = min(MAX_THREADS, available_cpus())
     with ThreadPoolExecutor(threads, thread_name_prefix="piece") as pool:
         running: deque[Future[Outcome]] = deque()
         try:
