@@ -23,8 +23,8 @@ class OptimizerConfig:
 
     Attributes:
         name: "muon" (and AdamW for what is not a hidden matrix), or "adamw" for all.
-        matrix_rate: learning rate of the hidden matrices.
-        rate: learning rate of everything else.
+        matrix_lr: learning rate of the hidden matrices.
+        lr: learning rate of everything else.
         momentum: Muon's.
         betas: AdamW's.
         weight_decay: of matrices and tables, a share of their learning rate; norms and biases do without.
@@ -34,8 +34,8 @@ class OptimizerConfig:
     """
 
     name: Literal["muon", "adamw"] = "muon"
-    matrix_rate: float = 0.02
-    rate: float = 0.01
+    matrix_lr: float = 0.02
+    lr: float = 0.01
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
@@ -43,7 +43,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.name not in ("muon", "adamw"):
             raise ValueError(f"the optimizer is {self.name!r}: it must be 'muon' or 'adamw'")
-        for name in ("matrix_rate", "rate"):
+        for name in ("matrix_lr", "lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
         for share in (self.momentum, *self.betas):
@@ -59,16 +59,16 @@ def make_optimizer(module: nn.Module, hidden: Iterable[nn.Parameter], config: Op
     theirs = {id(matrix) for matrix in matrices}
     others = [parameter for parameter in module.parameters() if id(parameter) not in theirs]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in others if p.ndim > 1], "lr": config.rate, "weight_decay": config.weight_decay},
-        {"params": [p for p in others if p.ndim < 2], "lr": config.rate, "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim > 1], "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "lr": config.lr, "weight_decay": 0.0},
     ]
     if config.name == "adamw":
-        groups.append({"params": matrices, "lr": config.matrix_rate, "weight_decay": config.weight_decay})
+        groups.append({"params": matrices, "lr": config.matrix_lr, "weight_decay": config.weight_decay})
     adamw = AdamW([group for group in groups if group["params"]], betas=config.betas, fused=True)
     if config.name == "adamw":
         return adamw
     muon = BatchedMuon(
-        matrices, lr=config.matrix_rate, weight_decay=config.weight_decay, momentum=config.momentum
+        matrices, lr=config.matrix_lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
     return Joined(muon, adamw)
 

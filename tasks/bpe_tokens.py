@@ -402,7 +402,7 @@ def write_parts(split: Split, tokenizer: Tokenizer, out: Path) -> tuple[int, dic
     rows: dict[Part, int] = {"train": 0, "validation": 0}
 
     def renumbered(tokens: pa.ListArray) -> pa.ListArray:
-        ids = tokenizer.renumbered(tokens.values.to_numpy())
+        ids = tokenizer.to_own_ids(tokens.values.to_numpy())
         return pa.ListArray.from_arrays(tokens.offsets, pa.array(ids))
 
     with (

@@ -42,11 +42,11 @@ from lexloom.models.precision import Layer, bfloat16_pays
 from lexloom.models.sentiment.frozen_encoder import (
     FrozenPart,
     TrainedPart,
-    by_length,
-    in_threads,
+    group_by_length,
     load_classifier,
     load_tokenizer,
-    longest_text,
+    map_in_threads,
+    max_text_length,
     padded,
     require_device,
 )
@@ -235,7 +235,7 @@ class Reader:
         # made here, long before it is trained, so that a backbone that can't be is refused at once
         TrainedPart(load_classifier(folder), config.trainable_blocks, from_activations=config.cache_features)
         model = load_classifier(folder)
-        longest = min(tokenizer.model_max_length, longest_text(model) or tokenizer.model_max_length)
+        longest = min(tokenizer.model_max_length, max_text_length(model) or tokenizer.model_max_length)
         if config.max_length > longest:
             raise ValueError(
                 f"max_length {config.max_length} is more than the {counted(longest, 'tokens')} that the"
@@ -273,9 +273,9 @@ class Reader:
             found = self._frozen(batch.to(device), mask.to(device)).to(dtype).cpu()
             return [run[: lengths[row]].clone() for row, run in zip(rows, found, strict=True)]
 
-        groups = list(by_length(lengths, TOKENS_AT_ONCE[device]))
+        groups = list(group_by_length(lengths, TOKENS_AT_ONCE[device]))
         runs: list[Tensor] = [torch.empty(0)] * len(ids)
-        for rows, found in zip(groups, in_threads(activations, groups, device), strict=True):
+        for rows, found in zip(groups, map_in_threads(activations, groups, device), strict=True):
             for row, run in zip(rows, found, strict=True):
                 runs[row] = run
         together = torch.cat(runs)

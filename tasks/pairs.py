@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from lexloom.models.word2vec.skipgram import ALWAYS, draw_documents, fill_block, keep_chances, subsample
+from lexloom.models.word2vec.skipgram import ALWAYS, draw_documents, fill_block, keep_probabilities, subsample
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
@@ -107,7 +107,7 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
     tokens and vocabulary don't belong together, and where not one pair can be made or held out.
     """
     _, counts = read_vocabulary(vocabulary)
-    chances = keep_chances(counts, config.subsample)
+    chances = keep_probabilities(counts, config.subsample)
     documents = words = kept_words = lonely = 0
     files = training_files(tokens)
     shards: dict[str, Any] = {

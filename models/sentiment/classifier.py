@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from lexloom.models.normalization import Normalization, normalize_text, normalize_texts, read_normalization
 from lexloom.models.sentiment.frozen_encoder import (
-    by_length,
-    in_threads,
+    group_by_length,
     load_classifier,
     load_tokenizer,
-    longest_text,
+    map_in_threads,
+    max_text_length,
     padded,
     quiet,
     require_device,
-    shorten,
+    use_first_position_block,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Sentiment:
 
         Texts are normalised by `normalization`, as the training text was.
         """
-        shorten(model)
+        use_first_position_block(model)
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
@@ -187,9 +187,9 @@ class Sentiment:
             found = self._model(input_ids=batch.to(device), attention_mask=mask.to(device)).logits
             return found.float().cpu()
 
-        groups = list(by_length([len(row) for row in ids], TOKENS_AT_ONCE))
+        groups = list(group_by_length([len(row) for row in ids], TOKENS_AT_ONCE))
         logits = torch.empty(len(texts), len(self.labels))
-        for rows, found in zip(groups, in_threads(logits_of, groups, device.type), strict=True):
+        for rows, found in zip(groups, map_in_threads(logits_of, groups, device.type), strict=True):
             logits[torch.from_numpy(rows)] = found
         return logits
 
@@ -234,7 +234,7 @@ def reading(folder: Path, model: "PreTrainedModel") -> tuple[int, str]:
         stated = dict(json.loads((folder / "tokenizer_config.json").read_bytes()))
     except (OSError, ValueError, TypeError):
         stated = {}
-    most = longest_text(model) or MOST_TOKENS
+    most = max_text_length(model) or MOST_TOKENS
     return int(min(stated.get("model_max_length", most), most)), str(stated.get("truncation_side", "right"))
 
 

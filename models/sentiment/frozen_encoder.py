@@ -115,7 +115,7 @@ def require_device(device: str) -> None:
 # finding the parts of a model, and changing them
 
 
-def blocks_of(model: "PreTrainedModel") -> nn.ModuleList:
+def find_blocks(model: "PreTrainedModel") -> nn.ModuleList:
     """The list of the encoder's blocks, first to last.
 
     Raises:
@@ -130,9 +130,9 @@ def blocks_of(model: "PreTrainedModel") -> nn.ModuleList:
     )
 
 
-def embeddings_of(model: "PreTrainedModel") -> nn.Module:
+def find_embeddings(model: "PreTrainedModel") -> nn.Module:
     """The part of the encoder that turns ids into the first block's input."""
-    words, blocks = model.get_input_embeddings(), blocks_of(model)
+    words, blocks = model.get_input_embeddings(), find_blocks(model)
     for part in model.base_model.children():
         inside = list(part.modules())
         if part is not words and words in inside and blocks not in inside:
@@ -142,7 +142,7 @@ def embeddings_of(model: "PreTrainedModel") -> nn.Module:
     )
 
 
-def longest_text(model: "PreTrainedModel") -> int | None:
+def max_text_length(model: "PreTrainedModel") -> int | None:
     """How many tokens of a text the encoder has positions for; None where it needs none.
 
     An encoder in the manner of RoBERTa counts positions from behind that of its padding.
@@ -224,7 +224,7 @@ def probe(model: "PreTrainedModel") -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def still_gives(expected: Tensor, changed: Callable[[], Tensor]) -> bool:
+def gives_same_logits(expected: Tensor, changed: Callable[[], Tensor]) -> bool:
     """Whether a model that was changed gives the logits that it gave."""
     try:
         logits = changed()
@@ -299,9 +299,9 @@ class FirstPosition(nn.Module):
         return self._norms[1](dense + attended)[:, None]
 
 
-def shorten(model: "PreTrainedModel") -> nn.ModuleList:
+def use_first_position_block(model: "PreTrainedModel") -> nn.ModuleList:
     """Lets the last block compute position 0 only, if the logits stay the same; returns the blocks."""
-    blocks = blocks_of(model)
+    blocks = find_blocks(model)
     last = FirstPosition(blocks[-1], model.config.num_attention_heads)
     if not last.is_made_so():
         return blocks
@@ -310,7 +310,7 @@ def shorten(model: "PreTrainedModel") -> nn.ModuleList:
         expected = model(input_ids=ids, attention_mask=mask).logits
     short = nn.ModuleList([*blocks[:-1], last])
     replace(model, blocks, short)
-    if still_gives(expected, lambda: model(input_ids=ids, attention_mask=mask).logits):
+    if gives_same_logits(expected, lambda: model(input_ids=ids, attention_mask=mask).logits):
         return short
     replace(model, short, blocks)
     return blocks
@@ -327,7 +327,7 @@ class FrozenPart(nn.Module):
 
     def __init__(self, model: "PreTrainedModel", trainable_blocks: int, *, bfloat16: bool = False) -> None:
         super().__init__()
-        blocks = blocks_of(model)
+        blocks = find_blocks(model)
         lower, self._tap = ended(blocks, first_trained(blocks, trainable_blocks))
         replace(model, blocks, lower)
         self.encoder = model.base_model
@@ -355,9 +355,9 @@ class TrainedPart(nn.Module):
     def __init__(self, model: "PreTrainedModel", trainable_blocks: int, *, from_activations: bool) -> None:
         super().__init__()
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        blocks = blocks_of(model)
+        blocks = find_blocks(model)
         cut = first_trained(blocks, trainable_blocks)
-        embeddings = embeddings_of(model)
+        embeddings = find_embeddings(model)
         ids, mask = probe(model)
         try:
             with torch.no_grad():
@@ -370,13 +370,13 @@ class TrainedPart(nn.Module):
             ) from error
         for parameter in frozen:
             parameter.requires_grad_(False)
-        short = shorten(model)
+        short = use_first_position_block(model)
         self.model, self._from_activations = model, from_activations
         self._frozen: tuple[nn.Module, ...] = tuple(blocks[:cut])  # registered where the model has them
         if from_activations:
             replace(model, embeddings, Given())
             replace(model, short, short[cut:])
-            if not still_gives(expected, lambda: self(activations, mask)):
+            if not gives_same_logits(expected, lambda: self(activations, mask)):
                 raise ValueError(
                     f"{type(model).__name__} can't go on from its blocks' activations alone: train it with"
                     " --no-cache-features"
@@ -403,7 +403,7 @@ def below(model: "PreTrainedModel", cut: int, ids: Tensor, mask: Tensor) -> tupl
 
     The graph says so, not a list of names: some encoders share parameters between blocks.
     """
-    blocks = blocks_of(model)
+    blocks = find_blocks(model)
     lower, tap = ended(blocks, cut)
     replace(model, blocks, lower)
     parameters = list(model.parameters())
@@ -418,7 +418,7 @@ def below(model: "PreTrainedModel", cut: int, ids: Tensor, mask: Tensor) -> tupl
 # texts of unlike lengths
 
 
-def by_length(lengths: Sequence[int] | NDArray[np.integer], tokens: int) -> Iterator[NDArray[np.int64]]:
+def group_by_length(lengths: Sequence[int] | NDArray[np.integer], tokens: int) -> Iterator[NDArray[np.int64]]:
     """Groups of texts of nearly one length: the longest first, at most `tokens` each with their padding.
 
     Yields indices into `lengths`; a text longer than `tokens` makes a group by itself.
@@ -438,7 +438,7 @@ def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return pad_sequence(list(rows), batch_first=True), mask
 
 
-def in_threads(work: Callable[[Item], Outcome], items: Sequence[Item], device: str) -> list[Outcome]:
+def map_in_threads(work: Callable[[Item], Outcome], items: Sequence[Item], device: str) -> list[Outcome]:
     """`work` of every item, in order: on a CPU, items side by side instead of each on all threads.
 
     Threads that share one product wait for each other in every layer; side by side they don't. Torch's number

@@ -227,7 +227,7 @@ class Tokenizer:
             base = self.encoding.encode(text)
         except UnicodeEncodeError as error:
             raise lone_surrogate(text, error) from error
-        return base if self._ids is None else self.renumbered(base)
+        return base if self._ids is None else self.to_own_ids(base)
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[Ids]:
         """`encode_array` of each text, in order, worked out in threads (all cores unless told)."""
@@ -238,7 +238,7 @@ class Tokenizer:
             found = pool.map(lambda batch: [self.encode_array(text) for text in batch], batches(texts))
             return [ids for batch in found for ids in batch]
 
-    def renumbered(self, base: Ids) -> Ids:
+    def to_own_ids(self, base: Ids) -> Ids:
         """Base ids, (tokens,), as this tokenizer's ids. Raises ValueError where one of them is not kept."""
         if self._ids is None:
             return base

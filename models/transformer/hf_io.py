@@ -143,7 +143,7 @@ def modern_entries(config: TransformerConfig) -> Iterator[Entry]:
         ):
             yield Entry(f"model.layers.{layer}.{theirs}.weight", (f"blocks.{layer}.{ours}.weight",))
     yield Entry("model.norm.weight", ("final_norm.weight",))
-    if not config.tied:
+    if not config.tie_embeddings:
         yield Entry("lm_head.weight", ("head.weight",))
 
 
@@ -165,7 +165,7 @@ def gpt2_entries(config: TransformerConfig) -> Iterator[Entry]:
                 yield Entry(f"transformer.h.{layer}.{theirs}.{kind}", parts, transposed=matrix)
     for kind in ("weight", "bias"):
         yield Entry(f"transformer.ln_f.{kind}", (f"final_norm.{kind}",))
-    if not config.tied:
+    if not config.tie_embeddings:
         yield Entry("lm_head.weight", ("head.weight",))
 
 
@@ -173,7 +173,7 @@ def their_config(config: TransformerConfig) -> dict[str, Any]:
     """`config.json` as transformers reads it."""
     common = {
         "vocab_size": config.vocabulary,
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": config.end_of_text,
         "eos_token_id": config.end_of_text,
         "dtype": "float32",
@@ -183,7 +183,7 @@ def their_config(config: TransformerConfig) -> dict[str, Any]:
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
             "hidden_size": config.width,
-            "intermediate_size": config.hidden,
+            "intermediate_size": config.ffn_dim,
             "num_hidden_layers": config.layers,
             "num_attention_heads": config.heads,
             "num_key_value_heads": config.kv_heads,
@@ -200,7 +200,7 @@ def their_config(config: TransformerConfig) -> dict[str, Any]:
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "n_embd": config.width,
-        "n_inner": config.hidden,
+        "n_inner": config.ffn_dim,
         "n_layer": config.layers,
         "n_head": config.heads,
         "n_positions": config.context,

@@ -9,7 +9,7 @@ that `transformers` loads it.
 - Each block adds to the residual stream what its attention and its feed-forward make of it, normalised first.
   Their last matrices are zero at the start, so every block begins as the identity.
 - Logits of a whole batch are never held (models/layers/cross_entropy.py).
-- Generation reads each token once and keeps its keys and values (`Reader`).
+- Generation reads each token once and keeps its keys and values (`CachedDecoder`).
 
 Vaswani et al. 2017, "Attention Is All You Need"; Radford et al. 2019, "Language Models are Unsupervised
 Multitask Learners"; Su et al. 2021, "RoFormer"; Zhang and Sennrich 2019, "Root Mean Square Layer
@@ -67,9 +67,9 @@ class TransformerConfig:
     width: int = 384
     heads: int = 6
     kv_heads: int = 0
-    hidden: int = 0
+    ffn_dim: int = 0
     style: Style = "modern"
-    tied: bool = False
+    tie_embeddings: bool = False
     dropout: float = 0.0
     rope_base: float = 10_000.0
     end_of_text: int | None = None
@@ -85,13 +85,15 @@ class TransformerConfig:
         modern = self.style == "modern"
         gated = max(1, self.width * 8 // 3 // ROUND_TO) * ROUND_TO
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
-        object.__setattr__(self, "hidden", self.hidden or (gated if modern else 4 * self.width))
+        object.__setattr__(self, "ffn_dim", self.ffn_dim or (gated if modern else 4 * self.width))
         if self.kv_heads < 1 or self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads can't share {self.kv_heads} kv_heads: make it a divisor")
-        if self.hidden < 1:
-            raise ValueError(f"hidden is {self.hidden}: it must be at least 1")
+        if self.ffn_dim < 1:
+            raise ValueError(f"ffn_dim is {self.ffn_dim}: it must be at least 1")
         if modern and self.head_width % 2:
-            raise ValueError(f"rotary positions turn pairs: a head's width, {self.head_width}, must be even")
+            raise ValueError(
+                f"rotary positions cos_sin pairs: a head's width, {self.head_width}, must be even"
+            )
         if not modern and self.kv_heads != self.heads:
             raise ValueError("GPT-2's heads do not share keys and values: leave kv_heads out")
         if not 0 <= self.dropout < 1:
@@ -118,7 +120,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin  # (B, T, heads, D)
 
 
-class Past:
+class KVCache:
     """One layer's keys and values of the tokens read so far."""
 
     def __init__(self, texts: int, config: TransformerConfig, like: Tensor) -> None:
@@ -173,14 +175,14 @@ class Attention(nn.Module):
             self.query_norm, self.key_norm = norm(config, config.head_width), norm(config, config.head_width)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, past: Past | None
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, mask: Tensor | None, past: KVCache | None
     ) -> Tensor:  # (B, T, C) -> (B, T, C)
         config = self.config
         query = self.query(x).unflatten(-1, (config.heads, config.head_width))  # (B, T, H, D)
         key = self.key(x).unflatten(-1, (config.kv_heads, config.head_width))  # (B, T, K, D)
         value = self.value(x).unflatten(-1, (config.kv_heads, config.head_width))  # (B, T, K, D)
-        if turn is not None:
-            query, key = rotate(self.query_norm(query), *turn), rotate(self.key_norm(key), *turn)
+        if cos_sin is not None:
+            query, key = rotate(self.query_norm(query), *cos_sin), rotate(self.key_norm(key), *cos_sin)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, H or K, T, D)
         if past is not None:
             key, value = past.add(key, value)  # (B, K, S, D)
@@ -194,9 +196,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         biased = not config.modern
-        self.gate = nn.Linear(config.width, config.hidden, bias=False) if config.modern else None
-        self.up = nn.Linear(config.width, config.hidden, bias=biased)
-        self.down = nn.Linear(config.hidden, config.width, bias=biased)
+        self.gate = nn.Linear(config.width, config.ffn_dim, bias=False) if config.modern else None
+        self.up = nn.Linear(config.width, config.ffn_dim, bias=biased)
+        self.down = nn.Linear(config.ffn_dim, config.width, bias=biased)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
         if self.gate is None:
@@ -218,9 +220,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, past: Past | None
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, mask: Tensor | None, past: KVCache | None
     ) -> Tensor:  # (B, T, C) -> (B, T, C)
-        x = x + self.dropout(self.attention(self.attention_norm(x), turn, mask, past))
+        x = x + self.dropout(self.attention(self.attention_norm(x), cos_sin, mask, past))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -237,7 +239,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.final_norm = norm(config, config.width)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
-        if config.tied:
+        if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         share = torch.arange(0, config.head_width, 2) / config.head_width  # (D/2,)
         frequencies = config.rope_base**-share  # (D/2,)
@@ -260,10 +262,10 @@ class Transformer(nn.Module):
             assert isinstance(block, Block)
             nn.init.zeros_(block.attention.output.weight)
             nn.init.zeros_(block.feed_forward.down.weight)
-        if not self.config.tied:
+        if not self.config.tie_embeddings:
             nn.init.zeros_(self.head.weight)
         # tied, the table makes the logits too, which should begin small
-        nn.init.normal_(self.embedding.weight, std=0.02 if self.config.tied else 1.0)
+        nn.init.normal_(self.embedding.weight, std=0.02 if self.config.tie_embeddings else 1.0)
         if not self.config.modern:
             nn.init.normal_(self.position.weight, std=0.02)
 
@@ -282,7 +284,7 @@ class Transformer(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        past: Sequence[Past] | None = None,
+        past: Sequence[KVCache] | None = None,
     ) -> Tensor:
         """What the head makes logits of: (B, T) ids -> (B, T, C).
 
@@ -295,14 +297,17 @@ class Transformer(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.size(1), device=tokens.device)  # (T,)
         x = self.embedding(tokens)  # (B, T, C)
-        turn = None
+        cos_sin = None
         if self.config.modern:
-            turn = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)  # (B or 1, T, 1, D)
+            cos_sin = (
+                self.cos[positions].unsqueeze(-2),
+                self.sin[positions].unsqueeze(-2),
+            )  # (B or 1, T, 1, D)
         else:
             x = x + self.position(positions)
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, turn, mask, None if past is None else past[layer])
+            x = block(x, cos_sin, mask, None if past is None else past[layer])
         return self.final_norm(x)
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -318,13 +323,13 @@ class Transformer(nn.Module):
 
         Of a text that is longer than the context only the end is read (see `first_read`).
         """
-        return Reader(self)(texts)
+        return CachedDecoder(self)(texts)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling | None = None
     ) -> Iterator[list[int | None]]:
         """Goes on from some texts: gives out one token for each, or None for one that is over, at a time."""
-        return sample_tokens(Reader(self), prompts, sampling or Sampling(), self.config.end_of_text)
+        return sample_tokens(CachedDecoder(self), prompts, sampling or Sampling(), self.config.end_of_text)
 
 
 def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -343,7 +348,7 @@ def first_read(length: int, context: int) -> int:
     return max(0, -(-(length - context) // step)) * step
 
 
-class Reader:
+class CachedDecoder:
     """Logits of the tokens after some texts, which are called for again and again as each grows by a token.
 
     What was read is remembered: only the new tokens go through the model. Texts are aligned at their ends.
@@ -351,7 +356,7 @@ class Reader:
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
-        self._past: list[Past] | None = None
+        self._past: list[KVCache] | None = None
         self._lengths: list[int] = []  # of the texts at the last call
         self._starts: list[int] = []  # the first token read of each
 
@@ -366,7 +371,7 @@ class Reader:
         grown = [length + 1 for length in self._lengths]
         if self._past is None or lengths != grown or starts != self._starts:
             weight = self.model.head.weight
-            self._past = [Past(len(texts), config, weight) for _ in self.model.blocks]
+            self._past = [KVCache(len(texts), config, weight) for _ in self.model.blocks]
             new = max(length - start for length, start in zip(lengths, starts, strict=True))
         else:
             new = 1

@@ -242,7 +242,7 @@ def _team(threads: int) -> list[ThreadPoolExecutor]:
     return [ThreadPoolExecutor(1, thread_name_prefix="sgns") for _ in range(threads)]
 
 
-class Begun:
+class PendingBatch:
     """A batch that may still be in training."""
 
     def __init__(self, losses: Sequence[Future[float]]) -> None:
@@ -285,7 +285,7 @@ def check_pairs(targets: np.ndarray, contexts: np.ndarray, words: int) -> None:
     check_ids("context", contexts, words)
 
 
-def begin_batch(
+def start_batch(
     vectors: np.ndarray,
     outputs: np.ndarray,
     targets: np.ndarray,
@@ -297,7 +297,7 @@ def begin_batch(
     learning_rate: float,
     seed: int,
     threads: int = 1,
-) -> Begun:
+) -> PendingBatch:
     """Begin to train both tables in place on a batch; with one thread it is done on return.
 
     With one thread the result is a function of the arguments, bit for bit; more race for the rows they share.
@@ -325,7 +325,7 @@ def begin_batch(
         raise ValueError("The tables are changed in place: they must be float32, contiguous and writeable.")
     check_pairs(targets, contexts, words)
     if not len(targets):
-        return Begun([])
+        return PendingBatch([])
 
     kernel = compile_kernel(stride, negatives)
     flat_vectors, flat_outputs = vectors.reshape(-1), outputs.reshape(-1)
@@ -367,6 +367,6 @@ def begin_batch(
     if threads == 1:
         done = Future[float]()
         done.set_result(train(0, len(targets), *(table[:0] for table in shared)))
-        return Begun([done])
+        return PendingBatch([done])
     parts = zip(_team(threads), pairwise(split_at_runs(targets, threads)), strict=True)
-    return Begun([thread.submit(train_beside_others, *bounds) for thread, bounds in parts])
+    return PendingBatch([thread.submit(train_beside_others, *bounds) for thread, bounds in parts])

@@ -22,7 +22,7 @@ HALF = np.uint64(32)
 ALWAYS = 1 << 32  # a chance of one, on the scale of a draw's upper half
 
 
-def keep_chances(counts: NDArray[np.int64], subsample: float) -> NDArray[np.uint64]:
+def keep_probabilities(counts: NDArray[np.int64], subsample: float) -> NDArray[np.uint64]:
     """A word's chance to be kept, min(1, sqrt(t/f) + t/f) with f its share of the text, times 2^32.
 
     The formula of word2vec.c (the paper's, 1 - sqrt(t/f) to be dropped, is close to it).
@@ -122,7 +122,7 @@ class SkipGrams:
     """Pairs drawn from tokens as training goes, other ones in every step.
 
     Attributes:
-        chances: (V,) uint64, every word's chance to be kept times 2^32 (`keep_chances`).
+        chances: (V,) uint64, every word's chance to be kept times 2^32 (`keep_probabilities`).
         window: a context is at most so many words away from its target.
         shrink_window: draw each target's window from 1..window.
         seed: of all that is drawn, together with the step's.

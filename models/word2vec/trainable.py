@@ -43,7 +43,7 @@ def _table(rows: int, stride: int) -> Tensor:
 class Loss:
     """The mean loss of a batch, waited for when it is read."""
 
-    def __init__(self, begun: sgns_cpu.Begun, pairs: int) -> None:
+    def __init__(self, begun: sgns_cpu.PendingBatch, pairs: int) -> None:
         self._begun, self._pairs = begun, pairs
 
     def __float__(self) -> float:
@@ -119,7 +119,7 @@ class Word2Vec:
         self._probability = np.ascontiguousarray(probability, dtype=np.float32)
         self._alias = np.ascontiguousarray(alias, dtype=np.int32)
 
-        self._begun = deque[sgns_cpu.Begun]()
+        self._begun = deque[sgns_cpu.PendingBatch]()
         self._feed: sgns_gpu.Feed | None = None  # on a GPU
         self.vectors = _table(words, sgns_cpu.padded(dim))
         self.contexts = _table(words, sgns_cpu.padded(dim))
@@ -193,8 +193,10 @@ class Word2Vec:
             return float(self._run_gpu(self._feed, batch, 0.0, EVALUATION_SEED)), len(batch["target"])
         return self._begin(batch, 0.0, EVALUATION_SEED).loss(), len(batch["target"])
 
-    def _begin(self, batch: Mapping[str, np.ndarray], learning_rate: float, seed: int) -> sgns_cpu.Begun:
-        return sgns_cpu.begin_batch(
+    def _begin(
+        self, batch: Mapping[str, np.ndarray], learning_rate: float, seed: int
+    ) -> sgns_cpu.PendingBatch:
+        return sgns_cpu.start_batch(
             self.vectors.numpy(),
             self.contexts.numpy(),
             batch["target"],

@@ -33,7 +33,7 @@ from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.run import GradientTrainConfig, facts_of, plan_job, run_job, write_json
 from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.schedules import linear
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 
 COLUMNS = ("inputs", "label")
 
@@ -180,7 +180,7 @@ def train_window_lm(
     make_model = partial(new_model, shape, embeddings, torch.from_numpy(counts.copy()))
     layer = Layer(-(-config.batch_size // config.workers), shape.context * shape.dim, shape.width)
     make_trainable = partial(
-        Autograd,
+        TorchTrainable,
         make_model,
         window_loss,
         partial(adam, config.learning_rate, config.weight_decay),

@@ -16,7 +16,7 @@ from lexloom.deployments.web.model_catalog import Shelf
 from lexloom.models.language_model import Windows
 from lexloom.models.sampling import Sampling, sample_text
 from lexloom.models.sentiment.classifier import Sentiment
-from lexloom.models.transformer.model import Reader
+from lexloom.models.transformer.model import CachedDecoder
 from lexloom.models.window_lm import WindowLM, WindowLMConfig
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.corpus import AsWritten
@@ -126,7 +126,7 @@ def test_a_text_is_written_as_the_model_itself_writes_it(shelf: Shelf, names: Na
     sampling = Sampling(max_tokens=20, temperature=0.8, seed=7)
     prompt = "the <b>"
     expected = "".join(
-        piece for (piece,) in sample_text(Reader(transformer_model()), tokenizer(), [prompt], sampling)
+        piece for (piece,) in sample_text(CachedDecoder(transformer_model()), tokenizer(), [prompt], sampling)
     )
     assert expected
     answer = last(answers.write(shelf, names["write"], prompt, **DRAWS))

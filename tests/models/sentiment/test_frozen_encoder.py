@@ -23,14 +23,14 @@ from lexloom.models.sentiment.frozen_encoder import (
     FirstPosition,
     FrozenPart,
     TrainedPart,
-    blocks_of,
-    by_length,
-    in_threads,
+    find_blocks,
+    group_by_length,
     load_classifier,
     load_tokenizer,
-    longest_text,
+    map_in_threads,
+    max_text_length,
     padded,
-    shorten,
+    use_first_position_block,
 )
 from tests.models.tiny import BERT, BLOCKS, KINDS, LONGEST, VOCABULARY, config, write_backbone
 
@@ -85,11 +85,11 @@ def test_both_ways_train_the_same_parameters_with_the_same_gradients(kind: str) 
 
 @pytest.mark.parametrize(("kind", "last"), [("bert", FirstPosition), ("roberta", FirstPosition)])
 def test_the_last_block_is_shortened_where_the_classifier_reads_one_position(kind: str, last: type) -> None:
-    assert isinstance(shorten(classifier(kind))[-1], last)
+    assert isinstance(use_first_position_block(classifier(kind))[-1], last)
 
 
 def test_a_block_of_another_make_is_left_as_it_is() -> None:
-    assert not isinstance(shorten(classifier("mpnet"))[-1], FirstPosition)
+    assert not isinstance(use_first_position_block(classifier("mpnet"))[-1], FirstPosition)
 
 
 def test_a_block_that_looks_alike_and_computes_something_else_is_left_as_it_is(
@@ -100,7 +100,7 @@ def test_a_block_that_looks_alike_and_computes_something_else_is_left_as_it_is(
     pooler = model.base_model.pooler
     monkeypatch.setattr(pooler, "forward", lambda hidden: torch.tanh(pooler.dense(hidden.mean(1))))
     expected = logits(model)
-    assert not isinstance(shorten(model)[-1], FirstPosition)
+    assert not isinstance(use_first_position_block(model)[-1], FirstPosition)
     torch.testing.assert_close(logits(model), expected)
 
 
@@ -117,7 +117,7 @@ def test_the_short_block_drops_out_where_the_long_one_does(
     monkeypatch.setattr(torch.nn.functional, "dropout", every_third)
     rates = {"attn_implementation": "eager"}
     short, long = classifier(kind, **rates), classifier(kind, **rates)
-    assert isinstance(shorten(short)[-1], FirstPosition)
+    assert isinstance(use_first_position_block(short)[-1], FirstPosition)
     dropped = logits(long.train())
     assert not torch.allclose(dropped, logits(long.eval()), atol=1e-2)
     torch.testing.assert_close(logits(short.train()), dropped, rtol=1e-4, atol=1e-4)
@@ -125,7 +125,7 @@ def test_the_short_block_drops_out_where_the_long_one_does(
 
 def test_frozen_blocks_never_drop_out() -> None:
     part = TrainedPart(classifier("bert"), 1, from_activations=False).train()
-    modes = [block.training for block in blocks_of(part.model)]
+    modes = [block.training for block in find_blocks(part.model)]
     assert modes == [False] * (BLOCKS - 1) + [True]
     assert not part.model.base_model.embeddings.training
 
@@ -182,10 +182,10 @@ def test_encoders_made_otherwise_are_refused_by_name(other: PreTrainedConfig, sa
 
 
 def test_a_text_may_be_as_long_as_there_are_positions() -> None:
-    assert longest_text(classifier("bert")) == LONGEST
-    assert longest_text(classifier("roberta", pad_token_id=1)) == LONGEST - 2
+    assert max_text_length(classifier("bert")) == LONGEST
+    assert max_text_length(classifier("roberta", pad_token_id=1)) == LONGEST - 2
     xlnet = AutoModelForSequenceClassification.from_config(OTHERS[-1][0])
-    assert longest_text(xlnet) is None
+    assert max_text_length(xlnet) is None
 
 
 def test_more_blocks_than_there_are_cannot_be_trained() -> None:
@@ -195,7 +195,7 @@ def test_more_blocks_than_there_are_cannot_be_trained() -> None:
 
 def test_groups_are_of_nearly_one_length_and_bounded_with_their_padding() -> None:
     lengths = [3, 10, 1, 9, 4, 30]
-    groups = [group.tolist() for group in by_length(lengths, 20)]
+    groups = [group.tolist() for group in group_by_length(lengths, 20)]
     assert groups == [[5], [1, 3], [4, 0, 2]]  # 30 alone; 2 x 10; 3 x 4, for 5 x 4 there is no more
 
 
@@ -255,10 +255,10 @@ def test_threads_do_not_mix_up_what_they_compute() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        side_by_side = in_threads(activations, texts, "cpu")
+        side_by_side = map_in_threads(activations, texts, "cpu")
         assert torch.get_num_threads() == 4
         torch.set_num_threads(1)
-        alone = in_threads(activations, texts, "cpu")
+        alone = map_in_threads(activations, texts, "cpu")
     finally:
         torch.set_num_threads(before)
     for found, wanted in zip(side_by_side, alone, strict=True):

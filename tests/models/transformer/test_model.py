@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lexloom.models.sampling import Sampling
 from lexloom.models.transformer.hf_io import save
 from lexloom.models.transformer.model import (
-    Reader,
+    CachedDecoder,
     Transformer,
     TransformerConfig,
     first_read,
@@ -21,9 +21,9 @@ from lexloom.models.transformer.model import (
 V, T = 31, 16
 STYLES = [
     {"style": "modern"},
-    {"style": "modern", "kv_heads": 2, "tied": True, "rope_base": 500.0, "hidden": 24},
-    {"style": "gpt2", "tied": True},
-    {"style": "gpt2", "hidden": 40},
+    {"style": "modern", "kv_heads": 2, "tie_embeddings": True, "rope_base": 500.0, "ffn_dim": 24},
+    {"style": "gpt2", "tie_embeddings": True},
+    {"style": "gpt2", "ffn_dim": 40},
 ]
 
 
@@ -79,10 +79,10 @@ def test_the_parameters_are_as_many_as_the_paper_says() -> None:
     block = 4 * c * c + 3 * c * f + 2 * c + 2 * d
     assert sum(p.numel() for p in Transformer(config()).parameters()) == 2 * V * c + 2 * block + c
     block = 4 * (c * c + c) + (4 * c * c + 4 * c) + (4 * c * c + c) + 2 * 2 * c
-    gpt2 = Transformer(config(style="gpt2", tied=True))
+    gpt2 = Transformer(config(style="gpt2", tie_embeddings=True))
     assert sum(p.numel() for p in gpt2.parameters()) == V * c + T * c + 2 * block + 2 * c
     assert sum(p.numel() for p in gpt2.hidden_matrices()) == 2 * 12 * c * c
-    gpt2_small = TransformerConfig(50_257, 1024, 12, 768, 12, style="gpt2", tied=True)
+    gpt2_small = TransformerConfig(50_257, 1024, 12, 768, 12, style="gpt2", tie_embeddings=True)
     with torch.device("meta"):
         assert sum(p.numel() for p in Transformer(gpt2_small).parameters()) == 124_439_808
 
@@ -151,7 +151,7 @@ def test_reading_token_by_token_gives_what_reading_all_anew_gives(style: dict[st
     """Prompts of different lengths, one longer than the context, until all have outgrown it twice."""
     model = transformer(**style)
     texts = [row.tolist()[:length] for row, length in zip(tokens(4, 20), (1, 5, 14, 20), strict=True)]
-    reader = Reader(model)
+    reader = CachedDecoder(model)
     for step in range(40):
         logits = reader(texts)
         for text, row in zip(texts, logits, strict=True):
@@ -187,7 +187,7 @@ def test_half_a_context_is_forgotten_when_it_is_full() -> None:
 
 def test_other_texts_make_a_reader_begin_anew() -> None:
     model = transformer()
-    reader = Reader(model)
+    reader = CachedDecoder(model)
     reader([[1, 2, 3]])
     assert torch.equal(reader([[4, 5]]), model.next_logits([[4, 5]]))
 
@@ -218,7 +218,7 @@ def test_a_text_is_the_same_alone_and_in_a_batch() -> None:
         ({"heads": 5}, "5 heads can't share a width of 32"),
         ({"kv_heads": 3}, "4 heads can't share 3 kv_heads"),
         ({"kv_heads": -1}, "can't share -1"),
-        ({"hidden": -4}, "hidden is -4"),
+        ({"ffn_dim": -4}, "ffn_dim is -4"),
         ({"width": 36, "heads": 4}, "must be even"),
         ({"style": "gpt2", "kv_heads": 2}, "leave kv_heads out"),
         ({"style": "gpt3"}, "must be 'modern' or 'gpt2'"),

@@ -47,7 +47,7 @@ def noise_of(targets: np.ndarray, noise: tuple[np.ndarray, np.ndarray], negative
 
 
 def train(tables, targets, contexts, *, negatives=5, rate=0.1, seed=7, threads=1) -> float:
-    return sgns_cpu.begin_batch(
+    return sgns_cpu.start_batch(
         *tables,
         targets,
         contexts,
@@ -177,7 +177,7 @@ def test_a_failed_thread_is_told_of_when_no_other_writes_into_the_tables_any_mor
     failed.set_exception(MemoryError("no room"))
     Timer(0.2, at_work.set_result, [1.0]).start()
     with pytest.raises(MemoryError, match="no room"):
-        sgns_cpu.Begun([failed, at_work]).loss()
+        sgns_cpu.PendingBatch([failed, at_work]).loss()
     assert at_work.done()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lexloom.models.word2vec.skipgram import ALWAYS, SkipGrams, keep_chances
+from lexloom.models.word2vec.skipgram import ALWAYS, SkipGrams, keep_probabilities
 
 Documents = Sequence[Sequence[int]]
 TEXT = [[0, 1, 0, 2, 0, 1, 3], [1, 0], [2], [0, 3, 3, 1, 0, 0]]
@@ -64,7 +64,7 @@ def assert_drawn_as_expected(
 
 
 def chances_of(documents: Documents, subsample: float) -> np.ndarray:
-    return keep_chances(np.bincount([word for document in documents for word in document]), subsample)
+    return keep_probabilities(np.bincount([word for document in documents for word in document]), subsample)
 
 
 def test_pairs_are_drawn_as_often_as_word2vec_would():

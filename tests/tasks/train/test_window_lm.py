@@ -24,7 +24,7 @@ from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from lexloom.tasks.train import window_lm as module
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
 from lexloom.tasks.windows import WindowsConfig, windows
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 from tests.tasks import promises
 from tests.tasks.cards import run_card
 from tests.tasks.promises import Plan, planner
@@ -142,15 +142,15 @@ def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
     undisturbed = run()
     store.discard("train_window_lm", train_window_lm.key(inputs, CONFIG))
     steps: list[float] = []
-    update = Autograd.update
+    update = TorchTrainable.update
 
-    def dies_at_step_17(self: Autograd, *, progress: float) -> None:
+    def dies_at_step_17(self: TorchTrainable, *, progress: float) -> None:
         steps.append(progress)
         if len(steps) == 17:
             raise KeyboardInterrupt
         update(self, progress=progress)
 
-    monkeypatch.setattr(Autograd, "update", dies_at_step_17)
+    monkeypatch.setattr(TorchTrainable, "update", dies_at_step_17)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert not list(store.root.glob("train_window_lm/*"))
