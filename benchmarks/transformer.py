@@ -39,10 +39,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lexloom.models.compilation import compile_parts
+from lexloom.models.compilation import compile_modules
 from lexloom.models.layers.cross_entropy import linear_cross_entropy
 from lexloom.models.optim import OptimizerConfig, make_optimizer
-from lexloom.models.precision import Layer, bfloat16_pays
+from lexloom.models.precision import Layer, is_bfloat16_faster
 from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig, next_token_loss
 from lexloom.training.job import Job
 from lexloom.training.loop import train
@@ -101,7 +101,7 @@ def trainable(
     def make() -> Transformer:
         model = Transformer(network)
         if compiled:
-            compile_parts(model.blocks, device)
+            compile_modules(model.blocks, device)
         return model
 
     def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -114,7 +114,7 @@ def trainable(
         next_token_loss,
         optimizer_of,
         schedule=partial(warm_up_stable_decay, warm_up=0.0, decay=decay),
-        bfloat16=partial(bfloat16_pays, layer),
+        bfloat16=partial(is_bfloat16_faster, layer),
         threads=THREADS if device == "cpu" else None,
         micro_batch=micro_batch,
         seed=seed,

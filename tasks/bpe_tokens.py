@@ -418,7 +418,7 @@ def write_parts(split: Split, tokenizer: Tokenizer, out: Path) -> tuple[int, dic
 
 
 def write_vocabulary(tokenizer: Tokenizer, counts: NDArray[np.int64], out: Path) -> None:
-    table = pa.table({"word": pa.array(tokenizer.spelled(), pa.string()), "count": counts})
+    table = pa.table({"word": pa.array(tokenizer.display_names(), pa.string()), "count": counts})
     pq.write_table(table, out / "vocabulary.parquet", compression="zstd")
 
 

@@ -51,8 +51,8 @@ class ShardStream:
     Args:
         columns: columns of numbers, (rows,), or of fixed-length lists of numbers, (rows, width), without
             nulls. Or one column of variable-length, non-empty lists: then an example is an element, and
-            batches also have the `row` of its list, counted over all files, and its `place` in the list, both
-            int64.
+            batches also have the `row` of its list, counted over all files, and its `position` in the list,
+            both int64.
         batch_size: examples of a global batch, over all workers.
         lanes: the maximum number of workers that can share the stream.
         shuffle: permute the blocks; otherwise they are dealt in the order of the files.
@@ -380,7 +380,7 @@ def to_batch(table: pa.Table, start: int, count: int, first_row: int) -> Batch:
     return {
         table.column_names[0]: lists.values.to_numpy()[start:end],
         "row": first_row + row,
-        "place": np.arange(start, end) - offsets[row],
+        "position": np.arange(start, end) - offsets[row],
     }
 
 

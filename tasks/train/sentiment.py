@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from lexloom.models.normalization import active_rules, card_note
+from lexloom.models.sentiment.batching import group_by_length, pad_batch
 from lexloom.models.sentiment.classifier import save_classifier
-from lexloom.models.sentiment.frozen_encoder import TrainedPart, group_by_length, load_classifier, padded
+from lexloom.models.sentiment.frozen_encoder import TrainedPart
+from lexloom.models.sentiment.hf_loading import load_classifier
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.frozen_features import (
     COLUMNS,
@@ -146,7 +148,7 @@ class RunLoss:
         places = torch.stack([batch["shard"].long(), batch["start"], batch["length"].long()], 1).tolist()
         total = torch.zeros((), device=labels.device)
         for rows in group_by_length([length for _, _, length in places], TOKENS_AT_ONCE[labels.device.type]):
-            runs, mask = padded([self._runs.run(*places[row]) for row in rows])
+            runs, mask = pad_batch([self._runs.run(*places[row]) for row in rows])
             runs = runs.to(labels.device)
             logits = module(runs.float() if runs.is_floating_point() else runs, mask.to(labels.device))
             right = labels[torch.from_numpy(rows).to(labels.device)]

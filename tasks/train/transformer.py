@@ -15,10 +15,10 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from lexloom.models.compilation import compile_parts, uncompiled
+from lexloom.models.compilation import compile_modules, without_compilation
 from lexloom.models.normalization import active_rules, card_note
 from lexloom.models.optim import OptimizerConfig, make_optimizer
-from lexloom.models.precision import Layer, Precision, in_bfloat16
+from lexloom.models.precision import Layer, Precision, use_bfloat16
 from lexloom.models.sampling import NextLogits
 from lexloom.models.transformer.hf_io import export_tokenizer, save
 from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig, next_token_loss
@@ -238,7 +238,7 @@ def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Tor
         ),
         micro_batch=config.micro_batch,
         clip=config.clip,
-        bfloat16=partial(in_bfloat16, config.precision, layer),
+        bfloat16=partial(use_bfloat16, config.precision, layer),
         threads=config.threads,
         seed=config.seed,
     )
@@ -247,12 +247,12 @@ def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Tor
 def make_network(network: TransformerConfig, compile_for: str | None) -> Transformer:
     model = Transformer(network)
     if compile_for is not None:
-        compile_parts(model.blocks, compile_for)
+        compile_modules(model.blocks, compile_for)
     return model
 
 
 def reader(model: Transformer) -> NextLogits:
-    return uncompiled(CachedDecoder(model))  # texts of ever new lengths: not worth a compilation
+    return without_compilation(CachedDecoder(model))  # texts of ever new lengths: not worth a compilation
 
 
 def optimizer_of(config: OptimizerConfig, model: nn.Module) -> Optimizer:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lexloom.models.optim import BatchedMuon, OptimizerConfig, make_optimizer, orthogonal
+from lexloom.models.optim import BatchedMuon, OptimizerConfig, make_optimizer, orthogonalize
 from lexloom.models.transformer.model import Transformer, TransformerConfig, next_token_loss
 from lexloom.training.checkpoint import Checkpoints
 from lexloom.training.loop import train
@@ -56,7 +56,7 @@ def test_batched_muon_takes_the_steps_of_torchs_muon(
 
 def test_in_float32_singular_values_come_near_to_1_and_singular_vectors_stay() -> None:
     matrices = torch.randn(3, 6, 40, generator=torch.Generator().manual_seed(0))
-    found = orthogonal(matrices, COEFFICIENTS, 5, 1e-7)
+    found = orthogonalize(matrices, COEFFICIENTS, 5, 1e-7)
     assert found.dtype == torch.float32
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.6
@@ -72,7 +72,7 @@ def test_in_float32_singular_values_come_near_to_1_and_singular_vectors_stay() -
 
 
 def test_a_gradient_of_zeros_moves_nothing() -> None:
-    assert not orthogonal(torch.zeros(2, 3, 4), COEFFICIENTS, 5, 1e-7).any()
+    assert not orthogonalize(torch.zeros(2, 3, 4), COEFFICIENTS, 5, 1e-7).any()
 
 
 def rates(optimizer: Optimizer, model: nn.Module) -> dict[str, tuple[float, float]]:

@@ -240,7 +240,7 @@ def test_of_lists_of_any_length_every_element_comes_once_and_says_whence(
         assert reading.examples == sum(map(len, lists))
         found = list(reading.read(reading.epoch(0)))
         assert all(batch["tokens"].dtype == np.int32 for batch in found)
-        columns = ("row", "place", "tokens")
+        columns = ("row", "position", "tokens")
         return [list(zip(*(batch[name].tolist() for name in columns), strict=True)) for batch in found]
 
     alone = read(0, 1)

@@ -19,19 +19,11 @@ from transformers import (
     XLNetConfig,
 )
 
-from lexloom.models.sentiment.frozen_encoder import (
-    FirstPosition,
-    FrozenPart,
-    TrainedPart,
-    find_blocks,
-    group_by_length,
-    load_classifier,
-    load_tokenizer,
-    map_in_threads,
-    max_text_length,
-    padded,
-    use_first_position_block,
-)
+from lexloom.models.sentiment.batching import group_by_length, map_in_threads, pad_batch
+from lexloom.models.sentiment.encoder_structure import find_blocks, max_text_length
+from lexloom.models.sentiment.first_position import FirstPosition, use_first_position_block
+from lexloom.models.sentiment.frozen_encoder import FrozenPart, TrainedPart
+from lexloom.models.sentiment.hf_loading import load_classifier, load_tokenizer
 from tests.models.tiny import BERT, BLOCKS, KINDS, LONGEST, VOCABULARY, config, write_backbone
 
 IDS = torch.tensor([[2, 7, 8, 9, 10, 3], [2, 11, 12, 3, 0, 0], [2, 3, 0, 0, 0, 0]])
@@ -150,7 +142,7 @@ def test_an_encoder_that_shares_its_blocks_is_refused() -> None:
 def test_a_decoder_is_refused() -> None:
     small = GPT2Config(vocab_size=60, n_embd=16, n_layer=3, n_head=4, pad_token_id=0)
     model = AutoModelForSequenceClassification.from_config(small)
-    with pytest.raises(ValueError, match="has no embeddings to cut off"):
+    with pytest.raises(ValueError, match="has no separate embeddings"):
         TrainedPart(model.eval(), 1, from_activations=True)
 
 
@@ -160,16 +152,16 @@ OTHERS: list[tuple[PreTrainedConfig, str]] = [
         DebertaV2Config(
             **BERT, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True, num_labels=2
         ),
-        "an encoder of the type deberta-v2 can't be cut between its blocks",
+        "an encoder of the type deberta-v2 can't be split between its blocks",
     ),
     (
         FunnelConfig(**SMALL, block_sizes=[1, 1, 1], d_model=16, n_head=4, d_head=4, d_inner=24),
-        "an encoder of the type funnel can't be cut between its blocks",
+        "an encoder of the type funnel can't be split between its blocks",
     ),
     (T5Config(**SMALL, d_model=16, d_kv=4, d_ff=24, num_layers=3, num_heads=4), "T5|t5"),
     (
         XLNetConfig(**SMALL, d_model=16, n_layer=3, n_head=4, d_inner=24),
-        "XLNetForSequenceClassification has no embeddings to cut off",
+        "XLNetForSequenceClassification has no separate embeddings",
     ),
 ]
 
@@ -177,7 +169,7 @@ OTHERS: list[tuple[PreTrainedConfig, str]] = [
 @pytest.mark.parametrize(("other", "says"), OTHERS, ids=lambda value: getattr(value, "model_type", ""))
 def test_encoders_made_otherwise_are_refused_by_name(other: PreTrainedConfig, says: str) -> None:
     model = AutoModelForSequenceClassification.from_config(other).eval()
-    with pytest.raises(ValueError, match=f"({says}).*: take (one|an encoder) in the manner of BERT"):
+    with pytest.raises(ValueError, match=f"({says}).*: use (one|an encoder) like BERT"):
         TrainedPart(model, 1, from_activations=False)
 
 
@@ -189,7 +181,7 @@ def test_a_text_may_be_as_long_as_there_are_positions() -> None:
 
 
 def test_more_blocks_than_there_are_cannot_be_trained() -> None:
-    with pytest.raises(ValueError, match="trainable_blocks is 4, and the encoder has 3 blocks"):
+    with pytest.raises(ValueError, match="trainable_blocks is 4, but the encoder has 3 blocks"):
         FrozenPart(classifier("bert"), 4)
 
 
@@ -200,7 +192,7 @@ def test_groups_are_of_nearly_one_length_and_bounded_with_their_padding() -> Non
 
 
 def test_rows_are_padded_with_zeros_that_are_masked() -> None:
-    rows, mask = padded([torch.tensor([5, 6, 7]), torch.tensor([8])])
+    rows, mask = pad_batch([torch.tensor([5, 6, 7]), torch.tensor([8])])
     assert rows.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 

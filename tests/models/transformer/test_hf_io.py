@@ -71,11 +71,11 @@ def test_damaged_folders_are_refused_in_one_sentence(tmp_path: Path) -> None:
 
     folder = damaged("another kind")
     (folder / "lexloom.json").write_text(json.dumps({"model": "window_lm", "format": 1, "config": {}}))
-    with pytest.raises(ValueError, match=r"describes no transformer \(it describes a window_lm"):
+    with pytest.raises(ValueError, match=r"does not describe a transformer \(the model is a window_lm"):
         load(folder)
     folder = damaged("no description")
     (folder / "lexloom.json").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no transformer"):
+    with pytest.raises(FileNotFoundError, match="does not contain a transformer"):
         load(folder)
     folder = damaged("newer")
     (folder / "lexloom.json").write_text(json.dumps({"model": "transformer", "format": 9, "config": {}}))

@@ -236,9 +236,9 @@ def test_options_reach_the_training() -> None:
     assert made.learning_rate(1.0) == pytest.approx(0.05)
     assert made.learning_rate(0.0) == pytest.approx(0.005)
     assert not made._bfloat16
-    in_bfloat16 = trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))
-    in_bfloat16.prepare("cpu")
-    assert in_bfloat16._bfloat16
+    use_bfloat16 = trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))
+    use_bfloat16.prepare("cpu")
+    assert use_bfloat16._bfloat16
 
 
 def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPat
         asked.append((layer, device))
         return True
 
-    monkeypatch.setattr("lexloom.models.precision.bfloat16_pays", pays)
+    monkeypatch.setattr("lexloom.models.precision.is_bfloat16_faster", pays)
     network = TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1, ffn_dim=24)
     config = TrainTransformerConfig(workers=2, batch_size=16, context=4)
     for given, rows in ((config, 8 * 4), (config.model_copy(update={"micro_batch": 2}), 2 * 4)):
