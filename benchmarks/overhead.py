@@ -42,7 +42,7 @@ ROWS = [
     Row("workers: processes, import of ray.train", "< WorkerGroup._create_workers"),
     Row("workers: imports of torch, numba and the model", "> run_worker", LAST),
     Row("workers: process group, look for a checkpoint", "> Training.__init__", LAST),
-    Row("workers: tables of the model, agreement on the start", "> Training.go_on", LAST),
+    Row("workers: tables of the model, agreement on the start", "> Training.run", LAST),
     Row("workers: first batch", "> Training._step", LAST),
     Row("the first step", "< Training._step", LAST),
 ]

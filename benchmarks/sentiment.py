@@ -280,7 +280,8 @@ def part_classify(data: Path, folder: Path) -> dict[str, Any]:
     from transformers import pipeline
 
     from lexloom.models.sentiment.classifier import Sentiment, save_classifier
-    from lexloom.models.sentiment.frozen_encoder import TrainedPart, load_classifier
+    from lexloom.models.sentiment.frozen_encoder import TrainedPart
+    from lexloom.models.sentiment.hf_loading import load_classifier
 
     backbone = locate_backbone(BACKBONE).folder
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ import numpy as np
 from measure import summary, table, write_results
 
 from lexloom.models.word2vec.cpu import padded
-from lexloom.models.word2vec.skipgram import SkipGrams, keep_chances
+from lexloom.models.word2vec.skipgram import SkipGrams, keep_thresholds
 from lexloom.models.word2vec.trainable import Word2Vec
 
 WINDOW, SUBSAMPLE, SHIFT = 5, 1e-3, 2.7
@@ -37,12 +37,12 @@ def draw_pairs(words: int, pairs: int) -> dict[str, np.ndarray]:
     """About a tenth more than so many."""
     chances = 1 / (np.arange(words) + SHIFT)
     counts = np.maximum(chances / chances.sum() * 1e9, 1).astype(np.int64)
-    skipgrams = SkipGrams(keep_chances(counts, SUBSAMPLE), WINDOW, shrink_window=True, seed=1)
+    skipgrams = SkipGrams(keep_thresholds(counts, SUBSAMPLE), WINDOW, shrink_window=True, seed=1)
     length = int(1.1 * pairs / skipgrams.pairs_per_token(counts)) // DOCUMENT * DOCUMENT
     drawn = np.random.default_rng(1).random(length)
     tokens = np.searchsorted(np.cumsum(counts) / counts.sum(), drawn).astype(np.int32)
     place = np.arange(length)
-    batch = {"tokens": tokens, "row": place // DOCUMENT, "place": place % DOCUMENT}
+    batch = {"tokens": tokens, "row": place // DOCUMENT, "position": place % DOCUMENT}
     return skipgrams.draw(batch, seed=1)
 
 

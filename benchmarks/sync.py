@@ -36,7 +36,7 @@ from lexloom.training.loop import train
 from lexloom.training.schedules import linear
 from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 
 WORKERS = 2
 PERIODS = (1, 5, 20, 100)
@@ -109,7 +109,7 @@ def variants() -> Iterator[tuple[str, int, int, SyncConfig]]:
             config = SyncConfig("diloco", period=period, outer_momentum=momentum)
             yield f"diloco, momentum {momentum}", WORKERS, period, config
             yield f"outer Nesterov {momentum}, one worker", 1, period, config
-        config = SyncConfig("diloco", period=period, outer_momentum=0.5, wire="bfloat16")
+        config = SyncConfig("diloco", period=period, outer_momentum=0.5, comm_dtype="bfloat16")
         yield "diloco, momentum 0.5, bfloat16", WORKERS, period, config
 
 
@@ -123,7 +123,7 @@ def work(rank: int, folder: Path, shards: tuple[Path, Path], seeds: int, found: 
             if workers == 1 and alone % WORKERS != rank:
                 continue
             model = partial(
-                Autograd,
+                TorchTrainable,
                 NextWord,
                 cross_entropy,
                 adamw,

@@ -39,17 +39,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lexloom.models.compilation import compile_parts
+from lexloom.models.compilation import compile_modules
 from lexloom.models.layers.cross_entropy import linear_cross_entropy
 from lexloom.models.optim import OptimizerConfig, make_optimizer
-from lexloom.models.precision import Layer, bfloat16_pays
-from lexloom.models.transformer.model import Reader, Transformer, TransformerConfig, next_token_loss
+from lexloom.models.precision import Layer, is_bfloat16_faster
+from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig, next_token_loss
 from lexloom.training.job import Job
 from lexloom.training.loop import train
 from lexloom.training.schedules import warm_up_stable_decay
 from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 
 RESULTS = Path(__file__).parent / "results"
 THREADS = 2
@@ -58,7 +58,7 @@ TARGET = 1.88  # nanoGPT's own figure for its recipe
 PEER_STEPS, PEER_BATCH, PEER_HEADS = 2000, 12, 4
 BATCH, HEADS = 32, 2
 SHORT_STEPS, LONG_STEPS = 105, 540
-LANES, MIX_BYTES = 8, 1 << 24
+LANES, SHUFFLE_BUFFER_BYTES = 8, 1 << 24
 
 
 # text
@@ -97,24 +97,24 @@ def trainable(
     compiled: bool = False,
     device: str = "cpu",
     micro_batch: int | None = None,
-) -> Autograd:
+) -> TorchTrainable:
     def make() -> Transformer:
         model = Transformer(network)
         if compiled:
-            compile_parts(model.blocks, device)
+            compile_modules(model.blocks, device)
         return model
 
     def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
         assert isinstance(model, Transformer)
         return make_optimizer(model, model.hidden_matrices(), optimizer)
 
-    layer = Layer((micro_batch or BATCH) * network.context, network.width, network.hidden)
-    return Autograd(
+    layer = Layer((micro_batch or BATCH) * network.context, network.width, network.ffn_dim)
+    return TorchTrainable(
         make,
         next_token_loss,
         optimizer_of,
         schedule=partial(warm_up_stable_decay, warm_up=0.0, decay=decay),
-        bfloat16=partial(bfloat16_pays, layer),
+        bfloat16=partial(is_bfloat16_faster, layer),
         threads=THREADS if device == "cpu" else None,
         micro_batch=micro_batch,
         seed=seed,
@@ -122,7 +122,7 @@ def trainable(
 
 
 def train_lexloom(
-    make: Callable[[], Autograd],
+    make: Callable[[], TorchTrainable],
     shards: tuple[Path, Path],
     steps: int,
     batch: int,
@@ -145,7 +145,7 @@ def train_lexloom(
                 seed=seed,
                 validation=(shards[1],),
                 evaluate_every=steps,
-                mix_bytes=MIX_BYTES,
+                shuffle_buffer_bytes=SHUFFLE_BUFFER_BYTES,
             )
         )
     return run.seconds - run.evaluation_seconds, run.scores[-1]["loss"]
@@ -250,7 +250,7 @@ def measure_loss(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(THREADS)
     ids, held_out, vocabulary = read_characters(arguments.data)
     network = TransformerConfig(vocabulary, CONTEXT, BLOCKS, WIDTH, HEADS)
-    optimizer = OptimizerConfig(matrix_rate=0.04, rate=0.01, momentum=0.85)
+    optimizer = OptimizerConfig(matrix_lr=0.04, lr=0.01, momentum=0.85)
     peer = "nanoGPT" if arguments.nanogpt else "nanoGPT's recipe, restated"
     path = RESULTS / "transformer-loss.json"
     rounds: list[dict[str, Any]] = json.loads(path.read_text())["rounds"] if path.exists() else []
@@ -322,10 +322,10 @@ def hugging_face_rate(ids: np.ndarray, vocabulary: int, steps: int, bfloat16: bo
 def generated_rate(model: Transformer, cached: bool, tokens: int = 256) -> float:
     """Tokens a second, each the likeliest."""
     text = [1] * 8
-    reader = Reader(model)
+    reader = CachedDecoder(model)
     started = time.perf_counter()
     for _ in range(tokens):
-        logits = (reader if cached else Reader(model))([text])
+        logits = (reader if cached else CachedDecoder(model))([text])
         text.append(int(logits.argmax()))
     return tokens / (time.perf_counter() - started)
 
@@ -355,8 +355,8 @@ def measure_speed(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(THREADS)
     ids = np.random.default_rng(0).integers(0, 65, 600_000).astype(np.int32)
     modern = TransformerConfig(65, CONTEXT, BLOCKS, WIDTH, HEADS)
-    gpt2 = TransformerConfig(65, CONTEXT, BLOCKS, WIDTH, PEER_HEADS, style="gpt2", tied=True)
-    adamw = OptimizerConfig("adamw", matrix_rate=1e-3, rate=1e-3)
+    gpt2 = TransformerConfig(65, CONTEXT, BLOCKS, WIDTH, PEER_HEADS, style="gpt2", tie_embeddings=True)
+    adamw = OptimizerConfig("adamw", matrix_lr=1e-3, lr=1e-3)
     rates: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -403,7 +403,7 @@ def steps_to_target(arguments: argparse.Namespace) -> dict[str, Any]:
     ids, held_out, vocabulary = read_characters(arguments.data)
     network = TransformerConfig(vocabulary, 256, 6, 384, 6, dropout=0.2)
     model = trainable(
-        network, OptimizerConfig(matrix_rate=0.02, rate=0.003), compiled=arguments.compile, device="cuda"
+        network, OptimizerConfig(matrix_lr=0.02, lr=0.003), compiled=arguments.compile, device="cuda"
     )
     model.prepare("cuda")
     rows, held_rows = windows(ids, 256), windows(held_out, 256)
@@ -433,8 +433,8 @@ def as_batch(rows: np.ndarray) -> dict[str, np.ndarray]:
 
 def share_of_peak(arguments: argparse.Namespace, peak: float) -> dict[str, float]:
     """Training 124M parameters on random tokens, of which the loss does not matter here."""
-    network = TransformerConfig(50_304, 1024, 12, 768, 12, tied=True)
-    optimizer = OptimizerConfig(matrix_rate=0.02, rate=0.003)
+    network = TransformerConfig(50_304, 1024, 12, 768, 12, tie_embeddings=True)
+    optimizer = OptimizerConfig(matrix_lr=0.02, lr=0.003)
     model = trainable(network, optimizer, compiled=arguments.compile, device="cuda", micro_batch=16)
     model.prepare("cuda")
     batch = as_batch(np.random.default_rng(0).integers(0, 50_257, (64, 1025)).astype(np.int32))

@@ -39,6 +39,7 @@ from sparse_adam import BATCH, pairs_per_second
 from lexloom.models.word2vec import cpu as sgns_cpu
 from lexloom.models.word2vec import gpu as sgns_gpu
 from lexloom.models.word2vec import reference as sgns_reference
+from lexloom.models.word2vec.gpu_batches import BatchPrefetcher, Pairs
 from lexloom.models.word2vec.trainable import Word2Vec
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -128,7 +129,7 @@ def check(corpus: Corpus, stride: int, programs: int = 1) -> dict[str, float]:
         tables = [table.to(DEVICE, copy=True) for table in start]
         loss = way(
             *tables,
-            sgns_gpu.Feed(DEVICE)(targets, contexts),
+            BatchPrefetcher(DEVICE)(targets, contexts),
             *noise_on_device(corpus),
             negatives=NEGATIVES,
             learning_rate=0.125,
@@ -178,7 +179,7 @@ def learner(corpus: Corpus, dim: int, programs: int | None, device: str, seed: i
         programs=programs,
     )
     if device == "cuda" and DEVICE.type == "cpu":
-        model.move(DEVICE)
+        model.to_device(DEVICE)
     else:
         model.prepare(device)
     return model
@@ -190,7 +191,7 @@ def epoch(model: Word2Vec, corpus: Corpus) -> None:
         model.train_step(batch, progress=number / len(corpus.batches), seed=number)
 
 
-def resident_epoch(model: Word2Vec, corpus: Corpus, batches: list[sgns_gpu.Pairs]) -> None:
+def resident_epoch(model: Word2Vec, corpus: Corpus, batches: list[Pairs]) -> None:
     """One epoch of batches that are on the GPU, by the kernel alone."""
     noise = noise_on_device(corpus)
     assert model.programs is not None
@@ -210,7 +211,7 @@ def resident_epoch(model: Word2Vec, corpus: Corpus, batches: list[sgns_gpu.Pairs
 def measure(
     corpus: Corpus, dim: int, programs: int | None, repeats: int, bus: float, vectors: Path | None
 ) -> dict[str, Any]:
-    feed = sgns_gpu.Feed(DEVICE)
+    feed = BatchPrefetcher(DEVICE)
     resident = [feed(batch["target"], batch["context"]) for batch in corpus.batches]
     model = learner(corpus, dim, programs, "cuda")
     resident_epoch(model, corpus, resident[:1])  # compiles
@@ -295,7 +296,7 @@ def main() -> None:
     else:
         corpus = read_corpus(arguments.pairs, arguments.noise, arguments.limit, arguments.batch)
 
-    errors = {dim: check(corpus, sgns_cpu.padded(dim)) for dim in arguments.dims}
+    errors = {dim: check(corpus, sgns_cpu.padded_dim(dim)) for dim in arguments.dims}
     print(f"largest errors in float64: {errors}", flush=True)
     bus = copied_bytes_per_second(1 << (20 if arguments.dry else 30))
     found, plain = [], {}

@@ -1,4 +1,4 @@
-"""torch.compile where it can be had."""
+"""torch.compile where it is supported."""
 
 import logging
 import sys
@@ -11,25 +11,25 @@ from torch import nn
 logger = logging.getLogger("lexloom.compilation")
 
 
-def compile_parts(parts: Iterable[nn.Module], device: torch.device | str) -> bool:
-    """Has torch compile modules that are alike: when first called one is compiled, and serves for all.
+def compile_modules(modules: Iterable[nn.Module], device: torch.device | str) -> bool:
+    """Compile identical modules with torch.compile: the first call of one compiles the code for all.
 
-    That takes a C++ compiler, and Triton on a GPU. Where they are missing a warning says so, and the modules
-    stay as they are. Returns whether they will be compiled.
+    That requires a C++ compiler, and Triton on a GPU. If they are missing, log a warning and leave the
+    modules as they are. Returns whether they will be compiled.
     """
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        logger.warning("torch.compile does not work here, so training goes without it: %s", reason)
+        logger.warning("torch.compile is not available, training without it: %s", reason)
         return False
-    for part in parts:
-        part.compile()
+    for module in modules:
+        module.compile()
     return True
 
 
-def uncompiled(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The call, by modules as they are, even those that `compile_parts` has had compiled."""
-    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and its import takes seconds
+def without_compilation(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a call so that it runs all modules uncompiled."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled; importing it takes seconds
         return call
     return torch.compiler.set_stance("force_eager")(call)

@@ -12,7 +12,7 @@ from lexloom.models.normalization import DESCRIPTIONS, Normalization, normalize_
 from lexloom.models.sampling import NextLogits
 from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.models.transformer import hf_io as transformer_folder
-from lexloom.models.transformer.model import Reader
+from lexloom.models.transformer.model import CachedDecoder
 from lexloom.models.window_lm import WindowLM
 
 TOKENIZER = "tokenizer"
@@ -31,8 +31,8 @@ class LanguageModel(NamedTuple):
 
     def anew(self) -> "LanguageModel":
         """The same model, having read nothing: texts that are written at once, or by turns, need one each."""
-        if isinstance(self.next_logits, Reader):
-            return self._replace(next_logits=Reader(self.next_logits.model))
+        if isinstance(self.next_logits, CachedDecoder):
+            return self._replace(next_logits=CachedDecoder(self.next_logits.model))
         return self
 
 
@@ -45,7 +45,7 @@ def load_language_model(folder: Path) -> LanguageModel:
     """
     kind = kind_of(folder)
     if kind == "transformer":
-        next_logits: NextLogits = Reader(transformer_folder.load(folder))
+        next_logits: NextLogits = CachedDecoder(transformer_folder.load(folder))
     elif kind == "window_lm":
         next_logits = Windows(WindowLM.load(folder))
     else:

@@ -1,7 +1,7 @@
-"""Optimizers for language models: Muon for the hidden matrices, AdamW for everything else.
+"""Optimizers for language models: Muon for the hidden matrices, AdamW for all other parameters.
 
-Muon's step is its momentum made orthogonal: all directions of a matrix move by the same amount, those too
-that rarely have a gradient. Embeddings, the head, norms and biases are no such matrices, and go to AdamW.
+Muon orthogonalizes its momentum, so that a matrix is updated by the same amount in all directions, including
+those with rare gradients. Embeddings, the head, norms and biases are trained by AdamW.
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Loshchilov and Hutter 2019,
 "Decoupled Weight Decay Regularization".
@@ -19,23 +19,23 @@ from torch.optim import AdamW, Optimizer
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Which optimizer, and its base rates.
+    """An optimizer and its hyperparameters.
 
     Attributes:
-        name: "muon" (and AdamW for what is not a hidden matrix), or "adamw" for all.
-        matrix_rate: learning rate of the hidden matrices.
-        rate: learning rate of everything else.
+        name: "muon" (and AdamW for parameters other than hidden matrices), or "adamw" for all.
+        matrix_lr: base learning rate of the hidden matrices.
+        lr: base learning rate of all other parameters.
         momentum: Muon's.
         betas: AdamW's.
-        weight_decay: of matrices and tables, a share of their learning rate; norms and biases do without.
+        weight_decay: of matrices and tables, relative to their learning rate; norms and biases have none.
 
     Raises:
-        ValueError: a number is out of its range, or the name unknown.
+        ValueError: a number is out of range, or the name is unknown.
     """
 
     name: Literal["muon", "adamw"] = "muon"
-    matrix_rate: float = 0.02
-    rate: float = 0.01
+    matrix_lr: float = 0.02
+    lr: float = 0.01
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
@@ -43,7 +43,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.name not in ("muon", "adamw"):
             raise ValueError(f"the optimizer is {self.name!r}: it must be 'muon' or 'adamw'")
-        for name in ("matrix_rate", "rate"):
+        for name in ("matrix_lr", "lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
         for share in (self.momentum, *self.betas):
@@ -54,29 +54,29 @@ class OptimizerConfig:
 
 
 def make_optimizer(module: nn.Module, hidden: Iterable[nn.Parameter], config: OptimizerConfig) -> Optimizer:
-    """The optimizer of a module's parameters, of which `hidden` are its hidden matrices."""
+    """Make the optimizer of a module's parameters, of which `hidden` are its hidden matrices."""
     matrices = list(hidden)
-    theirs = {id(matrix) for matrix in matrices}
-    others = [parameter for parameter in module.parameters() if id(parameter) not in theirs]
+    matrix_ids = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in module.parameters() if id(parameter) not in matrix_ids]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in others if p.ndim > 1], "lr": config.rate, "weight_decay": config.weight_decay},
-        {"params": [p for p in others if p.ndim < 2], "lr": config.rate, "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim > 1], "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "lr": config.lr, "weight_decay": 0.0},
     ]
     if config.name == "adamw":
-        groups.append({"params": matrices, "lr": config.matrix_rate, "weight_decay": config.weight_decay})
+        groups.append({"params": matrices, "lr": config.matrix_lr, "weight_decay": config.weight_decay})
     adamw = AdamW([group for group in groups if group["params"]], betas=config.betas, fused=True)
     if config.name == "adamw":
         return adamw
     muon = BatchedMuon(
-        matrices, lr=config.matrix_rate, weight_decay=config.weight_decay, momentum=config.momentum
+        matrices, lr=config.matrix_lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
-    return Joined(muon, adamw)
+    return CombinedOptimizer(muon, adamw)
 
 
 class BatchedMuon(torch.optim.Muon):
-    """torch's Muon, with all matrices of one shape made orthogonal together: a few large products.
+    """torch's Muon, with all matrices of one shape orthogonalized in one batch: few large matrix products.
 
-    State: `momentum_buffer`, a table for each matrix.
+    State: `momentum_buffer`, a tensor per matrix.
     """
 
     @torch.no_grad()
@@ -87,39 +87,39 @@ class BatchedMuon(torch.optim.Muon):
                 if matrix.grad is not None:
                     shapes.setdefault((min(matrix.shape), max(matrix.shape)), []).append(matrix)
             for matrices in shapes.values():
-                moves = torch.stack(
-                    [self._wide_move(matrix, group) for matrix in matrices]
+                updates = torch.stack(
+                    [self._wide_update(matrix, group) for matrix in matrices]
                 )  # (n, short, long)
-                moves = orthogonal(moves, group["ns_coefficients"], group["ns_steps"], group["eps"])
-                for matrix, move in zip(matrices, moves, strict=True):
+                updates = orthogonalize(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                for matrix, update in zip(matrices, updates, strict=True):
                     rows, columns = matrix.shape
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
                     scale = max(1.0, rows / columns) ** 0.5
-                    matrix.add_(move.T if rows > columns else move, alpha=-group["lr"] * scale)
+                    matrix.add_(update.T if rows > columns else update, alpha=-group["lr"] * scale)
 
-    def _wide_move(self, matrix: Tensor, group: dict[str, Any]) -> Tensor:
-        """Where momentum would move the matrix, lying on its longer side: (short, long)."""
+    def _wide_update(self, matrix: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return the matrix's momentum update, transposed if it is tall: (short, long)."""
         gradient, state = matrix.grad, self.state[matrix]
         assert gradient is not None
         if not state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
         momentum: Tensor = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        move = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        return move.T if matrix.size(0) > matrix.size(1) else move
+        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        return update.T if matrix.size(0) > matrix.size(1) else update
 
 
-def orthogonal(
+def orthogonalize(
     matrices: Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float
 ) -> Tensor:
-    """(n, short, long) matrices, their singular values brought near to 1 by Newton and Schulz's iteration.
+    """Bring the singular values of (n, short, long) matrices close to 1 by a Newton-Schulz iteration.
 
-    X <- a X + (b A + c A²) X with A = X Xᵀ, in bfloat16 under autocast. The coefficients bring small singular
-    values up fast, to between about 0.7 and 1.2, rather than any to 1.
+    X <- a X + (b A + c A²) X with A = X Xᵀ, in bfloat16 under autocast. The coefficients increase small
+    singular values fast, to between about 0.7 and 1.2, rather than converge to 1.
     """
     a, b, c = coefficients
     device = matrices.device.type
     x = matrices.bfloat16() if torch.is_autocast_enabled(device) else matrices
-    with torch.autocast(device, enabled=False):  # which would make norms, and so all else, float32 again
+    with torch.autocast(device, enabled=False):  # autocast would compute norms, and thus all else, in float32
         x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=epsilon)
         for _ in range(steps):
             square = x @ x.mT  # (n, short, short)
@@ -127,8 +127,8 @@ def orthogonal(
     return x.to(matrices.dtype)
 
 
-class Joined(Optimizer):
-    """Several optimizers of different parameters as one, whose groups and states are theirs."""
+class CombinedOptimizer(Optimizer):
+    """Several optimizers of different parameters as one, with all their parameter groups and state."""
 
     def __init__(self, *parts: Optimizer) -> None:
         super().__init__([group for part in parts for group in part.param_groups], {})

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 Precision = Literal["auto", "float32", "bfloat16"]
 
 MARGIN = 0.9  # bfloat16 must take less than this share of float32's time
-FEWEST_ROWS, MOST_ROWS = 64, 512  # of the layer that is measured
+MIN_ROWS, MAX_ROWS = 64, 512  # of the layer that is measured
 PRODUCTS = 1 << 25  # maximum multiplications in its forward pass, unless that gives too few rows
 REPEATS = 5  # the fastest one counts; others may be slowed down by other processes
 CACHE = "precision.json"
@@ -38,12 +38,12 @@ class Layer(NamedTuple):
     outputs: int
 
 
-def in_bfloat16(precision: Precision, layer: Layer, device: torch.device | str) -> bool:
+def use_bfloat16(precision: Precision, layer: Layer, device: torch.device | str) -> bool:
     """Whether a model of this precision multiplies in bfloat16; "auto" does if it is faster."""
-    return precision == "bfloat16" or (precision == "auto" and bfloat16_pays(layer, device))
+    return precision == "bfloat16" or (precision == "auto" and is_bfloat16_faster(layer, device))
 
 
-def bfloat16_pays(layer: Layer, device: torch.device | str) -> bool:
+def is_bfloat16_faster(layer: Layer, device: torch.device | str) -> bool:
     """Whether the device computes such a layer faster in bfloat16 than in float32, forward and backward.
 
     On a CPU this is measured with one thread, since several would wait for each other on a busy machine. The
@@ -51,12 +51,12 @@ def bfloat16_pays(layer: Layer, device: torch.device | str) -> bool:
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    fitting = max(FEWEST_ROWS, PRODUCTS // (layer.inputs * layer.outputs))
-    return _pays_here(layer._replace(rows=min(layer.rows, fitting, MOST_ROWS)), cache_file())
+    rows = max(MIN_ROWS, PRODUCTS // (layer.inputs * layer.outputs))
+    return _is_faster_on_cpu(layer._replace(rows=min(layer.rows, rows, MAX_ROWS)), cache_file())
 
 
 @cache
-def _pays_here(layer: Layer, file: Path) -> bool:
+def _is_faster_on_cpu(layer: Layer, file: Path) -> bool:
     key = f"{processor()}, torch {torch.__version__}, {'x'.join(map(str, layer))}"
     known = read_cache(file)
     if key not in known:
@@ -76,13 +76,13 @@ def measure(layer: Layer) -> dict[str, float]:
     torch.set_num_threads(1)
     for repeat in range(REPEATS + 1):
         for precision in best:
-            began = time.perf_counter()
+            started = time.perf_counter()
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
                 outputs = F.linear(inputs, weight)
             torch.autograd.grad(outputs, (inputs, weight), gradient.to(outputs.dtype))
-            took = 1000 * (time.perf_counter() - began)
+            milliseconds = 1000 * (time.perf_counter() - started)
             if repeat:  # the first repeat is a warm-up
-                best[precision] = min(best[precision], took)
+                best[precision] = min(best[precision], milliseconds)
     torch.set_num_threads(threads)
     return best
 

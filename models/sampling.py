@@ -1,7 +1,7 @@
-"""Drawing the next token, again and again: how a language model's logits become text.
+"""Sampling of text from a language model.
 
-Works with any model: all it asks for is the logits of the token after each of some texts (`NextLogits`). The
-filters apply in the order of Hugging Face's `generate`: repetition penalty, temperature, top-k, top-p, min-p.
+It works with any model that computes the logits of the next token (`NextLogits`). The filters are applied in
+the order of Hugging Face's `generate`: repetition penalty, temperature, top-k, top-p, min-p.
 
 Keskar et al. 2019, "CTRL" (repetition penalty); Fan et al. 2018, "Hierarchical Neural Story Generation"
 (top-k); Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (top-p); Nguyen et al. 2024,
@@ -17,29 +17,30 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # ids can be drawn where torch is all there is
+if TYPE_CHECKING:  # sampling ids only requires torch
     from lexloom.models.tokenizer.tokenizer import Decoder, Tokenizer
 
 NextLogits = Callable[[Sequence[Sequence[int]]], Tensor]
-"""(B, V) logits of the token after each of B texts, each of them ids that grow by one from call to call."""
+"""(B, V) logits of the token after each of B texts of ids, which grow by one token from call to call."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """Sampling options.
 
     Attributes:
-        max_tokens: a text is over after so many new ones.
-        temperature: logits are divided by it; 0 takes the likeliest token always.
-        top_k: draw from the k likeliest tokens; 0 for all.
-        top_p: draw from the fewest tokens whose probabilities add up to top_p.
-        min_p: draw from the tokens at least min_p times as likely as the likeliest.
-        repetition_penalty: logits of tokens that have occurred are divided by it, or multiplied if negative.
-        seed: the same one gives the same text; text number n of a batch draws with seed + n.
-        stop: a text is over where one of these strings begins, which is not given out.
+        max_tokens: maximum number of new tokens per text.
+        temperature: divisor of the logits; 0 always takes the most probable token.
+        top_k: sample from the k most probable tokens; 0 for all.
+        top_p: sample from the smallest set of tokens whose probabilities sum to at least top_p.
+        min_p: sample from tokens with at least min_p times the highest probability.
+        repetition_penalty: divide positive logits of tokens that have occurred by it, and multiply negative
+            ones.
+        seed: the same seed gives the same text; text number n of a batch uses seed + n.
+        stop: strings before which a text ends.
 
     Raises:
-        ValueError: a number is out of its range, or a stop string empty.
+        ValueError: a number is out of range, or a stop string is empty.
     """
 
     max_tokens: int = 256
@@ -57,7 +58,7 @@ class Sampling:
             (
                 "temperature",
                 0 <= self.temperature < float("inf"),
-                "at least 0, which takes the likeliest",
+                "at least 0, which takes the most probable token",
             ),
             ("top_k", self.top_k >= 0, "at least 1, or 0 for all tokens"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -68,11 +69,11 @@ class Sampling:
             if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {range_}")
         if isinstance(self.stop, str) or not all(self.stop):
-            raise ValueError(f"stop is {self.stop!r}: it must be a list of strings, none of them empty")
+            raise ValueError(f"stop is {self.stop!r}: it must be a list of non-empty strings")
 
 
-def probabilities(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
-    """(B, V) logits -> (B, V) probabilities to draw from; `seen`, (B, V), says which tokens have occurred."""
+def sampling_probabilities(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+    """(B, V) logits -> (B, V) probabilities to sample from; `seen`, (B, V), marks earlier tokens."""
     scores = logits.float()  # (B, V)
     if seen is not None and sampling.repetition_penalty != 1:
         penalised = torch.where(
@@ -85,14 +86,16 @@ def probabilities(logits: Tensor, sampling: Sampling, seen: Tensor | None = None
     if 0 < sampling.top_k < scores.size(1):
         least = scores.topk(sampling.top_k).values[:, -1:]  # (B, 1)
         scores = scores.masked_fill(scores < least, -torch.inf)
-    shares = scores.softmax(1)  # (B, V)
+    probabilities = scores.softmax(1)  # (B, V)
     if sampling.top_p < 1:
-        falling, order = shares.sort(dim=1, descending=True, stable=True)  # (B, V)
-        before = falling.cumsum(1) - falling  # the shares of all likelier tokens
-        shares = shares.scatter(1, order, falling.masked_fill(before >= sampling.top_p, 0.0))
+        falling, order = probabilities.sort(dim=1, descending=True, stable=True)  # (B, V)
+        before = falling.cumsum(1) - falling  # the sum of the higher probabilities
+        probabilities = probabilities.scatter(1, order, falling.masked_fill(before >= sampling.top_p, 0.0))
     if sampling.min_p > 0:
-        shares = shares.masked_fill(shares < sampling.min_p * shares.amax(1, keepdim=True), 0.0)
-    return shares / shares.sum(1, keepdim=True)
+        probabilities = probabilities.masked_fill(
+            probabilities < sampling.min_p * probabilities.amax(1, keepdim=True), 0.0
+        )
+    return probabilities / probabilities.sum(1, keepdim=True)
 
 
 def sample_tokens(
@@ -101,11 +104,11 @@ def sample_tokens(
     sampling: Sampling,
     end_of_text: int | None = None,
 ) -> Iterator[list[int | None]]:
-    """Goes on from prompts of any lengths: one new token for each at a time, None for a text that is over.
+    """Continue prompts of any lengths: yield one new token for each at a time, None for a finished text.
 
-    A text is over after `sampling.max_tokens`, or with `end_of_text`, which is not given out. An empty prompt
-    stands for the beginning of a text: `end_of_text`, behind which texts begin. A text's tokens do not depend
-    on the others in its batch. (`sampling.stop` is for `sample_text`.)
+    A text ends after `sampling.max_tokens` or at `end_of_text`, which is not yielded. An empty prompt is
+    replaced with `end_of_text`, which precedes texts in training. A text's tokens do not depend on the others
+    in the batch. `sampling.stop` is only used by `sample_text`.
 
     Raises:
         ValueError: a prompt is empty, and there is no `end_of_text`.
@@ -114,13 +117,15 @@ def sample_tokens(
     for text in texts:
         if not text:
             if end_of_text is None:
-                raise ValueError("the prompt is empty, and there is no end-of-text token to begin behind")
+                raise ValueError("the prompt is empty, and there is no end-of-text token to start from")
             text.append(end_of_text)
-    chances = [torch.Generator().manual_seed(sampling.seed + number) for number in range(len(texts))]
-    over = [False] * len(texts)
+    generators = [torch.Generator().manual_seed(sampling.seed + number) for number in range(len(texts))]
+    finished = [False] * len(texts)
     seen: Tensor | None = None
     for _ in range(sampling.max_tokens):
-        logits = next_logits(texts).float().cpu()  # (B, V); drawn on the CPU, alike whatever the device
+        logits = (
+            next_logits(texts).float().cpu()
+        )  # (B, V); sampled on the CPU, so that the device makes no difference
         if sampling.repetition_penalty != 1:
             if seen is None:
                 seen = torch.zeros(logits.shape, dtype=torch.bool)
@@ -128,80 +133,80 @@ def sample_tokens(
                     row[text] = True
             else:
                 seen[torch.arange(len(texts)), [text[-1] for text in texts]] = True
-        shares = probabilities(logits, sampling, seen)  # (B, V)
-        drawn: list[int | None] = []
-        for number, (text, row, chance) in enumerate(zip(texts, shares, chances, strict=True)):
-            token = int(torch.multinomial(row, 1, generator=chance))
+        probabilities = sampling_probabilities(logits, sampling, seen)  # (B, V)
+        sampled: list[int | None] = []
+        for number, (text, row, generator) in enumerate(zip(texts, probabilities, generators, strict=True)):
+            token = int(torch.multinomial(row, 1, generator=generator))
             text.append(token)
-            over[number] = over[number] or token == end_of_text
-            drawn.append(None if over[number] else token)
-        if all(over):
+            finished[number] = finished[number] or token == end_of_text
+            sampled.append(None if finished[number] else token)
+        if all(finished):
             return
-        yield drawn
+        yield sampled
 
 
 def sample_text(
     next_logits: NextLogits, tokenizer: "Tokenizer", prompts: Sequence[str], sampling: Sampling
 ) -> Iterator[list[str]]:
-    """Goes on from prompts: what is new of each text, as soon as it is known for sure.
+    """Continue prompts: yield the new text of each, as soon as it is certain.
 
-    A piece is empty while a character's bytes, or what may become a stop string, are not complete. All pieces
-    of a text, joined, are its continuation.
+    A piece is empty while the bytes of a character, or what may become a stop string, are incomplete. The
+    concatenated pieces of a text are its continuation.
 
     Raises:
-        ValueError: a prompt holds what the tokenizer does not know.
+        ValueError: a prompt contains characters that the tokenizer does not know.
     """
     from lexloom.models.tokenizer.tokenizer import Decoder
 
-    writers = [Writer(Decoder(tokenizer), sampling.stop) for _ in prompts]
+    streamers = [TextStreamer(Decoder(tokenizer), sampling.stop) for _ in prompts]
     ids = [tokenizer.encode(prompt) for prompt in prompts]
 
     def known_logits(texts: Sequence[Sequence[int]]) -> Tensor:
         return next_logits(texts)[:, : tokenizer.size]  # a model's vocabulary may be rounded up
 
     for tokens in sample_tokens(known_logits, ids, sampling, tokenizer.end_of_text):
-        yield [writer.push(token) for writer, token in zip(writers, tokens, strict=True)]
-        if all(writer.over for writer in writers):
+        yield [streamer.push(token) for streamer, token in zip(streamers, tokens, strict=True)]
+        if all(streamer.finished for streamer in streamers):
             return
-    yield [writer.finish() for writer in writers]
+    yield [streamer.finish() for streamer in streamers]
 
 
-class Writer:
-    """Text of tokens that come one by one, up to a stop string."""
+class TextStreamer:
+    """Converts tokens to text one at a time, up to a stop string."""
 
     def __init__(self, decoder: "Decoder", stop: Sequence[str]) -> None:
         self._decoder = decoder
         self._stop = stop
-        self._held = ""  # text that may be the beginning of a stop string
-        self.over = False
+        self._held = ""  # text that may be the start of a stop string
+        self.finished = False
 
     def push(self, token: int | None) -> str:
-        """Text that can be given out now; None ends it."""
-        if self.over:
+        """Add a token, or end the text with None; return the text that is certain."""
+        if self.finished:
             return ""
-        return self.finish() if token is None else self._give(self._decoder.push(token))
+        return self.finish() if token is None else self._release(self._decoder.push(token))
 
     def finish(self) -> str:
-        """What was still held back."""
-        if self.over:
+        """End the text; return what was held back."""
+        if self.finished:
             return ""
-        given = self._give(self._decoder.finish())
-        given, self._held, self.over = given + self._held, "", True
-        return given
+        released = self._release(self._decoder.finish())
+        released, self._held, self.finished = released + self._held, "", True
+        return released
 
-    def _give(self, text: str) -> str:
+    def _release(self, text: str) -> str:
         self._held += text
-        found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        found = [start for stop in self._stop if (start := self._held.find(stop)) >= 0]
         if found:
-            given, self._held, self.over = self._held[: min(found)], "", True
-            return given
-        hold = max((begun(self._held, stop) for stop in self._stop), default=0)
+            released, self._held, self.finished = self._held[: min(found)], "", True
+            return released
+        hold = max((stop_overlap(self._held, stop) for stop in self._stop), default=0)
         cut = len(self._held) - hold
-        given, self._held = self._held[:cut], self._held[cut:]
-        return given
+        released, self._held = self._held[:cut], self._held[cut:]
+        return released
 
 
-def begun(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that `stop` begins with, itself left out."""
+def stop_overlap(text: str, stop: str) -> int:
+    """Length of the longest proper prefix of `stop` that `text` ends with."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((length for length in lengths if text.endswith(stop[:length])), 0)

@@ -1,14 +1,14 @@
-"""A window language model: a dense network that predicts a label from the N - 1 tokens before it.
+"""A window language model: a dense network that predicts a label from the N - 1 preceding tokens.
 
-Bengio et al. (2003), "A Neural Probabilistic Language Model", with today's parts: pre-computed embeddings
-that are looked up inside the model and joined, residual dense layers with layer normalisation, and an
-adaptive softmax. Two objectives:
+Bengio et al. (2003), "A Neural Probabilistic Language Model", with modern components: pre-computed
+embeddings, which are looked up in the model and concatenated, residual dense layers with layer normalization,
+and an adaptive softmax. There are two objectives:
 
-    token       the cross-entropy of the label; the result is a distribution over tokens
+    token       cross-entropy of the label; the output is a distribution over tokens
     embedding   regression to the label's embedding (squared or cosine error); the prediction is the token
-                with the nearest embedding. There is no distribution, so no perplexity
+    with the nearest embedding. There is no distribution, so no perplexity
 
-Shapes: B windows, N - 1 tokens of context, dim floats an embedding, V tokens.
+Shapes: B windows, N - 1 tokens of context, dim floats per embedding, V tokens.
 """
 
 import json
@@ -42,27 +42,27 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class WindowLMConfig:
-    """The shape of the network.
+    """The architecture's hyperparameters.
 
     Attributes:
-        vocabulary: V, the number of tokens; ids are in order of frequency.
-        context: N - 1, the tokens that are read.
-        dim: floats of an embedding.
-        padding: the id that stands before the beginning of a text.
+        vocabulary: V, the number of tokens; ids are ordered by frequency.
+        context: N - 1, the number of input tokens.
+        dim: floats per embedding.
+        padding: the id that precedes the beginning of a text.
         width: of the dense layers.
-        depth: how many dense layers, the first of which reads the embeddings.
+        depth: number of dense layers, the first of which reads the embeddings.
         activation: of the dense layers.
-        dropout: share of the dense layers' outputs that is dropped in training, to a 256th.
-        fine_tuned: whether the embeddings are trained too; else they stay as they came.
-        objective: what is predicted: the label, or its embedding.
-        output: of the objective "token": an adaptive softmax, a full one, or a full one whose table is the
-            embeddings' ("tied").
-        features: floats that the output layer reads; under "tied" and the objective "embedding" it is dim.
-        cutoffs: ids at which the tails of the adaptive softmax begin; those beyond V do not count.
-        error: of the objective "embedding".
+        dropout: dropout rate of the dense layers' outputs, rounded to a multiple of 1/256.
+        fine_tuned: whether the embeddings are trained too.
+        objective: predict the label, or its embedding.
+        output: for the objective "token": an adaptive softmax, a full one, or a full one whose weight is the
+            embedding matrix ("tied").
+        features: input features of the output layer; with "tied" or the objective "embedding" it is dim.
+        cutoffs: ids at which the tails of the adaptive softmax begin; those beyond V are ignored.
+        error: for the objective "embedding".
 
     Raises:
-        ValueError: a number is out of its range, a name unknown, or two options do not go together.
+        ValueError: a number is out of range, a name is unknown, or two options exclude each other.
     """
 
     vocabulary: int
@@ -95,13 +95,15 @@ class WindowLMConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
         if not 0 <= self.padding < self.vocabulary:
-            raise ValueError(f"the padding {self.padding} is none of the {self.vocabulary} ids")
+            raise ValueError(
+                f"padding is {self.padding}: it must be below {self.vocabulary}, the vocabulary's size"
+            )
         if sorted({0, *self.cutoffs}) != [0, *self.cutoffs]:
-            raise ValueError(f"the cutoffs are {list(self.cutoffs)}: they must rise, from above 0 on")
+            raise ValueError(f"cutoffs are {list(self.cutoffs)}: they must be positive and increase")
         if self.objective == "embedding" and self.fine_tuned:
             raise ValueError(
-                "embeddings that are the target can't be trained too: they would all become the same; leave"
-                " them frozen, or take the objective 'token'"
+                "embeddings that are the target can't be trained too, since they would collapse: leave"
+                " them frozen, or use the objective 'token'"
             )
 
 
@@ -109,12 +111,12 @@ class WindowLM(nn.Module):
     """The network.
 
     Args:
-        config: its shape.
-        embeddings: (V, dim), such as `scaled` makes them; random where they are not given.
-        counts: (V,) how often each token occurs: the network begins with these frequencies.
+        config: its hyperparameters.
+        embeddings: (V, dim), for example from `scale_to_unit_rms`; random by default.
+        counts: (V,) token counts; the initial predictions are these frequencies.
 
     Raises:
-        ValueError: the embeddings or counts do not fit the config.
+        ValueError: the embeddings or counts do not match the config.
     """
 
     embeddings: Tensor
@@ -134,7 +136,7 @@ class WindowLM(nn.Module):
         if config.fine_tuned:
             self.embeddings = nn.Parameter(table)
         else:
-            self.register_buffer("embeddings", table, persistent=False)  # not a part of each checkpoint
+            self.register_buffer("embeddings", table, persistent=False)  # not saved in checkpoints
         self.first = nn.Linear(config.context * dim, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth - 1))
         self.norm = nn.LayerNorm(config.width)
@@ -149,30 +151,32 @@ class WindowLM(nn.Module):
             counts = torch.ones(config.vocabulary)
         if counts.shape != (config.vocabulary,):
             raise ValueError(f"there are {len(counts):,} counts for {config.vocabulary:,} tokens")
-        chances = (counts + 0.5) / (counts + 0.5).sum()
+        probabilities = (counts + 0.5) / (counts + 0.5).sum()
         cutoffs = [cutoff for cutoff in config.cutoffs if cutoff < config.vocabulary]
         if config.output == "adaptive" and cutoffs:
-            return AdaptiveSoftmax(features, chances.float(), cutoffs)
-        tied = self.embeddings if config.output == "tied" else None
-        return FullSoftmax(features, chances.float(), tied)
+            return AdaptiveSoftmax(features, probabilities.float(), cutoffs)
+        tied_weight = self.embeddings if config.output == "tied" else None
+        return FullSoftmax(features, probabilities.float(), tied_weight)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """What the output layer reads of windows (B, N - 1): (B, features); of "embedding" the prediction."""
+        """Compute the input of the softmax, or the predicted embedding: (B, N - 1) -> (B, features)."""
         joined = F.embedding(inputs, self.embeddings).flatten(1)  # (B, (N - 1) dim)
-        hidden = drop(ACTIVATIONS[self.config.activation](self.first(joined)), self._dropped)  # (B, width)
+        hidden = dropout(
+            ACTIVATIONS[self.config.activation](self.first(joined)), self._dropout_rate
+        )  # (B, width)
         for block in self.blocks:
             hidden = block(hidden)
         return cast(Tensor, self.last(self.norm(hidden)))
 
     @property
-    def _dropped(self) -> float:
+    def _dropout_rate(self) -> float:
         return self.config.dropout if self.training else 0.0
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The mean over windows (B, N - 1) of the error of the labels (B,).
+        """The mean loss over windows (B, N - 1) with labels (B,).
 
-        "token": the cross-entropy in nats. "embedding": the squared error's mean over the floats, or
-        1 - cosine.
+        "token": the cross-entropy in nats. "embedding": the squared error, averaged over the floats, or 1 -
+        cosine.
         """
         features, labels = self.features(inputs), labels.long()
         if self.softmax is not None:
@@ -183,11 +187,11 @@ class WindowLM(nn.Module):
         return 1 - F.cosine_similarity(found, wanted).mean()
 
     def best(self, inputs: Tensor, k: int) -> Tensor:
-        """The k tokens that are predicted first, (B, k), for windows (B, N - 1)."""
+        """The k most probable (or nearest) tokens, (B, k), for windows (B, N - 1); best first."""
         features = self.features(inputs)
         if self.softmax is not None:
             return self.softmax.best(features, k)
-        return self._nearness(features).topk(k).indices
+        return self._similarities(features).topk(k).indices
 
     def log_probabilities(self, inputs: Tensor) -> Tensor:
         """(B, V), natural logarithms, for windows (B, N - 1).
@@ -200,19 +204,19 @@ class WindowLM(nn.Module):
         return self.softmax.log_probabilities(self.features(inputs))
 
     def next_logits(self, ids: Tensor) -> Tensor:
-        """Logits (B, V) of the token after texts (B, any length); before a text's beginning lies padding.
+        """Logits (B, V) of the token after texts (B, any length), which are padded on the left.
 
-        Log-probabilities, or under the objective "embedding" how near each token is (minus the squared
-        distance, or the cosine): an order to choose by, which no temperature was fitted for.
+        They are log-probabilities, or similarities for the objective "embedding" (the negative squared
+        distance, or the cosine), which rank tokens but are not calibrated for a temperature.
         """
         context = self.config.context
         inputs = F.pad(ids, (max(0, context - ids.shape[1]), 0), value=self.config.padding)[:, -context:]
         features = self.features(inputs)
         if self.softmax is not None:
             return self.softmax.log_probabilities(features)
-        return self._nearness(features)
+        return self._similarities(features)
 
-    def _nearness(self, features: Tensor) -> Tensor:
+    def _similarities(self, features: Tensor) -> Tensor:
         """(B, V): larger is nearer."""
         if self.config.error == "cosine":
             return F.normalize(features) @ F.normalize(self.embeddings).T
@@ -222,29 +226,29 @@ class WindowLM(nn.Module):
     # on disk
 
     def save(self, folder: Path, details: dict[str, Any] | None = None) -> None:
-        """Writes `model.safetensors` (with the embeddings) and `config.json` (with `details` beside)."""
+        """Write `model.safetensors` (with the embeddings) and `config.json` (with `details`)."""
         tensors = {**self.state_dict(), "embeddings": self.embeddings.detach()}
         if self.config.output == "tied":
-            tensors.pop("softmax.weight", None)  # the embeddings, once more
+            tensors.pop("softmax.weight", None)  # the same as the embeddings
         save_file(tensors, folder / WEIGHTS)
         description = {"model": "window_lm", "shape": asdict(self.config), **(details or {})}
         (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "WindowLM":
-        """Reads what `save` wrote; ready to predict.
+        """Load what `save` wrote, in eval mode.
 
         Raises:
-            FileNotFoundError: a file is not there.
-            ValueError: it is not a window language model, or its files do not fit each other.
+            FileNotFoundError: a file is missing.
+            ValueError: it is not a window language model, or its files do not match.
         """
         for name in (WEIGHTS, CONFIG):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name} is not there: {folder} is no model's folder")
+                raise FileNotFoundError(f"{folder / name} is missing: {folder} does not contain a model")
         try:
             description = json.loads((folder / CONFIG).read_bytes())
             if description["model"] != "window_lm":
-                raise ValueError(f"it is a model of the kind {description['model']!r}")
+                raise ValueError(f"the model is of the kind {description['model']!r}")
             shape = description["shape"]
             config = WindowLMConfig(**{**shape, "cutoffs": tuple(shape["cutoffs"])})
             tensors = load_file(folder / WEIGHTS)
@@ -252,20 +256,20 @@ class WindowLM(nn.Module):
             found = model.load_state_dict(tensors, strict=False)
             missing = set(found.missing_keys) - ({"softmax.weight"} if config.output == "tied" else set())
             if wrong := missing | set(found.unexpected_keys) - {"embeddings"}:
-                raise ValueError(f"{sorted(wrong)[0]} is missing, or should not be there")
+                raise ValueError(f"the tensor {sorted(wrong)[0]} is missing or unknown")
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"the window language model in {folder} can't be read ({reason})") from error
         return model.eval()
 
 
-def scaled(embeddings: Tensor) -> Tensor:
-    """The embeddings over their root mean square: the layers need not know where they come from."""
+def scale_to_unit_rms(embeddings: Tensor) -> Tensor:
+    """Divide embeddings by their root mean square, so that layers need not depend on their scale."""
     return embeddings / embeddings.square().mean().sqrt().clamp_min(torch.finfo(embeddings.dtype).tiny)
 
 
 class Block(nn.Module):
-    """hidden + drop(activation(dense(norm(hidden)))), (B, width)."""
+    """hidden + dropout(activation(dense(norm(hidden)))), (B, width)."""
 
     def __init__(self, config: WindowLMConfig) -> None:
         super().__init__()
@@ -275,18 +279,18 @@ class Block(nn.Module):
         self._dropout = config.dropout
 
     def forward(self, hidden: Tensor) -> Tensor:
-        moved = self._activation(self.dense(self.norm(hidden)))
-        return hidden + drop(moved, self._dropout if self.training else 0.0)
+        update = self._activation(self.dense(self.norm(hidden)))
+        return hidden + dropout(update, self._dropout if self.training else 0.0)
 
 
-class Drop(torch.autograd.Function):
-    """Dropout by one random byte an entry: on a processor 5 times as fast as torch's."""
+class ByteDropout(torch.autograd.Function):
+    """Dropout with one random byte per entry: 5 times as fast as torch's on CPUs."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, dropped: int) -> Tensor:
         words = torch.empty(-(-values.numel() // 8), dtype=torch.int64, device=values.device)
-        chance = words.random_(-(2**63), None).view(torch.uint8)[: values.numel()].view(values.shape)
-        factor = (chance >= dropped) * (MASK_VALUES / (MASK_VALUES - dropped))
+        random_bytes = words.random_(-(2**63), None).view(torch.uint8)[: values.numel()].view(values.shape)
+        factor = (random_bytes >= dropped) * (MASK_VALUES / (MASK_VALUES - dropped))
         ctx.save_for_backward(factor)
         return values * factor
 
@@ -295,10 +299,10 @@ class Drop(torch.autograd.Function):
         return gradients[0] * ctx.saved_tensors[0], None
 
 
-def drop(values: Tensor, share: float) -> Tensor:
-    """Zeroes a random share of the entries, rounded to a 256th, and scales the others up."""
+def dropout(values: Tensor, share: float) -> Tensor:
+    """Zero a random share of the entries, rounded to a multiple of 1/256, and scale the others up."""
     dropped = round(share * MASK_VALUES)
-    return cast(Tensor, Drop.apply(values, dropped)) if dropped else values
+    return cast(Tensor, ByteDropout.apply(values, dropped)) if dropped else values
 
 
 def window_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

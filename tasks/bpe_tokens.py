@@ -337,7 +337,7 @@ def write_parts(split: Split, tokenizer: Tokenizer, out: Path) -> tuple[int, dic
     rows: dict[Part, int] = {"train": 0, "validation": 0}
 
     def renumbered(tokens: pa.ListArray) -> pa.ListArray:
-        ids = tokenizer.renumbered(tokens.values.to_numpy())
+        ids = tokenizer.to_own_ids(tokens.values.to_numpy())
         return pa.ListArray.from_arrays(tokens.offsets, pa.array(ids))
 
     with (
@@ -353,7 +353,7 @@ def write_parts(split: Split, tokenizer: Tokenizer, out: Path) -> tuple[int, dic
 
 
 def write_vocabulary(tokenizer: Tokenizer, counts: NDArray[np.int64], out: Path) -> None:
-    table = pa.table({"word": pa.array(tokenizer.spelled(), pa.string()), "count": counts})
+    table = pa.table({"word": pa.array(tokenizer.display_names(), pa.string()), "count": counts})
     pq.write_table(table, out / "vocabulary.parquet", compression="zstd")
 
 

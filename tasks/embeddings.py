@@ -233,7 +233,7 @@ def match(tokenizer: Tokenizer, words: list[str]) -> tuple[NDArray[np.int64], di
         rows.setdefault(word, row)
     ways = {"as they are written": 0, "without spaces around them": 0, "in lower case": 0}
     found = np.full(tokenizer.size, -1, np.int64)
-    for token, spelled in enumerate(tokenizer.spelled()):
+    for token, spelled in enumerate(tokenizer.display_names()):
         try:
             text = tokenizer.token_bytes(token).decode()
         except UnicodeDecodeError:  # a part of a character is no word

@@ -6,9 +6,9 @@ With `cache_features=False` the token ids take the activations' place, and train
 encoder in each step: the plain way, for when activations would not fit on the disk (a review of 256 tokens
 takes 200 KB of them at a width of 384).
 
-Activations kept in bfloat16 are computed in it too on a processor that is faster so (`bfloat16_pays`). That
-changes their numbers and is no part of the key: as the order of sums is, it is the machine's; float32 is free
-of it. Without a cache `dtype` changes nothing, but is in the key: at worst the same is made twice.
+Activations kept in bfloat16 are computed in it too on a processor that is faster so (`is_bfloat16_faster`).
+That changes their numbers and is no part of the key: as the order of sums is, it is the machine's; float32 is
+free of it. Without a cache `dtype` changes nothing, but is in the key: at worst the same is made twice.
 
 The work is done in windows of some hundred reviews. A window goes in as texts and comes out as one file, and
 depends on nothing else; finished ones outlive a run that was stopped.
@@ -38,18 +38,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lexloom.models.precision import Layer, bfloat16_pays
-from lexloom.models.sentiment.frozen_encoder import (
-    FrozenPart,
-    TrainedPart,
-    by_length,
-    in_threads,
-    load_classifier,
-    load_tokenizer,
-    longest_text,
-    padded,
-    require_device,
-)
+from lexloom.models.precision import Layer, is_bfloat16_faster
+from lexloom.models.sentiment.batching import group_by_length, map_in_threads, pad_batch
+from lexloom.models.sentiment.encoder_structure import max_text_length
+from lexloom.models.sentiment.frozen_encoder import FrozenPart, TrainedPart
+from lexloom.models.sentiment.hf_loading import load_classifier, load_tokenizer, require_device
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.sources.encoder import Backbone
@@ -235,7 +228,7 @@ class Reader:
         # made here, long before it is trained, so that a backbone that can't be is refused at once
         TrainedPart(load_classifier(folder), config.trainable_blocks, from_activations=config.cache_features)
         model = load_classifier(folder)
-        longest = min(tokenizer.model_max_length, longest_text(model) or tokenizer.model_max_length)
+        longest = min(tokenizer.model_max_length, max_text_length(model) or tokenizer.model_max_length)
         if config.max_length > longest:
             raise ValueError(
                 f"max_length {config.max_length} is more than the {counted(longest, 'tokens')} that the"
@@ -248,7 +241,7 @@ class Reader:
         if config.cache_features:
             width = model.config.hidden_size
             layer = Layer(TOKENS_AT_ONCE[self._device], width, 4 * width)
-            bfloat16 = config.dtype == "bfloat16" and bfloat16_pays(layer, self._device)
+            bfloat16 = config.dtype == "bfloat16" and is_bfloat16_faster(layer, self._device)
             self._frozen = FrozenPart(model, config.trainable_blocks, bfloat16=bfloat16).to(self._device)
 
     def __reduce__(self) -> tuple[type["Reader"], tuple[Path, FeaturesConfig]]:
@@ -269,13 +262,13 @@ class Reader:
         device, dtype = self._device, DTYPES[self._config.dtype]
 
         def activations(rows: NDArray[np.int64]) -> list[Tensor]:
-            batch, mask = padded([ids[row] for row in rows])
+            batch, mask = pad_batch([ids[row] for row in rows])
             found = self._frozen(batch.to(device), mask.to(device)).to(dtype).cpu()
             return [run[: lengths[row]].clone() for row, run in zip(rows, found, strict=True)]
 
-        groups = list(by_length(lengths, TOKENS_AT_ONCE[device]))
+        groups = list(group_by_length(lengths, TOKENS_AT_ONCE[device]))
         runs: list[Tensor] = [torch.empty(0)] * len(ids)
-        for rows, found in zip(groups, in_threads(activations, groups, device), strict=True):
+        for rows, found in zip(groups, map_in_threads(activations, groups, device), strict=True):
             for row, run in zip(rows, found, strict=True):
                 runs[row] = run
         together = torch.cat(runs)

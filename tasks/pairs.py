@@ -21,7 +21,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from lexloom.models.word2vec.skipgram import ALWAYS, draw_documents, fill_block, keep_chances, subsample
+from lexloom.models.word2vec.skipgram import (
+    THRESHOLD_ONE,
+    draw_documents,
+    fill_block,
+    keep_thresholds,
+    subsample,
+)
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
@@ -107,7 +113,7 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
     tokens and vocabulary don't belong together, and where not one pair can be made or held out.
     """
     _, counts = read_vocabulary(vocabulary)
-    chances = keep_chances(counts, config.subsample)
+    thresholds = keep_thresholds(counts, config.subsample)
     documents = words = kept_words = lonely = 0
     files = training_files(tokens)
     shards: dict[str, Any] = {
@@ -123,9 +129,11 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
     ):
         for ids, offsets in token_batches(files):
             check_ids(ids, len(counts), tokens)
-            kept, kept_offsets = subsample(ids, offsets, documents, config.seed, chances)
+            kept, kept_offsets = subsample(ids, offsets, documents, config.seed, thresholds)
             held_out = draw_documents(
-                documents + np.arange(len(offsets) - 1), config.seed, int(config.validation_share * ALWAYS)
+                documents + np.arange(len(offsets) - 1),
+                config.seed,
+                int(config.validation_share * THRESHOLD_ONE),
             )
             make_pairs(kept, kept_offsets, documents, ~held_out, config, writer)
             if config.validation_share:

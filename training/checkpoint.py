@@ -1,14 +1,15 @@
-"""Checkpoints: all that a run needs to go on as if nothing had happened, in one atomic step.
+"""Checkpoints: everything a run needs to resume exactly, written atomically.
 
     checkpoints/step-0000000400/model.safetensors    the trainable's state: weights and optimizer
-                                sync.safetensors     what the synchronisation remembers
+                                sync.safetensors     the synchronisation strategy's state
                                 worker-0001.safetensors ...    if the workers' states differ
-                                state.json           cursor, clock, history, scores
+                                state.json           position, clock, history, scores
                                 manifest.json        written last: fingerprint and digests
 
-A folder is written under another name and renamed, so a reader sees a whole checkpoint or none. One whose
-digests do not fit is passed over, with a warning, for the one before it. Random states are not here: chance
-is a function of the place in the run (`lexloom.training.plan.step_seed`).
+A folder is written under a temporary name and renamed, so a reader sees a complete checkpoint or none. If a
+checkpoint's digests do not match, it is skipped with a warning, and the one before it is used. No random
+states are saved, since random numbers are a function of the position in the run
+(`lexloom.training.job.step_seed`).
 """
 
 import hashlib
@@ -36,13 +37,13 @@ logger = logging.getLogger("lexloom.checkpoint")
 
 @dataclass
 class Checkpoint:
-    """What is saved of a run.
+    """The contents of a checkpoint.
 
     Attributes:
-        tensors: the trainable's state; worker 0's where they differ.
-        state: plain JSON values (cursor, history, clock).
-        sync: the synchronisation's state.
-        local: what one worker alone knows; None where it was not saved for this worker. Only in loading.
+        tensors: the trainable's state; worker 0's if the workers' states differ.
+        state: plain JSON values (position, history, clock).
+        sync: the synchronisation strategy's state.
+        local: this worker's own state; None if none was saved for it. Only in loaded checkpoints.
     """
 
     tensors: dict[str, Tensor]
@@ -52,10 +53,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one folder that all workers see.
+    """The checkpoints of one run, in a folder that all workers share.
 
-    `fingerprint` names the run's config and data; a checkpoint with another one is refused with a ValueError.
-    The newest `keep` stay, and the best one.
+    `fingerprint` is a digest of the run's config and data; a checkpoint with a different one raises a
+    ValueError. The newest `keep` checkpoints are kept, and the best one.
     """
 
     def __init__(self, folder: Path, fingerprint: str, keep: int = 2) -> None:
@@ -64,7 +65,11 @@ class Checkpoints:
         self.keep = keep
 
     def open(self) -> None:
-        """Sees to it that checkpoints can be written; an OSError of one sentence where they can't."""
+        """Create the folder, and check that it is writable.
+
+        Raises:
+            OSError: it is not.
+        """
         probe = self.folder / f".probe-{uuid.uuid4().hex}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,18 +77,18 @@ class Checkpoints:
             probe.unlink()
         except OSError as error:
             raise type(error)(
-                f"checkpoints can't be written to {self.folder} ({error.strerror}): give the user that trains"
-                " the right to write there, or train into another folder"
+                f"the checkpoint folder {self.folder} is not writable ({error.strerror}): fix its"
+                " permissions, or train into another folder"
             ) from error
 
     def save_local(self, step: int, worker: int, tensors: Mapping[str, Tensor]) -> Path:
-        """Write one worker's own state for the checkpoint of `step`, before worker 0 saves the rest.
+        """Write one worker's own state for the checkpoint of `step`, before worker 0 calls `save`.
 
-        Returns the file, which keeps its path until worker 0 has saved the rest.
+        Returns the file's path, which is valid until worker 0 has called `save`.
         """
-        writing = self._writing(step)
-        writing.mkdir(parents=True, exist_ok=True)
-        path = writing / local_name(worker)
+        temporary = self._temporary(step)
+        temporary.mkdir(parents=True, exist_ok=True)
+        path = temporary / local_name(worker)
         write_tensors(path, tensors)
         return path
 
@@ -96,51 +101,51 @@ class Checkpoints:
         local: Collection[int] = (),
         best: int | None = None,
     ) -> Path:
-        """Write the checkpoint of `step` and remove all but the newest few and the one of step `best`.
+        """Write the checkpoint of `step`; then delete all but the newest ones and that of step `best`.
 
         `workers` is the number of workers, and `local` lists those that have called `save_local`. Returns the
         checkpoint's folder.
         """
-        writing = self._writing(step)
+        temporary = self._temporary(step)
         names = [local_name(worker) for worker in local]
-        writing.mkdir(parents=True, exist_ok=True)
-        for left in writing.iterdir():  # by a run that was killed while it wrote
-            if left.name not in names:
-                left.unlink()
-        write_tensors(writing / MODEL, checkpoint.tensors)
-        write_tensors(writing / SYNC, checkpoint.sync)
-        write_json(writing / STATE, checkpoint.state)
+        temporary.mkdir(parents=True, exist_ok=True)
+        for leftover in temporary.iterdir():  # of a run that was killed while writing
+            if leftover.name not in names:
+                leftover.unlink()
+        write_tensors(temporary / MODEL, checkpoint.tensors)
+        write_tensors(temporary / SYNC, checkpoint.sync)
+        write_json(temporary / STATE, checkpoint.state)
         files = [MODEL, SYNC, STATE, *names]
         manifest = {
             "fingerprint": self.fingerprint,
             "workers": workers,
-            "sha256": {name: digest(writing / name) for name in files},
+            "sha256": {name: digest(temporary / name) for name in files},
         }
-        write_json(writing / MANIFEST, manifest)
+        write_json(temporary / MANIFEST, manifest)
         final = self._final(step)
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one that was passed over
-        writing.rename(final)
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one that was skipped
+        temporary.rename(final)
         newest = self._newest_first()
         for old in newest[self.keep :]:
             if best is None or old != self._final(best):
                 shutil.rmtree(old)
-        for left in self.folder.glob(".writing-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in self.folder.glob(".writing-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         return final
 
     def load(self, *, worker: int = 0, workers: int = 1) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None where there is none.
+        """Load the newest undamaged checkpoint; None if there is none.
 
         `local` is set if this worker saved its own state and the number of workers is the same.
         """
         for folder in self._newest_first():
-            if (found := self._read(folder, "using the one before", worker, workers)) is not None:
+            if (found := self._read(folder, "using the previous one", worker, workers)) is not None:
                 return found
         return None
 
     def load_step(self, step: int) -> Checkpoint | None:
-        """The checkpoint of one step, the best one for example; None where it is damaged or gone."""
-        return self._read(self._final(step), "doing without it")
+        """Load the checkpoint of one step, for example the best one; None if it is damaged or missing."""
+        return self._read(self._final(step), "ignoring it")
 
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint, from its name; None if there is none."""
@@ -158,7 +163,7 @@ class Checkpoints:
             manifest = json.loads((folder / MANIFEST).read_text())
             for name, expected in manifest["sha256"].items():
                 if name != Path(name).name:
-                    raise ValueError(f"its manifest names {name!r}, which is outside")
+                    raise ValueError(f"its manifest names {name!r}, which is outside its folder")
                 if digest(folder / name) != expected:
                     raise ValueError(f"the digest of {name} differs")
             tensors, sync = load_file(folder / MODEL), load_file(folder / SYNC)
@@ -172,8 +177,8 @@ class Checkpoints:
             return None
         if fingerprint != self.fingerprint:
             raise ValueError(
-                f"the checkpoint {folder} is of another run (other configuration or data):"
-                " remove that folder, or train into another one"
+                f"the checkpoint {folder} belongs to another run (different configuration or data):"
+                " delete that folder, or train into another one"
             )
         return Checkpoint(tensors, state, sync, local)
 
@@ -183,7 +188,7 @@ class Checkpoints:
     def _final(self, step: int) -> Path:
         return self.folder / f"step-{step:010d}"
 
-    def _writing(self, step: int) -> Path:
+    def _temporary(self, step: int) -> Path:
         return self.folder / f".writing-{step:010d}"
 
 
@@ -194,7 +199,7 @@ def local_name(worker: int) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # which is no OSError even where the disk is full
+    except SafetensorError as error:  # not an OSError, even if the disk is full
         raise OSError(f"the checkpoint {path} can't be written: {error}") from error
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Worker 0's clock, which all workers read after the same steps, so that they agree on what is due.
+"""Worker 0's clock. All workers read it after the same steps, so that they agree on what is due.
 
 Step times differ between workers, and only worker 0 is informed of an interrupt. After a step that all
 workers know in advance, worker 0 sends a small message with its elapsed seconds and the step of the next
@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lexloom.training.job import Job, Run
+from lexloom.training.job import Job, TrainState
 from lexloom.training.sync.collectives import sum_over_workers
 
-LOOK_SECONDS = 0.5  # approximate time between two messages to several workers
-LOOKS = 200  # minimum number of messages within `max_seconds`
-LOOK_STEPS = 256  # maximum number of steps between two messages
-CHECKPOINTS_SHARE = 0.02  # maximum share of the time spent on periodic checkpoints
+READING_SECONDS = 0.5  # approximate time between two readings by several workers
+MIN_READINGS = 200  # within `max_seconds`
+MAX_READING_STEPS = 256  # steps between two readings
+MAX_CHECKPOINT_SHARE = 0.02  # of the time, spent on periodic checkpoints
 
 
-class Look(NamedTuple):
+class ClockReading(NamedTuple):
     """A reading of worker 0's clock.
 
     Attributes:
@@ -36,45 +36,51 @@ class Clock:
     """Training time of a run, over all restarts. `interrupted` is called on worker 0."""
 
     def __init__(
-        self, job: Job, run: Run, rank: int, world_size: int, interrupted: Callable[[], bool]
+        self, job: Job, state: TrainState, rank: int, world_size: int, interrupted: Callable[[], bool]
     ) -> None:
         self.rank, self.world_size, self.device = rank, world_size, job.device
         self.interrupted = interrupted
         self.checkpoint_seconds = job.checkpoint_seconds
         limit = job.stopping.max_seconds
-        self.look_seconds = LOOK_SECONDS if limit is None else min(LOOK_SECONDS, limit / LOOKS)
-        self._began = time.perf_counter() - run.seconds
-        self._looked_step, self._looked = run.step, run.seconds
+        self.reading_seconds = (
+            READING_SECONDS if limit is None else min(READING_SECONDS, limit / MIN_READINGS)
+        )
+        self._started = time.perf_counter() - state.seconds
+        self._last_step, self._last_seconds = state.step, state.seconds
         self._steps = 1
-        self._saved, self._cost = run.seconds, 0.0
+        self._checkpoint_at, self._checkpoint_cost = state.seconds, 0.0
 
     def seconds(self) -> float:
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self._started
 
     def record_checkpoint(self, cost: float) -> None:
         """Record that a checkpoint was just written, in `cost` seconds."""
-        self._saved, self._cost = self.seconds(), cost
+        self._checkpoint_at, self._checkpoint_cost = self.seconds(), cost
 
-    def look(self, run: Run) -> Look | None:
-        """Read worker 0's clock after a step, the same on all workers; None if no reading is due."""
-        if run.step < run.next_look:
+    def read(self, state: TrainState) -> ClockReading | None:
+        """Read worker 0's clock after a step; return the same on all workers, None if no reading is due."""
+        if state.step < state.next_clock_reading:
             return None
-        mine = [0.0] * 4
+        values = [0.0] * 4
         if self.rank == 0:
             seconds = self.seconds()
-            wait = max(self.checkpoint_seconds, self._cost / CHECKPOINTS_SHARE)
-            due = seconds - self._saved >= wait
-            mine = [seconds, float(due), float(self.interrupted()), self._steps_until_next(run.step, seconds)]
-        seconds, due_votes, interrupts, steps = sum_over_workers(mine, self.world_size, self.device)
-        run.next_look = run.step + int(steps)
-        return Look(seconds, due_votes > 0, interrupts > 0)
+            wait = max(self.checkpoint_seconds, self._checkpoint_cost / MAX_CHECKPOINT_SHARE)
+            due = seconds - self._checkpoint_at >= wait
+            wait_steps = self._steps_until_next(state.step, seconds)
+            values = [seconds, float(due), float(self.interrupted()), wait_steps]
+        seconds, due_votes, interrupts, steps = sum_over_workers(values, self.world_size, self.device)
+        state.next_clock_reading = state.step + int(steps)
+        return ClockReading(seconds, due_votes > 0, interrupts > 0)
 
     def _steps_until_next(self, step: int, seconds: float) -> int:
-        """The number of steps in about `look_seconds`, at most twice the previous number."""
+        """Return the number of steps in about `reading_seconds`, at most twice the previous number."""
         if self.world_size == 1:
             return 1
-        pace = (seconds - self._looked) / max(1, step - self._looked_step)
-        self._looked_step, self._looked = step, seconds
-        fitting = LOOK_STEPS if pace * LOOK_STEPS <= self.look_seconds else int(self.look_seconds / pace)
-        self._steps = max(1, min(fitting, 2 * self._steps))
+        step_seconds = (seconds - self._last_seconds) / max(1, step - self._last_step)
+        self._last_step, self._last_seconds = step, seconds
+        if step_seconds * MAX_READING_STEPS <= self.reading_seconds:
+            steps = MAX_READING_STEPS
+        else:
+            steps = int(self.reading_seconds / step_seconds)
+        self._steps = max(1, min(steps, 2 * self._steps))
         return self._steps

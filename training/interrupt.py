@@ -8,7 +8,7 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
-STOP_SECONDS = 5.0  # for the work to stop after a second signal
+STOP_SECONDS = 5.0  # time limit for `work` to stop after a second signal
 
 
 class Stopped(BaseException):

@@ -1,34 +1,37 @@
-"""What a run is told, and how it stands in a checkpoint."""
+"""The job of a run, its planned length and step seeds, and the state of its training."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from lexloom.training.progress import Accounts
-from lexloom.training.stopping import Score, Stopping, best_of
+from lexloom.training.stopping import Score, Stopping, best_score
+from lexloom.training.stream import ShardStream
 from lexloom.training.sync.config import SyncConfig
 from lexloom.training.trainable import Batch, Trainable
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to know; it is pickled to workers, so it names the shards and holds none.
+    """All that a worker needs to train. It is pickled, so it names the shards and holds no data.
 
     Attributes:
-        fingerprint: of the configuration and the data.
-        batch_size: examples of one step, over all workers.
-        lanes: the largest number of workers that the stream can be shared by.
-        checkpoint_every: steps between two checkpoints; None for the clock alone. The newest
-            `keep_checkpoints` stay, and the best.
-        checkpoint_seconds: between two checkpoints, by worker 0's clock.
+        fingerprint: a digest of the configuration and the data.
+        batch_size: examples per step, over all workers.
+        lanes: the maximum number of workers that can share the stream.
+        checkpoint_every: steps between two checkpoints; None for periodic checkpoints by time only. The
+            newest `keep_checkpoints` are kept, and the best one.
+        checkpoint_seconds: seconds between two checkpoints, by worker 0's clock.
         validation: shards of held-out examples; the model must then be `Evaluable`.
-        evaluate_every: steps between two evaluations; None evaluates at the end of every epoch. The last
-            model is evaluated too.
-        sample: something to look at, made of the model by worker 0 at each evaluation, such as text that it
-            writes; it may not touch torch's own random state.
-        mix_bytes: of rows, in each lane, that change places in memory (training/stream.py).
-        on_batch: is called with (epoch, step in it, worker, batch) before each step: a ledger for tests.
+        evaluate_every: steps between two evaluations; None evaluates at the end of every epoch. The final
+            model is always evaluated.
+        sample: makes a text sample of the model, on worker 0 at each evaluation. It must not change torch's
+            global random state.
+        shuffle_buffer_bytes: bytes of rows that each lane shuffles in memory (training/stream.py).
+        on_batch: called with (epoch, step in epoch, worker, batch) before each step; tests record batches.
     """
 
     make_trainable: Callable[[], Trainable]
@@ -48,7 +51,7 @@ class Job:
     evaluate_every: int | None = None
     keep_checkpoints: int = 2
     sample: Callable[[Trainable], str] | None = None
-    mix_bytes: int = 0
+    shuffle_buffer_bytes: int = 0
     on_batch: Callable[[int, int, int, Batch], None] | None = None
 
     def __post_init__(self) -> None:
@@ -62,21 +65,42 @@ class Job:
             raise ValueError("patience watches the validation loss: hold out some examples for validation")
 
 
+def plan_length(stream: ShardStream, stopping: Stopping) -> tuple[int, int]:
+    """Count the examples and steps until max_epochs or max_steps ends a run (steps: estimated)."""
+    if stopping.max_steps is None:
+        assert stopping.max_epochs is not None  # checked by Stopping
+        return stopping.max_epochs * stream.examples, stopping.max_epochs * stream.epoch(0).steps
+    examples = steps = 0
+    for number in count() if stopping.max_epochs is None else range(stopping.max_epochs):
+        epoch = stream.epoch(number)
+        examples += epoch.examples_until(stopping.max_steps - steps)
+        steps += epoch.steps
+        if steps >= stopping.max_steps:
+            return examples, stopping.max_steps
+    return examples, steps
+
+
+def step_seed(*parts: int) -> int:
+    """Return a 63-bit seed that depends only on the position in the run where it is used."""
+    text = ",".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
 @dataclass
-class Run(Accounts):
-    """The state of a run beside its tensors, as it stands in a checkpoint: cursor, accounts, history.
+class TrainState(Accounts):
+    """The state of a run except for its tensors, as saved in checkpoints: position, accounts, history.
 
     Attributes:
-        loss_sum, loss_examples: the sum of this worker's losses since the last point of the history, and of
-            how many examples.
-        losses: both of every worker; only in a checkpoint.
-        time_share: of `max_seconds`, how much was over at the last look; 0 without that limit. It is kept, so
-            that a resumed run goes on at the same learning rate.
-        recorded_share: the `time_share` of the last point of the history.
-        limit_reached, evaluation_due: what is left to be done after the step; in the checkpoint of a run that
-            was interrupted in its evaluation.
-        decisions: of a model that decides by the machine how it computes.
-        next_look: the step after which the workers next look at worker 0's clock (training/clock.py).
+        loss_sum, loss_examples: the sum of this worker's losses since the last record of the history, and the
+            number of examples in it.
+        losses: both for every worker; only in a checkpoint.
+        time_share: the elapsed share of `max_seconds` at the last clock reading; 0 without that limit. It is
+            saved so that a resumed run continues at the same learning rate.
+        recorded_share: the `time_share` of the last record of the history.
+        limit_reached, evaluation_due: work left to do after the step. They are set in the checkpoint of a run
+            that was interrupted during an evaluation.
+        hardware_choices: see `HardwareAware`.
+        next_clock_reading: the step after which the workers next read worker 0's clock (training/clock.py).
     """
 
     step: int = 0
@@ -86,17 +110,17 @@ class Run(Accounts):
     loss_sum: float = 0.0
     loss_examples: float = 0.0
     losses: list[list[float]] = field(default_factory=list)
-    next_look: int = 1
+    next_clock_reading: int = 1
     time_share: float = 0.0
     recorded_share: float = 0.0
     limit_reached: str | None = None
     evaluation_due: bool = False
-    decisions: dict[str, bool] = field(default_factory=dict)
+    hardware_choices: dict[str, bool] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     stop_reason: str | None = None
 
     @property
     def best_step(self) -> int | None:
-        """The step of the least validation loss; None without validation."""
-        return best["step"] if (best := best_of(self.scores)) else None
+        """The step with the lowest validation loss; None without validation."""
+        return best["step"] if (best := best_score(self.scores)) else None

@@ -1,12 +1,12 @@
-"""One loop that trains any model, in one plain process or as one of many workers.
+"""The training loop for all models, in one process or as one of many workers.
 
     for batch in stream:  trainable.train_step(batch);  sync.after_step();  every so often: record, evaluate,
-    checkpoint, and ask whether the error still shrinks
+    checkpoint, and check whether the validation loss still improves
 
-The loop knows neither Ray nor Prefect nor what a model is: it drives a `Trainable`. All that it decides is a
-function of the job, the step number and the losses, never of the clock (save under `max_seconds`), so a run
-that was killed and resumed takes the same steps as one that was not. The times of
-checkpoints depend on the clock, but checkpoints do not affect training (training/saving.py).
+The loop does not depend on Ray, Prefect or a particular model: it drives a `Trainable`. All its decisions are
+a function of the job, the step number and the losses, never of the clock (except with `max_seconds`), so a
+run that was killed and resumed takes the same steps as an uninterrupted one. The times of checkpoints depend
+on the clock, but checkpoints do not affect training (training/checkpointer.py).
 """
 
 import logging
@@ -20,20 +20,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple, SupportsFloat
 
 from lexloom.training.checkpoint import Checkpoint, Checkpoints
-from lexloom.training.clock import Clock, Look
-from lexloom.training.job import Job, Run
-from lexloom.training.plan import plan_length, step_seed
+from lexloom.training.checkpointer import Checkpointer
+from lexloom.training.clock import Clock, ClockReading
+from lexloom.training.job import Job, TrainState, plan_length, step_seed
 from lexloom.training.progress import Accounts, Progress
-from lexloom.training.saving import Saving
 from lexloom.training.stopping import Score
 from lexloom.training.stream import Epoch, ShardStream
-from lexloom.training.sync.collectives import every_workers, sum_over_workers
-from lexloom.training.sync.config import refuse_misfit, synchronisation
+from lexloom.training.sync.collectives import gather_from_workers, sum_over_workers
+from lexloom.training.sync.config import check_strategy, make_synchronisation
 from lexloom.training.sync.strategies import Synchronisation
-from lexloom.training.trainable import Batch, Deciding, Differentiable, Evaluable, LateLoss
+from lexloom.training.trainable import Batch, Differentiable, Evaluable, HardwareAware, PendingLoss
 
 HISTORY_POINTS = 200
-UNSETTLED_LOSSES = 64  # losses that may be on their way before they are asked for
+MAX_PENDING_LOSSES = 64  # steps whose losses may be unread
 
 Account = Literal["data", "compute", "evaluation", "checkpoint"]
 
@@ -47,30 +46,30 @@ def train(
     world_size: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
-) -> Run:
-    """Trains from the newest checkpoint, or from the start, until a limit is reached.
+) -> TrainState:
+    """Train from the newest checkpoint, or from the start, until a limit is reached.
 
-    The last checkpoint is the result, and so is the one of `Run.best_step` where there is validation. A run
-    that is over already returns at once. `on_progress` is called on worker 0 about 200 times a run.
-    `interrupted` is called on worker 0 after a step: if it returns true, a checkpoint is written, and the run
-    returns without a `stop_reason`. With `world_size` > 1 a torch.distributed process group must stand.
+    The last checkpoint is the result, and so is that of `TrainState.best_step` if there is validation. A
+    finished run returns at once. `on_progress` is called on worker 0 about 200 times per run. `interrupted`
+    is called on worker 0 after a step: if it returns true, a checkpoint is written, and the run returns
+    without a `stop_reason`. `world_size` > 1 requires an initialized torch.distributed process group.
 
     Raises:
-        ValueError: the job can't be trained (data, strategy, a checkpoint of another run).
+        ValueError: the job can't be trained (data, strategy, or a checkpoint of another run).
         OSError: checkpoints can't be written, or a shard can't be read.
-        FloatingPointError: the loss is no longer a finite number.
+        FloatingPointError: the loss is not finite.
     """
     checkpoints = Checkpoints(job.checkpoints, job.fingerprint, job.keep_checkpoints)
-    found = checkpoints.load(worker=rank, workers=world_size)
-    run = Run() if found is None else Run(**found.state)
-    if run.stop_reason is None:
+    checkpoint = checkpoints.load(worker=rank, workers=world_size)
+    state = TrainState() if checkpoint is None else TrainState(**checkpoint.state)
+    if state.stop_reason is None:
         checkpoints.open()
-        Training(job, run, found, checkpoints, rank, world_size, on_progress, interrupted).go_on()
-    return run
+        Training(job, state, checkpoint, checkpoints, rank, world_size, on_progress, interrupted).run()
+    return state
 
 
-class Taken(NamedTuple):
-    """A step that this worker took; its loss may still be on its way."""
+class PendingStep(NamedTuple):
+    """A step whose loss has not been read yet."""
 
     step: int
     epoch: int
@@ -78,13 +77,13 @@ class Taken(NamedTuple):
     examples: int
     loss: SupportsFloat
 
-    def waits(self) -> bool:
-        """Whether the loss says that it has not come."""
-        return isinstance(self.loss, LateLoss) and not self.loss.done()
+    def is_pending(self) -> bool:
+        """Whether the loss is known to be incomplete."""
+        return isinstance(self.loss, PendingLoss) and not self.loss.done()
 
 
-class Due(NamedTuple):
-    """A point of the history that is recorded as soon as the losses until there have come."""
+class DueRecord(NamedTuple):
+    """A record of the history to make as soon as all losses up to its step are complete."""
 
     step: int
     epoch: int
@@ -93,24 +92,24 @@ class Due(NamedTuple):
 
 
 class Training:
-    """One worker's side of a run."""
+    """One worker's part of a training run."""
 
     def __init__(
         self,
         job: Job,
-        run: Run,
-        found: Checkpoint | None,
+        state: TrainState,
+        checkpoint: Checkpoint | None,
         checkpoints: Checkpoints,
         rank: int,
         world_size: int,
         on_progress: Callable[[Progress], None] | None,
         interrupted: Callable[[], bool],
     ) -> None:
-        self.job, self.run, self.checkpoints = job, run, checkpoints
+        self.job, self.state, self.checkpoints = job, state, checkpoints
         self.rank, self.world_size = rank, world_size
         self.on_progress = on_progress
         self.trainable = job.make_trainable()
-        refuse_misfit(job.sync, self.trainable)
+        check_strategy(job.sync, self.trainable)
         if job.validation and not isinstance(self.trainable, Evaluable):
             raise ValueError(f"{type(self.trainable).__name__} can't be evaluated: train without validation")
         self.stream = self._stream(job.files)
@@ -118,20 +117,22 @@ class Training:
         self.total_examples, total_steps = plan_length(self.stream, job.stopping)
         self.record_every = max(1, total_steps // HISTORY_POINTS)
         self.trainable.prepare(job.device)
-        if isinstance(self.trainable, Deciding):
-            decided = self.trainable.decisions()
-            votes = every_workers([*map(float, decided.values())], rank, world_size, job.device)
-            run.decisions = run.decisions or dict(zip(decided, map(bool, votes[0]), strict=True))
-            self.trainable.decide(run.decisions)
-        self.sync = synchronisation(job.sync, world_size)
-        self.unsettled = deque[Taken]()
-        self.due = deque[Due]()
-        self.broken: Taken | None = None  # the first step of a loss that is no finite number
-        self.saving = Saving(job, self.trainable, self.sync, checkpoints, rank, world_size)
-        self.saving.restore(run, found)
-        self.sync.seconds = run.sync_seconds  # excludes the wait for other workers to start
-        self.sync.bytes_sent = run.sync_bytes
-        self.clock = Clock(job, run, rank, world_size, interrupted)
+        if isinstance(self.trainable, HardwareAware):
+            choices = self.trainable.hardware_choices()
+            votes = gather_from_workers([*map(float, choices.values())], rank, world_size, job.device)
+            state.hardware_choices = state.hardware_choices or dict(
+                zip(choices, map(bool, votes[0]), strict=True)
+            )
+            self.trainable.apply_hardware_choices(state.hardware_choices)
+        self.sync = make_synchronisation(job.sync, world_size)
+        self.pending = deque[PendingStep]()
+        self.due_records = deque[DueRecord]()
+        self.first_nonfinite: PendingStep | None = None  # the first step whose loss is not finite
+        self.checkpointer = Checkpointer(job, self.trainable, self.sync, checkpoints, rank, world_size)
+        self.checkpointer.restore(state, checkpoint)
+        self.sync.seconds = state.sync_seconds  # excludes the wait for other workers to start
+        self.sync.bytes_sent = state.sync_bytes
+        self.clock = Clock(job, state, rank, world_size, interrupted)
         self.interrupted = False
         self.is_interrupted = interrupted
 
@@ -145,137 +146,138 @@ class Training:
             rank=self.rank,
             world_size=self.world_size,
             shuffle=shuffle,
-            mix_bytes=self.job.mix_bytes if shuffle else 0,
+            shuffle_buffer_bytes=self.job.shuffle_buffer_bytes if shuffle else 0,
         )
 
-    def go_on(self) -> None:
-        """From where the run stands to its end."""
-        run = self.run
-        if run.evaluation_due:  # it was interrupted
+    def run(self) -> None:
+        """Train from the current state to the end of the run."""
+        state = self.state
+        if state.evaluation_due:  # the previous process was interrupted during it
             self._end_step(None)
-        while run.stop_reason is None and not self.interrupted:
-            epoch = self.stream.epoch(run.epoch)
-            with closing(self._batches(self.stream, epoch, run.step_in_epoch, "data")) as batches:
+        while state.stop_reason is None and not self.interrupted:
+            epoch = self.stream.epoch(state.epoch)
+            with closing(self._batches(self.stream, epoch, state.step_in_epoch, "data")) as batches:
                 for batch in batches:
                     self._step(epoch, batch)
                     self._after_step()
-                    if run.stop_reason is not None or self.interrupted:
+                    if state.stop_reason is not None or self.interrupted:
                         break
 
     def _batches(self, stream: ShardStream, epoch: Epoch, start: int, account: Account) -> Generator[Batch]:
-        """The stream's batches; waiting for them is charged to the account."""
+        """Yield the stream's batches, and add the time spent waiting for them to the account."""
         with closing(stream.read(epoch, start)) as batches:
             while True:
-                with self._charged(account):
+                with self._timed(account):
                     batch = next(batches, None)
                 if batch is None:
                     return
                 yield batch
 
     def _step(self, epoch: Epoch, batch: Batch) -> None:
-        """One training step: with gradients exchanged where the strategy wants it, by itself elsewhere."""
-        job, run, place = self.job, self.run, self.run.step_in_epoch
+        """Run one training step, with an exchange of gradients if the strategy asks for it."""
+        job, state, step_in_epoch = self.job, self.state, self.state.step_in_epoch
         if job.on_batch:
-            job.on_batch(epoch.number, place, self.rank, batch)
-        size, progress = self._rows(batch), self._share()
-        everybody = epoch.examples_until(place + 1) - epoch.examples_until(place)
-        seed = step_seed(job.seed, epoch.number, place, self.rank)
+            job.on_batch(epoch.number, step_in_epoch, self.rank, batch)
+        size, progress = self._batch_size(batch), self._progress()
+        global_size = epoch.examples_until(step_in_epoch + 1) - epoch.examples_until(step_in_epoch)
+        seed = step_seed(job.seed, epoch.number, step_in_epoch, self.rank)
         loss: SupportsFloat = 0.0
-        if self.sync.wants_gradients(run.step + 1):
-            assert isinstance(self.trainable, Differentiable)  # refuse_misfit
-            with self._charged("compute"):
+        if self.sync.wants_gradients(state.step + 1):
+            assert isinstance(self.trainable, Differentiable)  # check_strategy
+            with self._timed("compute"):
                 loss = self.trainable.backward(batch, seed=seed)
-            self.sync.after_backward(self.trainable.gradients(), size, everybody)
-            with self._charged("compute"):
+            self.sync.after_backward(self.trainable.gradients(), size, global_size)
+            with self._timed("compute"):
                 self.trainable.update(progress=progress)
         elif size:
-            with self._charged("compute"):
+            with self._timed("compute"):
                 loss = self.trainable.train_step(batch, progress=progress, seed=seed)
-        run.step += 1
-        run.step_in_epoch += 1
-        run.examples = epoch.number * self.stream.examples + epoch.examples_until(run.step_in_epoch)
-        if run.step_in_epoch == epoch.steps:
-            run.epoch, run.step_in_epoch = epoch.number + 1, 0
+        state.step += 1
+        state.step_in_epoch += 1
+        state.examples = epoch.number * self.stream.examples + epoch.examples_until(state.step_in_epoch)
+        if state.step_in_epoch == epoch.steps:
+            state.epoch, state.step_in_epoch = epoch.number + 1, 0
         if size:
-            self.unsettled.append(Taken(run.step, epoch.number, progress, size, loss))
-        exchanges = type(self.sync) is not Synchronisation
-        # a strategy may read the tables next: a GPU keeps the order of what it is asked, threads do not
-        if exchanges and job.device == "cpu":
-            self._settle(run.step)
-        elif len(self.unsettled) >= UNSETTLED_LOSSES:
-            self._record_due(at_once=True)  # before later losses are added
-            self._settle(run.step)
-        self.sync.after_step(run.step, size, everybody)
+            self.pending.append(PendingStep(state.step, epoch.number, progress, size, loss))
+        has_strategy = type(self.sync) is not Synchronisation
+        # the strategy may read the tables next; GPU operations run in order, but CPU threads do not
+        if has_strategy and job.device == "cpu":
+            self._sum_losses(state.step)
+        elif len(self.pending) >= MAX_PENDING_LOSSES:
+            self._record_due(wait=True)  # before later losses are added
+            self._sum_losses(state.step)
+        self.sync.after_step(state.step, size, global_size)
 
     def _after_step(self) -> None:
         """Determine what is due after a step; the result is the same on all workers."""
-        job, run = self.job, self.run
+        job, state = self.job, self.state
         with self.sync.timed() if self.world_size > 1 else nullcontext():  # no GPU synchronisation
-            look = self.clock.look(run)
-        if look:
-            run.time_share = job.stopping.time_share(look.seconds)
-        seconds = look.seconds if look else 0.0
-        run.limit_reached = job.stopping.reached(epochs=run.epoch, steps=run.step, seconds=seconds)
+            reading = self.clock.read(state)
+        if reading:
+            state.time_share = job.stopping.time_share(reading.seconds)
+        seconds = reading.seconds if reading else 0.0
+        state.limit_reached = job.stopping.reached(epochs=state.epoch, steps=state.step, seconds=seconds)
         every = job.evaluate_every
-        due = run.step_in_epoch == 0 if every is None else run.step % every == 0
-        run.evaluation_due = self.validation is not None and (due or run.limit_reached is not None)
-        self._end_step(look)
+        due = state.step_in_epoch == 0 if every is None else state.step % every == 0
+        state.evaluation_due = self.validation is not None and (due or state.limit_reached is not None)
+        self._end_step(reading)
 
-    def _end_step(self, look: Look | None) -> None:
+    def _end_step(self, reading: ClockReading | None) -> None:
         """Do what is due after a step; a resumed run starts here if its evaluation was interrupted."""
-        job, run = self.job, self.run
-        reason = run.limit_reached
+        job, state = self.job, self.state
+        reason = state.limit_reached
         if reason is not None:
             self.sync.flush()  # the result is the synchronised model
-        self.interrupted = look is not None and look.interrupted
+        self.interrupted = reading is not None and reading.interrupted
         evaluated = False
-        if self.validation is not None and run.evaluation_due:
-            self._record_due(at_once=True)  # no losses are pending while the model is evaluated
+        if self.validation is not None and state.evaluation_due:
+            self._record_due(wait=True)  # no losses are pending while the model is evaluated
             if self.interrupted or not self._evaluate(self.validation):
                 self.interrupted = True
                 self._checkpoint()
                 return
-            evaluated, run.evaluation_due = True, False
-            reason = reason or job.stopping.in_vain(run.scores)
-        late = run.time_share - run.recorded_share >= 1 / HISTORY_POINTS
-        if run.step % self.record_every == 0 or late or reason is not None:
-            epoch = run.epoch if run.step_in_epoch else run.epoch - 1
-            self.due.append(Due(run.step, epoch, run.examples, self._share()))
-            run.recorded_share = run.time_share
-        self._record_due(at_once=reason is not None)
-        run.stop_reason = reason
-        improved = evaluated and run.best_step == run.step
-        by_step = job.checkpoint_every is not None and run.step % job.checkpoint_every == 0
-        by_clock = look is not None and look.checkpoint
+            evaluated, state.evaluation_due = True, False
+            reason = reason or job.stopping.check_patience(state.scores)
+        time_passed = state.time_share - state.recorded_share >= 1 / HISTORY_POINTS
+        if state.step % self.record_every == 0 or time_passed or reason is not None:
+            epoch = state.epoch if state.step_in_epoch else state.epoch - 1
+            self.due_records.append(DueRecord(state.step, epoch, state.examples, self._progress()))
+            state.recorded_share = state.time_share
+        self._record_due(wait=reason is not None)
+        state.stop_reason = reason
+        improved = evaluated and state.best_step == state.step
+        by_step = job.checkpoint_every is not None and state.step % job.checkpoint_every == 0
+        by_clock = reading is not None and reading.checkpoint
         if by_step or by_clock or improved or self.interrupted or reason is not None:
             self._checkpoint()
 
-    def _share(self) -> float:
-        """The share done of the limit that will end the run first."""
-        return max(self.run.examples / self.total_examples, self.run.time_share)
+    def _progress(self) -> float:
+        """The completed share, 0 to 1, of the limit that will end the run first."""
+        return max(self.state.examples / self.total_examples, self.state.time_share)
 
-    def _settle(self, last: int) -> None:
-        """Adds up the losses of the steps until the `last`, and waits for those that are on their way."""
-        with self._charged("compute"):
-            while self.unsettled and self.unsettled[0].step <= last:
-                taken = self.unsettled.popleft()
-                loss = float(taken.loss)
-                if not math.isfinite(loss) and self.broken is None:
-                    self.broken = taken
-                self.run.loss_sum += loss * taken.examples
-                self.run.loss_examples += taken.examples
+    def _sum_losses(self, last: int) -> None:
+        """Add up the losses of all steps up to `last`; wait for pending ones."""
+        with self._timed("compute"):
+            while self.pending and self.pending[0].step <= last:
+                step = self.pending.popleft()
+                loss = float(step.loss)
+                if not math.isfinite(loss) and self.first_nonfinite is None:
+                    self.first_nonfinite = step
+                self.state.loss_sum += loss * step.examples
+                self.state.loss_examples += step.examples
 
     def _gather(self, last: int) -> list[list[float]]:
-        """Update the accounts; return each worker's sum of losses and number of examples since the last
-        record, up to step `last`.
+        """Update the accounts and gather every worker's losses up to step `last`.
+
+        Returns: for each worker, the sum of its losses since the last record, and the number of examples.
         """
-        run = self.run
-        self._settle(last)
-        losses = self._all_gather([run.loss_sum, run.loss_examples])
-        run.seconds = self.clock.seconds()
-        run.sync_seconds, run.sync_bytes = self.sync.seconds, self.sync.bytes_sent
+        state = self.state
+        self._sum_losses(last)
+        losses = self._all_gather([state.loss_sum, state.loss_examples])
+        state.seconds = self.clock.seconds()
+        state.sync_seconds, state.sync_bytes = self.sync.seconds, self.sync.bytes_sent
         if not math.isfinite(total := sum(worker[0] for worker in losses)):
-            step, epoch, progress = self._first_broken()
+            step, epoch, progress = self._locate_nonfinite_loss()
             raise FloatingPointError(
                 f"the loss is {total} at step {step} (epoch {epoch + 1}, learning rate"
                 f" {self.trainable.learning_rate(progress):.2g}): lower the learning rate, or check"
@@ -283,37 +285,35 @@ class Training:
             )
         return losses
 
-    def _first_broken(self) -> tuple[int, int, float]:
-        """Step, epoch and progress of the first loss on any worker that is no finite number."""
-        places = self._all_gather(self.broken[:3] if self.broken else (0, 0, 0.0))
-        step, epoch, progress = min(place for place in places if place[0])
+    def _locate_nonfinite_loss(self) -> tuple[int, int, float]:
+        """Step, epoch and progress of the first loss on any worker that is not finite."""
+        positions = self._all_gather(self.first_nonfinite[:3] if self.first_nonfinite else (0, 0, 0.0))
+        step, epoch, progress = min(position for position in positions if position[0])
         return int(step), int(epoch), progress
 
-    def _record_due(self, *, at_once: bool) -> None:
-        """Records what is due: where this worker is alone, not before it can without a wait.
+    def _record_due(self, *, wait: bool) -> None:
+        """Make the records that are due; without `wait`, only those whose losses are complete.
 
-        Several workers record in step with each other, as they add up their losses.
+        Several workers always make them after the same steps, since they add up their losses.
         """
-        at_once = at_once or self.world_size > 1
-        while self.due:
-            ours = [taken for taken in self.unsettled if taken.step <= self.due[0].step]
-            if not at_once and any(taken.waits() for taken in ours):
+        wait = wait or self.world_size > 1
+        while self.due_records:
+            covered = [step for step in self.pending if step.step <= self.due_records[0].step]
+            if not wait and any(step.is_pending() for step in covered):
                 return
-            self._record(self.due.popleft())
+            self._record(self.due_records.popleft())
 
-    def _record(self, due: Due) -> None:
+    def _record(self, due: DueRecord) -> None:
         losses = self._gather(due.step)
-        run = self.run
+        state = self.state
         loss, examples = (sum(column) for column in zip(*losses, strict=True))
-        before = run.history[-1] if run.history else None
-        if before and before["epoch"] == due.epoch and examples < self.job.batch_size / 2:
-            del run.history[-1]
-            loss, examples = (
-                loss + before["loss"] * before["loss_examples"],
-                examples + before["loss_examples"],
-            )
-        point = Progress(
-            **{account.name: getattr(run, account.name) for account in fields(Accounts)},
+        previous = state.history[-1] if state.history else None
+        if previous and previous["epoch"] == due.epoch and examples < self.job.batch_size / 2:
+            del state.history[-1]
+            loss += previous["loss"] * previous["loss_examples"]
+            examples += previous["loss_examples"]
+        record = Progress(
+            **{account.name: getattr(state, account.name) for account in fields(Accounts)},
             step=due.step,
             epoch=due.epoch,
             examples=due.examples,
@@ -323,74 +323,74 @@ class Training:
             loss=loss / examples,
             learning_rate=self.trainable.learning_rate(due.share),
             workers=self.world_size,
-            sample=run.scores[-1].get("sample", "") if run.scores else "",
+            sample=state.scores[-1].get("sample", "") if state.scores else "",
         )
-        run.loss_sum = run.loss_examples = 0.0
-        recorded = asdict(point)
-        del recorded["sample"]  # the scores have each of them once
-        run.history.append(recorded)
+        state.loss_sum = state.loss_examples = 0.0
+        values = asdict(record)
+        del values["sample"]  # it is in the scores
+        state.history.append(values)
         if self.rank == 0 and self.on_progress:
-            self.on_progress(point)
+            self.on_progress(record)
 
     def _evaluate(self, validation: ShardStream) -> bool:
-        """Add the mean loss over the held-out examples, which the workers share, to the scores.
+        """Append the mean loss over the held-out examples, which the workers share, to the scores.
 
-        Returns False if it was interrupted; nothing is recorded then.
+        Returns False if the evaluation was interrupted; nothing is recorded then.
         """
         assert isinstance(self.trainable, Evaluable)
         self.sync.flush()
         loss = examples = 0.0
         with closing(self._batches(validation, validation.epoch(0), 0, "evaluation")) as batches:
             for batch in batches:
-                if self._total([0.0 if self.rank else float(self.is_interrupted())])[0]:
+                if self._sum_over_workers([0.0 if self.rank else float(self.is_interrupted())])[0]:
                     return False
-                if self._rows(batch):
-                    with self._charged("evaluation"):
+                if self._batch_size(batch):
+                    with self._timed("evaluation"):
                         batch_loss, batch_examples = self.trainable.evaluate(batch)
                     loss, examples = loss + batch_loss, examples + batch_examples
-        loss, examples = self._total([loss, examples])
-        run = self.run
+        loss, examples = self._sum_over_workers([loss, examples])
+        state = self.state
         if not examples:
-            raise ValueError("there is no held-out example to measure the error on: hold out more")
+            raise ValueError("there are no held-out examples to evaluate on: hold out more")
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the validation loss is {loss} after step {run.step}: lower the learning rate"
+                f"the validation loss is {loss} after step {state.step}: lower the learning rate"
             )
         score = Score(
-            step=run.step,
-            epoch=run.examples / self.stream.examples,
-            examples=run.examples,
+            step=state.step,
+            epoch=state.examples / self.stream.examples,
+            examples=state.examples,
             seconds=round(self.clock.seconds(), 3),
             loss=loss / examples,
         )
         if self.job.sample and self.rank == 0:
-            with self._charged("evaluation"):
+            with self._timed("evaluation"):
                 score["sample"] = self.job.sample(self.trainable)
-        run.scores.append(score)
+        state.scores.append(score)
         return True
 
     def _checkpoint(self) -> None:
-        began = time.perf_counter()
-        self._record_due(at_once=True)
-        losses = self._gather(self.run.step)
-        with self._charged("checkpoint"):
-            self.saving.save(self.run, losses)
-        self.clock.record_checkpoint(time.perf_counter() - began)
+        started = time.perf_counter()
+        self._record_due(wait=True)
+        losses = self._gather(self.state.step)
+        with self._timed("checkpoint"):
+            self.checkpointer.save(self.state, losses)
+        self.clock.record_checkpoint(time.perf_counter() - started)
 
-    def _rows(self, batch: Batch) -> int:
+    def _batch_size(self, batch: Batch) -> int:
         return len(batch[self.job.columns[0]])
 
     def _all_gather(self, values: Sequence[float]) -> list[list[float]]:
         with self.sync.timed():
-            return every_workers(values, self.rank, self.world_size, self.job.device)
+            return gather_from_workers(values, self.rank, self.world_size, self.job.device)
 
-    def _total(self, values: list[float]) -> list[float]:
+    def _sum_over_workers(self, values: list[float]) -> list[float]:
         with self.sync.timed():
             return sum_over_workers(values, self.world_size, self.job.device)
 
     @contextmanager
-    def _charged(self, account: Account) -> Iterator[None]:
+    def _timed(self, account: Account) -> Iterator[None]:
         started = time.perf_counter()
         yield
         name = f"{account}_seconds"
-        setattr(self.run, name, getattr(self.run, name) + time.perf_counter() - started)
+        setattr(self.state, name, getattr(self.state, name) + time.perf_counter() - started)

@@ -1,13 +1,15 @@
-"""How a run stands, as it tells those who watch it. Imports nothing heavy, so that a look costs little."""
+"""The progress of a run as it is reported to observers. Imports only the standard library, so reading it is
+fast.
+"""
 
 from dataclasses import dataclass
 
-PROGRESS = "progress.json"  # the last `Progress` of a run, beside its checkpoints
+PROGRESS = "progress.json"  # the newest `Progress` of a run, next to its checkpoints
 
 
 @dataclass
 class Accounts:
-    """Where worker 0's time has gone, in seconds. `seconds` is all of it, from the first step."""
+    """How worker 0 spent its time, in seconds. `seconds` is the total since the first step."""
 
     seconds: float = 0.0
     data_seconds: float = 0.0  # waiting for the stream
@@ -20,17 +22,17 @@ class Accounts:
 
 @dataclass
 class Progress(Accounts):
-    """Where a run stands.
+    """A record of a run's progress.
 
     Attributes:
-        share: how much is done of the limit that will end the run first, 0 to 1: of its examples, or of its
+        share: the completed share, 0 to 1, of the limit that will end the run first: its examples or its
             seconds. The learning rate follows it.
-        loss: the mean over all workers' examples since the last point, `loss_examples` in number. A point of
-            less than half a batch takes the place of the one before, and has its examples too: the loss of a
-            few examples is mostly chance.
-        sample: what `Job.sample` gave last.
+        loss: the mean over the `loss_examples` examples of all workers since the last record. A record of
+            less than half a batch is merged into the previous one, because the loss of a few examples is
+            noisy.
+        sample: the last output of `Job.sample`.
 
-    The accounts are of the moment when the losses until `step` had come.
+    The accounts are those at the time when all losses up to `step` were complete.
     """
 
     step: int = 0

@@ -1,6 +1,7 @@
-"""When a run is over: after so many epochs, steps or seconds, or when the error ceases to shrink.
+"""Stopping criteria of a run: a number of epochs, steps or seconds, or a validation loss that stops
+improving.
 
-All of it is a function of figures that the workers share, so all of them stop at the same step.
+They depend only on values that the workers share, so all workers stop at the same step.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import NotRequired, TypedDict
 
 
 class Score(TypedDict):
-    """One evaluation: `loss` is the mean over the held-out examples, `sample` what `Job.sample` gave."""
+    """One evaluation: `loss` is the mean over the held-out examples, `sample` the output of `Job.sample`."""
 
     step: int
     epoch: float
@@ -21,17 +22,18 @@ class Score(TypedDict):
 
 @dataclass(frozen=True)
 class Stopping:
-    """The limits of a run; the first that is reached ends it, and its name is the recorded reason.
+    """The limits of a run. The first one reached ends it, and its name is recorded as the reason.
 
-    The learning rate follows the largest share done of epochs, steps and seconds.
+    The learning rate follows the largest completed share of epochs, steps and seconds.
 
     Attributes:
-        max_epochs, max_steps: at least one is needed.
+        max_epochs, max_steps: at least one is required.
         max_seconds: training time over all restarts, by worker 0's clock (training/clock.py).
-        patience: evaluations in a row without a validation loss that is better by more than `min_delta`.
+        patience: stop after this many evaluations in a row that improve the validation loss by no more than
+            `min_delta`.
 
     Raises:
-        ValueError: a limit is out of its range, or there is none.
+        ValueError: a limit is out of range, or there is none.
     """
 
     max_epochs: int | None = None
@@ -44,14 +46,14 @@ class Stopping:
         for name in ("max_epochs", "max_steps", "max_seconds", "patience"):
             limit = getattr(self, name)
             if limit is not None and not limit > 0:
-                raise ValueError(f"{name} is {limit}: it must be above 0, or None for no such limit")
+                raise ValueError(f"{name} is {limit}: it must be above 0, or None for no limit")
         if not self.min_delta >= 0:
             raise ValueError(f"min_delta is {self.min_delta}: it must be at least 0")
         if self.max_epochs is None and self.max_steps is None:
-            raise ValueError("a run needs max_epochs or max_steps: its learning rate falls towards its end")
+            raise ValueError("set max_epochs or max_steps: the learning rate schedule needs a length")
 
     def reached(self, *, epochs: int, steps: int, seconds: float) -> str | None:
-        """The limit that is reached after `epochs` whole epochs, `steps` and `seconds`; None for none."""
+        """The name of the limit reached after `epochs` whole epochs, `steps` and `seconds`, or None."""
         for name, done in (("max_epochs", epochs), ("max_steps", steps), ("max_seconds", seconds)):
             limit = getattr(self, name)
             if limit is not None and done >= limit:
@@ -62,14 +64,17 @@ class Stopping:
         """The elapsed share of `max_seconds`, 0 to 1; 0 without that limit."""
         return 0.0 if self.max_seconds is None else min(1.0, seconds / self.max_seconds)
 
-    def in_vain(self, scores: Sequence[Score]) -> str | None:
-        """`patience` where the error has ceased to shrink; else None."""
-        over = self.patience is not None and evaluations_in_vain(scores, self.min_delta) >= self.patience
-        return "patience" if over else None
+    def check_patience(self, scores: Sequence[Score]) -> str | None:
+        """Return "patience" if the validation loss has stopped improving; otherwise None."""
+        exhausted = (
+            self.patience is not None
+            and count_evaluations_without_improvement(scores, self.min_delta) >= self.patience
+        )
+        return "patience" if exhausted else None
 
 
-def evaluations_in_vain(scores: Sequence[Score], min_delta: float) -> int:
-    """How many evaluations ago the loss was last better, by more than `min_delta`, than the last such one."""
+def count_evaluations_without_improvement(scores: Sequence[Score], min_delta: float) -> int:
+    """Count the evaluations since the loss last improved by more than `min_delta`."""
     reference, since = float("inf"), 0
     for score in scores:
         if score["loss"] < reference - min_delta:
@@ -79,6 +84,6 @@ def evaluations_in_vain(scores: Sequence[Score], min_delta: float) -> int:
     return since
 
 
-def best_of(scores: Sequence[Score]) -> Score | None:
-    """The evaluation of the least loss; the first of equals."""
+def best_score(scores: Sequence[Score]) -> Score | None:
+    """The evaluation with the lowest loss; the first one of equals."""
     return min(scores, key=lambda score: score["loss"], default=None)

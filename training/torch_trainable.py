@@ -1,4 +1,4 @@
-"""Makes any torch module, a loss function and an optimizer a `Differentiable` for the training loop."""
+"""Wraps a torch module, a loss function and an optimizer as a `Differentiable` for the training loop."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -14,30 +14,32 @@ from lexloom.training.trainable import Batch
 
 Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 
-logger = logging.getLogger("lexloom.autograd")
+logger = logging.getLogger("lexloom.torch_trainable")
 
 
-class Autograd:
-    """A torch module in training. Nothing is allocated before `prepare`, so it travels to workers cheaply.
+class TorchTrainable:
+    """A torch module in training. Nothing is allocated before `prepare`, so it is cheap to pickle.
 
     Args:
-        make_module: makes the module; its chance comes from `seed`, so every worker makes the same one.
-        loss: of the module and a batch (the stream's columns as tensors on the device), the mean over the
-            batch's rows, a tensor without dimensions.
-        make_optimizer: makes the optimizer of a module. Each parameter group's learning rate is its base.
-        schedule: the share of the base rates in force at a progress (training/schedules.py).
-        micro_batch: rows of one forward and backward pass; a larger batch is done in several, and their
-            gradients accumulate. None takes every batch whole.
-        clip: the largest global norm of the gradients; None leaves them as they are.
-        bfloat16: run forward passes and the optimizer under autocast to bfloat16; float32 on a GPU that
-            can't. Or a function that says so of the device, and is asked on it. Workers do as worker 0, and a
-            resumed run as it began (`decisions`).
-        threads: of torch on a CPU; None leaves torch's own choice.
-        seed: of the first parameters.
+        make_module: makes the module. Its random numbers come from `seed`, so every worker makes the same
+            one.
+        loss: computes the mean loss over a batch's rows, a 0-dimensional tensor, from the module and the
+            batch (the stream's columns as tensors on the device).
+        make_optimizer: makes the optimizer of a module. Each parameter group's `lr` is its base learning
+            rate.
+        schedule: factor of the base learning rates as a function of progress (training/schedules.py).
+        micro_batch: rows per forward and backward pass. A larger batch is split, and gradients are
+            accumulated. None never splits.
+        clip: maximum global gradient norm; None disables clipping.
+        bfloat16: run forward passes and the optimizer under autocast to bfloat16; float32 on a GPU without
+            bfloat16. May be a function of the device, called in `prepare`. All workers use worker 0's answer,
+            and a resumed run its original one (`hardware_choices`).
+        threads: torch's number of CPU threads; None keeps torch's default.
+        seed: of the initial parameters.
 
-    The module may not keep running statistics (BatchNorm): they would differ between workers. The optimizer's
-    state of a parameter is float tensors and `step`, all of them zero at first, as in SGD, Adam, AdamW,
-    RMSprop or Muon; not in LBFGS, NAdam and ASGD.
+    The module must not keep running statistics (BatchNorm): they would differ between workers. The
+    optimizer's state of a parameter must consist of float tensors and `step`, initially zero, as in SGD,
+    Adam, AdamW, RMSprop and Muon, but not in LBFGS, NAdam and ASGD.
     """
 
     module: nn.Module
@@ -62,14 +64,14 @@ class Autograd:
         self._make_module, self._loss, self._make_optimizer = make_module, loss, make_optimizer
         self._schedule = schedule
         self._micro_batch, self._clip = micro_batch, clip
-        self._wants_bfloat16, self._threads, self._seed = bfloat16, threads, seed
+        self._bfloat16_option, self._threads, self._seed = bfloat16, threads, seed
 
     def prepare(self, device: str) -> None:
-        """Makes the module and the optimizer, with all of its state.
+        """Create the module and the optimizer with all of its state.
 
         Raises:
-            ValueError: the module keeps running statistics, has nothing to train, or the optimizer's state
-                can't be saved.
+            ValueError: the module keeps running statistics or has no trainable parameters, or the optimizer's
+                state can't be saved.
         """
         if self._threads is not None:
             torch.set_num_threads(self._threads)
@@ -77,25 +79,25 @@ class Autograd:
         self._device = torch.device(device)
         self.module = self._make_module().to(self._device)
         self.optimizer = self._make_optimizer(self.module)
-        self._trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-        self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._refuse_misfits()
-        self._fill_optimizer()
-        wanted = self._wants_bfloat16
-        self._bfloat16 = wanted(device) if callable(wanted) else wanted
+        self._parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._check_module()
+        self._create_optimizer_state()
+        option = self._bfloat16_option
+        self._bfloat16 = option(device) if callable(option) else option
         if self._bfloat16 and self._device.type == "cuda" and not torch.cuda.is_bf16_supported():
             logger.warning("this GPU has no bfloat16: training in float32")
             self._bfloat16 = False
 
-    def decisions(self) -> dict[str, bool]:
+    def hardware_choices(self) -> dict[str, bool]:
         return {"bfloat16": self._bfloat16}
 
-    def decide(self, decisions: Mapping[str, bool]) -> None:
-        self._bfloat16 = decisions["bfloat16"]
+    def apply_hardware_choices(self, choices: Mapping[str, bool]) -> None:
+        self._bfloat16 = choices["bfloat16"]
 
     def learning_rate(self, progress: float) -> float:
-        """The first parameter group's rate."""
-        return self._base_rates[0] * self._schedule(progress)
+        """The learning rate of the first parameter group."""
+        return self._base_lrs[0] * self._schedule(progress)
 
     def train_step(self, batch: Batch, *, progress: float, seed: int) -> float | Tensor:
         loss = self.backward(batch, seed=seed)
@@ -103,49 +105,51 @@ class Autograd:
         return loss
 
     def backward(self, batch: Batch, *, seed: int) -> float | Tensor:
-        """`seed` sets torch's random state, for dropout."""
+        """Compute the gradients. `seed` sets torch's random state, for dropout."""
         torch.manual_seed(seed)
         if not self.module.training:
             self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
         total: float | Tensor = 0.0
-        for part, share in self._parts(batch):
+        for part, share in self._micro_batches(batch):
             loss = self._mean_loss(part) * share
             loss.backward()
             total = total + loss.detach().double()
         return total
 
     def gradients(self) -> list[Tensor]:
-        """Zeros for parameters that took no part: on another worker they may have."""
-        for parameter in self._trained.values():
+        """The gradients, zeros for parameters without one: other workers may have one for them."""
+        for parameter in self._parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self._trained.values() if parameter.grad is not None]
+        return [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
 
     def update(self, *, progress: float) -> None:
         if self._clip is not None:
-            clip_grad_norm_(self._trained.values(), self._clip)
+            clip_grad_norm_(self._parameters.values(), self._clip)
         scale = self._schedule(progress)
-        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * scale
+        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * scale
         with self._precision():
             self.optimizer.step()
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, float]:
-        """The loss without dropout, summed over rows."""
+        """The loss in eval mode, summed over rows, and the number of rows."""
         self.module.eval()
-        rows = rows_of(batch)
-        return sum(float(self._mean_loss(part)) * share for part, share in self._parts(batch)) * rows, rows
+        rows = count_rows(batch)
+        return sum(
+            float(self._mean_loss(part)) * share for part, share in self._micro_batches(batch)
+        ) * rows, rows
 
     def tables(self) -> dict[str, Tensor]:
-        """The parameters that are trained."""
-        return {name: parameter.detach() for name, parameter in self._trained.items()}
+        """The trainable parameters."""
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
     def optimizer_tables(self) -> dict[str, Tensor]:
         return {
             f"{name}.{key}": value
-            for name, parameter in self._trained.items()
+            for name, parameter in self._parameters.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
             if value is not None
         }
@@ -161,15 +165,16 @@ class Autograd:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Copies a state into the live tensors.
+        """Copy a state into the live tensors.
 
         Raises:
-            ValueError: a tensor is missing, unknown or of another shape. Nothing changed.
+            ValueError: a tensor is missing, unknown or has another shape. Nothing is changed then.
         """
         live = self.state_dict()
         if state.keys() != live.keys():
             raise ValueError(
-                f"the state has other tensors than the model: {sorted(state.keys() ^ live.keys())[:5]}"
+                "the state does not have the model's tensors; the differences are"
+                f" {sorted(state.keys() ^ live.keys())[:5]}"
             )
         for name, value in live.items():
             if state[name].shape != value.shape:
@@ -179,9 +184,9 @@ class Autograd:
         for name, value in live.items():
             value.copy_(state[name])
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[dict[str, Tensor], float]]:
-        """The batch's micro-batches on the device, and the share of its rows that each holds."""
-        rows = rows_of(batch)
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[dict[str, Tensor], float]]:
+        """Yield the batch's micro-batches on the device, each with its share of the batch's rows."""
+        rows = count_rows(batch)
         size = self._micro_batch or max(rows, 1)
         for start in range(0, rows, size):
             part = {name: values[start : start + size] for name, values in batch.items()}
@@ -195,37 +200,39 @@ class Autograd:
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
 
-    def _refuse_misfits(self) -> None:
-        if not self._trained:
-            raise ValueError("the module has no parameter to train: each one has requires_grad off")
-        for name, part in self.module.named_modules():
-            if isinstance(part, _NormBase) and part.track_running_stats:
+    def _check_module(self) -> None:
+        if not self._parameters:
+            raise ValueError("the module has no trainable parameters: all have requires_grad=False")
+        for name, module in self.module.named_modules():
+            if isinstance(module, _NormBase) and module.track_running_stats:
                 raise ValueError(
-                    f"the layer {name} ({type(part).__name__}) keeps running statistics, which would differ"
+                    f"the layer {name} ({type(module).__name__}) keeps running statistics, which would differ"
                     " between workers: use LayerNorm or GroupNorm"
                 )
 
-    def _fill_optimizer(self) -> None:
-        """Lets the optimizer make its state now: workers must agree on what there is to exchange and to save,
-        whatever share of the first batch each of them gets. (torch.distributed.checkpoint does the same)"""
-        before = [parameter.detach().clone() for parameter in self._trained.values()]
-        had = {id(value) for state in self.optimizer.state.values() for value in state.values()}
-        for parameter in self._trained.values():
+    def _create_optimizer_state(self) -> None:
+        """Make the optimizer create its state now, as torch.distributed.checkpoint does.
+
+        Workers must agree on which tensors to exchange and save, whatever share of the first batch they get.
+        """
+        before = [parameter.detach().clone() for parameter in self._parameters.values()]
+        existing = {id(value) for state in self.optimizer.state.values() for value in state.values()}
+        for parameter in self._parameters.values():
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for parameter, value in zip(self._trained.values(), before, strict=True):
+            for parameter, value in zip(self._parameters.values(), before, strict=True):
                 parameter.copy_(value)
             for name, value in self.optimizer_tables().items():
                 if not isinstance(value, Tensor) or not (value.ndim or name.endswith(".step")):
                     raise ValueError(
-                        f"the optimizer {type(self.optimizer).__name__} keeps {name}, which is neither a"
-                        " table of moments nor a count of steps: use another one, AdamW for example"
+                        f"the optimizer {type(self.optimizer).__name__} has the state {name}, which is"
+                        " neither a tensor of moments nor a step counter: use another optimizer, e.g. AdamW"
                     )
-                if not value.ndim or id(value) not in had:
+                if not value.ndim or id(value) not in existing:
                     value.zero_()
 
 
-def rows_of(batch: Batch) -> int:
+def count_rows(batch: Batch) -> int:
     return len(next(iter(batch.values())))

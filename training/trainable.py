@@ -1,8 +1,9 @@
-"""What the loop asks of a model: a small protocol, with two additions for those that can offer more.
+"""The protocols between the training loop and a model.
 
-A kernel that updates its tables in place is a `Trainable` and no more. A model that learns by gradients is
-`Differentiable` too, so that workers can exchange gradients between its backward pass and its update
-(training/torch_trainable.py makes one of any torch module). An `Evaluable` can be measured on held-out data.
+A kernel that updates its tables in place is only a `Trainable`. A model trained by gradients is also
+`Differentiable`, so that workers can exchange gradients between its backward pass and its update
+(training/torch_trainable.py makes one from any torch module). An `Evaluable` model can be measured on
+held-out data.
 """
 
 from collections.abc import Mapping
@@ -15,69 +16,72 @@ Batch = Mapping[str, np.ndarray]  # column -> (rows,) or (rows, width)
 
 
 @runtime_checkable
-class LateLoss(Protocol):
-    """A loss that may still be on its way, and can tell."""
+class PendingLoss(Protocol):
+    """A loss that may not be computed yet."""
 
     def __float__(self) -> float:
-        """Waits for the step."""
+        """Wait for the step, and return the loss."""
 
     def done(self) -> bool:
-        """Whether it has come; a step that failed has come, too, and raises when it is read."""
+        """Whether the step is finished. A failed step is finished too, and raises when read."""
 
 
 class Trainable(Protocol):
-    """A model as the loop sees it."""
+    """A model as the training loop sees it."""
 
     def prepare(self, device: str) -> None:
-        """Allocates and initialises; the same values on every worker."""
+        """Allocate and initialize the model: with the same values on every worker."""
 
     def learning_rate(self, progress: float) -> float:
-        """The rate in force when the share `progress` (0 to 1) of the training is done."""
+        """The learning rate at `progress`, the completed share (0 to 1) of the run."""
 
     def train_step(self, batch: Batch, *, progress: float, seed: int) -> SupportsFloat:
-        """Takes a batch of at least one example, updates itself, and returns the examples' mean loss.
+        """Train on a batch of at least one example; return the mean loss of its examples.
 
-        All chance in the step comes from `seed`, a function of the place in the run: so there is no random
-        state to save. The loss may still be on its way (on a GPU, say): reading it waits for the step.
-        A worker that is alone does not read a `LateLoss` for a record before it has come.
+        All randomness in the step comes from `seed`, a function of the position in the run, so there is no
+        random state to save. The loss may still be pending (on a GPU, for example); reading it waits for the
+        step. To make a record, a single worker reads a `PendingLoss` only when it is done.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """After all the steps that were taken, even those whose loss nobody has read."""
+        """The state after all steps so far, including those whose loss has not been read."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
     def tables(self) -> dict[str, Tensor]:
-        """The live float tensors that synchronisation may change in place; of the same names everywhere."""
+        """The live float tensors that synchronisation may change in place; the same names on every worker."""
 
 
 @runtime_checkable
 class Differentiable(Trainable, Protocol):
-    """A step that comes apart: `train_step` is `backward` and then `update`."""
+    """A model whose `train_step` is `backward` followed by `update`."""
 
     def backward(self, batch: Batch, *, seed: int) -> float | Tensor:
-        """Leaves the gradients of the mean loss, and returns that loss; zeros and 0 for an empty batch."""
+        """Compute the gradients of the mean loss, and return that loss; zeros and 0 for an empty batch."""
 
     def gradients(self) -> list[Tensor]:
-        """The live gradients, one for each of `tables()`, in that order."""
+        """The live gradients, one for each of `tables()`, in the same order."""
 
     def update(self, *, progress: float) -> None:
-        """Takes the optimizer's step."""
+        """Take the optimizer's step."""
 
     def optimizer_tables(self) -> dict[str, Tensor]:
-        """The optimizer's live float tensors (moments, step counters); complete from `prepare` on."""
+        """The optimizer's live float tensors (moments, step counters); all exist after `prepare`."""
 
 
 @runtime_checkable
-class Deciding(Protocol):
-    """A model that decides by the machine how it computes: all workers then do as worker 0, and a resumed run
-    as it began, on whatever machine, so that no run is computed in two ways."""
+class HardwareAware(Protocol):
+    """A model that chooses how to compute by the hardware it runs on, for example its precision.
 
-    def decisions(self) -> dict[str, bool]:
-        """What was decided in `prepare`; of the same names everywhere."""
+    All workers use worker 0's choices, and a resumed run uses its original ones on any machine, so that all
+    of a run is computed in the same way.
+    """
 
-    def decide(self, decisions: Mapping[str, bool]) -> None:
-        """Takes other decisions, before the first step."""
+    def hardware_choices(self) -> dict[str, bool]:
+        """The choices made in `prepare`; the same names on every worker."""
+
+    def apply_hardware_choices(self, choices: Mapping[str, bool]) -> None:
+        """Replace the choices, before the first step."""
 
 
 @runtime_checkable
@@ -85,4 +89,4 @@ class Evaluable(Protocol):
     """A model that can be measured on held-out data."""
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
-        """The sum of the losses of a batch of at least one example, and the number of examples."""
+        """Return the sum of the losses of a batch of at least one example, and the number of examples."""

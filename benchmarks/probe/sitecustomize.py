@@ -24,7 +24,7 @@ PLACES = {
     "ray.train.v2._internal.execution.controller.controller": ["TrainController.__init__"],
     "ray.train.v2._internal.execution.worker_group.worker_group": ["WorkerGroup._create_workers"],
     "ray.train.v2._internal.execution.worker_group.worker": ["RayTrainWorker.run_train_fn"],
-    "lexloom.training.loop": ["Training.__init__", "Training.go_on", "Training._step"],
+    "lexloom.training.loop": ["Training.__init__", "Training.run", "Training._step"],
     "lexloom.models.word2vec.trainable": ["Word2Vec.prepare"],
 }
 

@@ -249,7 +249,7 @@ def next_word(shelf: Shelf, model: str, context: str) -> Iterator[Html]:
     """The likeliest tokens behind a context; each is a button that gives its text (`data-pick`)."""
     context = checked("context", context)
     predictor = shelf.load(model, load_predictor)
-    tokenizer, names = predictor.tokenizer, predictor.tokenizer.spelled()
+    tokenizer, names = predictor.tokenizer, predictor.tokenizer.display_names()
     ids = tokenizer.encode(normalize_prompt(context, predictor.normalization))
     logits = Windows(predictor.model)([ids])[0, : tokenizer.size]  # (V,)
     seen = [names[token] for token in ids[-predictor.model.config.context :]]

@@ -1,8 +1,8 @@
-"""A sentiment classifier in a folder: labels and scores of texts, and which words pulled them.
+"""A sentiment classifier: labels and scores of texts, and word attributions.
 
-The folder is a checkpoint that transformers.pipeline("text-classification", folder, truncation=True) loads
-too, with the same scores. Texts are computed in the order of their lengths, so that little of a batch is
-padding, and in the last block only the position that the classifier reads.
+The folder is a checkpoint that transformers.pipeline("text-classification", folder, truncation=True) also
+loads, with the same scores. Texts are processed in order of length to minimize padding, and the last block
+only computes the position that the classifier reads.
 """
 
 import json
@@ -19,16 +19,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lexloom.models.normalization import Normalization, normalize_text, normalize_texts, read_normalization
-from lexloom.models.sentiment.frozen_encoder import (
-    by_length,
-    in_threads,
+from lexloom.models.sentiment.batching import group_by_length, map_in_threads, pad_batch
+from lexloom.models.sentiment.encoder_structure import max_text_length
+from lexloom.models.sentiment.first_position import use_first_position_block
+from lexloom.models.sentiment.hf_loading import (
     load_classifier,
     load_tokenizer,
-    longest_text,
-    padded,
-    quiet,
+    quiet_transformers,
     require_device,
-    shorten,
 )
 
 if TYPE_CHECKING:
@@ -36,20 +34,20 @@ if TYPE_CHECKING:
 
 TEXTS_AT_ONCE = 4096
 TOKENS_AT_ONCE = 4096
-MOST_TOKENS = 512  # of a text, where the model has no bound
-PHRASES = 64  # that a text's attribution is divided among, at most
+DEFAULT_MAX_TOKENS = 512  # per text, if the model has no limit
+MAX_PHRASES = 64  # per text, for attributions
 WORD = re.compile(r"\S+")
 ARCHITECTURE = "ForSequenceClassification"
-ONE_LABEL = "single_label_classification"  # as transformers says it
+SINGLE_LABEL = "single_label_classification"  # a value of transformers' `problem_type`
 
 
 def classify(folder: Path | str, texts: Sequence[str]) -> list[tuple[str, float]]:
-    """(label, score) of each text by the classifier in `folder`; see `Sentiment.classify`."""
+    """Return (label, score) of each text by the classifier in `folder`; see `Sentiment.classify`."""
     return Sentiment.load(folder).classify(texts)
 
 
 class Sentiment:
-    """A classifier ready for use: `labels`, and at most `max_length` tokens of a text that it reads."""
+    """A loaded classifier with its `labels`, which reads at most `max_length` tokens of a text."""
 
     def __init__(
         self,
@@ -59,11 +57,11 @@ class Sentiment:
         truncation_side: str = "right",
         normalization: Normalization | None = None,
     ) -> None:
-        """Takes `model` over. Of a text that is too long the end falls away; with "left" its start.
+        """Take ownership of `model`. Texts that are too long are truncated on `truncation_side`.
 
-        Texts are normalised by `normalization`, as the training text was.
+        Texts are normalized by `normalization`, as the training text was.
         """
-        shorten(model)
+        use_first_position_block(model)
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
@@ -75,15 +73,15 @@ class Sentiment:
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> "Sentiment":
-        """A classifier from a folder, Lexloom's or any of transformers' for sequence classification.
+        """Load a classifier, made by Lexloom or any of transformers' for sequence classification.
 
         Raises:
             FileNotFoundError: there is no model folder.
-            ValueError: it holds a model of another kind, or a damaged one; or there is no such device.
+            ValueError: the folder has another kind of model, or a damaged one; or there is no such device.
         """
         folder = Path(folder)
         require_device(device)
-        check(folder)
+        check_folder(folder)
         tokenizer_file = folder / "tokenizer.json"
         if not tokenizer_file.is_file():
             raise FileNotFoundError(
@@ -94,15 +92,15 @@ class Sentiment:
         except Exception as error:  # the library raises nothing more precise
             raise ValueError(f"{tokenizer_file} can't be read ({error}): train or export it again") from error
         model = load_classifier(folder)
-        refuse_other_scores(model, folder)
+        check_single_label(model, folder)
         cast(nn.Module, model).to(device)
-        return cls(model, tokenizer, *reading(folder, model), read_normalization(folder))
+        return cls(model, tokenizer, *read_limits(folder, model), read_normalization(folder))
 
     def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
-        """Each text's likeliest label and its probability, in the order of the texts.
+        """Return each text's most probable label and its probability, in the order of the texts.
 
         Raises:
-            ValueError: a text is empty, or no text.
+            ValueError: a text is empty, or not a string.
         """
         probabilities = self.probabilities(texts)
         best = probabilities.argmax(1)
@@ -114,43 +112,43 @@ class Sentiment:
         """(N, C): the probability of each label, in the order of `labels`. Raises as `classify` does."""
         for number, text in enumerate(texts, 1):
             if not isinstance(text, str):
-                raise ValueError(f"text {number} of {len(texts)} is {type(text).__name__}, not text")
+                raise ValueError(f"text {number} of {len(texts)} is {type(text).__name__}, not str")
             if not text.strip():
-                raise ValueError(f"text {number} of {len(texts)} is empty: leave it out")
-            refuse_half_characters(text, f"text {number} of {len(texts)}")
+                raise ValueError(f"text {number} of {len(texts)} is empty: remove it")
+            check_surrogates(text, f"text {number} of {len(texts)}")
         if not texts:
             return np.empty((0, len(self.labels)), np.float32)
         read = normalize_texts(texts, self.normalization)
         for number, text in enumerate(read, 1):
             if not text.strip():
                 raise ValueError(
-                    f"nothing is left of text {number} of {len(texts)} by this model's normalisation:"
-                    " leave it out"
+                    f"this model's normalization removes all of text {number} of {len(texts)}:"
+                    " remove the text"
                 )
         return self._logits(read).softmax(1).numpy()
 
     def attribute(self, text: str) -> list[tuple[str, float]]:
-        """(word, pull) for each word that the model read: what the text's label owes to it.
+        """Return (word, attribution) for each word that the model read.
 
-        The words are those of the normalised text (`normalized`).
-
-        The pull is the change in the log odds of the text's likeliest label when the word is left out (leave
-        one out): above 0 the word spoke for the label, below 0 against it. In a text of more than 64 words
-        phrases of several words are left out together, and stand here as one. Pulls need not add up.
+        The words are those of the normalized text (`normalized`). An attribution is the decrease of the
+        log-odds of the text's most probable label when the word is removed (leave-one-out): positive if the
+        word supports the label, negative if it contradicts it. In a text of more than 64 words, phrases of
+        several words are removed words_per_phrase and returned as one. Attributions need not add up.
 
         Raises:
-            ValueError: the text is empty, or nothing in it is a token.
+            ValueError: the text is empty, or the model reads no token of it.
         """
         if not text.strip():
-            raise ValueError("the text is empty: there is no word to look at")
-        refuse_half_characters(text, "the text")
+            raise ValueError("the text is empty: there are no words to attribute to")
+        check_surrogates(text, "the text")
         text = self._read(self.normalized(text))
         words = [match.span() for match in WORD.finditer(text)]
         if not words:
-            raise ValueError("the model reads nothing of this text: there is no word to look at")
-        together = -(-len(words) // PHRASES)
+            raise ValueError("the model reads no token of this text: there are no words to attribute to")
+        words_per_phrase = -(-len(words) // MAX_PHRASES)
         spans = [
-            (words[i][0], words[min(i + together, len(words)) - 1][1]) for i in range(0, len(words), together)
+            (words[i][0], words[min(i + words_per_phrase, len(words)) - 1][1])
+            for i in range(0, len(words), words_per_phrase)
         ]
         logits = self._logits([text, *(text[:start] + text[end:] for start, end in spans)])
         label = int(logits[0].argmax())
@@ -161,11 +159,11 @@ class Sentiment:
         ]
 
     def normalized(self, text: str) -> str:
-        """The text as the model reads it."""
+        """Return the text as the model reads it."""
         return normalize_text(text, self.normalization)
 
     def _read(self, text: str) -> str:
-        """What of the text the model reads, with the space before it."""
+        """Return the part of the text that the model reads, with the space before it."""
         tokens = [(start, end) for start, end in self._tokenizer.encode(text).offsets if end > start]
         if not tokens:
             return ""
@@ -183,74 +181,76 @@ class Sentiment:
 
         @torch.inference_mode()
         def logits_of(rows: NDArray[np.int64]) -> Tensor:
-            batch, mask = padded([ids[row] for row in rows])
+            batch, mask = pad_batch([ids[row] for row in rows])
             found = self._model(input_ids=batch.to(device), attention_mask=mask.to(device)).logits
             return found.float().cpu()
 
-        groups = list(by_length([len(row) for row in ids], TOKENS_AT_ONCE))
+        groups = list(group_by_length([len(row) for row in ids], TOKENS_AT_ONCE))
         logits = torch.empty(len(texts), len(self.labels))
-        for rows, found in zip(groups, in_threads(logits_of, groups, device.type), strict=True):
+        for rows, found in zip(groups, map_in_threads(logits_of, groups, device.type), strict=True):
             logits[torch.from_numpy(rows)] = found
         return logits
 
 
-def refuse_half_characters(text: str, which: str) -> None:
+def check_surrogates(text: str, which: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = f"U+{ord(text[error.start]):04X}"
+        surrogate = f"U+{ord(text[error.start]):04X}"
         raise ValueError(
-            f"{which} has half a character ({half}, a lone surrogate) at place {error.start + 1}: decode it"
-            " anew"
+            f"{which} has a lone surrogate ({surrogate}) at character {error.start + 1}: check how it was"
+            " decoded"
         ) from None
 
 
 def log_odds(logits: Tensor, label: int) -> Tensor:
-    """(N, C) logits to (N,) log odds of one label against all others."""
+    """(N, C) logits to (N,) log-odds of one label against all others."""
     others = torch.cat([logits[:, :label], logits[:, label + 1 :]], dim=1)
     return logits[:, label] - others.logsumexp(1)
 
 
-def check(folder: Path) -> None:
-    """Whether a folder holds a classifier; raises as `Sentiment.load` does."""
+def check_folder(folder: Path) -> None:
+    """Check that a folder has a classifier; raises as `Sentiment.load` does."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except OSError as error:
         raise FileNotFoundError(
-            f"there is no model in {folder} (no config.json): name the folder that a sentiment flow wrote"
+            f"there is no model in {folder} (no config.json): use a folder that the sentiment flow wrote"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is no JSON ({error}): train again") from error
+        raise ValueError(f"{folder / 'config.json'} is not JSON ({error}): train again") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'} describes no model: train again")
+        raise ValueError(f"{folder / 'config.json'} does not describe a model: train again")
     kinds = config.get("architectures") or [config.get("model", "unknown")]
     if not any(str(kind).endswith(ARCHITECTURE) for kind in kinds):
-        raise ValueError(f"{folder} holds a model of the kind {kinds[0]}, not a classifier of texts")
+        raise ValueError(f"{folder} contains a model of the kind {kinds[0]}, not a text classifier")
 
 
-def reading(folder: Path, model: "PreTrainedModel") -> tuple[int, str]:
-    """How many tokens of a text are read, and on which side a longer one is cut."""
+def read_limits(folder: Path, model: "PreTrainedModel") -> tuple[int, str]:
+    """Read the maximum number of tokens of a text, and the side on which longer texts are truncated."""
     try:
-        stated = dict(json.loads((folder / "tokenizer_config.json").read_bytes()))
+        options = dict(json.loads((folder / "tokenizer_config.json").read_bytes()))
     except (OSError, ValueError, TypeError):
-        stated = {}
-    most = longest_text(model) or MOST_TOKENS
-    return int(min(stated.get("model_max_length", most), most)), str(stated.get("truncation_side", "right"))
+        options = {}
+    limit = max_text_length(model) or DEFAULT_MAX_TOKENS
+    return int(min(options.get("model_max_length", limit), limit)), str(
+        options.get("truncation_side", "right")
+    )
 
 
-def refuse_other_scores(model: "PreTrainedModel", folder: Path) -> None:
-    """ValueError where a text's scores would not be shares of 1, of which its one label has the most."""
+def check_single_label(model: "PreTrainedModel", folder: Path) -> None:
+    """Raise a ValueError unless a text's scores are probabilities of exclusive labels."""
     if (model.config.num_labels or 0) < 2:
-        raise ValueError(f"{folder} has one label, so it gives a number and no choice: name a classifier")
+        raise ValueError(f"{folder} has a single label, so it is a regression model: use a classifier")
     kind = model.config.problem_type
-    if kind not in (None, ONE_LABEL):
-        raise ValueError(f"{folder} is trained for {kind}: scores are read of {ONE_LABEL} only")
+    if kind not in (None, SINGLE_LABEL):
+        raise ValueError(f"{folder} is trained for {kind}: only {SINGLE_LABEL} is supported")
 
 
 def save_classifier(
     folder: Path, backbone: Path, labels: Sequence[str], max_length: int, tensors: dict[str, Tensor]
 ) -> None:
-    """Writes a checkpoint for transformers: the backbone with what was trained in its place.
+    """Write a checkpoint for transformers: the backbone with the trained parameters.
 
     `tensors` are named as in the checkpoint (`TrainedPart.names`).
     """
@@ -259,7 +259,7 @@ def save_classifier(
     assert not unknown, f"no such parameters in {type(model).__name__}: {unknown[:3]}"
     tokenizer = load_tokenizer(backbone)
     tokenizer.model_max_length = max_length
-    with quiet():
+    with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for its owner's eyes only
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # it is only readable by its owner

@@ -1,9 +1,9 @@
-"""Ranks: what a byte-pair encoding is made of, and the files that hold them.
+"""Merge ranks of byte-pair encodings, and the files that contain them.
 
-A token's rank says how early its two parts are merged (Sennrich et al., "Neural Machine Translation of Rare
-Words with Subword Units", ACL 2016), and is also its id. Two forms are read: tiktoken's (a line a token: its
-bytes in base64, and its rank), and GPT-2's list of merges (`vocab.bpe`, `merges.txt`), where the line number
-is the rank and the 256 bytes come first.
+A token's rank is the priority of the merge that makes it (Sennrich et al., "Neural Machine Translation of
+Rare Words with Subword Units", ACL 2016), and also its id. Two formats are read: tiktoken's (one token per
+line: its bytes in base64, and its rank), and GPT-2's list of merges (`vocab.bpe`, `merges.txt`), where the
+line number is the rank and the 256 bytes come first.
 """
 
 import base64
@@ -15,16 +15,16 @@ from pathlib import Path
 Ranks = dict[bytes, int]
 
 BYTE_VALUES = 256
-MOST_RANKS = 1 << 24  # a rank beyond is a damaged number, and would ask for gigabytes
+MAX_RANKS = 1 << 24  # a larger rank must be an error, and would allocate gigabytes
 MERGES_MARK = b"#version"
 
 
 @dataclass(frozen=True)
 class PublishedEncoding:
-    """An encoding as it was published: how text is cut, and the file that its ranks come from."""
+    """A published encoding: its pattern, and the file with its ranks."""
 
-    pattern: str  # what is matched is encoded by itself, so no token crosses a match
-    ranks: int  # how many there are
+    pattern: str  # each match is encoded separately, so no token crosses a match
+    ranks: int  # their number
     end_of_text: int
     url: str
     sha256: str  # of that file
@@ -66,39 +66,40 @@ PUBLISHED = {
 }
 
 
-def byte_letters() -> list[str]:
-    """GPT-2's letter for each byte value: itself where it can be printed, else one from U+0100 on."""
+def make_byte_letters() -> list[str]:
+    """GPT-2's letter for each byte value: the character itself if printable, otherwise one from U+0100 on."""
     printable = [chr(value).isprintable() and value != ord(" ") for value in range(BYTE_VALUES)]
     spare = iter(range(BYTE_VALUES, 2 * BYTE_VALUES))
-    return [chr(value) if shown else chr(next(spare)) for value, shown in enumerate(printable)]
+    return [chr(value) if is_printable else chr(next(spare)) for value, is_printable in enumerate(printable)]
 
 
-LETTERS = byte_letters()
+LETTERS = make_byte_letters()
 BYTES = {letter: value for value, letter in enumerate(LETTERS)}
 
 
-def in_letters(token: bytes) -> str:
-    """A token as the published merge lists and Hugging Face's files spell it."""
+def to_byte_letters(token: bytes) -> str:
+    """Spell a token as the published merge lists and Hugging Face's files do."""
     return "".join(LETTERS[value] for value in token)
 
 
 def read_ranks(data: bytes, name: str) -> Ranks:
-    """The ranks in a file's content, of either form; `name` stands in errors.
+    """Read ranks from a file's content, in either format; `name` is used in errors.
 
-    Raises ValueError (with the line) where it is damaged.
+    Raises:
+        ValueError: the content is damaged; the message has the line.
     """
     ranks = read_merges(data, name) if data.startswith(MERGES_MARK) else read_lines(data, name)
     if missing := [value for value in range(BYTE_VALUES) if bytes([value]) not in ranks]:
         raise ValueError(
-            f"{name}: no rank for {len(missing)} of the 256 bytes (the first: 0x{missing[0]:02x}), without"
-            " which not every text can be encoded: is the file cut off?"
+            f"{name}: {len(missing)} of the 256 bytes have no rank (the first: 0x{missing[0]:02x}), but"
+            " all are needed to encode any text: check that the file is complete"
         )
     return ranks
 
 
 def read_lines(data: bytes, name: str) -> Ranks:
     ranks: Ranks = {}
-    lines: dict[int, int] = {}  # rank -> its line
+    lines: dict[int, int] = {}  # rank -> line number
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue
@@ -107,13 +108,15 @@ def read_lines(data: bytes, name: str) -> Ranks:
             token, rank = base64.b64decode(spelled, validate=True), int(rank_digits)
         except (ValueError, binascii.Error):
             raise ValueError(
-                f"{name}:{number}: not 'base64 rank': {shown(line)}; get the file anew"
+                f"{name}:{number}: not 'base64 rank': {quote_line(line)}; download the file again"
             ) from None
-        if not token or not 0 <= rank < MOST_RANKS:
-            raise ValueError(f"{name}:{number}: an empty token, or a rank out of bounds: {shown(line)}")
+        if not token or not 0 <= rank < MAX_RANKS:
+            raise ValueError(f"{name}:{number}: an empty token, or a rank out of range: {quote_line(line)}")
         if token in ranks or rank in lines:
             before = lines[ranks[token]] if token in ranks else lines[rank]
-            raise ValueError(f"{name}:{number}: {shown(line)} has the token or the rank of line {before}")
+            raise ValueError(
+                f"{name}:{number}: {quote_line(line)} repeats the token or the rank of line {before}"
+            )
         ranks[token], lines[rank] = rank, number
     return ranks
 
@@ -127,44 +130,47 @@ def read_merges(data: bytes, name: str) -> Ranks:
         try:
             left, right = (bytes(BYTES[letter] for letter in part) for part in line.decode().split())
         except (ValueError, KeyError):
-            raise ValueError(f"{name}:{number}: not a merge of two tokens: {shown(line)}") from None
+            raise ValueError(f"{name}:{number}: not a merge of two tokens: {quote_line(line)}") from None
         if left not in ranks or right not in ranks or left + right in ranks:
             raise ValueError(
-                f"{name}:{number}: merges what no line before has made, or makes a token again: {shown(line)}"
+                f"{name}:{number}: merges unknown tokens, or repeats a token: {quote_line(line)}"
             )
         ranks[left + right] = len(ranks)
     return ranks
 
 
-def shown(line: bytes) -> str:
+def quote_line(line: bytes) -> str:
     return repr(line[:40].decode("utf-8", errors="replace"))
 
 
 def check_against_ids(ranks: Ranks, path: Path) -> None:
-    """Holds ranks to the `encoder.json` or `vocab.json` that was published beside a list of merges.
+    """Check ranks against the `encoder.json` or `vocab.json` that was published with a list of merges.
 
-    Raises ValueError where a token has another id there, or is missing.
+    Raises:
+        ValueError: a token is missing there, or has another id.
     """
     try:
         ids = json.loads(path.read_bytes())
-        differing = [token for token, rank in ranks.items() if ids.get(in_letters(token)) != rank]
+        differing = [token for token, rank in ranks.items() if ids.get(to_byte_letters(token)) != rank]
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no JSON object of tokens and ids ({error}): get it anew") from error
+        raise ValueError(
+            f"{path} is not a JSON object of tokens and ids ({error}): download it again"
+        ) from error
     if differing:
         raise ValueError(
-            f"{path} and the merges beside it don't belong together: {in_letters(differing[0])!r} has id"
-            f" {ids.get(in_letters(differing[0]))} there, and rank {ranks[differing[0]]} by the merges"
+            f"{path} does not match the merges next to it: {to_byte_letters(differing[0])!r} has the id"
+            f" {ids.get(to_byte_letters(differing[0]))} there, but the rank {ranks[differing[0]]}"
         )
 
 
 def write_ranks(ranks: Ranks) -> bytes:
-    """tiktoken's form, in order of rank."""
+    """Return ranks in tiktoken's format, in order of rank."""
     lines = sorted((rank, base64.b64encode(token)) for token, rank in ranks.items())
     return b"".join(b"%s %d\n" % (token, rank) for rank, token in lines)
 
 
-def parts(token: bytes, ranks: Ranks) -> list[bytes]:
-    """What is left of a token's bytes when all merges before its own are done: two parts, as a rule."""
+def split_token(token: bytes, ranks: Ranks) -> list[bytes]:
+    """Return the parts of a token before its own merge: normally two."""
     pieces = [token[i : i + 1] for i in range(len(token))]
     own = ranks[token]
     while len(pieces) > 2:
@@ -172,16 +178,16 @@ def parts(token: bytes, ranks: Ranks) -> list[bytes]:
         first = min(found)
         if first >= own:
             break
-        place = found.index(first)
-        pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+        index = found.index(first)
+        pieces[index : index + 2] = [pieces[index] + pieces[index + 1]]
     return pieces
 
 
-def merges(ranks: Ranks) -> list[tuple[bytes, bytes]]:
-    """All pairs of tokens that merge, first those that are merged first.
+def list_merges(ranks: Ranks) -> list[tuple[bytes, bytes]]:
+    """Return all pairs of tokens that merge, in order of rank.
 
-    Ranks do not say which two parts a token was made from in their training, nor does tiktoken ask: it merges
-    any two neighbours that make a token together.
+    Ranks do not determine which two parts made a token when they were trained, and tiktoken does not need to
+    know: it merges any two neighbours that form a token.
     """
     return [
         (token[:cut], token[cut:])

@@ -1,9 +1,9 @@
-"""A transformer on disk: a folder that Lexloom loads, and transformers' `pipeline`, `AutoTokenizer` and
-`AutoModelForCausalLM` too.
+"""Saves and loads a transformer; the folder can also be loaded by `AutoModelForCausalLM`, `AutoTokenizer` and
+`pipeline` of transformers.
 
-`model.safetensors` and `config.json` are Qwen3's ("modern") or GPT-2's; `lexloom.json` is Lexloom's own
-description. The network is the same, number for number: only names differ, and GPT-2 keeps its matrices
-transposed, and query, key and value in one. `export_tokenizer` adds what transformers needs for text.
+`model.safetensors` and `config.json` have the format of Qwen3 ("modern") or GPT-2; `lexloom.json` is
+Lexloom's own description. Weights are unchanged except for their names; GPT-2 stores matrices transposed, and
+query, key and value in one. `export_tokenizer` adds the files that transformers needs for text.
 """
 
 import json
@@ -21,16 +21,16 @@ from torch import Tensor
 
 from lexloom.models.transformer.model import LAYER_EPSILON, RMS_EPSILON, Transformer, TransformerConfig
 
-if TYPE_CHECKING:  # weights can be read where torch is all there is
+if TYPE_CHECKING:  # loading a model only requires torch
     from lexloom.models.tokenizer.tokenizer import Tokenizer
 
 FORMAT = 1
-DESCRIPTION, WEIGHTS, THEIR_CONFIG = "lexloom.json", "model.safetensors", "config.json"
+DESCRIPTION, WEIGHTS, HF_CONFIG = "lexloom.json", "model.safetensors", "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
 
-class Entry(NamedTuple):
-    """A tensor of the file, and the parameters that it holds: one below the other, perhaps transposed."""
+class TensorEntry(NamedTuple):
+    """A tensor of the file, and the parameters that are concatenated (and transposed) in it."""
 
     name: str
     parts: tuple[str, ...]
@@ -38,16 +38,16 @@ class Entry(NamedTuple):
 
 
 def save(model: Transformer, folder: Path, details: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Writes the three files, float32; `details` go into `lexloom.json`."""
+    """Write the three files, in float32; `details` are added to `lexloom.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     parameters = model.state_dict()
     tensors: dict[str, Tensor] = {}
-    for entry in entries(model.config):
+    for entry in tensor_entries(model.config):
         tensor = torch.cat([parameters[part].float().cpu() for part in entry.parts])
         tensors[entry.name] = (tensor.T if entry.transposed else tensor).contiguous()
-    # not save_file: its files can be read by their owner alone, and a store is shared
+    # not save_file, whose files are only readable by their owner; a store is shared
     (folder / WEIGHTS).write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
-    write_json(folder / THEIR_CONFIG, their_config(model.config))
+    write_json(folder / HF_CONFIG, hf_config(model.config))
     own = {"model": "transformer", "format": FORMAT, "config": asdict(model.config), **details}
     write_json(folder / DESCRIPTION, own)
 
@@ -55,14 +55,14 @@ def save(model: Transformer, folder: Path, details: Mapping[str, Any] = MappingP
 def export_tokenizer(
     tokenizer: "Tokenizer", config: TransformerConfig, folder: Path, *, nfc: bool = False
 ) -> None:
-    """Writes what transformers needs to encode prompts and generate text with the model of that config.
+    """Write the files that transformers needs to encode prompts and generate text.
 
-    `nfc`: the training text was in Unicode's composed form, so prompts are composed, too.
-
-    `generation_config.json` limits generation: to the ids that the tokenizer has (a vocabulary may be rounded
-    up), and to the context.
+    With `nfc`, prompts are normalized to Unicode NFC, as the training text was. `generation_config.json`
+    limits generation to the tokenizer's ids (the vocabulary may be rounded up) and to the context.
     """
-    tokenizer.export_hugging_face(folder, config.context, nfc=nfc)
+    from lexloom.models.tokenizer.hf_export import export_hugging_face  # only torch is needed to load
+
+    export_hugging_face(tokenizer, folder, config.context, nfc=nfc)
     end_of_text = tokenizer.end_of_text
     beyond = list(range(tokenizer.size, config.vocabulary))
     generation = {
@@ -76,31 +76,35 @@ def export_tokenizer(
 
 
 def load(folder: Path) -> Transformer:
-    """Reads what `save` wrote.
+    """Load what `save` wrote, in eval mode.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the folder holds another kind of model, or a file is damaged or does not fit the others.
+        ValueError: the folder has another kind of model, or a file is damaged or does not match the others.
     """
     model = Transformer(read_config(folder))
     path = folder / WEIGHTS
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {folder} holds no whole model")
+        raise FileNotFoundError(f"{path} is missing: {folder} does not contain a complete model")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} can't be read ({error}): make the model again") from None
-    named = {entry.name: entry for entry in entries(model.config)}
+        raise ValueError(f"{path} can't be read ({error}): train or export the model again") from None
+    named = {entry.name: entry for entry in tensor_entries(model.config)}
     if named.keys() != tensors.keys():
-        strange = sorted(named.keys() ^ tensors.keys())[:3]
-        raise ValueError(f"{path} has other tensors than {DESCRIPTION} describes: {', '.join(strange)}")
+        differing = sorted(named.keys() ^ tensors.keys())[:3]
+        raise ValueError(
+            f"{path} does not match {DESCRIPTION}: it has missing or unknown tensors, {', '.join(differing)}"
+        )
     parameters = model.state_dict()
     for name, entry in named.items():
         tensor = tensors[name].T if entry.transposed else tensors[name]
         shapes = [parameters[part].shape for part in entry.parts]
         expected = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         if tensor.shape != expected:
-            raise ValueError(f"{path}: {name} is {tuple(tensor.shape)}, {DESCRIPTION} says {expected}")
+            raise ValueError(
+                f"{path}: {name} has the shape {tuple(tensor.shape)}, but {DESCRIPTION} requires {expected}"
+            )
         for part, piece in zip(entry.parts, tensor.split([shape[0] for shape in shapes]), strict=True):
             parameters[part].copy_(piece)
     return model.eval()
@@ -109,26 +113,28 @@ def load(folder: Path) -> Transformer:
 def read_config(folder: Path) -> TransformerConfig:
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {folder} holds no transformer that Lexloom made")
+        raise FileNotFoundError(f"{path} is missing: {folder} does not contain a transformer made by Lexloom")
     try:
         description = json.loads(path.read_bytes())
         if description["model"] != "transformer":
-            raise ValueError(f"it describes a {description['model']}")
+            raise ValueError(f"the model is a {description['model']}")
         if description["format"] != FORMAT:
-            raise ValueError(f"its format is {description['format']}, this Lexloom reads {FORMAT}")
+            raise ValueError(
+                f"its format is {description['format']}, but this version of Lexloom reads {FORMAT}"
+            )
         return TransformerConfig(**description["config"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} describes no transformer ({error})") from None
+        raise ValueError(f"{path} does not describe a transformer ({error})") from None
 
 
-def entries(config: TransformerConfig) -> Iterator[Entry]:
-    yield from (modern_entries if config.modern else gpt2_entries)(config)
+def tensor_entries(config: TransformerConfig) -> Iterator[TensorEntry]:
+    yield from (qwen3_entries if config.modern else gpt2_entries)(config)
 
 
-def modern_entries(config: TransformerConfig) -> Iterator[Entry]:
-    yield Entry("model.embed_tokens.weight", ("embedding.weight",))
+def qwen3_entries(config: TransformerConfig) -> Iterator[TensorEntry]:
+    yield TensorEntry("model.embed_tokens.weight", ("embedding.weight",))
     for layer in range(config.layers):
-        for theirs, ours in (
+        for hf_name, own_name in (
             ("input_layernorm", "attention_norm"),
             ("self_attn.q_proj", "attention.query"),
             ("self_attn.k_proj", "attention.key"),
@@ -141,17 +147,19 @@ def modern_entries(config: TransformerConfig) -> Iterator[Entry]:
             ("mlp.up_proj", "feed_forward.up"),
             ("mlp.down_proj", "feed_forward.down"),
         ):
-            yield Entry(f"model.layers.{layer}.{theirs}.weight", (f"blocks.{layer}.{ours}.weight",))
-    yield Entry("model.norm.weight", ("final_norm.weight",))
-    if not config.tied:
-        yield Entry("lm_head.weight", ("head.weight",))
+            yield TensorEntry(
+                f"model.layers.{layer}.{hf_name}.weight", (f"blocks.{layer}.{own_name}.weight",)
+            )
+    yield TensorEntry("model.norm.weight", ("final_norm.weight",))
+    if not config.tie_embeddings:
+        yield TensorEntry("lm_head.weight", ("head.weight",))
 
 
-def gpt2_entries(config: TransformerConfig) -> Iterator[Entry]:
-    yield Entry("transformer.wte.weight", ("embedding.weight",))
-    yield Entry("transformer.wpe.weight", ("position.weight",))
+def gpt2_entries(config: TransformerConfig) -> Iterator[TensorEntry]:
+    yield TensorEntry("transformer.wte.weight", ("embedding.weight",))
+    yield TensorEntry("transformer.wpe.weight", ("position.weight",))
     for layer in range(config.layers):
-        for theirs, ours in (
+        for hf_name, own_name in (
             ("ln_1", ("attention_norm",)),
             ("attn.c_attn", ("attention.query", "attention.key", "attention.value")),
             ("attn.c_proj", ("attention.output",)),
@@ -160,20 +168,20 @@ def gpt2_entries(config: TransformerConfig) -> Iterator[Entry]:
             ("mlp.c_proj", ("feed_forward.down",)),
         ):
             for kind in ("weight", "bias"):
-                parts = tuple(f"blocks.{layer}.{part}.{kind}" for part in ours)
-                matrix = kind == "weight" and not theirs.startswith("ln")
-                yield Entry(f"transformer.h.{layer}.{theirs}.{kind}", parts, transposed=matrix)
+                parts = tuple(f"blocks.{layer}.{part}.{kind}" for part in own_name)
+                matrix = kind == "weight" and not hf_name.startswith("ln")
+                yield TensorEntry(f"transformer.h.{layer}.{hf_name}.{kind}", parts, transposed=matrix)
     for kind in ("weight", "bias"):
-        yield Entry(f"transformer.ln_f.{kind}", (f"final_norm.{kind}",))
-    if not config.tied:
-        yield Entry("lm_head.weight", ("head.weight",))
+        yield TensorEntry(f"transformer.ln_f.{kind}", (f"final_norm.{kind}",))
+    if not config.tie_embeddings:
+        yield TensorEntry("lm_head.weight", ("head.weight",))
 
 
-def their_config(config: TransformerConfig) -> dict[str, Any]:
-    """`config.json` as transformers reads it."""
+def hf_config(config: TransformerConfig) -> dict[str, Any]:
+    """Return `config.json` as transformers reads it."""
     common = {
         "vocab_size": config.vocabulary,
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": config.end_of_text,
         "eos_token_id": config.end_of_text,
         "dtype": "float32",
@@ -183,7 +191,7 @@ def their_config(config: TransformerConfig) -> dict[str, Any]:
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
             "hidden_size": config.width,
-            "intermediate_size": config.hidden,
+            "intermediate_size": config.ffn_dim,
             "num_hidden_layers": config.layers,
             "num_attention_heads": config.heads,
             "num_key_value_heads": config.kv_heads,
@@ -200,7 +208,7 @@ def their_config(config: TransformerConfig) -> dict[str, Any]:
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "n_embd": config.width,
-        "n_inner": config.hidden,
+        "n_inner": config.ffn_dim,
         "n_layer": config.layers,
         "n_head": config.heads,
         "n_positions": config.context,

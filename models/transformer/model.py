@@ -1,23 +1,22 @@
-"""A transformer language model, to be read from the top: configuration, attention, feed-forward, block,
-model, generation.
+"""A transformer language model, top-down: configuration, attention, feed-forward, block, model, generation.
 
-Two styles of one network. "modern" is today's, Qwen3's architecture: RMSNorm, rotary positions, queries and
-keys normalised per head, a gated feed-forward, no biases, key/value heads that query heads may share. "gpt2"
-is the textbook's: LayerNorm, learned positions, GELU, biases. `models/transformer/hf_io.py` writes either so
-that `transformers` loads it.
+The network has two styles. "modern" is the architecture of Qwen3: RMSNorm, rotary position embeddings,
+queries and keys normalized per head, a gated feed-forward, no biases, and optional grouped-query attention.
+"gpt2" is the architecture of GPT-2: LayerNorm, learned positions, GELU, biases. `models/transformer/hf_io.py`
+saves either so that `transformers` can load it.
 
-- Each block adds to the residual stream what its attention and its feed-forward make of it, normalised first.
-  Their last matrices are zero at the start, so every block begins as the identity.
-- Logits of a whole batch are never held (models/layers/cross_entropy.py).
-- Generation reads each token once and keeps its keys and values (`Reader`).
+- Blocks are pre-norm. The output matrices of attention and feed-forward are initialized to zero, so every
+  block starts as the identity.
+- The logits of a batch are never all in memory (models/layers/cross_entropy.py).
+- Generation uses a KV cache (`CachedDecoder`).
 
 Vaswani et al. 2017, "Attention Is All You Need"; Radford et al. 2019, "Language Models are Unsupervised
 Multitask Learners"; Su et al. 2021, "RoFormer"; Zhang and Sennrich 2019, "Root Mean Square Layer
 Normalization"; Shazeer 2020, "GLU Variants Improve Transformer"; Henry et al. 2020, "Query-Key
 Normalization"; Ainslie et al. 2023, "GQA".
 
-Shapes:  B texts   T tokens of each   S tokens that attention looks back on (T, and those in the cache)
-         C width   H heads   K key/value heads   D = C / H width of a head   F width inside the feed-forward
+Shapes:  B texts   T tokens per text   S tokens that are attended to (T, and those in the cache)
+         C width   H heads   K key/value heads   D = C / H width of a head   F width of the feed-forward
          V vocabulary
 """
 
@@ -33,32 +32,32 @@ from lexloom.models.layers.cross_entropy import linear_cross_entropy
 from lexloom.models.layers.rms_norm import RMSNorm
 from lexloom.models.sampling import Sampling, sample_tokens
 
-RMS_EPSILON, LAYER_EPSILON = 1e-6, 1e-5  # Qwen3's and GPT-2's
-ROUND_TO = 16  # widths of whole vector registers
+RMS_EPSILON, LAYER_EPSILON = 1e-6, 1e-5  # of Qwen3 and GPT-2
+ROUND_TO = 16  # so that rows fill vector registers
 
 Style = Literal["modern", "gpt2"]
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The network's shape.
+    """The architecture's hyperparameters.
 
     Attributes:
-        vocabulary: V; more than the tokenizer's ids does no harm.
-        context: the largest T.
+        vocabulary: V, at least the tokenizer's number of ids.
+        context: the maximum T.
         layers, width, heads: number of blocks, C, H.
-        kv_heads: K, a divisor of H; 0 stands for H.
-        hidden: F; 0 stands for 4 C, or for what makes a gated feed-forward as large: 8/3 C, rounded down to a
-            multiple of 16.
+        kv_heads: K, a divisor of H; 0 for H.
+        ffn_dim: F; 0 for 4 C, or 8/3 C rounded down to a multiple of 16 for a gated feed-forward, which has
+            the same number of parameters.
         style: see above.
-        tied: one table for the tokens going in and coming out.
-        dropout: share of activations dropped in training: of embeddings, attention's weights, and what each
-            half of a block adds.
-        rope_base: the slowest rotary frequency is about 1 / rope_base (modern).
-        end_of_text: id of the token that ends a text, for tools that read the model's folder.
+        tie_embeddings: use the token embedding matrix as the output projection.
+        dropout: dropout rate in training, of embeddings, attention weights, and the outputs of attention and
+            feed-forward.
+        rope_base: base of the rotary frequencies; the lowest is about 1 / rope_base (modern).
+        end_of_text: id of the end-of-text token, for tools that read the model's folder.
 
     Raises:
-        ValueError: numbers that are out of range or do not fit each other.
+        ValueError: a number is out of range, or numbers do not fit each other.
     """
 
     vocabulary: int
@@ -67,9 +66,9 @@ class TransformerConfig:
     width: int = 384
     heads: int = 6
     kv_heads: int = 0
-    hidden: int = 0
+    ffn_dim: int = 0
     style: Style = "modern"
-    tied: bool = False
+    tie_embeddings: bool = False
     dropout: float = 0.0
     rope_base: float = 10_000.0
     end_of_text: int | None = None
@@ -81,19 +80,21 @@ class TransformerConfig:
         if self.style not in ("modern", "gpt2"):
             raise ValueError(f"style is {self.style!r}: it must be 'modern' or 'gpt2'")
         if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads can't share a width of {self.width}: make it a multiple")
+            raise ValueError(f"width is {self.width}: it must be a multiple of heads, {self.heads}")
         modern = self.style == "modern"
         gated = max(1, self.width * 8 // 3 // ROUND_TO) * ROUND_TO
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
-        object.__setattr__(self, "hidden", self.hidden or (gated if modern else 4 * self.width))
+        object.__setattr__(self, "ffn_dim", self.ffn_dim or (gated if modern else 4 * self.width))
         if self.kv_heads < 1 or self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads can't share {self.kv_heads} kv_heads: make it a divisor")
-        if self.hidden < 1:
-            raise ValueError(f"hidden is {self.hidden}: it must be at least 1")
+            raise ValueError(f"kv_heads is {self.kv_heads}: it must be a divisor of heads, {self.heads}")
+        if self.ffn_dim < 1:
+            raise ValueError(f"ffn_dim is {self.ffn_dim}: it must be at least 1")
         if modern and self.head_width % 2:
-            raise ValueError(f"rotary positions turn pairs: a head's width, {self.head_width}, must be even")
+            raise ValueError(
+                f"rotary embeddings need an even width per head: width / heads is {self.head_width}"
+            )
         if not modern and self.kv_heads != self.heads:
-            raise ValueError("GPT-2's heads do not share keys and values: leave kv_heads out")
+            raise ValueError("GPT-2 does not support grouped-query attention: leave kv_heads out")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
         if not self.rope_base > 1:
@@ -108,26 +109,26 @@ class TransformerConfig:
         return self.width // self.heads
 
 
-def norm(config: TransformerConfig, width: int) -> nn.Module:
+def make_norm(config: TransformerConfig, width: int) -> nn.Module:
     return RMSNorm(width, RMS_EPSILON) if config.modern else nn.LayerNorm(width, LAYER_EPSILON)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (x[i], x[i + D/2]) by its token's angle number i; `sin` is negative for i < D/2."""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # products of two types are slow
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (x[i], x[i + D/2]) by its position's i-th angle; `sin` is negative for i < D/2."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # mixed-dtype products are slow
     return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin  # (B, T, heads, D)
 
 
-class Past:
-    """One layer's keys and values of the tokens read so far."""
+class KVCache:
+    """One layer's keys and values of earlier tokens."""
 
     def __init__(self, texts: int, config: TransformerConfig, like: Tensor) -> None:
         shape = (texts, config.kv_heads, config.context, config.head_width)
         self._keys, self._values = like.new_empty(shape), like.new_empty(shape)
         self._filled = 0
 
-    def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K, T, D) each of the next tokens -> (B, K, S, D) of all."""
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the keys and values of the next tokens, (B, K, T, D) each; return all, (B, K, S, D) each."""
         start, self._filled = self._filled, self._filled + keys.size(2)
         self._keys[:, :, start : self._filled] = keys
         self._values[:, :, start : self._filled] = values
@@ -135,16 +136,16 @@ class Past:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(query keyᵀ / √D) value: (B, H, T, D), (B, K, S, D), (B, K, S, D) -> (B, H, T, D).
+    """Return softmax(query keyᵀ / √D) value: (B, H, T, D), (B, K, S, D), (B, K, S, D) -> (B, H, T, D).
 
-    Without a mask, a single query looks at all keys, and several at those up to themselves.
+    Without a mask, a single query attends to all keys, and several queries attend causally.
     """
-    wanted = value.dtype
-    # on a processor bfloat16 takes more than twice as long as float32, most of it backward (torch 2.13)
+    dtype = value.dtype
+    # on CPUs bfloat16 takes more than twice as long as float32, mainly in the backward pass (torch 2.13)
     if query.is_cpu:
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast("cpu", enabled=False):
-        mixed = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             query,
             key,
             value,
@@ -153,50 +154,55 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
             is_causal=mask is None and query.size(2) > 1,
             enable_gqa=key.size(1) != query.size(1),
         )
-    return mixed.to(wanted)
+    return attended.to(dtype)
 
 
 class Attention(nn.Module):
-    """Every token takes from the tokens up to itself a mean of their values, weighted by how well their keys
-    meet its query; in H heads, each with queries, keys and values of its own."""
+    """Causal multi-head self-attention with optional grouped-query heads."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         heads, kv_heads = config.heads * config.head_width, config.kv_heads * config.head_width
-        biased = not config.modern
-        self.query = nn.Linear(config.width, heads, bias=biased)
-        self.key = nn.Linear(config.width, kv_heads, bias=biased)
-        self.value = nn.Linear(config.width, kv_heads, bias=biased)
-        self.output = nn.Linear(heads, config.width, bias=biased)
+        bias = not config.modern
+        self.query = nn.Linear(config.width, heads, bias=bias)
+        self.key = nn.Linear(config.width, kv_heads, bias=bias)
+        self.value = nn.Linear(config.width, kv_heads, bias=bias)
+        self.output = nn.Linear(heads, config.width, bias=bias)
         if config.modern:
-            self.query_norm, self.key_norm = norm(config, config.head_width), norm(config, config.head_width)
+            self.query_norm, self.key_norm = (
+                make_norm(config, config.head_width),
+                make_norm(config, config.head_width),
+            )
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, past: Past | None
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:  # (B, T, C) -> (B, T, C)
         config = self.config
         query = self.query(x).unflatten(-1, (config.heads, config.head_width))  # (B, T, H, D)
         key = self.key(x).unflatten(-1, (config.kv_heads, config.head_width))  # (B, T, K, D)
         value = self.value(x).unflatten(-1, (config.kv_heads, config.head_width))  # (B, T, K, D)
-        if turn is not None:
-            query, key = rotate(self.query_norm(query), *turn), rotate(self.key_norm(key), *turn)
+        if cos_sin is not None:
+            query, key = (
+                apply_rotary(self.query_norm(query), *cos_sin),
+                apply_rotary(self.key_norm(key), *cos_sin),
+            )
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, H or K, T, D)
-        if past is not None:
-            key, value = past.add(key, value)  # (B, K, S, D)
-        mixed = attend(query, key, value, mask, config.dropout if self.training else 0.0)  # (B, H, T, D)
-        return self.output(mixed.transpose(1, 2).flatten(2))  # (B, T, C)
+        if cache is not None:
+            key, value = cache.append(key, value)  # (B, K, S, D)
+        attended = attend(query, key, value, mask, config.dropout if self.training else 0.0)  # (B, H, T, D)
+        return self.output(attended.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
 class FeedForward(nn.Module):
-    """A network with one hidden layer, for each token by itself."""
+    """A position-wise feed-forward network with one hidden layer."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        biased = not config.modern
-        self.gate = nn.Linear(config.width, config.hidden, bias=False) if config.modern else None
-        self.up = nn.Linear(config.width, config.hidden, bias=biased)
-        self.down = nn.Linear(config.hidden, config.width, bias=biased)
+        bias = not config.modern
+        self.gate = nn.Linear(config.width, config.ffn_dim, bias=False) if config.modern else None
+        self.up = nn.Linear(config.width, config.ffn_dim, bias=bias)
+        self.down = nn.Linear(config.ffn_dim, config.width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
         if self.gate is None:
@@ -207,25 +213,25 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward; each adds to what it was given."""
+    """A pre-norm transformer block: attention, then feed-forward, with residual connections."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention_norm = norm(config, config.width)
+        self.attention_norm = make_norm(config, config.width)
         self.attention = Attention(config)
-        self.feed_forward_norm = norm(config, config.width)
+        self.feed_forward_norm = make_norm(config, config.width)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, past: Past | None
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:  # (B, T, C) -> (B, T, C)
-        x = x + self.dropout(self.attention(self.attention_norm(x), turn, mask, past))
+        x = x + self.dropout(self.attention(self.attention_norm(x), cos_sin, mask, cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class Transformer(nn.Module):
-    """Predicts every token of a text from the tokens before it."""
+    """A decoder-only transformer language model."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -235,9 +241,9 @@ class Transformer(nn.Module):
             self.position = nn.Embedding(config.context, config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.final_norm = norm(config, config.width)
+        self.final_norm = make_norm(config, config.width)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
-        if config.tied:
+        if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         share = torch.arange(0, config.head_width, 2) / config.head_width  # (D/2,)
         frequencies = config.rope_base**-share  # (D/2,)
@@ -250,7 +256,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Matrices keep the size of what they multiply; those that end a branch, and the head, are zero."""
+        """Initialize matrices to preserve the norm of activations; branch outputs and the head to zero."""
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 nn.init.normal_(part.weight, std=part.in_features**-0.5)
@@ -260,19 +266,19 @@ class Transformer(nn.Module):
             assert isinstance(block, Block)
             nn.init.zeros_(block.attention.output.weight)
             nn.init.zeros_(block.feed_forward.down.weight)
-        if not self.config.tied:
+        if not self.config.tie_embeddings:
             nn.init.zeros_(self.head.weight)
-        # tied, the table makes the logits too, which should begin small
-        nn.init.normal_(self.embedding.weight, std=0.02 if self.config.tied else 1.0)
+        # a tied embedding also computes the logits, which should start small
+        nn.init.normal_(self.embedding.weight, std=0.02 if self.config.tie_embeddings else 1.0)
         if not self.config.modern:
             nn.init.normal_(self.position.weight, std=0.02)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """The blocks' matrices, for an optimizer of matrices; not embeddings, head, norms and biases."""
+        """The blocks' matrices, which Muon trains; without embeddings, head, norms and biases."""
         return [parameter for parameter in self.blocks.parameters() if parameter.ndim == 2]
 
     def flops_per_token(self) -> float:
-        """Of training, forward and backward, on full contexts. (Chowdhery et al. 2022, "PaLM", appendix B)"""
+        """FLOPs per token in training with full contexts. (Chowdhery et al. 2022, "PaLM", appendix B)"""
         config = self.config
         matrices = sum(parameter.numel() for parameter in self.hidden_matrices()) + self.head.weight.numel()
         return 6 * matrices + 12 * config.layers * config.width * config.context
@@ -282,31 +288,33 @@ class Transformer(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        past: Sequence[Past] | None = None,
+        caches: Sequence[KVCache] | None = None,
     ) -> Tensor:
-        """What the head makes logits of: (B, T) ids -> (B, T, C).
+        """Compute the input of the head: (B, T) ids -> (B, T, C).
 
-        `positions`, (B, T), are 0 to T - 1 if not given. `mask`, (B, 1, T, S), is true where a token may
-        look; if not given, each looks at those up to itself. `past` holds the layers' keys and values of
-        earlier tokens.
+        `positions`, (B, T), default to 0 .. T - 1. `mask`, (B, 1, T, S), is true where a token may attend; by
+        default attention is causal. `caches` are the layers' keys and values of earlier tokens.
         """
         if tokens.size(1) > self.config.context:
-            raise ValueError(f"{tokens.size(1)} tokens are longer than the context of {self.config.context}")
+            raise ValueError(f"{tokens.size(1)} tokens exceed the context of {self.config.context}")
         if positions is None:
             positions = torch.arange(tokens.size(1), device=tokens.device)  # (T,)
         x = self.embedding(tokens)  # (B, T, C)
-        turn = None
+        cos_sin = None
         if self.config.modern:
-            turn = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)  # (B or 1, T, 1, D)
+            cos_sin = (
+                self.cos[positions].unsqueeze(-2),
+                self.sin[positions].unsqueeze(-2),
+            )  # (B or 1, T, 1, D)
         else:
             x = x + self.position(positions)
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, turn, mask, None if past is None else past[layer])
+            x = block(x, cos_sin, mask, None if caches is None else caches[layer])
         return self.final_norm(x)
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, T) ids -> (B, T, V) logits of each next token; or, given the (B, T) labels, their mean loss."""
+        """(B, T) ids -> (B, T, V) logits of the next tokens; with (B, T) labels, their mean cross-entropy."""
         x = self.features(tokens)  # (B, T, C)
         if labels is None:
             return self.head(x)
@@ -314,65 +322,67 @@ class Transformer(nn.Module):
 
     @torch.inference_mode()
     def next_logits(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """(B, V) float32 logits of the token after each text, which has one token at least.
+        """(B, V) float32 logits of the token after each text, which must not be empty.
 
-        Of a text that is longer than the context only the end is read (see `first_read`).
+        Of a text that exceeds the context only the end is read (see `window_start`).
         """
-        return Reader(self)(texts)
+        return CachedDecoder(self)(texts)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling | None = None
     ) -> Iterator[list[int | None]]:
-        """Goes on from some texts: gives out one token for each, or None for one that is over, at a time."""
-        return sample_tokens(Reader(self), prompts, sampling or Sampling(), self.config.end_of_text)
+        """Continue prompts: yield a token for each at a time, None for one that is finished."""
+        return sample_tokens(CachedDecoder(self), prompts, sampling or Sampling(), self.config.end_of_text)
 
 
 def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The mean loss of windows of T + 1 tokens: `inputs`, (B, T), and `label`, (B,), the last of them."""
+    """The mean loss over windows of T + 1 tokens: `inputs`, (B, T), and `label`, (B,), the last token."""
     tokens = torch.cat((batch["inputs"], batch["label"][:, None]), dim=1)  # (B, T + 1)
     loss: Tensor = model(tokens[:, :-1], tokens[:, 1:])
     return loss
 
 
-def first_read(length: int, context: int) -> int:
-    """The first token that is read of a text: with each context that is full, half a context is forgotten.
+def window_start(length: int, context: int) -> int:
+    """Return the first token of a text that is read: whenever the context is full, half of it is dropped.
 
-    A function of the length alone, so that a text read token by token is read like one that comes whole.
+    It only depends on the length, so that generation token by token gives the same result as reading a whole
+    text.
     """
     step = (context + 1) // 2
     return max(0, -(-(length - context) // step)) * step
 
 
-class Reader:
-    """Logits of the tokens after some texts, which are called for again and again as each grows by a token.
+class CachedDecoder:
+    """Logits of the next token of texts that grow by one token per call.
 
-    What was read is remembered: only the new tokens go through the model. Texts are aligned at their ends.
+    Keys and values of earlier tokens are cached, so that only new tokens go through the model. Texts are
+    left-padded.
     """
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
-        self._past: list[Past] | None = None
+        self._caches: list[KVCache] | None = None
         self._lengths: list[int] = []  # of the texts at the last call
-        self._starts: list[int] = []  # the first token read of each
+        self._starts: list[int] = []  # the first token of each that is in the cache
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """(B, V) float32 logits. Raises ValueError for an empty text."""
+        """Return (B, V) float32 logits. Raises ValueError for an empty text."""
         config = self.model.config
         if not all(texts):
-            raise ValueError("there is nothing to go on from: give at least one token")
+            raise ValueError("a text is empty: give at least one token")
         lengths = [len(text) for text in texts]
-        starts = [first_read(length, config.context) for length in lengths]
+        starts = [window_start(length, config.context) for length in lengths]
         grown = [length + 1 for length in self._lengths]
-        if self._past is None or lengths != grown or starts != self._starts:
+        if self._caches is None or lengths != grown or starts != self._starts:
             weight = self.model.head.weight
-            self._past = [Past(len(texts), config, weight) for _ in self.model.blocks]
+            self._caches = [KVCache(len(texts), config, weight) for _ in self.model.blocks]
             new = max(length - start for length, start in zip(lengths, starts, strict=True))
         else:
             new = 1
         self._lengths, self._starts = lengths, starts
         was_training = self.model.training
-        if was_training:  # else a walk through all modules for nothing, at each token
+        if was_training:  # eval() visits all modules, which takes time for each token
             self.model.eval()
         logits = self._read(texts, new)
         if was_training:
@@ -380,7 +390,7 @@ class Reader:
         return logits
 
     def _read(self, texts: Sequence[Sequence[int]], new: int) -> Tensor:
-        """Reads the last `new` tokens of each text; those that have fewer are filled up on the left."""
+        """Read the last `new` tokens of each text, left-padded."""
         device = self.model.head.weight.device
         rows = [text[start:] for text, start in zip(texts, self._starts, strict=True)]
         all_columns = max(map(len, rows))  # S
@@ -390,9 +400,9 @@ class Reader:
         positions = (columns - padding).clamp(min=0)  # (B, T)
         mask = None
         if padding.any():
-            looks = torch.arange(all_columns, device=device)  # (S,)
-            itself = looks == columns[:, None]  # (T, S): a filler has nothing else to look at
-            text = (looks <= columns[:, None]) & (looks >= padding[:, :, None])  # (B, T, S)
+            key_positions = torch.arange(all_columns, device=device)  # (S,)
+            itself = key_positions == columns[:, None]  # (T, S): padding must attend to something
+            text = (key_positions <= columns[:, None]) & (key_positions >= padding[:, :, None])  # (B, T, S)
             mask = (text | itself)[:, None]  # (B, 1, T, S)
-        x = self.model.features(tokens, positions, mask, self._past)  # (B, T, C)
+        x = self.model.features(tokens, positions, mask, self._caches)  # (B, T, C)
         return self.model.head(x[:, -1]).float()  # (B, V)

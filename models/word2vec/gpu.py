@@ -1,30 +1,31 @@
-"""Skip-gram with negative sampling on a GPU: batches are sent ahead, and trained on where the tables are.
+"""Skip-gram with negative sampling on a GPU.
 
-models/word2vec/reference.py says exactly which update is made. Several runs are under way at once: each of a
-number of programs goes through its own part of the batch, run by run, and does not see the moves of a run
-beside it before that run is done. One program makes the reference's update; with more of them the rows that
-they read are stale, as among the CPU's threads (Hogwild, Niu et al. 2011).
+models/word2vec/reference.py defines the update exactly. Several runs are processed in parallel: each of a
+number of *programs* goes through its own part of the batch, run by run, and does not see the updates of a
+concurrent run before that run is finished. One program computes the reference's update; several read stale
+rows, like the CPU's threads (Hogwild, Niu et al. 2011).
 
-Triton's kernel does it where it can (models/word2vec/triton.py); `train_in_torch` does the same in plain
-torch, for all programs in step, on any device.
+Triton's kernel is used if possible (models/word2vec/triton.py); `train_in_torch` computes the same in plain
+torch on any device, for all programs in lockstep.
 """
 
 import logging
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from lexloom.models.word2vec.gpu_batches import Pairs
+
 logger = logging.getLogger("lexloom.sgns_gpu")
 
-# Noise words: the same as the CPU's. torch has no arithmetic on uint64; int64 wraps around to the same bits.
+# Noise words, the same as on the CPU. torch has no uint64 arithmetic; int64 wraps around to the same bits.
 
 
 def _signed(bits: int) -> int:
-    """The int64 of the same 64 bits."""
+    """The int64 with the same 64 bits."""
     return (bits + 2**63) % 2**64 - 2**63
 
 
@@ -33,7 +34,7 @@ _MIXERS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)))
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """x >> bits, zeros moving in, where torch moves the sign in."""
+    """Logical shift x >> bits; torch's shift is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -46,10 +47,10 @@ def _mix(x: Tensor) -> Tensor:
 def draw_negatives(
     seed: int, positions: Tensor, probability: Tensor, alias: Tensor, negatives: int
 ) -> Tensor:
-    """The noise words of some runs, the same as on the CPU.
+    """Draw the noise words of runs, the same as on the CPU.
 
     Args:
-        seed: the batch's.
+        seed: of the batch.
         positions: (R,) int64, the index in the batch of each run's first pair.
         probability, alias: (V,) float32 and int32, the noise as an alias table.
 
@@ -64,68 +65,17 @@ def draw_negatives(
     return torch.where(coins < probability[words], words, alias[words].long())
 
 
-# Batches on their way.
-
-
-class Pairs(NamedTuple):
-    """A batch on the device."""
-
-    targets: Tensor  # (pairs,) int32
-    contexts: Tensor  # (pairs,) int32
-    starts: Tensor  # (runs + 1,) int64: where each run begins, and where the last one ends
-
-
-def find_runs(targets: Tensor, contexts: Tensor) -> Pairs:
-    """Pairs that are on their device already. On a GPU the host waits for the number of runs."""
-    begins = torch.ones(len(targets) + 1, dtype=torch.bool, device=targets.device)
-    begins[1:-1] = targets[1:] != targets[:-1]
-    return Pairs(targets, contexts, begins.nonzero().squeeze(1))
-
-
-def from_numpy(array: np.ndarray) -> Tensor:
-    """Without a copy if torch can take it: it wants whole arrays, and to be allowed to write."""
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-
-
-class Feed:
-    """Sends batches to a device. To a GPU they go on a stream of their own: while one batch is trained on,
-    the next is copied there and cut into runs. The host waits rather than run two batches ahead."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._before: torch.cuda.Event | None = None  # all that was asked of the GPU before the last batch
-
-    def __call__(self, targets: np.ndarray, contexts: np.ndarray) -> Pairs:
-        """targets, contexts: (pairs,) int32."""
-        columns = [from_numpy(ids) for ids in (targets, contexts)]
-        if self._stream is None:
-            return find_runs(*(column.to(self._device) for column in columns))
-        training = torch.cuda.current_stream(self._device)
-        if self._before is not None:
-            self._before.synchronize()
-        self._before = training.record_event()
-        with torch.cuda.stream(self._stream):
-            pairs = find_runs(
-                *(column.pin_memory().to(self._device, non_blocking=True) for column in columns)
-            )
-        training.wait_stream(self._stream)
-        for tensor in pairs:
-            tensor.record_stream(training)  # else its memory would be given to the next batch too early
-        return pairs
-
-
 # Training.
 
-# Programs x learning rate x outputs of a run: the programs do not see each other's moves, which together make
-# one long step. At 300 held-out loss grows, at 600 training may diverge (benchmarks/LOG.md).
-_LONGEST_STEP = 200.0
-_MOST_PROGRAMS = 2048  # where no kernel says how many a device holds
+# Maximum of programs x learning rate x outputs per run: the concurrent updates of all programs add up to one
+# large step. At 300 the held-out loss increases, at 600 training may diverge (benchmarks/LOG.md).
+_MAX_TOTAL_STEP = 200.0
+_MAX_PROGRAMS = 2048  # without a kernel that determines how many a device can hold
 
 
 @cache
-def _kernel(device: str, negatives: int, stride: int) -> Any:
-    """lexloom.models.word2vec.triton, if it can train such rows there; imported when it is needed."""
+def _load_kernel(device: str, negatives: int, stride: int) -> Any:
+    """Import the Triton kernel if it supports such rows on the device."""
     if device != "cuda":
         return None
     try:
@@ -133,13 +83,13 @@ def _kernel(device: str, negatives: int, stride: int) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
-        logger.warning("Triton is not installed: the GPU trains by torch's own operations, which is slower")
+        logger.warning("Triton is not installed: training on the GPU with plain torch, which is slower")
         return None
     if sgns_triton.fits(negatives, stride):
         return sgns_triton
     logger.warning(
-        "Rows of %d floats with %d negatives are more than Triton's kernel holds: the GPU trains by torch's"
-        " own operations, which is slower",
+        "Rows of %d floats with %d negatives are too large for the Triton kernel: training on the GPU with"
+        " plain torch, which is slower",
         stride,
         negatives,
     )
@@ -147,12 +97,12 @@ def _kernel(device: str, negatives: int, stride: int) -> Any:
 
 
 def default_programs(vectors: Tensor, negatives: int, learning_rate: float) -> int:
-    """As many as are at work on the table's device at once, but no more than training bears."""
+    """Return the number of programs that the device holds at once, limited to what training tolerates."""
     words, stride = vectors.shape
-    kernel = _kernel(vectors.device.type, negatives, stride)
-    most = kernel.resident_programs(vectors.device, negatives, stride) if kernel else _MOST_PROGRAMS
+    kernel = _load_kernel(vectors.device.type, negatives, stride)
+    max_programs = kernel.resident_programs(vectors.device, negatives, stride) if kernel else _MAX_PROGRAMS
     step = learning_rate * (1 + negatives)
-    return max(1, min(most, words, int(_LONGEST_STEP / step) if step else most))
+    return max(1, min(max_programs, words, int(_MAX_TOTAL_STEP / step) if step else max_programs))
 
 
 def train_batch(
@@ -167,18 +117,18 @@ def train_batch(
     seed: int,
     programs: int,
 ) -> Tensor:
-    """Train both tables in place on a batch; returns the loss summed over its pairs, float64 on the device.
+    """Train both tables in place on a batch; return the loss summed over its pairs, float64 on the device.
 
-    Triton's kernel waits for nothing. No id is checked: one outside of the vocabulary writes where it should
-    not.
+    The Triton kernel runs asynchronously. Ids are not checked: an id outside of the vocabulary causes an
+    out-of-bounds write.
 
     Args:
         vectors, outputs: (V, stride) float32 or float64, the input and the output table.
         probability, alias: (V,) float32 and int32: the noise as an alias table.
-        negatives: noise words a run, K.
-        programs: runs under way at once.
+        negatives: noise words per run, K.
+        programs: runs processed in parallel.
     """
-    kernel = _kernel(vectors.device.type, negatives, vectors.shape[1])
+    kernel = _load_kernel(vectors.device.type, negatives, vectors.shape[1])
     train = kernel.train_batch if kernel else train_in_torch
     return train(
         vectors,
@@ -205,34 +155,34 @@ def train_in_torch(
     seed: int,
     programs: int,
 ) -> Tensor:
-    """`train_batch` without Triton: the programs take their next run, and in it their next pair, in step."""
+    """`train_batch` without Triton: all programs process runs, and pairs in them, in lockstep."""
     targets, contexts, starts = pairs
     runs = len(starts) - 1
     bounds = torch.arange(programs + 1, device=starts.device) * runs // programs
     loss = torch.zeros((), dtype=torch.float64, device=vectors.device)
-    for turn in range(-(-runs // programs)):
-        run = bounds[:-1] + turn
+    for index in range(-(-runs // programs)):
+        run = bounds[:-1] + index
         run = run[run < bounds[1:]]  # (P,)
         first, lengths = starts[run], starts[run + 1] - starts[run]
         target = targets[first].long()
         noise = draw_negatives(seed, first, probability, alias, negatives)
-        chosen = torch.cat([target[:, None], noise], 1)  # (P, 1 + K)
-        used = chosen != target[:, None]
+        output_ids = torch.cat([target[:, None], noise], 1)  # (P, 1 + K)
+        used = output_ids != target[:, None]
         used[:, 0] = True
-        rows = outputs[chosen]  # (P, 1 + K, stride)
-        moves = torch.zeros_like(rows)
-        for place in range(int(lengths.max())):
-            live = place < lengths  # (P,): the others' runs are over, and weigh nothing
-            context = contexts[first + torch.where(live, place, 0)].long()
-            weights = (used & live[:, None]).to(rows.dtype)  # (P, 1 + K)
+        rows = outputs[output_ids]  # (P, 1 + K, stride)
+        updates = torch.zeros_like(rows)
+        for offset in range(int(lengths.max())):
+            active = offset < lengths  # (P,); finished runs get weight 0
+            context = contexts[first + torch.where(active, offset, 0)].long()
+            weights = (used & active[:, None]).to(rows.dtype)  # (P, 1 + K)
             vector = vectors[context]  # (P, stride)
             scores = torch.einsum("pcd,pd->pc", rows, vector)
             signed = scores.clone()
-            signed[:, 0] *= -1.0  # the loss is softplus of these, its slope sigmoid
+            signed[:, 0] *= -1.0  # the loss is softplus of these, its derivative sigmoid
             loss += (softplus(signed) * weights).sum(dtype=torch.float64)
             steps = -learning_rate * weights * torch.sigmoid(signed)
             steps[:, 0] *= -1.0
             vectors.index_add_(0, context, torch.einsum("pc,pcd->pd", steps, rows))
-            moves += steps[:, :, None] * vector[:, None, :]
-        outputs.index_add_(0, chosen.flatten(), moves.flatten(0, 1))
+            updates += steps[:, :, None] * vector[:, None, :]
+        outputs.index_add_(0, output_ids.flatten(), updates.flatten(0, 1))
     return loss

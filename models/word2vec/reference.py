@@ -1,7 +1,7 @@
-"""Skip-gram with negative sampling in plain torch, pair by pair: the definition that kernels are held to.
+"""Skip-gram with negative sampling in plain torch, pair by pair: the reference for the kernels.
 
 Mikolov et al. (2013), "Distributed Representations of Words and Phrases and their Compositionality", eq. 4.
-Slow on purpose; float64 tables give float64 results.
+Optimized for clarity, not speed; float64 tables give float64 results.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 
 def runs(targets: Sequence[int]) -> list[tuple[int, int]]:
-    """(start, stop) of every run, a longest stretch of pairs with the same target."""
+    """(start, stop) of every run: a maximal sequence of pairs with the same target."""
     starts = [i for i in range(len(targets)) if i == 0 or targets[i] != targets[i - 1]]
     return list(pairwise([*starts, len(targets)]))
 
@@ -23,28 +23,28 @@ def train_batch(
     outputs: Tensor,  # (V, dim) output table, changed in place
     targets: Sequence[int],  # (pairs,)
     contexts: Sequence[int],  # (pairs,)
-    negatives: Sequence[Sequence[int]],  # (runs, K): the noise words that a whole run shares
+    negatives: Sequence[Sequence[int]],  # (runs, K): the noise words of each run
     learning_rate: float,
 ) -> float:
-    """Train on a batch, run by run; returns the loss summed over its pairs.
+    """Train on a batch, run by run; return the loss summed over its pairs.
 
-    Within a run the output rows stay as they were at its start and their moves are added up; a context's
-    input row moves at once. A noise word equal to the target is skipped; one drawn twice counts twice.
+    Within a run the output rows keep their initial values, and their updates are accumulated; a context's
+    input row is updated at once. A noise word equal to the target is skipped; one drawn twice counts twice.
     """
     loss = 0.0
     for (start, stop), noise in zip(runs(targets), negatives, strict=True):
         target = targets[start]
-        chosen = torch.tensor([target, *(word for word in noise if word != target)])  # (C,), C <= 1 + K
-        labels = torch.zeros(len(chosen), dtype=vectors.dtype)
+        output_ids = torch.tensor([target, *(word for word in noise if word != target)])  # (C,), C <= 1 + K
+        labels = torch.zeros(len(output_ids), dtype=vectors.dtype)
         labels[0] = 1.0
-        rows = outputs[chosen]  # (C, dim), a copy
-        moves = torch.zeros_like(rows)
+        rows = outputs[output_ids]  # (C, dim), a copy
+        updates = torch.zeros_like(rows)
         for context in contexts[start:stop]:
             vector = vectors[context].clone()  # (dim,)
             scores = rows @ vector  # (C,)
             loss += float(softplus(torch.where(labels == 1.0, -scores, scores)).sum())
             steps = learning_rate * (labels - torch.sigmoid(scores))
             vectors[context] += steps @ rows
-            moves += torch.outer(steps, vector)
-        outputs.index_add_(0, chosen, moves)
+            updates += torch.outer(steps, vector)
+        outputs.index_add_(0, output_ids, updates)
     return loss

@@ -1,4 +1,4 @@
-"""SplitMix64, the random numbers of compiled loops: a function of where one is, so that nothing has a state.
+"""SplitMix64: counter-based random numbers for compiled loops, without saved state.
 
 Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
 """
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # from one state to the next
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # the increment of the state
 
 
 @njit(inline="always")
 def mix(x: Any) -> Any:
-    """64 random bits of a state, uint64: a bijection that scatters its argument."""
+    """64 random bits from a uint64 state, by a bijection."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,14 +1,15 @@
-"""Skip-gram with negative sampling on a GPU, in Triton: the kernel that models/word2vec/gpu.py runs.
+"""Skip-gram with negative sampling on a GPU, in Triton: the kernel of models/word2vec/gpu.py.
 
-A program (a group of threads) takes an equal share of the batch's runs, side by side in the text, and goes
-through them one after the other. The grid is persistent: as many runs are under way at any time as there are
-programs, and none of them sees the others' unfinished moves. So the number of programs is the staleness.
+A program (a group of threads) processes an equal share of the batch's runs, contiguous in the text, one after
+the other. The grid is persistent: as many runs are in progress at any time as there are programs, and none of
+them sees the others' unfinished updates. So the number of programs determines the staleness.
 
-- The target's and the noise words' rows, and the sums of their moves, stay in registers for a whole run; the
-  moves are added to the table at its end. A context's row is loaded while the pair before it is computed.
-- The noise is drawn here, as on the CPU: the same seed gives the same words.
-- Rows are read past the first-level cache, which does not see what other multiprocessors add.
-- All additions to the tables are atomic: no move is lost, but their order is not defined.
+- The target's and the noise words' rows, and their accumulated updates, stay in registers for a whole run;
+  the updates are added to the table at its end. A context's row is loaded while the previous pair is
+  computed.
+- The noise is drawn here as on the CPU: the same seed gives the same words.
+- Rows are loaded bypassing the L1 cache, which does not see updates by other multiprocessors.
+- All additions to the tables are atomic: no update is lost, but their order is undefined.
 """
 
 from contextlib import nullcontext
@@ -18,11 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lexloom.models.word2vec.gpu import Pairs
+from lexloom.models.word2vec.gpu_batches import Pairs
 
-_FLOATS_PER_WARP = 1 << 10  # of output rows; with their moves 64 registers a thread
-_MOST_WARPS = 16
-_RESIDENT_WARPS = 14  # of a multiprocessor: 139 registers a thread, says the compiler for Hopper
+_FLOATS_PER_WARP = 1 << 10  # of output rows; with their updates 64 registers per thread
+_MAX_WARPS = 16
+_RESIDENT_WARPS = 14  # per multiprocessor: the compiler reports 139 registers per thread for Hopper
 
 _GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 _COIN = tl.constexpr(2.0**-24)
@@ -45,7 +46,7 @@ def _draw(
     alias: tl.tensor,
     words: tl.tensor,
 ) -> tl.tensor:
-    """The noise words of one run, (COUNT,) int32; slot k > 0 has the CPU's draw k - 1, slot 0 has no use."""
+    """The noise words of one run, (COUNT,) int32; slot k > 0 has the CPU's draw k - 1, slot 0 is unused."""
     state = _mix(seed + position.to(tl.uint64) * _GOLDEN)
     bits = _mix(state + slot.to(tl.uint64) * _GOLDEN)
     word = (((bits >> 32) * words.to(tl.uint64)) >> 32).to(tl.int32)
@@ -80,16 +81,16 @@ def _train_runs(
     label = slot == 0
     loss = tl.zeros((), tl.float64)
     run, last = program * runs // programs, (program + 1) * runs // programs
-    while run < last:  # not `for ... in range`: in the interpreter that fails with NumPy 2.4
+    while run < last:  # not `for ... in range`, which fails in the interpreter with NumPy 2.4
         start, stop = tl.load(starts + run), tl.load(starts + run + 1)
         target = tl.load(targets + start)
         noise = _draw(seed, start, slot, probability, alias, words)
-        chosen = tl.where(label, target, noise).to(tl.int64)
+        output_ids = tl.where(label, target, noise).to(tl.int64)
         used = label | ((slot <= NEGATIVES) & (noise != target))
-        places = outputs + chosen[:, None] * STRIDE + column[None, :]  # (COUNT, WIDTH)
-        held = used[:, None] & inside[None, :]
-        rows = tl.load(places, mask=held, other=0.0, cache_modifier=".cg")
-        moves = tl.zeros_like(rows)
+        pointers = outputs + output_ids[:, None] * STRIDE + column[None, :]  # (COUNT, WIDTH)
+        mask = used[:, None] & inside[None, :]
+        rows = tl.load(pointers, mask=mask, other=0.0, cache_modifier=".cg")
+        updates = tl.zeros_like(rows)
         run_losses = tl.zeros((COUNT,), rows.dtype)
 
         context = tl.load(contexts + start).to(tl.int64)
@@ -97,33 +98,33 @@ def _train_runs(
         pair = start
         while pair < stop:
             more = pair + 1 < stop
-            following = tl.load(contexts + pair + 1, mask=more, other=0).to(tl.int64)
-            upcoming = tl.load(
-                vectors + following * STRIDE + column, mask=inside & more, other=0.0, cache_modifier=".cg"
+            next_context = tl.load(contexts + pair + 1, mask=more, other=0).to(tl.int64)
+            next_vector = tl.load(
+                vectors + next_context * STRIDE + column, mask=inside & more, other=0.0, cache_modifier=".cg"
             )
             scores = tl.sum(rows * vector[None, :], axis=1)  # (COUNT,)
             small = tl.exp(-tl.abs(scores))  # never overflows
             sigmoid = tl.where(scores < 0, small, 1.0) / (1.0 + small)
-            wrong = tl.where(label, -scores, scores)
-            run_losses += tl.where(used, tl.maximum(wrong, 0.0) + tl.log(1.0 + small), 0.0)
+            signed = tl.where(label, -scores, scores)
+            run_losses += tl.where(used, tl.maximum(signed, 0.0) + tl.log(1.0 + small), 0.0)
             steps = learning_rate * (tl.where(label, 1.0, 0.0) - sigmoid)
-            move = tl.sum(steps[:, None] * rows, axis=0)  # (WIDTH,)
-            moves += steps[:, None] * vector[None, :]
-            tl.atomic_add(vectors + context * STRIDE + column, move, mask=inside, sem="relaxed")
-            # the next context's row was loaded before this move: where it is the same row, it is at hand
-            vector = tl.where(following == context, vector + move, upcoming)
-            context = following
+            update = tl.sum(steps[:, None] * rows, axis=0)  # (WIDTH,)
+            updates += steps[:, None] * vector[None, :]
+            tl.atomic_add(vectors + context * STRIDE + column, update, mask=inside, sem="relaxed")
+            # the next context's row was loaded before this update; if it is the same row, use the updated one
+            vector = tl.where(next_context == context, vector + update, next_vector)
+            context = next_context
             pair += 1
-            if WARPS > 1:  # else one warp may load a row again before another has added to its part of it
+            if WARPS > 1:  # otherwise a warp may reload a row before another has added its part of the update
                 tl.debug_barrier()
-        tl.atomic_add(places, moves, mask=held, sem="relaxed")
+        tl.atomic_add(pointers, updates, mask=mask, sem="relaxed")
         loss += tl.sum(run_losses, axis=0).to(tl.float64)
         run += 1
     tl.store(losses + program, loss)
 
 
 def constants(negatives: int, stride: int) -> tuple[dict[str, int], int]:
-    """What is constant to the compiler, and the warps of a program."""
+    """Return the kernel's compile-time constants and a program's number of warps."""
     count, width = triton.next_power_of_2(1 + negatives), triton.next_power_of_2(stride)
     warps = max(1, count * width // _FLOATS_PER_WARP)
     fixed = {"NEGATIVES": negatives, "STRIDE": stride, "COUNT": count, "WIDTH": width, "WARPS": warps}
@@ -131,12 +132,12 @@ def constants(negatives: int, stride: int) -> tuple[dict[str, int], int]:
 
 
 def fits(negatives: int, stride: int) -> bool:
-    """Whether a program's registers hold a run's output rows and their moves."""
-    return constants(negatives, stride)[1] <= _MOST_WARPS
+    """Whether a program's registers can hold a run's output rows and their updates."""
+    return constants(negatives, stride)[1] <= _MAX_WARPS
 
 
 def resident_programs(device: torch.device, negatives: int, stride: int) -> int:
-    """How many programs the GPU's multiprocessors hold at once, by their registers."""
+    """Return how many programs the GPU's multiprocessors hold at once, limited by registers."""
     _, warps = constants(negatives, stride)
     return torch.cuda.get_device_properties(device).multi_processor_count * max(1, _RESIDENT_WARPS // warps)
 
@@ -153,11 +154,11 @@ def train_batch(
     seed: int,
     programs: int,
 ) -> Tensor:
-    """As `lexloom.models.word2vec.gpu.train_batch`; for what `fits`."""
+    """Same as `lexloom.models.word2vec.gpu.train_batch`, for tables that satisfy `fits`."""
     words, stride = vectors.shape
     fixed, warps = constants(negatives, stride)
     losses = torch.empty(programs, dtype=torch.float64, device=vectors.device)
-    # Triton launches where torch is, which need not be where the tables are
+    # Triton launches on torch's current device, which may not be the tables' device
     with torch.cuda.device(vectors.device) if vectors.is_cuda else nullcontext():
         _train_runs[(programs,)](
             vectors,

@@ -54,7 +54,7 @@ def fan_out(
         return
     verbose, note = bool(os.environ.get("LEXLOOM_VERBOSE")), partial(console.note, "cluster")
     with (
-        module("lexloom.training.ray.trainer").ray_runtime(1, address, verbose, note),
+        module("lexloom.training.ray.runtime").ray_runtime(1, address, verbose, note),
         closing(module("lexloom.training.ray.map").map_on_nodes(named, pieces, gpu=gpu)) as outcomes,
     ):
         yield outcomes

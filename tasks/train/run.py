@@ -23,7 +23,7 @@ from lexloom.tasks.store.parallel import module
 from lexloom.tasks.store.stage import Input
 from lexloom.training.checkpoint import Checkpoint, Checkpoints
 from lexloom.training.interrupt import run_interruptibly
-from lexloom.training.job import Job, Run
+from lexloom.training.job import Job, TrainState
 from lexloom.training.loop import train
 from lexloom.training.progress import PROGRESS, Progress
 from lexloom.training.ray.progress_file import write_progress
@@ -34,7 +34,7 @@ from lexloom.training.trainable import Trainable
 LANES = 8
 CHECKPOINT_FORMAT = 3  # raised by hand when what a checkpoint holds changes
 TRAIN, VALIDATION = "train-*.parquet", "validation-*.parquet"  # a stage's examples, and those it held out
-MIX_BYTES = 1 << 24  # in each lane: a few thousand contexts of 1,024 tokens, or a million windows
+SHUFFLE_BUFFER_BYTES = 1 << 24  # in each lane: a few thousand contexts of 1,024 tokens, or a million windows
 ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
 
@@ -201,7 +201,7 @@ class GradientTrainConfig(TrainConfig):
     outer_momentum: float = Field(
         0.9, ge=0, lt=1, description="of diloco's outer optimizer", json_schema_extra={"position": 26}
     )
-    wire: Literal["float32", "bfloat16"] = Field(
+    comm_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="in what diloco's moves travel", json_schema_extra={"position": 27}
     )
 
@@ -218,7 +218,7 @@ class GradientTrainConfig(TrainConfig):
             optimizer_state=self.optimizer_state,
             outer_learning_rate=self.outer_learning_rate,
             outer_momentum=self.outer_momentum,
-            wire=self.wire,
+            comm_dtype=self.comm_dtype,
         )
 
 
@@ -256,7 +256,7 @@ def plan_job(
         "evaluate_every": config.evaluate_every,
         "sample": sample,
         # a kernel of word2vec wants the pairs of one word side by side; gradients want rows of all texts
-        "mix_bytes": MIX_BYTES if isinstance(config, GradientTrainConfig) else 0,
+        "shuffle_buffer_bytes": SHUFFLE_BUFFER_BYTES if isinstance(config, GradientTrainConfig) else 0,
     }
     return Job(**(fields | own))
 
@@ -292,7 +292,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
         note(f"stopped; {checkpoints.describe_resume()}")
         raise
     last, best = results(checkpoints)
-    return metrics_of(Run(**last.state)), best.tensors
+    return metrics_of(TrainState(**last.state)), best.tensors
 
 
 def train_here(job: Job, on_progress: Callable[[Progress], None], note: Callable[[str], None]) -> None:
@@ -315,7 +315,7 @@ def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
     last = checkpoints.load()
     if last is None:
         raise RuntimeError(f"training ended without a checkpoint in {checkpoints.folder}")
-    step = Run(**last.state).best_step
+    step = TrainState(**last.state).best_step
     best = last if step is None or step == last.state["step"] else checkpoints.load_step(step)
     if best is None:
         raise OSError(
@@ -325,7 +325,7 @@ def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
     return last, best
 
 
-def metrics_of(run: Run) -> dict[str, Any]:
+def metrics_of(run: TrainState) -> dict[str, Any]:
     """What metrics.json says of a run: how far it came, why it ended, and where its time went."""
     last_epoch = [point for point in run.history if point["epoch"] == run.history[-1]["epoch"]]
     metrics: dict[str, Any] = {
@@ -336,7 +336,11 @@ def metrics_of(run: Run) -> dict[str, Any]:
         "examples_per_second": round(run.examples / run.seconds),
         "workers": run.history[-1]["workers"],
         "stop_reason": run.stop_reason,
-        **({"precision": "bfloat16" if run.decisions["bfloat16"] else "float32"} if run.decisions else {}),
+        **(
+            {"precision": "bfloat16" if run.hardware_choices["bfloat16"] else "float32"}
+            if run.hardware_choices
+            else {}
+        ),
         "seconds": round(run.seconds, 3),
         **{f"{account}_seconds": round(getattr(run, f"{account}_seconds"), 3) for account in ACCOUNTS},
         "sync_bytes": run.sync_bytes,

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from lexloom.models.normalization import active_rules, card_note
+from lexloom.models.sentiment.batching import group_by_length, pad_batch
 from lexloom.models.sentiment.classifier import save_classifier
-from lexloom.models.sentiment.frozen_encoder import TrainedPart, by_length, load_classifier, padded
+from lexloom.models.sentiment.frozen_encoder import TrainedPart
+from lexloom.models.sentiment.hf_loading import load_classifier
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.frozen_features import (
     COLUMNS,
@@ -34,7 +36,7 @@ from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary, cano
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.run import GradientTrainConfig, facts_of, plan_job, run_job, write_json
 from lexloom.training.schedules import linear
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 
 CLIP = 1.0
 MODULE = "module."  # before the names of the module's tensors in a checkpoint
@@ -83,7 +85,7 @@ def train_sentiment(
     )
     weights = balanced(label_counts(features)) if config.class_weights == "balanced" else None
     make_trainable = partial(
-        Autograd,
+        TorchTrainable,
         make_part,
         RunLoss(features.folder, weights),
         partial(make_optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay),
@@ -145,8 +147,8 @@ class RunLoss:
         labels = batch["label"].long()
         places = torch.stack([batch["shard"].long(), batch["start"], batch["length"].long()], 1).tolist()
         total = torch.zeros((), device=labels.device)
-        for rows in by_length([length for _, _, length in places], TOKENS_AT_ONCE[labels.device.type]):
-            runs, mask = padded([self._runs.run(*places[row]) for row in rows])
+        for rows in group_by_length([length for _, _, length in places], TOKENS_AT_ONCE[labels.device.type]):
+            runs, mask = pad_batch([self._runs.run(*places[row]) for row in rows])
             runs = runs.to(labels.device)
             logits = module(runs.float() if runs.is_floating_point() else runs, mask.to(labels.device))
             right = labels[torch.from_numpy(rows).to(labels.device)]

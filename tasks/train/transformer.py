@@ -15,13 +15,13 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from lexloom.models.compilation import compile_parts, uncompiled
+from lexloom.models.compilation import compile_modules, without_compilation
 from lexloom.models.normalization import active_rules, card_note
 from lexloom.models.optim import OptimizerConfig, make_optimizer
-from lexloom.models.precision import Layer, Precision, in_bfloat16
+from lexloom.models.precision import Layer, Precision, use_bfloat16
 from lexloom.models.sampling import NextLogits
 from lexloom.models.transformer.hf_io import export_tokenizer, save
-from lexloom.models.transformer.model import Reader, Transformer, TransformerConfig, next_token_loss
+from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig, next_token_loss
 from lexloom.tasks.bpe_tokens import TOKENIZER, read_tokenizer
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.generate import written
@@ -36,7 +36,7 @@ from lexloom.tasks.train.run import (
     write_json,
 )
 from lexloom.training.schedules import warm_up_stable_decay
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 
 COLUMNS = ("inputs", "label")
 ROUND_ABOVE, ROUND_TO = 4096, 64  # a large vocabulary is rounded up: GPUs multiply whole tiles faster
@@ -49,12 +49,12 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "width": 128,
         "heads": 2,
         "context": 64,
-        "tied": False,
+        "tie_embeddings": False,
         "dropout": 0.0,
         "epochs": 2,
         "batch_size": 32,
-        "matrix_rate": 0.04,
-        "rate": 0.01,
+        "matrix_lr": 0.04,
+        "lr": 0.01,
         "momentum": 0.85,
     },
     # 10.6M, for characters or bytes: minutes on a GPU
@@ -63,12 +63,12 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "width": 384,
         "heads": 6,
         "context": 256,
-        "tied": False,
+        "tie_embeddings": False,
         "dropout": 0.2,
         "epochs": 20,
         "batch_size": 64,
-        "matrix_rate": 0.02,
-        "rate": 0.003,
+        "matrix_lr": 0.02,
+        "lr": 0.003,
         "momentum": 0.95,
     },
     # 124M with GPT-2's vocabulary, for gigabytes of text: hours on GPUs
@@ -77,13 +77,13 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "width": 768,
         "heads": 12,
         "context": 1024,
-        "tied": True,
+        "tie_embeddings": True,
         "dropout": 0.0,
         "epochs": 1,
         "batch_size": 512,
         "micro_batch": 16,
-        "matrix_rate": 0.02,
-        "rate": 0.003,
+        "matrix_lr": 0.02,
+        "lr": 0.003,
         "momentum": 0.95,
     },
 }
@@ -111,19 +111,19 @@ class TrainTransformerConfig(GradientTrainConfig):
     width: int = preset_field(52, "length of a token's vector", ge=1, le=1 << 16)
     heads: int = preset_field(53, "attention heads", ge=1)
     kv_heads: int = field(54, "heads that keys and values have; 0 for as many as queries", 0, ge=0)
-    hidden: int = field(55, "width inside the feed-forward; 0 for four widths' worth", 0, ge=0)
+    ffn_dim: int = field(55, "width inside the feed-forward; 0 for four widths' worth", 0, ge=0)
     context: int = preset_field(56, "tokens that the model looks back on", ge=1, le=1 << 20)
     style: Literal["modern", "gpt2"] = field(
         57, "'modern' is Qwen3's architecture, 'gpt2' the textbook's", "modern"
     )
-    tied: bool = preset_field(58, "one table for the tokens going in and coming out")
+    tie_embeddings: bool = preset_field(58, "one table for the tokens going in and coming out")
     dropout: float = preset_field(59, "share of activations dropped in training", ge=0, lt=1)
 
     optimizer: Literal["muon", "adamw"] = field(
         60, "'muon' for the hidden matrices and AdamW for the rest, or 'adamw' for all", "muon"
     )
-    matrix_rate: float = preset_field(61, "learning rate of the hidden matrices", gt=0, le=10)
-    rate: float = preset_field(62, "learning rate of everything else", gt=0, le=10)
+    matrix_lr: float = preset_field(61, "learning rate of the hidden matrices", gt=0, le=10)
+    lr: float = preset_field(62, "learning rate of everything else", gt=0, le=10)
     momentum: float = preset_field(63, "Muon's momentum", ge=0, lt=1)
     weight_decay: float = field(64, "of matrices and tables", 0.0, ge=0, le=10)
     warm_up: float = field(65, "share of the run in which the learning rates rise", 0.0, ge=0, lt=1)
@@ -159,7 +159,17 @@ class TrainTransformerConfig(GradientTrainConfig):
 
     def network(self, vocabulary: int, end_of_text: int | None = None) -> TransformerConfig:
         """The network of this config; ValueError where its numbers do not fit each other."""
-        names = ("layers", "width", "heads", "kv_heads", "hidden", "context", "style", "tied", "dropout")
+        names = (
+            "layers",
+            "width",
+            "heads",
+            "kv_heads",
+            "ffn_dim",
+            "context",
+            "style",
+            "tie_embeddings",
+            "dropout",
+        )
         shape = {name: getattr(self, name) for name in names}
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
 
@@ -211,15 +221,15 @@ def rounded(vocabulary: int) -> int:
     return vocabulary if vocabulary < ROUND_ABOVE else -(-vocabulary // ROUND_TO) * ROUND_TO
 
 
-def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Autograd:
+def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> TorchTrainable:
     """What the loop trains."""
     optimizer = OptimizerConfig(
-        config.optimizer, config.matrix_rate, config.rate, config.momentum, weight_decay=config.weight_decay
+        config.optimizer, config.matrix_lr, config.lr, config.momentum, weight_decay=config.weight_decay
     )
     compiled = config.compile == "on" or (config.compile == "auto" and config.device == "cuda")
     rows = config.micro_batch or -(-config.batch_size // config.workers)
-    layer = Layer(rows * config.context, network.width, network.hidden)
-    return Autograd(
+    layer = Layer(rows * config.context, network.width, network.ffn_dim)
+    return TorchTrainable(
         partial(make_network, network, config.device if compiled else None),
         next_token_loss,
         partial(optimizer_of, optimizer),
@@ -228,7 +238,7 @@ def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Aut
         ),
         micro_batch=config.micro_batch,
         clip=config.clip,
-        bfloat16=partial(in_bfloat16, config.precision, layer),
+        bfloat16=partial(use_bfloat16, config.precision, layer),
         threads=config.threads,
         seed=config.seed,
     )
@@ -237,12 +247,12 @@ def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Aut
 def make_network(network: TransformerConfig, compile_for: str | None) -> Transformer:
     model = Transformer(network)
     if compile_for is not None:
-        compile_parts(model.blocks, compile_for)
+        compile_modules(model.blocks, compile_for)
     return model
 
 
 def reader(model: Transformer) -> NextLogits:
-    return uncompiled(Reader(model))  # texts of ever new lengths: not worth a compilation
+    return without_compilation(CachedDecoder(model))  # texts of ever new lengths: not worth a compilation
 
 
 def optimizer_of(config: OptimizerConfig, model: nn.Module) -> Optimizer:
@@ -294,12 +304,12 @@ Lexloom on {counted(metrics["examples"], "windows")} ({counted(metrics["epochs"]
 from pathlib import Path
 from lexloom.models.sampling import Sampling, sample_text
 from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.models.transformer.model import Reader
+from lexloom.models.transformer.model import CachedDecoder
 from lexloom.models.transformer.hf_io import load
 
 folder = Path("this folder")
 model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer")
-for (piece,) in sample_text(Reader(model), tokenizer, ["The "], Sampling(temperature=0.8, top_p=0.95)):
+for (piece,) in sample_text(CachedDecoder(model), tokenizer, ["The "], Sampling(temperature=0.8, top_p=0.95)):
     print(piece, end="", flush=True)
 ```
 

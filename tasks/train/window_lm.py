@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from lexloom.models.language_model import Windows
-from lexloom.models.precision import Layer, Precision, in_bfloat16
+from lexloom.models.precision import Layer, Precision, use_bfloat16
 from lexloom.models.window_lm import (
     Activation,
     Error,
@@ -21,7 +21,7 @@ from lexloom.models.window_lm import (
     Output,
     WindowLM,
     WindowLMConfig,
-    scaled,
+    scale_to_unit_rms,
     window_loss,
 )
 from lexloom.tasks.bpe_tokens import TOKENIZER, read_tokenizer
@@ -33,7 +33,7 @@ from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.run import GradientTrainConfig, facts_of, plan_job, run_job, write_json
 from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.schedules import linear
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 
 COLUMNS = ("inputs", "label")
 
@@ -180,12 +180,12 @@ def train_window_lm(
     make_model = partial(new_model, shape, embeddings, torch.from_numpy(counts.copy()))
     layer = Layer(-(-config.batch_size // config.workers), shape.context * shape.dim, shape.width)
     make_trainable = partial(
-        Autograd,
+        TorchTrainable,
         make_model,
         window_loss,
         partial(adam, config.learning_rate, config.weight_decay),
         schedule=partial(linear, warm_up=config.warm_up),
-        bfloat16=partial(in_bfloat16, config.precision, layer),
+        bfloat16=partial(use_bfloat16, config.precision, layer),
         threads=config.threads,
         seed=config.seed,
     )
@@ -218,7 +218,7 @@ def train_window_lm(
 
 def new_model(shape: WindowLMConfig, embeddings: Artifact, counts: torch.Tensor) -> WindowLM:
     """Made on each worker, from the file that all of them see: the table does not travel."""
-    return WindowLM(shape, scaled(read_embeddings(embeddings)), counts)
+    return WindowLM(shape, scale_to_unit_rms(read_embeddings(embeddings)), counts)
 
 
 def adam(learning_rate: float, weight_decay: float, module: nn.Module) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from lexloom.models.word2vec.skipgram import SkipGrams, keep_chances
+from lexloom.models.word2vec.skipgram import SkipGrams, keep_thresholds
 from lexloom.models.word2vec.trainable import Word2Vec, Word2VecFromTokens
 from lexloom.models.word2vec.vectors import WordVectors, has_white_space, save_word2vec_counts
 from lexloom.tasks.display.formatting import counted
@@ -213,7 +213,7 @@ def train_word2vec(
 
 def skipgrams_of(config: SkipGramsConfig, counts: NDArray[np.int64]) -> SkipGrams:
     return SkipGrams(
-        chances=keep_chances(counts, config.subsample),
+        keep_thresholds=keep_thresholds(counts, config.subsample),
         window=config.window,
         shrink_window=config.shrink_window,
         seed=config.seed,

@@ -19,7 +19,7 @@ from lexloom.tasks.corpus import CorpusConfig
 from lexloom.tasks.pairs import PairsConfig
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig
-from lexloom.training.ray.trainer import ray_runtime
+from lexloom.training.ray.runtime import ray_runtime
 
 STAGES = [
     *("corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"),

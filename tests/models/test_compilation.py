@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lexloom.models.compilation import compile_parts, uncompiled
+from lexloom.models.compilation import compile_modules, without_compilation
 
 
 def test_without_a_compiler_a_warning_says_so_and_modules_stay_as_they_are(
@@ -24,8 +24,8 @@ def test_without_a_compiler_a_warning_says_so_and_modules_stay_as_they_are(
     monkeypatch.setattr(torch, "compile", no_compiler)
     layer = nn.Linear(2, 2)
     with caplog.at_level(logging.WARNING):
-        assert not compile_parts([layer], "cpu")
-    assert "goes without it: No working C++ compiler found in CXX" in caplog.text
+        assert not compile_modules([layer], "cpu")
+    assert "training without it: No working C++ compiler found in CXX" in caplog.text
     assert "many lines" not in caplog.text
     assert layer(torch.zeros(1, 2)).shape == (1, 2)
 
@@ -33,7 +33,7 @@ def test_without_a_compiler_a_warning_says_so_and_modules_stay_as_they_are(
 def test_where_it_works_every_part_is_compiled_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # its own work is not ours to test
     layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
-    assert compile_parts(layers, "cpu")
+    assert compile_modules(layers, "cpu")
     assert all(layer._compiled_call_impl is not None for layer in layers)
     assert list(layers[0].state_dict()) == ["weight", "bias"]
 
@@ -44,10 +44,10 @@ def test_a_compiled_part_can_be_called_as_it_is(monkeypatch: pytest.MonkeyPatch)
         torch.compiler, "set_stance", lambda stance: stances.append(stance) or (lambda call: call)
     )
     monkeypatch.setitem(sys.modules, "torch._dynamo", sys)
-    assert uncompiled(len)("abc") == 3
+    assert without_compilation(len)("abc") == 3
     assert stances == ["force_eager"]
 
 
 def test_where_nothing_was_compiled_the_compiler_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
-    assert uncompiled(len) is len
+    assert without_compilation(len) is len

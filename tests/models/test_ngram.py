@@ -115,9 +115,9 @@ def test_the_probabilities_after_any_context_sum_to_one(order: int) -> None:
     fast = model(invented(), order)
     contexts = np.random.default_rng(2).integers(0, SIZE, (50, order - 1))
     everything = np.tile(np.arange(SIZE), 50)
-    chances = np.exp(fast.log_probabilities(np.repeat(contexts, SIZE, axis=0), everything))
-    assert chances.min() > 0
-    assert chances.reshape(50, SIZE).sum(1) == pytest.approx(np.ones(50), abs=1e-12)
+    probabilities = np.exp(fast.log_probabilities(np.repeat(contexts, SIZE, axis=0), everything))
+    assert probabilities.min() > 0
+    assert probabilities.reshape(50, SIZE).sum(1) == pytest.approx(np.ones(50), abs=1e-12)
 
 
 def test_only_as_much_context_counts_as_there_is() -> None:
@@ -149,11 +149,11 @@ def test_the_best_are_those_of_the_whole_distribution(order: int, k: int) -> Non
     fast = model(invented(), order)
     contexts = np.random.default_rng(3).integers(0, SIZE, (80, order - 1))
     everything = np.tile(np.arange(SIZE), len(contexts))
-    chances = fast.log_probabilities(np.repeat(contexts, SIZE, axis=0), everything).reshape(-1, SIZE)
+    probabilities = fast.log_probabilities(np.repeat(contexts, SIZE, axis=0), everything).reshape(-1, SIZE)
     found = fast.best(contexts, k)
     assert all(len(set(row)) == k for row in found.tolist())
-    best = np.take_along_axis(chances, found, axis=1)
-    assert best == pytest.approx(-np.sort(-chances, axis=1)[:, :k], abs=1e-12)
+    best = np.take_along_axis(probabilities, found, axis=1)
+    assert best == pytest.approx(-np.sort(-probabilities, axis=1)[:, :k], abs=1e-12)
 
 
 def test_more_context_predicts_better_where_the_text_has_structure() -> None:
@@ -169,8 +169,8 @@ def test_more_context_predicts_better_where_the_text_has_structure() -> None:
     ("documents", "order", "complaint"),
     [
         ([[1]], 0, "the order is 0: it must be at least 1"),
-        ([], 2, "from no tokens at all"),
-        ([[1, SIZE]], 2, r"ids go from 0 to 12, but there are 12 of them \(0 to 11\)"),
+        ([], 2, "no tokens to count n-grams of"),
+        ([[1, SIZE]], 2, r"ids range from 0 to 12, but must be in 0 to 11"),
     ],
 )
 def test_what_can_not_be_counted_is_refused(documents: list[list[int]], order: int, complaint: str) -> None:
@@ -179,5 +179,5 @@ def test_what_can_not_be_counted_is_refused(documents: list[list[int]], order: i
 
 
 def test_more_best_tokens_than_there_are_is_refused() -> None:
-    with pytest.raises(ValueError, match="no 13 best of 12 ids"):
+    with pytest.raises(ValueError, match="k is 13: it must be at most 12"):
         model([[1, 2]], 2).best(np.array([[1]]), 13)

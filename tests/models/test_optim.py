@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lexloom.models.optim import BatchedMuon, OptimizerConfig, make_optimizer, orthogonal
+from lexloom.models.optim import BatchedMuon, OptimizerConfig, make_optimizer, orthogonalize
 from lexloom.models.transformer.model import Transformer, TransformerConfig, next_token_loss
 from lexloom.training.checkpoint import Checkpoints
 from lexloom.training.loop import train
 from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 from tests.training.toy import KilledError, die_at, job, on_processes, train_on
 
 V, T = 13, 8
@@ -56,7 +56,7 @@ def test_batched_muon_takes_the_steps_of_torchs_muon(
 
 def test_in_float32_singular_values_come_near_to_1_and_singular_vectors_stay() -> None:
     matrices = torch.randn(3, 6, 40, generator=torch.Generator().manual_seed(0))
-    found = orthogonal(matrices, COEFFICIENTS, 5, 1e-7)
+    found = orthogonalize(matrices, COEFFICIENTS, 5, 1e-7)
     assert found.dtype == torch.float32
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.6
@@ -72,7 +72,7 @@ def test_in_float32_singular_values_come_near_to_1_and_singular_vectors_stay() -
 
 
 def test_a_gradient_of_zeros_moves_nothing() -> None:
-    assert not orthogonal(torch.zeros(2, 3, 4), COEFFICIENTS, 5, 1e-7).any()
+    assert not orthogonalize(torch.zeros(2, 3, 4), COEFFICIENTS, 5, 1e-7).any()
 
 
 def rates(optimizer: Optimizer, model: nn.Module) -> dict[str, tuple[float, float]]:
@@ -88,7 +88,7 @@ def rates(optimizer: Optimizer, model: nn.Module) -> dict[str, tuple[float, floa
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_hidden_matrices_have_their_rate_and_vectors_do_not_decay(name: str) -> None:
     model = Transformer(NETWORK)
-    config = OptimizerConfig(name, matrix_rate=0.5, rate=0.25, weight_decay=0.125)  # type: ignore[arg-type]
+    config = OptimizerConfig(name, matrix_lr=0.5, lr=0.25, weight_decay=0.125)  # type: ignore[arg-type]
     optimizer = make_optimizer(model, model.hidden_matrices(), config)
     found = rates(optimizer, model)
     assert found.keys() == {name for name, _ in model.named_parameters()}
@@ -103,7 +103,7 @@ def test_hidden_matrices_have_their_rate_and_vectors_do_not_decay(name: str) -> 
 def test_the_joined_optimizer_steps_each_parameter_by_its_own_rule() -> None:
     torch.manual_seed(0)  # by chance a singular value is so small that Muon can not lift it
     model = Transformer(NETWORK)
-    optimizer = make_optimizer(model, model.hidden_matrices(), OptimizerConfig(matrix_rate=0.5, rate=0.25))
+    optimizer = make_optimizer(model, model.hidden_matrices(), OptimizerConfig(matrix_lr=0.5, lr=0.25))
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -125,8 +125,8 @@ def test_the_joined_optimizer_steps_each_parameter_by_its_own_rule() -> None:
     ("changes", "complaint"),
     [
         ({"name": "lion"}, "must be 'muon' or 'adamw'"),
-        ({"matrix_rate": 0.0}, "matrix_rate is 0.0"),
-        ({"rate": float("nan")}, "rate is nan"),
+        ({"matrix_lr": 0.0}, "matrix_lr is 0.0"),
+        ({"lr": float("nan")}, "lr is nan"),
         ({"momentum": 1.0}, "momentum or beta is 1.0"),
         ({"betas": (0.9, -0.1)}, "momentum or beta is -0.1"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
@@ -145,11 +145,11 @@ def optimizer_of(model: nn.Module) -> Optimizer:
     return make_optimizer(model, model.hidden_matrices(), OptimizerConfig())
 
 
-def transformer(**options: object) -> Autograd:
-    return Autograd(partial(Transformer, NETWORK), next_token_loss, optimizer_of, seed=3, **options)  # type: ignore[arg-type]
+def transformer(**options: object) -> TorchTrainable:
+    return TorchTrainable(partial(Transformer, NETWORK), next_token_loss, optimizer_of, seed=3, **options)  # type: ignore[arg-type]
 
 
-def windows_job(folder: Path, make: Callable[[], Autograd] = transformer, **changes: object):  # type: ignore[no-untyped-def]
+def windows_job(folder: Path, make: Callable[[], TorchTrainable] = transformer, **changes: object):  # type: ignore[no-untyped-def]
     """40 windows in 10 steps an epoch, of a text in which every token is the one before it and 3."""
     folder.mkdir(parents=True, exist_ok=True)
     shard = folder / "train.parquet"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lexloom.models import precision
-from lexloom.models.precision import Layer, bfloat16_pays, cache_file, in_bfloat16, measure, processor
+from lexloom.models.precision import Layer, cache_file, is_bfloat16_faster, measure, processor, use_bfloat16
 
 LAYER = Layer(rows=2048, inputs=128, outputs=512)
 Measured = Callable[[float, float], list[Layer]]
@@ -18,7 +18,7 @@ Measured = Callable[[float, float], list[Layer]]
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own, and a process that has measured nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    precision._pays_here.cache_clear()
+    precision._is_faster_on_cpu.cache_clear()
     return tmp_path
 
 
@@ -42,10 +42,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
 @pytest.mark.parametrize(("bfloat16", "pays"), [(4.6, True), (8.9, True), (9.1, False), (20.0, False)])
 def test_it_pays_where_it_is_a_tenth_faster(measured: Measured, bfloat16: float, pays: bool) -> None:
     measured(10.0, bfloat16)
-    assert bfloat16_pays(LAYER, "cpu") is pays
-    assert in_bfloat16("auto", LAYER, "cpu") is pays
-    assert in_bfloat16("bfloat16", LAYER, "cpu")
-    assert not in_bfloat16("float32", LAYER, "cpu")
+    assert is_bfloat16_faster(LAYER, "cpu") is pays
+    assert use_bfloat16("auto", LAYER, "cpu") is pays
+    assert use_bfloat16("bfloat16", LAYER, "cpu")
+    assert not use_bfloat16("float32", LAYER, "cpu")
 
 
 def test_it_is_measured_once_for_a_processor_a_version_of_torch_and_a_shape(
@@ -53,14 +53,14 @@ def test_it_is_measured_once_for_a_processor_a_version_of_torch_and_a_shape(
 ) -> None:
     layers = measured(10.0, 5.0)
     for _ in range(2):
-        assert bfloat16_pays(LAYER, "cpu")
-        precision._pays_here.cache_clear()  # as another process
+        assert is_bfloat16_faster(LAYER, "cpu")
+        precision._is_faster_on_cpu.cache_clear()  # as another process
     assert layers == [Layer(512, 128, 512)]
     (key,) = json.loads(cache_file().read_text())
     assert key == f"{processor()}, torch {torch.__version__}, 512x128x512"
     monkeypatch.setattr(precision, "processor", lambda: "another")
-    assert bfloat16_pays(LAYER, "cpu")
-    assert bfloat16_pays(Layer(8, 16, 16), "cpu")
+    assert is_bfloat16_faster(LAYER, "cpu")
+    assert is_bfloat16_faster(Layer(8, 16, 16), "cpu")
     assert layers == [Layer(512, 128, 512), Layer(512, 128, 512), Layer(8, 16, 16)]
     assert len(json.loads(cache_file().read_text())) == 3
 
@@ -70,7 +70,7 @@ def test_a_cache_that_can_not_be_read_is_measured_again(measured: Measured, cont
     cache_file().parent.mkdir(parents=True)
     cache_file().write_text(content)
     measured(10.0, 5.0)
-    assert bfloat16_pays(LAYER, "cpu")
+    assert is_bfloat16_faster(LAYER, "cpu")
     assert len(json.loads(cache_file().read_text())) == 1
 
 
@@ -79,15 +79,15 @@ def test_a_folder_that_can_not_be_written_to_costs_a_measurement_and_no_more(
 ) -> None:
     (cache_folder / "lexloom").touch()  # a file, where the folder should be
     layers = measured(10.0, 20.0)
-    assert not bfloat16_pays(LAYER, "cpu")
-    assert not bfloat16_pays(LAYER, "cpu")
+    assert not is_bfloat16_faster(LAYER, "cpu")
+    assert not is_bfloat16_faster(LAYER, "cpu")
     assert len(layers) == 1
 
 
 def test_a_wide_layer_is_measured_on_few_rows(measured: Measured) -> None:
     layers = measured(10.0, 5.0)
-    bfloat16_pays(Layer(100_000, 768, 3072), "cpu")
-    bfloat16_pays(Layer(100_000, 256, 1024), "cpu")
+    is_bfloat16_faster(Layer(100_000, 768, 3072), "cpu")
+    is_bfloat16_faster(Layer(100_000, 256, 1024), "cpu")
     assert [layer.rows for layer in layers] == [64, 128]
 
 

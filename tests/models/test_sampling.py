@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexloom.models.sampling import Sampling, begun, probabilities, sample_text, sample_tokens
+from lexloom.models.sampling import Sampling, sample_text, sample_tokens, sampling_probabilities, stop_overlap
 from lexloom.models.tokenizer.tokenizer import Tokenizer
 
 SHARES = torch.tensor([[0.5, 0.25, 0.15, 0.1]])
@@ -15,7 +15,7 @@ LOGITS = SHARES.log()
 
 
 def filtered(**options: object) -> list[float]:
-    return probabilities(LOGITS, Sampling(temperature=1.0, **options))[0].tolist()  # type: ignore[arg-type]
+    return sampling_probabilities(LOGITS, Sampling(temperature=1.0, **options))[0].tolist()  # type: ignore[arg-type]
 
 
 def near(*shares: float) -> object:
@@ -41,22 +41,22 @@ def test_filters_follow_one_another() -> None:
 
 def test_temperature_divides_logits_and_0_takes_the_likeliest() -> None:
     half = (SHARES**2 / (SHARES**2).sum())[0].tolist()
-    assert probabilities(LOGITS, Sampling(temperature=0.5))[0].tolist() == near(*half)
-    assert probabilities(LOGITS.flip(1), Sampling(temperature=0))[0].tolist() == [0, 0, 0, 1]
-    assert probabilities(LOGITS * 1e4, Sampling(temperature=1e-3)).tolist() == [[1, 0, 0, 0]]
+    assert sampling_probabilities(LOGITS, Sampling(temperature=0.5))[0].tolist() == near(*half)
+    assert sampling_probabilities(LOGITS.flip(1), Sampling(temperature=0))[0].tolist() == [0, 0, 0, 1]
+    assert sampling_probabilities(LOGITS * 1e4, Sampling(temperature=1e-3)).tolist() == [[1, 0, 0, 0]]
 
 
 def test_tokens_that_occurred_are_penalised_whatever_their_logit_s_sign() -> None:
     logits, seen = torch.tensor([[2.0, -2.0, 1.0]]), torch.tensor([[True, True, False]])
     sampling = Sampling(temperature=1.0, repetition_penalty=2.0)
     expected = torch.tensor([1.0, -4.0, 1.0]).softmax(0).tolist()
-    assert probabilities(logits, sampling, seen)[0].tolist() == near(*expected)
+    assert sampling_probabilities(logits, sampling, seen)[0].tolist() == near(*expected)
     greedy = Sampling(temperature=0, repetition_penalty=4.0)
-    assert probabilities(logits, greedy, seen).tolist() == [[0, 0, 1]]
+    assert sampling_probabilities(logits, greedy, seen).tolist() == [[0, 0, 1]]
 
 
 def test_every_text_has_its_own_filter() -> None:
-    both = probabilities(torch.cat([LOGITS, LOGITS.flip(1)]), Sampling(temperature=1.0, top_p=0.6))
+    both = sampling_probabilities(torch.cat([LOGITS, LOGITS.flip(1)]), Sampling(temperature=1.0, top_p=0.6))
     assert both[0].tolist() == near(2 / 3, 1 / 3, 0, 0)
     assert both[1].tolist() == near(0, 0, 1 / 3, 2 / 3)
 
@@ -143,11 +143,11 @@ def test_a_stop_string_ends_the_text_before_itself_and_is_held_back_until_it_is_
 
 
 def test_the_longest_beginning_of_a_stop_string_is_held() -> None:
-    assert begun("xab", "abc") == 2
-    assert begun("xaba", "abac") == 3
-    assert begun("aa", "aab") == 2
-    assert begun("abc", "abc") == 0
-    assert begun("x", "abc") == begun("", "abc") == 0
+    assert stop_overlap("xab", "abc") == 2
+    assert stop_overlap("xaba", "abac") == 3
+    assert stop_overlap("aa", "aab") == 2
+    assert stop_overlap("abc", "abc") == 0
+    assert stop_overlap("x", "abc") == stop_overlap("", "abc") == 0
 
 
 def test_a_character_is_never_broken() -> None:
@@ -190,8 +190,8 @@ def test_a_prompt_of_unknown_characters_is_refused() -> None:
         ({"min_p": 1.5}, "min_p is 1.5"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"seed": -1}, "seed is -1"),
-        ({"stop": ("",)}, "none of them empty"),
-        ({"stop": "end"}, "must be a list of strings"),
+        ({"stop": ("",)}, "must be a list of non-empty strings"),
+        ({"stop": "end"}, "must be a list of non-empty strings"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, object], complaint: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lexloom.models.window_lm import WindowLM, WindowLMConfig, drop, scaled
+from lexloom.models.window_lm import WindowLM, WindowLMConfig, dropout, scale_to_unit_rms
 
 SIZE, CONTEXT, DIM = 12, 3, 8
 CONFIG = WindowLMConfig(
@@ -78,9 +78,12 @@ def test_the_network_is_what_numpy_says() -> None:
 def test_before_training_it_is_the_unigram() -> None:
     counts = torch.tensor([40, 20, 10, 5, 5, 5, 5, 4, 3, 2, 1, 0])
     model = WindowLM(CONFIG, embeddings(), counts)
-    chances = (counts + 0.5) / (counts + 0.5).sum()
+    probabilities = (counts + 0.5) / (counts + 0.5).sum()
     torch.testing.assert_close(
-        model.log_probabilities(windows()).detach().exp(), chances.expand(40, SIZE), rtol=1e-4, atol=1e-6
+        model.log_probabilities(windows()).detach().exp(),
+        probabilities.expand(40, SIZE),
+        rtol=1e-4,
+        atol=1e-6,
     )
 
 
@@ -102,8 +105,8 @@ def test_frozen_embeddings_are_no_part_of_a_checkpoint() -> None:
 
 def test_scaled_embeddings_have_a_root_mean_square_of_one() -> None:
     expected = torch.tensor([[3.0, -4.0], [0.0, 5.0]]) / (50 / 4) ** 0.5
-    torch.testing.assert_close(scaled(torch.tensor([[30.0, -40.0], [0.0, 50.0]])), expected)
-    assert not scaled(torch.zeros(2, 2)).any()
+    torch.testing.assert_close(scale_to_unit_rms(torch.tensor([[30.0, -40.0], [0.0, 50.0]])), expected)
+    assert not scale_to_unit_rms(torch.zeros(2, 2)).any()
 
 
 @pytest.mark.parametrize("output", ["adaptive", "full", "tied"])
@@ -158,14 +161,14 @@ def test_texts_are_read_by_their_last_tokens_and_filled_up_on_the_left() -> None
 def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     values = torch.ones(1000, 101, requires_grad=True)
-    dropped = drop(values, 0.25)
+    dropped = dropout(values, 0.25)
     assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.005)
     assert dropped.max().item() == pytest.approx(1 / 0.75)
     dropped.sum().backward()
     assert values.grad is not None
     assert torch.equal(values.grad, dropped.detach())
     torch.manual_seed(0)
-    assert torch.equal(drop(values, 0.25), dropped), "the seed decides what is dropped"
+    assert torch.equal(dropout(values, 0.25), dropped), "the seed decides what is dropped"
 
 
 def test_dropout_is_off_when_it_predicts() -> None:
@@ -198,12 +201,12 @@ def test_what_is_loaded_predicts_what_was_saved(changes: dict[str, Any], tmp_pat
 
 
 def test_a_folder_that_is_no_such_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"model.safetensors is not there"):
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing"):
         WindowLM.load(tmp_path)
     made().save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, complaint in [
-        ({"model": "word2vec"}, "a model of the kind 'word2vec'"),
+        ({"model": "word2vec"}, "the model is of the kind 'word2vec'"),
         ({"shape": {**config["shape"], "width": 17}}, "can't be read"),
         ({"shape": {**config["shape"], "colour": 1}}, "colour"),
     ]:
@@ -222,11 +225,11 @@ def test_a_folder_that_is_no_such_model_is_refused(tmp_path: Path) -> None:
     [
         ({"width": 0}, "width is 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"cutoffs": (8, 4)}, r"cutoffs are \[8, 4\]: they must rise"),
-        ({"cutoffs": (0, 4)}, "they must rise, from above 0 on"),
-        ({"padding": SIZE}, "the padding 12 is none of the 12 ids"),
+        ({"cutoffs": (8, 4)}, r"cutoffs are \[8, 4\]: they must be positive"),
+        ({"cutoffs": (0, 4)}, "they must be positive and increase"),
+        ({"padding": SIZE}, "padding is 12: it must be below 12"),
         ({"activation": "sine"}, "'sine': it must be one of relu, gelu, silu, tanh"),
-        ({"objective": "embedding", "fine_tuned": True}, "would all become the same"),
+        ({"objective": "embedding", "fine_tuned": True}, "they would collapse"),
     ],
 )
 def test_shapes_that_make_no_sense_are_refused(changes: dict[str, Any], complaint: str) -> None:

@@ -114,7 +114,7 @@ def test_the_vocabulary_counts_the_training_part(make: Make, encoding: str) -> N
     expected = Counter(token for row in rows(made, "train") for token in row)
     assert counts.tolist() == [expected[token] for token in range(len(words))]
     assert counts.tolist() == sorted(counts, reverse=True)
-    assert words.to_pylist() == read_tokenizer(made).spelled()
+    assert words.to_pylist() == read_tokenizer(made).display_names()
 
 
 def test_without_compact_the_ids_are_those_of_the_encoding(make: Make) -> None:

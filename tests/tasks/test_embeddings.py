@@ -54,7 +54,9 @@ def tokens(store: Store) -> Artifact:
     counts = np.zeros(TOKENIZER.size, np.int64)
     for text, count in COUNTS.items():
         counts[token(text)] = count
-    pq.write_table(pa.table({"word": TOKENIZER.spelled(), "count": counts}), folder / "vocabulary.parquet")
+    pq.write_table(
+        pa.table({"word": TOKENIZER.display_names(), "count": counts}), folder / "vocabulary.parquet"
+    )
     summary = Summary(rows_in=1, unit_in="documents", rows=1, unit="tokens")
     return Artifact(stage="subwords", key="key", folder=folder, summary=summary)
 
@@ -135,7 +137,7 @@ def test_word_vectors_of_the_same_tokens_match_all_of_them(
 ) -> None:
     """The word2vec flow names tokens as the vocabulary does, ' the' as '▁the'."""
     matrix = torch.randn(TOKENIZER.size, 4, generator=torch.Generator().manual_seed(0))
-    WordVectors(TOKENIZER.spelled(), matrix).save(tmp_path)
+    WordVectors(TOKENIZER.display_names(), matrix).save(tmp_path)
     summary = Summary(rows_in=1, unit_in="pairs", rows=1, unit="word vectors")
     model = Artifact(stage="train_word2vec", key="k", folder=tmp_path, summary=summary)
     made = build(embeddings, tokens, model, config=EmbeddingsConfig())

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lexloom.models.sentiment.frozen_encoder import FrozenPart, load_classifier, load_tokenizer
+from lexloom.models.sentiment.frozen_encoder import FrozenPart
+from lexloom.models.sentiment.hf_loading import load_classifier, load_tokenizer
 from lexloom.tasks import frozen_features as module
 from lexloom.tasks.frozen_features import FeaturesConfig, Runs, features, label_counts, read_options
 from lexloom.tasks.sources.encoder import Backbone, BackboneConfig, locate_backbone

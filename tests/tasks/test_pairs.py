@@ -20,7 +20,7 @@ import lexloom.tasks.tokens
 from lexloom.models.word2vec.skipgram import SkipGrams
 from lexloom.tasks.pairs import PairsConfig, pairs
 from lexloom.tasks.store.artifacts import Artifact, Summary
-from tests.models.word2vec.test_skipgram import TEXT, assert_drawn_as_expected, chances_of, expected_pairs
+from tests.models.word2vec.test_skipgram import TEXT, assert_drawn_as_expected, expected_pairs, thresholds_of
 
 PLAIN = {"shrink_window": False, "subsample": 0}
 numbers = count()
@@ -166,7 +166,7 @@ def test_windows_are_drawn_after_subsampling(make):
 
 def test_stored_pairs_are_drawn_as_often_as_streamed_ones(make):
     """tests/models/word2vec/test_skipgram.py asks the same of pairs drawn in training."""
-    kept = chances_of(TEXT, 0.05) / (1 << 32)
+    kept = thresholds_of(TEXT, 0.05) / (1 << 32)
     options = {"words": 4, "window": 3, "subsample": 0.05}
     found = [Counter(make(TEXT, seed=seed, **options)[1]) for seed in range(200)]
     assert_drawn_as_expected(found, expected_pairs(TEXT, kept, window=3))

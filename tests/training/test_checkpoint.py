@@ -60,9 +60,13 @@ def test_every_worker_finds_its_own_state_and_nobody_elses(checkpoints: Checkpoi
 
 def test_a_folder_that_can_not_be_written_to_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match=r"^checkpoints can't be written to .* \(Not a directory\)"):
+    with pytest.raises(
+        NotADirectoryError, match=r"^the checkpoint folder .* is not writable \(Not a directory\)"
+    ):
         Checkpoints(tmp_path / "file" / "run", "fingerprint").open()
-    with pytest.raises(FileExistsError, match=r"^checkpoints can't be written to .*file \(File exists\)"):
+    with pytest.raises(
+        FileExistsError, match=r"^the checkpoint folder .*file is not writable \(File exists\)"
+    ):
         Checkpoints(tmp_path / "file", "fingerprint").open()
 
 
@@ -111,5 +115,5 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before_and_says_so(
 
 def test_a_foreign_checkpoint_is_refused(checkpoints: Checkpoints) -> None:
     checkpoints.save(1, checkpoint(1))
-    with pytest.raises(ValueError, match="is of another run"):
+    with pytest.raises(ValueError, match="belongs to another run"):
         Checkpoints(checkpoints.folder, "another").load()

@@ -7,7 +7,7 @@ import pytest
 
 from lexloom.training import clock
 from lexloom.training.clock import Clock
-from lexloom.training.job import Run
+from lexloom.training.job import TrainState
 from tests.training.toy import job
 
 
@@ -23,42 +23,42 @@ def now(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return set_time
 
 
-def due(ticking: Clock, run: Run, step: int) -> bool:
-    run.step = step
-    look = ticking.look(run)
-    assert look is not None
-    return look.checkpoint
+def due(ticking: Clock, state: TrainState, step: int) -> bool:
+    state.step = step
+    reading = ticking.read(state)
+    assert reading is not None
+    return reading.checkpoint
 
 
 def test_checkpoints_are_a_minute_apart_or_as_far_as_keeps_them_at_two_percent_of_the_time(
     tmp_path: Path, now: Callable[[float], None]
 ) -> None:
-    run = Run()
-    ticking = Clock(job(tmp_path), run, 0, 1, lambda: False)
+    state = TrainState()
+    ticking = Clock(job(tmp_path), state, 0, 1, lambda: False)
     now(59.0)
-    assert not due(ticking, run, 1)
+    assert not due(ticking, state, 1)
     now(60.0)
-    assert due(ticking, run, 2)
+    assert due(ticking, state, 2)
     now(61.0)
     ticking.record_checkpoint(cost=1.0)
     now(120.0)
-    assert not due(ticking, run, 3)
+    assert not due(ticking, state, 3)
     now(121.0)
-    assert due(ticking, run, 4)
+    assert due(ticking, state, 4)
     ticking.record_checkpoint(cost=10.0)
     now(121.0 + 499.0)
-    assert not due(ticking, run, 5)
+    assert not due(ticking, state, 5)
     now(121.0 + 500.0)
-    assert due(ticking, run, 6)
+    assert due(ticking, state, 6)
 
 
 def test_a_resumed_run_goes_on_counting(tmp_path: Path, now: Callable[[float], None]) -> None:
     now(1000.0)
-    run = Run(step=7, seconds=300.0, next_look=8)
-    ticking = Clock(job(tmp_path), run, 0, 1, lambda: False)
+    state = TrainState(step=7, seconds=300.0, next_clock_reading=8)
+    ticking = Clock(job(tmp_path), state, 0, 1, lambda: False)
     now(1010.0)
     assert ticking.seconds() == 310.0
-    assert not due(ticking, run, 8), "ten seconds after the last one"
+    assert not due(ticking, state, 8), "ten seconds after the last one"
 
 
 def test_several_workers_look_about_twice_a_second(
@@ -68,12 +68,12 @@ def test_several_workers_look_about_twice_a_second(
     monkeypatch.setattr(clock, "sum_over_workers", lambda values, world_size, device: list(values))
     for step_seconds, looks in ((1 / 128, [1, 3, 7, 15, 31, 63, 127, 191]), (60.0, [1, 2, 3])):
         now(0.0)
-        run = Run()
-        ticking = Clock(job(tmp_path), run, 0, 2, lambda: False)
+        state = TrainState()
+        ticking = Clock(job(tmp_path), state, 0, 2, lambda: False)
         looked = []
         for step in range(1, looks[-1] + 1):
             now(step * step_seconds)
-            run.step = step
-            if ticking.look(run) is not None:
+            state.step = step
+            if ticking.read(state) is not None:
                 looked.append(step)
         assert looked == looks

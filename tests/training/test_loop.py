@@ -12,13 +12,12 @@ import torch
 
 from lexloom.training import loop, stream
 from lexloom.training.checkpoint import Checkpoint, Checkpoints
-from lexloom.training.job import Job
+from lexloom.training.job import Job, step_seed
 from lexloom.training.loop import train
-from lexloom.training.plan import step_seed
 from lexloom.training.progress import Progress
 from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 from lexloom.training.trainable import Batch
 from tests.training.toy import (
     ROWS,
@@ -85,7 +84,7 @@ class LateCounter(Counter):
         self.taken += 1
         step = partial(super().train_step, batch, progress=progress, seed=seed)
         self.waiting.append(step)
-        return LateLoss(self, step, self.taken)
+        return PendingLoss(self, step, self.taken)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         while self.waiting:
@@ -93,7 +92,7 @@ class LateCounter(Counter):
         return super().state_dict()
 
 
-class LateLoss:
+class PendingLoss:
     def __init__(self, model: LateCounter, step: partial[float], number: int) -> None:
         self.model, self.step, self.number = model, step, number
 
@@ -121,7 +120,7 @@ def test_steps_that_end_late_are_waited_for_before_their_result_is_used(
 
 
 @pytest.mark.parametrize(
-    ("points", "unsettled", "early"),
+    ("points", "max_pending", "early"),
     [
         (200, 64, [4, 5, 9, 10, 14, 15, 19, 20]),  # a record each step; a checkpoint every five
         (1, 64, [4, 5, 9, 10, 14, 15, 19, 20]),  # one record
@@ -130,10 +129,10 @@ def test_steps_that_end_late_are_waited_for_before_their_result_is_used(
     ],
 )
 def test_a_record_waits_for_no_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: int, unsettled: int, early: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: int, max_pending: int, early: list[int]
 ) -> None:
     monkeypatch.setattr(loop, "HISTORY_POINTS", points)
-    monkeypatch.setattr(loop, "UNSETTLED_LOSSES", unsettled)
+    monkeypatch.setattr(loop, "MAX_PENDING_LOSSES", max_pending)
     model = LateCounter()
     train(job(tmp_path / "late", lambda: model))
     assert model.early == early
@@ -219,7 +218,7 @@ def test_an_evaluation_that_is_interrupted_is_begun_again_by_the_next_run(
 
     def evaluate(batch: Batch) -> tuple[float, float]:
         evaluated.append(len(batch["label"]))
-        return Autograd.evaluate(model, batch)
+        return TorchTrainable.evaluate(model, batch)
 
     model.evaluate = evaluate  # type: ignore[method-assign]
     run = train(replace(broken, make_trainable=lambda: model), interrupted=lambda: len(evaluated) == batches)
@@ -270,7 +269,7 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_in(tmp_path: Path, bega
     train(plan("whole", began_in_bfloat16))
     train(plan("other", not began_in_bfloat16))
     assert asked == ["cpu"] * 4
-    assert run.decisions == {"bfloat16": began_in_bfloat16}
+    assert run.hardware_choices == {"bfloat16": began_in_bfloat16}
     whole, broken, other = (result(plan(name, True)).tensors for name in ("whole", "broken", "other"))
     assert all(torch.equal(value, broken[name]) for name, value in whole.items())
     assert not all(torch.equal(value, other[name]) for name, value in whole.items())
@@ -520,10 +519,10 @@ def test_the_ledger_sees_every_row_once_an_epoch(tmp_path: Path) -> None:
 
 def test_what_can_not_be_trained_is_refused_before_anything_starts(tmp_path: Path) -> None:
     plan = job(tmp_path, Untouchable)
-    with pytest.raises(ValueError, match="all_reduce exchanges gradients, and Untouchable has none"):
+    with pytest.raises(ValueError, match="all_reduce exchanges gradients, but Untouchable has none"):
         train(replace(plan, sync=SyncConfig("all_reduce")))
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="checkpoints can't be written to"):
+    with pytest.raises(OSError, match=r"checkpoint folder .* is not writable"):
         train(replace(plan, checkpoints=tmp_path / "file" / "checkpoints"))
     with pytest.raises(ValueError, match="hold out some examples"):
         replace(plan, stopping=Stopping(max_epochs=1, patience=1))
@@ -536,7 +535,7 @@ def test_what_can_not_be_trained_is_refused_before_anything_starts(tmp_path: Pat
 def test_a_shard_that_disappears_is_named_and_its_return_lets_the_run_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "KEPT_BYTES", 0)  # a text that is not held in memory
+    monkeypatch.setattr(stream, "CACHE_BYTES", 0)  # a text that is not held in memory
     whole, broken = job(tmp_path / "whole"), job(tmp_path / "broken")
     train(whole)
     shard, aside = broken.files[0], tmp_path / "aside"

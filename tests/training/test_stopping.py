@@ -2,7 +2,7 @@
 
 import pytest
 
-from lexloom.training.stopping import Score, Stopping, best_of, evaluations_in_vain
+from lexloom.training.stopping import Score, Stopping, best_score, count_evaluations_without_improvement
 
 
 def scores(*losses: float) -> list[Score]:
@@ -27,19 +27,19 @@ def test_the_first_limit_that_is_reached_is_named() -> None:
 
 
 def test_patience_counts_evaluations_that_are_not_better_by_min_delta() -> None:
-    assert evaluations_in_vain([], 0.0) == 0
-    assert evaluations_in_vain(scores(3.0, 2.0, 2.0, 2.5), 0.0) == 2
-    assert evaluations_in_vain(scores(3.0, 2.0, 1.95, 1.92), 0.1) == 2
-    assert evaluations_in_vain(scores(3.0, 2.0, 1.95, 1.85), 0.1) == 0  # small gains add up
+    assert count_evaluations_without_improvement([], 0.0) == 0
+    assert count_evaluations_without_improvement(scores(3.0, 2.0, 2.0, 2.5), 0.0) == 2
+    assert count_evaluations_without_improvement(scores(3.0, 2.0, 1.95, 1.92), 0.1) == 2
+    assert count_evaluations_without_improvement(scores(3.0, 2.0, 1.95, 1.85), 0.1) == 0  # small gains add up
     limits = Stopping(max_epochs=9, patience=2)
-    assert limits.in_vain(scores(3.0, 2.0, 2.0)) is None
-    assert limits.in_vain(scores(3.0, 2.0, 2.0, 2.5)) == "patience"
-    assert Stopping(max_epochs=9).in_vain(scores(1.0, 2.0, 3.0)) is None
+    assert limits.check_patience(scores(3.0, 2.0, 2.0)) is None
+    assert limits.check_patience(scores(3.0, 2.0, 2.0, 2.5)) == "patience"
+    assert Stopping(max_epochs=9).check_patience(scores(1.0, 2.0, 3.0)) is None
 
 
 def test_the_best_is_the_least_loss_and_the_first_of_equals() -> None:
-    assert best_of([]) is None
-    found = best_of(scores(3.0, 2.0, 2.0, 2.5))
+    assert best_score([]) is None
+    found = best_score(scores(3.0, 2.0, 2.0, 2.5))
     assert found is not None
     assert found["step"] == 20
 
@@ -47,8 +47,8 @@ def test_the_best_is_the_least_loss_and_the_first_of_equals() -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({}, "needs max_epochs or max_steps"),
-        ({"max_seconds": 5.0}, "needs max_epochs or max_steps"),
+        ({}, "set max_epochs or max_steps"),
+        ({"max_seconds": 5.0}, "set max_epochs or max_steps"),
         ({"max_epochs": 0}, "max_epochs is 0: it must be above 0"),
         ({"max_steps": 1, "max_seconds": -1.0}, "max_seconds is -1.0"),
         ({"max_steps": 1, "patience": 0}, "patience is 0"),

@@ -42,17 +42,17 @@ def batches(stream: ShardStream, epoch: int = 0, start: int = 0) -> list[list[in
     sizes=st.lists(st.integers(0, 60), min_size=1, max_size=4).filter(lambda sizes: sum(sizes) > 0),
     world_size=st.integers(1, 4),
     batch_size=st.integers(4, 40),
-    mix_bytes=st.sampled_from([0, 4, 40, 400]),
+    shuffle_buffer_bytes=st.sampled_from([0, 4, 40, 400]),
 )
 def test_workers_together_see_the_batches_that_one_worker_sees(
     tmp_path_factory: pytest.TempPathFactory,
     sizes: list[int],
     world_size: int,
     batch_size: int,
-    mix_bytes: int,
+    shuffle_buffer_bytes: int,
 ) -> None:
     files = write_shards(tmp_path_factory.mktemp("shards"), sizes)
-    options = {"batch_size": batch_size, "mix_bytes": mix_bytes}
+    options = {"batch_size": batch_size, "shuffle_buffer_bytes": shuffle_buffer_bytes}
     alone = [sorted(batch) for batch in batches(stream(files, **options))]
     shares = [batches(stream(files, rank, world_size, **options)) for rank in range(world_size)]
     assert [sorted(chain.from_iterable(parts)) for parts in zip(*shares, strict=True)] == alone
@@ -76,7 +76,7 @@ def test_row_groups_of_a_small_text_are_decoded_once_if_they_may_be_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: bool, groups_kept: int, least: int, most: int
 ) -> None:
     """Ten row groups of ten int32, cut into seven blocks each for four lanes of 16; one is always kept."""
-    monkeypatch.setattr(stream_module, "KEPT_BYTES", groups_kept * 10 * 4)
+    monkeypatch.setattr(stream_module, "CACHE_BYTES", groups_kept * 10 * 4)
     decoded, read = [], stream_module.read_row_group
     monkeypatch.setattr(
         stream_module,
@@ -100,13 +100,13 @@ def test_a_cursor_goes_on_exactly_where_it_points(tmp_path: Path, start: int) ->
 
 @pytest.mark.parametrize("start", [1, 5, 9, 18, 19])
 def test_so_it_does_where_rows_are_mixed(tmp_path: Path, start: int) -> None:
-    mixed = stream(write_shards(tmp_path, [200, 100]), mix_bytes=100)
+    mixed = stream(write_shards(tmp_path, [200, 100]), shuffle_buffer_bytes=100)
     assert batches(mixed, start=start) == batches(mixed)[start:]
 
 
 def test_mixed_rows_come_from_several_blocks_in_an_order_of_their_own(tmp_path: Path) -> None:
     files = write_shards(tmp_path, [320], rows_per_group=5)
-    plain, mixed = stream(files), stream(files, mix_bytes=4 * 40)
+    plain, mixed = stream(files), stream(files, shuffle_buffer_bytes=4 * 40)
     (first, *_), (mixed_first, *_) = batches(plain), batches(mixed)
     blocks = [{number // 5 for number in batch} for batch in (first, mixed_first)]
     assert len(blocks[0]) == 4, "each lane is at its first block"
@@ -182,16 +182,20 @@ def test_columns_that_are_no_numbers_or_differ_between_shards_are_refused(tmp_pa
         ShardStream([narrow, wide], ["inputs"], **options)
     ragged = write_windows(tmp_path / "c.parquet", 9, kind=pa.list_(pa.float32()))
     with pytest.raises(
-        ValueError, match=r"lists of any length: it can be streamed alone, not with \['label'\]"
+        ValueError, match=r"variable-length lists: it can only be streamed alone, not with \['label'\]"
     ):
         ShardStream([ragged], ["inputs", "label"], **options)
-    with pytest.raises(ValueError, match=r"inputs has lists of any length in one of the shards .*c.parquet"):
+    with pytest.raises(
+        ValueError, match=r"inputs has variable-length lists in only one of the shards .*c.parquet"
+    ):
         ShardStream([narrow, ragged], ["inputs"], **options)
     texts = write_lists(tmp_path / "e.parquet", [["a"], ["b"]], pa.list_(pa.string()))
-    with pytest.raises(ValueError, match=r"tokens of the shard .*e.parquet is list.*: only numbers"):
+    with pytest.raises(
+        ValueError, match=r"tokens of the shard .*e.parquet has the type list.*: only numbers"
+    ):
         ShardStream([texts], ["tokens"], **options)
     pq.write_table(pa.table({"number": pa.array([1, None, 3])}), tmp_path / "d.parquet")
-    with pytest.raises(ValueError, match=r"number of the shard .*d.parquet has rows without a value"):
+    with pytest.raises(ValueError, match=r"number of the shard .*d.parquet has missing values"):
         batches(ShardStream([tmp_path / "d.parquet"], ["number"], **options))
 
 
@@ -236,7 +240,7 @@ def test_of_lists_of_any_length_every_element_comes_once_and_says_whence(
         assert reading.examples == sum(map(len, lists))
         found = list(reading.read(reading.epoch(0)))
         assert all(batch["tokens"].dtype == np.int32 for batch in found)
-        columns = ("row", "place", "tokens")
+        columns = ("row", "position", "tokens")
         return [list(zip(*(batch[name].tolist() for name in columns), strict=True)) for batch in found]
 
     alone = read(0, 1)
@@ -253,7 +257,7 @@ def test_lists_without_a_value_are_refused(tmp_path: Path, lists: list) -> None:
     reading = ShardStream(
         [write_lists(tmp_path / "a.parquet", lists)], ["tokens"], batch_size=8, lanes=1, seed=1
     )
-    with pytest.raises(ValueError, match=r"tokens of the shard .*a.parquet has rows without a value"):
+    with pytest.raises(ValueError, match=r"tokens of the shard .*a.parquet has missing values"):
         list(reading.read(reading.epoch(0)))
 
 
@@ -269,9 +273,9 @@ def test_what_can_not_be_streamed_is_refused(tmp_path: Path) -> None:
     files = write_shards(tmp_path, [20])
     with pytest.raises(ValueError, match="8 workers can't share 4 lanes"):
         stream(files, world_size=8)
-    with pytest.raises(ValueError, match="batch_size 3 is less"):
+    with pytest.raises(ValueError, match="batch_size is 3: it must be at least 4"):
         stream(files, batch_size=3)
-    with pytest.raises(ValueError, match="nothing to read"):
+    with pytest.raises(ValueError, match="shards contain no rows"):
         stream(write_shards(tmp_path / "empty", [0]))
     with pytest.raises(ValueError, match=r"has no column \['weight'\]"):
         ShardStream(files, ["weight"], batch_size=16, lanes=4, seed=0)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lexloom.training.job import step_seed
 from lexloom.training.loop import train
-from lexloom.training.plan import step_seed
 from lexloom.training.stopping import Stopping
 from lexloom.training.stream import ShardStream
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 from lexloom.training.trainable import Batch, Differentiable, Evaluable
 from tests.training.test_loop import result
 from tests.training.toy import FEATURES, adam, classifier, cross_entropy, perceptron, points_job, sgd
@@ -25,13 +25,13 @@ def batch(rows: int = 10, seed: int = 0) -> Batch:
     return {"features": features, "label": generator.integers(0, 3, rows).astype(np.int32)}
 
 
-def prepared(**options: Any) -> Autograd:
+def prepared(**options: Any) -> TorchTrainable:
     model = classifier(**options)
     model.prepare("cpu")
     return model
 
 
-def gradients(model: Autograd, batch: Batch) -> Tensor:
+def gradients(model: TorchTrainable, batch: Batch) -> Tensor:
     model.backward(batch, seed=1)
     return torch.cat([gradient.flatten().clone() for gradient in model.gradients()])
 
@@ -108,7 +108,9 @@ def test_bfloat16_is_for_the_forward_pass_only() -> None:
         seen.append(logits.dtype)
         return nn.functional.cross_entropy(logits.float(), tensors["label"].long())
 
-    models = [Autograd(partial(perceptron, 0.0), loss, adam, bfloat16=choice) for choice in (False, True)]
+    models = [
+        TorchTrainable(partial(perceptron, 0.0), loss, adam, bfloat16=choice) for choice in (False, True)
+    ]
     for model in models:
         model.prepare("cpu")
         model.train_step(batch(), progress=0.0, seed=0)
@@ -174,7 +176,7 @@ def test_a_state_goes_into_another_model_and_a_foreign_one_is_refused() -> None:
         model.train_step(batch(seed=1), progress=0.5, seed=0)
     for name, value in trained.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], value)
-    with pytest.raises(ValueError, match="other tensors than the model"):
+    with pytest.raises(ValueError, match="does not have the model's tensors"):
         prepared(optimizer=sgd).load_state_dict(trained.state_dict())
     narrow = trained.state_dict() | {"module.0.weight": torch.zeros(16, 1)}
     with pytest.raises(ValueError, match=r"module.0.weight is \(16, 1\) in the state and \(16, 4\)"):
@@ -188,7 +190,7 @@ def test_shared_parameters_are_saved_once_and_frozen_ones_do_not_move() -> None:
         module[2].requires_grad_(False)
         return module
 
-    model = Autograd(tied, cross_entropy, adam)
+    model = TorchTrainable(tied, cross_entropy, adam)
     model.prepare("cpu")
     frozen = model.module[2].weight.clone()
     model.train_step(batch(), progress=0.0, seed=0)
@@ -200,10 +202,10 @@ def test_shared_parameters_are_saved_once_and_frozen_ones_do_not_move() -> None:
 
 def test_what_can_not_be_trained_on_many_workers_is_refused() -> None:
     with pytest.raises(ValueError, match=r"layer 0 \(BatchNorm1d\) keeps running statistics"):
-        Autograd(lambda: nn.Sequential(nn.BatchNorm1d(4)), cross_entropy, adam).prepare("cpu")
-    with pytest.raises(ValueError, match="no parameter to train"):
-        Autograd(lambda: nn.Linear(1, 1).requires_grad_(False), cross_entropy, adam).prepare("cpu")
-    with pytest.raises(ValueError, match=r"NAdam keeps 0.weight.mu_product, which is neither"):
+        TorchTrainable(lambda: nn.Sequential(nn.BatchNorm1d(4)), cross_entropy, adam).prepare("cpu")
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        TorchTrainable(lambda: nn.Linear(1, 1).requires_grad_(False), cross_entropy, adam).prepare("cpu")
+    with pytest.raises(ValueError, match=r"NAdam has the state 0.weight.mu_product, which is neither"):
         prepared(optimizer=lambda module: torch.optim.NAdam(module.parameters()))
     with pytest.raises(ValueError, match="micro_batch is 0"):
         classifier(micro_batch=0)

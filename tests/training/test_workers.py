@@ -16,11 +16,10 @@ import torch
 
 from lexloom.models.word2vec.trainable import Word2Vec
 from lexloom.training.checkpoint import Checkpoint, Checkpoints
-from lexloom.training.job import Job, Run
+from lexloom.training.job import Job, TrainState, step_seed
 from lexloom.training.loop import train
-from lexloom.training.plan import step_seed
 from lexloom.training.stopping import Stopping
-from lexloom.training.sync.collectives import every_workers, sum_over_workers
+from lexloom.training.sync.collectives import gather_from_workers, sum_over_workers
 from lexloom.training.sync.config import SyncConfig
 from lexloom.training.trainable import Batch
 from tests.training.test_loop import Annealed, result, untimed
@@ -42,7 +41,7 @@ STRATEGIES = {
     "average": SyncConfig("average", period=3),
     "average, kept": SyncConfig("average", period=3, optimizer_state="keep"),
     "diloco": SyncConfig("diloco", period=3, outer_learning_rate=0.5, outer_momentum=0.5),
-    "diloco, bfloat16": SyncConfig("diloco", period=2, wire="bfloat16"),
+    "diloco, bfloat16": SyncConfig("diloco", period=2, comm_dtype="bfloat16"),
     "warmed up": SyncConfig("diloco", period=2, warm_up_steps=6),
     "warmed up average": SyncConfig("average", period=3, warm_up_steps=3, optimizer_state="keep"),
 }
@@ -123,11 +122,11 @@ def group_of_two(rank: int, world_size: int, jobs: list[Job], stopped: list[Job]
         timed = job(folder / "broken", lambda model=model: model, sync=sync, stopping=limits)
         timed = replace(timed, checkpoints=folder / "timed" / sync.strategy)
         assert train(timed, rank=rank, world_size=world_size).stop_reason == "max_seconds"
-        given = every_workers([sum(model.given), model.given[-1], len(model.given)], rank, world_size)
+        given = gather_from_workers([sum(model.given), model.given[-1], len(model.given)], rank, world_size)
         assert given[0] == given[1]
         assert 0.8 < model.given[-1] < 1
     mixed = exact(folder / "mixed", SyncConfig("all_reduce"), bfloat16=rank == 0)
-    assert train(mixed, rank=rank, world_size=world_size).decisions == {"bfloat16": True}
+    assert train(mixed, rank=rank, world_size=world_size).hardware_choices == {"bfloat16": True}
     own = exact(folder / "own" / str(rank), SyncConfig("all_reduce"))
     if rank == 0:
         Checkpoints(own.checkpoints, own.fingerprint).save(*started(own))
@@ -137,12 +136,12 @@ def group_of_two(rank: int, world_size: int, jobs: list[Job], stopped: list[Job]
     with pytest.raises(FloatingPointError, match=r"loss is inf at step 15 \(epoch 2, learning rate 0.\d+\)"):
         train(broken, rank=rank, world_size=world_size)
     flat = exact(folder / "flat" / str(rank), SyncConfig("delta_sum"))
-    with pytest.raises(ValueError, match=r"rows of tables, and 0.bias has the shape \(16,\)"):
+    with pytest.raises(ValueError, match=r"rows of matrices, but 0.bias has the shape \(16,\)"):
         train(flat, rank=rank, world_size=world_size)
 
 
 def stop_and_resume(rank: int, world_size: int, plan: Job) -> None:
-    """Worker 0 is interrupted in step 5: both end at the next look, where there is a checkpoint."""
+    """Worker 0 is interrupted in step 5: both end at the next clock reading, where there is a checkpoint."""
     taken: list[int] = []
     counted = replace(plan, on_batch=lambda epoch, place, worker, batch: taken.append(place))
     run = train(counted, rank=rank, world_size=world_size, interrupted=lambda: len(taken) >= 5)
@@ -157,7 +156,7 @@ def stop_and_resume(rank: int, world_size: int, plan: Job) -> None:
 def started(plan: Job) -> tuple[int, Checkpoint]:
     model = plan.make_trainable()
     model.prepare("cpu")
-    return 5, Checkpoint(model.state_dict(), asdict(Run(step=5, step_in_epoch=5)))
+    return 5, Checkpoint(model.state_dict(), asdict(TrainState(step=5, step_in_epoch=5)))
 
 
 @pytest.fixture(scope="module")

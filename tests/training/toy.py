@@ -18,7 +18,7 @@ from lexloom.training.job import Job
 from lexloom.training.loop import train
 from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 from lexloom.training.trainable import Batch
 
 ROWS = 12
@@ -86,9 +86,9 @@ def classifier(
     dropout: float = 0.0,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adam,
     **options: Any,
-) -> Autograd:
+) -> TorchTrainable:
     options = {"schedule": falling, "seed": 5, **options}
-    return Autograd(partial(perceptron, dropout), cross_entropy, optimizer, **options)
+    return TorchTrainable(partial(perceptron, dropout), cross_entropy, optimizer, **options)
 
 
 def write_numbers(path: Path, rows: int = 600) -> Path:

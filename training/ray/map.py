@@ -1,4 +1,4 @@
-"""Maps a function over pieces of work on the nodes of a Ray cluster."""
+"""Maps a function over items on the nodes of a Ray cluster."""
 
 import traceback
 from collections import deque
@@ -10,62 +10,63 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-RETRIES = 3  # of a piece whose process or node was lost
-CANCELS, CANCEL_SECONDS = 5, 2.0  # of work that is taken back, and between two of them
-AHEAD = 2  # pieces for each CPU: one that is worked on, and one that waits
+RETRIES = 3  # of an item whose process or node was lost
+CANCEL_ATTEMPTS, CANCEL_SECONDS = 5, 2.0  # and the interval between them
+TASKS_PER_CPU = 2  # one running and one waiting
 
 Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
+Result = TypeVar("Result")
 
 
 def map_on_nodes(
-    function: Callable[[Item], Outcome], items: Iterable[Item], *, gpu: bool = False
-) -> Generator[Outcome]:
-    """`function` of every item, each worked out on one CPU (and one GPU) of the cluster that is joined.
+    function: Callable[[Item], Result], items: Iterable[Item], *, gpu: bool = False
+) -> Generator[Result]:
+    """Yield `function(item)` for every item in order, each computed on one CPU (and one GPU) of the joined
+    cluster.
 
-    Handed out in order; few outcomes wait at any time. Left early, it takes back what is under way.
+    Few results are held at any time. If the generator is closed early, running tasks are cancelled.
 
     Raises:
         Exception: the function's own error, with its traceback as a note.
-        RuntimeError: an item's process was lost again and again.
+        RuntimeError: an item's process was lost repeatedly.
     """
     cluster = ray.cluster_resources()
-    most = AHEAD * max(1, int(cluster.get("GPU" if gpu else "CPU", 1)))
-    task = ray.remote(work).options(
+    max_tasks = TASKS_PER_CPU * max(1, int(cluster.get("GPU" if gpu else "CPU", 1)))
+    task = ray.remote(call_function).options(
         num_cpus=1, num_gpus=int(gpu), max_retries=RETRIES, scheduling_strategy="SPREAD"
     )
-    sent = [ray.put(function)]  # in a list, or Ray would unpickle it anew for every item
-    running: deque[tuple[Item, Any, Future[Outcome]]] = deque()
+    sent = [ray.put(function)]  # in a list, otherwise Ray would unpickle it for every item
+    running: deque[tuple[Item, Any, Future[Result]]] = deque()
     try:
         for item in items:
             reference = task.remote(sent, item)
             running.append((item, reference, reference.future()))
-            if len(running) > most:
-                yield taken(running)
+            if len(running) > max_tasks:
+                yield pop_result(running)
         while running:
-            yield taken(running)
+            yield pop_result(running)
     finally:
-        take_back([reference for _, reference, _ in running])
+        cancel_tasks([reference for _, reference, _ in running])
 
 
-def take_back(references: list[Any]) -> None:
-    """Cancels tasks, again and again: one that is about to begin may not hear of it."""
-    for _ in range(CANCELS):
+def cancel_tasks(references: list[Any]) -> None:
+    """Cancel tasks repeatedly, since a task that is about to start may miss a cancel."""
+    for _ in range(CANCEL_ATTEMPTS):
         for reference in references:
             ray.cancel(reference, force=True)
         if references:
             _, references = ray.wait(references, num_returns=len(references), timeout=CANCEL_SECONDS)
 
 
-def taken(running: deque[tuple[Item, Any, Future[Outcome]]]) -> Outcome:
-    """The first one's outcome; while it is awaited it stays among those that run."""
-    outcome = outcome_of(*running[0])
+def pop_result(running: deque[tuple[Item, Any, Future[Result]]]) -> Result:
+    """Wait for the first task's result; until then it stays in `running`, so that it can be cancelled."""
+    result = wait_for_result(*running[0])
     running.popleft()
-    return outcome
+    return result
 
 
-def outcome_of(item: Item, reference: Any, future: "Future[Outcome]") -> Outcome:
-    """Waits in Python, where a signal's exception passes, and not in Ray, which would make it another."""
+def wait_for_result(item: Item, reference: Any, future: "Future[Result]") -> Result:
+    """Wait in Python, where exceptions of signal handlers propagate; Ray would replace them."""
     try:
         return future.result()
     except RayTaskError as error:
@@ -80,15 +81,15 @@ def outcome_of(item: Item, reference: Any, future: "Future[Outcome]") -> Outcome
 # on the nodes
 
 
-def work(sent: list[Any], item: Any) -> Any:
+def call_function(sent: list[Any], item: Any) -> Any:
     try:
-        return unpickled(sent[0])(item)
+        return load_function(sent[0])(item)
     except Exception as error:
         error.add_note(f"on the node {ray.util.get_node_ip_address()}:\n{traceback.format_exc()}")
         raise
 
 
 @lru_cache(maxsize=1)
-def unpickled(reference: Any) -> Callable[[Any], Any]:
-    """The function, once in each process."""
+def load_function(reference: Any) -> Callable[[Any], Any]:
+    """Unpickle the function, once per process."""
     return ray.get(reference)

@@ -1,6 +1,6 @@
-"""Where workers go in a cluster: what each reserves, how they talk, and whether there is room for them.
+"""Resources of workers in a Ray cluster: what each worker reserves, and how many workers fit.
 
-A cluster is known by its resources, as Ray counts them: {"CPU": 16.0, "GPU": 2.0, ...}.
+A cluster is described by its resources as Ray counts them: {"CPU": 16.0, "GPU": 2.0, ...}.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from math import ceil
 Resources = Mapping[str, float]
 
 
-def reserved(workers: int, device: str, cluster: Resources) -> tuple[dict[str, float], str]:
-    """What a worker reserves, and the torch.distributed backend between so many workers.
+def worker_resources(workers: int, device: str, cluster: Resources) -> tuple[dict[str, float], str]:
+    """Return the resources that each worker reserves, and the torch.distributed backend.
 
-    NCCL wants a GPU for each worker; where several share one they talk by gloo.
+    NCCL requires a GPU per worker; workers that share a GPU use gloo.
     """
     if device != "cuda":
         return {"CPU": 1}, "gloo"
@@ -20,8 +20,8 @@ def reserved(workers: int, device: str, cluster: Resources) -> tuple[dict[str, f
     return {"CPU": 1, "GPU": 1 / sharing}, "nccl" if sharing == 1 else "gloo"
 
 
-def require(workers: int, device: str, cluster: Resources) -> None:
-    """ValueError where the cluster can't hold so many workers, even if nobody else used it."""
+def check_capacity(workers: int, device: str, cluster: Resources) -> None:
+    """Raise a ValueError if the cluster can't hold the workers even when it is idle."""
     cpus = int(cluster.get("CPU", 0))
     if workers > cpus:
         raise ValueError(
@@ -32,36 +32,41 @@ def require(workers: int, device: str, cluster: Resources) -> None:
         raise ValueError("the Ray cluster has no GPU: train on the CPU, or join a cluster that has one")
 
 
-def capacity(device: str, resources: Resources) -> int:
-    """How many workers there is room for, each with a GPU of its own on "cuda"."""
-    return int(min(resources.get(name, 0) for name in wanted(device)))
+def worker_capacity(device: str, resources: Resources) -> int:
+    """Return the number of workers that fit into the resources, each with its own GPU on "cuda"."""
+    return int(min(resources.get(name, 0) for name in resource_names(device)))
 
 
-def wanted(device: str) -> list[str]:
+def resource_names(device: str) -> list[str]:
     return ["CPU", "GPU"] if device == "cuda" else ["CPU"]
 
 
-def room(least: int, most: int, device: str, cluster: Resources, free: Resources) -> int:
-    """How many workers, up to `most`, fit into what other work leaves `free`; ValueError for too few."""
-    fitting = capacity(device, free)
-    if fitting < least:
+def available_workers(minimum: int, maximum: int, device: str, cluster: Resources, free: Resources) -> int:
+    """Return the number of workers, up to `maximum`, that fit into the `free` resources.
+
+    Raises:
+        ValueError: fewer than `minimum` fit.
+    """
+    fitting = worker_capacity(device, free)
+    if fitting < minimum:
         busy = [
-            f"{cluster[name] - free.get(name, 0):g} of {cluster[name]:g} {name}s" for name in wanted(device)
+            f"{cluster[name] - free.get(name, 0):g} of {cluster[name]:g} {name}s"
+            for name in resource_names(device)
         ]
         raise ValueError(
-            f"there is no room for {least} workers: other work keeps {' and '.join(busy)} of the Ray cluster"
-            " busy; wait until it is done, or ask for fewer workers"
+            f"there is no room for {minimum} workers: other work keeps {' and '.join(busy)} of the Ray"
+            " cluster busy; wait until it is done, or ask for fewer workers"
         )
-    return min(fitting, most)
+    return min(fitting, maximum)
 
 
-def described(cluster: Resources, address: str | None, nodes: int) -> str:
-    """Which Ray a run is on, in one line; None is the address of one that was started for it."""
-    found = " and ".join(counted(cluster[name], name) for name in ("CPU", "GPU") if cluster.get(name))
+def describe_cluster(cluster: Resources, address: str | None, nodes: int) -> str:
+    """Describe the Ray runtime in one line; `address` is None for a runtime that was started for the run."""
+    found = " and ".join(format_count(cluster[name], name) for name in ("CPU", "GPU") if cluster.get(name))
     if address is None:
         return f"Ray: started on this machine, with {found}"
-    return f"Ray: joined the cluster at {address}, with {found} on {counted(nodes, 'node')}"
+    return f"Ray: joined the cluster at {address}, with {found} on {format_count(nodes, 'node')}"
 
 
-def counted(number: float, noun: str) -> str:
+def format_count(number: float, noun: str) -> str:
     return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"

@@ -1,13 +1,14 @@
-"""How replicas of a model on many workers stay one model: the choice of a strategy.
+"""Configuration of the synchronisation of model replicas between workers.
 
-| strategy | what travels | when | for |
+| strategy | what is sent | when | for |
 |---|---|---|---|
-| `all_reduce` | gradients | every step | models that learn by gradients; the same steps as one worker |
-| `average` | parameters, to their mean | every `period` steps | any model |
-| `diloco` | moves, to an outer Nesterov optimizer | every `period` steps | any model; the longest periods |
-| `delta_sum` | rows that moved, added up | every `period` steps | sparse tables, in-place kernels |
+| `all_reduce` | gradients | every step | models trained by gradients; the same steps as one worker |
+| `average` | parameters, averaged | every `period` steps | any model |
+| `diloco` | parameter deltas, for an outer Nesterov optimizer | every `period` steps | any model; the longest
+periods |
+| `delta_sum` | deltas of changed rows, summed | every `period` steps | sparse tables, in-place kernels |
 
-One worker has nobody to agree with and does nothing, save under `diloco`: its outer optimizer works alone.
+A single worker does not synchronise, except with `diloco`, whose outer optimizer also works alone.
 """
 
 from dataclasses import dataclass
@@ -22,32 +23,33 @@ from lexloom.training.sync.strategies import (
     DiLoCo,
     OptimizerState,
     Synchronisation,
-    WarmedUp,
+    WithWarmUp,
 )
 from lexloom.training.trainable import Differentiable, Trainable
 
 Strategy = Literal["all_reduce", "average", "delta_sum", "diloco"]
 STRATEGIES: tuple[Strategy, ...] = ("all_reduce", "average", "delta_sum", "diloco")
-WIRES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+COMM_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class SyncConfig:
-    """A strategy and its numbers; those of other strategies are not looked at.
+    """A strategy and its hyperparameters; those of other strategies are ignored.
 
     Attributes:
         period: steps between two exchanges (all but all_reduce).
-        warm_up_steps: steps of all_reduce before the strategy begins (average and diloco).
-        optimizer_state: what becomes of the optimizer's moments at an exchange (average): their mean on all
-            workers, or kept by each worker. Under diloco and delta_sum they are kept.
+        warm_up_steps: steps of all_reduce before the strategy begins (average, diloco).
+        optimizer_state: average the optimizer's moments over the workers, or keep each worker's own
+            (average). Under diloco and delta_sum they are kept.
         outer_learning_rate, outer_momentum: of the outer optimizer (diloco).
-        wire: the type in which moves travel (diloco).
-        frequent_rows, rare_period: the first rows of a table go every `period` steps, all every `rare_period`
-            (delta_sum); None stands for `period`.
-        cap: no row moves farther than so many times its workers' mean move (delta_sum); None sums freely.
+        comm_dtype: the dtype in which deltas are sent (diloco).
+        frequent_rows, rare_period: exchange the first `frequent_rows` rows of a table every `period` steps,
+            and all rows every `rare_period` steps (delta_sum); None for the same period.
+        cap: maximum norm of a row's summed delta, as a multiple of the workers' mean delta norm (delta_sum);
+            None for no maximum.
 
     Raises:
-        ValueError: a number is out of its range, or a name unknown.
+        ValueError: a number is out of range, or a name is unknown.
     """
 
     strategy: Strategy = "all_reduce"
@@ -56,7 +58,7 @@ class SyncConfig:
     optimizer_state: OptimizerState = "average"
     outer_learning_rate: float = 0.7
     outer_momentum: float = 0.9
-    wire: Literal["float32", "bfloat16"] = "float32"
+    comm_dtype: Literal["float32", "bfloat16"] = "float32"
     frequent_rows: int = 0
     rare_period: int | None = None
     cap: float | None = None
@@ -65,7 +67,7 @@ class SyncConfig:
         for name, value, known in (
             ("strategy", self.strategy, STRATEGIES),
             ("optimizer_state", self.optimizer_state, ("average", "keep")),
-            ("wire", self.wire, tuple(WIRES)),
+            ("comm_dtype", self.comm_dtype, tuple(COMM_DTYPES)),
         ):
             if value not in known:
                 raise ValueError(f"the synchronisation's {name} is {value!r}: it must be one of {known}")
@@ -79,13 +81,13 @@ class SyncConfig:
                 f" momentum {self.outer_momentum} at least 0 and below 1"
             )
         if self.cap is not None and not self.cap >= 1:
-            raise ValueError(f"the synchronisation's cap is {self.cap}: it must be at least 1, the mean move")
+            raise ValueError(f"the synchronisation's cap is {self.cap}: it must be at least 1")
         if self.warm_up_steps and self.strategy not in ("average", "diloco"):
             raise ValueError(f"only average and diloco can warm up with all_reduce, not {self.strategy}")
 
 
-def synchronisation(config: SyncConfig, world_size: int) -> Synchronisation:
-    """The strategy of `config` among `world_size` workers."""
+def make_synchronisation(config: SyncConfig, world_size: int) -> Synchronisation:
+    """Make the strategy of `config` for `world_size` workers."""
     if world_size == 1 and config.strategy != "diloco":
         return Synchronisation()
     strategy: Synchronisation
@@ -98,23 +100,26 @@ def synchronisation(config: SyncConfig, world_size: int) -> Synchronisation:
             strategy = Average(config.period, config.optimizer_state)
         case "diloco":
             strategy = DiLoCo(
-                config.period, config.outer_learning_rate, config.outer_momentum, WIRES[config.wire]
+                config.period,
+                config.outer_learning_rate,
+                config.outer_momentum,
+                COMM_DTYPES[config.comm_dtype],
             )
-    return WarmedUp(config.warm_up_steps, strategy) if config.warm_up_steps else strategy
+    return WithWarmUp(config.warm_up_steps, strategy) if config.warm_up_steps else strategy
 
 
-def refuse_misfit(config: SyncConfig, trainable: Trainable) -> None:
-    """ValueError where the strategy asks for what the model does not have; needs no prepared model."""
+def check_strategy(config: SyncConfig, trainable: Trainable) -> None:
+    """Raise a ValueError if the strategy does not support the model; the model need not be prepared."""
     if isinstance(trainable, Differentiable):
         return
     name = type(trainable).__name__
     if config.strategy == "all_reduce":
         raise ValueError(
-            f"all_reduce exchanges gradients, and {name} has none (it updates its tables in place):"
+            f"all_reduce exchanges gradients, but {name} has none (it updates its tables in place):"
             " use delta_sum, average or diloco"
         )
     if config.warm_up_steps:
         raise ValueError(
-            f"a warm-up exchanges gradients, and {name} has none (it updates its tables in place):"
+            f"the warm-up exchanges gradients, but {name} has none (it updates its tables in place):"
             " set warm_up_steps to 0"
         )

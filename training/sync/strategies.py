@@ -1,7 +1,8 @@
-"""The strategies of synchronisation for dense models: what each sends, when, and what comes of it.
+"""Synchronisation strategies for dense models.
 
-They share one interface, `Synchronisation`, which by itself does nothing: right for one worker. Every worker
-calls every method at the same steps. training/sync/config.py chooses one by a plain configuration.
+They share the interface `Synchronisation`, which does nothing by itself: it is used for a single worker.
+Every worker calls every method at the same steps. training/sync/config.py selects a strategy from a
+configuration.
 """
 
 import time
@@ -21,12 +22,12 @@ OptimizerState = Literal["average", "keep"]
 
 
 class Synchronisation:
-    """Keeps the replicas of a model in step. After a `flush` all are equal, bit for bit.
+    """Keeps the replicas of a model in sync. After `flush` they are equal bit for bit.
 
     Attributes:
-        bytes_sent: what this worker has handed to the network.
-        seconds: how long it has waited for it.
-        local_optimizer: whether workers' optimizer states differ, so that each has to be saved.
+        bytes_sent: bytes that this worker has sent.
+        seconds: time that it has waited for exchanges.
+        local_optimizer: whether the workers' optimizer states differ, so that each must be saved.
     """
 
     local_optimizer = False
@@ -36,43 +37,43 @@ class Synchronisation:
         self.seconds = 0.0
 
     @property
-    def agreed(self) -> bool:
-        """Whether the replicas are equal now, so that a `flush` would change nothing."""
+    def in_sync(self) -> bool:
+        """Whether the replicas are equal now, so that `flush` would change nothing."""
         return True
 
     def wants_gradients(self, step: int) -> bool:
-        """Whether `after_backward` is to be called in step number `step`, counted from 1."""
+        """Whether to call `after_backward` in step number `step`, counted from 1."""
         return False
 
     def setup(self, trainable: Trainable, world_size: int) -> None:
-        """Takes a prepared (and, after a restart, loaded) model, equal on all workers."""
+        """Take over a prepared (and, after a restart, loaded) model, equal on all workers."""
 
     def after_backward(self, gradients: Sequence[Tensor], examples: int, all_examples: int) -> None:
-        """Between a backward pass over `examples` of the step's `all_examples` and its update."""
+        """Called between the backward pass over `examples` of the step's `all_examples` and its update."""
 
     def after_step(self, step: int, examples: int, all_examples: int) -> None:
-        """After step number `step`, of which this worker took `examples` of `all_examples`."""
+        """Called after step number `step`, of whose `all_examples` this worker trained on `examples`."""
 
     def flush(self) -> None:
-        """Brings the replicas together now; nothing where nothing moved since the last time."""
+        """Synchronise the replicas now; does nothing if they are in sync."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the strategy remembers beyond the model, after a flush; the same on all workers."""
+        """The strategy's own state after a flush; the same on all workers."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes back what `state_dict` gave; after `setup`."""
+        """Restore the result of `state_dict`; after `setup`."""
 
     def round_state(self) -> dict[str, Tensor]:
-        """This worker's state between two exchanges, where `agreed` is False: what the next one needs."""
+        """This worker's state between two exchanges, when `in_sync` is False."""
         return {}
 
     def load_round_state(self, state: dict[str, Tensor]) -> None:
-        """Takes back what `round_state` gave; after `setup`."""
+        """Restore the result of `round_state`; after `setup`."""
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Counts the block into `seconds`; work that a GPU had waiting before it is not the block's."""
+        """Add the block's time to `seconds`, without the time of GPU work queued before it."""
         gpu = torch.cuda.is_initialized()
         if gpu:
             torch.cuda.synchronize()
@@ -84,10 +85,10 @@ class Synchronisation:
 
 
 class AllReduce(Synchronisation):
-    """Every step's gradients are averaged over the workers, weighted by their examples.
+    """Averages every step's gradients over the workers, weighted by their examples.
 
-    So unequal shares give the gradient of the mean loss over the whole global batch, and every replica takes
-    the same step. (Goyal et al. 2017, "Accurate, Large Minibatch SGD")
+    The result is the gradient of the mean loss over the global batch, even if the workers' shares differ in
+    size, and every replica takes the same step. (Goyal et al. 2017, "Accurate, Large Minibatch SGD")
     """
 
     def setup(self, trainable: Trainable, world_size: int) -> None:
@@ -103,10 +104,10 @@ class AllReduce(Synchronisation):
 
 
 class Periodic(Synchronisation, ABC):
-    """Workers train by themselves for `period` steps; then `exchange` brings the replicas together.
+    """Workers train independently for `period` steps; then `exchange` synchronises the replicas.
 
-    A flush at another time (before an evaluation) ends a round early: let evaluations come at multiples of
-    the period. A checkpoint does not (training/saving.py).
+    A flush at another time (before an evaluation) ends a round early, so evaluate at multiples of the period.
+    A checkpoint does not (training/checkpointer.py).
     """
 
     local_optimizer = True
@@ -129,7 +130,7 @@ class Periodic(Synchronisation, ABC):
             self._examples = self._all_examples = 0
 
     @property
-    def agreed(self) -> bool:
+    def in_sync(self) -> bool:
         return self._all_examples == 0
 
     def round_state(self) -> dict[str, Tensor]:
@@ -140,15 +141,15 @@ class Periodic(Synchronisation, ABC):
 
     @abstractmethod
     def exchange(self, share: float) -> None:
-        """`share`: of all examples since the last exchange, how many were this worker's."""
+        """Synchronise; `share` is this worker's share of all examples since the last exchange."""
 
 
 class Average(Periodic):
-    """Parameters go to their mean over the workers, weighted by the examples seen since the last time.
+    """Averages the parameters over the workers, weighted by their examples since the last exchange.
 
-    The classic synchronous parameter averaging (McDonald et al. 2010, Zinkevich et al. 2010). With
-    `optimizer_state="average"` the optimizer's moments go to their mean too (and its step counters to the
-    largest), for up to three times the bytes with Adam; with "keep" each worker keeps its own.
+    This is synchronous parameter averaging (McDonald et al. 2010, Zinkevich et al. 2010). With
+    `optimizer_state="average"` the optimizer's moments are averaged too (and the maximum is taken of its step
+    counters), which sends up to three times as many bytes with Adam; with "keep" each worker keeps its own.
     """
 
     def __init__(self, period: int, optimizer_state: OptimizerState) -> None:
@@ -178,39 +179,41 @@ class Average(Periodic):
 
 
 class DiLoCo(Periodic):
-    """The workers' mean move is the gradient of an outer optimizer, SGD with Nesterov's momentum.
+    """Uses the workers' mean delta as the gradient of an outer optimizer, SGD with Nesterov momentum.
 
-    With g = agreed parameters - mean of the workers' parameters:
+    With g = reference parameters - mean of the workers' parameters:
 
-        momentum <- outer_momentum * momentum + g
-        agreed   <- agreed - outer_rate * (g + outer_momentum * momentum)
+        momentum  <- outer_momentum * momentum + g
+        reference <- reference - outer_lr * (g + outer_momentum * momentum)
 
-    The inner optimizers' states stay with their workers. Moves may travel as bfloat16: half the bytes, and
-    the agreed parameters stay float32. With one worker it is an outer optimizer alone, a control for
+    Each worker keeps its inner optimizer's state. Deltas can be sent as bfloat16, which halves the bytes; the
+    reference parameters stay float32. With one worker it is only an outer optimizer, a control for
     experiments.
     (Douillard et al. 2023, "DiLoCo: Distributed Low-Communication Training of Language Models")
     """
 
-    def __init__(self, period: int, outer_rate: float, outer_momentum: float, wire: torch.dtype) -> None:
+    def __init__(self, period: int, outer_lr: float, outer_momentum: float, comm_dtype: torch.dtype) -> None:
         super().__init__(period)
-        self.outer_rate, self.outer_momentum = outer_rate, outer_momentum
-        self.wire = wire
+        self.outer_lr, self.outer_momentum = outer_lr, outer_momentum
+        self.comm_dtype = comm_dtype
 
     def setup(self, trainable: Trainable, world_size: int) -> None:
         self._tables = trainable.tables()
-        self._agreed = [table.clone() for table in self._tables.values()]
-        self._momentum = [torch.zeros_like(table) for table in self._agreed]
-        self._mean = WeightedMean(self._agreed, world_size, self.wire)
+        self._reference = [table.clone() for table in self._tables.values()]
+        self._momentum = [torch.zeros_like(table) for table in self._reference]
+        self._mean = WeightedMean(self._reference, world_size, self.comm_dtype)
 
     def exchange(self, share: float) -> None:
         tables = list(self._tables.values())
-        moves = [agreed - table for agreed, table in zip(self._agreed, tables, strict=True)]
-        self._mean(moves, share)
+        deltas = [reference - table for reference, table in zip(self._reference, tables, strict=True)]
+        self._mean(deltas, share)
         self.bytes_sent += self._mean.nbytes
-        for table, agreed, move, momentum in zip(tables, self._agreed, moves, self._momentum, strict=True):
-            momentum.mul_(self.outer_momentum).add_(move)
-            agreed.sub_(move.add_(momentum, alpha=self.outer_momentum), alpha=self.outer_rate)
-            table.copy_(agreed)
+        for table, reference, delta, momentum in zip(
+            tables, self._reference, deltas, self._momentum, strict=True
+        ):
+            momentum.mul_(self.outer_momentum).add_(delta)
+            reference.sub_(delta.add_(momentum, alpha=self.outer_momentum), alpha=self.outer_lr)
+            table.copy_(reference)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {f"momentum.{name}": value for name, value in zip(self._tables, self._momentum, strict=True)}
@@ -220,28 +223,30 @@ class DiLoCo(Periodic):
             momentum.copy_(state[f"momentum.{name}"])
 
     def round_state(self) -> dict[str, Tensor]:
-        agreed = {f"agreed.{name}": value for name, value in zip(self._tables, self._agreed, strict=True)}
-        return super().round_state() | self.state_dict() | agreed
+        reference = {
+            f"reference.{name}": value for name, value in zip(self._tables, self._reference, strict=True)
+        }
+        return super().round_state() | self.state_dict() | reference
 
     def load_round_state(self, state: dict[str, Tensor]) -> None:
         super().load_round_state(state)
         self.load_state_dict(state)
-        for name, agreed in zip(self._tables, self._agreed, strict=True):
-            agreed.copy_(state[f"agreed.{name}"])
+        for name, reference in zip(self._tables, self._reference, strict=True):
+            reference.copy_(state[f"reference.{name}"])
 
 
-class WarmedUp(Synchronisation):
-    """`all_reduce` for the first `steps` steps, then another strategy.
+class WithWarmUp(Synchronisation):
+    """Uses `all_reduce` for the first `steps` steps, then another strategy.
 
-    Replicas that part early, while the loss falls fast, average badly. (Lin et al. 2020, "Don't Use Large
+    Replicas that diverge early, while the loss falls fast, average badly. (Lin et al. 2020, "Don't Use Large
     Mini-Batches, Use Local SGD": post-local SGD)
     """
 
-    def __init__(self, steps: int, then: Synchronisation) -> None:
+    def __init__(self, steps: int, next_strategy: Synchronisation) -> None:
         super().__init__()
         self.steps = steps
-        self._first, self._then = AllReduce(), then
-        self.local_optimizer = then.local_optimizer
+        self._first, self._next = AllReduce(), next_strategy
+        self.local_optimizer = next_strategy.local_optimizer
 
     def wants_gradients(self, step: int) -> bool:
         return step <= self.steps
@@ -249,42 +254,42 @@ class WarmedUp(Synchronisation):
     def setup(self, trainable: Trainable, world_size: int) -> None:
         self._trainable, self._world_size = trainable, world_size
         self._first.setup(trainable, world_size)
-        self._then.setup(trainable, world_size)
+        self._next.setup(trainable, world_size)
 
     def after_backward(self, gradients: Sequence[Tensor], examples: int, all_examples: int) -> None:
         self._first.after_backward(gradients, examples, all_examples)
-        self._count()
+        self._collect_costs()
 
     def after_step(self, step: int, examples: int, all_examples: int) -> None:
         if step > self.steps:
-            self._then.after_step(step, examples, all_examples)
-            self._count()
+            self._next.after_step(step, examples, all_examples)
+            self._collect_costs()
         elif step == self.steps:
-            # what it starts from is the model as it is now
-            self._then.setup(self._trainable, self._world_size)
+            # the next strategy starts from the current model
+            self._next.setup(self._trainable, self._world_size)
 
     def flush(self) -> None:
-        self._then.flush()
-        self._count()
+        self._next.flush()
+        self._collect_costs()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self._then.state_dict()
+        return self._next.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._then.load_state_dict(state)
+        self._next.load_state_dict(state)
 
     @property
-    def agreed(self) -> bool:
-        return self._then.agreed
+    def in_sync(self) -> bool:
+        return self._next.in_sync
 
     def round_state(self) -> dict[str, Tensor]:
-        return self._then.round_state()
+        return self._next.round_state()
 
     def load_round_state(self, state: dict[str, Tensor]) -> None:
-        self._then.load_round_state(state)
+        self._next.load_round_state(state)
 
-    def _count(self) -> None:
-        for part in (self._first, self._then):
+    def _collect_costs(self) -> None:
+        for part in (self._first, self._next):
             self.bytes_sent += part.bytes_sent
             self.seconds += part.seconds
             part.bytes_sent, part.seconds = 0, 0.0

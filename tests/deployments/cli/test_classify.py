@@ -16,7 +16,8 @@ import torch
 from lexloom.deployments.cli.main import main
 from lexloom.deployments.cli.texts import FIRST_BATCH, MOST_AT_ONCE, growing_batches
 from lexloom.models.sentiment.classifier import Sentiment, save_classifier
-from lexloom.models.sentiment.frozen_encoder import TrainedPart, load_classifier
+from lexloom.models.sentiment.frozen_encoder import TrainedPart
+from lexloom.models.sentiment.hf_loading import load_classifier
 from lexloom.models.word2vec.vectors import WordVectors
 from tests.deployments.cli.test_main import complaint
 from tests.models.tiny import write_backbone

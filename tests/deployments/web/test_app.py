@@ -164,7 +164,7 @@ def test_every_endpoint_answers(url: str, filled: Store, names: Names) -> None:
         assert "%" in ask("/next_word", names["next-word"], "the people")
         draws = (20, 0.8, 0, 1, 0, 1, 7)
         assert ask("/write", names["write"], "the people", *draws).startswith("the people")
-        assert "is none of the 6 words" in ask("/neighbours", names["words"], "nonsense")
+        assert "is not one of the 6 words" in ask("/neighbours", names["words"], "nonsense")
     finally:
         client.close()
 

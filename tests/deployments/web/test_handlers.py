@@ -16,7 +16,7 @@ from lexloom.deployments.web.model_catalog import Shelf
 from lexloom.models.language_model import Windows
 from lexloom.models.sampling import Sampling, sample_text
 from lexloom.models.sentiment.classifier import Sentiment
-from lexloom.models.transformer.model import Reader
+from lexloom.models.transformer.model import CachedDecoder
 from lexloom.models.window_lm import WindowLM, WindowLMConfig
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.corpus import AsWritten
@@ -116,7 +116,7 @@ def test_what_was_typed_is_text_and_never_markup(shelf: Shelf, names: Names) -> 
     assert "<script" not in answer
     assert "<img" not in answer
     said = complaint(answers.neighbours(shelf, names["words"], "<b>war</b>"))
-    assert "'<b>war</b>' is none of the 6 words" in said
+    assert "'<b>war</b>' is not one of the 6 words" in said
 
 
 # writing
@@ -126,7 +126,7 @@ def test_a_text_is_written_as_the_model_itself_writes_it(shelf: Shelf, names: Na
     sampling = Sampling(max_tokens=20, temperature=0.8, seed=7)
     prompt = "the <b>"
     expected = "".join(
-        piece for (piece,) in sample_text(Reader(transformer_model()), tokenizer(), [prompt], sampling)
+        piece for (piece,) in sample_text(CachedDecoder(transformer_model()), tokenizer(), [prompt], sampling)
     )
     assert expected
     answer = last(answers.write(shelf, names["write"], prompt, **DRAWS))
@@ -195,7 +195,7 @@ def test_next_tokens_are_the_models_own_with_their_probabilities(shelf: Shelf, n
     with torch.inference_mode():
         chances = window_model().log_probabilities(torch.tensor([ids])).exp()[0, : tokenizer().size]
     best = chances.topk(12)
-    spelled = tokenizer().spelled()
+    spelled = tokenizer().display_names()
     expected = [
         (spelled[token], f"{chance / chances.sum():.1%}")
         for token, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -214,7 +214,7 @@ def test_without_a_context_the_model_says_how_texts_begin(shelf: Shelf, names: N
     with torch.inference_mode():
         chances = window_model().log_probabilities(torch.tensor([[padding] * CONTEXT])).exp()
     answer = last(answers.next_word(shelf, names["next-word"], ""))
-    assert rows(answer)[0][0] == tokenizer().spelled()[int(chances.argmax())]
+    assert rows(answer)[0][0] == tokenizer().display_names()[int(chances.argmax())]
     assert "how texts begin" in answer
 
 
@@ -275,7 +275,7 @@ def test_a_token_that_begins_a_word_goes_before_one_from_within() -> None:
     ("word", "said"),
     [
         ("", "The field “Word” is empty: type a word."),
-        ("battles", "'battles' is none of the 6 words of this model. Near it: battle."),
+        ("battles", "'battles' is not one of the 6 words of this model. Similar: battle."),
         ("w" * 101, "This word has 101 characters: the page takes 100 at most."),
     ],
 )
@@ -306,7 +306,7 @@ def test_a_damaged_model_ends_in_a_sentence_that_names_the_file(store: Store) ->
     name = shelve(store, WORD2VEC, "damaged", write_words)
     (store.root / name / "model.safetensors").write_bytes(b"nonsense")
     said = complaint(answers.neighbours(Shelf(store), name, "war"))
-    assert "model.safetensors holds no tensor 'vectors'" in said
+    assert "model.safetensors has no tensor 'vectors'" in said
 
 
 def test_a_mistake_of_ours_is_admitted_without_a_traceback_and_logged(

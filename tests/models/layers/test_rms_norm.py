@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lexloom.models.layers.rms_norm import Normalise, RMSNorm
+from lexloom.models.layers.rms_norm import RMSNorm, RMSNormFunction
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *inputs: Normalise.apply(*inputs, 1e-3), (x, weight))
+    assert torch.autograd.gradcheck(lambda *inputs: RMSNormFunction.apply(*inputs, 1e-3), (x, weight))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])

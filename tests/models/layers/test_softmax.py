@@ -8,14 +8,14 @@ from lexloom.models.layers.softmax import AdaptiveSoftmax, FullSoftmax
 ROWS, WIDTH, SIZE = 30, 16, 50
 
 
-def chances(size: int = SIZE) -> torch.Tensor:
+def probabilities(size: int = SIZE) -> torch.Tensor:
     """Zipf's law."""
     frequencies = 1 / torch.arange(1, size + 1)
     return frequencies / frequencies.sum()
 
 
 def adaptive(cutoffs: tuple[int, ...] = (10, 20)) -> AdaptiveSoftmax:
-    layer = AdaptiveSoftmax(WIDTH, chances(), cutoffs)
+    layer = AdaptiveSoftmax(WIDTH, probabilities(), cutoffs)
     torch.manual_seed(0)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -23,7 +23,7 @@ def adaptive(cutoffs: tuple[int, ...] = (10, 20)) -> AdaptiveSoftmax:
 
 
 def full() -> FullSoftmax:
-    layer = FullSoftmax(WIDTH, chances())
+    layer = FullSoftmax(WIDTH, probabilities())
     torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
     return layer
 
@@ -61,19 +61,19 @@ def test_the_best_are_those_of_the_whole_distribution(
 
 
 @pytest.mark.parametrize(
-    "layer", [FullSoftmax(WIDTH, chances()), AdaptiveSoftmax(WIDTH, chances(), (10, 20))]
+    "layer", [FullSoftmax(WIDTH, probabilities()), AdaptiveSoftmax(WIDTH, probabilities(), (10, 20))]
 )
 def test_before_training_the_tokens_have_their_chances(
     layer: FullSoftmax | AdaptiveSoftmax, features: torch.Tensor
 ) -> None:
-    torch.testing.assert_close(layer.log_probabilities(features).exp(), chances().expand(ROWS, SIZE))
+    torch.testing.assert_close(layer.log_probabilities(features).exp(), probabilities().expand(ROWS, SIZE))
 
 
 def test_a_tied_layer_learns_in_the_table_that_it_shares(
     features: torch.Tensor, labels: torch.Tensor
 ) -> None:
     table = torch.nn.Parameter(torch.randn(SIZE, WIDTH))
-    layer = FullSoftmax(WIDTH, chances(), table)
+    layer = FullSoftmax(WIDTH, probabilities(), table)
     layer.loss(features, labels).backward()
     assert table.grad is not None
     assert table.grad.abs().sum() > 0
@@ -90,5 +90,5 @@ def test_a_tail_without_labels_gets_no_gradient_and_all_in_one_tail_is_fine(feat
 
 @pytest.mark.parametrize("cutoffs", [(20, 10), (10, 10), (0, 10), (10, SIZE)])
 def test_cutoffs_that_leave_a_part_empty_are_refused(cutoffs: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="must rise, between 0 and 50"):
-        AdaptiveSoftmax(WIDTH, chances(), cutoffs)
+    with pytest.raises(ValueError, match="must increase, between 0 and 50"):
+        AdaptiveSoftmax(WIDTH, probabilities(), cutoffs)

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, pipeline
 
 from lexloom.models.normalization import Normalization
-from lexloom.models.sentiment.classifier import PHRASES, Sentiment, classify, save_classifier
-from lexloom.models.sentiment.frozen_encoder import TrainedPart, load_classifier
+from lexloom.models.sentiment.classifier import MAX_PHRASES, Sentiment, classify, save_classifier
+from lexloom.models.sentiment.frozen_encoder import TrainedPart
+from lexloom.models.sentiment.hf_loading import load_classifier
 from tests.models.tiny import KINDS, LONGEST, WORDS, config, write_backbone
 
 LABELS = ["negative", "neutral", "positive"]
@@ -125,14 +126,14 @@ def test_a_long_text_is_taken_by_phrases(tmp_path: Path) -> None:
     save_classifier(tmp_path / "model", backbone, LABELS, 152, {})
     words = [WORDS[number % len(WORDS)] for number in range(150)]
     phrases = [phrase for phrase, _ in Sentiment.load(tmp_path / "model").attribute(" ".join(words))]
-    assert len(phrases) == 50 <= PHRASES
+    assert len(phrases) == 50 <= MAX_PHRASES
     assert " ".join(phrases) == " ".join(words)
     assert phrases[0] == " ".join(words[:3])
 
 
 @pytest.mark.parametrize("empty", ["", " \n\t"])
 def test_an_empty_text_is_refused(model: Path, empty: str) -> None:
-    with pytest.raises(ValueError, match="text 2 of 3 is empty: leave it out"):
+    with pytest.raises(ValueError, match="text 2 of 3 is empty: remove it"):
         classify(model, ["good", empty, "bad"])
     with pytest.raises(ValueError, match="the text is empty"):
         Sentiment.load(model).attribute(empty)
@@ -148,12 +149,12 @@ def test_a_text_without_a_token_has_no_words_to_look_at(tmp_path: Path) -> None:
     classifier = Sentiment.load(folder)
     for text in ("\u200b", "\x01", "\ufeff\u200d", "\u0301"):
         assert len(classifier.classify([text])) == 1
-        with pytest.raises(ValueError, match="reads nothing of this text: there is no word to look at"):
+        with pytest.raises(ValueError, match="reads no token of this text: there are no words"):
             classifier.attribute(text)
 
 
 def test_half_a_character_is_refused(model: Path) -> None:
-    says = r"has half a character \(U\+D83D, a lone surrogate\) at place 6"
+    says = r"has a lone surrogate \(U\+D83D\) at character 6"
     with pytest.raises(ValueError, match=f"text 2 of 2 {says}"):
         classify(model, ["good", "good \ud83d"])
     with pytest.raises(ValueError, match=f"the text {says}"):
@@ -161,17 +162,17 @@ def test_half_a_character_is_refused(model: Path) -> None:
 
 
 def test_what_is_no_text_is_refused(model: Path) -> None:
-    with pytest.raises(ValueError, match="text 1 of 1 is float, not text"):
+    with pytest.raises(ValueError, match="text 1 of 1 is float, not str"):
         classify(model, [float("nan")])  # type: ignore[list-item]
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vectors").mkdir()
     (tmp_path / "vectors" / "config.json").write_text('{"model": "word2vec", "dim": 100}')
-    with pytest.raises(ValueError, match="holds a model of the kind word2vec, not a classifier of texts"):
+    with pytest.raises(ValueError, match="contains a model of the kind word2vec, not a text classifier"):
         Sentiment.load(tmp_path / "vectors")
     GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1)).save_pretrained(tmp_path / "lm")
-    with pytest.raises(ValueError, match="GPT2LMHeadModel, not a classifier of texts"):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel, not a text classifier"):
         Sentiment.load(tmp_path / "lm")
 
 
@@ -186,20 +187,23 @@ def changed(folder: Path, name: str, target: Path, **fields: object) -> Path:
 
 def test_a_model_whose_scores_are_no_shares_of_one_label_is_refused(model: Path, tmp_path: Path) -> None:
     several = changed(model, "config.json", tmp_path / "n", problem_type="multi_label_classification")
-    with pytest.raises(ValueError, match="is trained for multi_label_classification: scores are read of"):
+    with pytest.raises(
+        ValueError,
+        match="is trained for multi_label_classification: only single_label_classification is supported",
+    ):
         Sentiment.load(several)
     shutil.copytree(model, tmp_path / "one")
     AutoModelForSequenceClassification.from_config(config("bert", num_labels=1)).save_pretrained(
         tmp_path / "one"
     )
-    with pytest.raises(ValueError, match="has one label, so it gives a number and no choice"):
+    with pytest.raises(ValueError, match="has a single label, so it is a regression model"):
         Sentiment.load(tmp_path / "one")
 
 
 def test_a_gpu_that_is_not_there_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
-        ValueError, match="the device cuda is asked for, and torch finds no GPU here: say cpu"
+        ValueError, match="the device is cuda, but torch finds no GPU on this machine: use cpu"
     ):
         Sentiment.load(model, "cuda")
 
@@ -221,10 +225,10 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer.json"):
         Sentiment.load(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is no JSON"):
+    with pytest.raises(ValueError, match=r"config.json is not JSON"):
         Sentiment.load(folder)
     (folder / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"config.json describes no model"):
+    with pytest.raises(ValueError, match=r"config.json does not describe a model"):
         Sentiment.load(folder)
 
 
@@ -258,6 +262,6 @@ def test_a_text_is_normalised_as_the_training_reviews_were(model: Path, tmp_path
     np.testing.assert_array_equal(ours.probabilities([typed]), plain.probabilities([read]))
     assert ours.attribute(typed) == plain.attribute(read)
     assert ours.normalized(typed) == read
-    with pytest.raises(ValueError, match="nothing is left of text 2 of 2 by this model's normalisation"):
+    with pytest.raises(ValueError, match="this model's normalization removes all of text 2 of 2"):
         ours.classify([typed, "<br> 7/10!"])
     assert plain.normalization is None

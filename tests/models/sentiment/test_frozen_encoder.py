@@ -19,19 +19,11 @@ from transformers import (
     XLNetConfig,
 )
 
-from lexloom.models.sentiment.frozen_encoder import (
-    FirstPosition,
-    FrozenPart,
-    TrainedPart,
-    blocks_of,
-    by_length,
-    in_threads,
-    load_classifier,
-    load_tokenizer,
-    longest_text,
-    padded,
-    shorten,
-)
+from lexloom.models.sentiment.batching import group_by_length, map_in_threads, pad_batch
+from lexloom.models.sentiment.encoder_structure import find_blocks, max_text_length
+from lexloom.models.sentiment.first_position import FirstPosition, use_first_position_block
+from lexloom.models.sentiment.frozen_encoder import FrozenPart, TrainedPart
+from lexloom.models.sentiment.hf_loading import load_classifier, load_tokenizer
 from tests.models.tiny import BERT, BLOCKS, KINDS, LONGEST, VOCABULARY, config, write_backbone
 
 IDS = torch.tensor([[2, 7, 8, 9, 10, 3], [2, 11, 12, 3, 0, 0], [2, 3, 0, 0, 0, 0]])
@@ -85,11 +77,11 @@ def test_both_ways_train_the_same_parameters_with_the_same_gradients(kind: str) 
 
 @pytest.mark.parametrize(("kind", "last"), [("bert", FirstPosition), ("roberta", FirstPosition)])
 def test_the_last_block_is_shortened_where_the_classifier_reads_one_position(kind: str, last: type) -> None:
-    assert isinstance(shorten(classifier(kind))[-1], last)
+    assert isinstance(use_first_position_block(classifier(kind))[-1], last)
 
 
 def test_a_block_of_another_make_is_left_as_it_is() -> None:
-    assert not isinstance(shorten(classifier("mpnet"))[-1], FirstPosition)
+    assert not isinstance(use_first_position_block(classifier("mpnet"))[-1], FirstPosition)
 
 
 def test_a_block_that_looks_alike_and_computes_something_else_is_left_as_it_is(
@@ -100,7 +92,7 @@ def test_a_block_that_looks_alike_and_computes_something_else_is_left_as_it_is(
     pooler = model.base_model.pooler
     monkeypatch.setattr(pooler, "forward", lambda hidden: torch.tanh(pooler.dense(hidden.mean(1))))
     expected = logits(model)
-    assert not isinstance(shorten(model)[-1], FirstPosition)
+    assert not isinstance(use_first_position_block(model)[-1], FirstPosition)
     torch.testing.assert_close(logits(model), expected)
 
 
@@ -117,7 +109,7 @@ def test_the_short_block_drops_out_where_the_long_one_does(
     monkeypatch.setattr(torch.nn.functional, "dropout", every_third)
     rates = {"attn_implementation": "eager"}
     short, long = classifier(kind, **rates), classifier(kind, **rates)
-    assert isinstance(shorten(short)[-1], FirstPosition)
+    assert isinstance(use_first_position_block(short)[-1], FirstPosition)
     dropped = logits(long.train())
     assert not torch.allclose(dropped, logits(long.eval()), atol=1e-2)
     torch.testing.assert_close(logits(short.train()), dropped, rtol=1e-4, atol=1e-4)
@@ -125,7 +117,7 @@ def test_the_short_block_drops_out_where_the_long_one_does(
 
 def test_frozen_blocks_never_drop_out() -> None:
     part = TrainedPart(classifier("bert"), 1, from_activations=False).train()
-    modes = [block.training for block in blocks_of(part.model)]
+    modes = [block.training for block in find_blocks(part.model)]
     assert modes == [False] * (BLOCKS - 1) + [True]
     assert not part.model.base_model.embeddings.training
 
@@ -150,7 +142,7 @@ def test_an_encoder_that_shares_its_blocks_is_refused() -> None:
 def test_a_decoder_is_refused() -> None:
     small = GPT2Config(vocab_size=60, n_embd=16, n_layer=3, n_head=4, pad_token_id=0)
     model = AutoModelForSequenceClassification.from_config(small)
-    with pytest.raises(ValueError, match="has no embeddings to cut off"):
+    with pytest.raises(ValueError, match="has no separate embeddings"):
         TrainedPart(model.eval(), 1, from_activations=True)
 
 
@@ -160,16 +152,16 @@ OTHERS: list[tuple[PreTrainedConfig, str]] = [
         DebertaV2Config(
             **BERT, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True, num_labels=2
         ),
-        "an encoder of the type deberta-v2 can't be cut between its blocks",
+        "an encoder of the type deberta-v2 can't be split between its blocks",
     ),
     (
         FunnelConfig(**SMALL, block_sizes=[1, 1, 1], d_model=16, n_head=4, d_head=4, d_inner=24),
-        "an encoder of the type funnel can't be cut between its blocks",
+        "an encoder of the type funnel can't be split between its blocks",
     ),
     (T5Config(**SMALL, d_model=16, d_kv=4, d_ff=24, num_layers=3, num_heads=4), "T5|t5"),
     (
         XLNetConfig(**SMALL, d_model=16, n_layer=3, n_head=4, d_inner=24),
-        "XLNetForSequenceClassification has no embeddings to cut off",
+        "XLNetForSequenceClassification has no separate embeddings",
     ),
 ]
 
@@ -177,30 +169,30 @@ OTHERS: list[tuple[PreTrainedConfig, str]] = [
 @pytest.mark.parametrize(("other", "says"), OTHERS, ids=lambda value: getattr(value, "model_type", ""))
 def test_encoders_made_otherwise_are_refused_by_name(other: PreTrainedConfig, says: str) -> None:
     model = AutoModelForSequenceClassification.from_config(other).eval()
-    with pytest.raises(ValueError, match=f"({says}).*: take (one|an encoder) in the manner of BERT"):
+    with pytest.raises(ValueError, match=f"({says}).*: use (one|an encoder) like BERT"):
         TrainedPart(model, 1, from_activations=False)
 
 
 def test_a_text_may_be_as_long_as_there_are_positions() -> None:
-    assert longest_text(classifier("bert")) == LONGEST
-    assert longest_text(classifier("roberta", pad_token_id=1)) == LONGEST - 2
+    assert max_text_length(classifier("bert")) == LONGEST
+    assert max_text_length(classifier("roberta", pad_token_id=1)) == LONGEST - 2
     xlnet = AutoModelForSequenceClassification.from_config(OTHERS[-1][0])
-    assert longest_text(xlnet) is None
+    assert max_text_length(xlnet) is None
 
 
 def test_more_blocks_than_there_are_cannot_be_trained() -> None:
-    with pytest.raises(ValueError, match="trainable_blocks is 4, and the encoder has 3 blocks"):
+    with pytest.raises(ValueError, match="trainable_blocks is 4, but the encoder has 3 blocks"):
         FrozenPart(classifier("bert"), 4)
 
 
 def test_groups_are_of_nearly_one_length_and_bounded_with_their_padding() -> None:
     lengths = [3, 10, 1, 9, 4, 30]
-    groups = [group.tolist() for group in by_length(lengths, 20)]
+    groups = [group.tolist() for group in group_by_length(lengths, 20)]
     assert groups == [[5], [1, 3], [4, 0, 2]]  # 30 alone; 2 x 10; 3 x 4, for 5 x 4 there is no more
 
 
 def test_rows_are_padded_with_zeros_that_are_masked() -> None:
-    rows, mask = padded([torch.tensor([5, 6, 7]), torch.tensor([8])])
+    rows, mask = pad_batch([torch.tensor([5, 6, 7]), torch.tensor([8])])
     assert rows.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
@@ -255,10 +247,10 @@ def test_threads_do_not_mix_up_what_they_compute() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        side_by_side = in_threads(activations, texts, "cpu")
+        side_by_side = map_in_threads(activations, texts, "cpu")
         assert torch.get_num_threads() == 4
         torch.set_num_threads(1)
-        alone = in_threads(activations, texts, "cpu")
+        alone = map_in_threads(activations, texts, "cpu")
     finally:
         torch.set_num_threads(before)
     for found, wanted in zip(side_by_side, alone, strict=True):

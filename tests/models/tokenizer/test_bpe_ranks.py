@@ -13,9 +13,9 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
 from lexloom.models.tokenizer.bpe_ranks import (
     PUBLISHED,
     check_against_ids,
-    in_letters,
-    parts,
     read_ranks,
+    split_token,
+    to_byte_letters,
     write_ranks,
 )
 
@@ -85,16 +85,16 @@ def test_merges_follow_the_bytes_in_rank() -> None:
 
 def test_a_token_s_parts_are_those_of_its_last_merge() -> None:
     ranks = read_ranks(MERGES + b"e r\nthe r\n", "merges")
-    assert parts(b"the", ranks) == [b"th", b"e"]
-    assert parts(b"th", ranks) == [b"t", b"h"]
+    assert split_token(b"the", ranks) == [b"th", b"e"]
+    assert split_token(b"th", ranks) == [b"t", b"h"]
     # not 't', 'h', 'er': the merge of 'the' comes first, and takes the 'e'
-    assert parts(b"ther", ranks) == [b"the", b"r"]
+    assert split_token(b"ther", ranks) == [b"the", b"r"]
 
 
 def test_a_token_that_no_merge_makes_has_more_parts() -> None:
     ranks = read_ranks(MERGES, "merges") | {b"xthe": 300, b"xyz": 301}
-    assert parts(b"xthe", ranks) == [b"x", b"the"]
-    assert parts(b"xyz", ranks) == [b"x", b"y", b"z"]
+    assert split_token(b"xthe", ranks) == [b"x", b"the"]
+    assert split_token(b"xyz", ranks) == [b"x", b"y", b"z"]
 
 
 @pytest.mark.parametrize(
@@ -104,17 +104,17 @@ def test_a_token_that_no_merge_makes_has_more_parts() -> None:
         (with_line(b"dG?l 256"), "ranks:300: not 'base64 rank'"),
         (with_line(b"dGhl 25b"), "ranks:300: not 'base64 rank'"),
         (with_line(b"dGhl 256 3"), "ranks:300: not 'base64 rank'"),
-        (with_line(b"dGhl 255"), "ranks:300: 'dGhl 255' has the token or the rank of line 256"),
-        (with_line(b"AA== 256"), "ranks:300: 'AA== 256' has the token or the rank of line 1"),
-        (with_line(b"dGhl -1"), "ranks:300: an empty token, or a rank out of bounds"),
-        (with_line(b"dGhl 99999999999"), "ranks:300: an empty token, or a rank out of bounds"),
-        (b"\n".join(LINES[:200]), "ranks: no rank for 56 of the 256 bytes.*0xc8.*cut off"),
-        (b"", "no rank for 256 of the 256 bytes"),
+        (with_line(b"dGhl 255"), "ranks:300: 'dGhl 255' repeats the token or the rank of line 256"),
+        (with_line(b"AA== 256"), "ranks:300: 'AA== 256' repeats the token or the rank of line 1"),
+        (with_line(b"dGhl -1"), "ranks:300: an empty token, or a rank out of range"),
+        (with_line(b"dGhl 99999999999"), "ranks:300: an empty token, or a rank out of range"),
+        (b"\n".join(LINES[:200]), "ranks: 56 of the 256 bytes have no rank.*0xc8.*complete"),
+        (b"", "256 of the 256 bytes have no rank"),
         (b"<html>404</html>", "ranks:1: not 'base64 rank'"),
         (MERGES + b"q", "ranks:4: not a merge of two tokens: 'q'"),
         (MERGES + b"q \xd0\xb6", "ranks:4: not a merge of two tokens"),
-        (MERGES + b"q ue", "ranks:4: merges what no line before has made"),
-        (MERGES + b"t h", "ranks:4: merges what no line before has made, or makes a token again"),
+        (MERGES + b"q ue", "ranks:4: merges unknown tokens"),
+        (MERGES + b"t h", "ranks:4: merges unknown tokens, or repeats a token"),
     ],
 )
 def test_damage_is_named_by_its_line(data: bytes, message: str) -> None:
@@ -124,13 +124,13 @@ def test_damage_is_named_by_its_line(data: bytes, message: str) -> None:
 
 def test_ids_that_differ_from_the_merges_are_refused(tmp_path: Path) -> None:
     ranks = read_ranks(MERGES, "merges")
-    ids = {in_letters(token): rank for token, rank in ranks.items()}
+    ids = {to_byte_letters(token): rank for token, rank in ranks.items()}
     path = tmp_path / "encoder.json"
     path.write_text(json.dumps(ids | {"<|endoftext|>": 258}))
     check_against_ids(ranks, path)
     path.write_text(json.dumps(ids | {"the": 300}))
-    with pytest.raises(ValueError, match="'the' has id 300 there, and rank 257 by the merges"):
+    with pytest.raises(ValueError, match="'the' has the id 300 there, but the rank 257"):
         check_against_ids(ranks, path)
     path.write_text("[1]")
-    with pytest.raises(ValueError, match=r"encoder.json is no JSON object"):
+    with pytest.raises(ValueError, match=r"encoder.json is not a JSON object"):
         check_against_ids(ranks, path)

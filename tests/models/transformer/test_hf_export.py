@@ -12,7 +12,7 @@ from lexloom.models.sampling import Sampling, sample_text
 from lexloom.models.tokenizer.bpe_ranks import PUBLISHED, read_ranks
 from lexloom.models.tokenizer.tokenizer import BytePair, Tokenizer
 from lexloom.models.transformer.hf_io import export_tokenizer, save
-from lexloom.models.transformer.model import Reader, Transformer, TransformerConfig
+from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig
 from tests.models.tokenizer.test_bpe_ranks import GPT2
 from tests.models.tokenizer.test_tokenizer import END, PATTERN, TEXT, TINY, compact
 
@@ -64,7 +64,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def greedy(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int) -> str:
-    pieces = sample_text(Reader(model), tokenizer, [prompt], Sampling(max_tokens=tokens, temperature=0))
+    pieces = sample_text(
+        CachedDecoder(model), tokenizer, [prompt], Sampling(max_tokens=tokens, temperature=0)
+    )
     return "".join(piece for (piece,) in pieces)
 
 
@@ -95,7 +97,7 @@ def test_ids_logits_and_special_tokens_are_the_same(exported: Both) -> None:
         assert theirs.decode(ids) == prompt
         with torch.no_grad():
             logits = network(**theirs(prompt, return_tensors="pt")).logits[0, -1]
-        torch.testing.assert_close(logits, Reader(model)([ids])[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, CachedDecoder(model)([ids])[0], atol=1e-4, rtol=1e-4)
     assert theirs.decode([tokenizer.end_of_text], skip_special_tokens=True) == ""
     if tokenizer.name == "characters":
         for text in ("Q", "<|endoftext|>"):

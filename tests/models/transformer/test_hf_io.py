@@ -17,7 +17,7 @@ CONFIG = TransformerConfig(vocabulary=11, context=8, layers=2, width=16, heads=2
 @pytest.fixture(params=["modern", "gpt2"])
 def model(request: pytest.FixtureRequest) -> Transformer:
     torch.manual_seed(0)
-    made = Transformer(TransformerConfig(**{**vars(CONFIG), "hidden": 0, "style": request.param}))
+    made = Transformer(TransformerConfig(**{**vars(CONFIG), "ffn_dim": 0, "style": request.param}))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_()
@@ -37,7 +37,9 @@ def test_what_was_saved_is_loaded(model: Transformer, tmp_path: Path) -> None:
 
 
 def test_a_tied_table_is_stored_once_and_stays_tied(tmp_path: Path) -> None:
-    model = Transformer(TransformerConfig(vocabulary=11, context=8, layers=1, width=16, heads=2, tied=True))
+    model = Transformer(
+        TransformerConfig(vocabulary=11, context=8, layers=1, width=16, heads=2, tie_embeddings=True)
+    )
     save(model, tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     loaded = load(tmp_path)
@@ -69,11 +71,11 @@ def test_damaged_folders_are_refused_in_one_sentence(tmp_path: Path) -> None:
 
     folder = damaged("another kind")
     (folder / "lexloom.json").write_text(json.dumps({"model": "window_lm", "format": 1, "config": {}}))
-    with pytest.raises(ValueError, match=r"describes no transformer \(it describes a window_lm"):
+    with pytest.raises(ValueError, match=r"does not describe a transformer \(the model is a window_lm"):
         load(folder)
     folder = damaged("no description")
     (folder / "lexloom.json").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no transformer"):
+    with pytest.raises(FileNotFoundError, match="does not contain a transformer"):
         load(folder)
     folder = damaged("newer")
     (folder / "lexloom.json").write_text(json.dumps({"model": "transformer", "format": 9, "config": {}}))

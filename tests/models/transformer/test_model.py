@@ -11,19 +11,19 @@ from torch.nn import functional as F
 from lexloom.models.sampling import Sampling
 from lexloom.models.transformer.hf_io import save
 from lexloom.models.transformer.model import (
-    Reader,
+    CachedDecoder,
     Transformer,
     TransformerConfig,
-    first_read,
     next_token_loss,
+    window_start,
 )
 
 V, T = 31, 16
 STYLES = [
     {"style": "modern"},
-    {"style": "modern", "kv_heads": 2, "tied": True, "rope_base": 500.0, "hidden": 24},
-    {"style": "gpt2", "tied": True},
-    {"style": "gpt2", "hidden": 40},
+    {"style": "modern", "kv_heads": 2, "tie_embeddings": True, "rope_base": 500.0, "ffn_dim": 24},
+    {"style": "gpt2", "tie_embeddings": True},
+    {"style": "gpt2", "ffn_dim": 40},
 ]
 
 
@@ -79,10 +79,10 @@ def test_the_parameters_are_as_many_as_the_paper_says() -> None:
     block = 4 * c * c + 3 * c * f + 2 * c + 2 * d
     assert sum(p.numel() for p in Transformer(config()).parameters()) == 2 * V * c + 2 * block + c
     block = 4 * (c * c + c) + (4 * c * c + 4 * c) + (4 * c * c + c) + 2 * 2 * c
-    gpt2 = Transformer(config(style="gpt2", tied=True))
+    gpt2 = Transformer(config(style="gpt2", tie_embeddings=True))
     assert sum(p.numel() for p in gpt2.parameters()) == V * c + T * c + 2 * block + 2 * c
     assert sum(p.numel() for p in gpt2.hidden_matrices()) == 2 * 12 * c * c
-    gpt2_small = TransformerConfig(50_257, 1024, 12, 768, 12, style="gpt2", tied=True)
+    gpt2_small = TransformerConfig(50_257, 1024, 12, 768, 12, style="gpt2", tie_embeddings=True)
     with torch.device("meta"):
         assert sum(p.numel() for p in Transformer(gpt2_small).parameters()) == 124_439_808
 
@@ -151,11 +151,11 @@ def test_reading_token_by_token_gives_what_reading_all_anew_gives(style: dict[st
     """Prompts of different lengths, one longer than the context, until all have outgrown it twice."""
     model = transformer(**style)
     texts = [row.tolist()[:length] for row, length in zip(tokens(4, 20), (1, 5, 14, 20), strict=True)]
-    reader = Reader(model)
+    reader = CachedDecoder(model)
     for step in range(40):
         logits = reader(texts)
         for text, row in zip(texts, logits, strict=True):
-            seen = torch.tensor([text[first_read(len(text), T) :]])
+            seen = torch.tensor([text[window_start(len(text), T) :]])
             with torch.no_grad():
                 expected = model(seen)[0, -1]
             torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4, msg=f"step {step}")
@@ -177,17 +177,17 @@ def test_a_reader_reads_each_token_once_until_the_context_is_full(monkeypatch: p
 
 
 def test_half_a_context_is_forgotten_when_it_is_full() -> None:
-    assert [first_read(length, 4) for length in range(1, 11)] == [0, 0, 0, 0, 2, 2, 4, 4, 6, 6]
-    assert [first_read(length, 5) for length in range(4, 13)] == [0, 0, 3, 3, 3, 6, 6, 6, 9]
-    assert [first_read(length, 1) for length in (1, 2, 3)] == [0, 1, 2]
+    assert [window_start(length, 4) for length in range(1, 11)] == [0, 0, 0, 0, 2, 2, 4, 4, 6, 6]
+    assert [window_start(length, 5) for length in range(4, 13)] == [0, 0, 3, 3, 3, 6, 6, 6, 9]
+    assert [window_start(length, 1) for length in (1, 2, 3)] == [0, 1, 2]
     for context in (1, 2, 7, 64):
         for length in range(1, 400):
-            assert 1 <= length - first_read(length, context) <= context
+            assert 1 <= length - window_start(length, context) <= context
 
 
 def test_other_texts_make_a_reader_begin_anew() -> None:
     model = transformer()
-    reader = Reader(model)
+    reader = CachedDecoder(model)
     reader([[1, 2, 3]])
     assert torch.equal(reader([[4, 5]]), model.next_logits([[4, 5]]))
 
@@ -215,11 +215,11 @@ def test_a_text_is_the_same_alone_and_in_a_batch() -> None:
     [
         ({"vocabulary": 0}, "vocabulary is 0"),
         ({"layers": 0}, "layers is 0"),
-        ({"heads": 5}, "5 heads can't share a width of 32"),
-        ({"kv_heads": 3}, "4 heads can't share 3 kv_heads"),
-        ({"kv_heads": -1}, "can't share -1"),
-        ({"hidden": -4}, "hidden is -4"),
-        ({"width": 36, "heads": 4}, "must be even"),
+        ({"heads": 5}, "width is 32: it must be a multiple of heads, 5"),
+        ({"kv_heads": 3}, "kv_heads is 3: it must be a divisor of heads, 4"),
+        ({"kv_heads": -1}, "kv_heads is -1"),
+        ({"ffn_dim": -4}, "ffn_dim is -4"),
+        ({"width": 36, "heads": 4}, "need an even width per head"),
         ({"style": "gpt2", "kv_heads": 2}, "leave kv_heads out"),
         ({"style": "gpt3"}, "must be 'modern' or 'gpt2'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
@@ -233,7 +233,7 @@ def test_shapes_that_do_not_fit_are_refused(changes: dict[str, object], complain
 
 def test_texts_that_can_not_be_read_are_refused() -> None:
     model = transformer()
-    with pytest.raises(ValueError, match="17 tokens are longer than the context of 16"):
+    with pytest.raises(ValueError, match="17 tokens exceed the context of 16"):
         model(tokens(1, T + 1))
     with pytest.raises(ValueError, match="give at least one token"):
         model.next_logits([[1], []])

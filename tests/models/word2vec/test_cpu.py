@@ -19,7 +19,7 @@ from lexloom.models.word2vec import reference as sgns_reference
 def random_tables(words: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Two (words, stride) tables of scores around one, with zero padding."""
     random = np.random.default_rng(seed)
-    tables = np.zeros((2, words, sgns_cpu.padded(dim)), dtype=np.float32)
+    tables = np.zeros((2, words, sgns_cpu.padded_dim(dim)), dtype=np.float32)
     tables[:, :, :dim] = random.normal(scale=dim**-0.25, size=(2, words, dim))
     return tables[0], tables[1]
 
@@ -47,7 +47,7 @@ def noise_of(targets: np.ndarray, noise: tuple[np.ndarray, np.ndarray], negative
 
 
 def train(tables, targets, contexts, *, negatives=5, rate=0.1, seed=7, threads=1) -> float:
-    return sgns_cpu.begin_batch(
+    return sgns_cpu.start_batch(
         *tables,
         targets,
         contexts,
@@ -177,12 +177,12 @@ def test_a_failed_thread_is_told_of_when_no_other_writes_into_the_tables_any_mor
     failed.set_exception(MemoryError("no room"))
     Timer(0.2, at_work.set_result, [1.0]).start()
     with pytest.raises(MemoryError, match="no room"):
-        sgns_cpu.Begun([failed, at_work]).loss()
+        sgns_cpu.PendingBatch([failed, at_work]).loss()
     assert at_work.done()
 
 
 def test_the_split_over_threads_changes_nothing_by_itself(monkeypatch):
-    monkeypatch.setattr(sgns_cpu, "_team", lambda threads: [_InTurn()] * threads)
+    monkeypatch.setattr(sgns_cpu, "_thread_pools", lambda threads: [_InTurn()] * threads)
     targets, contexts = random_runs(words=200, pairs=300)  # of which 128 words are trained in copies
     one, three = random_tables(200, 16), random_tables(200, 16)
     assert train(one, targets, contexts) == pytest.approx(train(three, targets, contexts, threads=3))
@@ -227,7 +227,7 @@ def test_an_id_outside_of_the_vocabulary_is_refused(name, offending):
     before = [table.copy() for table in tables]
     batch = {"target": np.zeros(4, dtype=np.int32), "context": np.zeros(4, dtype=np.int32)}
     batch[name][2] = offending
-    with pytest.raises(ValueError, match=rf"{name} holds the id {offending}, .* 0 to 9"):
+    with pytest.raises(ValueError, match=rf"{name} column contains the id {offending}, .* 0 to 9"):
         train(tables, batch["target"], batch["context"])
     np.testing.assert_array_equal(tables, before)
 
@@ -236,8 +236,8 @@ def test_an_id_outside_of_the_vocabulary_is_refused(name, offending):
     ("targets", "contexts", "sentence"),
     [
         (np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int32), "int64 .* must be int32"),
-        (np.zeros(3, dtype=np.int32), np.zeros(2, dtype=np.int32), "one flat array"),
-        (np.zeros((3, 1), dtype=np.int32), np.zeros((3, 1), dtype=np.int32), "one flat array"),
+        (np.zeros(3, dtype=np.int32), np.zeros(2, dtype=np.int32), "both must be"),
+        (np.zeros((3, 1), dtype=np.int32), np.zeros((3, 1), dtype=np.int32), "both must be"),
     ],
 )
 def test_columns_that_do_not_fit_are_refused(targets, contexts, sentence):
@@ -247,7 +247,7 @@ def test_columns_that_do_not_fit_are_refused(targets, contexts, sentence):
 
 def test_tables_that_do_not_fit_are_refused():
     one = np.zeros(1, dtype=np.int32)
-    with pytest.raises(ValueError, match="one row a word"):
+    with pytest.raises(ValueError, match="one row per word"):
         train((np.zeros((3, 16), dtype=np.float32), np.zeros((4, 16), dtype=np.float32)), one, one)
     with pytest.raises(ValueError, match="multiple of 16"):
         train((np.zeros((3, 10), dtype=np.float32), np.zeros((3, 10), dtype=np.float32)), one, one)

@@ -18,6 +18,7 @@ from torch import Tensor
 from lexloom.models.word2vec import cpu as sgns_cpu
 from lexloom.models.word2vec import gpu as sgns_gpu
 from lexloom.models.word2vec import reference as sgns_reference
+from lexloom.models.word2vec.gpu_batches import BatchPrefetcher, Pairs, find_runs
 from lexloom.models.word2vec.trainable import Word2Vec
 from tests.models.word2vec.test_cpu import even_noise, noise_of, random_runs
 
@@ -49,11 +50,11 @@ def uneven_noise(words: int) -> tuple[np.ndarray, np.ndarray]:
     return random.random(words, dtype=np.float32), random.integers(words, size=words, dtype=np.int32)
 
 
-def on_device(targets, contexts) -> sgns_gpu.Pairs:
+def on_device(targets, contexts) -> Pairs:
     ids = (
         torch.tensor(np.asarray(column), dtype=torch.int32, device=DEVICE) for column in (targets, contexts)
     )
-    return sgns_gpu.find_runs(*ids)
+    return find_runs(*ids)
 
 
 def train(way, tables, targets, contexts, noise, *, negatives=5, rate=RATE, seed=7, programs=1) -> float:
@@ -109,7 +110,7 @@ def test_runs_are_the_stretches_of_one_target():
 
 
 def test_a_feed_hands_over_what_it_is_given():
-    feed = sgns_gpu.Feed(DEVICE)
+    feed = BatchPrefetcher(DEVICE)
     batches = [random_runs(words=50, pairs=pairs, seed=pairs) for pairs in (1000, 10, 500, 0)]
     for targets, contexts in batches:
         strided = np.stack([targets, contexts], axis=1)
@@ -286,7 +287,7 @@ def learner(**options) -> Word2Vec:
 def on_gpu(**options) -> Word2Vec:
     """A learner that goes a GPU's way, on the CPU where there is none."""
     model = learner(**options)
-    model.move(DEVICE)
+    model.to_device(DEVICE)
     return model
 
 
@@ -323,7 +324,7 @@ def test_many_programs_learn_which_words_stand_together():
         "context": (topics + random.integers(5, size=5000)).astype(np.int32),
     }
     model = Word2Vec(*even_noise(50), dim=20)
-    model.move(DEVICE)
+    model.to_device(DEVICE)
     losses = [float(model.train_step(batch, progress=step / 20, seed=step)) for step in range(20)]
     assert losses[-1] < 0.7 * losses[0]
     trained = model.word_vectors([f"{topic}{i}" for topic in "abcdefghij" for i in range(5)])
@@ -338,7 +339,7 @@ def test_an_id_outside_of_the_vocabulary_is_refused(name, offending):
     before = model.vectors.clone()
     batch = {"target": np.zeros(4, dtype=np.int32), "context": np.zeros(4, dtype=np.int32)}
     batch[name][2] = offending
-    with pytest.raises(ValueError, match=rf"{name} holds the id {offending}, .* 0 to 49"):
+    with pytest.raises(ValueError, match=rf"{name} column contains the id {offending}, .* 0 to 49"):
         model.train_step(batch, progress=0.0, seed=0)
     assert torch.equal(model.vectors, before)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lexloom.models.word2vec.skipgram import ALWAYS, SkipGrams, keep_chances
+from lexloom.models.word2vec.skipgram import THRESHOLD_ONE, SkipGrams, keep_thresholds
 
 Documents = Sequence[Sequence[int]]
 TEXT = [[0, 1, 0, 2, 0, 1, 3], [1, 0], [2], [0, 3, 3, 1, 0, 0]]
@@ -21,13 +21,13 @@ def batch(documents: Documents, first_place: int = 0) -> dict[str, np.ndarray]:
     return {
         "tokens": np.array([word for document in documents for word in document], np.int32),
         "row": np.repeat(np.arange(len(lengths)), lengths),
-        "place": first_place + np.concatenate([np.arange(length) for length in [*lengths, 0]]),
+        "position": first_place + np.concatenate([np.arange(length) for length in [*lengths, 0]]),
     }
 
 
 def all_pairs(words: int = 10, window: int = 2, **options) -> SkipGrams:
     """Nothing is thinned out, and no window shrunk."""
-    return SkipGrams(np.full(words, ALWAYS, np.uint64), window, shrink_window=False, seed=1, **options)
+    return SkipGrams(np.full(words, THRESHOLD_ONE, np.uint64), window, shrink_window=False, seed=1, **options)
 
 
 def drawn(skipgrams: SkipGrams, documents: Documents, seed: int = 0, **options) -> list[tuple[int, int]]:
@@ -63,22 +63,22 @@ def assert_drawn_as_expected(
         assert counts.mean() == pytest.approx(mean, abs=5 * counts.std() / np.sqrt(len(counts)) + 1e-9), pair
 
 
-def chances_of(documents: Documents, subsample: float) -> np.ndarray:
-    return keep_chances(np.bincount([word for document in documents for word in document]), subsample)
+def thresholds_of(documents: Documents, subsample: float) -> np.ndarray:
+    return keep_thresholds(np.bincount([word for document in documents for word in document]), subsample)
 
 
 def test_pairs_are_drawn_as_often_as_word2vec_would():
-    chances = chances_of(TEXT, 0.05)
-    kept = chances / ALWAYS
+    thresholds = thresholds_of(TEXT, 0.05)
+    kept = thresholds / THRESHOLD_ONE
     assert kept == pytest.approx([0.4523, 0.6472, 1, 0.7831], abs=1e-4)  # of 7, 4, 2 and 3 of 16 words
-    skipgrams = SkipGrams(chances, window=3, shrink_window=True, seed=1)
+    skipgrams = SkipGrams(thresholds, window=3, shrink_window=True, seed=1)
     found = [Counter(drawn(skipgrams, TEXT, seed)) for seed in range(4000)]
     assert_drawn_as_expected(found, expected_pairs(TEXT, kept, window=3))
 
 
 def test_a_seed_draws_the_same_pairs_again_and_another_seed_others():
-    skipgrams = SkipGrams(chances_of(TEXT, 0.05), window=3, shrink_window=True, seed=1)
-    other = SkipGrams(skipgrams.chances, window=3, shrink_window=True, seed=2)
+    skipgrams = SkipGrams(thresholds_of(TEXT, 0.05), window=3, shrink_window=True, seed=1)
+    other = SkipGrams(skipgrams.keep_thresholds, window=3, shrink_window=True, seed=2)
     text = TEXT * 10
     assert drawn(skipgrams, text, seed=5) == drawn(skipgrams, text, seed=5)
     assert (
@@ -106,7 +106,7 @@ def test_neither_documents_nor_gaps_in_the_text_are_crossed(documents, missing, 
     whole = batch(documents)
     stays = np.array([i not in missing for i in range(len(whole["tokens"]))], bool)
     pieces = {name: values[stays] for name, values in whole.items()}
-    places = list(zip(pieces["row"].tolist(), pieces["place"].tolist(), strict=True))
+    places = list(zip(pieces["row"].tolist(), pieces["position"].tolist(), strict=True))
     cuts = [i for i in range(1, len(places)) if places[i] != (places[i - 1][0], places[i - 1][1] + 1)]
     tokens = pieces["tokens"].tolist()
     expected = [
@@ -137,6 +137,6 @@ def test_a_document_is_held_out_whole_whatever_the_batch_and_its_seed():
 @pytest.mark.parametrize("shrink", [True, False])
 def test_pairs_per_token_are_those_of_long_documents(shrink):
     words = np.random.default_rng(0).choice(4, size=40_000, p=[0.6, 0.3, 0.08, 0.02]).tolist()
-    skipgrams = SkipGrams(chances_of([words], 0.02), window=4, shrink_window=shrink, seed=1)
+    skipgrams = SkipGrams(thresholds_of([words], 0.02), window=4, shrink_window=shrink, seed=1)
     per_token = skipgrams.pairs_per_token(np.bincount(words))
     assert len(drawn(skipgrams, [words])) / len(words) == pytest.approx(per_token, rel=0.02)

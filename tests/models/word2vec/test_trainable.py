@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lexloom.models.word2vec import cpu as sgns_cpu
-from lexloom.models.word2vec.skipgram import ALWAYS, SkipGrams
+from lexloom.models.word2vec.skipgram import THRESHOLD_ONE, SkipGrams
 from lexloom.models.word2vec.trainable import EVALUATION_SEED, Word2Vec, Word2VecFromTokens
 
 
@@ -91,7 +91,7 @@ class LateThread:
     ],
 )
 def test_who_asks_for_the_tables_of_several_threads_gets_them_at_rest(monkeypatch, ask):
-    monkeypatch.setattr(sgns_cpu, "_team", lambda threads: [LateThread() for _ in range(threads)])
+    monkeypatch.setattr(sgns_cpu, "_thread_pools", lambda threads: [LateThread() for _ in range(threads)])
     trained, expected = model(threads=2), model()
     losses = [each.train_step(batch([1, 3], [2, 4]), progress=0.0, seed=0) for each in (trained, expected)]
     assert not trained.contexts.any(), "still on its way"
@@ -101,11 +101,11 @@ def test_who_asks_for_the_tables_of_several_threads_gets_them_at_rest(monkeypatc
 
 
 def test_threads_are_never_far_behind(monkeypatch):
-    monkeypatch.setattr(sgns_cpu, "_team", lambda threads: [LateThread() for _ in range(threads)])
+    monkeypatch.setattr(sgns_cpu, "_thread_pools", lambda threads: [LateThread() for _ in range(threads)])
     trained = model(threads=2)
     for step in range(5):
         trained.train_step(batch([1, 3], [2, 4]), progress=0.0, seed=step)
-    assert len(trained._begun) == 2
+    assert len(trained._pending) == 2
 
 
 def test_an_empty_batch_changes_nothing():
@@ -128,7 +128,7 @@ def test_evaluation_is_the_loss_before_a_step_and_changes_nothing():
 
 
 def test_an_unknown_id_is_refused():
-    with pytest.raises(ValueError, match=r"context holds the id 10, .* 0 to 9"):
+    with pytest.raises(ValueError, match=r"context column contains the id 10, .* 0 to 9"):
         model().train_step(batch([1, 2], [3, 10]), progress=0.0, seed=0)
 
 
@@ -159,7 +159,7 @@ def test_a_missing_gpu_is_named():
         ({"negatives": 0}, "negatives is 0"),
         ({"threads": 0}, "threads is 0"),
         ({"programs": 0}, "programs is 0"),
-        ({"learning_rate": 0.01, "min_learning_rate": 0.02}, "cannot fall from 0.01 to 0.02"),
+        ({"learning_rate": 0.01, "min_learning_rate": 0.02}, "can't decay from 0.01 to 0.02"),
     ],
 )
 def test_options_out_of_range_are_refused(options, sentence):
@@ -170,8 +170,8 @@ def test_options_out_of_range_are_refused(options, sentence):
 @pytest.mark.parametrize(
     ("probability", "alias", "sentence"),
     [
-        (np.ones(3), np.array([0, 1, 3]), "ids 0 to 3 of 3 words"),
-        (np.ones(3), np.array([0, -1, 2]), "ids -1 to 2 of 3 words"),
+        (np.ones(3), np.array([0, 1, 3]), "ids from 0 to 3 for 3 words"),
+        (np.ones(3), np.array([0, -1, 2]), "ids from -1 to 2 for 3 words"),
         (np.ones(3), np.zeros(2, dtype=int), "one probability and one alias"),
         (np.ones(0), np.zeros(0, dtype=int), "at least one word"),
     ],
@@ -206,7 +206,7 @@ def test_a_state_is_copied_and_the_tables_are_live():
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        ({"vectors": torch.zeros(10, 32)}, r"tables \['contexts', 'vectors'\], but this one \['vectors'\]"),
+        ({"vectors": torch.zeros(10, 32)}, r"tables \['contexts', 'vectors'\], not \['vectors'\]"),
         ({"vectors": torch.zeros(10, 32), "contexts": torch.zeros(9, 32)}, r"'contexts' is \(9, 32\)"),
         ({"vectors": torch.ones(10, 32), "contexts": torch.zeros(10, 32)}, "not zero from column 20 on"),
     ],
@@ -222,8 +222,8 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing(state, sentence
 
 
 def from_tokens(words: int = 10, held_out_share: float = 0.0, **options) -> Word2VecFromTokens:
-    chances = np.full(words, ALWAYS // 2, np.uint64)
-    skipgrams = SkipGrams(chances, 2, shrink_window=True, seed=3, held_out_share=held_out_share)
+    thresholds = np.full(words, THRESHOLD_ONE // 2, np.uint64)
+    skipgrams = SkipGrams(thresholds, 2, shrink_window=True, seed=3, held_out_share=held_out_share)
     noise = np.ones(words, dtype=np.float32), np.zeros(words, dtype=np.int32)
     return Word2VecFromTokens(skipgrams, *noise, **{"dim": 20, **options})
 
@@ -231,7 +231,7 @@ def from_tokens(words: int = 10, held_out_share: float = 0.0, **options) -> Word
 def sentences(count: int = 40, words: int = 10) -> dict[str, np.ndarray]:
     """`count` documents of 8 words, as the stream hands them over."""
     tokens = np.random.default_rng(0).integers(0, words, 8 * count).astype(np.int32)
-    return {"tokens": tokens, "row": np.arange(8 * count) // 8, "place": np.arange(8 * count) % 8}
+    return {"tokens": tokens, "row": np.arange(8 * count) // 8, "position": np.arange(8 * count) % 8}
 
 
 def test_a_step_on_tokens_is_a_step_on_the_pairs_that_its_seed_draws():
@@ -260,7 +260,7 @@ def test_the_error_is_that_of_the_held_out_documents_which_no_step_sees():
 
 
 def test_tokens_that_make_no_pair_change_nothing():
-    alone = {"tokens": np.arange(5, dtype=np.int32), "row": np.arange(5), "place": np.zeros(5, int)}
+    alone = {"tokens": np.arange(5, dtype=np.int32), "row": np.arange(5), "position": np.zeros(5, int)}
     assert from_tokens().train_step(alone, progress=0.0, seed=0) == 0.0
     none = {name: values[:0] for name, values in alone.items()}
     assert from_tokens().train_step(none, progress=0.0, seed=0) == 0.0
@@ -270,11 +270,11 @@ def test_tokens_that_make_no_pair_change_nothing():
 def test_a_token_that_is_no_word_is_refused(offending):
     broken = sentences()
     broken["tokens"][7] = offending
-    with pytest.raises(ValueError, match=rf"tokens holds the id {offending}, .* 0 to 9"):
+    with pytest.raises(ValueError, match=rf"tokens column contains the id {offending}, .* 0 to 9"):
         from_tokens().train_step(broken, progress=0.0, seed=0)
 
 
 def test_chances_of_another_vocabulary_are_refused():
-    skipgrams = SkipGrams(np.full(9, ALWAYS, np.uint64), 2, shrink_window=True, seed=3)
-    with pytest.raises(ValueError, match="noise is of 10 words, the chances to be kept of 9"):
+    skipgrams = SkipGrams(np.full(9, THRESHOLD_ONE, np.uint64), 2, shrink_window=True, seed=3)
+    with pytest.raises(ValueError, match="alias table has 10 words, but the subsampling thresholds have 9"):
         Word2VecFromTokens(skipgrams, np.ones(10, np.float32), np.zeros(10, np.int32))

@@ -32,7 +32,7 @@ def test_neighbours_are_those_of_a_naive_search(monkeypatch, k):
     monkeypatch.setattr("lexloom.models.word2vec.vectors._GROUP", 4)
     monkeypatch.setattr("lexloom.models.word2vec.vectors._SPAN", 24)
     monkeypatch.setattr("lexloom.models.word2vec.vectors._SCORES", 7 * 8)
-    monkeypatch.setattr("lexloom.models.word2vec.vectors._GATHERED", 2 * 3 * 4 * 20)
+    monkeypatch.setattr("lexloom.models.word2vec.vectors._GATHERED_FLOATS", 2 * 3 * 4 * 20)
     vectors = random_vectors(100)
     unit = vectors.vectors.double() / vectors.vectors.double().norm(dim=1, keepdim=True)
     for word, found in zip(vectors.words, vectors.neighbours(vectors.words, k=k), strict=True):
@@ -93,11 +93,11 @@ def test_an_unknown_word_is_named_with_its_near_spellings():
     vectors = WordVectors(["cinema", "actor", "film"], np.eye(3))
     with pytest.raises(UnknownWordError) as unknown:
         vectors.neighbours(["actor", "cinemas"])
-    assert str(unknown.value) == "'cinemas' is none of the 3 words of this model. Near it: cinema."
+    assert str(unknown.value) == "'cinemas' is not one of the 3 words of this model. Similar: cinema."
     assert isinstance(unknown.value, KeyError)
-    with pytest.raises(UnknownWordError, match=r"'Film' is none of .* Near it: film\.$"):
+    with pytest.raises(UnknownWordError, match=r"'Film' is not one of .* Similar: film\.$"):
         vectors["Film"]
-    with pytest.raises(UnknownWordError, match=r"^'xyz' is none of the 3 words of this model\.$"):
+    with pytest.raises(UnknownWordError, match=r"^'xyz' is not one of the 3 words of this model\.$"):
         vectors["xyz"]
     assert "film" in vectors
     assert "xyz" not in vectors
@@ -107,9 +107,9 @@ def test_an_unknown_word_is_named_with_its_near_spellings():
 @pytest.mark.parametrize(
     ("words", "matrix", "sentence"),
     [
-        (["a", "b"], np.zeros((3, 2)), r"2 words do not fit vectors of shape \(3, 2\)"),
+        (["a", "b"], np.zeros((3, 2)), r"2 words do not match vectors of shape \(3, 2\)"),
         (["a", "b"], np.zeros(2), r"shape \(2,\)"),
-        (["a", "b", "a"], np.zeros((3, 2)), "'a' stands twice"),
+        (["a", "b", "a"], np.zeros((3, 2)), "'a' occurs twice"),
         (["a", "b"], np.array([[0, 1], [np.nan, 0]]), r"'b' \(row 1\) is not finite"),
     ],
 )
@@ -182,7 +182,7 @@ def test_gensim_reads_the_counts_beside_either_format(tmp_path, binary):
 
 @pytest.mark.parametrize("word", ["no\u00a0break", "\u3000", "a\x1cb", "line\u2028"])
 def test_counts_of_words_that_gensim_would_split_are_refused_before_anything_is_written(tmp_path, word):
-    with pytest.raises(ValueError, match=r"\(row 2\) has white space"):
+    with pytest.raises(ValueError, match=r"\(row 2\) contains white space"):
         save_word2vec_counts(["film", word], [2, 1], tmp_path / "counts")
     assert os.listdir(tmp_path) == []
 
@@ -222,16 +222,16 @@ def test_binary_is_read_with_or_without_line_breaks_between_the_rows(tmp_path, b
     [
         (b"", "not '<words> <dimensions>'"),
         (b"film 1 2 3\n", "not '<words> <dimensions>'"),
-        (b"2 0\na\nb\n", "promises 2 words of 0 numbers"),
-        (b"999999999 300\nfilm 1 2\n", "promises 999999999 words .* only 9 bytes follow"),
-        (b"2 3\nfilm 1 2 3\nactor 1 2\n", "row 2: 2 numbers where the first line promises 3"),
+        (b"2 0\na\nb\n", "announces 2 words of 0 numbers"),
+        (b"999999999 300\nfilm 1 2\n", "announces 999999999 words .* only 9 bytes follow"),
+        (b"2 3\nfilm 1 2 3\nactor 1 2\n", "row 2: 2 numbers, but the first line announces 3"),
         (b"3 2\nfilm 1 2\nactor 3 4\n", "row 3: 0 numbers"),
-        (b"1 2\nfilm 1 2\nactor 3 4\n", "row 2: the file goes on after the first line's 1 words"),
+        (b"1 2\nfilm 1 2\nactor 3 4\n", "row 2: the file continues after the first line's 1 words"),
         (b"1 2\nfilm 1 x\n", "row 1: could not convert string to float: b'x'"),
         (b"2 2\nfilm 1 2\nactor nan 2\n", "row 2: the vector of 'actor' has a number that is not finite"),
         (b"1 2\nfilm 1e39 2\n", "row 1: .* not finite"),
         (b"1 2\nfi\xfflm 1 2\n", "row 1: .* is not UTF-8"),
-        (b"2 1\nfilm 1\nfilm 2\n", "'film' stands twice"),
+        (b"2 1\nfilm 1\nfilm 2\n", "'film' occurs twice"),
     ],
 )
 def test_malformed_text_is_refused_with_the_row(tmp_path, content, sentence):
@@ -251,7 +251,7 @@ ONES = np.ones(3, dtype="<f4").tobytes()
         (b"", "not '<words> <dimensions>'"),
         (b"2 3\na " + ONES + b"b " + ONES[:-1], "only 27 bytes follow"),
         (b"2 3\nlong " + ONES + b"\nb " + ONES[:-1], "row 2: the file ends before the first line's 2 words"),
-        (b"1 3\na " + ONES + b"b " + ONES, "row 2: the file goes on after the first line's 1 words"),
+        (b"1 3\na " + ONES + b"b " + ONES, "row 2: the file continues after the first line's 1 words"),
         (b"1 3\na " + ONES[:8] + np.array(np.inf, dtype="<f4").tobytes(), "row 1: .* not finite"),
         (b"1 3\n\xff\xfe " + ONES, "row 1: .* is not UTF-8"),
     ],
@@ -267,7 +267,7 @@ def test_malformed_binary_is_refused_with_the_row(tmp_path, content, sentence):
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("word", ["new york", "line\nbreak", "", "\ud800"])
 def test_a_word_that_the_format_cannot_hold_is_refused_before_anything_is_written(tmp_path, word, binary):
-    with pytest.raises(ValueError, match=r"\(row 2\) cannot be written in word2vec's format"):
+    with pytest.raises(ValueError, match=r"\(row 2\) can't be written in word2vec's format"):
         WordVectors(["film", word], np.eye(2)).save_word2vec(tmp_path / "vectors", binary=binary)
     assert os.listdir(tmp_path) == []
 
@@ -278,8 +278,8 @@ def test_a_word_that_the_format_cannot_hold_is_refused_before_anything_is_writte
         ("{", "is not JSON"),
         ("[1, 2]", "does not map words to ids"),
         ('{"a": 0, "b": "c"}', "does not map words to ids"),
-        ('{"a": 0, "b": 2}', "ids are not 0 to 1 once each"),
-        ('{"a": 0}', r"1 words do not fit vectors of shape \(2, 2\)"),
+        ('{"a": 0, "b": 2}', "ids are not 0 to 1: save"),
+        ('{"a": 0}', r"1 words do not match vectors of shape \(2, 2\)"),
     ],
 )
 def test_a_damaged_vocabulary_is_refused(tmp_path, vocabulary, sentence):
@@ -294,7 +294,7 @@ def test_a_damaged_or_missing_model_is_refused(tmp_path):
     assert json.loads((tmp_path / "vocabulary.json").read_text()) == {"a": 0, "b": 1}
     model_file = tmp_path / "model.safetensors"
     model_file.write_bytes(model_file.read_bytes()[:-3])
-    with pytest.raises(ValueError, match=r"model\.safetensors holds no tensor 'vectors'"):
+    with pytest.raises(ValueError, match=r"model\.safetensors has no tensor 'vectors'"):
         WordVectors.load(tmp_path)
     model_file.unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
@@ -322,9 +322,9 @@ def test_a_word_is_looked_up_as_the_training_text_was_normalised(tmp_path: Path)
     assert vectors.neighbours(asked, 2) == vectors.neighbours(words, 2)
     assert vectors.analogy(*asked[:3], 2) == vectors.analogy("наташа", "o'neill", "co-op", 2)
     for word, said in (
-        ("New York", r"'New York' is 2 words to this model \(new, york\): ask for one"),
-        ("1984!", "Nothing is left of '1984!' by this model's normalisation"),
-        ("Natasha", "'natasha' is none of the 5 words"),
+        ("New York", r"This model splits 'New York' into 2 words \(new, york\)"),
+        ("1984!", "This model's normalization removes all of '1984!'"),
+        ("Natasha", "'natasha' is not one of the 5 words"),
     ):
         with pytest.raises(UnknownWordError, match=said):
             vectors[word]
@@ -334,5 +334,5 @@ def test_without_a_record_a_word_is_looked_up_as_it_is(tmp_path: Path) -> None:
     WordVectors(["peace"], torch.ones(1, 2)).save(tmp_path)
     vectors = WordVectors.load(tmp_path)
     assert "Peace" not in vectors
-    with pytest.raises(UnknownWordError, match=r"'Peace' is none .* Near it: peace"):
+    with pytest.raises(UnknownWordError, match=r"'Peace' is not one of .* Similar: peace"):
         vectors["Peace"]

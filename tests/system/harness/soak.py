@@ -44,7 +44,7 @@ from lexloom.training.checkpoint import Checkpoint, Checkpoints
 from lexloom.training.job import Job
 from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 from tests.system.harness.cancels import by_api, by_ctrl_c, write_corpus
 from tests.system.harness.ledger import Ledger, check_coverage, pages, settle
 from tests.system.harness.processes import is_alive, processes_of, wait_for
@@ -72,8 +72,8 @@ def adam(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(module.parameters(), lr=1e-3)
 
 
-def classifier() -> Autograd:
-    return Autograd(network, next_word, adam, schedule=lambda progress: 1 - progress, seed=1)
+def classifier() -> TorchTrainable:
+    return TorchTrainable(network, next_word, adam, schedule=lambda progress: 1 - progress, seed=1)
 
 
 STRATEGIES = {
@@ -142,7 +142,8 @@ def living_workers(job: Job) -> list[int]:
 
 
 def kill_workers(data: Path, work: Path, kills: int) -> dict[str, Any]:
-    from lexloom.training.ray.trainer import ray_runtime, train_on_ray
+    from lexloom.training.ray.runtime import ray_runtime
+    from lexloom.training.ray.trainer import train_on_ray
 
     results = {}
     with ray_runtime(WORKERS, None, verbose=False):

@@ -11,7 +11,8 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
 from lexloom.models.sentiment.classifier import Sentiment, save_classifier
-from lexloom.models.sentiment.frozen_encoder import TrainedPart, load_classifier
+from lexloom.models.sentiment.frozen_encoder import TrainedPart
+from lexloom.models.sentiment.hf_loading import load_classifier
 from lexloom.tasks.evaluate.sentiment import (
     EvaluateSentimentConfig,
     SentimentEvaluation,

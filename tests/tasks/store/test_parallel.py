@@ -22,7 +22,7 @@ from lexloom.tasks.store.shards import RowGroup
 from lexloom.tasks.store.stage import Stage
 from lexloom.tasks.tokens import TokensConfig, tokens
 from lexloom.tasks.vocabulary import VocabularyConfig, vocabulary
-from lexloom.training.ray.trainer import ray_runtime
+from lexloom.training.ray.runtime import ray_runtime
 from tests.models.tiny import write_backbone
 from tests.tasks.labelled import write_split
 from tests.tasks.test_vocabulary import corpus_of

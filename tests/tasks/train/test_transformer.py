@@ -20,7 +20,7 @@ from lexloom.models.precision import Layer
 from lexloom.models.sampling import Sampling, sample_text
 from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.models.transformer.hf_io import load
-from lexloom.models.transformer.model import Reader, Transformer, TransformerConfig, next_token_loss
+from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig, next_token_loss
 from lexloom.tasks.corpus import AsWritten
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from lexloom.tasks.train import transformer as module
@@ -32,7 +32,7 @@ from lexloom.tasks.train.transformer import (
     trainable,
 )
 from lexloom.tasks.windows import WindowsConfig, windows
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 from tests.tasks import promises
 from tests.tasks.cards import run_card
 from tests.tasks.promises import Plan, planner
@@ -119,7 +119,7 @@ def test_transformers_reads_the_folder_as_its_card_says(
         torch.testing.assert_close(theirs, model(torch.tensor([ids])), atol=1e-4, rtol=1e-4)
     (found,) = pipeline("text-generation", str(folder))("the dög", do_sample=False)
     sampling = Sampling(max_tokens=CONTEXT - len("the dög"), temperature=0)
-    pieces = sample_text(Reader(model), tokenizer, ["the dög"], sampling)
+    pieces = sample_text(CachedDecoder(model), tokenizer, ["the dög"], sampling)
     assert found["generated_text"] == "the dög" + "".join(piece for (piece,) in pieces)
 
 
@@ -139,15 +139,17 @@ def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
     undisturbed = weights()
     store.discard("train_transformer", key)
     steps: list[float] = []
-    train_step = Autograd.train_step
+    train_step = TorchTrainable.train_step
 
-    def dies_at_step_17(self: Autograd, batch: dict[str, np.ndarray], *, progress: float, seed: int) -> Any:
+    def dies_at_step_17(
+        self: TorchTrainable, batch: dict[str, np.ndarray], *, progress: float, seed: int
+    ) -> Any:
         steps.append(progress)
         if len(steps) == 17:
             raise KeyboardInterrupt
         return train_step(self, batch, progress=progress, seed=seed)
 
-    monkeypatch.setattr(Autograd, "train_step", dies_at_step_17)
+    monkeypatch.setattr(TorchTrainable, "train_step", dies_at_step_17)
     with pytest.raises(KeyboardInterrupt):
         run()
     run()
@@ -226,7 +228,7 @@ def test_a_large_vocabulary_is_rounded_up() -> None:
 
 def test_options_reach_the_training() -> None:
     config = TrainTransformerConfig(
-        matrix_rate=0.5, rate=0.25, decay=0.5, final=0.1, warm_up=0.1, precision="float32", threads=1
+        matrix_lr=0.5, lr=0.25, decay=0.5, final=0.1, warm_up=0.1, precision="float32", threads=1
     )
     made = trainable(TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1), config)
     made.prepare("cpu")
@@ -234,9 +236,9 @@ def test_options_reach_the_training() -> None:
     assert made.learning_rate(1.0) == pytest.approx(0.05)
     assert made.learning_rate(0.0) == pytest.approx(0.005)
     assert not made._bfloat16
-    in_bfloat16 = trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))
-    in_bfloat16.prepare("cpu")
-    assert in_bfloat16._bfloat16
+    use_bfloat16 = trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))
+    use_bfloat16.prepare("cpu")
+    assert use_bfloat16._bfloat16
 
 
 def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,14 +248,14 @@ def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPat
         asked.append((layer, device))
         return True
 
-    monkeypatch.setattr("lexloom.models.precision.bfloat16_pays", pays)
-    network = TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1, hidden=24)
+    monkeypatch.setattr("lexloom.models.precision.is_bfloat16_faster", pays)
+    network = TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1, ffn_dim=24)
     config = TrainTransformerConfig(workers=2, batch_size=16, context=4)
     for given, rows in ((config, 8 * 4), (config.model_copy(update={"micro_batch": 2}), 2 * 4)):
         made = trainable(network, given)
         assert not asked, "asked before it is on its worker"
         made.prepare("cpu")
-        assert made.decisions() == {"bfloat16": True}
+        assert made.hardware_choices() == {"bfloat16": True}
         assert asked.pop() == (Layer(rows, 8, 24), "cpu")
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from lexloom.models.language_model import load_language_model
 from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.models.window_lm import WindowLM, scaled
+from lexloom.models.window_lm import WindowLM, scale_to_unit_rms
 from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.corpus import AsWritten
 from lexloom.tasks.embeddings import EmbeddingsConfig, embeddings, locate_embeddings, read_embeddings
@@ -24,7 +24,7 @@ from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from lexloom.tasks.train import window_lm as module
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
 from lexloom.tasks.windows import WindowsConfig, windows
-from lexloom.training.torch_trainable import Autograd
+from lexloom.training.torch_trainable import TorchTrainable
 from tests.tasks import promises
 from tests.tasks.cards import run_card
 from tests.tasks.promises import Plan, planner
@@ -107,7 +107,7 @@ def test_embeddings_stay_as_they_came_unless_they_are_fine_tuned(
 ) -> None:
     config = CONFIG.model_copy(update={"fine_tuned": fine_tuned})
     made = build(train_window_lm, *inputs, config=config, scratch=tmp_path)
-    before = scaled(read_embeddings(inputs[1]))
+    before = scale_to_unit_rms(read_embeddings(inputs[1]))
     assert torch.equal(WindowLM.load(made.folder).embeddings, before) is not fine_tuned
 
 
@@ -142,15 +142,15 @@ def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
     undisturbed = run()
     store.discard("train_window_lm", train_window_lm.key(inputs, CONFIG))
     steps: list[float] = []
-    update = Autograd.update
+    update = TorchTrainable.update
 
-    def dies_at_step_17(self: Autograd, *, progress: float) -> None:
+    def dies_at_step_17(self: TorchTrainable, *, progress: float) -> None:
         steps.append(progress)
         if len(steps) == 17:
             raise KeyboardInterrupt
         update(self, progress=progress)
 
-    monkeypatch.setattr(Autograd, "update", dies_at_step_17)
+    monkeypatch.setattr(TorchTrainable, "update", dies_at_step_17)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert not list(store.root.glob("train_window_lm/*"))
@@ -203,7 +203,7 @@ def test_patience_without_held_out_windows_is_refused(
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"objective": "embedding", "fine_tuned": True}, "would all become the same"),
+        ({"objective": "embedding", "fine_tuned": True}, "they would collapse"),
         ({"dropout": 1}, "less than 1"),
         ({"cutoffs": (10, 5)}, "cutoffs"),
         ({"output": "sampled"}, "'adaptive', 'full' or 'tied'"),

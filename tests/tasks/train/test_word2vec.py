@@ -440,7 +440,7 @@ def test_held_out_documents_stop_the_training_from_tokens_too(
 
 
 def note(folder: Path, epoch: int, step: int, worker: int, batch: dict[str, np.ndarray]) -> None:
-    np.stack([batch["row"], batch["place"]]).tofile(folder / f"{epoch}-{step}-{worker}")
+    np.stack([batch["row"], batch["position"]]).tofile(folder / f"{epoch}-{step}-{worker}")
 
 
 def test_from_tokens_a_killed_run_ends_the_same_and_two_workers_share_every_token(

@@ -2,11 +2,17 @@
 
 import pytest
 
-from lexloom.training.ray.resources import capacity, described, require, reserved, room
+from lexloom.training.ray.resources import (
+    available_workers,
+    check_capacity,
+    describe_cluster,
+    worker_capacity,
+    worker_resources,
+)
 
 
 def test_a_worker_on_the_cpu_reserves_one_and_talks_by_gloo() -> None:
-    assert reserved(3, "cpu", {"CPU": 4.0, "GPU": 2.0}) == ({"CPU": 1}, "gloo")
+    assert worker_resources(3, "cpu", {"CPU": 4.0, "GPU": 2.0}) == ({"CPU": 1}, "gloo")
 
 
 @pytest.mark.parametrize(
@@ -16,37 +22,40 @@ def test_a_worker_on_the_cpu_reserves_one_and_talks_by_gloo() -> None:
 def test_nccl_where_each_worker_has_a_gpu_and_gloo_where_they_share(
     workers: int, gpus: int, share: float, backend: str
 ) -> None:
-    assert reserved(workers, "cuda", {"CPU": 8.0, "GPU": float(gpus)}) == ({"CPU": 1, "GPU": share}, backend)
+    assert worker_resources(workers, "cuda", {"CPU": 8.0, "GPU": float(gpus)}) == (
+        {"CPU": 1, "GPU": share},
+        backend,
+    )
     assert gpus * int(1 / share) >= workers  # so many shares there are
 
 
 def test_a_cluster_that_can_never_hold_the_workers_is_refused() -> None:
-    require(4, "cpu", {"CPU": 4.0})
+    check_capacity(4, "cpu", {"CPU": 4.0})
     with pytest.raises(ValueError, match=r"^5 workers need as many CPUs, and the Ray cluster has 4: ask"):
-        require(5, "cpu", {"CPU": 4.0})
-    require(4, "cuda", {"CPU": 4.0, "GPU": 1.0})
+        check_capacity(5, "cpu", {"CPU": 4.0})
+    check_capacity(4, "cuda", {"CPU": 4.0, "GPU": 1.0})
     with pytest.raises(ValueError, match=r"^the Ray cluster has no GPU: train on the CPU, or join"):
-        require(1, "cuda", {"CPU": 4.0})
+        check_capacity(1, "cuda", {"CPU": 4.0})
 
 
 def test_a_gpu_for_each_worker_counts_as_much_as_a_cpu() -> None:
-    assert capacity("cpu", {"CPU": 3.0, "GPU": 1.0}) == 3
-    assert capacity("cuda", {"CPU": 3.0, "GPU": 1.0}) == 1
-    assert capacity("cuda", {"CPU": 3.0}) == 0
+    assert worker_capacity("cpu", {"CPU": 3.0, "GPU": 1.0}) == 3
+    assert worker_capacity("cuda", {"CPU": 3.0, "GPU": 1.0}) == 1
+    assert worker_capacity("cuda", {"CPU": 3.0}) == 0
 
 
 def test_what_other_work_leaves_free_is_room_for_fewer_workers_or_an_error() -> None:
     cluster = {"CPU": 8.0, "GPU": 4.0}
-    assert room(1, 8, "cpu", cluster, {"CPU": 3.0}) == 3
-    assert room(1, 8, "cuda", cluster, {"CPU": 3.0, "GPU": 2.0}) == 2
+    assert available_workers(1, 8, "cpu", cluster, {"CPU": 3.0}) == 3
+    assert available_workers(1, 8, "cuda", cluster, {"CPU": 3.0, "GPU": 2.0}) == 2
     with pytest.raises(ValueError, match=r"no room for 4 workers: other work keeps 5 of 8 CPUs of the Ray"):
-        room(4, 8, "cpu", cluster, {"CPU": 3.0})
+        available_workers(4, 8, "cpu", cluster, {"CPU": 3.0})
     with pytest.raises(ValueError, match=r"keeps 8 of 8 CPUs and 3 of 4 GPUs of the Ray cluster busy; wait"):
-        room(2, 2, "cuda", cluster, {"GPU": 1.0})
-    assert room(3, 3, "cpu", cluster, {"CPU": 8.0}) == 3  # it has become free since
+        available_workers(2, 2, "cuda", cluster, {"GPU": 1.0})
+    assert available_workers(3, 3, "cpu", cluster, {"CPU": 8.0}) == 3  # it has become free since
 
 
 def test_the_line_that_says_which_ray_it_is() -> None:
-    assert described({"CPU": 2.0}, None, 1) == "Ray: started on this machine, with 2 CPUs"
-    joined = described({"CPU": 16.0, "GPU": 1.0, "memory": 1e9}, "10.0.0.1:6379", 3)
+    assert describe_cluster({"CPU": 2.0}, None, 1) == "Ray: started on this machine, with 2 CPUs"
+    joined = describe_cluster({"CPU": 16.0, "GPU": 1.0, "memory": 1e9}, "10.0.0.1:6379", 3)
     assert joined == "Ray: joined the cluster at 10.0.0.1:6379, with 16 CPUs and 1 GPU on 3 nodes"

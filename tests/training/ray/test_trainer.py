@@ -29,16 +29,10 @@ from ray.train.v2._internal.exceptions import (
 from lexloom.training.checkpoint import Checkpoints
 from lexloom.training.job import Job
 from lexloom.training.progress import Progress
-from lexloom.training.ray import trainer as ray_trainer
-from lexloom.training.ray.trainer import (
-    await_room,
-    interface_of,
-    lost,
-    own_error,
-    ray_runtime,
-    runtime_error,
-    train_on_ray,
-)
+from lexloom.training.ray import runtime as ray_runtime_module
+from lexloom.training.ray.failures import describe_loss, find_runtime_error, find_training_error
+from lexloom.training.ray.runtime import ray_runtime, wait_for_room
+from lexloom.training.ray.trainer import find_interface, train_on_ray
 from tests.training.test_loop import result, untimed
 from tests.training.toy import Counter, job, on_processes, train_on
 
@@ -188,7 +182,7 @@ def test_elastic_workers_make_do_with_what_other_work_leaves(
     with other_work(cpus=1):
         train_on_ray(job(tmp_path), workers=(1, 3), on_progress=points.append, on_note=notes.append)
     assert points[-1].workers == 2
-    assert notes == ["the Ray cluster is busy: going on with 2 workers at most"]
+    assert notes == ["the Ray cluster is busy: continuing with at most 2 workers"]
 
 
 def test_a_busy_cluster_is_an_error_and_no_endless_wait(
@@ -206,19 +200,19 @@ def test_a_run_waits_for_a_node_in_the_place_of_a_lost_one(monkeypatch: pytest.M
     monkeypatch.setattr(ray, "cluster_resources", lambda: next(clusters))
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
     notes: list[str] = []
-    assert await_room(3, 3, "cpu", notes.append) == 3
+    assert wait_for_room(3, 3, "cpu", notes.append) == 3
     assert notes == ["the Ray cluster has lost a node: waiting up to 600 seconds for another"]
 
 
 def test_no_node_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr(ray_trainer, "NODE_SECONDS", 0)
+    monkeypatch.setattr(ray_runtime_module, "NODE_SECONDS", 0)
     with pytest.raises(ValueError, match=r"^3 workers need as many CPUs, and the Ray cluster has 2: ask"):
-        await_room(3, 3, "cpu", lambda note: None)
+        wait_for_room(3, 3, "cpu", lambda note: None)
 
 
 def test_an_address_belongs_to_an_interface() -> None:
-    assert interface_of("127.0.0.1") == "lo"
+    assert find_interface("127.0.0.1") == "lo"
 
 
 def test_a_signal_while_ray_starts_is_raised_when_it_has_started_and_ended(
@@ -243,7 +237,7 @@ def test_a_signal_while_ray_starts_is_raised_when_it_has_started_and_ended(
     monkeypatch.setattr(ray, "init", start)
     monkeypatch.setattr(ray, "shutdown", lambda: told.append("has ended"))
     coordinator = (
-        "lexloom.training.ray.trainer.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator"
+        "lexloom.training.ray.runtime.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator"
     )
     monkeypatch.setattr(coordinator, lambda: None)
     before = signal.signal(signal.SIGTERM, cancel)
@@ -266,7 +260,7 @@ def test_more_workers_than_cpus_are_refused_at_once(tmp_path: Path) -> None:
 def test_numbers_of_workers_that_make_no_sense_are_refused(
     tmp_path: Path, workers: int | tuple[int, int]
 ) -> None:
-    with pytest.raises(ValueError, match=r"^workers are .*: the least must be at least 1"):
+    with pytest.raises(ValueError, match=r"^workers is .*: the minimum must be at least 1"):
         train_on_ray(job(tmp_path), workers=workers)
 
 
@@ -275,7 +269,7 @@ def test_the_runtime_says_which_it_is(started: list[str]) -> None:
 
 
 STARTING = """
-from lexloom.training.ray.trainer import ray_runtime
+from lexloom.training.ray.runtime import ray_runtime
 with ray_runtime(1, None, False, on_note=print):
     pass
 """
@@ -290,7 +284,7 @@ def test_one_is_started_even_where_ray_knows_of_a_cluster(tmp_path: Path) -> Non
 
 JOINING = """
 import sys
-from lexloom.training.ray.trainer import ray_runtime
+from lexloom.training.ray.runtime import ray_runtime
 with ray_runtime(1, sys.argv[1], False, on_note=print):
     pass
 """
@@ -323,20 +317,23 @@ GLOO = "[/src/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0
 )
 def test_a_lost_worker_is_told_in_a_few_words(failures: dict[int, Exception], sentence: str) -> None:
     failure = WorkerGroupError("a long story", failures)
-    assert own_error(failure) is None
-    assert lost(failure) == sentence
+    assert find_training_error(failure) is None
+    assert describe_loss(failure) == sentence
 
 
 def test_the_error_of_a_workers_code_counts_and_not_what_it_did_to_the_others() -> None:
     cause = KeyError("loss")
-    assert own_error(WorkerGroupError("a story", {0: RuntimeError(GLOO), 1: died(), 2: cause})) is cause
+    assert (
+        find_training_error(WorkerGroupError("a story", {0: RuntimeError(GLOO), 1: died(), 2: cause}))
+        is cause
+    )
 
 
 def test_a_runtime_error_is_a_workers_own_only_where_no_worker_died() -> None:
     own = RuntimeError("CUDA out of memory")
-    assert runtime_error(WorkerGroupError("a story", {0: own})) is own
-    assert runtime_error(WorkerGroupError("a story", {0: own, 1: died()})) is None
-    assert runtime_error(ControllerError(WorkerGroupStartupTimeoutError(2))) is None
+    assert find_runtime_error(WorkerGroupError("a story", {0: own})) is own
+    assert find_runtime_error(WorkerGroupError("a story", {0: own, 1: died()})) is None
+    assert find_runtime_error(ControllerError(WorkerGroupStartupTimeoutError(2))) is None
 
 
 def test_an_error_that_comes_again_is_raised_with_the_workers_traceback(tmp_path: Path) -> None:
@@ -346,10 +343,12 @@ def test_an_error_that_comes_again_is_raised_with_the_workers_traceback(tmp_path
 
 
 def test_what_stops_a_start_for_good_is_told_from_what_may_pass() -> None:
-    assert own_error(ControllerError(WorkerGroupStartupTimeoutError(2))) is None
+    assert find_training_error(ControllerError(WorkerGroupStartupTimeoutError(2))) is None
     failure = ControllerError(WorkerGroupStartupFailedError("a worker died"))
-    assert own_error(failure) is None
-    assert lost(failure) == "a training worker was lost while it started"
-    error = own_error(ControllerError(RuntimeError("a trace\nModuleNotFoundError: No module named 'models'")))
+    assert find_training_error(failure) is None
+    assert describe_loss(failure) == "a training worker was lost while it started"
+    error = find_training_error(
+        ControllerError(RuntimeError("a trace\nModuleNotFoundError: No module named 'models'"))
+    )
     sentence = "the training workers could not be started: ModuleNotFoundError: No module named 'models'"
     assert str(error) == sentence

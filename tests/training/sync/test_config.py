@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lexloom.training.sync.collectives import WeightedMean, sum_over_workers
-from lexloom.training.sync.config import SyncConfig, refuse_misfit, synchronisation
+from lexloom.training.sync.config import SyncConfig, check_strategy, make_synchronisation
 from lexloom.training.sync.delta_sum import DeltaSum
 from lexloom.training.sync.strategies import Average, DiLoCo, Synchronisation
 from tests.training.toy import Counter, classifier, on_processes
@@ -29,7 +29,7 @@ class Tables:
 
 
 def begun(config: SyncConfig, world_size: int, *tables: Tensor) -> Synchronisation:
-    sync = synchronisation(config, world_size)
+    sync = make_synchronisation(config, world_size)
     sync.setup(Tables(**{str(place): table for place, table in enumerate(tables)}), world_size)  # type: ignore[arg-type]
     return sync
 
@@ -83,19 +83,19 @@ def dense_ones(rank: int, world_size: int) -> dict[str, Tensor]:
     sync.flush()
     assert sync.bytes_sent == sent == table.nbytes
 
-    for wire in ("float32", "bfloat16"):
+    for comm_dtype in ("float32", "bfloat16"):
         table = torch.full((1, 1), 1.0)
-        sync = begun(SyncConfig("diloco", period=1, wire=wire), world_size, table)  # type: ignore[arg-type]
+        sync = begun(SyncConfig("diloco", period=1, comm_dtype=comm_dtype), world_size, table)  # type: ignore[arg-type]
         table += [1.0, 3.0][rank % 2]
         sync.after_step(1, 1, 2)
-        found[f"diloco {wire} 1"] = table.clone()
+        found[f"diloco {comm_dtype} 1"] = table.clone()
         state = {name: value.clone() for name, value in sync.state_dict().items()}
-        again = begun(SyncConfig("diloco", period=1, wire=wire), world_size, table)  # type: ignore[arg-type]
+        again = begun(SyncConfig("diloco", period=1, comm_dtype=comm_dtype), world_size, table)  # type: ignore[arg-type]
         again.load_state_dict(state)
         table += [0.0, 1.0][rank % 2]
         again.after_step(2, 1, 2)
-        found[f"diloco {wire} 2"] = table
-        assert again.bytes_sent == table.nbytes / (1 if wire == "float32" else 2)
+        found[f"diloco {comm_dtype} 2"] = table
+        assert again.bytes_sent == table.nbytes / (1 if comm_dtype == "float32" else 2)
     return found
 
 
@@ -139,7 +139,7 @@ def optimizer_states(rank: int, world_size: int) -> dict[str, Tensor]:
         model.prepare("cpu")
         for value in model.optimizer_tables().values():
             value.fill_(rank)
-        sync = synchronisation(SyncConfig("average", optimizer_state=choice), world_size)  # type: ignore[arg-type]
+        sync = make_synchronisation(SyncConfig("average", optimizer_state=choice), world_size)  # type: ignore[arg-type]
         assert sync.local_optimizer == (choice == "keep")
         sync.setup(model, world_size)
         sync.after_step(1, 1, world_size)
@@ -277,11 +277,11 @@ def test_one_worker_has_nothing_to_send_and_its_outer_optimizer_works_alone() ->
 
 def test_the_configuration_says_which_strategy() -> None:
     kinds = {
-        strategy: type(synchronisation(SyncConfig(strategy), 2)).__name__
+        strategy: type(make_synchronisation(SyncConfig(strategy), 2)).__name__
         for strategy in ("average", "diloco")
     }  # type: ignore[arg-type]
     assert kinds == {"average": Average.__name__, "diloco": DiLoCo.__name__}
-    delta_sum = synchronisation(SyncConfig("delta_sum", period=2, frequent_rows=5, rare_period=8), 2)
+    delta_sum = make_synchronisation(SyncConfig("delta_sum", period=2, frequent_rows=5, rare_period=8), 2)
     assert isinstance(delta_sum, DeltaSum)
     assert (delta_sum.period, delta_sum.frequent_rows, delta_sum.rare_period) == (2, 5, 8)
 
@@ -292,7 +292,7 @@ def test_the_configuration_says_which_strategy() -> None:
         ({"period": 0}, "period is 0: it must be at least 1"),
         ({"strategy": "delta_sum", "rare_period": 0}, "rare_period is 0"),
         ({"strategy": "gossip"}, "strategy is 'gossip': it must be one of"),
-        ({"wire": "int8"}, "wire is 'int8'"),
+        ({"comm_dtype": "int8"}, "comm_dtype is 'int8'"),
         ({"outer_momentum": 1.0}, "momentum 1.0 at least 0 and below 1"),
         ({"outer_learning_rate": 0.0}, "learning rate 0.0 must be above 0"),
         ({"cap": 0.5}, "cap is 0.5: it must be at least 1"),
@@ -305,11 +305,11 @@ def test_numbers_without_sense_are_refused(numbers: dict[str, Any], message: str
 
 
 def test_a_strategy_that_the_model_can_not_use_is_refused() -> None:
-    with pytest.raises(ValueError, match="all_reduce exchanges gradients, and Counter has none"):
-        refuse_misfit(SyncConfig("all_reduce"), Counter())
-    with pytest.raises(ValueError, match="warm-up exchanges gradients, and Counter has none"):
-        refuse_misfit(SyncConfig("diloco", warm_up_steps=5), Counter())
-    refuse_misfit(SyncConfig("diloco"), Counter())
-    refuse_misfit(SyncConfig("all_reduce"), classifier())
-    with pytest.raises(ValueError, match=r"rows of tables, and 0 has the shape \(3,\)"):
+    with pytest.raises(ValueError, match="all_reduce exchanges gradients, but Counter has none"):
+        check_strategy(SyncConfig("all_reduce"), Counter())
+    with pytest.raises(ValueError, match="warm-up exchanges gradients, but Counter has none"):
+        check_strategy(SyncConfig("diloco", warm_up_steps=5), Counter())
+    check_strategy(SyncConfig("diloco"), Counter())
+    check_strategy(SyncConfig("all_reduce"), classifier())
+    with pytest.raises(ValueError, match=r"rows of matrices, but 0 has the shape \(3,\)"):
         begun(SyncConfig("delta_sum"), 2, torch.zeros(3))

@@ -15,18 +15,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lexloom.training.checkpoint import Checkpoint, Checkpoints
-from lexloom.training.job import Job, Run
+from lexloom.training.job import Job, TrainState
 from lexloom.training.sync.collectives import sum_over_workers
 from lexloom.training.sync.strategies import Synchronisation
 from lexloom.training.trainable import Differentiable, Trainable
 
 MODEL, OPTIMIZER, ROUND = "model.", "optimizer.", "round."  # prefixes of names in a worker's own state
 
-logger = logging.getLogger("lexloom.saving")
+logger = logging.getLogger("lexloom.checkpointer")
 
 
-class Saving:
-    """One worker's part in the checkpoints of a run."""
+class Checkpointer:
+    """Saves and restores one worker's part of a run's checkpoints."""
 
     def __init__(
         self,
@@ -40,62 +40,58 @@ class Saving:
         self.trainable, self.sync, self.checkpoints = trainable, sync, checkpoints
         self.rank, self.world_size, self.device = rank, world_size, job.device
 
-    def restore(self, run: Run, found: Checkpoint | None) -> None:
+    def restore(self, state: TrainState, checkpoint: Checkpoint | None) -> None:
         """Load a checkpoint, if there is one, into the prepared model, the strategy and the sum of losses.
 
         Raises:
             OSError: the workers found different checkpoints.
         """
-        if found is not None:
-            self.trainable.load_state_dict(found.tensors)
-            self._load_replica(found.local or {})
-            if self.rank and found.local is None and self._optimizer_tables():
+        if checkpoint is not None:
+            self.trainable.load_state_dict(checkpoint.tensors)
+            self._load_replica(checkpoint.local or {})
+            if self.rank and checkpoint.local is None and self._optimizer_tables():
                 logger.warning(
                     "the number of workers has changed: all workers resume from worker 0's optimizer state"
                 )
         self.sync.setup(self.trainable, self.world_size)
-        if found is not None:
-            self.sync.load_state_dict(found.sync)
-            self._load_round(found.local or {})
-            self._load_losses(run)
-        steps, squares = sum_over_workers([run.step, run.step**2], self.world_size, self.device)
+        if checkpoint is not None:
+            self.sync.load_state_dict(checkpoint.sync)
+            self._load_round(checkpoint.local or {})
+            self._load_losses(state)
+        steps, squares = sum_over_workers([state.step, state.step**2], self.world_size, self.device)
         if self.world_size * squares != steps**2:
             raise OSError(
                 f"the workers see different checkpoints in {self.checkpoints.folder}: it must be a folder"
                 " that all workers share"
             )
 
-    def save(self, run: Run, losses: list[list[float]]) -> None:
-        """Write a checkpoint of `run`, with every worker's sum of losses and number of examples."""
-        counted = (
-            self.sync.bytes_sent,
-            self.sync.seconds,
-        )  # exchanges for a checkpoint do not count as training
-        agreed = self.sync.agreed
-        local = range(0 if not agreed else 1, self.world_size) if self._states_differ() else ()
+    def save(self, state: TrainState, losses: list[list[float]]) -> None:
+        """Write a checkpoint of `state`, with every worker's sum of losses and number of examples."""
+        # exchanges for a checkpoint do not count as training
+        sync_costs = self.sync.bytes_sent, self.sync.seconds
+        in_sync = self.sync.in_sync
+        local = range(0 if not in_sync else 1, self.world_size) if self._states_differ() else ()
         own = Path()
         if self.rank in local:
-            own = self.checkpoints.save_local(run.step, self.rank, self._own_state())
-        if not agreed:
+            own = self.checkpoints.save_local(state.step, self.rank, self._own_state())
+        if not in_sync:
             self.sync.flush()
             if self.rank:
                 self._reload_own_state(own)
         if local:
-            sum_over_workers(
-                [0.0], self.world_size, self.device
-            )  # a barrier: all workers have written and reloaded
+            sum_over_workers([0.0], self.world_size, self.device)  # barrier: all have written and reloaded
         if self.rank == 0:
-            state = asdict(run) | {"losses": losses}
-            checkpoint = Checkpoint(self.trainable.state_dict(), state, self.sync.state_dict())
+            values = asdict(state) | {"losses": losses}
+            checkpoint = Checkpoint(self.trainable.state_dict(), values, self.sync.state_dict())
             folder = self.checkpoints.save(
-                run.step, checkpoint, workers=self.world_size, local=local, best=run.best_step
+                state.step, checkpoint, workers=self.world_size, local=local, best=state.best_step
             )
-            if not agreed:
+            if not in_sync:
                 self._reload_own_state(folder / own.name)
-        self.sync.bytes_sent, self.sync.seconds = counted
+        self.sync.bytes_sent, self.sync.seconds = sync_costs
 
     def _states_differ(self) -> bool:
-        return not self.sync.agreed or bool(self._optimizer_tables())
+        return not self.sync.in_sync or bool(self._optimizer_tables())
 
     def _optimizer_tables(self) -> dict[str, Tensor]:
         """The optimizer's state if each worker keeps its own; otherwise empty."""
@@ -103,7 +99,7 @@ class Saving:
         return self.trainable.optimizer_tables() if own and isinstance(self.trainable, Differentiable) else {}
 
     def _own_state(self) -> dict[str, Tensor]:
-        if self.sync.agreed:
+        if self.sync.in_sync:
             return {f"{OPTIMIZER}{name}": tensor for name, tensor in self._optimizer_tables().items()}
         model = {f"{MODEL}{name}": tensor for name, tensor in self.trainable.state_dict().items()}
         return model | {f"{ROUND}{name}": tensor for name, tensor in self.sync.round_state().items()}
@@ -125,14 +121,14 @@ class Saving:
         if between_exchanges := select_prefix(ROUND, state):
             self.sync.load_round_state(between_exchanges)
 
-    def _load_losses(self, run: Run) -> None:
+    def _load_losses(self, state: TrainState) -> None:
         """Restore this worker's losses; if the number of workers has changed, worker 0 takes all of them."""
-        if len(run.losses) == self.world_size:
-            run.loss_sum, run.loss_examples = run.losses[self.rank]
+        if len(state.losses) == self.world_size:
+            state.loss_sum, state.loss_examples = state.losses[self.rank]
         else:
-            sums = [math.fsum(worker[figure] for worker in run.losses) for figure in (0, 1)]
-            run.loss_sum, run.loss_examples = (0.0, 0.0) if self.rank else sums
-        run.losses = []
+            sums = [math.fsum(worker[figure] for worker in state.losses) for figure in (0, 1)]
+            state.loss_sum, state.loss_examples = (0.0, 0.0) if self.rank else sums
+        state.losses = []
 
 
 def select_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
