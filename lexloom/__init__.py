@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from lexloom.flows.word2vec import Word2VecConfig, word2vec
     from lexloom.models.language_model import load_language_model
     from lexloom.models.sampling import Sampling, sample_text
-    from lexloom.models.sentiment.classifier import Sentiment
+    from lexloom.models.sentiment.classifier import Classifier
     from lexloom.models.word2vec.vectors import WordVectors
 
 _MODULES = {
     "Outcome": "flows.run",
     "Sampling": "models.sampling",
-    "Sentiment": "models.sentiment.classifier",
+    "Classifier": "models.sentiment.classifier",
     "SentimentFlowConfig": "flows.sentiment",
     "TransformerLMFlowConfig": "flows.transformer_lm",
     "WindowLMFlowConfig": "flows.window_lm",
@@ -46,9 +46,9 @@ _MODULES = {
 }
 
 __all__ = [
+    "Classifier",
     "Outcome",
     "Sampling",
-    "Sentiment",
     "SentimentFlowConfig",
     "TransformerLMFlowConfig",
     "WindowLMFlowConfig",

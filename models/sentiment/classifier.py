@@ -44,11 +44,11 @@ ONE_LABEL = "single_label_classification"  # as transformers says it
 
 
 def classify(folder: Path | str, texts: Sequence[str]) -> list[tuple[str, float]]:
-    """(label, score) of each text by the classifier in `folder`; see `Sentiment.classify`."""
-    return Sentiment.load(folder).classify(texts)
+    """(label, score) of each text by the classifier in `folder`; see `Classifier.classify`."""
+    return Classifier.load(folder).classify(texts)
 
 
-class Sentiment:
+class Classifier:
     """A classifier ready for use: `labels`, and at most `max_length` tokens of a text that it reads."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Sentiment:
         self.labels = [str(names[index]) for index in range(len(names))]
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "cpu") -> "Sentiment":
+    def load(cls, folder: Path | str, device: str = "cpu") -> "Classifier":
         """A classifier from a folder, Lexloom's or any of transformers' for sequence classification.
 
         Raises:
@@ -212,7 +212,7 @@ def log_odds(logits: Tensor, label: int) -> Tensor:
 
 
 def check(folder: Path) -> None:
-    """Whether a folder holds a classifier; raises as `Sentiment.load` does."""
+    """Whether a folder holds a classifier; raises as `Classifier.load` does."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except OSError as error:

@@ -11,7 +11,6 @@ predicts embeddings has no distribution, so only its accuracies are measured.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,14 +20,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from rich.text import Text
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from lexloom.models.language_model import kind_of
+from lexloom.models.language_model import LanguageModel
 from lexloom.models.ngram import KneserNey
+from lexloom.models.registry import find_family
 from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.models.transformer import hf_io as transformer_folder
-from lexloom.models.window_lm import WindowLM
 from lexloom.tasks.bpe_tokens import read_tokenizer
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
@@ -44,22 +40,6 @@ LONGEST_ORDER = 5  # of n-grams, unless asked for: longer ones gain nothing
 NO_TOKEN = -1
 
 Ids = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A language model as it is measured.
-
-    Attributes:
-        name: what to call it.
-        every_token: whether it predicts all tokens of a window but the first, or only the last.
-        predict: of windows (B, T) and labels (B,): the sum of the cross-entropies of the P tokens that it
-            predicts of each, P being T or 1; None where it has no distribution; and its best, (B, P, BEST).
-    """
-
-    name: str
-    every_token: bool
-    predict: Callable[[Tensor, Tensor], tuple[float | None, Tensor]]
 
 
 class EvaluateLMConfig(BaseModel):
@@ -148,21 +128,22 @@ def evaluate_lm(
     held_out = windows.files(VALIDATION)
     if not held_out:
         raise ValueError("no text was held out to measure the model on: set validation_share above 0")
-    model_here = load_predictor(model.folder, config.device)
+    family = find_family(model.folder, "generate")
+    network: LanguageModel = family.load(model.folder, config.device)
     size = windows.facts["size"]
     assert isinstance(size, int)
-    predicted = size - 1 if model_here.every_token else 1  # P
+    predicted = size - 1 if network.every_token else 1  # P
     tokenizer = read_tokenizer(tokens)
     lengths = tokenizer.byte_lengths()
     baselines = count_baselines(tokens, tokenizer, config.order or min(size, LONGEST_ORDER), config)
-    tally, others = Tally(model_here.name), [Tally(name) for name in baselines]
+    tally, others = Tally(family.title), [Tally(name) for name in baselines]
     bytes_ = 0
     rows = sum(pq.read_metadata(path).num_rows for path in held_out)
     step = -(-rows * predicted // config.max_tokens)
     with console.bar("evaluate_lm", total=rows) as bar, torch.inference_mode():
         for done, batch in spread_windows(held_out, size, step, max(1, LABELS_AT_ONCE // predicted)):
             inputs, label = torch.from_numpy(batch[:, :-1]), torch.from_numpy(batch[:, -1])
-            nats, best = model_here.predict(inputs.to(config.device), label.to(config.device))
+            nats, best = network.predict(inputs.to(config.device), label.to(config.device), BEST)
             labels = batch[:, -predicted:].reshape(-1)  # (B P,)
             tally.add(nats, best.reshape(-1, BEST).cpu().numpy(), labels)
             bytes_ += int(lengths[labels].sum())
@@ -282,44 +263,3 @@ def contexts_of(windows: Ids, predicted: int, length: int) -> Ids:
         return np.empty((len(windows) * predicted, 0), np.int64)
     sliding = np.lib.stride_tricks.sliding_window_view(padded, length, axis=1)[:, -predicted:]
     return sliding.reshape(-1, length)
-
-
-# the models
-
-
-def load_predictor(folder: Path, device: str) -> Predictor:
-    """The model of a model folder; ValueError where its kind predicts no tokens."""
-    kind = kind_of(folder)
-    if kind not in KINDS:
-        raise ValueError(f"the model in {folder} is a {kind}: it must be one of {', '.join(KINDS)}")
-    return KINDS[kind](folder, device)
-
-
-def load_window_lm(folder: Path, device: str) -> Predictor:
-    model = WindowLM.load(folder).to(device)
-
-    def predict(inputs: Tensor, labels: Tensor) -> tuple[float | None, Tensor]:
-        nats = None
-        if model.config.objective == "token":
-            nats = float(model.loss(inputs, labels)) * len(labels)
-        return nats, model.best(inputs, BEST)[:, None]
-
-    return Predictor("window language model", every_token=False, predict=predict)
-
-
-def load_transformer(folder: Path, device: str) -> Predictor:
-    model = transformer_folder.load(folder).to(device).eval()
-
-    def predict(inputs: Tensor, labels: Tensor) -> tuple[float | None, Tensor]:
-        wanted = torch.cat((inputs[:, 1:], labels[:, None]), dim=1).long()  # (B, T)
-        logits = model.head(model.features(inputs)).float()  # (B, T, V)
-        nats = cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
-        return float(nats), logits.topk(BEST, dim=2).indices
-
-    return Predictor("transformer", every_token=True, predict=predict)
-
-
-KINDS: dict[str, Callable[[Path, str], Predictor]] = {
-    "window_lm": load_window_lm,
-    "transformer": load_transformer,
-}

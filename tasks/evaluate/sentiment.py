@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from rich.text import Text
 
-from lexloom.models.sentiment.classifier import Sentiment
+from lexloom.models.sentiment.classifier import Classifier
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.evaluate.word2vec import mean_ranks
@@ -189,7 +189,7 @@ def evaluate_sentiment(
         ValueError: there is no test review.
         ImportError: scikit-learn is not installed.
     """
-    classifier = Sentiment.load(model.folder, config.device or "cpu")
+    classifier = Classifier.load(model.folder, config.device or "cpu")
     classifier.normalization = None  # the corpus is normalised already
     baseline, baseline_seconds = None, None
     if config.baseline_reviews:
@@ -228,7 +228,7 @@ class Judgement:
     seconds: float  # the classifier's alone
 
 
-def judge(classifier: Sentiment, baseline: Any, test: Artifact, mistakes: int) -> Judgement:
+def judge(classifier: Classifier, baseline: Any, test: Artifact, mistakes: int) -> Judgement:
     """Asks both about every test review; of the classifier's mistakes keeps the most confident."""
     worst = WorstMistakes(classifier.labels, mistakes)
     truth: list[NDArray[np.int64]] = []

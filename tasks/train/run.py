@@ -4,12 +4,11 @@ Each model has a stage of its own (train_word2vec.py and so on) that joins its m
 loop and writes the model folder.
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
@@ -39,9 +38,13 @@ ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
 
 class TrainConfig(BaseModel):
-    """How any model is trained on many workers."""
+    """How any model is trained on many workers.
+
+    `mix_bytes` is how many bytes of examples each lane shuffles at a time (`Job.mix_bytes`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    mix_bytes: ClassVar[int] = 0  # a kernel of word2vec needs the pairs of one word side by side
 
     epochs: int = Field(5, ge=1, description="passes over all examples", json_schema_extra={"position": 0})
     workers: int = Field(
@@ -171,6 +174,8 @@ class TrainConfig(BaseModel):
 class GradientTrainConfig(TrainConfig):
     """Training of a model with gradients: all strategies of training/sync/config.py are available."""
 
+    mix_bytes: ClassVar[int] = MIX_BYTES  # each batch has examples of many texts
+
     sync: Literal["all_reduce", "average", "diloco"] = Field(
         "all_reduce",
         description="how workers agree: gradients every step; the mean of their parameters every sync_period"
@@ -255,8 +260,7 @@ def plan_job(
         "validation": tuple(examples.files(VALIDATION)),
         "evaluate_every": config.evaluate_every,
         "sample": sample,
-        # a kernel of word2vec wants the pairs of one word side by side; gradients want rows of all texts
-        "mix_bytes": MIX_BYTES if isinstance(config, GradientTrainConfig) else 0,
+        "mix_bytes": config.mix_bytes,
     }
     return Job(**(fields | own))
 
@@ -347,16 +351,7 @@ def metrics_of(run: Run) -> dict[str, Any]:
     return metrics | {"history": run.history}
 
 
-def facts_of(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics without their curves."""
-    return {name: value for name, value in metrics.items() if name not in ("history", "scores")}
-
-
 def mean_loss(history: list[dict[str, Any]]) -> float:
     """The mean over the examples of some points."""
     examples = sum(point["loss_examples"] for point in history)
     return sum(point["loss"] * point["loss_examples"] for point in history) / examples
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

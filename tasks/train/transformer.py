@@ -1,4 +1,4 @@
-"""Trains a transformer: joins the network and its optimizer with the training loop, writes the model folder.
+"""The training stage of the transformer.
 
 A model folder holds `model.safetensors`, `config.json`, `tokenizer.json` and more as transformers reads them,
 `lexloom.json`, `tokenizer/`, `metrics.json` and a model card.
@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
@@ -27,14 +26,15 @@ from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.generate import written
 from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.train.run import (
-    LANES,
-    GradientTrainConfig,
+from lexloom.tasks.train.model_folder import (
+    GENERATE,
+    describe_training,
     facts_of,
-    plan_job,
-    run_job,
-    write_json,
+    restore,
+    save_records,
+    summarize,
 )
+from lexloom.tasks.train.run import LANES, GradientTrainConfig, plan_job, run_job
 from lexloom.training.schedules import warm_up_stable_decay
 from lexloom.training.torch_trainable import Autograd
 
@@ -164,14 +164,14 @@ class TrainTransformerConfig(GradientTrainConfig):
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
 
 
-@stage(version=3)
+@stage(version=4)
 def train_transformer(
     windows: Artifact, tokens: Artifact, config: TrainTransformerConfig, out: Path, scratch: Path
 ) -> Summary:
-    """Trains on windows of context + 1 tokens, and writes the model folder.
+    """Train on windows of context + 1 tokens and write the model folder.
 
     Raises:
-        ValueError: the windows are of another length.
+        ValueError: the windows have another length.
     """
     size = cast(int, windows.summary.facts["size"])
     if size != config.context + 1:
@@ -185,26 +185,15 @@ def train_transformer(
     sample = partial(written, tokens.folder / TOKENIZER, reader)
     job = plan_job(config, make, windows, COLUMNS, [tokens], scratch, config.synchronisation(), sample)
     metrics, tensors = run_job(job, config, unit="windows")
-    model = Transformer(network)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"module.{name}"])
+    model = restore(Transformer(network), tensors)
     metrics = with_token_figures(metrics, windows, config.context)
     save(model, out, tokens.normalization)
-    tokenizer.save(out / "tokenizer")
     rules = active_rules(tokens.normalization.get(NORMALIZATION))  # type: ignore[arg-type]
     export_tokenizer(tokenizer, network, out, nfc="unicode_nfc" in rules)
-    write_json(out / "metrics.json", metrics)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     beyond_nfc = [rule for rule in rules if rule != "unicode_nfc"]
-    (out / "README.md").write_text(card(network, parameters, metrics, beyond_nfc), encoding="utf-8")
-    return Summary(
-        rows_in=metrics["examples"],
-        unit_in=f"windows in {counted(metrics['epochs'], 'epochs')}",
-        rows=parameters,
-        unit="parameters",
-        facts=facts_of(metrics),
-    )
+    save_records(out, metrics, model_card(network, parameters, metrics, beyond_nfc), tokenizer)
+    return summarize(metrics, "windows", parameters, "parameters")
 
 
 def rounded(vocabulary: int) -> int:
@@ -212,7 +201,7 @@ def rounded(vocabulary: int) -> int:
 
 
 def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Autograd:
-    """What the loop trains."""
+    """Return what the training loop trains."""
     optimizer = OptimizerConfig(
         config.optimizer, config.matrix_rate, config.rate, config.momentum, weight_decay=config.weight_decay
     )
@@ -251,8 +240,7 @@ def optimizer_of(config: OptimizerConfig, model: nn.Module) -> Optimizer:
 
 
 def with_token_figures(metrics: dict[str, Any], windows: Artifact, context: int) -> dict[str, Any]:
-    """The metrics, and before their curves: tokens a second, and the loss in units that do not depend on the
-    tokenizer."""
+    """Add tokens per second, and the loss in units that do not depend on the tokenizer, before the curves."""
     figures: dict[str, Any] = {"tokens_per_second": metrics["examples_per_second"] * context}
     if "validation_loss" in metrics:
         loss, facts = metrics["validation_loss"], windows.summary.facts
@@ -261,10 +249,10 @@ def with_token_figures(metrics: dict[str, Any], windows: Artifact, context: int)
     return {**facts_of(metrics), **figures, **metrics}
 
 
-def card(
+def model_card(
     network: TransformerConfig, parameters: int, metrics: dict[str, Any], rules: Sequence[str] = ()
 ) -> str:
-    """The model card: what it is, how it was made, how to use it.
+    """Return the model card: what the model is, how it was trained, how to use it.
 
     `rules` are those of the training text's normalization that transformers does not apply.
     """
@@ -272,17 +260,16 @@ def card(
     score = ""
     if "validation_loss" in metrics:
         score = (
-            f"On held-out text its loss is {metrics['validation_loss']:.4f} nats a token (perplexity"
-            f" {metrics['perplexity']:.2f}), {metrics['bits_per_byte']:.3f} bits a byte.\n"
+            f"On held-out text: perplexity {metrics['perplexity']:.2f} per token,"
+            f" {metrics['bits_per_byte']:.3f} bits per byte.\n"
         )
     return f"""# A transformer language model
 
 {parameters:,} parameters: {network.layers} blocks of width {network.width} with {network.heads} heads,
-context {network.context}, vocabulary {network.vocabulary:,}; the architecture is {architecture}'s. Trained by
-Lexloom on {counted(metrics["examples"], "windows")} ({counted(metrics["epochs"], "epochs")}) in
-{metrics["seconds"]:.1f} seconds.
+context {network.context}, vocabulary {network.vocabulary:,}; the architecture is {architecture}'s.
+{describe_training(metrics, "windows")}
 {score}
-| file | what is in it |
+| file | content |
 |---|---|
 | `model.safetensors`, `config.json` | weights and shape, as transformers reads them |
 | `tokenizer.json`, `tokenizer_config.json` | the tokenizer, as transformers reads it |
@@ -290,19 +277,7 @@ Lexloom on {counted(metrics["examples"], "windows")} ({counted(metrics["epochs"]
 | `lexloom.json`, `tokenizer/` | shape and tokenizer, as Lexloom reads them |
 | `metrics.json` | how training went |
 
-```python
-from pathlib import Path
-from lexloom.models.sampling import Sampling, sample_text
-from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.models.transformer.model import Reader
-from lexloom.models.transformer.hf_io import load
-
-folder = Path("this folder")
-model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer")
-for (piece,) in sample_text(Reader(model), tokenizer, ["The "], Sampling(temperature=0.8, top_p=0.95)):
-    print(piece, end="", flush=True)
-```
-
+{GENERATE}
 transformers computes the same ids, logits and greedy text:
 
 ```python
@@ -313,6 +288,6 @@ pipeline("text-generation", folder)("The ")
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 ```
 
-It ends a text at {network.context} tokens, prompt included. Lexloom goes on: it forgets the older half
-of the context whenever that is full.
+transformers ends a text at {network.context} tokens, prompt included. Lexloom continues: it drops the older
+half of the context whenever that is full.
 {card_note(rules)}"""

@@ -1,4 +1,4 @@
-"""Trains a window language model: joins the network with the training loop, and writes the model folder.
+"""The training stage of the window language model.
 
 A model folder holds `model.safetensors` (with the embeddings), `config.json`, `tokenizer/`, `metrics.json`
 and a model card.
@@ -12,13 +12,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from lexloom.models.language_model import Windows
 from lexloom.models.precision import Layer, Precision, in_bfloat16
 from lexloom.models.window_lm import (
     Activation,
     Error,
     Objective,
     Output,
+    WindowDecoder,
     WindowLM,
     WindowLMConfig,
     scaled,
@@ -30,7 +30,8 @@ from lexloom.tasks.embeddings import read_embeddings
 from lexloom.tasks.generate import written
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.train.run import GradientTrainConfig, facts_of, plan_job, run_job, write_json
+from lexloom.tasks.train.model_folder import GENERATE, describe_training, restore, save_records, summarize
+from lexloom.tasks.train.run import GradientTrainConfig, plan_job, run_job
 from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.schedules import linear
 from lexloom.training.torch_trainable import Autograd
@@ -131,7 +132,7 @@ class TrainWindowLMConfig(GradientTrainConfig):
         return self
 
     def shape(self, *, vocabulary: int, context: int, dim: int, padding: int) -> WindowLMConfig:
-        """The network's shape on certain data."""
+        """Return the network's shape for a vocabulary, a context and embeddings."""
         return WindowLMConfig(
             vocabulary=vocabulary,
             context=context,
@@ -150,7 +151,7 @@ class TrainWindowLMConfig(GradientTrainConfig):
         )
 
 
-@stage(version=3)
+@stage(version=4)
 def train_window_lm(
     windows: Artifact,
     embeddings: Artifact,
@@ -159,10 +160,12 @@ def train_window_lm(
     out: Path,
     scratch: Path,
 ) -> Summary:
-    """Trains the network on the window shards and writes the model folder.
+    """Train the network on the window shards and write the model folder.
 
-    The model is the one with the least validation loss where windows are held out, else the last. ValueError
-    where embeddings and tokens do not belong together.
+    If windows are held out, the model is the one with the lowest validation loss; otherwise the last one.
+
+    Raises:
+        ValueError: the embeddings are of other tokens.
     """
     tokenizer = read_tokenizer(tokens)
     table = read_embeddings(embeddings)
@@ -190,39 +193,23 @@ def train_window_lm(
         seed=config.seed,
     )
     others, sync = [embeddings, tokens], config.synchronisation()
-    sample = partial(written, tokens.folder / TOKENIZER, Windows)
+    sample = partial(written, tokens.folder / TOKENIZER, WindowDecoder)
     job = plan_job(config, make_trainable, windows, COLUMNS, others, scratch, sync, sample)
     metrics, tensors = run_job(job, config, unit="windows")
-    model = make_model()
-    model.load_state_dict(
-        {
-            name.removeprefix("module."): value
-            for name, value in tensors.items()
-            if name.startswith("module.")
-        },
-        strict=False,  # shared tensors are saved once
-    )
+    model = restore(make_model(), tensors)
     model.save(out, {**canonical(config), **tokens.normalization})
-    tokenizer.save(out / TOKENIZER)
-    write_json(out / "metrics.json", metrics)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    (out / "README.md").write_text(card(shape, metrics, parameters), encoding="utf-8")
-    return Summary(
-        rows_in=metrics["examples"],
-        unit_in=f"windows in {counted(metrics['epochs'], 'epochs')}",
-        rows=parameters,
-        unit="trained parameters",
-        facts=facts_of(metrics),
-    )
+    save_records(out, metrics, model_card(shape, metrics, parameters), tokenizer)
+    return summarize(metrics, "windows", parameters, "trained parameters")
 
 
 def new_model(shape: WindowLMConfig, embeddings: Artifact, counts: torch.Tensor) -> WindowLM:
-    """Made on each worker, from the file that all of them see: the table does not travel."""
+    """Make the network on a worker, which reads the embeddings itself: they are not sent to it."""
     return WindowLM(shape, scaled(read_embeddings(embeddings)), counts)
 
 
 def adam(learning_rate: float, weight_decay: float, module: nn.Module) -> torch.optim.Optimizer:
-    """Weights decay; embeddings, biases and norms do not."""
+    """Return AdamW with weight decay of all but embeddings, biases and norms."""
     trained = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
     decays = [each.ndim > 1 and name != "embeddings" for name, each in trained]
     groups = [
@@ -235,38 +222,22 @@ def adam(learning_rate: float, weight_decay: float, module: nn.Module) -> torch.
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-def card(shape: WindowLMConfig, metrics: dict[str, Any], parameters: int) -> str:
-    """The model card: what it is, how it was made, how to load it."""
-    what = "the next token" if shape.objective == "token" else "the embedding of the next token"
-    embeddings = "trained with it" if shape.fine_tuned else "that stayed as they came"
-    held_out = f", validation loss {metrics['validation_loss']:.4f}" if "validation_loss" in metrics else ""
+def model_card(shape: WindowLMConfig, metrics: dict[str, Any], parameters: int) -> str:
+    """Return the model card: what the model is, how it was trained, how to use it."""
+    target = "the next token" if shape.objective == "token" else "the embedding of the next token"
+    embeddings = "trained" if shape.fine_tuned else "frozen"
     return f"""# Window language model
 
-Predicts {what} from the {shape.context} before it: {shape.depth} dense layers of {shape.width} over
-embeddings of {shape.dim} floats {embeddings}; {shape.vocabulary:,} tokens, {parameters:,} trained parameters.
-Trained by Lexloom on {counted(metrics["examples"], "windows")} ({counted(metrics["epochs"], "epochs")}) in
-{metrics["seconds"]:.1f} seconds: mean loss in the last epoch {metrics["loss"]:.4f}{held_out}.
+Predicts {target} from the {shape.context} before it: {shape.depth} dense layers of {shape.width} over
+{embeddings} embeddings of {shape.dim} floats; {shape.vocabulary:,} tokens, {parameters:,} trained parameters.
+{describe_training(metrics, "windows")}
 
-| file | what is in it |
+| file | content |
 |---|---|
-| `model.safetensors` | the weights, and the embeddings |
-| `config.json`, `metrics.json` | the network's shape, how it was trained, and how it went |
-| `tokenizer/` | text to ids and back, for `lexloom.models.tokenizer.tokenizer.Tokenizer` |
+| `model.safetensors` | the weights and the embeddings |
+| `config.json`, `metrics.json` | the network's shape, the training's parameters, and its course |
+| `tokenizer/` | the tokenizer |
 
-```python
-from pathlib import Path
-
-import torch
-
-from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.models.window_lm import WindowLM
-
-folder = Path("this folder")
-tokenizer, model = Tokenizer.load(folder / "tokenizer"), WindowLM.load(folder)
-ids = torch.tensor([tokenizer.encode("The people of the")])
-for token in model.next_logits(ids)[0].topk(5).indices.tolist():
-    print(repr(tokenizer.decode([token])))
-```
-
+{GENERATE}
 transformers can't load this folder: none of its architectures is this network.
 """

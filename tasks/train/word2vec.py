@@ -1,4 +1,4 @@
-"""Trains word vectors: joins the two tables of skip-gram with the training loop, and writes the model folder.
+"""The training stage of word vectors.
 
 A model folder holds `model.safetensors`, `vocabulary.json`, `config.json`, `metrics.json`, a model card and
 what gensim reads (`word2vec.bin`, `word2vec.vocab`, and `contexts.bin` where it is asked for).
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from lexloom.models.registry import KIND
+from lexloom.models.word2vec.family import FAMILY
 from lexloom.models.word2vec.skipgram import SkipGrams, keep_chances
 from lexloom.models.word2vec.trainable import Word2Vec, Word2VecFromTokens
 from lexloom.models.word2vec.vectors import WordVectors, has_white_space, save_word2vec_counts
@@ -21,7 +23,8 @@ from lexloom.tasks.pairs import PairsConfig, SkipGramsConfig
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.tokens import count_documents, training_files
-from lexloom.tasks.train.run import LANES, TrainConfig, facts_of, plan_job, run_job, write_json
+from lexloom.tasks.train.model_folder import describe_training, save_records, summarize, write_json
+from lexloom.tasks.train.run import LANES, TrainConfig, plan_job, run_job
 from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.sync.config import SyncConfig
 
@@ -140,7 +143,7 @@ class TrainFromTokensConfig(TrainWord2VecConfig):
     pairs: SkipGramsConfig
 
 
-@stage(version=3)
+@stage(version=4)
 def train_word2vec(
     pairs: Artifact,
     noise: Artifact,
@@ -149,10 +152,10 @@ def train_word2vec(
     out: Path,
     scratch: Path,
 ) -> Summary:
-    """Trains the two tables and writes the model folder.
+    """Train the two tables and write the model folder.
 
-    `pairs` has the pairs, or, under a `TrainFromTokensConfig`, the tokens that they are drawn from: then what
-    is counted are tokens.
+    `pairs` are pairs, or with a `TrainFromTokensConfig` the tokens that pairs are drawn from; the examples are
+    then tokens.
     """
     words, counts = read_vocabulary(vocabulary)
     columns: tuple[str, ...] = ("target", "context")
@@ -197,18 +200,10 @@ def train_word2vec(
     if config.save_context:
         contexts = WordVectors(vectors.words, tensors["contexts"][:, : config.dim])
         contexts.save_word2vec(out / CONTEXTS, binary=True)
-    write_json(out / "config.json", {"model": "word2vec", **canonical(config), **vocabulary.normalization})
-    write_json(out / "metrics.json", metrics)
-    described = card(config, metrics, len(words), has_counts=not uncountable)
-    (out / "README.md").write_text(described, encoding="utf-8")
-    return Summary(
-        rows_in=metrics["examples"],
-        unit_in=f"{unit} in {counted(metrics['epochs'], 'epochs')}",
-        rows=len(words),
-        unit="word vectors",
-        notes={f"with white space, so no {COUNTS}": uncountable} if uncountable else {},
-        facts=facts_of(metrics),
-    )
+    write_json(out / "config.json", {KIND: FAMILY.kind, **canonical(config), **vocabulary.normalization})
+    save_records(out, metrics, model_card(config, metrics, len(words), has_counts=not uncountable))
+    notes = {f"with white space, so no {COUNTS}": uncountable} if uncountable else {}
+    return summarize(metrics, unit, len(words), "word vectors", notes=notes)
 
 
 def skipgrams_of(config: SkipGramsConfig, counts: NDArray[np.int64]) -> SkipGrams:
@@ -250,12 +245,11 @@ def from_tokens(
     }
 
 
-def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int, *, has_counts: bool) -> str:
-    """The model card: what it is, how it was made, how to load it.
+def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int, *, has_counts: bool) -> str:
+    """Return the model card: what the vectors are, how they were trained, how to load them.
 
     `has_counts`: whether the folder has the words' counts.
     """
-    examples = f"{counted(metrics['examples'], metrics['unit'])} ({counted(metrics['epochs'], 'epochs')})"
     rows, loaded, count = "", f'KeyedVectors.load_word2vec_format(f"{{folder}}/{VECTORS}", binary=True)', ""
     note = f"\nThere is no `{COUNTS}`, since a word has white space: gensim makes up counts from ranks.\n"
     if has_counts:
@@ -269,19 +263,18 @@ def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int, *, ha
         rows += f"| `{CONTEXTS}` | the context vectors, in word2vec's binary format |\n"
     return f"""# Word vectors
 
-{words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples; trained by
-Lexloom on {examples} in {metrics["seconds"]:.1f} seconds,
-mean loss in the last epoch {metrics["loss"]:.4f}.
+{words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples.
+{describe_training(metrics, metrics["unit"])}
 
-| file | what is in it |
+| file | content |
 |---|---|
 | `model.safetensors` | `vectors`: float32, one row a word |
 | `vocabulary.json` | word -> row |
 | `{VECTORS}` | the same vectors in word2vec's binary format, for gensim |
-{rows}| `config.json`, `metrics.json` | how it was trained, and how it went |
+{rows}| `config.json`, `metrics.json` | the training's parameters and its course |
 {note}
 ```python
-from lexloom.models.word2vec.vectors import WordVectors
+from lexloom import WordVectors
 
 folder = "this folder"
 vectors = WordVectors.load(folder)
@@ -295,11 +288,11 @@ folder = "this folder"
 vectors = {loaded}
 vectors.most_similar(vectors.index_to_key[0]){count}
 ```
-{training_goes_on(config) if config.save_context and has_counts else ""}"""
+{continue_in_gensim(config) if config.save_context and has_counts else ""}"""
 
 
-def training_goes_on(config: TrainWord2VecConfig) -> str:
-    """The part of the model card that continues training in gensim, behind the part that loads `vectors`."""
+def continue_in_gensim(config: TrainWord2VecConfig) -> str:
+    """Return the model card's section on continuing in gensim, which follows the one that loads `vectors`."""
     return f"""
 Continue training in gensim, on `sentences` (lists of words):
 

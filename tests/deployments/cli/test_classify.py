@@ -15,7 +15,7 @@ import torch
 
 from lexloom.deployments.cli.main import main
 from lexloom.deployments.cli.texts import FIRST_BATCH, MOST_AT_ONCE, growing_batches
-from lexloom.models.sentiment.classifier import Sentiment, save_classifier
+from lexloom.models.sentiment.classifier import Classifier, save_classifier
 from lexloom.models.sentiment.frozen_encoder import TrainedPart, load_classifier
 from lexloom.models.word2vec.vectors import WordVectors
 from tests.deployments.cli.test_main import complaint
@@ -40,7 +40,7 @@ TEXTS = ["the film was good", "word7 word9 was bad", "not the film " * 20]
 
 
 def expected(classifier: str, texts: list[str]) -> str:
-    found = Sentiment.load(classifier).classify(texts)
+    found = Classifier.load(classifier).classify(texts)
     return "".join(f"{label}\t{score:.4f}\n" for label, score in found)
 
 

@@ -25,7 +25,7 @@ from tests.deployments.browser import Browser
 from tests.deployments.store import shelve, write_transformer, write_words
 
 in_chromium = pytest.mark.needs("chromium")
-TABS = {"Sentiment": "sentiment", "Write": "write", "Next word": "next-word", "Words": "words"}
+TABS = {"Classifier": "sentiment", "Write": "write", "Next word": "next-word", "Words": "words"}
 Names = dict[str, str]
 
 
@@ -244,7 +244,7 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
 ) -> None:
     browser.open(url)
 
-    panel = show(browser, "Sentiment")
+    panel = show(browser, "Classifier")
     fill_in(browser, f"{panel} textarea", "the film was {{7*7}} ${7*7} good")
     browser.press("Enter")
     assert until_shown(browser, f"{panel} .shaded") == "the film was {{7*7}} ${7*7} good"  # no template
@@ -306,7 +306,7 @@ def test_a_neighbour_that_is_chosen_is_looked_up(browser: Browser, url: str) -> 
 @in_chromium
 def test_bad_input_is_answered_in_a_sentence_in_its_place(browser: Browser, url: str) -> None:
     browser.open(url)
-    panel = show(browser, "Sentiment")
+    panel = show(browser, "Classifier")
     browser.wait(f"document.querySelector('{panel} textarea') !== null")
     browser.run(f"document.querySelector('{panel} button.primary').click()")
     said = until_shown(browser, f"{panel} [role=alert]")

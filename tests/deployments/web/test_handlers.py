@@ -15,7 +15,7 @@ from lexloom.deployments.web import handlers as answers
 from lexloom.deployments.web.model_catalog import Shelf
 from lexloom.models.language_model import Windows
 from lexloom.models.sampling import Sampling, sample_text
-from lexloom.models.sentiment.classifier import Sentiment
+from lexloom.models.sentiment.classifier import Classifier
 from lexloom.models.transformer.model import Reader
 from lexloom.models.window_lm import WindowLM, WindowLMConfig
 from lexloom.models.word2vec.vectors import WordVectors
@@ -82,7 +82,7 @@ def complaint(pieces: Iterator[Html]) -> str:
 
 
 def test_sentiment_gives_the_classifiers_label_score_and_pulls(shelf: Shelf, names: Names) -> None:
-    classifier = Sentiment.load(shelf.store.root / names["sentiment"])
+    classifier = Classifier.load(shelf.store.root / names["sentiment"])
     ((label, score),) = classifier.classify([REVIEW])
     pulls = dict(classifier.attribute(REVIEW))
     early, whole = answers.sentiment(shelf, names["sentiment"], REVIEW)

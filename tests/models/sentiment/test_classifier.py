@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, pipeline
 
 from lexloom.models.normalization import Normalization
-from lexloom.models.sentiment.classifier import PHRASES, Sentiment, classify, save_classifier
+from lexloom.models.sentiment.classifier import PHRASES, Classifier, classify, save_classifier
 from lexloom.models.sentiment.frozen_encoder import TrainedPart, load_classifier
 from tests.models.tiny import KINDS, LONGEST, WORDS, config, write_backbone
 
@@ -55,7 +55,7 @@ def test_transformers_loads_the_folder_and_gives_the_same_scores(kind: str, tmp_
 def test_what_was_trained_is_what_is_loaded(tmp_path: Path) -> None:
     """Other weights, other scores: none of them is the backbone's or left to chance."""
     (first, again, other) = (
-        Sentiment.load(write_model(tmp_path / name, seed=seed)).probabilities(["good film"])
+        Classifier.load(write_model(tmp_path / name, seed=seed)).probabilities(["good film"])
         for name, seed in (("first", 1), ("again", 1), ("other", 2))
     )
     assert (first == again).all()
@@ -64,7 +64,7 @@ def test_what_was_trained_is_what_is_loaded(tmp_path: Path) -> None:
 
 def test_a_text_scores_the_same_alone_and_in_company(model: Path) -> None:
     texts = texts_of_all_lengths()
-    classifier = Sentiment.load(model)
+    classifier = Classifier.load(model)
     alone = np.concatenate([classifier.probabilities([text]) for text in texts])
     np.testing.assert_allclose(classifier.probabilities(texts), alone, atol=1e-6)
     np.testing.assert_allclose(alone.sum(1), 1, atol=1e-6)
@@ -86,7 +86,7 @@ def test_a_tokenizer_that_cuts_off_the_start_does_so_here(model: Path, tmp_path:
     theirs = pipeline("text-classification", str(folder))(long, truncation=True)
     assert ours[0][1] == pytest.approx(theirs[0]["score"], abs=1e-5)
     assert ours != classify(model, [long])
-    words = [word for word, _ in Sentiment.load(folder).attribute(long)]
+    words = [word for word, _ in Classifier.load(folder).attribute(long)]
     assert words == WORDS[2 - MAX_LENGTH :]
 
 
@@ -101,7 +101,7 @@ def test_no_texts_have_no_labels(model: Path) -> None:
 
 
 def test_a_words_pull_is_what_leaving_it_out_costs_the_label(model: Path) -> None:
-    classifier = Sentiment.load(model)
+    classifier = Classifier.load(model)
 
     def odds(text: str, label: int) -> float:
         share = classifier.probabilities([text])[0, label]
@@ -117,14 +117,14 @@ def test_a_words_pull_is_what_leaving_it_out_costs_the_label(model: Path) -> Non
 
 def test_words_that_were_not_read_have_no_pull(model: Path) -> None:
     read = MAX_LENGTH - 2
-    assert [word for word, _ in Sentiment.load(model).attribute(" ".join(WORDS))] == WORDS[:read]
+    assert [word for word, _ in Classifier.load(model).attribute(" ".join(WORDS))] == WORDS[:read]
 
 
 def test_a_long_text_is_taken_by_phrases(tmp_path: Path) -> None:
     backbone = write_backbone(tmp_path / "backbone", max_position_embeddings=160)
     save_classifier(tmp_path / "model", backbone, LABELS, 152, {})
     words = [WORDS[number % len(WORDS)] for number in range(150)]
-    phrases = [phrase for phrase, _ in Sentiment.load(tmp_path / "model").attribute(" ".join(words))]
+    phrases = [phrase for phrase, _ in Classifier.load(tmp_path / "model").attribute(" ".join(words))]
     assert len(phrases) == 50 <= PHRASES
     assert " ".join(phrases) == " ".join(words)
     assert phrases[0] == " ".join(words[:3])
@@ -135,7 +135,7 @@ def test_an_empty_text_is_refused(model: Path, empty: str) -> None:
     with pytest.raises(ValueError, match="text 2 of 3 is empty: leave it out"):
         classify(model, ["good", empty, "bad"])
     with pytest.raises(ValueError, match="the text is empty"):
-        Sentiment.load(model).attribute(empty)
+        Classifier.load(model).attribute(empty)
 
 
 def test_a_text_without_a_token_has_no_words_to_look_at(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_text_without_a_token_has_no_words_to_look_at(tmp_path: Path) -> None:
     tokenizer["normalizer"] = {"type": "BertNormalizer", "lowercase": True, "clean_text": True}
     tokenizer["normalizer"] |= {"handle_chinese_chars": True, "strip_accents": True}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    classifier = Sentiment.load(folder)
+    classifier = Classifier.load(folder)
     for text in ("\u200b", "\x01", "\ufeff\u200d", "\u0301"):
         assert len(classifier.classify([text])) == 1
         with pytest.raises(ValueError, match="reads nothing of this text: there is no word to look at"):
@@ -157,7 +157,7 @@ def test_half_a_character_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=f"text 2 of 2 {says}"):
         classify(model, ["good", "good \ud83d"])
     with pytest.raises(ValueError, match=f"the text {says}"):
-        Sentiment.load(model).attribute("good \ud83d")
+        Classifier.load(model).attribute("good \ud83d")
 
 
 def test_what_is_no_text_is_refused(model: Path) -> None:
@@ -169,10 +169,10 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vectors").mkdir()
     (tmp_path / "vectors" / "config.json").write_text('{"model": "word2vec", "dim": 100}')
     with pytest.raises(ValueError, match="holds a model of the kind word2vec, not a classifier of texts"):
-        Sentiment.load(tmp_path / "vectors")
+        Classifier.load(tmp_path / "vectors")
     GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1)).save_pretrained(tmp_path / "lm")
     with pytest.raises(ValueError, match="GPT2LMHeadModel, not a classifier of texts"):
-        Sentiment.load(tmp_path / "lm")
+        Classifier.load(tmp_path / "lm")
 
 
 def changed(folder: Path, name: str, target: Path, **fields: object) -> Path:
@@ -187,13 +187,13 @@ def changed(folder: Path, name: str, target: Path, **fields: object) -> Path:
 def test_a_model_whose_scores_are_no_shares_of_one_label_is_refused(model: Path, tmp_path: Path) -> None:
     several = changed(model, "config.json", tmp_path / "n", problem_type="multi_label_classification")
     with pytest.raises(ValueError, match="is trained for multi_label_classification: scores are read of"):
-        Sentiment.load(several)
+        Classifier.load(several)
     shutil.copytree(model, tmp_path / "one")
     AutoModelForSequenceClassification.from_config(config("bert", num_labels=1)).save_pretrained(
         tmp_path / "one"
     )
     with pytest.raises(ValueError, match="has one label, so it gives a number and no choice"):
-        Sentiment.load(tmp_path / "one")
+        Classifier.load(tmp_path / "one")
 
 
 def test_a_gpu_that_is_not_there_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_a_gpu_that_is_not_there_is_said(model: Path, monkeypatch: pytest.Monkey
     with pytest.raises(
         ValueError, match="the device cuda is asked for, and torch finds no GPU here: say cpu"
     ):
-        Sentiment.load(model, "cuda")
+        Classifier.load(model, "cuda")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
@@ -213,19 +213,19 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     folder = write_model(tmp_path)
     (folder / "model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(ValueError, match=r"model can't be read as an encoder by transformers"):
-        Sentiment.load(folder)
+        Classifier.load(folder)
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer.json can't be read"):
-        Sentiment.load(folder)
+        Classifier.load(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer.json"):
-        Sentiment.load(folder)
+        Classifier.load(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is no JSON"):
-        Sentiment.load(folder)
+        Classifier.load(folder)
     (folder / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"config.json describes no model"):
-        Sentiment.load(folder)
+        Classifier.load(folder)
 
 
 def test_weights_may_be_read_by_whoever_may_read_the_rest(model: Path) -> None:
@@ -236,15 +236,15 @@ def test_weights_may_be_read_by_whoever_may_read_the_rest(model: Path) -> None:
 def test_a_classifier_from_elsewhere_reads_as_much_as_it_can(model: Path, tmp_path: Path) -> None:
     """A tokenizer that names no length leaves it to the model."""
     silent = changed(model, "tokenizer_config.json", tmp_path / "silent", model_max_length=None)
-    assert Sentiment.load(model).max_length == MAX_LENGTH
-    assert Sentiment.load(silent).max_length == LONGEST
+    assert Classifier.load(model).max_length == MAX_LENGTH
+    assert Classifier.load(silent).max_length == LONGEST
 
 
 @pytest.mark.parametrize("kind", ["roberta", "mpnet"])
 def test_positions_that_lie_before_the_padding_hold_no_token(kind: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path, kind, pad_token_id=1)
     silent = changed(folder, "tokenizer_config.json", tmp_path / "silent", model_max_length=None)
-    classifier = Sentiment.load(silent)
+    classifier = Classifier.load(silent)
     assert classifier.max_length == LONGEST - 2
     assert classifier.classify([" ".join(WORDS)])[0][0] in LABELS
 
@@ -254,7 +254,7 @@ def test_a_text_is_normalised_as_the_training_reviews_were(model: Path, tmp_path
     shutil.copytree(model, folder)
     (folder / "lexloom.json").write_text(json.dumps({"normalization": Normalization().model_dump()}))
     typed, read = "<p>Good &amp; BAD,</p> the film!", "good bad the film"
-    ours, plain = Sentiment.load(folder), Sentiment.load(model)
+    ours, plain = Classifier.load(folder), Classifier.load(model)
     np.testing.assert_array_equal(ours.probabilities([typed]), plain.probabilities([read]))
     assert ours.attribute(typed) == plain.attribute(read)
     assert ours.normalized(typed) == read

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
-from lexloom.models.sentiment.classifier import Sentiment, save_classifier
+from lexloom.models.sentiment.classifier import Classifier, save_classifier
 from lexloom.models.sentiment.frozen_encoder import TrainedPart, load_classifier
 from lexloom.tasks.evaluate.sentiment import (
     EvaluateSentimentConfig,
@@ -125,7 +125,7 @@ def test_model_and_rival_are_judged_by_the_same_reviews(
     texts = texts_of(reviews, "test")
     right = [
         label == LABELS[text.startswith("good")]
-        for text, (label, _) in zip(texts, Sentiment.load(model.folder).classify(texts), strict=True)
+        for text, (label, _) in zip(texts, Classifier.load(model.folder).classify(texts), strict=True)
     ]
     assert found.reviews == len(texts) == 50
     assert found.model.accuracy == pytest.approx(np.mean(right))
@@ -171,7 +171,7 @@ def test_the_most_confident_mistakes_come_first(build: Build, model: Artifact, r
     texts = texts_of(reviews, "test")
     wrong = [
         (share, text)
-        for text, (label, share) in zip(texts, Sentiment.load(model.folder).classify(texts), strict=True)
+        for text, (label, share) in zip(texts, Classifier.load(model.folder).classify(texts), strict=True)
         if label != LABELS[text.startswith("good")]
     ]
     found = read_sentiment_evaluation(made).mistakes
@@ -241,7 +241,7 @@ def test_reviews_of_one_label_have_no_area_and_true_means(
     found = read_sentiment_evaluation(made)
     assert "roc_auc" not in made.facts
     assert found.model.roc_auc is None
-    predicted = [label for label, _ in Sentiment.load(model.folder).classify(texts_of(test, "test"))]
+    predicted = [label for label, _ in Classifier.load(model.folder).classify(texts_of(test, "test"))]
     assert made.facts["accuracy"] == pytest.approx(predicted.count("positive") / 25)
     assert found.model.f1 == pytest.approx(f1_score(["positive"] * 25, predicted, average="macro"))
     assert found.baseline is not None
