@@ -154,8 +154,8 @@ def train_word2vec(
 ) -> Summary:
     """Train the two tables and write the model folder.
 
-    `pairs` are pairs, or with a `TrainFromTokensConfig` the tokens that pairs are drawn from; the examples are
-    then tokens.
+    `pairs` are pairs; with a `TrainFromTokensConfig` they are the tokens that pairs are drawn from, and the
+    examples that are counted are tokens.
     """
     words, counts = read_vocabulary(vocabulary)
     columns: tuple[str, ...] = ("target", "context")

@@ -198,7 +198,7 @@ def test_what_is_loaded_predicts_what_was_saved(changes: dict[str, Any], tmp_pat
 
 
 def test_a_folder_that_is_no_such_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"model.safetensors is not there"):
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing"):
         WindowLM.load(tmp_path)
     made().save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

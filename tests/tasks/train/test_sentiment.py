@@ -133,7 +133,7 @@ def test_the_folder_says_what_is_in_it(read: Read, train: Train) -> None:
     assert rules.model_dump() == AsWritten().model_dump()
     assert metrics["examples"] == 160
     card = " ".join((model / "README.md").read_text().split())
-    assert "its last block and the classifier were trained by Lexloom on 160 reviews (2 epochs)" in card
+    assert "its last block and the classifier were trained. Trained by Lexloom on 160 reviews" in card
 
 
 def test_transformers_classifies_alike_by_the_code_of_the_card(read: Read, train: Train) -> None:

@@ -110,7 +110,7 @@ def test_transformers_reads_the_folder_as_its_card_says(
 ) -> None:
     config = CONFIG.model_copy(update={"style": style, "epochs": 1})
     folder = build(train_transformer, *inputs, config=config, scratch=tmp_path).folder
-    names = run_card(folder, {'"The "': '"the "'})
+    names = run_card(folder, {'"The people"': '"the "', '"The "': '"the "'})
     model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer")
     assert names["tokenizer"].encode(TEXT) == tokenizer.encode(TEXT)
     ids = tokenizer.encode(TEXT)[:CONTEXT]
