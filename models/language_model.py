@@ -66,7 +66,7 @@ class LanguageModel:
         return cls(
             Tokenizer.load(folder / TOKENIZER),
             read_normalization(folder),
-            new_decoder or (lambda: partial(next_logits, network)),
+            new_decoder or partial(causal_decoder, network),
             partial(predict_every_token, network),
             context=context,
         )
@@ -90,12 +90,16 @@ def load_language_model(folder: Path | str, device: str = "cpu") -> LanguageMode
     return load_model(folder, "generate", device)
 
 
+def causal_decoder(network: nn.Module) -> NextLogits:
+    """Return a function for the next-token logits of a causal network (`LanguageModel.of_network`)."""
+    return partial(next_logits, network)
+
+
 @torch.inference_mode()
 def next_logits(network: nn.Module, texts: Sequence[Sequence[int]]) -> Tensor:
     """Return the logits (B, V) of the token after each text.
 
-    The network is causal (`LanguageModel.of_network`), so it does not see that short texts are padded on the
-    right.
+    The network is causal, so it does not see that short texts are padded on the right.
     """
     device = next(network.parameters()).device
     longest = max(map(len, texts))
