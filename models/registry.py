@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lexloom.models.language_model import LanguageModel
+    from lexloom.models.normalization import Normalization
     from lexloom.models.word2vec.vectors import WordVectors
 
 GROUP = "lexloom.models"
@@ -56,6 +57,7 @@ class TextClassifier(Protocol):
 
     labels: list[str]
     max_length: int  # tokens of a text that it reads at most
+    normalization: "Normalization | None"  # rules that it applies to texts; None for normalized ones
 
     def probabilities(self, texts: list[str]) -> "NDArray[np.float32]":
         """Return the probability of each label, (N, C)."""

@@ -131,7 +131,7 @@ def attribution_section(
     if truncated:
         parts += [Html('<span class="unread">'), html(text[place:]), Html("</span>")]
     shaded = Html(f'<p class="shaded">{join(parts)}</p>')
-    note = f"Effect of removing each word on the log-odds of \u201c{label}\u201d."
+    note = f"Decrease of the log-odds of \u201c{label}\u201d when each word is removed."
     if truncated:
         note += f" The model reads the first {counted(max_length, 'tokens')}; the rest is grey."
     lists = columns(attribution_lists(attributions, label, largest))
@@ -145,8 +145,8 @@ def attribution_lists(attributions: Sequence[tuple[str, float]], label: str, lar
     """
     ranking = sorted(attributions, key=lambda pair: -pair[1])
     sides = (
-        (f"For {label}", [pair for pair in ranking[:ATTRIBUTIONS] if pair[1] > 0]),
-        (f"Against {label}", [pair for pair in reversed(ranking[-ATTRIBUTIONS:]) if pair[1] < 0]),
+        (f"For \u201c{label}\u201d", [pair for pair in ranking[:ATTRIBUTIONS] if pair[1] > 0]),
+        (f"Against \u201c{label}\u201d", [pair for pair in reversed(ranking[-ATTRIBUTIONS:]) if pair[1] < 0]),
     )
     return [
         card(

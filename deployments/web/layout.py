@@ -198,7 +198,7 @@ def write_tab(bind: Bind, models: gr.Dropdown) -> None:
     with gr.Accordion("Sampling options", open=False), gr.Group(elem_classes="knobs"):
         options = [
             gr.Slider(1, handlers.MAX_TOKENS, 200, step=1, label="Maximum tokens"),
-            gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: always the most probable token)"),
+            gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: greedy)"),
             gr.Slider(0, 500, 0, step=1, label="Top-k (0: off)"),
             gr.Slider(0.05, 1, 0.95, step=0.01, label="Top-p (1: off)"),
             gr.Slider(0, 1, 0, step=0.01, label="Min-p (0: off)"),

@@ -1,8 +1,7 @@
-"""How well a language model predicts held-out text, next to an n-gram and a unigram of the same training.
+"""Evaluation of a language model on held-out text, beside an n-gram and a unigram of the same training text.
 
-- perplexity: exp of the mean cross-entropy of a token; compares models of one tokenizer.
-- bits per byte: the cross-entropy of all tokens over the bytes of UTF-8 that they stand for; compares models
-  of any tokenizers.
+- perplexity: exp of the mean cross-entropy per token; comparable between models with one tokenizer.
+- bits per byte: the summed cross-entropy over the bytes of the text in UTF-8; comparable between tokenizers.
 - top-1, top-5: the share of tokens that are the most probable one, or among the five most probable.
 
 All are measured on the same tokens: those that the model predicts in the held-out windows. A model that
@@ -36,14 +35,14 @@ from lexloom.tasks.train.run import TRAIN, VALIDATION
 FILE = "evaluation.json"
 BEST = 5
 LABELS_AT_ONCE = 1 << 12
-LONGEST_ORDER = 5  # of n-grams, unless asked for: longer ones gain nothing
+DEFAULT_ORDER = 5  # of n-grams at most: longer ones gain nothing
 NO_TOKEN = -1
 
 Ids = NDArray[np.int64]
 
 
 class EvaluateLMConfig(BaseModel):
-    """What to measure, and what to compare with."""
+    """Parameters of the evaluation of a language model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,23 +50,23 @@ class EvaluateLMConfig(BaseModel):
         None,
         ge=1,
         le=16,
-        description="length of the n-grams to compare with; if not given, that of the windows, at most 5",
+        description="order of the n-gram baseline; if not given, the size of the windows, at most 5",
         json_schema_extra={"position": 0},
     )
     baseline_tokens: int = Field(
         20_000_000,
         ge=1,
-        description="count n-grams in so many tokens of the training text at most",
+        description="maximum number of training tokens in which n-grams are counted",
         json_schema_extra={"position": 1},
     )
     max_tokens: int = Field(
         1_000_000,
         ge=1,
-        description="measure on about so many held-out tokens at most, in windows spread evenly",
+        description="approximate maximum of held-out tokens to measure on, in windows spread evenly",
         json_schema_extra={"position": 2},
     )
     device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
-        "cpu", description="where the model computes", json_schema_extra={"position": 3}
+        "cpu", description="device of the model", json_schema_extra={"position": 3}
     )
 
 
@@ -75,7 +74,7 @@ class EvaluateLMConfig(BaseModel):
 
 
 class Score(BaseModel):
-    """How well one model predicts; None where a figure is not defined for it."""
+    """The figures of one model; None if a figure is not defined for it."""
 
     name: str
     perplexity: float | None
@@ -85,7 +84,7 @@ class Score(BaseModel):
 
 
 class LMEvaluation(BaseModel):
-    """What `evaluation.json` holds: the model, then the baselines, and what they were measured on."""
+    """The content of `evaluation.json`: scores of the model and then the baselines, and their test text."""
 
     scores: list[Score]
     tokens: int
@@ -98,7 +97,7 @@ def read_lm_evaluation(artifact: Artifact) -> LMEvaluation:
 
 
 def highlights(artifact: Artifact, width: int) -> Text:
-    """What to show of an evaluation at the end of a run."""
+    """Return what a run prints of its evaluation."""
     found = read_lm_evaluation(artifact)
     longest = max(len(score.name) for score in found.scores)
     lines = [Text(f"\n{'':{longest}}  bits/byte  perplexity  top-1  top-5", style="bold")]
@@ -121,9 +120,10 @@ def shown(figure: float | None, form: str) -> str:
 def evaluate_lm(
     model: Artifact, windows: Artifact, tokens: Artifact, config: EvaluateLMConfig, out: Path
 ) -> Summary:
-    """Writes `evaluation.json`: the model's figures and the baselines', on the held-out windows.
+    """Write `evaluation.json`: the scores of the model and the baselines on the held-out windows.
 
-    Raises ValueError where nothing was held out.
+    Raises:
+        ValueError: no text was held out.
     """
     held_out = windows.files(VALIDATION)
     if not held_out:
@@ -135,7 +135,7 @@ def evaluate_lm(
     predicted = size - 1 if network.every_token else 1  # P
     tokenizer = read_tokenizer(tokens)
     lengths = tokenizer.byte_lengths()
-    baselines = count_baselines(tokens, tokenizer, config.order or min(size, LONGEST_ORDER), config)
+    baselines = count_baselines(tokens, tokenizer, config.order or min(size, DEFAULT_ORDER), config)
     tally, others = Tally(family.title), [Tally(name) for name in baselines]
     bytes_ = 0
     rows = sum(pq.read_metadata(path).num_rows for path in held_out)
@@ -169,7 +169,7 @@ def evaluate_lm(
 
 
 def verdict(model: Score, baselines: list[Score]) -> str:
-    """Whether the model is worth its training, by every figure, in one sentence."""
+    """Return one sentence on whether the model beats the baselines, by each figure."""
     figures: dict[str, Callable[[Score], float]] = {"top-1 accuracy": lambda score: score.top_1}
     if model.bits_per_byte is not None:
         figures = {"bits per byte": lambda score: -(score.bits_per_byte or 0.0), **figures}
@@ -181,13 +181,13 @@ def verdict(model: Score, baselines: list[Score]) -> str:
         (worse if above else better).setdefault(names, []).append(figure)
     parts = []
     for verb, found in (("beats", better), ("does NOT beat", worse)):
-        rivals = [f"the {names} in {' and '.join(told)}" for names, told in found.items()]
-        parts += [f"{verb} {' and '.join(rivals)}"] if rivals else []
+        names_in = [f"the {names} in {' and '.join(by)}" for names, by in found.items()]
+        parts += [f"{verb} {' and '.join(names_in)}"] if names_in else []
     return f"{model.name} {', but '.join(parts)}{': train longer, or wider' if worse else ''}."
 
 
 class Tally:
-    """The sums of one model's figures."""
+    """Sums that become one model's score."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -216,7 +216,7 @@ class Tally:
 def count_baselines(
     tokens: Artifact, tokenizer: Tokenizer, order: int, config: EvaluateLMConfig
 ) -> dict[str, KneserNey]:
-    """The n-gram and the unigram by name."""
+    """Return the n-gram and the unigram by name."""
     ids, offsets = training_tokens(tokens, config.baseline_tokens)
     names = {order: f"{order}-gram", 1: "unigram"}
     return {
@@ -226,7 +226,7 @@ def count_baselines(
 
 
 def training_tokens(tokens: Artifact, most: int) -> tuple[NDArray[np.int32], Ids]:
-    """The ids of the training part's first documents, and where each begins, the end last."""
+    """Return the ids of the first training documents, and the offset of each, with the end last."""
     parts: list[NDArray[np.int32]] = []
     lengths: list[NDArray[np.int64]] = []
     held = 0
@@ -241,8 +241,7 @@ def training_tokens(tokens: Artifact, most: int) -> tuple[NDArray[np.int32], Ids
 
 
 def spread_windows(files: list[Path], size: int, step: int, rows: int) -> Iterator[tuple[int, Ids]]:
-    """Every `step`-th window of `size` tokens, (B, size) with B at most `rows`; before each batch the number
-    of windows that lie behind."""
+    """Yield (number of windows done, every `step`-th window of `size` tokens, (B, size)), B at most `rows`."""
     done = 0
     for path in files:
         with pq.ParquetFile(path) as file:
@@ -256,8 +255,10 @@ def spread_windows(files: list[Path], size: int, step: int, rows: int) -> Iterat
 
 
 def contexts_of(windows: Ids, predicted: int, length: int) -> Ids:
-    """What stands before each of the last `predicted` tokens of windows (B, T + 1), at most `length` tokens:
-    (B predicted, length), filled up with NO_TOKEN."""
+    """Return the tokens before each of the last `predicted` tokens of windows (B, T + 1).
+
+    (B predicted, length), at most `length` tokens each, padded with NO_TOKEN.
+    """
     padded = np.pad(windows[:, :-1], ((0, 0), (length, 0)), constant_values=NO_TOKEN)
     if not length:
         return np.empty((len(windows) * predicted, 0), np.int64)
