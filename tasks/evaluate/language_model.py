@@ -241,7 +241,7 @@ def training_tokens(tokens: Artifact, most: int) -> tuple[NDArray[np.int32], Ids
 
 
 def spread_windows(files: list[Path], size: int, step: int, rows: int) -> Iterator[tuple[int, Ids]]:
-    """Yield (number of windows done, every `step`-th window of `size` tokens, (B, size)), B at most `rows`."""
+    """Yield (windows done, every `step`-th window of `size` tokens, (B, size)), B at most `rows`."""
     done = 0
     for path in files:
         with pq.ParquetFile(path) as file:
