@@ -49,11 +49,11 @@ CLIP = 1.0
 
 
 class TrainSentimentConfig(GradientTrainConfig):
-    """Fine-tuning with AdamW (Devlin et al. 2019, "BERT"): warm-up, then a rate that falls linearly to 0."""
+    """Fine-tuning by AdamW with warm-up and linear decay (Devlin et al. 2019, "BERT")."""
 
     epochs: int = Field(3, ge=1, description="passes over all reviews", json_schema_extra={"position": 0})
     batch_size: int = Field(
-        32, ge=8, description="reviews of one step, over all workers", json_schema_extra={"position": 3}
+        32, ge=8, description="reviews per step, over all workers", json_schema_extra={"position": 3}
     )
     learning_rate: float = Field(
         2e-4, gt=0, le=1, description="learning rate after the warm-up", json_schema_extra={"position": 50}
@@ -62,19 +62,19 @@ class TrainSentimentConfig(GradientTrainConfig):
         0.1,
         ge=0,
         lt=1,
-        description="share of the run in which the learning rate rises",
+        description="share of the training in which the learning rate rises",
         json_schema_extra={"position": 51},
     )
     weight_decay: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="AdamW's, of matrices; biases and norms have none",
+        description="weight decay of matrices (AdamW); biases and norms have none",
         json_schema_extra={"position": 52},
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none",
-        description="'balanced' lets rare labels count as much as frequent ones",
+        description="'balanced' weights reviews so that rare labels count as much as frequent ones",
         json_schema_extra={"position": 53},
     )
 
@@ -134,17 +134,16 @@ def make_optimizer(module: nn.Module, *, learning_rate: float, weight_decay: flo
 
 
 class RunLoss:
-    """The mean cross-entropy of a batch of reviews whose features lie in a folder.
+    """The mean cross-entropy of a batch of reviews whose features are in a folder.
 
-    A batch is computed in groups of nearly one length, so that little of it is padding. `weights` has one
-    factor for each label.
+    A batch is computed in groups of similar length, to avoid padding. `weights` has one factor per label.
     """
 
     def __init__(self, folder: Path, weights: Sequence[float] | None) -> None:
         self._runs, self._weights = Runs(folder), weights
 
     def __call__(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """batch: the columns of the features' Parquet shards, (B,) each; returns a scalar."""
+        """Return the loss of a batch: the columns of the features' Parquet shards, (B,) each."""
         labels = batch["label"].long()
         places = torch.stack([batch["shard"].long(), batch["start"], batch["length"].long()], 1).tolist()
         total = torch.zeros((), device=labels.device)

@@ -94,50 +94,54 @@ def field(position: int, description: str, default: Any = None, **bounds: Any) -
 
 
 def preset_field(position: int, description: str, **bounds: Any) -> Any:
-    """A field whose default is the preset's: `from_preset` fills it in."""
+    """Return a field whose default is the preset's, filled in by `from_preset`."""
     return field(position, f"{description}; if not given, the preset's", **bounds)
 
 
 class TrainTransformerConfig(GradientTrainConfig):
-    """A transformer language model. What is not given is the preset's."""
+    """Parameters of the training of a transformer; the preset's values are the defaults."""
 
     epochs: int = preset_field(0, "passes over all windows", ge=1)
-    batch_size: int = preset_field(3, "windows of one step, over all workers", ge=LANES)
+    batch_size: int = preset_field(3, "windows per step, over all workers", ge=LANES)
 
     preset: Preset = field(
         50, "tiny (0.8M parameters, for a CPU), char (10.6M, for characters) or small (124M)", "tiny"
     )
-    layers: int = preset_field(51, "blocks", ge=1, le=1024)
-    width: int = preset_field(52, "length of a token's vector", ge=1, le=1 << 16)
-    heads: int = preset_field(53, "attention heads", ge=1)
-    kv_heads: int = field(54, "heads that keys and values have; 0 for as many as queries", 0, ge=0)
-    hidden: int = field(55, "width inside the feed-forward; 0 for four widths' worth", 0, ge=0)
-    context: int = preset_field(56, "tokens that the model looks back on", ge=1, le=1 << 20)
-    style: Literal["modern", "gpt2"] = field(
-        57, "'modern' is Qwen3's architecture, 'gpt2' the textbook's", "modern"
+    layers: int = preset_field(51, "number of blocks", ge=1, le=1024)
+    width: int = preset_field(52, "size of a token's hidden state", ge=1, le=1 << 16)
+    heads: int = preset_field(53, "number of attention heads", ge=1)
+    kv_heads: int = field(54, "number of key and value heads; 0 for as many as attention heads", 0, ge=0)
+    hidden: int = field(
+        55, "hidden size of the feed-forward layers; 0 for the equivalent of 4 x width", 0, ge=0
     )
-    tied: bool = preset_field(58, "one table for the tokens going in and coming out")
-    dropout: float = preset_field(59, "share of activations dropped in training", ge=0, lt=1)
+    context: int = preset_field(56, "context length in tokens", ge=1, le=1 << 20)
+    style: Literal["modern", "gpt2"] = field(
+        57, "architecture: 'modern' is Qwen3's, 'gpt2' is GPT-2's", "modern"
+    )
+    tied: bool = preset_field(58, "share weights between the embeddings and the output layer")
+    dropout: float = preset_field(59, "dropout probability in training", ge=0, lt=1)
 
     optimizer: Literal["muon", "adamw"] = field(
         60, "'muon' for the hidden matrices and AdamW for the rest, or 'adamw' for all", "muon"
     )
     matrix_rate: float = preset_field(61, "learning rate of the hidden matrices", gt=0, le=10)
-    rate: float = preset_field(62, "learning rate of everything else", gt=0, le=10)
+    rate: float = preset_field(62, "learning rate of all other parameters", gt=0, le=10)
     momentum: float = preset_field(63, "Muon's momentum", ge=0, lt=1)
-    weight_decay: float = field(64, "of matrices and tables", 0.0, ge=0, le=10)
-    warm_up: float = field(65, "share of the run in which the learning rates rise", 0.0, ge=0, lt=1)
-    decay: float = field(66, "share of the run, at its end, in which they fall", 0.5, ge=0, le=1)
-    final: float = field(67, "share of the learning rates that is left at the end", 0.0, ge=0, le=1)
-    clip: float | None = field(68, "largest norm of the gradients", None, gt=0)
+    weight_decay: float = field(64, "weight decay of matrices and embeddings", 0.0, ge=0, le=10)
+    warm_up: float = field(65, "share of the training in which the learning rates rise", 0.0, ge=0, lt=1)
+    decay: float = field(
+        66, "share of the training, at its end, in which the learning rates fall", 0.5, ge=0, le=1
+    )
+    final: float = field(67, "final learning rates, as a share of the highest", 0.0, ge=0, le=1)
+    clip: float | None = field(68, "maximum norm of the gradients", None, gt=0)
     micro_batch: int | None = field(
-        69, "windows of one forward and backward pass; if not given, the preset's, or all at once", ge=1
+        69, "windows per forward and backward pass; if not given, the preset's, or all of a step", ge=1
     )
 
     precision: Precision = field(
         70,
-        "of matrix products; 'auto' takes bfloat16 where it is measured to be faster, and keeps to it when a"
-        " run is resumed",
+        "precision of matrix products; 'auto' uses bfloat16 if it is measured to be faster; a resumed run"
+        " keeps its precision",
         "auto",
     )
     compile: Literal["auto", "on", "off"] = field(
@@ -158,7 +162,11 @@ class TrainTransformerConfig(GradientTrainConfig):
         return self
 
     def network(self, vocabulary: int, end_of_text: int | None = None) -> TransformerConfig:
-        """The network of this config; ValueError where its numbers do not fit each other."""
+        """Return the network's config.
+
+        Raises:
+            ValueError: the sizes do not fit each other.
+        """
         names = ("layers", "width", "heads", "kv_heads", "hidden", "context", "style", "tied", "dropout")
         shape = {name: getattr(self, name) for name in names}
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)

@@ -40,89 +40,89 @@ COLUMNS = ("inputs", "label")
 
 
 class TrainWindowLMConfig(GradientTrainConfig):
-    """A dense network on windows of embeddings, trained by Adam."""
+    """Parameters of the training of a window language model, by Adam."""
 
     epochs: int = Field(5, ge=1, description="passes over all windows", json_schema_extra={"position": 0})
     batch_size: int = Field(
-        1024, ge=8, description="windows of one step, over all workers", json_schema_extra={"position": 3}
+        1024, ge=8, description="windows per step, over all workers", json_schema_extra={"position": 3}
     )
     sync: Literal["all_reduce", "average", "diloco"] = Field(
         "average",
-        description="how workers agree: gradients every step; the mean of their parameters every sync_period"
-        " steps; or their mean move fed to an outer optimizer",
+        description="synchronisation of workers: average gradients at every step; average parameters every"
+        " sync_period steps; or pass the mean update to an outer optimizer",
         json_schema_extra={"position": 21},
     )
     objective: Objective = Field(
         "token",
-        description="what is predicted: the label, by cross-entropy; or its embedding, by regression",
+        description="predict the label (cross-entropy) or its embedding (regression)",
         json_schema_extra={"position": 50},
     )
     fine_tuned: bool = Field(
         False,
-        description="train the embeddings too; else they stay as they came",
+        description="train the embeddings too; otherwise they are frozen",
         json_schema_extra={"position": 51},
     )
     width: int = Field(
-        512, ge=1, le=65_536, description="of the dense layers", json_schema_extra={"position": 52}
+        512, ge=1, le=65_536, description="width of the dense layers", json_schema_extra={"position": 52}
     )
     depth: int = Field(
-        2, ge=1, le=100, description="how many dense layers there are", json_schema_extra={"position": 53}
+        2, ge=1, le=100, description="number of dense layers", json_schema_extra={"position": 53}
     )
     activation: Activation = Field(
-        "relu", description="of the dense layers", json_schema_extra={"position": 54}
+        "relu", description="activation of the dense layers", json_schema_extra={"position": 54}
     )
     dropout: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="share of the dense layers' outputs that is dropped in training",
+        description="dropout probability of the dense layers' outputs in training",
         json_schema_extra={"position": 55},
     )
     output: Output = Field(
         "adaptive",
-        description="how tokens are told from each other (objective token): an adaptive softmax, a full one,"
-        " or a full one whose table is the embeddings'",
+        description="output layer (objective token): an adaptive softmax, a full one, or a full one that"
+        " shares its weights with the embeddings",
         json_schema_extra={"position": 56},
     )
     features: int = Field(
         128,
         ge=1,
         le=65_536,
-        description="floats that the softmax reads; under 'tied', as many as an embedding has",
+        description="input size of the softmax; with 'tied', the size of the embeddings",
         json_schema_extra={"position": 57},
     )
     cutoffs: tuple[int, ...] = Field(
         (2000, 10_000),
-        description="ids at which the tails of the adaptive softmax begin",
+        description="ids at which the tail clusters of the adaptive softmax begin",
         json_schema_extra={"position": 58},
     )
     error: Error = Field(
         "cosine",
-        description="of the objective embedding: the squared error, or 1 - cosine",
+        description="loss of the objective embedding: the squared error or 1 - cosine",
         json_schema_extra={"position": 59},
     )
     learning_rate: float = Field(
-        0.002, gt=0, le=10, description="Adam's, at its highest", json_schema_extra={"position": 60}
+        0.002, gt=0, le=10, description="Adam's highest learning rate", json_schema_extra={"position": 60}
     )
     warm_up: float = Field(
         0.02,
         ge=0,
         lt=1,
-        description="share of the training in which the rate rises; then it falls to 0, along a line",
+        description="share of the training in which the learning rate rises; it then falls linearly to 0",
         json_schema_extra={"position": 61},
     )
     weight_decay: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the rate by which weights shrink each step (AdamW)",
+        description="weight decay (AdamW)",
         json_schema_extra={"position": 62},
     )
 
     precision: Precision = Field(
         "auto",
-        description="of matrix products; 'auto' takes bfloat16 where it is measured to be faster, and keeps"
-        " to it when a run is resumed",
+        description="precision of matrix products; 'auto' uses bfloat16 if it is measured to be faster; a"
+        " resumed run keeps its precision",
         json_schema_extra={"position": 63},
     )
 

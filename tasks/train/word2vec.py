@@ -48,16 +48,16 @@ class TrainWord2VecConfig(TrainConfig):
     batch_size: int = Field(
         default_factory=lambda given: default_batch_size(**given),
         ge=LANES,
-        description="pairs of one step, over all workers; if not given, 131072 for one worker, 1048576 if it"
-        " has a GPU, and 32768 for more workers. Streamed, about so many, and at least those of"
+        description="pairs per step, over all workers; if not given, 131072 for one worker, 1048576 if it"
+        " has a GPU, and 32768 for more workers. With streamed pairs, approximate, and at least those of"
         f" {LANES * WINDOWS_PER_LANE} windows' length",
         json_schema_extra={"position": 3},
     )
     dim: int = Field(
-        100, ge=1, le=4096, description="length of a word's vector", json_schema_extra={"position": 50}
+        100, ge=1, le=4096, description="dimensions of the vectors", json_schema_extra={"position": 50}
     )
     negatives: int = Field(
-        5, ge=1, le=100, description="noise words drawn for each target", json_schema_extra={"position": 51}
+        5, ge=1, le=100, description="negative samples per target", json_schema_extra={"position": 51}
     )
     # not word2vec's 0.025: at one and at five epochs 0.05 gives better vectors (benchmarks/LOG.md)
     learning_rate: float = Field(
@@ -67,25 +67,25 @@ class TrainWord2VecConfig(TrainConfig):
         0.0001,
         ge=0,
         le=10,
-        description="learning rate at the end; it falls linearly with what is done",
+        description="learning rate at the end; it falls linearly",
         json_schema_extra={"position": 53},
     )
     sync_period: int = Field(
         1,
         ge=1,
-        description="steps between two exchanges of the frequent words' rows",
+        description="steps between synchronisations of the frequent words' rows",
         json_schema_extra={"position": 54},
     )
     sync_rare_period: int = Field(
         16,
         ge=1,
-        description="steps between two exchanges of all words' rows",
+        description="steps between synchronisations of all words' rows",
         json_schema_extra={"position": 55},
     )
     frequent_words: int = Field(
         1000,
         ge=0,
-        description="how many of the most frequent words are exchanged more often",
+        description="number of the most frequent words that are synchronised more often",
         json_schema_extra={"position": 56},
     )
 
@@ -94,20 +94,20 @@ class TrainWord2VecConfig(TrainConfig):
         2.0,
         ge=1,
         le=LANES,
-        description="of more workers than this, no row moves farther than so many times their mean move",
+        description="maximum norm of a row's summed update, as a multiple of the workers' mean update",
         json_schema_extra={"position": 57},
     )
     programs: int | None = Field(
         None,
         ge=1,
-        description="on a GPU: words of the text under way at once. More are faster, until they train worse"
-        " as they do not see each other's moves; if not given, as many as training bears",
+        description="on a GPU: number of words that are trained concurrently. More are faster, but train"
+        " worse, since they do not see each other's updates; if not given, a safe number",
         json_schema_extra={"position": 58},
     )
     save_context: bool = Field(
         False,
-        description="write the context vectors too (contexts.bin), from which gensim can continue training;"
-        " the folder takes twice the space",
+        description="also write the context vectors (contexts.bin), from which gensim can continue training;"
+        " the folder is then twice as large",
         json_schema_extra={"position": 59},
     )
 
@@ -130,7 +130,7 @@ class TrainWord2VecConfig(TrainConfig):
         return self
 
     def reading(self, pairs: PairsConfig) -> "TrainWord2VecConfig":
-        """This config for pairs of that mode: streamed ones are drawn in training, by options of its own."""
+        """Return this config for a mode of pairs: streamed pairs are drawn in training."""
         if pairs.mode == "stored":
             return self
         drawn = SkipGramsConfig(**pairs.model_dump(include=set(SkipGramsConfig.model_fields)))
@@ -138,7 +138,7 @@ class TrainWord2VecConfig(TrainConfig):
 
 
 class TrainFromTokensConfig(TrainWord2VecConfig):
-    """Skip-gram whose pairs are drawn from tokens as training goes."""
+    """Skip-gram whose pairs are drawn from tokens during training."""
 
     pairs: SkipGramsConfig
 
@@ -219,13 +219,14 @@ def skipgrams_of(config: SkipGramsConfig, counts: NDArray[np.int64]) -> SkipGram
 def from_tokens(
     skipgrams: SkipGrams, tokens: Artifact, counts: NDArray[np.int64], config: TrainFromTokensConfig
 ) -> dict[str, Any]:
-    """What a job that draws its pairs from tokens has of its own: the token shards, and how long a step is.
+    """Return the job's fields for drawing pairs from tokens: the token shards, and the tokens of a step.
 
-    A step has about as many tokens as make `batch_size` pairs. It has more where the lanes' parts would be
-    short beside the window. Where the text is thinned out so far that a token makes less than a pair, it has
-    `batch_size` tokens, so that memory stays bounded.
+    A step has about as many tokens as make `batch_size` pairs, and more if the lanes' parts would be short in
+    comparison with the window. If subsampling leaves less than one pair per token, it has `batch_size`
+    tokens, so that memory stays bounded.
 
-    Raises ValueError where not one document is held out although some should be.
+    Raises:
+        ValueError: documents should be held out, but none is.
     """
     files = tuple(training_files(tokens))
     documents = count_documents(list(files))

@@ -181,7 +181,7 @@ def test_a_run_that_died_is_resumed_and_ends_the_same_to_the_bit(
     with pytest.raises(KeyboardInterrupt):
         train(found, "resumed", checkpoint_every=3)
     resumed = weights(train(found, "resumed", checkpoint_every=3))
-    assert "goes on from its checkpoint of step" in capsys.readouterr().err
+    assert "resumes from the checkpoint of step" in capsys.readouterr().err
     assert all(torch.equal(value, resumed[name]) for name, value in undisturbed.items())
 
 
