@@ -279,7 +279,7 @@ def part_classify(data: Path, folder: Path) -> dict[str, Any]:
     """Reviews a second on texts of mixed lengths, and seconds from the command to the first label."""
     from transformers import pipeline
 
-    from lexloom.models.sentiment.classifier import Sentiment, save_classifier
+    from lexloom.models.sentiment.classifier import Classifier, save_classifier
     from lexloom.models.sentiment.frozen_encoder import TrainedPart
     from lexloom.models.sentiment.hf_loading import load_classifier
 
@@ -291,7 +291,7 @@ def part_classify(data: Path, folder: Path) -> dict[str, Any]:
     save_classifier(model, backbone, ["negative", "positive"], MAX_LENGTH, trained)
     texts = mixed_lengths(data / "test.parquet")
     theirs = pipeline("text-classification", str(model), truncation=True)
-    ours = Sentiment.load(model)
+    ours = Classifier.load(model)
     ways: dict[str, Callable[[], Any]] = {
         "lexloom": lambda: ours.classify(texts),
         "pipeline": lambda: theirs(texts),

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel
+
+from lexloom.models.registry import module_file, other_entries
 
 GROUP = "lexloom.flows"
 
@@ -49,12 +49,7 @@ class FlowEntry:
     @property
     def purpose(self) -> str:
         """The first sentence of the module's docstring, read without importing the module."""
-        spec = find_spec(self.module)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(
-                f"the flow {self.name} names the module {self.module}, which is missing"
-            )
-        docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+        docstring = ast.get_docstring(parse(module_file(self.module, f"the flow {self.name}"))) or ""
         return docstring.partition("\n")[0].rstrip(".")
 
     def load(self) -> ModuleType:
@@ -82,13 +77,7 @@ def flows() -> dict[str, FlowEntry]:
     """
     modules = sorted(path for path in Path(__file__).parent.glob("*.py") if defines_flow(path))
     found = {path.stem.replace("_", "-"): f"{__package__}.{path.stem}" for path in modules}
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        if found.get(point.name, point.value) != point.value:
-            raise ValueError(
-                f"two flows are called {point.name}: {found[point.name]} and {point.value}; rename the entry"
-                f" point of one of them (group {GROUP})"
-            )
-        found[point.name] = point.value
+    found.update(other_entries(GROUP, found))
     return {name: FlowEntry(name, module) for name, module in found.items()}
 
 

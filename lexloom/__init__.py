@@ -24,21 +24,22 @@ if TYPE_CHECKING:
     from lexloom.flows.window_lm import WindowLMFlowConfig, window_lm
     from lexloom.flows.word2vec import Word2VecConfig, word2vec
     from lexloom.models.language_model import load_language_model
-    from lexloom.models.sampling import Sampling, sample_text
-    from lexloom.models.sentiment.classifier import Sentiment
+    from lexloom.models.registry import families
+    from lexloom.models.sampling import Sampling
+    from lexloom.models.sentiment.classifier import Classifier
     from lexloom.models.word2vec.vectors import WordVectors
 
 _MODULES = {
     "Outcome": "flows.run",
     "Sampling": "models.sampling",
-    "Sentiment": "models.sentiment.classifier",
+    "Classifier": "models.sentiment.classifier",
     "SentimentFlowConfig": "flows.sentiment",
     "TransformerLMFlowConfig": "flows.transformer_lm",
     "WindowLMFlowConfig": "flows.window_lm",
     "Word2VecConfig": "flows.word2vec",
     "WordVectors": "models.word2vec.vectors",
+    "families": "models.registry",
     "load_language_model": "models.language_model",
-    "sample_text": "models.sampling",
     "sentiment": "flows.sentiment",
     "transformer_lm": "flows.transformer_lm",
     "window_lm": "flows.window_lm",
@@ -46,17 +47,17 @@ _MODULES = {
 }
 
 __all__ = [
+    "Classifier",
     "Outcome",
     "Sampling",
-    "Sentiment",
     "SentimentFlowConfig",
     "TransformerLMFlowConfig",
     "WindowLMFlowConfig",
     "Word2VecConfig",
     "WordVectors",
     "__version__",
+    "families",
     "load_language_model",
-    "sample_text",
     "sentiment",
     "transformer_lm",
     "window_lm",

@@ -1,83 +1,118 @@
-"""Any language model in a folder, ready to write: its kind, its tokenizer, and its next token's logits."""
+"""A language model that is ready to use: it generates text, and predicts the tokens of held-out windows.
 
-import json
-from collections.abc import Sequence
+Shapes: B texts or windows, T tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from lexloom.models.normalization import DESCRIPTIONS, Normalization, normalize_prompt, read_normalization
-from lexloom.models.sampling import NextLogits
+from lexloom.models.normalization import Normalization, normalize_prompt, read_normalization
+from lexloom.models.registry import load_model
+from lexloom.models.sampling import NextLogits, Sampling, sample_text
 from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.models.transformer import hf_io as transformer_folder
-from lexloom.models.transformer.model import CachedDecoder
-from lexloom.models.window_lm import WindowLM
 
-TOKENIZER = "tokenizer"
+TOKENIZER = "tokenizer"  # the folder of the tokenizer in a model folder
+
+Predict = Callable[[Tensor, Tensor, int], tuple[float | None, Tensor]]
+"""Takes windows (B, T), their labels (B,) and k. Returns the summed cross-entropy of the P tokens that it
+predicts of each window, in nats (None if it has no distribution), and the k most probable ones, (B, P, k)."""
 
 
-class LanguageModel(NamedTuple):
-    """`next_logits` may remember what it has read, while the texts of a call go on from the last one's."""
+@dataclass(frozen=True)
+class LanguageModel:
+    """A trained language model with its tokenizer.
 
-    next_logits: NextLogits
+    Attributes:
+        tokenizer: text to ids and back.
+        normalization: the rules of its training text; None if the text was not normalized.
+        new_decoder: return a function for next-token logits that has read nothing yet. It may cache what it
+            reads, so texts that are generated concurrently need one each.
+        predict: see `Predict`.
+        every_token: whether P is T, the label and every token of a window but the first; else P is 1, the
+            label.
+        context: the number of tokens that it reads at most; None if there is no limit.
+        has_probabilities: whether the softmax of its logits is a distribution; False for similarities.
+    """
+
     tokenizer: Tokenizer
-    normalization: Normalization | None = None
+    normalization: Normalization | None
+    new_decoder: Callable[[], NextLogits]
+    predict: Predict
+    every_token: bool = True
+    context: int | None = None
+    has_probabilities: bool = True
+
+    @classmethod
+    def of_network(
+        cls,
+        network: nn.Module,
+        folder: Path,
+        *,
+        new_decoder: Callable[[], NextLogits] | None = None,
+        context: int | None = None,
+    ) -> "LanguageModel":
+        """Return the model of a causal network, which maps tokens (B, T) to logits (B, T, V).
+
+        The logits at a token are of the token after it, and depend on no later token. The tokenizer and the
+        normalization are those in `folder`. Without `new_decoder`, each new token costs a pass over the whole
+        text.
+        """
+        return cls(
+            Tokenizer.load(folder / TOKENIZER),
+            read_normalization(folder),
+            new_decoder or partial(causal_decoder, network),
+            partial(predict_every_token, network),
+            context=context,
+        )
 
     def prompt(self, text: str) -> str:
-        """What the model goes on from: the text, normalised as its training text was."""
+        """Return the prompt as the model reads it: normalized like its training text."""
         return normalize_prompt(text, self.normalization)
 
-    def anew(self) -> "LanguageModel":
-        """The same model, having read nothing: texts that are written at once, or by turns, need one each."""
-        if isinstance(self.next_logits, CachedDecoder):
-            return self._replace(next_logits=CachedDecoder(self.next_logits.model))
-        return self
+    def generate(self, prompts: Sequence[str], sampling: Sampling | None = None) -> Iterator[list[str]]:
+        """Continue prompts of any length; yield the next piece of text of each, "" for one that has ended.
+
+        Raises:
+            ValueError: a prompt has characters that the tokenizer does not know.
+        """
+        texts = [self.prompt(prompt) for prompt in prompts]
+        return sample_text(self.new_decoder(), self.tokenizer, texts, sampling or Sampling())
 
 
-def load_language_model(folder: Path) -> LanguageModel:
-    """Reads a folder that `lexloom window-lm` or `lexloom transformer-lm` has written.
+def load_language_model(folder: Path | str, device: str = "cpu") -> LanguageModel:
+    """Load a language model of any family from its folder; see `lexloom.models.registry.load_model`."""
+    return load_model(folder, "generate", device)
 
-    Raises:
-        FileNotFoundError: there is no such folder, or a file is missing.
-        ValueError: the folder holds another kind of model, or a file is damaged.
+
+def causal_decoder(network: nn.Module) -> NextLogits:
+    """Return a function for the next-token logits of a causal network (`LanguageModel.of_network`)."""
+    return partial(next_logits, network)
+
+
+@torch.inference_mode()
+def next_logits(network: nn.Module, texts: Sequence[Sequence[int]]) -> Tensor:
+    """Return the logits (B, V) of the token after each text.
+
+    The network is causal, so it does not see that short texts are padded on the right.
     """
-    kind = kind_of(folder)
-    if kind == "transformer":
-        next_logits: NextLogits = CachedDecoder(transformer_folder.load(folder))
-    elif kind == "window_lm":
-        next_logits = Windows(WindowLM.load(folder))
-    else:
-        raise ValueError(
-            f"{folder} holds a {kind} model, which does not write: name a language model's folder"
-        )
-    return LanguageModel(next_logits, Tokenizer.load(folder / TOKENIZER), read_normalization(folder))
+    device = next(network.parameters()).device
+    longest = max(map(len, texts))
+    tokens = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)  # (B, T)
+    logits = network(tokens)  # (B, T, V)
+    last = torch.tensor([len(text) - 1 for text in texts], device=device)
+    return logits[torch.arange(len(texts), device=device), last].float()
 
 
-def kind_of(folder: Path) -> str:
-    """What the folder's description says: word2vec, window_lm, transformer or sentiment."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no model folder {folder}: `lexloom store ls` lists what there is")
-    for name in DESCRIPTIONS:
-        path = folder / name
-        if path.is_file():
-            try:
-                return str(json.loads(path.read_text(encoding="utf-8"))["model"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path} is not the description of a Lexloom model") from error
-    raise FileNotFoundError(f"{folder} is no model folder: it has neither {' nor '.join(DESCRIPTIONS)}")
-
-
-class Windows:
-    """A window model's view of texts of any lengths: the last N - 1 tokens of each, filled up on the left."""
-
-    def __init__(self, model: WindowLM) -> None:
-        self._model = model
-
-    @torch.inference_mode()
-    def __call__(self, texts: Sequence[Sequence[int]]) -> Tensor:  # (B, V)
-        context, padding = self._model.config.context, self._model.config.padding
-        ends = [list(text[-context:]) for text in texts]
-        filled = [[padding] * (context - len(end)) + end for end in ends]
-        return self._model.next_logits(torch.tensor(filled, dtype=torch.int32))
+@torch.inference_mode()
+def predict_every_token(network: nn.Module, inputs: Tensor, labels: Tensor, k: int) -> tuple[float, Tensor]:
+    """Predict by a causal network (`LanguageModel.of_network`); see `Predict`."""
+    targets = torch.cat((inputs[:, 1:], labels[:, None]), dim=1).long()  # (B, T)
+    logits = network(inputs).float()  # (B, T, V)
+    nats = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    return float(nats), logits.topk(k, dim=2).indices

@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lexloom.models.registry import DESCRIPTIONS
+
 FIELD = "normalization"  # of a model's description file
-DESCRIPTIONS = ("lexloom.json", "config.json")  # the first one that exists describes the model
 
 # for use in brackets: white space of any script (as in str.isspace), except the plain space
 SPACE_BEYOND_ASCII = r"\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"

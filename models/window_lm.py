@@ -11,19 +11,29 @@ and an adaptive softmax. There are two objectives:
 Shapes: B windows, N - 1 tokens of context, dim floats per embedding, V tokens.
 """
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lexloom.models.language_model import TOKENIZER, LanguageModel
 from lexloom.models.layers.softmax import AdaptiveSoftmax, FullSoftmax
+from lexloom.models.model_folder import load_network, save_network
+from lexloom.models.normalization import read_normalization
+from lexloom.models.registry import ModelFamily
+from lexloom.models.tokenizer.tokenizer import Tokenizer
+
+FAMILY = ModelFamily(
+    kind="window_lm",
+    title="window language model",
+    stage="train_window_lm",
+    capability="generate",
+)
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
 Objective = Literal["token", "embedding"]
@@ -37,7 +47,6 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 MASK_VALUES = 256  # of the random byte that decides whether an entry is dropped
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -229,38 +238,23 @@ class WindowLM(nn.Module):
         """Write `model.safetensors` (with the embeddings) and `config.json` (with `details`)."""
         tensors = {**self.state_dict(), "embeddings": self.embeddings.detach()}
         if self.config.output == "tied":
-            tensors.pop("softmax.weight", None)  # the same as the embeddings
-        save_file(tensors, folder / WEIGHTS)
-        description = {"model": "window_lm", "shape": asdict(self.config), **(details or {})}
-        (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            tensors.pop("softmax.weight", None)  # the embeddings, once more
+        save_network(folder, FAMILY.kind, asdict(self.config), tensors, details or {})
 
     @classmethod
     def load(cls, folder: Path) -> "WindowLM":
-        """Load what `save` wrote, in eval mode.
+        """Read what `save` wrote; raise the errors of `load_network`."""
+        return load_network(folder, FAMILY.kind, cls._build)
 
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: it is not a window language model, or its files do not match.
-        """
-        for name in (WEIGHTS, CONFIG):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name} is missing: {folder} does not contain a model")
-        try:
-            description = json.loads((folder / CONFIG).read_bytes())
-            if description["model"] != "window_lm":
-                raise ValueError(f"the model is of the kind {description['model']!r}")
-            shape = description["shape"]
-            config = WindowLMConfig(**{**shape, "cutoffs": tuple(shape["cutoffs"])})
-            tensors = load_file(folder / WEIGHTS)
-            model = cls(config, tensors["embeddings"])
-            found = model.load_state_dict(tensors, strict=False)
-            missing = set(found.missing_keys) - ({"softmax.weight"} if config.output == "tied" else set())
-            if wrong := missing | set(found.unexpected_keys) - {"embeddings"}:
-                raise ValueError(f"the tensor {sorted(wrong)[0]} is missing or unknown")
-        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"the window language model in {folder} can't be read ({reason})") from error
-        return model.eval()
+    @classmethod
+    def _build(cls, shape: dict[str, Any], tensors: dict[str, Tensor]) -> "WindowLM":
+        config = WindowLMConfig(**{**shape, "cutoffs": tuple(shape["cutoffs"])})
+        model = cls(config, tensors["embeddings"])
+        found = model.load_state_dict(tensors, strict=False)
+        missing = set(found.missing_keys) - ({"softmax.weight"} if config.output == "tied" else set())
+        if wrong := missing | set(found.unexpected_keys) - {"embeddings"}:
+            raise ValueError(f"{sorted(wrong)[0]} is missing, or should not be there")
+        return model
 
 
 def scale_to_unit_rms(embeddings: Tensor) -> Tensor:
@@ -309,3 +303,42 @@ def window_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The loss of a batch of `inputs` (B, N - 1) and `label` (B,)."""
     assert isinstance(model, WindowLM)
     return model.loss(batch["inputs"], batch["label"])
+
+
+# as a language model
+
+
+class WindowDecoder:
+    """Next-token logits of texts of any length: the model reads the last N - 1 tokens, padded on the left."""
+
+    def __init__(self, model: WindowLM) -> None:
+        self._model = model
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[Sequence[int]]) -> Tensor:  # (B, V)
+        context, padding = self._model.config.context, self._model.config.padding
+        ends = [list(text[-context:]) for text in texts]
+        filled = [[padding] * (context - len(end)) + end for end in ends]
+        device = self._model.embeddings.device
+        return self._model.next_logits(torch.tensor(filled, dtype=torch.int32, device=device))
+
+
+@torch.inference_mode()
+def predict_labels(model: WindowLM, inputs: Tensor, labels: Tensor, k: int) -> tuple[float | None, Tensor]:
+    """Predict the labels of windows; see `lexloom.models.language_model.Predict`."""
+    nats = float(model.loss(inputs, labels)) * len(labels) if model.config.objective == "token" else None
+    return nats, model.best(inputs, k)[:, None]
+
+
+def load(folder: Path, device: str = "cpu") -> LanguageModel:
+    """Load the language model in `folder`; raise the errors of `load_network`."""
+    model = WindowLM.load(folder).to(device)
+    return LanguageModel(
+        Tokenizer.load(folder / TOKENIZER),
+        read_normalization(folder),
+        partial(WindowDecoder, model),
+        partial(predict_labels, model),
+        every_token=False,
+        context=model.config.context,
+        has_probabilities=model.softmax is not None,
+    )

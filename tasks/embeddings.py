@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
+from lexloom.models.registry import stages
 from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.bpe_tokens import read_tokenizer
@@ -24,7 +25,7 @@ from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.readers.embedding_files import FORMATS, Matrix, read_table, vocabulary_of
 from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Store, Summary, digest_key
-from lexloom.tasks.store.lookup import WORD2VEC, find_place
+from lexloom.tasks.store.lookup import find_place
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.vocabulary import read_vocabulary
 
@@ -114,7 +115,7 @@ def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
         table = Path(config.source).expanduser()
         if not table.exists():
             with suppress(FileNotFoundError):
-                table = Store().folder(*find_place(Store(), config.source, WORD2VEC))
+                table = Store().folder(*find_place(Store(), config.source, *stages("neighbours")))
         if table.is_dir():
             table = table / MODEL_WEIGHTS
         if not table.is_file():

@@ -80,7 +80,7 @@ def samples(model: Artifact, config: SamplesConfig, out: Path) -> Summary:
     texts = [""] * len(prompts)
     written = 0
     with console.bar("samples", total=config.tokens) as bar:
-        for pieces in sample_text(writer.next_logits, writer.tokenizer, prompts, config.sampling()):
+        for pieces in writer.generate(config.prompts, config.sampling()):
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
             written += 1
             bar.update(written)

@@ -6,9 +6,10 @@ import sys
 from typing import Any
 
 from lexloom.deployments.cli.texts import add_flags, growing_batches, texts_of
+from lexloom.models.registry import load_model, stages
 from lexloom.tasks.display.console import warn
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.store.lookup import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC, model_folder
+from lexloom.tasks.store.lookup import model_folder
 
 MODEL = "a model's folder, the beginning of its key in the store, or latest"
 
@@ -57,18 +58,14 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def neighbours(arguments: argparse.Namespace) -> int:
-    from lexloom.models.word2vec.vectors import WordVectors
-
-    vectors = WordVectors.load(model_folder(arguments.model, WORD2VEC))
+    vectors = load_model(model_folder(arguments.model, *stages("neighbours")), "neighbours")
     for word, near in zip(arguments.words, vectors.neighbours(arguments.words, arguments.k), strict=True):
         print_ranking(vectors.spelling(word), near)
     return 0
 
 
 def analogy(arguments: argparse.Namespace) -> int:
-    from lexloom.models.word2vec.vectors import WordVectors
-
-    vectors = WordVectors.load(model_folder(arguments.model, WORD2VEC))
+    vectors = load_model(model_folder(arguments.model, *stages("neighbours")), "neighbours")
     a, b, c = (vectors.spelling(word) for word in (arguments.a, arguments.b, arguments.c))
     print_ranking(f"{a} is to {b} as {c} is to", vectors.analogy(a, b, c, arguments.k))
     return 0
@@ -82,8 +79,7 @@ def print_ranking(title: str, ranking: list[tuple[str, float]]) -> None:
 
 def generate(arguments: argparse.Namespace) -> int:
     """One text is written as it comes; several, one after another."""
-    from lexloom.models.language_model import load_language_model
-    from lexloom.models.sampling import Sampling, sample_text
+    from lexloom.models.sampling import Sampling
 
     sampling = Sampling(
         max_tokens=arguments.tokens,
@@ -95,12 +91,12 @@ def generate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         stop=tuple(arguments.stop),
     )
-    model = load_language_model(model_folder(arguments.model, TRANSFORMER, WINDOW_LM))
-    prompts = [model.prompt(prompt) for prompt in arguments.prompt or [""]]
-    texts = list(prompts)
+    model = load_model(model_folder(arguments.model, *stages("generate")), "generate")
+    prompts = arguments.prompt or [""]
+    texts = [model.prompt(prompt) for prompt in prompts]
     if len(prompts) == 1:
-        print(prompts[0], end="", flush=True)
-    for pieces in sample_text(model.next_logits, model.tokenizer, prompts, sampling):
+        print(texts[0], end="", flush=True)
+    for pieces in model.generate(prompts, sampling):
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
         if len(prompts) == 1:
             print(pieces[0], end="", flush=True)
@@ -113,10 +109,9 @@ def classify(arguments: argparse.Namespace) -> int:
 
     The line of a text that is missing or blank is empty, or an object of nulls.
     """
-    from lexloom.models.sentiment.classifier import Sentiment
-
     texts = texts_of(arguments)
-    classifier = Sentiment.load(model_folder(arguments.model, SENTIMENT), arguments.device)
+    folder = model_folder(arguments.model, *stages("classify"))
+    classifier = load_model(folder, "classify", arguments.device)
     write = as_json if arguments.json else as_columns
     blank = 0
     for batch in growing_batches(texts):

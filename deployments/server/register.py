@@ -1,7 +1,8 @@
-"""Gives a Prefect server what runs want: the work pool, and the deployments of prefect.yaml beside this file.
+"""Register the work pool and a deployment of every flow on a Prefect server.
 
-python -m lexloom.deployments.server.register, on the server that PREFECT_API_URL names. It can be done again
-and again: what a person has set since (the pool's limit, its pause, the schedules) stays.
+python -m lexloom.deployments.server.register, for the server that PREFECT_API_URL names. Flows of other
+packages are deployed like those of prefect.yaml. The command can be repeated: what a user has set since (the
+pool's limit, its pause, the schedules) is kept.
 """
 
 import argparse
@@ -18,14 +19,16 @@ import yaml
 from httpx import HTTPError
 
 from lexloom.deployments.cli.main import plain
+from lexloom.flows.registry import FlowEntry, flows
 
 POOL, POOL_TYPE, RUNS_AT_ONCE = "lexloom", "process", 2
 DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
+REUSE = "Stages whose results are in the store are not run again. The report is among the run's artifacts."
 PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Register the pool and the deployments; return the exit status."""
     from prefect.client.orchestration import get_client
 
     options = build_parser().parse_args(argv)
@@ -42,7 +45,10 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lexloom.deployments.server.register")
     parser.add_argument(
-        "--runs", type=int, default=RUNS_AT_ONCE, help="at once, in a new pool (default: %(default)s)"
+        "--runs",
+        type=int,
+        default=RUNS_AT_ONCE,
+        help="concurrency limit of the work pool if it is created (default: %(default)s)",
     )
     return parser
 
@@ -63,7 +69,7 @@ def make_pool(client: Any, template: Mapping[str, Any], runs: int = RUNS_AT_ONCE
     """Create the work pool or update its job template; an existing concurrency limit is kept.
 
     Raises:
-        ValueError: there is one whose runs are not processes.
+        ValueError: the pool exists with another type.
     """
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
@@ -84,7 +90,7 @@ def make_pool(client: Any, template: Mapping[str, Any], runs: int = RUNS_AT_ONCE
     if pool.type != POOL_TYPE:
         raise ValueError(
             f"the work pool {POOL} is of type {pool.type}, not {POOL_TYPE}: delete it by `prefect work-pool"
-            f" delete {POOL}`, and the next start makes it anew"
+            f" delete {POOL}`, and the next start creates it again"
         )
     client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=dict(template)))
 
@@ -94,7 +100,7 @@ def deploy(
     environment: Mapping[str, str] | None = None,
     log: IO[bytes] | None = None,
 ) -> list[str]:
-    """Applies prefect.yaml by Prefect's own command; returns the deployments' names.
+    """Deploy all flows by Prefect's own command; return the deployments' names.
 
     Raises:
         RuntimeError: the command failed; `log`, or else stdout, says why.
@@ -118,19 +124,40 @@ def deploy(
 
 
 def read_deployments(client: Any) -> dict[str, Any]:
-    """Return prefect.yaml without the schedules of existing deployments, so that their schedules are kept."""
+    """Return prefect.yaml with an entry for every registered flow.
+
+    Deployments that exist on the server have no schedules in it, so that theirs are kept.
+    """
     document: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text())
-    there = {deployment.name for deployment in client.read_deployments()}
+    registered = flows()
+    listed = {entry["name"] for entry in document["deployments"]}
+    document["deployments"] += [
+        default_entry(flow) for name, flow in registered.items() if name not in listed
+    ]
+    existing = {deployment.name for deployment in client.read_deployments()}
     for entry in document["deployments"]:
-        entry["work_pool"]["job_variables"] = {}  # those of an earlier version are removed
-        if entry["name"] in there:
-            del entry["schedules"]
+        entry["description"] = f"{registered[entry['name']].purpose}. {REUSE}"
+        entry["work_pool"] = {"name": POOL, "job_variables": {}}  # those of an earlier version are removed
+        if entry["name"] in existing:
+            entry.pop("schedules", None)
     return document
 
 
+def default_entry(flow: FlowEntry) -> dict[str, Any]:
+    """Return the deployment of a flow that has no entry in prefect.yaml: without parameters and schedules."""
+    return {
+        "name": flow.name,
+        "entrypoint": flow.entrypoint,
+        "tags": [POOL],
+        "enforce_parameter_schema": True,
+        "parameters": {},
+        "schedules": [],
+    }
+
+
 def python(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module by this Python."""
-    # -P: a folder `flows` in the current directory is not the program
+    """Return the command that runs a module by this Python."""
+    # -P: a folder in the current directory must not shadow an installed package
     return [sys.executable, "-P", "-m", module, *arguments]
 
 

@@ -1,7 +1,8 @@
-"""Who is answered when: only readers that are there, a few at a time, the others in a bounded line.
+"""Queues of requests: a few run at a time, the others wait in a queue of bounded length, and requests of
+clients that have disconnected are dropped.
 
-A reader takes the page's answers from an event stream of its session. An answer whose stream is not open, or
-closes, has no reader: it is not begun, or it ends after the piece that is being worked out.
+A client reads the results of its session from an event stream. A request whose session has no open stream is
+not started; if the stream closes, the request ends after its current step.
 """
 
 import asyncio
@@ -16,86 +17,85 @@ from urllib.parse import parse_qs
 
 import anyio.to_thread
 import gradio as gr
+from markupsafe import Markup
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lexloom.tasks.display.charts import Html
-
 GRACE_SECONDS = 2.0  # between a request and its event stream: some round trips of a slow network
-AT_ONCE = 2  # answers of one kind that are worked out at the same time
-MOST_WAITING = 20  # readers of one kind
+MAX_RUNNING = 2  # requests of one kind that run at the same time
+MAX_WAITING = 20  # requests of one kind that wait
 STREAM = re.compile(r"/queue/data/?$")
 EVENT = re.compile(r"/call/(?:v2/)?[^/]+/([^/]+)/?$")  # an event is a session of its own
 
 
-class Reader:
-    """A session, and whether an event stream of it is open."""
+class Session:
+    """A client's session: its open event streams and unfinished requests."""
 
     def __init__(self) -> None:
         self.streams = 0
-        self.answers = 0
-        self.there = asyncio.Event()
-        self._absent_since = time.monotonic()
+        self.requests = 0
+        self._connected = asyncio.Event()
+        self._disconnected_at = time.monotonic()
 
     def open(self) -> None:
         self.streams += 1
-        self.there.set()
+        self._connected.set()
 
     def close(self) -> None:
         self.streams -= 1
         if not self.streams:
-            self.there.clear()
-            self._absent_since = time.monotonic()
+            self._connected.clear()
+            self._disconnected_at = time.monotonic()
 
     @property
     def gone(self) -> bool:
         """Whether no stream has been open for a while: a browser closes one before it opens the next."""
-        return not self.streams and time.monotonic() - self._absent_since > GRACE_SECONDS
+        return not self.streams and time.monotonic() - self._disconnected_at > GRACE_SECONDS
 
-    async def arrived(self) -> bool:
-        """Waits for a stream, but not for long; says whether there is one."""
+    async def connected(self) -> bool:
+        """Wait for a stream for at most GRACE_SECONDS; return whether there is one."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.there.wait(), GRACE_SECONDS)
-        return self.there.is_set()
+            await asyncio.wait_for(self._connected.wait(), GRACE_SECONDS)
+        return self._connected.is_set()
 
 
-class Readers:
-    """The readers of the page, by session."""
+class Sessions:
+    """The sessions of the page, by their hash."""
 
     def __init__(self) -> None:
-        self._readers: dict[str, Reader] = {}
+        self._sessions: dict[str, Session] = {}
 
-    def of(self, session: str) -> Reader:
-        return self._readers.setdefault(session, Reader())
+    def get(self, name: str) -> Session:
+        return self._sessions.setdefault(name, Session())
 
-    def forget(self, session: str) -> None:
-        """Drops a session that has neither a stream nor an answer."""
-        reader = self._readers.get(session)
-        if reader is not None and not reader.streams and not reader.answers:
-            del self._readers[session]
+    def forget(self, name: str) -> None:
+        """Drop a session that has neither a stream nor a request."""
+        session = self._sessions.get(name)
+        if session is not None and not session.streams and not session.requests:
+            del self._sessions[name]
 
 
-class WatchReaders:
-    """ASGI middleware that notes which sessions have an event stream open."""
+class TrackSessions:
+    """ASGI middleware that records which sessions have an event stream open."""
 
-    def __init__(self, app: ASGIApp, readers: Readers) -> None:
-        self._app, self._readers = app, readers
+    def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
+        self._app, self._sessions = app, sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session = session_of(scope)
-        if session is None:
+        name = session_of(scope)
+        if name is None:
             await self._app(scope, receive, send)
             return
-        reader = self._readers.of(session)
-        reader.open()
+        session = self._sessions.get(name)
+        session.open()
         try:
             await self._app(scope, receive, send)
         finally:
-            reader.close()
-            self._readers.forget(session)
+            session.close()
+            self._sessions.forget(name)
 
 
 def session_of(scope: Scope) -> str | None:
-    """The session whose event stream is asked for; None for all other requests."""
+    """Return the session whose event stream is requested; None for all other requests."""
     if scope["type"] != "http" or scope["method"] != "GET":
         return None
     if STREAM.search(scope["path"]):
@@ -105,121 +105,124 @@ def session_of(scope: Scope) -> str | None:
 
 
 class BusyError(Exception):
-    """There are too many readers; str() is a sentence for the one who came last."""
+    """Too many requests wait; str() is a sentence for the user."""
 
 
-class Turns:
-    """The line of one kind of answer."""
+class Queue:
+    """The requests of one kind that wait."""
 
-    def __init__(self, at_once: int = AT_ONCE, most_waiting: int = MOST_WAITING) -> None:
-        self._at_once, self._most_waiting = at_once, most_waiting
-        self._worked_out = 0
-        self._waiting = deque[tuple[Reader, asyncio.Future[bool]]]()
+    def __init__(self, max_running: int = MAX_RUNNING, max_waiting: int = MAX_WAITING) -> None:
+        self._max_running, self._max_waiting = max_running, max_waiting
+        self._running = 0
+        self._waiting = deque[tuple[Session, asyncio.Future[bool]]]()
 
-    def take(self, reader: Reader) -> asyncio.Future[bool]:
-        """A future that says True when it is the reader's turn, and False when the reader has gone before.
+    def join(self, session: Session) -> asyncio.Future[bool]:
+        """Return a future: True once the request may run, False if its session has gone before.
 
-        Raises BusyError where too many wait.
+        Raises:
+            BusyError: too many requests wait.
         """
         waiting = sum(bool(other.streams) for other, _ in self._waiting)
-        if self._worked_out >= self._at_once and waiting >= self._most_waiting:
+        if self._running >= self._max_running and waiting >= self._max_waiting:
             raise BusyError(
-                f"the page is busy: {self._worked_out} requests are being answered and {waiting} wait; try"
-                " again in a minute"
+                f"the page is busy: {self._running} requests are running and {waiting} are waiting; try again"
+                " in a minute"
             )
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((reader, turn))
-        self._call()
+        self._waiting.append((session, turn))
+        self._start_next()
         return turn
 
-    def end(self) -> None:
-        """Ends a turn: the next one that waits has it."""
-        self._worked_out -= 1
-        self._call()
+    def leave(self) -> None:
+        """End a running request, and start the next one."""
+        self._running -= 1
+        self._start_next()
 
-    def _call(self) -> None:
-        still = deque[tuple[Reader, asyncio.Future[bool]]]()
-        # readers without a stream are on their way back, or gone: the others go before them
-        for reader, turn in sorted(self._waiting, key=lambda waiting: not waiting[0].streams):
-            if turn.done():  # given up
+    def _start_next(self) -> None:
+        still = deque[tuple[Session, asyncio.Future[bool]]]()
+        # sessions without a stream are reconnecting or gone: the others come first
+        for session, turn in sorted(self._waiting, key=lambda waiting: not waiting[0].streams):
+            if turn.done():  # cancelled
                 continue
-            if reader.gone:
+            if session.gone:
                 turn.set_result(False)
-            elif self._worked_out < self._at_once:
-                self._worked_out += 1
+            elif self._running < self._max_running:
+                self._running += 1
                 turn.set_result(True)
             else:
-                still.append((reader, turn))
+                still.append((session, turn))
         self._waiting = still
 
 
-Pieces = Generator[Html, None, None]
-Answer = Callable[..., Pieces]
+Steps = Generator[Markup, None, None]
+Handler = Callable[..., Steps]
 
 
 def in_turn(
-    answer: Answer, readers: Readers, turns: Turns, problem: Callable[[str], Html]
-) -> Callable[..., AsyncGenerator[Html, None]]:
-    """The same answer for Gradio, worked out in threads, when it is its reader's turn and while it is there.
+    handler: Handler, sessions: Sessions, queue: Queue, error_message: Callable[[str], Markup]
+) -> Callable[..., AsyncGenerator[Markup, None]]:
+    """Return the handler for Gradio: it runs in threads, in its turn, and while its client is connected.
 
-    `problem` makes an answer of a sentence.
+    `error_message` renders a sentence.
     """
 
-    async def asked(request: gr.Request, *given: Any) -> AsyncGenerator[Html, None]:
-        session = request.session_hash or ""
-        reader = readers.of(session)
-        reader.answers += 1
+    async def handle(request: gr.Request, *inputs: Any) -> AsyncGenerator[Markup, None]:
+        name = request.session_hash or ""
+        session = sessions.get(name)
+        session.requests += 1
         try:
-            if not await reader.arrived():
-                yield problem(f"nobody read this answer within {GRACE_SECONDS:g} seconds: ask again")
+            if not await session.connected():
+                yield error_message(
+                    f"no client connected to read this result within {GRACE_SECONDS:g} seconds: try again"
+                )
                 return
             try:
-                turn = turns.take(reader)
+                turn = queue.join(session)
             except BusyError as error:
-                yield problem(str(error))
+                yield error_message(str(error))
                 return
-            async with aclosing(worked_out(answer(*given), reader, turn, turns)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            async with aclosing(run_steps(handler(*inputs), session, turn, queue)) as steps:
+                async for step in steps:
+                    yield step
         finally:
-            reader.answers -= 1
-            readers.forget(session)
+            session.requests -= 1
+            sessions.forget(name)
 
-    # Gradio passes what is annotated as a request, and calls the inputs by the answer's own names
+    # Gradio passes the request to the parameter with this annotation, and the inputs by the handler's names
     first = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=gr.Request)
-    named = inspect.signature(answer)
-    asked.__signature__ = named.replace(parameters=[first, *named.parameters.values()])  # type: ignore[attr-defined]
-    return asked
+    signature = inspect.signature(handler)
+    handle.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])  # type: ignore[attr-defined]
+    return handle
 
 
-async def worked_out(
-    pieces: Pieces, reader: Reader, turn: asyncio.Future[bool], turns: Turns
-) -> AsyncGenerator[Html, None]:
-    """The pieces of an answer, one at a time, from its turn on and until its reader has gone."""
+async def run_steps(
+    steps: Steps, session: Session, turn: asyncio.Future[bool], queue: Queue
+) -> AsyncGenerator[Markup, None]:
+    """Yield the steps of a result, from its turn on and until its session has gone."""
     try:
-        its_turn = await turn
+        may_run = await turn
     except asyncio.CancelledError:
         if turn.done() and not turn.cancelled() and turn.result():
-            turns.end()
+            queue.leave()
         turn.cancel()
         raise
-    if not its_turn:
+    if not may_run:
         return
-    step: asyncio.Future[Html | None] | None = None
+    step: asyncio.Future[Markup | None] | None = None
 
     def end(_: object = None) -> None:
-        with closing(pieces):
-            turns.end()
+        with closing(steps):
+            queue.leave()
 
     try:
-        while not reader.gone:
-            step = asyncio.ensure_future(anyio.to_thread.run_sync(next, pieces, None))
-            piece = await asyncio.shield(step)
-            if piece is None:
+        while not session.gone:
+            step = asyncio.ensure_future(anyio.to_thread.run_sync(next, steps, None))
+            result = await asyncio.shield(step)
+            if result is None:
                 return
-            yield piece
+            yield result
     finally:
-        # whoever cancels does not wait for the piece that is being worked out, but the next turn does
+        # a cancelled request does not wait for its current step, but the next request in the queue does
         if step is None or step.done():
             end()
         else:

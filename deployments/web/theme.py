@@ -1,13 +1,14 @@
-"""How the page looks: the reports' colours and shapes (tasks/display/page.py), on Gradio's parts too.
+"""The style of the page: the colours and shapes of the reports (tasks/display/page.py), for Gradio too.
 
-Fonts are the system's: a page that is made for one's own machine asks no other for anything.
+Fonts are the system's, so that none is loaded from another host.
 """
 
 from typing import Any
 
 import gradio as gr
 
-from lexloom.tasks.display import charts, page
+from lexloom.tasks.display import page
+from lexloom.tasks.display.templates import style
 
 FONTS = ("system-ui", "sans-serif")
 MONO_FONTS = ("ui-monospace", "monospace")
@@ -72,7 +73,7 @@ SHAPES = {
 
 
 def theme() -> Any:
-    """Gradio's plainest theme in the reports' colours, which the style sheet makes light or dark."""
+    """Return Gradio's base theme in the reports' colours, which the style sheet makes light or dark."""
     both = COLOURS | {f"{name}_dark": colour for name, colour in COLOURS.items()}
     base = gr.themes.Base(font=FONTS, font_mono=MONO_FONTS, text_size="md")
     return base.set(
@@ -80,12 +81,12 @@ def theme() -> Any:
     )
 
 
-# Answers stand inside `.lexloom`, so that the reports' rules (for `body`, `svg`) stay off Gradio's parts.
+# Results are inside `.lexloom`, so that the reports' rules (for `body`, `svg`) don't apply to Gradio's parts.
 HEAD = f"""<style>
 :root {{ {page.LIGHT} {AGAINST_LIGHT} color-scheme: light; }}
 .dark {{ {page.DARK} {AGAINST_DARK} color-scheme: dark; }}
 body {{ background: var(--paper) !important; color: var(--ink); }}
-.lexloom {{ {page.SHAPES} {charts.CSS} }}
+.lexloom {{ {style()} }}
 .lexloom {{
   color: var(--ink); font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums;
   .columns {{ margin-top: 14px; }}
@@ -107,7 +108,7 @@ body {{ background: var(--paper) !important; color: var(--ink); }}
   .shaded {{ font: 17px/1.9 Georgia, serif; white-space: pre-wrap; overflow-wrap: anywhere; }}
   mark {{
     --tint: var(--accent); color: inherit; border-radius: 4px; padding: 1px 2px; margin: 0 -2px;
-    background: color-mix(in srgb, var(--tint) calc(var(--pull) * 45%), transparent);
+    background: color-mix(in srgb, var(--tint) calc(var(--weight) * 45%), transparent);
   }}
   mark.against {{ --tint: var(--against); }}
   .columns .card + .card i {{ --accent: var(--against); }}
@@ -136,7 +137,7 @@ body {{ background: var(--paper) !important; color: var(--ink); }}
   .map .word:first-child circle {{ opacity: 1; r: 5px; }}
   .map .word:first-child text {{ font-weight: 700; fill: var(--accent); }}
   @media (max-width: 760px) {{ .beside {{ grid-template-columns: minmax(0, 1fr); }} }}
-  @media (max-width: 600px) {{ .roomy {{ display: none; }} .narrow {{ display: block; }} }}
+  @media (max-width: 600px) {{ .wide {{ display: none; }} .narrow {{ display: block; }} }}
 }}
 @keyframes lexloom-blink {{ to {{ visibility: hidden; }} }}
 @media (prefers-reduced-motion: reduce) {{ .lexloom .caret {{ animation: none; }} }}

@@ -42,11 +42,11 @@ SINGLE_LABEL = "single_label_classification"  # a value of transformers' `proble
 
 
 def classify(folder: Path | str, texts: Sequence[str]) -> list[tuple[str, float]]:
-    """Return (label, score) of each text by the classifier in `folder`; see `Sentiment.classify`."""
-    return Sentiment.load(folder).classify(texts)
+    """Return (label, score) of each text by the classifier in `folder`; see `Classifier.classify`."""
+    return Classifier.load(folder).classify(texts)
 
 
-class Sentiment:
+class Classifier:
     """A loaded classifier with its `labels`, which reads at most `max_length` tokens of a text."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Sentiment:
         self.labels = [str(names[index]) for index in range(len(names))]
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "cpu") -> "Sentiment":
+    def load(cls, folder: Path | str, device: str = "cpu") -> "Classifier":
         """Load a classifier, made by Lexloom or any of transformers' for sequence classification.
 
         Raises:
@@ -210,7 +210,7 @@ def log_odds(logits: Tensor, label: int) -> Tensor:
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a folder has a classifier; raises as `Sentiment.load` does."""
+    """Check that a folder has a classifier; raises as `Classifier.load` does."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except OSError as error:

@@ -1,8 +1,7 @@
-"""How well a language model predicts held-out text, next to an n-gram and a unigram of the same training.
+"""Evaluation of a language model on held-out text, beside an n-gram and a unigram of the same training text.
 
-- perplexity: exp of the mean cross-entropy of a token; compares models of one tokenizer.
-- bits per byte: the cross-entropy of all tokens over the bytes of UTF-8 that they stand for; compares models
-  of any tokenizers.
+- perplexity: exp of the mean cross-entropy per token; comparable between models with one tokenizer.
+- bits per byte: the summed cross-entropy over the bytes of the text in UTF-8; comparable between tokenizers.
 - top-1, top-5: the share of tokens that are the most probable one, or among the five most probable.
 
 All are measured on the same tokens: those that the model predicts in the held-out windows. A model that
@@ -11,7 +10,6 @@ predicts embeddings has no distribution, so only its accuracies are measured.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,14 +19,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from rich.text import Text
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from lexloom.models.language_model import kind_of
+from lexloom.models.language_model import LanguageModel
 from lexloom.models.ngram import KneserNey
+from lexloom.models.registry import find_family
 from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.models.transformer import hf_io as transformer_folder
-from lexloom.models.window_lm import WindowLM
 from lexloom.tasks.bpe_tokens import read_tokenizer
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
@@ -40,30 +35,14 @@ from lexloom.tasks.train.run import TRAIN, VALIDATION
 FILE = "evaluation.json"
 BEST = 5
 LABELS_AT_ONCE = 1 << 12
-LONGEST_ORDER = 5  # of n-grams, unless asked for: longer ones gain nothing
+DEFAULT_ORDER = 5  # of n-grams at most: longer ones gain nothing
 NO_TOKEN = -1
 
 Ids = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """A language model as it is measured.
-
-    Attributes:
-        name: what to call it.
-        every_token: whether it predicts all tokens of a window but the first, or only the last.
-        predict: of windows (B, T) and labels (B,): the sum of the cross-entropies of the P tokens that it
-            predicts of each, P being T or 1; None where it has no distribution; and its best, (B, P, BEST).
-    """
-
-    name: str
-    every_token: bool
-    predict: Callable[[Tensor, Tensor], tuple[float | None, Tensor]]
-
-
 class EvaluateLMConfig(BaseModel):
-    """What to measure, and what to compare with."""
+    """Parameters of the evaluation of a language model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,23 +50,23 @@ class EvaluateLMConfig(BaseModel):
         None,
         ge=1,
         le=16,
-        description="length of the n-grams to compare with; if not given, that of the windows, at most 5",
+        description="order of the n-gram baseline; if not given, the size of the windows, at most 5",
         json_schema_extra={"position": 0},
     )
     baseline_tokens: int = Field(
         20_000_000,
         ge=1,
-        description="count n-grams in so many tokens of the training text at most",
+        description="maximum number of training tokens in which n-grams are counted",
         json_schema_extra={"position": 1},
     )
     max_tokens: int = Field(
         1_000_000,
         ge=1,
-        description="measure on about so many held-out tokens at most, in windows spread evenly",
+        description="approximate maximum of held-out tokens to measure on, in windows spread evenly",
         json_schema_extra={"position": 2},
     )
     device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
-        "cpu", description="where the model computes", json_schema_extra={"position": 3}
+        "cpu", description="device of the model", json_schema_extra={"position": 3}
     )
 
 
@@ -95,7 +74,7 @@ class EvaluateLMConfig(BaseModel):
 
 
 class Score(BaseModel):
-    """How well one model predicts; None where a figure is not defined for it."""
+    """The figures of one model; None if a figure is not defined for it."""
 
     name: str
     perplexity: float | None
@@ -105,7 +84,7 @@ class Score(BaseModel):
 
 
 class LMEvaluation(BaseModel):
-    """What `evaluation.json` holds: the model, then the baselines, and what they were measured on."""
+    """The content of `evaluation.json`: scores of the model and then the baselines, and their test text."""
 
     scores: list[Score]
     tokens: int
@@ -118,7 +97,7 @@ def read_lm_evaluation(artifact: Artifact) -> LMEvaluation:
 
 
 def highlights(artifact: Artifact, width: int) -> Text:
-    """What to show of an evaluation at the end of a run."""
+    """Return what a run prints of its evaluation."""
     found = read_lm_evaluation(artifact)
     longest = max(len(score.name) for score in found.scores)
     lines = [Text(f"\n{'':{longest}}  bits/byte  perplexity  top-1  top-5", style="bold")]
@@ -141,28 +120,30 @@ def shown(figure: float | None, form: str) -> str:
 def evaluate_lm(
     model: Artifact, windows: Artifact, tokens: Artifact, config: EvaluateLMConfig, out: Path
 ) -> Summary:
-    """Writes `evaluation.json`: the model's figures and the baselines', on the held-out windows.
+    """Write `evaluation.json`: the scores of the model and the baselines on the held-out windows.
 
-    Raises ValueError where nothing was held out.
+    Raises:
+        ValueError: no text was held out.
     """
     held_out = windows.files(VALIDATION)
     if not held_out:
         raise ValueError("no text was held out to measure the model on: set validation_share above 0")
-    model_here = load_predictor(model.folder, config.device)
+    family = find_family(model.folder, "generate")
+    network: LanguageModel = family.load(model.folder, config.device)
     size = windows.facts["size"]
     assert isinstance(size, int)
-    predicted = size - 1 if model_here.every_token else 1  # P
+    predicted = size - 1 if network.every_token else 1  # P
     tokenizer = read_tokenizer(tokens)
     lengths = tokenizer.byte_lengths()
-    baselines = count_baselines(tokens, tokenizer, config.order or min(size, LONGEST_ORDER), config)
-    tally, others = Tally(model_here.name), [Tally(name) for name in baselines]
+    baselines = count_baselines(tokens, tokenizer, config.order or min(size, DEFAULT_ORDER), config)
+    tally, others = Tally(family.title), [Tally(name) for name in baselines]
     bytes_ = 0
     rows = sum(pq.read_metadata(path).num_rows for path in held_out)
     step = -(-rows * predicted // config.max_tokens)
     with console.bar("evaluate_lm", total=rows) as bar, torch.inference_mode():
         for done, batch in spread_windows(held_out, size, step, max(1, LABELS_AT_ONCE // predicted)):
             inputs, label = torch.from_numpy(batch[:, :-1]), torch.from_numpy(batch[:, -1])
-            nats, best = model_here.predict(inputs.to(config.device), label.to(config.device))
+            nats, best = network.predict(inputs.to(config.device), label.to(config.device), BEST)
             labels = batch[:, -predicted:].reshape(-1)  # (B P,)
             tally.add(nats, best.reshape(-1, BEST).cpu().numpy(), labels)
             bytes_ += int(lengths[labels].sum())
@@ -188,7 +169,7 @@ def evaluate_lm(
 
 
 def verdict(model: Score, baselines: list[Score]) -> str:
-    """Whether the model is worth its training, by every figure, in one sentence."""
+    """Return one sentence on whether the model beats the baselines, by each figure."""
     figures: dict[str, Callable[[Score], float]] = {"top-1 accuracy": lambda score: score.top_1}
     if model.bits_per_byte is not None:
         figures = {"bits per byte": lambda score: -(score.bits_per_byte or 0.0), **figures}
@@ -200,13 +181,13 @@ def verdict(model: Score, baselines: list[Score]) -> str:
         (worse if above else better).setdefault(names, []).append(figure)
     parts = []
     for verb, found in (("beats", better), ("does NOT beat", worse)):
-        rivals = [f"the {names} in {' and '.join(told)}" for names, told in found.items()]
-        parts += [f"{verb} {' and '.join(rivals)}"] if rivals else []
+        names_in = [f"the {names} in {' and '.join(by)}" for names, by in found.items()]
+        parts += [f"{verb} {' and '.join(names_in)}"] if names_in else []
     return f"{model.name} {', but '.join(parts)}{': train longer, or wider' if worse else ''}."
 
 
 class Tally:
-    """The sums of one model's figures."""
+    """Sums that become one model's score."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -235,7 +216,7 @@ class Tally:
 def count_baselines(
     tokens: Artifact, tokenizer: Tokenizer, order: int, config: EvaluateLMConfig
 ) -> dict[str, KneserNey]:
-    """The n-gram and the unigram by name."""
+    """Return the n-gram and the unigram by name."""
     ids, offsets = training_tokens(tokens, config.baseline_tokens)
     names = {order: f"{order}-gram", 1: "unigram"}
     return {
@@ -245,7 +226,7 @@ def count_baselines(
 
 
 def training_tokens(tokens: Artifact, most: int) -> tuple[NDArray[np.int32], Ids]:
-    """The ids of the training part's first documents, and where each begins, the end last."""
+    """Return the ids of the first training documents, and the offset of each, with the end last."""
     parts: list[NDArray[np.int32]] = []
     lengths: list[NDArray[np.int64]] = []
     held = 0
@@ -260,8 +241,7 @@ def training_tokens(tokens: Artifact, most: int) -> tuple[NDArray[np.int32], Ids
 
 
 def spread_windows(files: list[Path], size: int, step: int, rows: int) -> Iterator[tuple[int, Ids]]:
-    """Every `step`-th window of `size` tokens, (B, size) with B at most `rows`; before each batch the number
-    of windows that lie behind."""
+    """Yield (windows done, every `step`-th window of `size` tokens, (B, size)), B at most `rows`."""
     done = 0
     for path in files:
         with pq.ParquetFile(path) as file:
@@ -275,51 +255,12 @@ def spread_windows(files: list[Path], size: int, step: int, rows: int) -> Iterat
 
 
 def contexts_of(windows: Ids, predicted: int, length: int) -> Ids:
-    """What stands before each of the last `predicted` tokens of windows (B, T + 1), at most `length` tokens:
-    (B predicted, length), filled up with NO_TOKEN."""
+    """Return the tokens before each of the last `predicted` tokens of windows (B, T + 1).
+
+    (B predicted, length), at most `length` tokens each, padded with NO_TOKEN.
+    """
     padded = np.pad(windows[:, :-1], ((0, 0), (length, 0)), constant_values=NO_TOKEN)
     if not length:
         return np.empty((len(windows) * predicted, 0), np.int64)
     sliding = np.lib.stride_tricks.sliding_window_view(padded, length, axis=1)[:, -predicted:]
     return sliding.reshape(-1, length)
-
-
-# the models
-
-
-def load_predictor(folder: Path, device: str) -> Predictor:
-    """The model of a model folder; ValueError where its kind predicts no tokens."""
-    kind = kind_of(folder)
-    if kind not in KINDS:
-        raise ValueError(f"the model in {folder} is a {kind}: it must be one of {', '.join(KINDS)}")
-    return KINDS[kind](folder, device)
-
-
-def load_window_lm(folder: Path, device: str) -> Predictor:
-    model = WindowLM.load(folder).to(device)
-
-    def predict(inputs: Tensor, labels: Tensor) -> tuple[float | None, Tensor]:
-        nats = None
-        if model.config.objective == "token":
-            nats = float(model.loss(inputs, labels)) * len(labels)
-        return nats, model.best(inputs, BEST)[:, None]
-
-    return Predictor("window language model", every_token=False, predict=predict)
-
-
-def load_transformer(folder: Path, device: str) -> Predictor:
-    model = transformer_folder.load(folder).to(device).eval()
-
-    def predict(inputs: Tensor, labels: Tensor) -> tuple[float | None, Tensor]:
-        wanted = torch.cat((inputs[:, 1:], labels[:, None]), dim=1).long()  # (B, T)
-        logits = model.head(model.features(inputs)).float()  # (B, T, V)
-        nats = cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
-        return float(nats), logits.topk(BEST, dim=2).indices
-
-    return Predictor("transformer", every_token=True, predict=predict)
-
-
-KINDS: dict[str, Callable[[Path, str], Predictor]] = {
-    "window_lm": load_window_lm,
-    "transformer": load_transformer,
-}

@@ -1,15 +1,12 @@
-"""How good a sentiment classifier is, on reviews that it has not seen, and against a simple rival.
+"""Evaluation of a classifier on test reviews, beside a bag-of-words baseline.
 
-The rival is a logistic regression on tf-idf weighted words, by scikit-learn, trained on the same reviews in
-the same run: a neural model that does not beat it is not worth its time. Calibration asks whether scores can
-be taken at their word: of all reviews scored about 0.9, nine in ten should be right (expected calibration
-error, Guo et al. 2017).
+The baseline is a logistic regression on tf-idf weighted words, by scikit-learn, trained on the same reviews
+in the same run: a neural model that does not beat it is not worth its cost.
 """
 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, Literal
@@ -20,9 +17,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from rich.text import Text
 
-from lexloom.models.sentiment.classifier import Sentiment
+from lexloom.models.registry import TextClassifier, load_model
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.evaluate.classification_scores import Scores, compute_scores
 from lexloom.tasks.match_labels import MET_BEFORE
 from lexloom.tasks.split import batches
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
@@ -30,80 +28,37 @@ from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.run import TRAIN
 
 FILE = "evaluation.json"
-BINS = 10
 MODEL, BASELINE = "classifier", "bag of words"
 TEST = "test-*.parquet"
 
 
 class EvaluateSentimentConfig(BaseModel):
-    """What is measured beside the model, and what is shown."""
+    """Parameters of the evaluation of a classifier."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     baseline_reviews: int = Field(
         50_000,
         ge=0,
-        description="train the bag-of-words rival on so many reviews at most; 0 does without it",
+        description="maximum number of reviews that the bag-of-words baseline is trained on; 0 omits it",
         json_schema_extra={"position": 0},
     )
     mistakes: int = Field(
         10,
         ge=0,
         le=1000,
-        description="how many of the most confident mistakes are kept to be read",
+        description="number of the most confident mistakes that the report shows",
         json_schema_extra={"position": 1},
     )
     device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
         None,
-        description="what the classifier runs on; in a flow what trains, by default",
+        description="device of the classifier; if not given, the training's",
         json_schema_extra={"position": 2},
     )
 
 
-class LabelScore(BaseModel):
-    """How well one label is found: precision, recall and their harmonic mean.
-
-    Precision is None for a label that is never predicted, recall for one that no review has, F1 for one that
-    is neither.
-    """
-
-    label: str
-    reviews: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
-
-
-class Bin(BaseModel):
-    """The reviews whose best score is in one range: calibrated if accuracy is as high as the mean score."""
-
-    lower: float
-    upper: float
-    reviews: int
-    score: float | None
-    accuracy: float | None
-
-
-class Scores(BaseModel):
-    """What a classifier's probabilities are worth on the test reviews.
-
-    `f1` is the mean over the labels that occur, as a true or a predicted one (macro). `roc_auc` is the mean
-    of each true label against the others (with two labels the usual one), and None if all reviews have one
-    label. `confusion` has a row for each true label, a column for each predicted one. `ece` is the mean
-    distance of score and accuracy over bins, weighted by their reviews.
-    """
-
-    accuracy: float
-    f1: float
-    roc_auc: float | None
-    labels: list[LabelScore]
-    confusion: list[list[int]]
-    reliability: list[Bin]
-    ece: float
-
-
 class Mistake(BaseModel):
-    """A review whose label was missed."""
+    """A review that was classified wrongly."""
 
     text: str
     label: str
@@ -112,9 +67,9 @@ class Mistake(BaseModel):
 
 
 class SentimentEvaluation(BaseModel):
-    """What `evaluation.json` holds.
+    """The content of `evaluation.json`.
 
-    `met_before` test reviews were in the train or validation part too, and are not among the `reviews`.
+    `met_before` test reviews were also in the training or validation part; `reviews` does not count them.
     """
 
     model: Scores
@@ -131,13 +86,13 @@ def read_sentiment_evaluation(artifact: Artifact) -> SentimentEvaluation:
 
 
 def named_scores(found: SentimentEvaluation) -> list[tuple[str, Scores]]:
-    """The model's scores, and its rival's where there is one, each with what to call it."""
-    rival = [] if found.baseline is None else [(BASELINE, found.baseline)]
-    return [(MODEL, found.model), *rival]
+    """Return the scores of the model and, if there is one, of the baseline, with their names."""
+    baseline = [] if found.baseline is None else [(BASELINE, found.baseline)]
+    return [(MODEL, found.model), *baseline]
 
 
 def verdict(found: SentimentEvaluation) -> str:
-    """Whether the model is worth its training, in one sentence."""
+    """Return one sentence on whether the model beats the baseline."""
     if found.baseline is None:
         return "There was no baseline to compare it with."
     apart = 100 * (found.model.accuracy - found.baseline.accuracy)
@@ -148,7 +103,7 @@ def verdict(found: SentimentEvaluation) -> str:
 
 
 def highlights(artifact: Artifact, width: int) -> Text:
-    """What to show of an evaluation at the end of a run."""
+    """Return what a run prints of its evaluation."""
     found = read_sentiment_evaluation(artifact)
     names = [name for name, _ in named_scores(found)]
     longest = max(map(len, names))
@@ -164,7 +119,7 @@ def highlights(artifact: Artifact, width: int) -> Text:
 
 
 def one_label_note(found: SentimentEvaluation) -> list[str]:
-    """Why there is no ROC AUC, in one sentence, if there is none."""
+    """Return a sentence on why there is no ROC AUC, if there is none."""
     if found.model.roc_auc is not None:
         return []
     (only,) = [each.label for each in found.model.labels if each.reviews]
@@ -179,7 +134,7 @@ def shown(figure: float | None) -> str:
 def evaluate_sentiment(
     model: Artifact, reviews: Artifact, test: Artifact, config: EvaluateSentimentConfig, out: Path
 ) -> Summary:
-    """Writes `evaluation.json`: the model's scores on test reviews, its rival's, and its worst mistakes.
+    """Write `evaluation.json`: the scores of model and baseline on test reviews, and the worst mistakes.
 
     `reviews` is the split that the model was trained on. `test` is the same again, for its test part, or
     reviews of another source with matched labels.
@@ -188,23 +143,23 @@ def evaluate_sentiment(
         ValueError: there is no test review.
         ImportError: scikit-learn is not installed.
     """
-    classifier = Sentiment.load(model.folder, config.device or "cpu")
-    classifier.normalization = None  # the corpus is normalised already
+    classifier = load_model(model.folder, "classify", config.device or "cpu")
+    classifier.normalization = None  # the corpus is already normalized
     baseline, baseline_seconds = None, None
     if config.baseline_reviews:
         started = perf_counter()
         baseline = bag_of_words(reviews, config.baseline_reviews)
         baseline_seconds = None if baseline is None else round(perf_counter() - started, 3)
-    judgement = judge(classifier, baseline, test, config.mistakes)
-    rival, done = judgement.rival, len(judgement.truth)
+    predictions = predict(classifier, baseline, test, config.mistakes)
+    others, done = predictions.baseline, len(predictions.truth)
     evaluation = SentimentEvaluation(
-        model=score(judgement.found, judgement.truth, classifier.labels),
-        baseline=None if rival is None else score(rival, judgement.truth, classifier.labels),
+        model=compute_scores(predictions.model, predictions.truth, classifier.labels),
+        baseline=None if others is None else compute_scores(others, predictions.truth, classifier.labels),
         baseline_seconds=baseline_seconds,
         reviews=done,
         met_before=test.summary.dropped.get(MET_BEFORE, 0),
-        reviews_per_second=round(done / judgement.seconds, 1),
-        mistakes=judgement.mistakes,
+        reviews_per_second=round(done / predictions.seconds, 1),
+        mistakes=predictions.mistakes,
     )
     (out / FILE).write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
     figures = {name: getattr(evaluation.model, name) for name in ("accuracy", "f1", "roc_auc", "ece")}
@@ -217,22 +172,22 @@ def evaluate_sentiment(
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What classifier and rival said of N test reviews, and what is true."""
+class Predictions:
+    """The probabilities of model and baseline for N test reviews, and the true labels."""
 
     truth: NDArray[np.int64]  # (N,)
-    found: NDArray[np.floating]  # (N, C)
-    rival: NDArray[np.floating] | None  # (N, C)
+    model: NDArray[np.floating]  # (N, C)
+    baseline: NDArray[np.floating] | None  # (N, C)
     mistakes: list[Mistake]
-    seconds: float  # the classifier's alone
+    seconds: float  # of the model alone
 
 
-def judge(classifier: Sentiment, baseline: Any, test: Artifact, mistakes: int) -> Judgement:
-    """Asks both about every test review; of the classifier's mistakes keeps the most confident."""
+def predict(classifier: TextClassifier, baseline: Any, test: Artifact, mistakes: int) -> Predictions:
+    """Classify every test review by model and baseline; keep the model's most confident mistakes."""
     worst = WorstMistakes(classifier.labels, mistakes)
     truth: list[NDArray[np.int64]] = []
     found: list[NDArray[np.floating]] = []
-    rival: list[NDArray[np.floating]] = []
+    others: list[NDArray[np.floating]] = []
     seconds, done = 0.0, 0
     paths = test.files(TEST)
     with console.bar("evaluation", total=sum(pq.read_metadata(path).num_rows for path in paths)) as bar:
@@ -244,28 +199,28 @@ def judge(classifier: Sentiment, baseline: Any, test: Artifact, mistakes: int) -
             truth.append(labels)
             found.append(probabilities)
             if baseline is not None:
-                rival.append(rival_scores(baseline, texts, len(classifier.labels)))
-            worst.meet(texts, labels, probabilities)
+                others.append(baseline_probabilities(baseline, texts, len(classifier.labels)))
+            worst.add(texts, labels, probabilities)
             done += len(texts)
             bar.update(done, f"{done / seconds:.0f} reviews/s")
     if not done:
         raise ValueError(
-            "there is no test review to judge the model by: hold some out with --test-share, or name a"
+            "there is no test review to evaluate the model on: hold some out with --test-share, or name a"
             " --test-source"
         )
-    theirs = np.concatenate(rival) if rival else None
-    return Judgement(np.concatenate(truth), np.concatenate(found), theirs, worst.in_order(), seconds)
+    theirs = np.concatenate(others) if others else None
+    return Predictions(np.concatenate(truth), np.concatenate(found), theirs, worst.in_order(), seconds)
 
 
 class WorstMistakes:
-    """The mistakes with the highest scores, of all that were met."""
+    """The mistakes with the highest scores of all that were added."""
 
     def __init__(self, labels: Sequence[str], most: int) -> None:
-        self._labels, self._most, self._met = labels, most, 0
-        self._heap: list[tuple[float, int, Mistake]] = []  # of equal ones the first stay
+        self._labels, self._most, self._added = labels, most, 0
+        self._heap: list[tuple[float, int, Mistake]] = []  # of equal scores the first stay
 
-    def meet(self, texts: Sequence[str], labels: NDArray[np.int64], scores: NDArray[np.floating]) -> None:
-        """labels: (N,) true numbers; scores: (N, C)."""
+    def add(self, texts: Sequence[str], labels: NDArray[np.int64], scores: NDArray[np.floating]) -> None:
+        """Add texts with their true label numbers, (N,), and scores, (N, C)."""
         for row in np.flatnonzero(scores.argmax(1) != labels).tolist():
             best = int(scores[row].argmax())
             mistake = Mistake(
@@ -274,19 +229,19 @@ class WorstMistakes:
                 predicted=self._labels[best],
                 score=round(float(scores[row, best]), 4),
             )
-            heapq.heappush(self._heap, (mistake.score, -self._met - row, mistake))
+            heapq.heappush(self._heap, (mistake.score, -self._added - row, mistake))
             if len(self._heap) > self._most:
                 heapq.heappop(self._heap)
-        self._met += len(texts)
+        self._added += len(texts)
 
     def in_order(self) -> list[Mistake]:
         return [mistake for _, _, mistake in sorted(self._heap, reverse=True)]
 
 
 def bag_of_words(reviews: Artifact, most: int) -> Any:
-    """The rival, trained on the first `most` reviews of the train part (they lie in random order).
+    """Return the baseline, trained on the first `most` training reviews, which are in random order.
 
-    None, and a warning, where they teach it nothing: all have one label, or none has words.
+    None, with a warning, if it can't be trained: all have one label, or none has words.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -294,7 +249,7 @@ def bag_of_words(reviews: Artifact, most: int) -> Any:
         from sklearn.pipeline import make_pipeline
     except ImportError as error:
         raise ImportError(
-            "the bag-of-words rival needs scikit-learn: pip install 'lexloom[sentiment]', or do without it by"
+            "the bag-of-words baseline needs scikit-learn: pip install 'lexloom[sentiment]', or omit it with"
             " --baseline-reviews 0"
         ) from error
     texts: list[str] = []
@@ -314,81 +269,13 @@ def bag_of_words(reviews: Artifact, most: int) -> Any:
         return make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000)).fit(
             texts[:most], labels[:most]
         )
-    except ValueError as error:  # of reviews without a word of two letters, say
+    except ValueError as error:  # such as of reviews without a word of two letters
         console.warn(f"no {BASELINE} to compare with: {error}")
         return None
 
 
-def rival_scores(baseline: Any, texts: list[str], labels: int) -> NDArray[np.floating]:
-    """(N, C): the rival's probabilities; 0 for a label that was not among its reviews."""
+def baseline_probabilities(baseline: Any, texts: list[str], labels: int) -> NDArray[np.floating]:
+    """Return the baseline's probabilities, (N, C); 0 for a label that none of its reviews had."""
     found = np.zeros((len(texts), labels))
     found[:, baseline.classes_] = baseline.predict_proba(texts)
     return found
-
-
-# the figures
-
-
-def score(probabilities: NDArray[np.floating], truth: NDArray[np.int64], labels: list[str]) -> Scores:
-    """Compare probabilities (N, C) with the true labels (N,).
-
-    A figure that is undefined, such as the precision of a label that is never predicted, is None.
-    """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    predicted, known = probabilities.argmax(1), range(len(labels))
-    precision, recall, f1, reviews = precision_recall_fscore_support(
-        truth, predicted, labels=known, zero_division=np.nan
-    )
-    reliability = reliability_bins(probabilities.max(1), predicted == truth)
-    asked = known if len(labels) > 2 else [1]  # with two labels, both areas are equal
-    aucs = [roc_auc(probabilities[:, label], truth == label) for label in asked]
-    measurable = [auc for auc in aucs if auc is not None]
-    return Scores(
-        accuracy=float((predicted == truth).mean()),
-        f1=float(np.nanmean(f1)),
-        roc_auc=float(np.mean(measurable)) if measurable else None,
-        labels=[
-            LabelScore(label=name, reviews=int(n), precision=defined(p), recall=defined(r), f1=defined(f))
-            for name, n, p, r, f in zip(labels, reviews, precision, recall, f1, strict=True)
-        ],
-        confusion=confusion_matrix(truth, predicted, labels=known).tolist(),
-        reliability=reliability,
-        ece=sum(
-            bin.reviews * abs(bin.accuracy - bin.score)
-            for bin in reliability
-            if bin.accuracy is not None and bin.score is not None
-        )
-        / len(truth),
-    )
-
-
-def defined(figure: float) -> float | None:
-    return None if np.isnan(figure) else float(figure)
-
-
-def roc_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
-    """Return the area under the ROC curve, or None if all reviews are positive or all negative."""
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(positive, scores)) if 0 < positive.sum() < len(positive) else None
-
-
-def reliability_bins(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> list[Bin]:
-    """Ten bins of equal width over (0, 1], each with its upper end."""
-    edges = np.linspace(0, 1, BINS + 1)
-    place = np.clip(np.ceil(scores * BINS).astype(int) - 1, 0, BINS - 1)
-    bins = []
-    for number, (lower, upper) in enumerate(pairwise(edges.round(10).tolist())):
-        inside = place == number
-        some = bool(inside.any())
-        bins.append(
-            Bin(
-                lower=lower,
-                upper=upper,
-                reviews=int(inside.sum()),
-                score=float(scores[inside].mean()) if some else None,
-                accuracy=float(right[inside].mean()) if some else None,
-            )
-        )
-    return bins

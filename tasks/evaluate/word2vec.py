@@ -1,41 +1,30 @@
-"""How good the word vectors are: neighbours to look at, word similarity and analogies to measure.
+"""Evaluation of word vectors: nearest neighbours of some words, and scores on similarity and analogies."""
 
-Scores are those of gensim's `evaluate_word_pairs` and `evaluate_word_analogies`: only the `restrict` most
-frequent words take part, upper and lower case are the same, and what holds an unknown word is left out and
-counted (coverage). Products run in batches of bounded size.
-"""
-
-import importlib.util
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from rich.text import Text
 
-from lexloom.models.word2vec.vectors import WordVectors
-from lexloom.tasks.display import console
-from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary, digest_key
-from lexloom.tasks.store.file_access import digest_file
+from lexloom.models.registry import load_model
+from lexloom.tasks.evaluate.evaluation_sets import (
+    EvaluationSets,
+    find_sets,
+    read_analogies,
+    read_similarity,
+)
+from lexloom.tasks.evaluate.word_scores import AnalogyScore, Scorer, SimilarityScore
+from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.vocabulary import read_vocabulary
 
 FILE = "evaluation.json"
-SCORES_AT_ONCE = 1 << 26  # float32: 256 MB
-TELLING_RANKS = slice(100, 500)
-TELLING_WORDS = 8
-GENSIM_SETS = "test/test_data"
-GENSIM_SIMILARITY = ("wordsim353.tsv", "simlex999.txt")
-GENSIM_ANALOGIES = ("questions-words.txt",)
-
-Kind = Literal["similarity", "analogies"]
+EXAMPLE_RANKS, EXAMPLES = slice(100, 500), 8  # the words whose neighbours are shown by default
 
 
 class EvaluateConfig(BaseModel):
-    """What to look at, and what to measure."""
+    """Parameters of the evaluation of word vectors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,141 +37,32 @@ class EvaluateConfig(BaseModel):
         default=8,
         ge=1,
         le=100,
-        description="how many neighbours of each",
+        description="number of neighbours of each word",
         json_schema_extra={"position": 1},
     )
     similarity: Annotated[list[Path] | None, RunOnly()] = Field(
         default=None,
         description="word-similarity files (a line: word, word, score); if not given, WordSim-353 and"
-        " SimLex-999 where gensim is installed",
+        " SimLex-999 if gensim is installed",
         json_schema_extra={"position": 2},
     )
     analogies: Annotated[list[Path] | None, RunOnly()] = Field(
         default=None,
         description="analogy files (': section' lines, and lines of four words); if not given, Google's"
-        " questions where gensim is installed",
+        " questions if gensim is installed",
         json_schema_extra={"position": 3},
     )
     restrict: int = Field(
         default=300_000,
         ge=1,
-        description="only this many of the most frequent words take part in scores",
+        description="compute scores on this many of the most frequent words",
         json_schema_extra={"position": 4},
     )
 
 
-# the sets
-
-
-class EvaluationSet(BaseModel):
-    """A file of questions; its content counts, not where it lies."""
-
-    name: str
-    kind: Kind
-    digest: str
-    path: Path = Field(exclude=True)
-
-
-class EvaluationSets(BaseModel):
-    """The sets that a model is scored on: an input of `evaluate`, found by `locate_sets`."""
-
-    sets: list[EvaluationSet]
-
-    @property
-    def key(self) -> str:
-        return digest_key("evaluation sets", 1, self.model_dump(mode="json"), [])
-
-    def file_digests(self) -> dict[str, str]:
-        return {entry.name: entry.digest for entry in self.sets}
-
-    def verify(self) -> None:
-        for entry in self.sets:
-            if digest_file(entry.path) != entry.digest:
-                raise ValueError(f"{entry.path} changed during the run: run again once it is at rest")
-
-    def of_kind(self, kind: Kind) -> list[EvaluationSet]:
-        return [entry for entry in self.sets if entry.kind == kind]
-
-
 def locate_sets(config: EvaluateConfig) -> EvaluationSets:
-    """The files that the config names, or else those that come with gensim, or else none.
-
-    Raises FileNotFoundError for a named file that isn't there, ValueError where two have one name.
-    """
-    sets = [
-        *located("similarity", config.similarity, GENSIM_SIMILARITY),
-        *located("analogies", config.analogies, GENSIM_ANALOGIES),
-    ]
-    names = [entry.name for entry in sets]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two evaluation files are called {', '.join(sorted(twice))}: rename one")
-    return EvaluationSets(sets=sets)
-
-
-def located(kind: Kind, named: list[Path] | None, with_gensim: Iterable[str]) -> Iterator[EvaluationSet]:
-    if named is None:
-        folder = gensim_folder()
-        paths = [folder / name for name in with_gensim if (folder / name).is_file()] if folder else []
-    else:
-        paths = named
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"the {kind} file {path} is not there: correct its path, or leave it out")
-        yield EvaluationSet(name=path.stem, kind=kind, digest=digest_file(path), path=path)
-
-
-def gensim_folder() -> Path | None:
-    """Where gensim keeps its evaluation sets; gensim itself is not imported."""
-    spec = importlib.util.find_spec("gensim")
-    return Path(spec.origin).parent / GENSIM_SETS if spec and spec.origin else None
-
-
-def read_similarity(path: Path) -> list[tuple[str, str, float]]:
-    """(word, word, score) of each line that is neither empty nor a comment (#).
-
-    Raises ValueError for any other line.
-    """
-    judged = []
-    for place, fields in fields_of(path):
-        try:
-            first, second, score = fields
-            judged.append((first, second, float(score)))
-        except ValueError:
-            raise ValueError(f"{place}: not 'word word score': {' '.join(fields)[:80]!r}") from None
-    return judged
-
-
-def read_analogies(path: Path) -> dict[str, list[list[str]]]:
-    """Section -> questions (a, b, c, d), read "a is to b as c is to d".
-
-    Raises ValueError for a line that is neither empty, nor a comment (#), nor ': section', nor four words.
-    """
-    sections: dict[str, list[list[str]]] = {}
-    questions = None
-    for place, fields in fields_of(path):
-        if fields[0] == ":":
-            questions = sections.setdefault(" ".join(fields[1:]), [])
-        elif questions is None:
-            raise ValueError(
-                f"{place}: a question before the first section: put ': name of the section' above"
-            )
-        elif len(fields) != 4:
-            raise ValueError(f"{place}: {len(fields)} words instead of four: {' '.join(fields)[:80]!r}")
-        else:
-            questions.append(fields)
-    return sections
-
-
-def fields_of(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """('file:line', what stands there between white space) of each line that says something."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}): convert the file") from error
-            if (fields := line.split()) and not line.startswith("#"):
-                yield f"{path}:{number}", fields
+    """Find the config's evaluation sets, an input of `evaluate`; raise the errors of `find_sets`."""
+    return find_sets(config.similarity, config.analogies)
 
 
 # the results
@@ -195,54 +75,23 @@ class Neighbour(BaseModel):
 
 
 class Neighbours(BaseModel):
-    """A word and those whose vectors point most nearly the same way (cosine)."""
+    """A word and the words with the highest cosine similarity."""
 
     word: str
     count: int
     neighbours: list[Neighbour]
 
 
-class SimilarityScore(BaseModel):
-    """Spearman's rank correlation of people's judgements and cosines; None where either is constant."""
-
-    name: str
-    pairs: int
-    scored: int
-    spearman: float | None
-
-    @property
-    def coverage(self) -> float:
-        return self.scored / max(1, self.pairs)
-
-
-class AnalogyScore(BaseModel):
-    """How many questions were answered right; of a section, or of a whole file with its sections."""
-
-    name: str
-    questions: int
-    scored: int
-    correct: int
-    sections: list["AnalogyScore"] = []
-
-    @property
-    def coverage(self) -> float:
-        return self.scored / max(1, self.questions)
-
-    @property
-    def accuracy(self) -> float | None:
-        return self.correct / self.scored if self.scored else None
-
-
 class Evaluation(BaseModel):
-    """What `evaluation.json` holds."""
+    """The content of `evaluation.json`."""
 
     neighbours: list[Neighbours]
-    unknown: list[str] = []  # asked for, and none of the model's words
+    unknown: list[str] = []  # requested words that are not in the vocabulary
     similarity: list[SimilarityScore]
     analogies: list[AnalogyScore]
 
     def scores(self) -> dict[str, float | None]:
-        """Each set's one figure: Spearman's correlation, or the share of right answers."""
+        """Return the score of each set: Spearman's correlation, or accuracy."""
         figures = {score.name: score.spearman for score in self.similarity}
         figures |= {score.name: score.accuracy for score in self.analogies}
         return {name: None if figure is None else round(figure, 4) for name, figure in figures.items()}
@@ -253,7 +102,7 @@ def read_evaluation(artifact: Artifact) -> Evaluation:
 
 
 def highlights(artifact: Artifact, width: int) -> Text:
-    """What to show of an evaluation at the end of a run, in lines of at most `width` characters."""
+    """Return what a run prints of its evaluation, in lines of at most `width` characters."""
     evaluation = read_evaluation(artifact)
     found = evaluation.neighbours
     longest = max(map(len, [*(entry.word for entry in found), *evaluation.unknown]), default=0)
@@ -274,12 +123,14 @@ def highlights(artifact: Artifact, width: int) -> Text:
 def evaluate(
     model: Artifact, vocabulary: Artifact, sets: EvaluationSets, config: EvaluateConfig, out: Path
 ) -> Summary:
-    """Writes `evaluation.json`: nearest neighbours, and a score for each evaluation set.
+    """Write `evaluation.json`: nearest neighbours, and a score for each evaluation set.
 
-    Words that are asked for and unknown are counted, not fatal. Raises ValueError (file and line) for a
-    malformed set.
+    Requested words that are unknown are counted.
+
+    Raises:
+        ValueError: a set is malformed (file and line).
     """
-    vectors = WordVectors.load(model.folder)
+    vectors = load_model(model.folder, "neighbours")
     _, counts = read_vocabulary(vocabulary)
     scorer = Scorer(vectors, config.restrict)
     similarity = [
@@ -288,9 +139,9 @@ def evaluate(
     analogies = [
         scorer.analogies(entry.name, read_analogies(entry.path)) for entry in sets.of_kind("analogies")
     ]
-    asked = config.neighbours_of if config.neighbours_of is not None else telling_words(vectors.words)
-    known = [vectors.spelling(word) for word in asked if word in vectors]
-    unknown = [word for word in asked if word not in vectors]
+    words = config.neighbours_of if config.neighbours_of is not None else example_words(vectors.words)
+    known = [vectors.spelling(word) for word in words if word in vectors]
+    unknown = [word for word in words if word not in vectors]
     count_of = dict(zip(vectors.words, counts.tolist(), strict=True))
     evaluation = Evaluation(
         neighbours=[
@@ -322,94 +173,14 @@ def evaluate(
     )
 
 
-def telling_words(words: list[str]) -> list[str]:
-    """Eight words to look at, from the vocabulary alone, so that models of one text show the same ones.
+def example_words(words: list[str]) -> list[str]:
+    """Return eight words whose neighbours are informative, by the vocabulary alone.
 
-    The most frequent words of any language are its function words, and frequent words are short (Zipf): the
-    choice falls on the longer half of what stands behind them, spread over their ranks.
+    The most frequent words of any language are its function words, and frequent words are short (Zipf), so
+    the examples are spread over the longer half of the words that follow. Models of one text get the same.
     """
-    frequent = words[TELLING_RANKS] or words
+    frequent = words[EXAMPLE_RANKS] or words
     median = float(np.median([len(word) for word in frequent]))
     longer = [word for word in frequent if len(word) > median] or frequent
-    shown = min(TELLING_WORDS, len(longer))
+    shown = min(EXAMPLES, len(longer))
     return [longer[i * len(longer) // shown] for i in range(shown)]
-
-
-class Scorer:
-    """Scores the vectors of the `restrict` most frequent words; of spellings unlike in case, the first."""
-
-    def __init__(self, vectors: WordVectors, restrict: int) -> None:
-        self._unit = torch.nn.functional.normalize(vectors.vectors[:restrict])  # (V, dim)
-        self._ids: dict[str, int] = {}  # folded word -> its first id
-        self._variants: dict[int, list[int]] = {}  # first id -> the other spellings' ids
-        for word_id, word in enumerate(vectors.words[:restrict]):
-            first = self._ids.setdefault(folded(word), word_id)
-            if first != word_id:
-                self._variants.setdefault(first, []).append(word_id)
-
-    def similarity(self, name: str, judged: list[tuple[str, str, float]]) -> SimilarityScore:
-        """Spearman's correlation of the scores that people gave, and the cosines."""
-        known = [
-            (self._ids[folded(a)], self._ids[folded(b)], score)
-            for a, b, score in judged
-            if folded(a) in self._ids and folded(b) in self._ids
-        ]
-        first, second = [a for a, _, _ in known], [b for _, b, _ in known]
-        cosines = (self._unit[first] * self._unit[second]).sum(1).numpy()  # (pairs,)
-        correlation = spearman(np.array([score for _, _, score in known]), cosines)
-        return SimilarityScore(name=name, pairs=len(judged), scored=len(known), spearman=correlation)
-
-    def analogies(self, name: str, sections: dict[str, list[list[str]]]) -> AnalogyScore:
-        """How often the word nearest to b - a + c, none of the three, is d (3CosAdd)."""
-        scores = []
-        with console.bar("analogies", total=sum(map(len, sections.values()))) as bar:
-            for section, questions in sections.items():
-                ids = [
-                    [self._ids[folded(word)] for word in question]
-                    for question in questions
-                    if all(folded(word) in self._ids for word in question)
-                ]
-                correct = sum(self._right_answers(torch.tensor(block)) for block in self._blocks(ids))
-                scores.append(
-                    AnalogyScore(name=section, questions=len(questions), scored=len(ids), correct=correct)
-                )
-                bar.update(sum(score.questions for score in scores))
-        return AnalogyScore(
-            name=name,
-            questions=sum(score.questions for score in scores),
-            scored=sum(score.scored for score in scores),
-            correct=sum(score.correct for score in scores),
-            sections=scores,
-        )
-
-    def _blocks(self, ids: list[list[int]]) -> Iterator[list[list[int]]]:
-        size = max(1, SCORES_AT_ONCE // len(self._unit))
-        return (ids[start : start + size] for start in range(0, len(ids), size))
-
-    def _right_answers(self, questions: torch.Tensor) -> int:
-        """questions: (Q, 4) ids."""
-        a, b, c, d = questions.T
-        scores = (self._unit[b] - self._unit[a] + self._unit[c]) @ self._unit.T  # (Q, V)
-        scores.scatter_(1, questions[:, :3], -torch.inf)
-        for row, ids in enumerate(questions[:, :3].tolist()):
-            for word_id in ids:
-                if word_id in self._variants:
-                    scores[row, self._variants[word_id]] = -torch.inf
-        best = scores.argmax(1)  # (Q,)
-        return sum(
-            answer == right or answer in self._variants.get(right, [])
-            for answer, right in zip(best.tolist(), d.tolist(), strict=True)
-        )
-
-
-def folded(word: str) -> str:
-    return word.upper()  # as gensim does: 'ß' is 'SS'
-
-
-def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> float | None:
-    """Return Spearman's rank correlation, or None if it is undefined."""
-    from scipy.stats import spearmanr  # here, since its import takes half a second
-
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(spearmanr(first, second).statistic)

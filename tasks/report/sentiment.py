@@ -20,10 +20,9 @@ from lexloom.tasks.display.sections import (
     training_content,
     write_report,
 )
+from lexloom.tasks.evaluate.classification_scores import Bin, Scores
 from lexloom.tasks.evaluate.sentiment import (
-    Bin,
     Mistake,
-    Scores,
     SentimentEvaluation,
     named_scores,
     one_label_note,

@@ -21,7 +21,8 @@ from lexloom.tasks.display.sections import (
     training_content,
     write_report,
 )
-from lexloom.tasks.evaluate.word2vec import AnalogyScore, Evaluation, read_evaluation
+from lexloom.tasks.evaluate.word2vec import Evaluation, read_evaluation
+from lexloom.tasks.evaluate.word_scores import AnalogyScore
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Summary
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.vocabulary import read_vocabulary

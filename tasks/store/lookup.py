@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
+from lexloom.models import registry
 from lexloom.tasks.store.artifacts import Manifest, Store
 from lexloom.tasks.store.lineage import SHOWN_KEY
 
 LATEST = "latest"
-SENTIMENT, WORD2VEC = "train_sentiment", "train_word2vec"
-WINDOW_LM, TRANSFORMER = "train_window_lm", "train_transformer"
 TOKENS_OF_A_LANGUAGE_MODEL = "subwords"  # the stage that makes them
 SHOWN_CANDIDATES = 8
 
@@ -85,9 +84,10 @@ def format_places(places: list[Place]) -> str:
 
 
 def is_by_product(manifest: Manifest) -> bool:
-    """Whether a word2vec model is of tokens and was trained as part of a language model."""
-    return manifest.stage == WORD2VEC and is_of_tokens(manifest)
+    """Return whether an artifact is word vectors of tokens, trained as part of a language model."""
+    return manifest.stage in registry.stages("neighbours") and is_of_tokens(manifest)
 
 
 def is_of_tokens(manifest: Manifest) -> bool:
+    """Return whether an artifact was built from the tokens of a language model, not from words."""
     return any(entry.stage == TOKENS_OF_A_LANGUAGE_MODEL for entry in manifest.inputs)

@@ -1,15 +1,14 @@
-"""What the training stages share: their options, the run of a job with its progress, and its metrics.
+"""What the training stages have in common: their parameters, the run of a training job, and its metrics.
 
-Each model has a stage of its own (train_word2vec.py and so on) that joins its mathematics with the training
-loop and writes the model folder.
+Each model has a stage of its own (word2vec.py and so on) that connects it with the training loop and writes
+the model folder (model_folder.py).
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
@@ -32,16 +31,20 @@ from lexloom.training.sync.config import SyncConfig
 from lexloom.training.trainable import Trainable
 
 LANES = 8
-CHECKPOINT_FORMAT = 3  # raised by hand when what a checkpoint holds changes
-TRAIN, VALIDATION = "train-*.parquet", "validation-*.parquet"  # a stage's examples, and those it held out
+CHECKPOINT_FORMAT = 3  # raised by hand when the content of a checkpoint changes
+TRAIN, VALIDATION = "train-*.parquet", "validation-*.parquet"  # training examples, and held-out ones
 SHUFFLE_BUFFER_BYTES = 1 << 24  # in each lane: a few thousand contexts of 1,024 tokens, or a million windows
 ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
 
 class TrainConfig(BaseModel):
-    """How any model is trained on many workers."""
+    """Parameters of the training of any model.
+
+    `shuffle_buffer_bytes`: bytes of examples that each lane shuffles at a time (`Job.shuffle_buffer_bytes`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    shuffle_buffer_bytes: ClassVar[int] = 0  # a kernel of word2vec needs the pairs of one word side by side
 
     epochs: int = Field(5, ge=1, description="passes over all examples", json_schema_extra={"position": 0})
     workers: int = Field(
@@ -55,88 +58,87 @@ class TrainConfig(BaseModel):
         None,
         ge=1,
         le=LANES,
-        description="while the cluster has no room for all workers, train with as few as this",
+        description="train with this many workers or more while the cluster has no resources for all",
         json_schema_extra={"position": 13},
     )
     threads: int = Field(
         1,
         ge=1,
         le=256,
-        description="threads of one worker; more than one make a CPU run fast but not repeatable to the bit",
+        description="threads per worker; with several, a CPU is faster but not reproducible bit for bit",
         json_schema_extra={"position": 2},
     )
     device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="'cuda' gives every worker a GPU", json_schema_extra={"position": 14}
+        "cpu", description="'cuda' gives each worker a GPU", json_schema_extra={"position": 14}
     )
     batch_size: int = Field(
         32_768,
         ge=LANES,
-        description="examples of one step, over all workers",
+        description="examples per step, over all workers",
         json_schema_extra={"position": 3},
     )
     max_steps: int | None = Field(
-        None, ge=1, description="end after so many steps at most", json_schema_extra={"position": 4}
+        None, ge=1, description="maximum number of steps", json_schema_extra={"position": 4}
     )
     max_seconds: float | None = Field(
         None,
         gt=0,
-        description="end after so many seconds of training at most: the learning rate follows the time then,"
-        " and how far it gets depends on the machine",
+        description="maximum seconds of training; the learning rate schedule then follows the time, so the"
+        " result depends on the machine",
         json_schema_extra={"position": 5},
     )
     patience: int | None = Field(
         None,
         ge=1,
-        description="end when the error ceases to shrink: after so many evaluations in a row that were no"
-        " better",
+        description="stop early after this many consecutive evaluations without a lower validation loss",
         json_schema_extra={"position": 6},
     )
     min_delta: float = Field(
         0.0,
         ge=0,
-        description="a validation loss is better if it is lower by more than this",
+        description="minimum decrease of the validation loss that counts as an improvement",
         json_schema_extra={"position": 7},
     )
     evaluate_every: int | None = Field(
         None,
         ge=1,
-        description="steps between two evaluations on held-out examples; if not given, one an epoch",
+        description="steps between evaluations on held-out examples; if not given, once per epoch",
         json_schema_extra={"position": 8},
     )
     checkpoint_every: Annotated[int | None, RunOnly()] = Field(
         None,
         ge=1,
-        description="steps between two checkpoints; if not given, the clock alone decides",
+        description="steps between checkpoints, in addition to checkpoint_seconds",
         json_schema_extra={"position": 9},
     )
     checkpoint_seconds: Annotated[float, RunOnly()] = Field(
         60.0,
         gt=0,
-        description="seconds between two checkpoints; more where they would take over 2% of the time",
+        description="seconds between checkpoints; more if they would take over 2% of the time",
         json_schema_extra={"position": 15},
     )
     seed: int = Field(
         1,
         ge=0,
-        description="start values, order of examples, and all other chance",
+        description="random seed of initial values, order of examples, and everything else",
         json_schema_extra={"position": 10},
     )
     runner: Annotated[Literal["ray", "local"], RunOnly()] = Field(
         "ray",
-        description="'ray' trains on Ray Train workers; 'local' one worker in this process, without Ray",
+        description="'ray' trains on Ray Train workers; 'local' trains one worker in this process",
         json_schema_extra={"position": 11},
     )
     ray_address: Annotated[str, RunOnly()] = Field(
         "",
-        description="a Ray cluster to train on, and to work on pieces of the text ('auto' finds one); empty"
-        " takes the one that RAY_ADDRESS names, or starts Ray on this machine",
+        description="address of the Ray cluster for training and for parallel stages ('auto' finds one); if"
+        " empty, RAY_ADDRESS, or else Ray is started on this machine",
         json_schema_extra={"position": 12},
     )
 
     @model_validator(mode="before")
     @classmethod
     def local_is_one_worker(cls, values: Any) -> Any:
-        """The local runner has one worker, where nothing else is said."""
+        """Default to one worker with the local runner."""
         if isinstance(values, dict) and values.get("runner") == "local":
             return {"workers": 1, **values}
         return values
@@ -155,7 +157,7 @@ class TrainConfig(BaseModel):
 
     @property
     def cluster(self) -> str:
-        """The Ray cluster: what is given, or what RAY_ADDRESS names; empty for this machine."""
+        """The address of the Ray cluster: the given one or RAY_ADDRESS; empty for this machine."""
         return (self.ray_address or os.environ.get("RAY_ADDRESS", "")) if self.runner == "ray" else ""
 
     def stopping(self) -> Stopping:
@@ -169,40 +171,49 @@ class TrainConfig(BaseModel):
 
 
 class GradientTrainConfig(TrainConfig):
-    """Training of a model with gradients: all strategies of training/sync/config.py are available."""
+    """Parameters of the training of a model with gradients, by any strategy of training/sync/config.py."""
+
+    shuffle_buffer_bytes: ClassVar[int] = SHUFFLE_BUFFER_BYTES  # each batch has examples of many texts
 
     sync: Literal["all_reduce", "average", "diloco"] = Field(
         "all_reduce",
-        description="how workers agree: gradients every step; the mean of their parameters every sync_period"
-        " steps; or their mean move fed to an outer optimizer",
+        description="synchronisation of workers: average gradients at every step; average parameters every"
+        " sync_period steps; or pass the mean update to an outer optimizer",
         json_schema_extra={"position": 21},
     )
     sync_period: int = Field(
         20,
         ge=1,
-        description="steps between two exchanges (average and diloco)",
+        description="steps between synchronisations (average and diloco)",
         json_schema_extra={"position": 22},
     )
     warm_up_steps: int = Field(
         0,
         ge=0,
-        description="steps of all_reduce before average or diloco begins",
+        description="steps of all_reduce before average or diloco",
         json_schema_extra={"position": 23},
     )
     optimizer_state: Literal["average", "keep"] = Field(
         "average",
-        description="what becomes of the optimizer's state at an exchange (average): its mean, or each"
-        " worker's own",
+        description="at a synchronisation (average), average the optimizers' states or keep each worker's",
         json_schema_extra={"position": 24},
     )
     outer_learning_rate: float = Field(
-        0.7, gt=0, le=10, description="of diloco's outer optimizer", json_schema_extra={"position": 25}
+        0.7,
+        gt=0,
+        le=10,
+        description="learning rate of diloco's outer optimizer",
+        json_schema_extra={"position": 25},
     )
     outer_momentum: float = Field(
-        0.9, ge=0, lt=1, description="of diloco's outer optimizer", json_schema_extra={"position": 26}
+        0.9,
+        ge=0,
+        lt=1,
+        description="momentum of diloco's outer optimizer",
+        json_schema_extra={"position": 26},
     )
     comm_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="in what diloco's moves travel", json_schema_extra={"position": 27}
+        "float32", description="data type in which diloco sends updates", json_schema_extra={"position": 27}
     )
 
     @model_validator(mode="after")
@@ -233,9 +244,12 @@ def plan_job(
     sample: Callable[[Any], str] | None = None,
     **own: Any,
 ) -> Job:
-    """The job of a config; its checkpoints, in `scratch`, are good for this config and these inputs only.
+    """Return the training job of a config.
 
-    What the model has of its `own` takes the place of fields of the job that are set here.
+    Its checkpoints, in `scratch`, are valid for this config and these inputs only.
+
+    `others` are the stage's other inputs. `sample` makes a sample of a trainable at each evaluation. `own`
+    overrides fields of the job.
     """
     keys = [examples.key, *(other.key for other in others)]
     fields: dict[str, Any] = {
@@ -255,23 +269,22 @@ def plan_job(
         "validation": tuple(examples.files(VALIDATION)),
         "evaluate_every": config.evaluate_every,
         "sample": sample,
-        # a kernel of word2vec wants the pairs of one word side by side; gradients want rows of all texts
-        "shuffle_buffer_bytes": SHUFFLE_BUFFER_BYTES if isinstance(config, GradientTrainConfig) else 0,
+        "shuffle_buffer_bytes": config.shuffle_buffer_bytes,
     }
     return Job(**(fields | own))
 
 
 def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Runs a job where the config says; returns its metrics and the model's tensors.
+    """Run a job with the config's runner; return its metrics and the tensors of the trainable.
 
-    Where examples are held out, the tensors are those of the best step; else of the last. A run that is
-    interrupted (SIGINT, SIGTERM, a cancel) says what the same command will go on from.
+    If examples are held out, the tensors are those of the step with the lowest validation loss; otherwise of
+    the last step. An interrupted run (SIGINT, SIGTERM, cancellation) prints what the next run resumes from.
     """
     note = partial(console.note, "training")
     checkpoints = Checkpoints(job.checkpoints, job.fingerprint)
     begun = checkpoints.load()
     if begun is not None:
-        note(f"goes on from its checkpoint of step {begun.state['step']:,}")
+        note(f"resumes from the checkpoint of step {begun.state['step']:,}")
     starting = "" if config.runner == "local" else f"starting {counted(config.workers, 'Ray workers')}"
     try:
         with shown_progress(unit, starting) as on_progress:
@@ -311,7 +324,7 @@ def train_here(job: Job, on_progress: Callable[[Progress], None], note: Callable
 
 
 def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
-    """The last checkpoint of a run that is over, and the best one."""
+    """Return the last checkpoint of a finished run, and the best one."""
     last = checkpoints.load()
     if last is None:
         raise RuntimeError(f"training ended without a checkpoint in {checkpoints.folder}")
@@ -326,7 +339,7 @@ def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
 
 
 def metrics_of(run: TrainState) -> dict[str, Any]:
-    """What metrics.json says of a run: how far it came, why it ended, and where its time went."""
+    """Return the content of metrics.json: losses, progress, the reason of the end, and the time spent."""
     last_epoch = [point for point in run.history if point["epoch"] == run.history[-1]["epoch"]]
     metrics: dict[str, Any] = {
         "loss": mean_loss(last_epoch),
@@ -351,16 +364,7 @@ def metrics_of(run: TrainState) -> dict[str, Any]:
     return metrics | {"history": run.history}
 
 
-def facts_of(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics without their curves."""
-    return {name: value for name, value in metrics.items() if name not in ("history", "scores")}
-
-
 def mean_loss(history: list[dict[str, Any]]) -> float:
-    """The mean over the examples of some points."""
+    """Return the mean loss over the examples of some points."""
     examples = sum(point["loss_examples"] for point in history)
     return sum(point["loss"] * point["loss_examples"] for point in history) / examples
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

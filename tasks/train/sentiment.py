@@ -1,8 +1,8 @@
-"""Trains a sentiment classifier: joins an encoder's last blocks and classifier with the training loop.
+"""The training stage of the sentiment classifier: an encoder's last blocks and its classifier are trained.
 
-What is trained reads the features that were computed once, or token ids (see tasks/frozen_features.py). The
-model folder is a checkpoint of the backbone's own architecture, `*ForSequenceClassification`, with its
-tokenizer: transformers.pipeline loads it, and so does lexloom.models.sentiment.classifier.
+They read features that were computed once, or token ids (see tasks/frozen_features.py). The model folder is a
+checkpoint of the backbone's own architecture, `*ForSequenceClassification`, with its tokenizer:
+transformers.pipeline loads it, and so does lexloom.models.sentiment.classifier.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,15 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, JsonValue
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from lexloom.models.normalization import active_rules, card_note
+from lexloom.models.registry import KIND
 from lexloom.models.sentiment.batching import group_by_length, pad_batch
 from lexloom.models.sentiment.classifier import save_classifier
+from lexloom.models.sentiment.family import FAMILY
 from lexloom.models.sentiment.frozen_encoder import TrainedPart
 from lexloom.models.sentiment.hf_loading import load_classifier
 from lexloom.tasks.display.formatting import counted
@@ -34,20 +36,26 @@ from lexloom.tasks.sources.encoder import Backbone
 from lexloom.tasks.split import labels_of
 from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.train.run import GradientTrainConfig, facts_of, plan_job, run_job, write_json
+from lexloom.tasks.train.model_folder import (
+    describe_training,
+    network_tensors,
+    save_records,
+    summarize,
+    write_json,
+)
+from lexloom.tasks.train.run import GradientTrainConfig, plan_job, run_job
 from lexloom.training.schedules import linear
 from lexloom.training.torch_trainable import TorchTrainable
 
 CLIP = 1.0
-MODULE = "module."  # before the names of the module's tensors in a checkpoint
 
 
 class TrainSentimentConfig(GradientTrainConfig):
-    """Fine-tuning with AdamW (Devlin et al. 2019, "BERT"): warm-up, then a rate that falls linearly to 0."""
+    """Fine-tuning by AdamW with warm-up and linear decay (Devlin et al. 2019, "BERT")."""
 
     epochs: int = Field(3, ge=1, description="passes over all reviews", json_schema_extra={"position": 0})
     batch_size: int = Field(
-        32, ge=8, description="reviews of one step, over all workers", json_schema_extra={"position": 3}
+        32, ge=8, description="reviews per step, over all workers", json_schema_extra={"position": 3}
     )
     learning_rate: float = Field(
         2e-4, gt=0, le=1, description="learning rate after the warm-up", json_schema_extra={"position": 50}
@@ -56,28 +64,28 @@ class TrainSentimentConfig(GradientTrainConfig):
         0.1,
         ge=0,
         lt=1,
-        description="share of the run in which the learning rate rises",
+        description="share of the training in which the learning rate rises",
         json_schema_extra={"position": 51},
     )
     weight_decay: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="AdamW's, of matrices; biases and norms have none",
+        description="weight decay of matrices (AdamW); biases and norms have none",
         json_schema_extra={"position": 52},
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none",
-        description="'balanced' lets rare labels count as much as frequent ones",
+        description="'balanced' weights reviews so that rare labels count as much as frequent ones",
         json_schema_extra={"position": 53},
     )
 
 
-@stage(version=3)
+@stage(version=4)
 def train_sentiment(
     features: Artifact, backbone: Backbone, config: TrainSentimentConfig, out: Path, scratch: Path
 ) -> Summary:
-    """Trains on the features and writes the model folder: the best model by the validation loss."""
+    """Train on the features and write the model folder: the model with the lowest validation loss."""
     labels = labels_of(features)
     read = read_options(features)
     make_part = partial(
@@ -98,32 +106,27 @@ def train_sentiment(
     job = plan_job(config, make_trainable, features, COLUMNS, [backbone], scratch, sync)
     metrics, tensors = run_job(job, config, unit="reviews")
     names = make_part().names
-    parameters = {names[name]: tensors[MODULE + name] for name in names}
+    trained = network_tensors(tensors)
+    parameters = {names[name]: trained[name] for name in names}
     save_classifier(out, backbone.folder, labels, read.max_length, parameters)
-    how = {"model": "sentiment", "backbone": backbone.name, "labels": labels, **read.model_dump(mode="json")}
+    how = {KIND: FAMILY.kind, "backbone": backbone.name, "labels": labels, **read.model_dump(mode="json")}
     write_json(out / "lexloom.json", {**how, **canonical(config), **features.normalization})
-    write_json(out / "metrics.json", metrics)
     rules = active_rules(features.normalization.get(NORMALIZATION))  # type: ignore[arg-type]
-    (out / "README.md").write_text(card(backbone.name, labels, read, metrics, rules), encoding="utf-8")
-    return Summary(
-        rows_in=metrics["examples"],
-        unit_in=f"reviews in {counted(metrics['epochs'], 'epochs')}",
-        rows=len(labels),
-        unit="labels",
-        facts={"labels": labels, "backbone": backbone.name, **facts_of(metrics)},
-    )
+    save_records(out, metrics, model_card(backbone.name, labels, read, metrics, rules))
+    facts: dict[str, JsonValue] = {"labels": [*labels], "backbone": backbone.name}
+    return summarize(metrics, "reviews", len(labels), "labels", facts)
 
 
 def trained_part(
     backbone: Path, labels: Sequence[str], trainable_blocks: int, *, from_activations: bool
 ) -> TrainedPart:
-    """The part that is trained, on a classifier whose weights torch's random state draws."""
+    """Return the part to train, of a classifier whose new weights torch's random state draws."""
     model = load_classifier(backbone, labels)
     return TrainedPart(model, trainable_blocks, from_activations=from_activations)
 
 
 def make_optimizer(module: nn.Module, *, learning_rate: float, weight_decay: float) -> AdamW:
-    """AdamW on what is trained; its first group, the matrices, decays."""
+    """Return AdamW on the trained parameters; only its first group, the matrices, has weight decay."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
@@ -133,17 +136,16 @@ def make_optimizer(module: nn.Module, *, learning_rate: float, weight_decay: flo
 
 
 class RunLoss:
-    """The mean cross-entropy of a batch of reviews whose features lie in a folder.
+    """The mean cross-entropy of a batch of reviews whose features are in a folder.
 
-    A batch is computed in groups of nearly one length, so that little of it is padding. `weights` has one
-    factor for each label.
+    A batch is computed in groups of similar length, to avoid padding. `weights` has one factor per label.
     """
 
     def __init__(self, folder: Path, weights: Sequence[float] | None) -> None:
         self._runs, self._weights = Runs(folder), weights
 
     def __call__(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """batch: the columns of the features' Parquet shards, (B,) each; returns a scalar."""
+        """Return the loss of a batch: the columns of the features' Parquet shards, (B,) each."""
         labels = batch["label"].long()
         places = torch.stack([batch["shard"].long(), batch["start"], batch["length"].long()], 1).tolist()
         total = torch.zeros((), device=labels.device)
@@ -160,35 +162,34 @@ class RunLoss:
 
 
 def balanced(counts: Sequence[int]) -> list[float]:
-    """Factors that give every label the same sum, and the average review 1."""
+    """Return a weight for each label, so that all labels count alike and a review's mean weight is 1."""
     return [sum(counts) / (len(counts) * count) for count in counts]
 
 
-def card(
+def model_card(
     backbone: str,
     labels: Sequence[str],
     read: FeaturesConfig,
     metrics: dict[str, Any],
     rules: Sequence[str] = (),
 ) -> str:
-    """The model card: what it is, how it was made, how to use it.
+    """Return the model card: what the model is, how it was trained, how to use it.
 
     `rules` are those of the training text's normalization.
     """
     blocks = {0: "the classifier alone", 1: "its last block and the classifier"}.get(
         read.trainable_blocks, f"its last {read.trainable_blocks} blocks and the classifier"
     )
-    judged = f"; validation loss {metrics['validation_loss']:.4f}" if "validation_loss" in metrics else ""
     return f"""# Sentiment classifier
 
-Says which of {counted(len(labels), "labels")} ({", ".join(labels)}) a text has. The encoder
-{backbone}, of which {blocks} were trained by Lexloom on
-{counted(metrics["examples"], "reviews")} ({counted(metrics["epochs"], "epochs")}) in
-{metrics["seconds"]:.1f} seconds{judged}. It reads the first {counted(read.max_length, "tokens")} of a text.
+Predicts which of {counted(len(labels), "labels")} ({", ".join(labels)}) a text has, from its first
+{counted(read.max_length, "tokens")}. Of the encoder {backbone}, {blocks} were trained.
+{describe_training(metrics, "reviews")}
 
 ```python
-from lexloom.models.sentiment.classifier import classify
-classify("this folder", ["What a film!"])
+from lexloom import Classifier
+
+Classifier.load("this folder").classify(["What a film!"])
 
 from transformers import pipeline
 pipeline("text-classification", "this folder", truncation=True)("What a film!")

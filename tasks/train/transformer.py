@@ -1,4 +1,4 @@
-"""Trains a transformer: joins the network and its optimizer with the training loop, writes the model folder.
+"""The training stage of the transformer.
 
 A model folder holds `model.safetensors`, `config.json`, `tokenizer.json` and more as transformers reads them,
 `lexloom.json`, `tokenizer/`, `metrics.json` and a model card.
@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
@@ -27,14 +26,15 @@ from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.generate import written
 from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.train.run import (
-    LANES,
-    GradientTrainConfig,
+from lexloom.tasks.train.model_folder import (
+    GENERATE,
+    describe_training,
     facts_of,
-    plan_job,
-    run_job,
-    write_json,
+    restore,
+    save_records,
+    summarize,
 )
+from lexloom.tasks.train.run import LANES, GradientTrainConfig, plan_job, run_job
 from lexloom.training.schedules import warm_up_stable_decay
 from lexloom.training.torch_trainable import TorchTrainable
 
@@ -94,50 +94,54 @@ def field(position: int, description: str, default: Any = None, **bounds: Any) -
 
 
 def preset_field(position: int, description: str, **bounds: Any) -> Any:
-    """A field whose default is the preset's: `from_preset` fills it in."""
+    """Return a field whose default is the preset's, filled in by `from_preset`."""
     return field(position, f"{description}; if not given, the preset's", **bounds)
 
 
 class TrainTransformerConfig(GradientTrainConfig):
-    """A transformer language model. What is not given is the preset's."""
+    """Parameters of the training of a transformer; the preset's values are the defaults."""
 
     epochs: int = preset_field(0, "passes over all windows", ge=1)
-    batch_size: int = preset_field(3, "windows of one step, over all workers", ge=LANES)
+    batch_size: int = preset_field(3, "windows per step, over all workers", ge=LANES)
 
     preset: Preset = field(
         50, "tiny (0.8M parameters, for a CPU), char (10.6M, for characters) or small (124M)", "tiny"
     )
-    layers: int = preset_field(51, "blocks", ge=1, le=1024)
-    width: int = preset_field(52, "length of a token's vector", ge=1, le=1 << 16)
-    heads: int = preset_field(53, "attention heads", ge=1)
-    kv_heads: int = field(54, "heads that keys and values have; 0 for as many as queries", 0, ge=0)
-    ffn_dim: int = field(55, "width inside the feed-forward; 0 for four widths' worth", 0, ge=0)
-    context: int = preset_field(56, "tokens that the model looks back on", ge=1, le=1 << 20)
-    style: Literal["modern", "gpt2"] = field(
-        57, "'modern' is Qwen3's architecture, 'gpt2' the textbook's", "modern"
+    layers: int = preset_field(51, "number of blocks", ge=1, le=1024)
+    width: int = preset_field(52, "size of a token's hidden state", ge=1, le=1 << 16)
+    heads: int = preset_field(53, "number of attention heads", ge=1)
+    kv_heads: int = field(54, "number of key and value heads; 0 for as many as attention heads", 0, ge=0)
+    ffn_dim: int = field(
+        55, "hidden size of the feed-forward layers; 0 for the equivalent of 4 x width", 0, ge=0
     )
-    tie_embeddings: bool = preset_field(58, "one table for the tokens going in and coming out")
-    dropout: float = preset_field(59, "share of activations dropped in training", ge=0, lt=1)
+    context: int = preset_field(56, "context length in tokens", ge=1, le=1 << 20)
+    style: Literal["modern", "gpt2"] = field(
+        57, "architecture: 'modern' is Qwen3's, 'gpt2' is GPT-2's", "modern"
+    )
+    tie_embeddings: bool = preset_field(58, "share weights between the embeddings and the output layer")
+    dropout: float = preset_field(59, "dropout probability in training", ge=0, lt=1)
 
     optimizer: Literal["muon", "adamw"] = field(
         60, "'muon' for the hidden matrices and AdamW for the rest, or 'adamw' for all", "muon"
     )
     matrix_lr: float = preset_field(61, "learning rate of the hidden matrices", gt=0, le=10)
-    lr: float = preset_field(62, "learning rate of everything else", gt=0, le=10)
+    lr: float = preset_field(62, "learning rate of all other parameters", gt=0, le=10)
     momentum: float = preset_field(63, "Muon's momentum", ge=0, lt=1)
-    weight_decay: float = field(64, "of matrices and tables", 0.0, ge=0, le=10)
-    warm_up: float = field(65, "share of the run in which the learning rates rise", 0.0, ge=0, lt=1)
-    decay: float = field(66, "share of the run, at its end, in which they fall", 0.5, ge=0, le=1)
-    final: float = field(67, "share of the learning rates that is left at the end", 0.0, ge=0, le=1)
-    clip: float | None = field(68, "largest norm of the gradients", None, gt=0)
+    weight_decay: float = field(64, "weight decay of matrices and embeddings", 0.0, ge=0, le=10)
+    warm_up: float = field(65, "share of the training in which the learning rates rise", 0.0, ge=0, lt=1)
+    decay: float = field(
+        66, "share of the training, at its end, in which the learning rates fall", 0.5, ge=0, le=1
+    )
+    final: float = field(67, "final learning rates, as a share of the highest", 0.0, ge=0, le=1)
+    clip: float | None = field(68, "maximum norm of the gradients", None, gt=0)
     micro_batch: int | None = field(
-        69, "windows of one forward and backward pass; if not given, the preset's, or all at once", ge=1
+        69, "windows per forward and backward pass; if not given, the preset's, or all of a step", ge=1
     )
 
     precision: Precision = field(
         70,
-        "of matrix products; 'auto' takes bfloat16 where it is measured to be faster, and keeps to it when a"
-        " run is resumed",
+        "precision of matrix products; 'auto' uses bfloat16 if it is measured to be faster; a resumed run"
+        " keeps its precision",
         "auto",
     )
     compile: Literal["auto", "on", "off"] = field(
@@ -158,30 +162,25 @@ class TrainTransformerConfig(GradientTrainConfig):
         return self
 
     def network(self, vocabulary: int, end_of_text: int | None = None) -> TransformerConfig:
-        """The network of this config; ValueError where its numbers do not fit each other."""
-        names = (
-            "layers",
-            "width",
-            "heads",
-            "kv_heads",
-            "ffn_dim",
-            "context",
-            "style",
-            "tie_embeddings",
-            "dropout",
-        )
+        """Return the network's config.
+
+        Raises:
+            ValueError: the sizes do not fit each other.
+        """
+        sizes = ("layers", "width", "heads", "kv_heads", "ffn_dim", "context")
+        names = (*sizes, "style", "tie_embeddings", "dropout")
         shape = {name: getattr(self, name) for name in names}
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
 
 
-@stage(version=3)
+@stage(version=4)
 def train_transformer(
     windows: Artifact, tokens: Artifact, config: TrainTransformerConfig, out: Path, scratch: Path
 ) -> Summary:
-    """Trains on windows of context + 1 tokens, and writes the model folder.
+    """Train on windows of context + 1 tokens and write the model folder.
 
     Raises:
-        ValueError: the windows are of another length.
+        ValueError: the windows have another length.
     """
     size = cast(int, windows.summary.facts["size"])
     if size != config.context + 1:
@@ -195,26 +194,15 @@ def train_transformer(
     sample = partial(written, tokens.folder / TOKENIZER, reader)
     job = plan_job(config, make, windows, COLUMNS, [tokens], scratch, config.synchronisation(), sample)
     metrics, tensors = run_job(job, config, unit="windows")
-    model = Transformer(network)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"module.{name}"])
+    model = restore(Transformer(network), tensors)
     metrics = with_token_figures(metrics, windows, config.context)
     save(model, out, tokens.normalization)
-    tokenizer.save(out / "tokenizer")
     rules = active_rules(tokens.normalization.get(NORMALIZATION))  # type: ignore[arg-type]
     export_tokenizer(tokenizer, network, out, nfc="unicode_nfc" in rules)
-    write_json(out / "metrics.json", metrics)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     beyond_nfc = [rule for rule in rules if rule != "unicode_nfc"]
-    (out / "README.md").write_text(card(network, parameters, metrics, beyond_nfc), encoding="utf-8")
-    return Summary(
-        rows_in=metrics["examples"],
-        unit_in=f"windows in {counted(metrics['epochs'], 'epochs')}",
-        rows=parameters,
-        unit="parameters",
-        facts=facts_of(metrics),
-    )
+    save_records(out, metrics, model_card(network, parameters, metrics, beyond_nfc), tokenizer)
+    return summarize(metrics, "windows", parameters, "parameters")
 
 
 def rounded(vocabulary: int) -> int:
@@ -222,7 +210,7 @@ def rounded(vocabulary: int) -> int:
 
 
 def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> TorchTrainable:
-    """What the loop trains."""
+    """Return what the training loop trains."""
     optimizer = OptimizerConfig(
         config.optimizer, config.matrix_lr, config.lr, config.momentum, weight_decay=config.weight_decay
     )
@@ -261,8 +249,7 @@ def optimizer_of(config: OptimizerConfig, model: nn.Module) -> Optimizer:
 
 
 def with_token_figures(metrics: dict[str, Any], windows: Artifact, context: int) -> dict[str, Any]:
-    """The metrics, and before their curves: tokens a second, and the loss in units that do not depend on the
-    tokenizer."""
+    """Add tokens per second, and the loss in units that do not depend on the tokenizer, before the curves."""
     figures: dict[str, Any] = {"tokens_per_second": metrics["examples_per_second"] * context}
     if "validation_loss" in metrics:
         loss, facts = metrics["validation_loss"], windows.summary.facts
@@ -271,10 +258,10 @@ def with_token_figures(metrics: dict[str, Any], windows: Artifact, context: int)
     return {**facts_of(metrics), **figures, **metrics}
 
 
-def card(
+def model_card(
     network: TransformerConfig, parameters: int, metrics: dict[str, Any], rules: Sequence[str] = ()
 ) -> str:
-    """The model card: what it is, how it was made, how to use it.
+    """Return the model card: what the model is, how it was trained, how to use it.
 
     `rules` are those of the training text's normalization that transformers does not apply.
     """
@@ -282,17 +269,16 @@ def card(
     score = ""
     if "validation_loss" in metrics:
         score = (
-            f"On held-out text its loss is {metrics['validation_loss']:.4f} nats a token (perplexity"
-            f" {metrics['perplexity']:.2f}), {metrics['bits_per_byte']:.3f} bits a byte.\n"
+            f"On held-out text: perplexity {metrics['perplexity']:.2f} per token,"
+            f" {metrics['bits_per_byte']:.3f} bits per byte.\n"
         )
     return f"""# A transformer language model
 
 {parameters:,} parameters: {network.layers} blocks of width {network.width} with {network.heads} heads,
-context {network.context}, vocabulary {network.vocabulary:,}; the architecture is {architecture}'s. Trained by
-Lexloom on {counted(metrics["examples"], "windows")} ({counted(metrics["epochs"], "epochs")}) in
-{metrics["seconds"]:.1f} seconds.
+context {network.context}, vocabulary {network.vocabulary:,}; the architecture is {architecture}'s.
+{describe_training(metrics, "windows")}
 {score}
-| file | what is in it |
+| file | content |
 |---|---|
 | `model.safetensors`, `config.json` | weights and shape, as transformers reads them |
 | `tokenizer.json`, `tokenizer_config.json` | the tokenizer, as transformers reads it |
@@ -300,19 +286,7 @@ Lexloom on {counted(metrics["examples"], "windows")} ({counted(metrics["epochs"]
 | `lexloom.json`, `tokenizer/` | shape and tokenizer, as Lexloom reads them |
 | `metrics.json` | how training went |
 
-```python
-from pathlib import Path
-from lexloom.models.sampling import Sampling, sample_text
-from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.models.transformer.model import CachedDecoder
-from lexloom.models.transformer.hf_io import load
-
-folder = Path("this folder")
-model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer")
-for (piece,) in sample_text(CachedDecoder(model), tokenizer, ["The "], Sampling(temperature=0.8, top_p=0.95)):
-    print(piece, end="", flush=True)
-```
-
+{GENERATE}
 transformers computes the same ids, logits and greedy text:
 
 ```python
@@ -323,6 +297,6 @@ pipeline("text-generation", folder)("The ")
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 ```
 
-It ends a text at {network.context} tokens, prompt included. Lexloom goes on: it forgets the older half
-of the context whenever that is full.
+transformers ends a text at {network.context} tokens, prompt included. Lexloom continues: it drops the older
+half of the context whenever that is full.
 {card_note(rules)}"""

@@ -1,4 +1,4 @@
-"""Trains a window language model: joins the network with the training loop, and writes the model folder.
+"""The training stage of the window language model.
 
 A model folder holds `model.safetensors` (with the embeddings), `config.json`, `tokenizer/`, `metrics.json`
 and a model card.
@@ -12,13 +12,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from lexloom.models.language_model import Windows
 from lexloom.models.precision import Layer, Precision, use_bfloat16
 from lexloom.models.window_lm import (
     Activation,
     Error,
     Objective,
     Output,
+    WindowDecoder,
     WindowLM,
     WindowLMConfig,
     scale_to_unit_rms,
@@ -30,7 +30,8 @@ from lexloom.tasks.embeddings import read_embeddings
 from lexloom.tasks.generate import written
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.train.run import GradientTrainConfig, facts_of, plan_job, run_job, write_json
+from lexloom.tasks.train.model_folder import GENERATE, describe_training, restore, save_records, summarize
+from lexloom.tasks.train.run import GradientTrainConfig, plan_job, run_job
 from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.schedules import linear
 from lexloom.training.torch_trainable import TorchTrainable
@@ -39,89 +40,89 @@ COLUMNS = ("inputs", "label")
 
 
 class TrainWindowLMConfig(GradientTrainConfig):
-    """A dense network on windows of embeddings, trained by Adam."""
+    """Parameters of the training of a window language model, by Adam."""
 
     epochs: int = Field(5, ge=1, description="passes over all windows", json_schema_extra={"position": 0})
     batch_size: int = Field(
-        1024, ge=8, description="windows of one step, over all workers", json_schema_extra={"position": 3}
+        1024, ge=8, description="windows per step, over all workers", json_schema_extra={"position": 3}
     )
     sync: Literal["all_reduce", "average", "diloco"] = Field(
         "average",
-        description="how workers agree: gradients every step; the mean of their parameters every sync_period"
-        " steps; or their mean move fed to an outer optimizer",
+        description="synchronisation of workers: average gradients at every step; average parameters every"
+        " sync_period steps; or pass the mean update to an outer optimizer",
         json_schema_extra={"position": 21},
     )
     objective: Objective = Field(
         "token",
-        description="what is predicted: the label, by cross-entropy; or its embedding, by regression",
+        description="predict the label (cross-entropy) or its embedding (regression)",
         json_schema_extra={"position": 50},
     )
     fine_tuned: bool = Field(
         False,
-        description="train the embeddings too; else they stay as they came",
+        description="train the embeddings too; otherwise they are frozen",
         json_schema_extra={"position": 51},
     )
     width: int = Field(
-        512, ge=1, le=65_536, description="of the dense layers", json_schema_extra={"position": 52}
+        512, ge=1, le=65_536, description="width of the dense layers", json_schema_extra={"position": 52}
     )
     depth: int = Field(
-        2, ge=1, le=100, description="how many dense layers there are", json_schema_extra={"position": 53}
+        2, ge=1, le=100, description="number of dense layers", json_schema_extra={"position": 53}
     )
     activation: Activation = Field(
-        "relu", description="of the dense layers", json_schema_extra={"position": 54}
+        "relu", description="activation of the dense layers", json_schema_extra={"position": 54}
     )
     dropout: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="share of the dense layers' outputs that is dropped in training",
+        description="dropout probability of the dense layers' outputs in training",
         json_schema_extra={"position": 55},
     )
     output: Output = Field(
         "adaptive",
-        description="how tokens are told from each other (objective token): an adaptive softmax, a full one,"
-        " or a full one whose table is the embeddings'",
+        description="output layer (objective token): an adaptive softmax, a full one, or a full one that"
+        " shares its weights with the embeddings",
         json_schema_extra={"position": 56},
     )
     features: int = Field(
         128,
         ge=1,
         le=65_536,
-        description="floats that the softmax reads; under 'tied', as many as an embedding has",
+        description="input size of the softmax; with 'tied', the size of the embeddings",
         json_schema_extra={"position": 57},
     )
     cutoffs: tuple[int, ...] = Field(
         (2000, 10_000),
-        description="ids at which the tails of the adaptive softmax begin",
+        description="ids at which the tail clusters of the adaptive softmax begin",
         json_schema_extra={"position": 58},
     )
     error: Error = Field(
         "cosine",
-        description="of the objective embedding: the squared error, or 1 - cosine",
+        description="loss of the objective embedding: the squared error or 1 - cosine",
         json_schema_extra={"position": 59},
     )
     learning_rate: float = Field(
-        0.002, gt=0, le=10, description="Adam's, at its highest", json_schema_extra={"position": 60}
+        0.002, gt=0, le=10, description="Adam's highest learning rate", json_schema_extra={"position": 60}
     )
     warm_up: float = Field(
         0.02,
         ge=0,
         lt=1,
-        description="share of the training in which the rate rises; then it falls to 0, along a line",
+        description="share of the training in which the learning rate rises; it then falls linearly to 0",
         json_schema_extra={"position": 61},
     )
     weight_decay: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the rate by which weights shrink each step (AdamW)",
+        description="weight decay (AdamW)",
         json_schema_extra={"position": 62},
     )
 
     precision: Precision = Field(
         "auto",
-        description="of matrix products; 'auto' takes bfloat16 where it is measured to be faster, and keeps"
-        " to it when a run is resumed",
+        description="precision of matrix products; 'auto' uses bfloat16 if it is measured to be faster; a"
+        " resumed run keeps its precision",
         json_schema_extra={"position": 63},
     )
 
@@ -131,7 +132,7 @@ class TrainWindowLMConfig(GradientTrainConfig):
         return self
 
     def shape(self, *, vocabulary: int, context: int, dim: int, padding: int) -> WindowLMConfig:
-        """The network's shape on certain data."""
+        """Return the network's shape for a vocabulary, a context and embeddings."""
         return WindowLMConfig(
             vocabulary=vocabulary,
             context=context,
@@ -150,7 +151,7 @@ class TrainWindowLMConfig(GradientTrainConfig):
         )
 
 
-@stage(version=3)
+@stage(version=4)
 def train_window_lm(
     windows: Artifact,
     embeddings: Artifact,
@@ -159,10 +160,12 @@ def train_window_lm(
     out: Path,
     scratch: Path,
 ) -> Summary:
-    """Trains the network on the window shards and writes the model folder.
+    """Train the network on the window shards and write the model folder.
 
-    The model is the one with the least validation loss where windows are held out, else the last. ValueError
-    where embeddings and tokens do not belong together.
+    If windows are held out, the model is the one with the lowest validation loss; otherwise the last one.
+
+    Raises:
+        ValueError: the embeddings are of other tokens.
     """
     tokenizer = read_tokenizer(tokens)
     table = read_embeddings(embeddings)
@@ -190,39 +193,23 @@ def train_window_lm(
         seed=config.seed,
     )
     others, sync = [embeddings, tokens], config.synchronisation()
-    sample = partial(written, tokens.folder / TOKENIZER, Windows)
+    sample = partial(written, tokens.folder / TOKENIZER, WindowDecoder)
     job = plan_job(config, make_trainable, windows, COLUMNS, others, scratch, sync, sample)
     metrics, tensors = run_job(job, config, unit="windows")
-    model = make_model()
-    model.load_state_dict(
-        {
-            name.removeprefix("module."): value
-            for name, value in tensors.items()
-            if name.startswith("module.")
-        },
-        strict=False,  # shared tensors are saved once
-    )
+    model = restore(make_model(), tensors)
     model.save(out, {**canonical(config), **tokens.normalization})
-    tokenizer.save(out / TOKENIZER)
-    write_json(out / "metrics.json", metrics)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    (out / "README.md").write_text(card(shape, metrics, parameters), encoding="utf-8")
-    return Summary(
-        rows_in=metrics["examples"],
-        unit_in=f"windows in {counted(metrics['epochs'], 'epochs')}",
-        rows=parameters,
-        unit="trained parameters",
-        facts=facts_of(metrics),
-    )
+    save_records(out, metrics, model_card(shape, metrics, parameters), tokenizer)
+    return summarize(metrics, "windows", parameters, "trained parameters")
 
 
 def new_model(shape: WindowLMConfig, embeddings: Artifact, counts: torch.Tensor) -> WindowLM:
-    """Made on each worker, from the file that all of them see: the table does not travel."""
+    """Make the network on a worker, which reads the embeddings itself: they are not sent to it."""
     return WindowLM(shape, scale_to_unit_rms(read_embeddings(embeddings)), counts)
 
 
 def adam(learning_rate: float, weight_decay: float, module: nn.Module) -> torch.optim.Optimizer:
-    """Weights decay; embeddings, biases and norms do not."""
+    """Return AdamW with weight decay of all but embeddings, biases and norms."""
     trained = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
     decays = [each.ndim > 1 and name != "embeddings" for name, each in trained]
     groups = [
@@ -235,38 +222,22 @@ def adam(learning_rate: float, weight_decay: float, module: nn.Module) -> torch.
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-def card(shape: WindowLMConfig, metrics: dict[str, Any], parameters: int) -> str:
-    """The model card: what it is, how it was made, how to load it."""
-    what = "the next token" if shape.objective == "token" else "the embedding of the next token"
-    embeddings = "trained with it" if shape.fine_tuned else "that stayed as they came"
-    held_out = f", validation loss {metrics['validation_loss']:.4f}" if "validation_loss" in metrics else ""
+def model_card(shape: WindowLMConfig, metrics: dict[str, Any], parameters: int) -> str:
+    """Return the model card: what the model is, how it was trained, how to use it."""
+    target = "the next token" if shape.objective == "token" else "the embedding of the next token"
+    embeddings = "trained" if shape.fine_tuned else "frozen"
     return f"""# Window language model
 
-Predicts {what} from the {shape.context} before it: {shape.depth} dense layers of {shape.width} over
-embeddings of {shape.dim} floats {embeddings}; {shape.vocabulary:,} tokens, {parameters:,} trained parameters.
-Trained by Lexloom on {counted(metrics["examples"], "windows")} ({counted(metrics["epochs"], "epochs")}) in
-{metrics["seconds"]:.1f} seconds: mean loss in the last epoch {metrics["loss"]:.4f}{held_out}.
+Predicts {target} from the {shape.context} before it: {shape.depth} dense layers of {shape.width} over
+{embeddings} embeddings of {shape.dim} floats; {shape.vocabulary:,} tokens, {parameters:,} trained parameters.
+{describe_training(metrics, "windows")}
 
-| file | what is in it |
+| file | content |
 |---|---|
-| `model.safetensors` | the weights, and the embeddings |
-| `config.json`, `metrics.json` | the network's shape, how it was trained, and how it went |
-| `tokenizer/` | text to ids and back, for `lexloom.models.tokenizer.tokenizer.Tokenizer` |
+| `model.safetensors` | the weights and the embeddings |
+| `config.json`, `metrics.json` | the network's shape, the training's parameters, and its course |
+| `tokenizer/` | the tokenizer |
 
-```python
-from pathlib import Path
-
-import torch
-
-from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.models.window_lm import WindowLM
-
-folder = Path("this folder")
-tokenizer, model = Tokenizer.load(folder / "tokenizer"), WindowLM.load(folder)
-ids = torch.tensor([tokenizer.encode("The people of the")])
-for token in model.next_logits(ids)[0].topk(5).indices.tolist():
-    print(repr(tokenizer.decode([token])))
-```
-
+{GENERATE}
 transformers can't load this folder: none of its architectures is this network.
 """

@@ -1,4 +1,4 @@
-"""Trains word vectors: joins the two tables of skip-gram with the training loop, and writes the model folder.
+"""The training stage of word vectors.
 
 A model folder holds `model.safetensors`, `vocabulary.json`, `config.json`, `metrics.json`, a model card and
 what gensim reads (`word2vec.bin`, `word2vec.vocab`, and `contexts.bin` where it is asked for).
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from lexloom.models.registry import KIND
+from lexloom.models.word2vec.family import FAMILY
 from lexloom.models.word2vec.skipgram import SkipGrams, keep_thresholds
 from lexloom.models.word2vec.trainable import Word2Vec, Word2VecFromTokens
 from lexloom.models.word2vec.vectors import WordVectors, has_white_space, save_word2vec_counts
@@ -21,7 +23,8 @@ from lexloom.tasks.pairs import PairsConfig, SkipGramsConfig
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.tokens import count_documents, training_files
-from lexloom.tasks.train.run import LANES, TrainConfig, facts_of, plan_job, run_job, write_json
+from lexloom.tasks.train.model_folder import describe_training, save_records, summarize, write_json
+from lexloom.tasks.train.run import LANES, TrainConfig, plan_job, run_job
 from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.sync.config import SyncConfig
 
@@ -45,16 +48,16 @@ class TrainWord2VecConfig(TrainConfig):
     batch_size: int = Field(
         default_factory=lambda given: default_batch_size(**given),
         ge=LANES,
-        description="pairs of one step, over all workers; if not given, 131072 for one worker, 1048576 if it"
-        " has a GPU, and 32768 for more workers. Streamed, about so many, and at least those of"
+        description="pairs per step, over all workers; if not given, 131072 for one worker, 1048576 if it"
+        " has a GPU, and 32768 for more workers. With streamed pairs, approximate, and at least those of"
         f" {LANES * WINDOWS_PER_LANE} windows' length",
         json_schema_extra={"position": 3},
     )
     dim: int = Field(
-        100, ge=1, le=4096, description="length of a word's vector", json_schema_extra={"position": 50}
+        100, ge=1, le=4096, description="dimensions of the vectors", json_schema_extra={"position": 50}
     )
     negatives: int = Field(
-        5, ge=1, le=100, description="noise words drawn for each target", json_schema_extra={"position": 51}
+        5, ge=1, le=100, description="negative samples per target", json_schema_extra={"position": 51}
     )
     # not word2vec's 0.025: at one and at five epochs 0.05 gives better vectors (benchmarks/LOG.md)
     learning_rate: float = Field(
@@ -64,25 +67,25 @@ class TrainWord2VecConfig(TrainConfig):
         0.0001,
         ge=0,
         le=10,
-        description="learning rate at the end; it falls linearly with what is done",
+        description="learning rate at the end; it falls linearly",
         json_schema_extra={"position": 53},
     )
     sync_period: int = Field(
         1,
         ge=1,
-        description="steps between two exchanges of the frequent words' rows",
+        description="steps between synchronisations of the frequent words' rows",
         json_schema_extra={"position": 54},
     )
     sync_rare_period: int = Field(
         16,
         ge=1,
-        description="steps between two exchanges of all words' rows",
+        description="steps between synchronisations of all words' rows",
         json_schema_extra={"position": 55},
     )
     frequent_words: int = Field(
         1000,
         ge=0,
-        description="how many of the most frequent words are exchanged more often",
+        description="number of the most frequent words that are synchronised more often",
         json_schema_extra={"position": 56},
     )
 
@@ -91,20 +94,20 @@ class TrainWord2VecConfig(TrainConfig):
         2.0,
         ge=1,
         le=LANES,
-        description="of more workers than this, no row moves farther than so many times their mean move",
+        description="maximum norm of a row's summed update, as a multiple of the workers' mean update",
         json_schema_extra={"position": 57},
     )
     programs: int | None = Field(
         None,
         ge=1,
-        description="on a GPU: words of the text under way at once. More are faster, until they train worse"
-        " as they do not see each other's moves; if not given, as many as training bears",
+        description="on a GPU: number of words that are trained concurrently. More are faster, but train"
+        " worse, since they do not see each other's updates; if not given, a safe number",
         json_schema_extra={"position": 58},
     )
     save_context: bool = Field(
         False,
-        description="write the context vectors too (contexts.bin), from which gensim can continue training;"
-        " the folder takes twice the space",
+        description="also write the context vectors (contexts.bin), from which gensim can continue training;"
+        " the folder is then twice as large",
         json_schema_extra={"position": 59},
     )
 
@@ -127,7 +130,7 @@ class TrainWord2VecConfig(TrainConfig):
         return self
 
     def reading(self, pairs: PairsConfig) -> "TrainWord2VecConfig":
-        """This config for pairs of that mode: streamed ones are drawn in training, by options of its own."""
+        """Return this config for a mode of pairs: streamed pairs are drawn in training."""
         if pairs.mode == "stored":
             return self
         drawn = SkipGramsConfig(**pairs.model_dump(include=set(SkipGramsConfig.model_fields)))
@@ -135,12 +138,12 @@ class TrainWord2VecConfig(TrainConfig):
 
 
 class TrainFromTokensConfig(TrainWord2VecConfig):
-    """Skip-gram whose pairs are drawn from tokens as training goes."""
+    """Skip-gram whose pairs are drawn from tokens during training."""
 
     pairs: SkipGramsConfig
 
 
-@stage(version=3)
+@stage(version=4)
 def train_word2vec(
     pairs: Artifact,
     noise: Artifact,
@@ -149,10 +152,10 @@ def train_word2vec(
     out: Path,
     scratch: Path,
 ) -> Summary:
-    """Trains the two tables and writes the model folder.
+    """Train the two tables and write the model folder.
 
-    `pairs` has the pairs, or, under a `TrainFromTokensConfig`, the tokens that they are drawn from: then what
-    is counted are tokens.
+    `pairs` are pairs; with a `TrainFromTokensConfig` they are the tokens that pairs are drawn from, and the
+    examples that are counted are tokens.
     """
     words, counts = read_vocabulary(vocabulary)
     columns: tuple[str, ...] = ("target", "context")
@@ -197,18 +200,10 @@ def train_word2vec(
     if config.save_context:
         contexts = WordVectors(vectors.words, tensors["contexts"][:, : config.dim])
         contexts.save_word2vec(out / CONTEXTS, binary=True)
-    write_json(out / "config.json", {"model": "word2vec", **canonical(config), **vocabulary.normalization})
-    write_json(out / "metrics.json", metrics)
-    described = card(config, metrics, len(words), has_counts=not uncountable)
-    (out / "README.md").write_text(described, encoding="utf-8")
-    return Summary(
-        rows_in=metrics["examples"],
-        unit_in=f"{unit} in {counted(metrics['epochs'], 'epochs')}",
-        rows=len(words),
-        unit="word vectors",
-        notes={f"with white space, so no {COUNTS}": uncountable} if uncountable else {},
-        facts=facts_of(metrics),
-    )
+    write_json(out / "config.json", {KIND: FAMILY.kind, **canonical(config), **vocabulary.normalization})
+    save_records(out, metrics, model_card(config, metrics, len(words), has_counts=not uncountable))
+    notes = {f"with white space, so no {COUNTS}": uncountable} if uncountable else {}
+    return summarize(metrics, unit, len(words), "word vectors", notes=notes)
 
 
 def skipgrams_of(config: SkipGramsConfig, counts: NDArray[np.int64]) -> SkipGrams:
@@ -224,13 +219,14 @@ def skipgrams_of(config: SkipGramsConfig, counts: NDArray[np.int64]) -> SkipGram
 def from_tokens(
     skipgrams: SkipGrams, tokens: Artifact, counts: NDArray[np.int64], config: TrainFromTokensConfig
 ) -> dict[str, Any]:
-    """What a job that draws its pairs from tokens has of its own: the token shards, and how long a step is.
+    """Return the job's fields for drawing pairs from tokens: the token shards, and the tokens of a step.
 
-    A step has about as many tokens as make `batch_size` pairs. It has more where the lanes' parts would be
-    short beside the window. Where the text is thinned out so far that a token makes less than a pair, it has
-    `batch_size` tokens, so that memory stays bounded.
+    A step has about as many tokens as make `batch_size` pairs, and more if the lanes' parts would be short in
+    comparison with the window. If subsampling leaves less than one pair per token, it has `batch_size`
+    tokens, so that memory stays bounded.
 
-    Raises ValueError where not one document is held out although some should be.
+    Raises:
+        ValueError: documents should be held out, but none is.
     """
     files = tuple(training_files(tokens))
     documents = count_documents(list(files))
@@ -250,12 +246,11 @@ def from_tokens(
     }
 
 
-def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int, *, has_counts: bool) -> str:
-    """The model card: what it is, how it was made, how to load it.
+def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int, *, has_counts: bool) -> str:
+    """Return the model card: what the vectors are, how they were trained, how to load them.
 
     `has_counts`: whether the folder has the words' counts.
     """
-    examples = f"{counted(metrics['examples'], metrics['unit'])} ({counted(metrics['epochs'], 'epochs')})"
     rows, loaded, count = "", f'KeyedVectors.load_word2vec_format(f"{{folder}}/{VECTORS}", binary=True)', ""
     note = f"\nThere is no `{COUNTS}`, since a word has white space: gensim makes up counts from ranks.\n"
     if has_counts:
@@ -269,19 +264,18 @@ def card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int, *, ha
         rows += f"| `{CONTEXTS}` | the context vectors, in word2vec's binary format |\n"
     return f"""# Word vectors
 
-{words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples; trained by
-Lexloom on {examples} in {metrics["seconds"]:.1f} seconds,
-mean loss in the last epoch {metrics["loss"]:.4f}.
+{words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples.
+{describe_training(metrics, metrics["unit"])}
 
-| file | what is in it |
+| file | content |
 |---|---|
 | `model.safetensors` | `vectors`: float32, one row a word |
 | `vocabulary.json` | word -> row |
 | `{VECTORS}` | the same vectors in word2vec's binary format, for gensim |
-{rows}| `config.json`, `metrics.json` | how it was trained, and how it went |
+{rows}| `config.json`, `metrics.json` | the training's parameters and its course |
 {note}
 ```python
-from lexloom.models.word2vec.vectors import WordVectors
+from lexloom import WordVectors
 
 folder = "this folder"
 vectors = WordVectors.load(folder)
@@ -295,11 +289,11 @@ folder = "this folder"
 vectors = {loaded}
 vectors.most_similar(vectors.index_to_key[0]){count}
 ```
-{training_goes_on(config) if config.save_context and has_counts else ""}"""
+{continue_in_gensim(config) if config.save_context and has_counts else ""}"""
 
 
-def training_goes_on(config: TrainWord2VecConfig) -> str:
-    """The part of the model card that continues training in gensim, behind the part that loads `vectors`."""
+def continue_in_gensim(config: TrainWord2VecConfig) -> str:
+    """Return the model card's section on continuing in gensim, which follows the one that loads `vectors`."""
     return f"""
 Continue training in gensim, on `sentences` (lists of words):
 

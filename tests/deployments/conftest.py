@@ -1,4 +1,4 @@
-"""One store of four models for the whole room: they are only read."""
+"""One store of four models for the whole session: they are only read."""
 
 import pytest
 
@@ -14,11 +14,11 @@ def filled_and_names(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, d
 
 @pytest.fixture
 def filled(filled_and_names: tuple[Store, dict[str, str]]) -> Store:
-    """A store with a model for each tab."""
+    """A store with a model of each kind."""
     return filled_and_names[0]
 
 
 @pytest.fixture
 def names(filled_and_names: tuple[Store, dict[str, str]]) -> dict[str, str]:
-    """Their names, by tab."""
+    """The names of the models, by kind."""
     return filled_and_names[1]

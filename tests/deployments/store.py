@@ -1,4 +1,4 @@
-"""A store of four tiny models, made without training: one for each tab of the page."""
+"""A store of four tiny models, made without training."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ def shelve(
     unit: str = "rows",
     day: int = 1,
 ) -> str:
-    """Puts an artifact of 2020-01-`day` into the store; returns its name, `stage/key`."""
+    """Put an artifact of 2020-01-`day` into the store; return its name, `stage/key`."""
     building = store.new_folder(stage, key)
     write(building)
     manifest = Manifest(
@@ -120,12 +120,12 @@ def write_sentiment(folder: Path) -> None:
 
 
 def fill(store: Store) -> dict[str, str]:
-    """The four models; returns the name of each by the tab on which it is tried."""
-    shelve(store, "corpus", "books", inputs=[made_from("", "source", called="shelf/books.txt")])
+    """Put four models into the store; return the name of each by its kind."""
+    shelve(store, "corpus", "books", inputs=[made_from("", "source", called="library/books.txt")])
     books = [made_from("corpus", "books")]
     return {
-        "sentiment": shelve(store, "train_sentiment", "s1", write_sentiment, inputs=books, day=2),
-        "write": shelve(store, "train_transformer", "t1", write_transformer, inputs=books, day=3),
-        "next-word": shelve(store, "train_window_lm", "w1", write_windows, inputs=books, day=2),
+        "classifier": shelve(store, "train_sentiment", "s1", write_sentiment, inputs=books, day=2),
+        "transformer": shelve(store, "train_transformer", "t1", write_transformer, inputs=books, day=3),
+        "window": shelve(store, "train_window_lm", "w1", write_windows, inputs=books, day=2),
         "words": shelve(store, "train_word2vec", "v1", write_words, inputs=books, rows=6, day=2),
     }

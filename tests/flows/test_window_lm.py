@@ -10,7 +10,7 @@ import pytest
 
 from lexloom.flows.window_lm import WindowLMFlowConfig
 from lexloom.models.language_model import load_language_model
-from lexloom.models.sampling import Sampling, sample_text
+from lexloom.models.sampling import Sampling
 from lexloom.tasks.evaluate.language_model import LMEvaluation
 
 STAGES = [
@@ -51,7 +51,7 @@ def test_real_text_becomes_a_model_that_writes(prefect_home: Path, tmp_path: Pat
 
     writer = load_language_model(model)
     options = Sampling(max_tokens=20, seed=3)
-    pieces = list(sample_text(writer.next_logits, writer.tokenizer, ["The people of the"], options))
+    pieces = list(writer.generate(["The people of the"], options))
     written = "".join(piece[0] for piece in pieces)
     command = [
         sys.executable,

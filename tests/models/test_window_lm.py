@@ -206,7 +206,7 @@ def test_a_folder_that_is_no_such_model_is_refused(tmp_path: Path) -> None:
     made().save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, complaint in [
-        ({"model": "word2vec"}, "the model is of the kind 'word2vec'"),
+        ({"model": "word2vec"}, "it is a model of the kind 'word2vec'"),
         ({"shape": {**config["shape"], "width": 17}}, "can't be read"),
         ({"shape": {**config["shape"], "colour": 1}}, "colour"),
     ]:

@@ -10,10 +10,13 @@ FOLDER = Path(__file__).parent
 
 
 @cache
-def environment() -> Environment:
-    """Return the environment: all values are escaped, and an undefined name is an error."""
+def environment(*folders: Path) -> Environment:
+    """Return the environment of these templates, and of those in `folders`.
+
+    All values are escaped, and an undefined name is an error.
+    """
     return Environment(
-        loader=FileSystemLoader(FOLDER),
+        loader=FileSystemLoader([*folders, FOLDER]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -27,9 +30,9 @@ def render(template: str, **values: Any) -> str:
 
 
 @cache
-def macros(template: str) -> Any:
+def macros(template: str, *folders: Path) -> Any:
     """Return the macros of a template as attributes; each returns a `Markup`."""
-    return environment().get_template(template).module
+    return environment(*folders).get_template(template).module
 
 
 @cache

@@ -15,7 +15,7 @@ import torch
 
 from lexloom.deployments.cli.main import main
 from lexloom.deployments.cli.texts import FIRST_BATCH, MOST_AT_ONCE, growing_batches
-from lexloom.models.sentiment.classifier import Sentiment, save_classifier
+from lexloom.models.sentiment.classifier import Classifier, save_classifier
 from lexloom.models.sentiment.frozen_encoder import TrainedPart
 from lexloom.models.sentiment.hf_loading import load_classifier
 from lexloom.models.word2vec.vectors import WordVectors
@@ -41,7 +41,7 @@ TEXTS = ["the film was good", "word7 word9 was bad", "not the film " * 20]
 
 
 def expected(classifier: str, texts: list[str]) -> str:
-    found = Sentiment.load(classifier).classify(texts)
+    found = Classifier.load(classifier).classify(texts)
     return "".join(f"{label}\t{score:.4f}\n" for label, score in found)
 
 
@@ -245,7 +245,7 @@ def test_what_can_not_be_classified_is_said(
     assert "No such file or directory: nowhere.txt" in said(classifier, "--file", "nowhere.txt")
     assert "can't both be given" in said(classifier, "good", "--file", "nowhere.txt")
     assert f"there is no model in {tmp_path}" in said(str(tmp_path), "good")
-    assert "holds a model of the kind BertModel, not a classifier" in said(str(tmp_path / "backbone"), "good")
+    assert "contains a model of the kind BertModel, not a text classifier" in said(str(tmp_path / "backbone"), "good")
     assert vectors in said(vectors, "good")
 
 

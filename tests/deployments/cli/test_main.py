@@ -251,7 +251,9 @@ def test_a_wrong_number_to_keep_is_refused(capsys: pytest.CaptureFixture[str]) -
 def test_a_package_that_is_optional_is_named_with_what_brings_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "lexloom.models.sentiment.classifier")
+    Path("model").mkdir()
+    for name in ("family", "classifier"):
+        monkeypatch.delitem(sys.modules, f"lexloom.models.sentiment.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert "this needs tokenizers: pip install 'lexloom[sentiment]'" in complaint(
         capsys, "classify", "model", "good"

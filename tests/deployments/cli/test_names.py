@@ -6,10 +6,12 @@ import pytest
 
 from lexloom.deployments.cli.main import main
 from lexloom.tasks.store.artifacts import Store
-from lexloom.tasks.store.lookup import SENTIMENT, TRANSFORMER, WINDOW_LM, WORD2VEC, find_place, model_folder
+from lexloom.tasks.store.lookup import find_place, model_folder
 from tests.deployments.cli.test_main import complaint
 from tests.deployments.store import made_from, shelve, write_transformer, write_windows, write_words
 
+WORD2VEC, WINDOW_LM, TRANSFORMER = "train_word2vec", "train_window_lm", "train_transformer"
+SENTIMENT = "train_sentiment"
 FIRST, SECOND, OTHER = "1baecedb9cad2dca49326ce2", "1baec00000ad2dca49326ce2", "7e1b352f8b4b581c32c17f67"
 
 

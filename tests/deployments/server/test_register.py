@@ -1,4 +1,4 @@
-"""What a server is told when the deployments are applied, and what is left as a person has set it."""
+"""The deployments that are applied to a server, and what is kept as a user has set it."""
 
 from types import SimpleNamespace
 
@@ -6,17 +6,43 @@ import pytest
 import yaml
 
 from lexloom.deployments.server.register import DEPLOYMENTS, main, read_deployments
+from lexloom.flows.registry import FlowEntry, flows
 
 ENTRIES = {entry["name"]: entry for entry in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]}
 
 
-def test_schedules_that_are_there_stay_as_they_were_set() -> None:
+def test_schedules_of_existing_deployments_are_kept() -> None:
     client = SimpleNamespace(read_deployments=lambda: [SimpleNamespace(name="word2vec")])
     first, *others = read_deployments(client)["deployments"]
     assert "schedules" not in first
     for entry in (first, *others):
         assert entry["work_pool"] == {"name": "lexloom", "job_variables": {}}
     assert all(entry["schedules"] == ENTRIES[entry["name"]]["schedules"] for entry in others)
+
+
+def test_every_deployment_has_the_purpose_of_its_flow() -> None:
+    client = SimpleNamespace(read_deployments=list)
+    found = {entry["name"]: entry["description"] for entry in read_deployments(client)["deployments"]}
+    assert found.keys() == flows().keys()
+    assert found["word2vec"].startswith("Train word vectors: skip-gram with negative sampling. Stages whose")
+
+
+def test_a_registered_flow_without_an_entry_is_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = FlowEntry("other-lm", "lexloom.flows.window_lm")  # any module with a docstring
+    monkeypatch.setattr("lexloom.deployments.server.register.flows", lambda: {**flows(), "other-lm": other})
+    client = SimpleNamespace(read_deployments=list)
+    *listed, entry = read_deployments(client)["deployments"]
+    assert [each["name"] for each in listed] == list(ENTRIES)
+    assert entry == {
+        "name": "other-lm",
+        "entrypoint": "lexloom.flows.window_lm.window_lm",
+        "description": entry["description"],
+        "tags": ["lexloom"],
+        "work_pool": {"name": "lexloom", "job_variables": {}},
+        "enforce_parameter_schema": True,
+        "parameters": {},
+        "schedules": [],
+    }
 
 
 def test_a_server_that_does_not_answer_is_said_in_one_sentence(

@@ -25,7 +25,7 @@ from tests.deployments.browser import Browser
 from tests.deployments.store import shelve, write_transformer, write_words
 
 in_chromium = pytest.mark.needs("chromium")
-TABS = {"Sentiment": "sentiment", "Write": "write", "Next word": "next-word", "Words": "words"}
+TABS = {"Classify": "classify", "Write": "write", "Next token": "next-token", "Words": "words"}
 Names = dict[str, str]
 
 
@@ -67,13 +67,13 @@ def url(filled_and_names: tuple[Store, Names]) -> Iterator[str]:
 SLOW_SECONDS = 0.2
 WRITES_SLOWLY = f"""
 import sys, time
-from lexloom.deployments.web import handlers as answers
 from lexloom.deployments.web import app
+from lexloom.models.language_model import LanguageModel
 def slowly(*arguments):
     for number in range(1000):
         time.sleep({SLOW_SECONDS})
         yield ["x"]
-answers.sample_text = slowly
+LanguageModel.generate = slowly
 sys.exit(app.main(sys.argv[1:]))
 """
 
@@ -160,10 +160,10 @@ def test_every_endpoint_answers(url: str, filled: Store, names: Names) -> None:
         assert absent["visible"] is False
         assert "0.98" in ask("/neighbours", names["words"], "war")
         assert "treaty" in ask("/analogy", names["words"], "war", "peace", "wars")
-        assert "What pulled it" in ask("/sentiment", names["sentiment"], "the film was good")
-        assert "%" in ask("/next_word", names["next-word"], "the people")
+        assert "Word attributions" in ask("/classify", names["classifier"], "the film was good")
+        assert "%" in ask("/next_token", names["window"], "the people")
         draws = (20, 0.8, 0, 1, 0, 1, 7)
-        assert ask("/write", names["write"], "the people", *draws).startswith("the people")
+        assert ask("/write", names["transformer"], "the people", *draws).startswith("the people")
         assert "is not one of the 6 words" in ask("/neighbours", names["words"], "nonsense")
     finally:
         client.close()
@@ -244,7 +244,7 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
 ) -> None:
     browser.open(url)
 
-    panel = show(browser, "Sentiment")
+    panel = show(browser, "Classify")
     fill_in(browser, f"{panel} textarea", "the film was {{7*7}} ${7*7} good")
     browser.press("Enter")
     assert until_shown(browser, f"{panel} .shaded") == "the film was {{7*7}} ${7*7} good"  # no template
@@ -255,8 +255,10 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
     browser.wait(f"document.querySelector('{panel} .sample')?.innerText.length > 10")
     browser.wait(f"document.querySelector('{panel} .caret') === null")
 
-    panel = show(browser, "Next word")
-    assert "how texts begin" in until_shown(browser, f"{panel} .answer .note")  # before anything is typed
+    panel = show(browser, "Next token")
+    assert "these tokens begin a text" in until_shown(
+        browser, f"{panel} .answer .note"
+    )  # before anything is typed
     fill_in(browser, f"{panel} .tall textarea", "th")
     browser.wait(f"document.querySelectorAll('{panel} .seen code').length === 2")  # while one types
 
@@ -278,7 +280,7 @@ def test_a_chosen_token_is_appended_and_the_keyboard_stays_among_the_tokens(
     browser: Browser, url: str
 ) -> None:
     browser.open(url)
-    panel = show(browser, "Next word")
+    panel = show(browser, "Next token")
     so_far = f"document.querySelector('{panel} .tall textarea').value"
     until_shown(browser, f"{panel} [data-pick]")
     picked = ""
@@ -306,11 +308,11 @@ def test_a_neighbour_that_is_chosen_is_looked_up(browser: Browser, url: str) -> 
 @in_chromium
 def test_bad_input_is_answered_in_a_sentence_in_its_place(browser: Browser, url: str) -> None:
     browser.open(url)
-    panel = show(browser, "Sentiment")
+    panel = show(browser, "Classify")
     browser.wait(f"document.querySelector('{panel} textarea') !== null")
     browser.run(f"document.querySelector('{panel} button.primary').click()")
     said = until_shown(browser, f"{panel} [role=alert]")
-    assert said == "There is no text yet: write a review, or a sentence of one."
+    assert said == "The text is empty: enter a sentence or a review."
     panel = show(browser, "Write")
     fill_in(browser, f"{panel} textarea", "Ü")
     browser.press("Enter")
@@ -337,7 +339,7 @@ def test_it_fits_a_phone_in_the_colours_that_its_reader_prefers(
                 fill_in(browser, f"{panel} input[placeholder=peace]", "war")
                 browser.press("Enter")
                 until_shown(browser, f"{panel} .narrow svg")
-                assert browser.run(f"document.querySelector('{panel} .roomy').offsetParent") is None
+                assert browser.run(f"document.querySelector('{panel} .wide').offsetParent") is None
             assert browser.run("document.documentElement.scrollWidth") == 390
         assert browser.run("getComputedStyle(document.body).backgroundColor") == paper
         assert browser.run("getComputedStyle(document.querySelector('.lexloom')).color") == ink
@@ -355,7 +357,7 @@ def test_models_that_are_trained_while_the_page_is_open_appear(
     panel = show(browser, "Words")
     said = until_shown(browser, f"{panel} .missing")
     assert said.split("\n\n") == [
-        "There are no word vectors in this store yet.",
+        "This store has no word vectors yet.",
         "Train one, then press Refresh: lexloom word2vec",
     ]
     assert browser.run(f"document.querySelector('{panel} input[placeholder=peace]')") is None

@@ -1,4 +1,4 @@
-"""What the page answers, checked against the models asked directly; and what it says to bad input."""
+"""The handlers of the page: their results are those of the models, and bad input is one sentence."""
 
 import json
 import re
@@ -10,19 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from markupsafe import Markup
 
-from lexloom.deployments.web import handlers as answers
-from lexloom.deployments.web.model_catalog import Shelf
-from lexloom.models.language_model import Windows
+from lexloom.deployments.web import handlers
+from lexloom.deployments.web.model_catalog import ModelCatalog
 from lexloom.models.sampling import Sampling, sample_text
-from lexloom.models.sentiment.classifier import Sentiment
+from lexloom.models.sentiment.classifier import Classifier
 from lexloom.models.transformer.model import CachedDecoder
-from lexloom.models.window_lm import WindowLM, WindowLMConfig
+from lexloom.models.window_lm import WindowDecoder, WindowLM, WindowLMConfig
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.corpus import AsWritten
-from lexloom.tasks.display.charts import Html
 from lexloom.tasks.store.artifacts import Store
-from lexloom.tasks.store.lookup import WINDOW_LM, WORD2VEC
 from tests.deployments.store import (
     CONTEXT,
     fill,
@@ -49,13 +47,15 @@ Names = dict[str, str]
 
 
 @pytest.fixture
-def shelf(filled: Store) -> Shelf:
-    return Shelf(filled)
+def catalog(filled: Store) -> ModelCatalog:
+    return ModelCatalog(filled)
 
 
-def last(pieces: Iterator[Html]) -> str:
-    """The whole answer."""
-    return list(pieces)[-1]
+def last(pieces: Iterator[Markup]) -> str:
+    """Return the final result, which is no error."""
+    result = list(pieces)[-1]
+    assert 'role="alert"' not in result
+    return result
 
 
 def text_of(answer: str) -> str:
@@ -63,13 +63,13 @@ def text_of(answer: str) -> str:
 
 
 def rows(answer: str) -> list[tuple[str, str]]:
-    """(name, figure) of every bar."""
+    """Return (name, figure) of every bar."""
     found = re.findall(r"<span>([^<]*)</span><i style=[^>]*></i><b>([^<]*)</b>", answer)
     return [(unescape(name), figure) for name, figure in found]
 
 
-def complaint(pieces: Iterator[Html]) -> str:
-    """The one sentence that an answer consists of."""
+def complaint(pieces: Iterator[Markup]) -> str:
+    """Return the one sentence that a result consists of."""
     (said,) = list(pieces)
     assert 'role="alert"' in said
     sentence = text_of(said)
@@ -78,31 +78,31 @@ def complaint(pieces: Iterator[Html]) -> str:
     return sentence
 
 
-# sentiment
+# classification
 
 
-def test_sentiment_gives_the_classifiers_label_score_and_pulls(shelf: Shelf, names: Names) -> None:
-    classifier = Sentiment.load(shelf.store.root / names["sentiment"])
+def test_classify_shows_label_score_and_attributions(catalog: ModelCatalog, names: Names) -> None:
+    classifier = Classifier.load(catalog.store.root / names["classifier"])
     ((label, score),) = classifier.classify([REVIEW])
-    pulls = dict(classifier.attribute(REVIEW))
-    early, whole = answers.sentiment(shelf, names["sentiment"], REVIEW)
-    assert f"<b>{label}</b><span>{score:.1%}</span>" in early  # at once: the pulls take longer
+    attributions = dict(classifier.attribute(REVIEW))
+    early, whole = handlers.classify(catalog, names["classifier"], REVIEW)
+    assert f"<b>{label}</b><span>{score:.1%}</span>" in early  # at once: attributions take longer
     assert "<mark" not in early
     assert early.removesuffix("</div>") in whole
     shown = rows(whole)
     assert dict(shown)[label] == f"{score:.1%}"
-    strongest = max(pulls, key=lambda word: pulls[word])
-    assert dict(shown)[strongest] == f"+{pulls[strongest]:.2f}"
-    marked = re.findall(r'<mark class="(\w+)" style="--pull: ([\d.]+)"[^>]*>([^<]*)</mark>', whole)
+    strongest = max(attributions, key=lambda word: attributions[word])
+    assert dict(shown)[strongest] == f"+{attributions[strongest]:.2f}"
+    marked = re.findall(r'<mark class="(\w+)" style="--weight: ([\d.]+)"[^>]*>([^<]*)</mark>', whole)
     assert [word for _, _, word in marked] == REVIEW.split()
     assert {word: side == "for" for side, _, word in marked} == {
-        word: pull > 0 for word, pull in pulls.items()
+        word: effect > 0 for word, effect in attributions.items()
     }
     assert max(float(share) for _, share, _ in marked) == 1
 
 
-def test_words_beyond_what_the_model_reads_are_shown_as_unread(shelf: Shelf, names: Names) -> None:
-    answer = last(answers.sentiment(shelf, names["sentiment"], " ".join(["film"] * 40)))
+def test_words_beyond_the_models_limit_are_shown_as_unread(catalog: ModelCatalog, names: Names) -> None:
+    answer = last(handlers.classify(catalog, names["classifier"], " ".join(["film"] * 40)))
     assert answer.count("<mark") == 14  # 16 tokens, of which two are marks
     unread = re.search(r'<span class="unread">([^<]*)</span>', answer)
     assert unread is not None
@@ -110,61 +110,61 @@ def test_words_beyond_what_the_model_reads_are_shown_as_unread(shelf: Shelf, nam
     assert "the first 16 tokens" in answer
 
 
-def test_what_was_typed_is_text_and_never_markup(shelf: Shelf, names: Names) -> None:
+def test_input_is_escaped(catalog: ModelCatalog, names: Names) -> None:
     typed = "<script>alert(1)</script> & <img src=x onerror=alert(1)>"
-    answer = last(answers.sentiment(shelf, names["sentiment"], typed))
+    answer = last(handlers.classify(catalog, names["classifier"], typed))
     assert "<script" not in answer
     assert "<img" not in answer
-    said = complaint(answers.neighbours(shelf, names["words"], "<b>war</b>"))
+    said = complaint(handlers.neighbours(catalog, names["words"], "<b>war</b>"))
     assert "'<b>war</b>' is not one of the 6 words" in said
 
 
-# writing
+# generation
 
 
-def test_a_text_is_written_as_the_model_itself_writes_it(shelf: Shelf, names: Names) -> None:
+def test_generated_text_is_the_models(catalog: ModelCatalog, names: Names) -> None:
     sampling = Sampling(max_tokens=20, temperature=0.8, seed=7)
     prompt = "the <b>"
     expected = "".join(
         piece for (piece,) in sample_text(CachedDecoder(transformer_model()), tokenizer(), [prompt], sampling)
     )
     assert expected
-    answer = last(answers.write(shelf, names["write"], prompt, **DRAWS))
+    answer = last(handlers.write(catalog, names["transformer"], prompt, **DRAWS))
     assert text_of(answer) == prompt + expected
     assert '<span class="prompt">the &lt;b&gt;</span>' in answer
-    assert answers.CARET not in answer
+    assert str(handlers.results.caret()) not in answer
 
 
-def test_texts_that_are_written_by_turns_do_not_touch_each_other(
-    shelf: Shelf, names: Names, monkeypatch: pytest.MonkeyPatch
+def test_texts_that_are_generated_concurrently_do_not_affect_each_other(
+    catalog: ModelCatalog, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "SECONDS_BETWEEN_PIECES", 0)
+    monkeypatch.setattr(handlers, "SECONDS_BETWEEN_UPDATES", 0)
     alone = {
-        prompt: last(answers.write(shelf, names["write"], prompt, **DRAWS))
+        prompt: last(handlers.write(catalog, names["transformer"], prompt, **DRAWS))
         for prompt in ("the people", "a long peac")  # by turns, each text is one longer than the last read
     }
-    one, two = (answers.write(shelf, names["write"], prompt, **DRAWS) for prompt in alone)
+    one, two = (handlers.write(catalog, names["transformer"], prompt, **DRAWS) for prompt in alone)
     pairs = list(zip(one, two, strict=False))
     assert [pairs[-1][0], pairs[-1][1]] == list(alone.values())
     growing = [len(text_of(piece)) for piece, _ in pairs]
     assert growing == sorted(growing)
     assert len(set(growing)) > 10  # it came piece by piece
-    assert all(answers.CARET in piece for piece, _ in pairs[:-1])
+    assert all(str(handlers.results.caret()) in piece for piece, _ in pairs[:-1])
 
 
-def test_what_was_written_when_it_was_stopped_stays(shelf: Shelf, names: Names) -> None:
-    sheet = answers.sheet("the", " people", going_on=True)
-    assert text_of(answers.stopped(sheet)) == "the people"
-    assert answers.CARET not in answers.stopped(sheet)
-    assert answers.stopped(None) == ""
+def test_a_stopped_text_stays_without_a_caret(catalog: ModelCatalog, names: Names) -> None:
+    sheet = handlers.results.generated_text("the", " people", finished=False)
+    assert text_of(handlers.stopped(sheet)) == "the people"
+    assert str(handlers.results.caret()) not in handlers.stopped(sheet)
+    assert handlers.stopped(None) == ""
 
 
-def test_an_empty_prompt_begins_a_text(shelf: Shelf, names: Names) -> None:
-    assert text_of(last(answers.write(shelf, names["write"], "", **DRAWS)))
+def test_an_empty_prompt_begins_a_text(catalog: ModelCatalog, names: Names) -> None:
+    assert text_of(last(handlers.write(catalog, names["transformer"], "", **DRAWS)))
 
 
-def test_a_window_model_writes_too(shelf: Shelf, names: Names) -> None:
-    answer = last(answers.write(shelf, names["next-word"], "the people", **DRAWS))
+def test_a_window_model_generates_text(catalog: ModelCatalog, names: Names) -> None:
+    answer = last(handlers.write(catalog, names["window"], "the people", **DRAWS))
     assert text_of(answer).startswith("the people")
     assert len(text_of(answer)) > len("the people")
 
@@ -172,25 +172,28 @@ def test_a_window_model_writes_too(shelf: Shelf, names: Names) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"prompt": "p" * 4001}, "This prompt has 4,001 characters: the page takes 4,000 at most."),
-        ({"prompt": "é"}, "The character 'é' (U+00E9) is not one of the"),
-        ({"tokens": 1001}, "1,001 tokens are many: the page writes 1,000 at most."),
+        ({"prompt": "p" * 4001}, "This prompt has 4,001 characters: the limit is 4,000; shorten it."),
+        ({"prompt": "é"}, "The character 'é' (U+00E9) is not one of this"),
+        ({"tokens": 1001}, "1,001 tokens are too many: the limit of this page is 1,000."),
         ({"tokens": 0}, "Max_tokens is 0: it must be at least 1."),
-        ({"temperature": -1}, "Temperature is -1: it must be at least 0, which takes the likeliest."),
-        ({"seed": None}, "One of the numbers under “How it draws” is empty: fill it in."),
+        (
+            {"temperature": -1},
+            "Temperature is -1: it must be at least 0, which takes the most",
+        ),
+        ({"seed": None}, "A number under “Sampling options” is empty: fill it in."),
     ],
 )
-def test_what_can_not_be_written_is_said(
-    shelf: Shelf, names: Names, changes: dict[str, Any], said: str
+def test_bad_sampling_options_and_prompts_are_one_sentence(
+    catalog: ModelCatalog, names: Names, changes: dict[str, Any], said: str
 ) -> None:
     given = {"prompt": "the", **DRAWS, **changes}
-    assert complaint(answers.write(shelf, names["write"], **given)).startswith(said)
+    assert complaint(handlers.write(catalog, names["transformer"], **given)).startswith(said)
 
 
-# the next word
+# the next token
 
 
-def test_next_tokens_are_the_models_own_with_their_probabilities(shelf: Shelf, names: Names) -> None:
+def test_next_tokens_have_the_models_probabilities(catalog: ModelCatalog, names: Names) -> None:
     ids = tokenizer().encode("the people")[-CONTEXT:]
     with torch.inference_mode():
         chances = window_model().log_probabilities(torch.tensor([ids])).exp()[0, : tokenizer().size]
@@ -200,7 +203,7 @@ def test_next_tokens_are_the_models_own_with_their_probabilities(shelf: Shelf, n
         (spelled[token], f"{chance / chances.sum():.1%}")
         for token, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
-    answer = last(answers.next_word(shelf, names["next-word"], "the people"))
+    answer = last(handlers.next_token(catalog, names["window"], "the people"))
     assert rows(answer) == expected
     assert re.findall(r"<code>([^<]*)</code>", answer) == ["p", "l", "e"]  # all that the model sees
     picks = [unescape(pick) for pick in re.findall(r'data-pick="([^"]*)"', answer)]
@@ -209,16 +212,16 @@ def test_next_tokens_are_the_models_own_with_their_probabilities(shelf: Shelf, n
     ]
 
 
-def test_without_a_context_the_model_says_how_texts_begin(shelf: Shelf, names: Names) -> None:
+def test_without_a_context_the_tokens_begin_a_text(catalog: ModelCatalog, names: Names) -> None:
     padding = tokenizer().end_of_text
     with torch.inference_mode():
         chances = window_model().log_probabilities(torch.tensor([[padding] * CONTEXT])).exp()
-    answer = last(answers.next_word(shelf, names["next-word"], ""))
+    answer = last(handlers.next_token(catalog, names["window"], ""))
     assert rows(answer)[0][0] == tokenizer().display_names()[int(chances.argmax())]
-    assert "how texts begin" in answer
+    assert "these tokens begin a text" in answer
 
 
-def test_a_model_that_predicts_embeddings_gives_nearness_and_claims_no_probability(store: Store) -> None:
+def test_a_model_that_predicts_embeddings_shows_similarities_not_probabilities(store: Store) -> None:
     torch.manual_seed(0)
     model = WindowLM(
         WindowLMConfig(vocabulary=30, context=2, dim=4, padding=0, width=8, objective="embedding")
@@ -228,19 +231,19 @@ def test_a_model_that_predicts_embeddings_gives_nearness_and_claims_no_probabili
         model.save(folder)
         tokenizer().save(folder / "tokenizer")
 
-    name = shelve(store, WINDOW_LM, "regression", write)
-    answer = last(answers.next_word(Shelf(store), name, "the"))
-    nearness = Windows(model)([tokenizer().encode("the")])[0, : tokenizer().size]
+    name = shelve(store, "train_window_lm", "regression", write)
+    answer = last(handlers.next_token(ModelCatalog(store), name, "the"))
+    nearness = WindowDecoder(model)([tokenizer().encode("the")])[0, : tokenizer().size]
     assert rows(answer)[0][1] == f"{float(nearness.max()):.3f}"
     assert "%" not in text_of(answer)
-    assert "not probabilities" in answer
+    assert "not a probability" in answer
 
 
 # words
 
 
-def test_neighbours_are_in_the_order_of_their_angles(shelf: Shelf, names: Names) -> None:
-    answer = last(answers.neighbours(shelf, names["words"], "war"))
+def test_neighbours_are_ordered_by_their_angles(catalog: ModelCatalog, names: Names) -> None:
+    answer = last(handlers.neighbours(catalog, names["words"], "war"))
     assert rows(answer) == [
         ("wars", "0.98"),  # cos 10°
         ("battle", "0.94"),  # cos 20°
@@ -254,21 +257,21 @@ def test_neighbours_are_in_the_order_of_their_angles(shelf: Shelf, names: Names)
     assert all(f"<title>{word}" in answer for word in ("war", "battle", "tea"))
 
 
-def test_an_analogy_turns_by_the_same_angle(shelf: Shelf, names: Names) -> None:
+def test_an_analogy_adds_the_same_angle(catalog: ModelCatalog, names: Names) -> None:
     # from war (0°) to wars (10°), and from there by the same way: b - a + c points to 15°, battle at 20°
-    answer = last(answers.analogy(shelf, names["words"], "war", "wars", "battle"))
+    answer = last(handlers.analogy(catalog, names["words"], "war", "wars", "battle"))
     assert rows(answer)[0][0] == "peace"  # what is left of the others, nearest to 30°
     assert "war is to wars as battle is to" in answer
 
 
-def test_capitals_and_spaces_around_a_word_do_no_harm(shelf: Shelf, names: Names) -> None:
-    assert rows(last(answers.neighbours(shelf, names["words"], " War ")))[0][0] == "wars"
+def test_capitals_and_spaces_around_a_word_are_ignored(catalog: ModelCatalog, names: Names) -> None:
+    assert rows(last(handlers.neighbours(catalog, names["words"], " War ")))[0][0] == "wars"
 
 
-def test_a_token_that_begins_a_word_goes_before_one_from_within() -> None:
+def test_a_token_that_begins_a_word_is_preferred() -> None:
     tokens = WordVectors(["peace", "\u2581peace", "war"], torch.eye(3))
-    assert answers.known(tokens, "Peace", "word") == "\u2581peace"
-    assert answers.known(tokens, "war", "word") == "war"
+    assert handlers.find_word(tokens, "Peace", "word") == "\u2581peace"
+    assert handlers.find_word(tokens, "war", "word") == "war"
 
 
 @pytest.mark.parametrize(
@@ -276,87 +279,90 @@ def test_a_token_that_begins_a_word_goes_before_one_from_within() -> None:
     [
         ("", "The field “Word” is empty: type a word."),
         ("battles", "'battles' is not one of the 6 words of this model. Similar: battle."),
-        ("w" * 101, "This word has 101 characters: the page takes 100 at most."),
+        ("w" * 101, "This word has 101 characters: the limit is 100; shorten it."),
     ],
 )
-def test_a_word_that_can_not_be_looked_up_is_said(shelf: Shelf, names: Names, word: str, said: str) -> None:
-    assert complaint(answers.neighbours(shelf, names["words"], word)) == said
+def test_a_word_that_can_not_be_looked_up_is_one_sentence(
+    catalog: ModelCatalog, names: Names, word: str, said: str
+) -> None:
+    assert complaint(handlers.neighbours(catalog, names["words"], word)) == said
 
 
-def test_an_empty_field_of_an_analogy_is_named(shelf: Shelf, names: Names) -> None:
-    said = complaint(answers.analogy(shelf, names["words"], "war", "", "tea"))
+def test_an_empty_field_of_an_analogy_is_named(catalog: ModelCatalog, names: Names) -> None:
+    said = complaint(handlers.analogy(catalog, names["words"], "war", "", "tea"))
     assert said == "The field “B” is empty: type a word."
 
 
-# everywhere
+# all handlers
 
 
-def test_empty_and_endless_reviews_are_told_so(shelf: Shelf, names: Names) -> None:
-    assert complaint(answers.sentiment(shelf, names["sentiment"], " \n")).startswith("There is no text yet")
-    said = complaint(answers.sentiment(shelf, names["sentiment"], "word " * 100_000))
-    assert said == "This review has 500,000 characters: the page takes 20,000 at most."
+def test_empty_and_long_texts_are_refused(catalog: ModelCatalog, names: Names) -> None:
+    assert complaint(handlers.classify(catalog, names["classifier"], " \n")).startswith("The text is empty")
+    said = complaint(handlers.classify(catalog, names["classifier"], "word " * 100_000))
+    assert said == "This text has 500,000 characters: the limit is 20,000; shorten it."
 
 
-def test_without_a_model_the_page_says_so(shelf: Shelf) -> None:
-    said = complaint(answers.neighbours(shelf, None, "war"))
-    assert said == "There is no model to ask: train one, and press Refresh."
+def test_without_a_model_there_is_an_error(catalog: ModelCatalog) -> None:
+    said = complaint(handlers.neighbours(catalog, None, "war"))
+    assert said == "No model is selected: train one, and press Refresh."
 
 
-def test_a_damaged_model_ends_in_a_sentence_that_names_the_file(store: Store) -> None:
-    name = shelve(store, WORD2VEC, "damaged", write_words)
+def test_a_damaged_model_is_one_sentence_that_names_the_file(store: Store) -> None:
+    name = shelve(store, "train_word2vec", "damaged", write_words)
     (store.root / name / "model.safetensors").write_bytes(b"nonsense")
-    said = complaint(answers.neighbours(Shelf(store), name, "war"))
+    said = complaint(handlers.neighbours(ModelCatalog(store), name, "war"))
     assert "model.safetensors has no tensor 'vectors'" in said
 
 
-def test_a_mistake_of_ours_is_admitted_without_a_traceback_and_logged(
-    shelf: Shelf, names: Names, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_an_internal_error_is_logged_and_shown_without_a_traceback(
+    catalog: ModelCatalog, names: Names, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(answers, "in_the_plane", broken)
-    said = complaint(answers.neighbours(shelf, names["words"], "war"))
-    assert said == "Something went wrong that should not (RuntimeError); the terminal has more."
+    monkeypatch.setattr(handlers, "project", broken)
+    said = complaint(handlers.neighbours(catalog, names["words"], "war"))
+    assert said == "Internal error (RuntimeError): see the terminal for details."
     assert "secret" in caplog.text
 
 
-def test_a_missing_extra_is_named(shelf: Shelf, names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lexloom.models.sentiment.classifier", None)
-    shelf = Shelf(shelf.store)
-    said = complaint(answers.sentiment(shelf, names["sentiment"], REVIEW))
-    assert (
-        said
-        == "The package lexloom.models.sentiment.classifier is missing: pip install 'lexloom[sentiment]'."
-    )
+def test_a_missing_extra_is_named(
+    catalog: ModelCatalog, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lexloom.models.sentiment.family", None)
+    catalog = ModelCatalog(catalog.store)
+    said = complaint(handlers.classify(catalog, names["classifier"], REVIEW))
+    assert said == "The package lexloom.models.sentiment.family is missing: pip install 'lexloom[sentiment]'."
 
 
-# the normalisation of the training text
+# normalization
 
 
-def test_every_tab_normalises_what_is_typed_as_the_training_text_was(store: Store) -> None:
+def test_every_handler_normalizes_its_input_like_the_training_text(store: Store) -> None:
     names = fill(store)
     rules = {"normalization": AsWritten(lower=True, strip_markup=True).model_dump()}
-    for tab, name in names.items():
-        path = store.root / name / ("lexloom.json" if tab in ("sentiment", "write") else "config.json")
-        described = json.loads(path.read_text()) if path.is_file() else {"model": "sentiment"}
+    for kind, name in names.items():
+        path = (
+            store.root / name / ("lexloom.json" if kind in ("classifier", "transformer") else "config.json")
+        )
+        described = json.loads(path.read_text()) if path.is_file() else {}
         path.write_text(json.dumps({**described, **rules}))
-    shelf = Shelf(store)
+    catalog = ModelCatalog(store)
     typed, read = "The <i>film</i> was BAD", "the film was bad"
-    assert last(answers.sentiment(shelf, names["sentiment"], typed)) == last(
-        answers.sentiment(shelf, names["sentiment"], read)
+    assert last(handlers.classify(catalog, names["classifier"], typed)) == last(
+        handlers.classify(catalog, names["classifier"], read)
     )
     typed, read = "The <b>People</b>", "the people"
-    assert last(answers.next_word(shelf, names["next-word"], typed)) == last(
-        answers.next_word(shelf, names["next-word"], read)
+    assert last(handlers.next_token(catalog, names["window"], typed)) == last(
+        handlers.next_token(catalog, names["window"], read)
     )
     options = (5, 0.0, 0, 1.0, 0.0, 1.0, 0)
-    assert last(answers.write(shelf, names["write"], typed, *options)) == last(
-        answers.write(shelf, names["write"], read, *options)
+    assert last(handlers.write(catalog, names["transformer"], typed, *options)) == last(
+        handlers.write(catalog, names["transformer"], read, *options)
     )
-    assert last(answers.neighbours(shelf, names["words"], "<b>Pea</b>CE")) == last(
-        answers.neighbours(shelf, names["words"], "peace")
+    assert last(handlers.neighbours(catalog, names["words"], "<b>Pea</b>CE")) == last(
+        handlers.neighbours(catalog, names["words"], "peace")
     )
     assert "war is to wars as peace is to" in text_of(
-        last(answers.analogy(shelf, names["words"], "WAR", "Wars", "<i>peace</i>"))
+        last(handlers.analogy(catalog, names["words"], "WAR", "Wars", "<i>peace</i>"))
     )

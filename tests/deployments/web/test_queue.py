@@ -1,4 +1,4 @@
-"""Turns: nobody is kept waiting by readers that have gone, and a line that is too long says so."""
+"""Queues: clients that have disconnected delay nobody, and a full queue is reported."""
 
 import asyncio
 import threading
@@ -8,10 +8,10 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from markupsafe import Markup
 
 from lexloom.deployments.web import queue as module
-from lexloom.deployments.web.queue import Readers, Turns, WatchReaders, in_turn, session_of
-from lexloom.tasks.display.charts import Html
+from lexloom.deployments.web.queue import Queue, Sessions, TrackSessions, in_turn, session_of
 
 GRACE = 0.1
 
@@ -22,15 +22,15 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Page:
-    """An endless answer, asked for by readers; counts the pieces that were made, and the answers at work."""
+    """An endless handler; counts its steps and its running requests."""
 
     def __init__(self, **limits: int) -> None:
-        self.readers = Readers()
+        self.sessions = Sessions()
         self.made = self.at_work = self.most_at_work = 0
         self._lock = threading.Lock()
-        self._ask: Any = in_turn(self.answer, self.readers, Turns(**limits), Html)
+        self._ask: Any = in_turn(self.answer, self.sessions, Queue(**limits), Markup)
 
-    def answer(self, text: str) -> Iterator[Html]:
+    def answer(self, text: str) -> Iterator[Markup]:
         with self._lock:
             self.at_work += 1
             self.most_at_work = max(self.most_at_work, self.at_work)
@@ -38,31 +38,31 @@ class Page:
             while True:
                 time.sleep(0.002)
                 self.made += 1
-                yield Html(text)
+                yield Markup(text)
         finally:
             self.at_work -= 1
 
-    def ask(self, session: str) -> AsyncGenerator[Html, None]:
+    def ask(self, session: str) -> AsyncGenerator[Markup, None]:
         request = gr.Request(session_hash=session)
         return self._ask(request, f"for {session}")  # type: ignore[no-any-return]
 
     def open(self, session: str) -> None:
-        self.readers.of(session).open()
+        self.sessions.get(session).open()
 
     def close(self, session: str) -> None:
-        self.readers.of(session).close()
+        self.sessions.get(session).close()
 
 
-async def drained(answer: AsyncGenerator[Html, None]) -> list[Html]:
+async def drained(answer: AsyncGenerator[Markup, None]) -> list[Markup]:
     return [piece async for piece in answer]
 
 
-def test_a_request_that_nobody_reads_is_not_worked_on() -> None:
+def test_a_request_without_a_client_is_not_started() -> None:
     async def run() -> None:
         page = Page()
         answers = await asyncio.gather(*(drained(page.ask(f"gone {number}")) for number in range(300)))
         assert {str(piece) for answer in answers for piece in answer} == {
-            "nobody read this answer within 0.1 seconds: ask again"
+            "no client connected to read this result within 0.1 seconds: try again"
         }
         assert page.made == 0
         page.open("next")
@@ -73,9 +73,9 @@ def test_a_request_that_nobody_reads_is_not_worked_on() -> None:
     asyncio.run(run())
 
 
-def test_an_answer_ends_when_its_reader_has_gone_and_the_next_has_its_turn() -> None:
+def test_a_request_ends_when_its_client_disconnects_and_the_next_starts() -> None:
     async def run() -> None:
-        page = Page(at_once=1)
+        page = Page(max_running=1)
         page.open("first")
         first = asyncio.create_task(drained(page.ask("first")))
         page.open("second")
@@ -94,9 +94,9 @@ def test_an_answer_ends_when_its_reader_has_gone_and_the_next_has_its_turn() -> 
     asyncio.run(run())
 
 
-def test_readers_that_went_while_they_waited_do_not_come_before_one_that_stays() -> None:
+def test_clients_that_disconnected_in_the_queue_are_skipped() -> None:
     async def run() -> None:
-        page = Page(at_once=1)
+        page = Page(max_running=1)
         page.open("first")
         first = page.ask("first")
         await anext(first)
@@ -117,9 +117,9 @@ def test_readers_that_went_while_they_waited_do_not_come_before_one_that_stays()
     asyncio.run(run())
 
 
-def test_one_reader_too_many_is_told_so_at_once() -> None:
+def test_a_full_queue_refuses_the_next_request_at_once() -> None:
     async def run() -> None:
-        page = Page(at_once=2, most_waiting=3)
+        page = Page(max_running=2, max_waiting=3)
         tasks = []
         for number in range(5):
             page.open(str(number))
@@ -128,7 +128,7 @@ def test_one_reader_too_many_is_told_so_at_once() -> None:
         page.open("late")
         said = await drained(page.ask("late"))
         assert said == [
-            "the page is busy: 2 requests are being answered and 3 wait; try again in a minute",
+            "the page is busy: 2 requests are running and 3 are waiting; try again in a minute",
         ]
         assert page.most_at_work == 2
         for task in tasks:
@@ -137,11 +137,11 @@ def test_one_reader_too_many_is_told_so_at_once() -> None:
     asyncio.run(run())
 
 
-def test_who_stops_waiting_or_reading_frees_the_turn() -> None:
+def test_a_cancelled_request_lets_the_next_one_start() -> None:
     """As the Stop button does: Gradio cancels the task that asks for the next piece."""
 
     async def run() -> None:
-        page = Page(at_once=1)
+        page = Page(max_running=1)
         for name in ("first", "second", "third"):
             page.open(name)
         first = asyncio.create_task(drained(page.ask("first")))
@@ -193,20 +193,20 @@ def test_an_event_stream_names_its_session(method: str, path: str, query: bytes,
     assert session_of({"type": "http", "method": method, "path": path, "query_string": query}) == session
 
 
-def test_a_session_is_there_while_its_stream_is_open_and_forgotten_after() -> None:
+def test_a_session_is_kept_while_its_stream_is_open() -> None:
     async def run() -> None:
-        readers = Readers()
+        sessions = Sessions()
         seen = []
 
         async def stream(scope: Any, receive: Any, send: Any) -> None:
-            seen.append(readers.of("ab1").streams)
+            seen.append(sessions.get("ab1").streams)
             raise ConnectionResetError
 
-        watched = WatchReaders(stream, readers)
+        watched = TrackSessions(stream, sessions)
         scope = {"type": "http", "method": "GET", "path": "/queue/data", "query_string": b"session_hash=ab1"}
         with pytest.raises(ConnectionResetError):
             await watched(scope, None, None)  # type: ignore[arg-type]
         assert seen == [1]
-        assert not readers._readers
+        assert not sessions._sessions
 
     asyncio.run(run())

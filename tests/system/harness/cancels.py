@@ -245,7 +245,7 @@ def check_resumed(said: str, finished: set[str], step: int | None, *, trained: b
     for stage in FLOW_STAGES:
         if whole or stage in lines:
             assert ("cached" in lines[stage]) == (stage in finished), f"{stage}: {said}"
-    goes_on = f"goes on from its checkpoint of step {step or 0:,}"
+    goes_on = f"resumes from the checkpoint of step {step or 0:,}"
     told = any(line.rstrip().endswith(goes_on) for line in said.splitlines())
     assert told == (step is not None and trained), f"step {step}: {said}"
 

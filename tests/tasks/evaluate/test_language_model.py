@@ -4,7 +4,9 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from lexloom.models.language_model import LanguageModel
 from lexloom.models.ngram import KneserNey
 from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.models.window_lm import WindowLM, WindowLMConfig
@@ -20,7 +23,6 @@ from lexloom.tasks.evaluate.language_model import (
     BEST,
     EvaluateLMConfig,
     LMEvaluation,
-    Predictor,
     Score,
     contexts_of,
     evaluate_lm,
@@ -76,25 +78,26 @@ def evaluate(
 ) -> Evaluate:
     """Runs the stage on a predictor."""
 
-    def run(predictor: Predictor, **options: Any) -> LMEvaluation:
+    def run(network: LanguageModel, **options: Any) -> LMEvaluation:
         model = artifact(store, "model")
-        monkeypatch.setattr(module, "load_predictor", lambda folder, device: predictor)
+        family = SimpleNamespace(title="a guess", load=lambda folder, device: network)
+        monkeypatch.setattr(module, "find_family", lambda folder, capability: family)
         made = build(evaluate_lm, model, windows, tokens, config=EvaluateLMConfig(**options))
         return read_lm_evaluation(made)
 
     return run
 
 
-def always(best: list[int], nats: float | None, every_token: bool = False) -> Predictor:
-    """Says the same of every token: its five best, and the cross-entropy."""
+def always(best: list[int], nats: float | None, every_token: bool = False) -> LanguageModel:
+    """A model that predicts the same of every token: its five best, and the cross-entropy."""
 
-    def predict(inputs: torch.Tensor, labels: torch.Tensor) -> tuple[float | None, torch.Tensor]:
+    def predict(inputs: torch.Tensor, labels: torch.Tensor, k: int) -> tuple[float | None, torch.Tensor]:
         assert inputs.shape == (len(labels), 3)
         predicted = 3 if every_token else 1
         found = torch.tensor(best).expand(len(labels), predicted, BEST)
         return None if nats is None else nats * len(labels) * predicted, found
 
-    return Predictor("a guess", every_token, predict)
+    return LanguageModel(TOKENIZER, None, Mock(), predict, every_token)
 
 
 def test_figures_by_hand(evaluate: Evaluate) -> None:
@@ -224,6 +227,7 @@ def test_a_window_language_model_is_measured_as_it_predicts(
     network = WindowLM(config, torch.randn(SIZE, 4)).eval()
     model = artifact(store, "train_window_lm")
     network.save(model.folder)
+    TOKENIZER.save(model.folder / "tokenizer")
     made = build(evaluate_lm, model, windows, tokens, config=EvaluateLMConfig())
     found = read_lm_evaluation(made)
     held_out = torch.tensor(HELD_OUT)
@@ -243,6 +247,7 @@ def test_a_model_that_predicts_embeddings_has_no_perplexity(
     )
     model = artifact(store, "train_window_lm")
     WindowLM(config, torch.randn(SIZE, 4)).save(model.folder)
+    TOKENIZER.save(model.folder / "tokenizer")
     made = build(evaluate_lm, model, windows, tokens, config=EvaluateLMConfig())
     assert read_lm_evaluation(made).scores[0].perplexity is None
     assert "perplexity" not in made.facts
@@ -265,5 +270,5 @@ def test_a_model_that_predicts_no_tokens_is_refused(
 ) -> None:
     model = artifact(store, "model")
     (model.folder / "config.json").write_text(json.dumps({"model": "word2vec"}))
-    with pytest.raises(ValueError, match="is a word2vec: it must be one of window_lm, transformer"):
+    with pytest.raises(ValueError, match="holds a word2vec model, which can't generate text"):
         build(evaluate_lm, model, windows, tokens, config=EvaluateLMConfig())

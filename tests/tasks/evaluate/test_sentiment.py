@@ -10,20 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
-from lexloom.models.sentiment.classifier import Sentiment, save_classifier
+from lexloom.models.sentiment.classifier import Classifier, save_classifier
 from lexloom.models.sentiment.frozen_encoder import TrainedPart
 from lexloom.models.sentiment.hf_loading import load_classifier
+from lexloom.tasks.evaluate.classification_scores import compute_scores, reliability_bins, roc_auc
 from lexloom.tasks.evaluate.sentiment import (
     EvaluateSentimentConfig,
     SentimentEvaluation,
     bag_of_words,
+    baseline_probabilities,
     evaluate_sentiment,
     highlights,
     read_sentiment_evaluation,
-    reliability_bins,
-    rival_scores,
-    roc_auc,
-    score,
     verdict,
 )
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
@@ -63,7 +61,7 @@ def random_scores(labels: int) -> tuple[np.ndarray, np.ndarray]:
 def test_scores_are_those_of_scikit_learn(labels: int) -> None:
     probabilities, truth = random_scores(labels)
     predicted = probabilities.argmax(1)
-    found = score(probabilities, truth, [str(label) for label in range(labels)])
+    found = compute_scores(probabilities, truth, [str(label) for label in range(labels)])
     auc = roc_auc_score(truth, probabilities[:, 1] if labels == 2 else probabilities, multi_class="ovr")
     assert found.accuracy == pytest.approx((predicted == truth).mean())
     assert found.f1 == pytest.approx(f1_score(truth, predicted, average="macro"))
@@ -75,7 +73,7 @@ def test_scores_are_those_of_scikit_learn(labels: int) -> None:
 
 def test_a_label_that_is_never_met_has_no_area() -> None:
     assert roc_auc(np.array([0.1, 0.9]), np.array([True, True])) is None
-    found = score(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]), ["a", "b"])
+    found = compute_scores(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]), ["a", "b"])
     assert found.roc_auc is None
     assert [entry.recall for entry in found.labels] == [0.5, None]
     assert [entry.precision for entry in found.labels] == [1.0, 0.0]
@@ -86,8 +84,8 @@ def test_a_label_of_three_that_does_not_occur_is_in_no_mean() -> None:
     probabilities, truth = random_scores(3)
     probabilities = np.insert(probabilities, 1, 0.0, axis=1)
     truth = np.array([0, 2, 3])[truth]
-    found = score(probabilities, truth, ["a", "never", "b", "c"])
-    without = score(np.delete(probabilities, 1, axis=1), truth - (truth > 0), ["a", "b", "c"])
+    found = compute_scores(probabilities, truth, ["a", "never", "b", "c"])
+    without = compute_scores(np.delete(probabilities, 1, axis=1), truth - (truth > 0), ["a", "b", "c"])
     assert found.f1 == pytest.approx(without.f1)
     assert found.roc_auc == pytest.approx(without.roc_auc)
     assert found.ece == pytest.approx(without.ece)
@@ -96,7 +94,7 @@ def test_a_label_of_three_that_does_not_occur_is_in_no_mean() -> None:
 def test_calibration_of_one_label_by_hand() -> None:
     """Five reviews scored 0.9 for their label, but for one that is scored so for the other."""
     scores = np.array([[0.1, 0.9]] * 4 + [[0.9, 0.1]])
-    found = score(scores, np.ones(5, int), ["a", "b"])
+    found = compute_scores(scores, np.ones(5, int), ["a", "b"])
     assert found.ece == pytest.approx(0.1)  # 0.9 against 4 of 5
     assert [bin.reviews for bin in found.reliability if bin.reviews] == [5]
 
@@ -109,7 +107,7 @@ def test_calibration_by_hand() -> None:
     assert [(bin.lower, bin.upper, bin.reviews) for bin in filled] == [(0.7, 0.8, 4), (0.9, 1.0, 2)]
     assert [bin.accuracy for bin in filled] == [0.75, 0.5]
     truth = np.where(right, 0, 1)
-    found = score(np.stack([scores, 1 - scores], 1), truth, ["a", "b"])
+    found = compute_scores(np.stack([scores, 1 - scores], 1), truth, ["a", "b"])
     assert found.ece == pytest.approx((4 * 0.0 + 2 * 0.45) / 6)
 
 
@@ -126,7 +124,7 @@ def test_model_and_rival_are_judged_by_the_same_reviews(
     texts = texts_of(reviews, "test")
     right = [
         label == LABELS[text.startswith("good")]
-        for text, (label, _) in zip(texts, Sentiment.load(model.folder).classify(texts), strict=True)
+        for text, (label, _) in zip(texts, Classifier.load(model.folder).classify(texts), strict=True)
     ]
     assert found.reviews == len(texts) == 50
     assert found.model.accuracy == pytest.approx(np.mean(right))
@@ -153,7 +151,7 @@ def test_a_rival_that_met_no_review_of_a_label_never_finds_it(tmp_path: Path) ->
         tmp_path / "train-00000.parquet",
     )
     reviews = Artifact(stage="split", key="k", folder=tmp_path, summary=NOTHING)
-    found = rival_scores(bag_of_words(reviews, 8), ["good", "bad"], 4)
+    found = baseline_probabilities(bag_of_words(reviews, 8), ["good", "bad"], 4)
     assert found.shape == (2, 4)
     assert found.argmax(1).tolist() == [2, 0]
     assert (found[:, [1, 3]] == 0).all()
@@ -172,7 +170,7 @@ def test_the_most_confident_mistakes_come_first(build: Build, model: Artifact, r
     texts = texts_of(reviews, "test")
     wrong = [
         (share, text)
-        for text, (label, share) in zip(texts, Sentiment.load(model.folder).classify(texts), strict=True)
+        for text, (label, share) in zip(texts, Classifier.load(model.folder).classify(texts), strict=True)
         if label != LABELS[text.startswith("good")]
     ]
     found = read_sentiment_evaluation(made).mistakes
@@ -185,7 +183,7 @@ def test_the_most_confident_mistakes_come_first(build: Build, model: Artifact, r
 
 def judged(accuracy: float, baseline: float | None) -> SentimentEvaluation:
     """An evaluation with these accuracies; of the rest of it, something."""
-    scores = score(*random_scores(2), ["a", "b"])
+    scores = compute_scores(*random_scores(2), ["a", "b"])
     return SentimentEvaluation(
         model=scores.model_copy(update={"accuracy": accuracy}),
         baseline=None if baseline is None else scores.model_copy(update={"accuracy": baseline}),
@@ -242,7 +240,7 @@ def test_reviews_of_one_label_have_no_area_and_true_means(
     found = read_sentiment_evaluation(made)
     assert "roc_auc" not in made.facts
     assert found.model.roc_auc is None
-    predicted = [label for label, _ in Sentiment.load(model.folder).classify(texts_of(test, "test"))]
+    predicted = [label for label, _ in Classifier.load(model.folder).classify(texts_of(test, "test"))]
     assert made.facts["accuracy"] == pytest.approx(predicted.count("positive") / 25)
     assert found.model.f1 == pytest.approx(f1_score(["positive"] * 25, predicted, average="macro"))
     assert found.baseline is not None
@@ -256,5 +254,5 @@ def test_reviews_of_one_label_have_no_area_and_true_means(
 def test_a_split_without_a_test_part_is_refused(build: Build, model: Artifact, reviews: Artifact) -> None:
     for path in reviews.files("test-*.parquet"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"there is no test review to judge the model by: hold some out"):
+    with pytest.raises(ValueError, match=r"there is no test review to evaluate the model on: hold some out"):
         build(evaluate_sentiment, model, reviews, reviews, config=WITHOUT_BASELINE)

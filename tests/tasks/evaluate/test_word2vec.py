@@ -14,21 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import lexloom.tasks.evaluate.word2vec
+import lexloom.tasks.evaluate.evaluation_sets
+import lexloom.tasks.evaluate.word_scores
 from lexloom.models.word2vec.vectors import WordVectors
+from lexloom.tasks.evaluate.evaluation_sets import EvaluationSets, read_analogies, read_similarity
 from lexloom.tasks.evaluate.word2vec import (
     EvaluateConfig,
-    EvaluationSets,
-    Scorer,
     evaluate,
+    example_words,
     highlights,
     locate_sets,
-    read_analogies,
     read_evaluation,
-    read_similarity,
-    spearman,
-    telling_words,
 )
+from lexloom.tasks.evaluate.word_scores import Scorer, spearman
 from lexloom.tasks.store.artifacts import Artifact, Summary
 
 NO_SETS = {"similarity": [], "analogies": []}
@@ -86,7 +84,7 @@ def test_similarity_is_gensims(tmp_path):
 
 @pytest.mark.parametrize("block", [1, 1 << 26], ids=["one question at a time", "all at once"])
 def test_analogies_are_gensims(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(lexloom.tasks.evaluate.word2vec, "SCORES_AT_ONCE", block)
+    monkeypatch.setattr(lexloom.tasks.evaluate.word_scores, "SCORES_AT_ONCE", block)
     generator = np.random.default_rng(3)
     lower = [f"w{i}" for i in range(12)]
     words = [*lower, "W3", "w12", "W0", "W5"]  # other spellings of words above
@@ -167,12 +165,12 @@ def test_the_sets_that_come_with_gensim_are_found_and_well_formed():
 
 
 def test_without_gensim_there_are_none(monkeypatch):
-    monkeypatch.setattr(lexloom.tasks.evaluate.word2vec.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(lexloom.tasks.evaluate.evaluation_sets.importlib.util, "find_spec", lambda name: None)
     assert locate_sets(EvaluateConfig()).sets == []
 
 
 def test_a_missing_or_doubly_named_file_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"the analogies file .*none\.txt is not there"):
+    with pytest.raises(FileNotFoundError, match=r"the analogies file .*none\.txt does not exist"):
         locate_sets(EvaluateConfig(analogies=[tmp_path / "none.txt"]))
     path = write(tmp_path / "one.tsv", "a b 1\n")
     with pytest.raises(ValueError, match="two evaluation files are called one"):
@@ -229,14 +227,14 @@ def test_nothing_known_of_a_set_has_no_score(build, inputs, tmp_path):
 def test_words_to_look_at_are_frequent_but_no_function_words():
     function_words = [f"f{i}" for i in range(100)]
     contents = [f"content{i}" if i % 3 else "in" for i in range(400)]
-    chosen = telling_words([*function_words, *contents, *(f"rareandlong{i}" for i in range(50))])
+    chosen = example_words([*function_words, *contents, *(f"rareandlong{i}" for i in range(50))])
     assert len(set(chosen)) == 8
     assert all(word.startswith("content") for word in chosen)
 
 
 def test_a_tiny_vocabulary_is_looked_at_whole():
-    assert telling_words(["a", "bb", "cc", "ddd"]) == ["ddd"]
-    assert telling_words(["aa", "bb"]) == ["aa", "bb"]
+    assert example_words(["a", "bb", "cc", "ddd"]) == ["ddd"]
+    assert example_words(["aa", "bb"]) == ["aa", "bb"]
 
 
 def test_options_out_of_bounds_are_refused():

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lexloom.tasks.evaluate.sentiment import Mistake, Scores, SentimentEvaluation, score
+from lexloom.tasks.evaluate.classification_scores import Scores, compute_scores
+from lexloom.tasks.evaluate.sentiment import Mistake, SentimentEvaluation
 from lexloom.tasks.report.sentiment import ReportSentimentConfig, markdown, report_sentiment, short_name
 from lexloom.tasks.store.artifacts import Artifact, InputEntry, Manifest, Store, Summary, list_files, now
 from tests.tasks.report.test_language_model import METRICS
@@ -34,7 +35,7 @@ def scores_of(confusion: list[list[int]], certainty: float = 0.9) -> Scores:
             truth += [true] * count
             rows += [row] * count
     names = ["negative", "positive"] if labels == 2 else [f"label {n}" for n in range(labels)]
-    return score(np.array(rows), np.array(truth), names)
+    return compute_scores(np.array(rows), np.array(truth), names)
 
 
 MODEL = scores_of([[90, 10], [20, 80]])  # 170 of 200 right

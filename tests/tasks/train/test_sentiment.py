@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import pipeline
 
 from lexloom.models.normalization import read_normalization
-from lexloom.models.sentiment.classifier import Sentiment
+from lexloom.models.sentiment.classifier import Classifier
 from lexloom.tasks.corpus import AsWritten
 from lexloom.tasks.frozen_features import FeaturesConfig, features
 from lexloom.tasks.sources.encoder import Backbone, BackboneConfig, locate_backbone
@@ -95,7 +95,7 @@ def metrics_of(model: Path) -> dict[str, Any]:
 def test_it_learns_what_there_is_to_learn(read: Read, train: Train, reviews: Artifact) -> None:
     texts = texts_of(reviews, "test")
     model = train(read(trainable_blocks=3), epochs=15, learning_rate=0.01)
-    found = Sentiment.load(model).classify(texts)
+    found = Classifier.load(model).classify(texts)
     assert [label for label, _ in found] == [LABELS[text.startswith("good")] for text in texts]
 
 
@@ -133,7 +133,7 @@ def test_the_folder_says_what_is_in_it(read: Read, train: Train) -> None:
     assert rules.model_dump() == AsWritten().model_dump()
     assert metrics["examples"] == 160
     card = " ".join((model / "README.md").read_text().split())
-    assert "its last block and the classifier were trained by Lexloom on 160 reviews (2 epochs)" in card
+    assert "its last block and the classifier were trained. Trained by Lexloom on 160 reviews" in card
 
 
 def test_transformers_classifies_alike_by_the_code_of_the_card(read: Read, train: Train) -> None:
@@ -141,7 +141,7 @@ def test_transformers_classifies_alike_by_the_code_of_the_card(read: Read, train
     run_card(model)
     texts = ["good film", "  bad\n\nfilm ", "ünïcödé 猫 🎉 good", "Q", "good " * 500, "[CLS] bad [SEP]"]
     theirs = pipeline("text-classification", str(model), truncation=True)(texts)
-    ours = Sentiment.load(model).classify(texts)
+    ours = Classifier.load(model).classify(texts)
     assert [label for label, _ in ours] == [found["label"] for found in theirs]
     assert [score for _, score in ours] == pytest.approx([found["score"] for found in theirs], abs=1e-5)
 
@@ -157,7 +157,7 @@ def test_the_best_model_is_kept_and_training_ends_when_the_error_ceases_to_shrin
     assert metrics["epochs"] < 30
     (held_out,) = reviews.files("validation-*.parquet")
     table = pq.read_table(held_out)
-    probabilities = Sentiment.load(model).probabilities(table["text"].to_pylist())
+    probabilities = Classifier.load(model).probabilities(table["text"].to_pylist())
     right = probabilities[np.arange(len(table)), table["label"].to_numpy()]
     assert -np.log(right).mean() == pytest.approx(min(losses), abs=2e-3)
     assert losses[-1] > min(losses)
@@ -181,7 +181,7 @@ def test_a_run_that_died_is_resumed_and_ends_the_same_to_the_bit(
     with pytest.raises(KeyboardInterrupt):
         train(found, "resumed", checkpoint_every=3)
     resumed = weights(train(found, "resumed", checkpoint_every=3))
-    assert "goes on from its checkpoint of step" in capsys.readouterr().err
+    assert "resumes from the checkpoint of step" in capsys.readouterr().err
     assert all(torch.equal(value, resumed[name]) for name, value in undisturbed.items())
 
 

@@ -110,7 +110,7 @@ def test_transformers_reads_the_folder_as_its_card_says(
 ) -> None:
     config = CONFIG.model_copy(update={"style": style, "epochs": 1})
     folder = build(train_transformer, *inputs, config=config, scratch=tmp_path).folder
-    names = run_card(folder, {'"The "': '"the "'})
+    names = run_card(folder, {'"The people"': '"the "', '"The "': '"the "'})
     model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer")
     assert names["tokenizer"].encode(TEXT) == tokenizer.encode(TEXT)
     ids = tokenizer.encode(TEXT)[:CONTEXT]
@@ -263,7 +263,7 @@ def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPat
     ("fields", "complaint"),
     [
         ({"preset": "huge"}, "'tiny', 'char' or 'small'"),
-        ({"heads": 3}, "3 heads can't share a width of 128"),
+        ({"heads": 3}, "width is 128: it must be a multiple of heads, 3"),
         ({"style": "gpt2", "kv_heads": 1}, "leave kv_heads out"),
         ({"layers": 0}, "greater than or equal to 1"),
         ({"dropout": 1}, "less than 1"),

@@ -92,9 +92,10 @@ def test_the_model_card_is_true(inputs: Inputs, build: Callable[..., Artifact], 
     made = build(train_window_lm, *inputs, config=CONFIG, scratch=tmp_path)
     card = (made.folder / "README.md").read_text()
     assert "Predicts the next token from the 2 before it: 2 dense layers of 32" in card
+    assert "Trained by Lexloom on" in card
     with redirect_stdout(io.StringIO()) as printed:
-        run_card(made.folder, {"The people of the": "baf"})
-    assert printed.getvalue().startswith("'i'\n")
+        run_card(made.folder, {"The people": "baf", "temperature=0.8": "temperature=0"})
+    assert printed.getvalue().startswith("i")
     assert "transformers can't load this folder" in card
     for door in (AutoModel, AutoModelForCausalLM, AutoTokenizer):
         with pytest.raises(ValueError, match=r"Unrecognized model|Couldn't instantiate"):

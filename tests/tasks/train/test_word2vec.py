@@ -215,7 +215,7 @@ def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
     before = len(steps)
     assert "stopped; there is a checkpoint: the same command resumes from step 14" in capsys.readouterr().err
     run()
-    assert "goes on from its checkpoint of step 14" in capsys.readouterr().err
+    assert "resumes from the checkpoint of step 14" in capsys.readouterr().err
     assert len(steps) - before == all_steps - 14, "it did not go on from the checkpoint of step 14"
     assert torch.equal(weights(), undisturbed)
     assert not list(store.root.glob(".scratch/*"))
@@ -261,7 +261,7 @@ def test_an_interrupt_loses_no_step_and_says_from_which_one_the_same_command_goe
     (left,) = interrupted(store, [])
     assert left.checkpoint == 11
     again, *_ = train_word2vec._build(store, key, inputs, config, [])
-    assert "goes on from its checkpoint of step 11" in capsys.readouterr().err
+    assert "resumes from the checkpoint of step 11" in capsys.readouterr().err
     assert torch.equal(load_file(again.folder / "model.safetensors")["vectors"], weights)
 
 

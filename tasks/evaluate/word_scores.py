@@ -1,0 +1,129 @@
+"""Scores of word vectors on word similarity and analogies.
+
+They are those of gensim's `evaluate_word_pairs` and `evaluate_word_analogies`: only the `restrict` most
+frequent words take part, case is ignored, and questions with an unknown word are skipped and counted
+(coverage). Matrix products run in batches of bounded size.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from lexloom.models.word2vec.vectors import WordVectors
+from lexloom.tasks.display import console
+
+SCORES_AT_ONCE = 1 << 26  # float32: 256 MB
+
+
+class SimilarityScore(BaseModel):
+    """Spearman's rank correlation of human judgements and cosines; None if either is constant."""
+
+    name: str
+    pairs: int
+    scored: int
+    spearman: float | None
+
+    @property
+    def coverage(self) -> float:
+        return self.scored / max(1, self.pairs)
+
+
+class AnalogyScore(BaseModel):
+    """The number of correct answers in a section, or in a file with its sections."""
+
+    name: str
+    questions: int
+    scored: int
+    correct: int
+    sections: list["AnalogyScore"] = []
+
+    @property
+    def coverage(self) -> float:
+        return self.scored / max(1, self.questions)
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.correct / self.scored if self.scored else None
+
+
+class Scorer:
+    """Scores the vectors of the `restrict` most frequent words; of words that differ in case, the first."""
+
+    def __init__(self, vectors: WordVectors, restrict: int) -> None:
+        self._unit = torch.nn.functional.normalize(vectors.vectors[:restrict])  # (V, dim)
+        self._ids: dict[str, int] = {}  # folded word -> its first id
+        self._variants: dict[int, list[int]] = {}  # first id -> the other spellings' ids
+        for word_id, word in enumerate(vectors.words[:restrict]):
+            first = self._ids.setdefault(folded(word), word_id)
+            if first != word_id:
+                self._variants.setdefault(first, []).append(word_id)
+
+    def similarity(self, name: str, pairs: list[tuple[str, str, float]]) -> SimilarityScore:
+        """Return Spearman's correlation of human scores and cosines."""
+        known = [
+            (self._ids[folded(a)], self._ids[folded(b)], score)
+            for a, b, score in pairs
+            if folded(a) in self._ids and folded(b) in self._ids
+        ]
+        first, second = [a for a, _, _ in known], [b for _, b, _ in known]
+        cosines = (self._unit[first] * self._unit[second]).sum(1).numpy()  # (pairs,)
+        correlation = spearman(np.array([score for _, _, score in known]), cosines)
+        return SimilarityScore(name=name, pairs=len(pairs), scored=len(known), spearman=correlation)
+
+    def analogies(self, name: str, sections: dict[str, list[list[str]]]) -> AnalogyScore:
+        """Return how often the word nearest to b - a + c, except a, b and c, is d (3CosAdd)."""
+        scores = []
+        with console.bar("analogies", total=sum(map(len, sections.values()))) as bar:
+            for section, questions in sections.items():
+                ids = [
+                    [self._ids[folded(word)] for word in question]
+                    for question in questions
+                    if all(folded(word) in self._ids for word in question)
+                ]
+                correct = sum(self._count_correct(torch.tensor(block)) for block in self._blocks(ids))
+                scores.append(
+                    AnalogyScore(name=section, questions=len(questions), scored=len(ids), correct=correct)
+                )
+                bar.update(sum(score.questions for score in scores))
+        return AnalogyScore(
+            name=name,
+            questions=sum(score.questions for score in scores),
+            scored=sum(score.scored for score in scores),
+            correct=sum(score.correct for score in scores),
+            sections=scores,
+        )
+
+    def _blocks(self, ids: list[list[int]]) -> Iterator[list[list[int]]]:
+        size = max(1, SCORES_AT_ONCE // len(self._unit))
+        return (ids[start : start + size] for start in range(0, len(ids), size))
+
+    def _count_correct(self, questions: torch.Tensor) -> int:
+        """Count the correct answers to questions, (Q, 4) ids."""
+        a, b, c, d = questions.T
+        scores = (self._unit[b] - self._unit[a] + self._unit[c]) @ self._unit.T  # (Q, V)
+        scores.scatter_(1, questions[:, :3], -torch.inf)
+        for row, ids in enumerate(questions[:, :3].tolist()):
+            for word_id in ids:
+                if word_id in self._variants:
+                    scores[row, self._variants[word_id]] = -torch.inf
+        best = scores.argmax(1)  # (Q,)
+        return sum(
+            answer == right or answer in self._variants.get(right, [])
+            for answer, right in zip(best.tolist(), d.tolist(), strict=True)
+        )
+
+
+def folded(word: str) -> str:
+    return word.upper()  # as gensim does: 'ß' is 'SS'
+
+
+def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> float | None:
+    """Return Spearman's rank correlation; None if it is undefined."""
+    from scipy.stats import spearmanr  # its import takes half a second
+
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(spearmanr(first, second).statistic)
