@@ -33,7 +33,10 @@ NEXT_TOKENS = 12
 CONTEXT_TOKENS = 24  # of a long context, only the last ones are shown
 NEIGHBOURS, NEIGHBOURS_ON_MAP = 15, 40
 ANALOGY_ANSWERS = 8
-MAPS = (("wide", 1 + NEIGHBOURS_ON_MAP, 720, 500), ("narrow", 20, 330, 380))  # screen, words, width, height
+MAPS = (  # class, words, width, height
+    ("map-wide", 1 + NEIGHBOURS_ON_MAP, 720, 500),
+    ("map-narrow", 20, 330, 380),
+)
 REPLACEMENT = "\ufffd"  # what a token decodes to that is only a part of a character
 
 Options = ParamSpec("Options")

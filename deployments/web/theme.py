@@ -133,11 +133,11 @@ body {{ background: var(--paper) !important; color: var(--ink); }}
   .beside {{ display: grid; gap: 14px; grid-template-columns: minmax(260px, 1fr) minmax(0, 2.2fr); }}
   .beside .near li > button {{ grid-template-columns: minmax(0, 1fr) 72px 40px; }}
   .map {{ margin-top: 8px; }}
-  .narrow {{ display: none; }}
+  .map-narrow {{ display: none; }}
   .map .word:first-child circle {{ opacity: 1; r: 5px; }}
   .map .word:first-child text {{ font-weight: 700; fill: var(--accent); }}
   @media (max-width: 760px) {{ .beside {{ grid-template-columns: minmax(0, 1fr); }} }}
-  @media (max-width: 600px) {{ .wide {{ display: none; }} .narrow {{ display: block; }} }}
+  @media (max-width: 600px) {{ .map-wide {{ display: none; }} .map-narrow {{ display: block; }} }}
 }}
 @keyframes lexloom-blink {{ to {{ visibility: hidden; }} }}
 @media (prefers-reduced-motion: reduce) {{ .lexloom .caret {{ animation: none; }} }}

@@ -266,6 +266,11 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
     fill_in(browser, f"{panel} input[placeholder=peace]", "war")
     browser.press("Enter")
     assert until_shown(browser, f"{panel} .near").split()[:2] == ["wars", "0.98"]
+    map_width, card_width = (
+        browser.run(f"document.querySelector('{panel} {part}').getBoundingClientRect().width")
+        for part in (".map-wide svg", ".map-wide")
+    )
+    assert 0 < map_width <= card_width
     for place, word in enumerate(("war", "peace", "wars"), 1):
         fill_in(browser, f"{panel} .analogy .block:nth-of-type({place}) input", word)
     browser.press("Enter")
@@ -338,8 +343,8 @@ def test_it_fits_a_phone_in_the_colours_that_its_reader_prefers(
             if tab == "Words":
                 fill_in(browser, f"{panel} input[placeholder=peace]", "war")
                 browser.press("Enter")
-                until_shown(browser, f"{panel} .narrow svg")
-                assert browser.run(f"document.querySelector('{panel} .wide').offsetParent") is None
+                until_shown(browser, f"{panel} .map-narrow svg")
+                assert browser.run(f"document.querySelector('{panel} .map-wide').offsetParent") is None
             assert browser.run("document.documentElement.scrollWidth") == 390
         assert browser.run("getComputedStyle(document.body).backgroundColor") == paper
         assert browser.run("getComputedStyle(document.querySelector('.lexloom')).color") == ink

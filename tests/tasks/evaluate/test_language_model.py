@@ -138,14 +138,14 @@ def test_baselines_are_measured_on_the_same_tokens_with_as_much_context(
     assert [score.name for score in found.scores] == ["a guess", "3-gram", "unigram"]
 
 
-def test_the_n_grams_are_as_long_as_the_windows_if_nobody_says(evaluate: Evaluate) -> None:
+def test_the_default_n_gram_order_is_the_size_of_the_windows(evaluate: Evaluate) -> None:
     assert [score.name for score in evaluate(always([0, 1, 2, 3, 4], 1.0)).scores[1:]] == [
         "4-gram",
         "unigram",
     ]
 
 
-def test_a_unigram_is_not_compared_with_twice(evaluate: Evaluate) -> None:
+def test_with_order_1_there_is_one_unigram(evaluate: Evaluate) -> None:
     assert [score.name for score in evaluate(always([0, 1, 2, 3, 4], 1.0), order=1).scores[1:]] == ["unigram"]
 
 
@@ -165,12 +165,12 @@ def test_the_verdict_says_so_when_a_baseline_is_better(evaluate: Evaluate, nats:
     assert found == f"a guess {verdict}: train longer, or wider."
 
 
-def test_a_model_that_is_better_in_all_is_told_so() -> None:
-    model, rival = (
+def test_the_verdict_of_a_model_that_beats_all_baselines() -> None:
+    model, baseline = (
         Score(name=name, perplexity=1, bits_per_byte=bits, top_1=top, top_5=1)
         for name, bits, top in (("it", 1.0, 0.5), ("4-gram", 1.1, 0.4))
     )
-    assert module.verdict(model, [rival]) == "it beats the 4-gram in bits per byte and top-1 accuracy."
+    assert module.verdict(model, [baseline]) == "it beats the 4-gram in bits per byte and top-1 accuracy."
 
 
 def test_between_the_baselines_it_says_which_is_better(evaluate: Evaluate) -> None:
@@ -189,7 +189,7 @@ def test_without_a_distribution_only_accuracies_are_measured(evaluate: Evaluate)
     assert found.verdict.endswith("in top-1 accuracy.") or "NOT" in found.verdict
 
 
-def test_at_most_so_many_tokens_are_measured_spread_evenly(evaluate: Evaluate) -> None:
+def test_at_most_max_tokens_are_measured_spread_evenly(evaluate: Evaluate) -> None:
     """Two of the four windows: the first and the third, whose labels are 8 and 0."""
     found = evaluate(always([8, 0, 1, 2, 3], nats=2.0), max_tokens=2)
     assert (found.tokens, found.bytes) == (2, 4)

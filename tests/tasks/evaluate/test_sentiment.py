@@ -71,7 +71,7 @@ def test_scores_are_those_of_scikit_learn(labels: int) -> None:
     assert [entry.f1 for entry in found.labels] == pytest.approx(each.tolist())
 
 
-def test_a_label_that_is_never_met_has_no_area() -> None:
+def test_a_label_without_reviews_has_no_roc_auc() -> None:
     assert roc_auc(np.array([0.1, 0.9]), np.array([True, True])) is None
     found = compute_scores(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]), ["a", "b"])
     assert found.roc_auc is None
@@ -80,7 +80,7 @@ def test_a_label_that_is_never_met_has_no_area() -> None:
     assert [entry.f1 for entry in found.labels] == pytest.approx([2 / 3, 0.0])
 
 
-def test_a_label_of_three_that_does_not_occur_is_in_no_mean() -> None:
+def test_a_label_that_does_not_occur_is_left_out_of_means() -> None:
     probabilities, truth = random_scores(3)
     probabilities = np.insert(probabilities, 1, 0.0, axis=1)
     truth = np.array([0, 2, 3])[truth]
@@ -116,7 +116,7 @@ def test_a_score_of_one_and_one_at_an_edge_are_in_the_bin_below() -> None:
     assert [bin.reviews for bin in bins] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
 
 
-def test_model_and_rival_are_judged_by_the_same_reviews(
+def test_model_and_baseline_are_evaluated_on_the_same_reviews(
     build: Build, model: Artifact, reviews: Artifact
 ) -> None:
     made = build(evaluate_sentiment, model, reviews, reviews, config=EvaluateSentimentConfig())
@@ -134,7 +134,7 @@ def test_model_and_rival_are_judged_by_the_same_reviews(
     assert made.facts["baseline_accuracy"] == 1.0
 
 
-def test_a_rival_that_can_not_be_trained_is_done_without(
+def test_a_baseline_that_can_not_be_trained_is_omitted(
     build: Build, model: Artifact, reviews: Artifact, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = EvaluateSentimentConfig(baseline_reviews=1)
@@ -144,7 +144,7 @@ def test_a_rival_that_can_not_be_trained_is_done_without(
     assert "no bag of words to compare with: one label in the first 1 review;" in said
 
 
-def test_a_rival_that_met_no_review_of_a_label_never_finds_it(tmp_path: Path) -> None:
+def test_a_baseline_never_predicts_a_label_that_it_was_not_trained_on(tmp_path: Path) -> None:
     """The label in the middle: the column behind it stays its own label's."""
     pq.write_table(
         pa.table({"text": ["bad film", "good film"] * 4, "label": [0, 2] * 4}),
@@ -157,7 +157,7 @@ def test_a_rival_that_met_no_review_of_a_label_never_finds_it(tmp_path: Path) ->
     assert (found[:, [1, 3]] == 0).all()
 
 
-def test_reviews_without_words_have_no_rival(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reviews_without_words_have_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pa.table({"text": ["+ +", "- -"], "label": [0, 1]})
     pq.write_table(table, tmp_path / "train-00000.parquet")
     reviews = Artifact(stage="split", key="k", folder=tmp_path, summary=NOTHING)
@@ -181,7 +181,7 @@ def test_the_most_confident_mistakes_come_first(build: Build, model: Artifact, r
     assert {mistake.text for mistake in found} <= {text for _, text in wrong}
 
 
-def judged(accuracy: float, baseline: float | None) -> SentimentEvaluation:
+def evaluation_of(accuracy: float, baseline: float | None) -> SentimentEvaluation:
     """An evaluation with these accuracies; of the rest of it, something."""
     scores = compute_scores(*random_scores(2), ["a", "b"])
     return SentimentEvaluation(
@@ -207,12 +207,12 @@ def judged(accuracy: float, baseline: float | None) -> SentimentEvaluation:
 def test_the_verdict_says_so_when_the_bag_of_words_is_as_good(
     accuracy: float, baseline: float | None, says: str
 ) -> None:
-    assert says in verdict(judged(accuracy, baseline))
+    assert says in verdict(evaluation_of(accuracy, baseline))
 
 
 @pytest.mark.parametrize("baseline", [0.875, None])
 def test_a_run_ends_with_the_figures_of_both(tmp_path: Path, baseline: float | None) -> None:
-    found = judged(0.9, baseline)
+    found = evaluation_of(0.9, baseline)
     (tmp_path / "evaluation.json").write_text(found.model_dump_json())
     artifact = Artifact(stage="evaluate_sentiment", key="k", folder=tmp_path, summary=NOTHING)
     _, header, *rows, last = str(highlights(artifact, 80)).splitlines()
@@ -232,9 +232,7 @@ def one_label(reviews: Artifact) -> Artifact:
     return reviews
 
 
-def test_reviews_of_one_label_have_no_area_and_true_means(
-    build: Build, model: Artifact, reviews: Artifact
-) -> None:
+def test_reviews_of_one_label_have_no_roc_auc(build: Build, model: Artifact, reviews: Artifact) -> None:
     test = one_label(reviews)
     made = build(evaluate_sentiment, model, reviews, test, config=EvaluateSentimentConfig())
     found = read_sentiment_evaluation(made)
@@ -247,8 +245,8 @@ def test_reviews_of_one_label_have_no_area_and_true_means(
     assert found.baseline.f1 == 1.0  # all are found: the label that does not occur is none of the mean
     negative = found.baseline.labels[0]
     assert (negative.precision, negative.recall, negative.f1) == (None, None, None)
-    told = "There is no ROC AUC, which needs test reviews of two labels: all have the label 'positive'."
-    assert str(highlights(made, 80)).splitlines()[-1] == told
+    note = "There is no ROC AUC, which needs test reviews of two labels: all have the label 'positive'."
+    assert str(highlights(made, 80)).splitlines()[-1] == note
 
 
 def test_a_split_without_a_test_part_is_refused(build: Build, model: Artifact, reviews: Artifact) -> None:

@@ -141,7 +141,7 @@ def test_sections_are_read_as_written(tmp_path):
     assert read_analogies(path) == {"my capitals": [["Athens", "Greece", "Oslo", "Norway"]], "empty": []}
 
 
-def test_sets_are_known_by_name_and_content_not_by_place(tmp_path):
+def test_sets_are_identified_by_name_and_content(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     here = write(tmp_path / "a" / "mine.tsv", "old new 1\n")
@@ -154,7 +154,7 @@ def test_sets_are_known_by_name_and_content_not_by_place(tmp_path):
     assert evaluate.key((), configs[0]) == evaluate.key((), configs[1])
 
 
-def test_the_sets_that_come_with_gensim_are_found_and_well_formed():
+def test_gensims_sets_are_found_and_well_formed():
     found = locate_sets(EvaluateConfig())
     assert [entry.name for entry in found.sets] == ["wordsim353", "simlex999", "questions-words"]
     assert [len(read_similarity(entry.path)) for entry in found.of_kind("similarity")] == [353, 999]
@@ -184,7 +184,7 @@ SQUARE = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9], [-1, -1]])
 WORDS = ["north", "Northern", "east", "eastern", "odd"]
 
 
-def test_what_is_written(build, inputs, tmp_path):
+def test_the_evaluation_file_has_neighbours_and_scores(build, inputs, tmp_path):
     similarity = write(tmp_path / "sim.tsv", "north northern 9\nnorth east 3\nnorth odd 1\nup down 2\n")
     analogies = write(tmp_path / "ana.txt", ": ways\nnorth northern east eastern\nup a b c\n")
     config = EvaluateConfig(
@@ -208,14 +208,14 @@ def test_what_is_written(build, inputs, tmp_path):
     assert absent_shown == "absent  is none of the model's words"
 
 
-def test_no_sets_at_hand_is_said_and_not_fatal(build, inputs):
+def test_without_evaluation_sets_the_summary_says_so(build, inputs):
     config = EvaluateConfig(**NO_SETS)
     made = build(evaluate, *inputs(WORDS, SQUARE), EvaluationSets(sets=[]), config=config)
     assert "install gensim" in made.facts["scores"]
     assert read_evaluation(made).similarity == []
 
 
-def test_nothing_known_of_a_set_has_no_score(build, inputs, tmp_path):
+def test_a_set_of_unknown_words_has_no_score(build, inputs, tmp_path):
     config = EvaluateConfig(
         similarity=[write(tmp_path / "sim.tsv", "up down 1\n")],
         analogies=[write(tmp_path / "ana.txt", ": s\na b c d\n")],
@@ -224,7 +224,7 @@ def test_nothing_known_of_a_set_has_no_score(build, inputs, tmp_path):
     assert made.facts == {"sim": None, "ana": None}
 
 
-def test_words_to_look_at_are_frequent_but_no_function_words():
+def test_example_words_are_frequent_but_no_function_words():
     function_words = [f"f{i}" for i in range(100)]
     contents = [f"content{i}" if i % 3 else "in" for i in range(400)]
     chosen = example_words([*function_words, *contents, *(f"rareandlong{i}" for i in range(50))])
@@ -232,7 +232,7 @@ def test_words_to_look_at_are_frequent_but_no_function_words():
     assert all(word.startswith("content") for word in chosen)
 
 
-def test_a_tiny_vocabulary_is_looked_at_whole():
+def test_all_words_of_a_tiny_vocabulary_are_examples():
     assert example_words(["a", "bb", "cc", "ddd"]) == ["ddd"]
     assert example_words(["aa", "bb"]) == ["aa", "bb"]
 
