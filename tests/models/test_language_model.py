@@ -1,4 +1,4 @@
-"""A folder of a language model is found out and writes; other folders are refused by a sentence."""
+"""Language models are loaded from their folders; other folders are rejected."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.models.window_lm import WindowLM, WindowLMConfig
 
 
-def test_a_window_model_reads_the_end_of_each_text_and_fills_up_short_ones() -> None:
+def test_window_model_reads_the_end_of_texts_and_pads_short_ones() -> None:
     torch.manual_seed(0)
     model = WindowLM(WindowLMConfig(vocabulary=20, context=3, dim=4, padding=19, output="full")).eval()
     logits = Windows(model)([[1, 2, 3, 4, 5], [7], [3, 4, 5]])
@@ -20,7 +20,7 @@ def test_a_window_model_reads_the_end_of_each_text_and_fills_up_short_ones() -> 
     torch.testing.assert_close(logits, by_hand)
 
 
-def test_a_prompt_is_normalised_as_the_training_text_was(tmp_path: Path) -> None:
+def test_prompt_is_normalized_like_the_training_text(tmp_path: Path) -> None:
     tokenizer = Tokenizer.of_characters("the people")
     shape = WindowLMConfig(vocabulary=tokenizer.size, context=3, dim=4, padding=tokenizer.end_of_text)
     rules = Normalization(strip_punctuation=False, strip_digits=False)
@@ -33,7 +33,7 @@ def test_a_prompt_is_normalised_as_the_training_text_was(tmp_path: Path) -> None
     assert model.anew().prompt("THE") == "the"
 
 
-def test_a_folder_that_records_no_rules_reads_text_as_it_is(tmp_path: Path) -> None:
+def test_folder_without_rules_does_not_normalize(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model": "word2vec"}))
     assert read_normalization(tmp_path) is None
     assert read_normalization(tmp_path / "nowhere") is None
@@ -43,7 +43,7 @@ def test_a_folder_that_records_no_rules_reads_text_as_it_is(tmp_path: Path) -> N
         read_normalization(tmp_path)
 
 
-def test_folders_that_hold_no_language_model_are_refused(tmp_path: Path) -> None:
+def test_folders_without_a_language_model_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no model folder"):
         kind_of(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"is no model folder: it has neither lexloom\.json nor"):

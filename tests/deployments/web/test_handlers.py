@@ -173,10 +173,13 @@ def test_a_window_model_writes_too(shelf: Shelf, names: Names) -> None:
     ("changes", "said"),
     [
         ({"prompt": "p" * 4001}, "This prompt has 4,001 characters: the page takes 4,000 at most."),
-        ({"prompt": "é"}, "The character 'é' (U+00E9) is not one of the"),
+        ({"prompt": "é"}, "The character 'é' (U+00E9) is not one of this"),
         ({"tokens": 1001}, "1,001 tokens are many: the page writes 1,000 at most."),
         ({"tokens": 0}, "Max_tokens is 0: it must be at least 1."),
-        ({"temperature": -1}, "Temperature is -1: it must be at least 0, which takes the likeliest."),
+        (
+            {"temperature": -1},
+            "Temperature is -1: it must be at least 0, which takes the most",
+        ),
         ({"seed": None}, "One of the numbers under “How it draws” is empty: fill it in."),
     ],
 )

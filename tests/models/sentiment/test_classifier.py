@@ -1,4 +1,4 @@
-"""A classifier in a folder: the same scores as transformers gives, one text or many, and why."""
+"""The classifier gives the same scores as transformers, for any batch, and word attributions."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ MAX_LENGTH = 12
 
 
 def write_model(folder: Path, kind: str = "bert", seed: int = 0, **changes: Any) -> Path:
-    """A classifier whose last block and head were moved at random, as training does."""
+    """Write a classifier whose last block and head have random weights, as after training."""
     backbone = write_backbone(folder / "backbone", kind, **changes)
     part = TrainedPart(load_classifier(backbone, LABELS), 1, from_activations=True)
     torch.manual_seed(seed)
@@ -44,7 +44,7 @@ def texts_of_all_lengths() -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_loads_the_folder_and_gives_the_same_scores(kind: str, tmp_path: Path) -> None:
+def test_transformers_gives_the_same_scores(kind: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path, kind)
     theirs = pipeline("text-classification", str(folder))(texts_of_all_lengths(), truncation=True)
     ours = classify(folder, texts_of_all_lengths())
@@ -53,8 +53,8 @@ def test_transformers_loads_the_folder_and_gives_the_same_scores(kind: str, tmp_
     assert {label for label, _ in ours} <= set(LABELS)
 
 
-def test_what_was_trained_is_what_is_loaded(tmp_path: Path) -> None:
-    """Other weights, other scores: none of them is the backbone's or left to chance."""
+def test_trained_weights_are_loaded(tmp_path: Path) -> None:
+    """Different weights give different scores, so no score comes from the backbone or from random weights."""
     (first, again, other) = (
         Sentiment.load(write_model(tmp_path / name, seed=seed)).probabilities(["good film"])
         for name, seed in (("first", 1), ("again", 1), ("other", 2))
@@ -63,7 +63,7 @@ def test_what_was_trained_is_what_is_loaded(tmp_path: Path) -> None:
     assert not np.allclose(first, other, atol=0.01)
 
 
-def test_a_text_scores_the_same_alone_and_in_company(model: Path) -> None:
+def test_score_does_not_depend_on_the_batch(model: Path) -> None:
     texts = texts_of_all_lengths()
     classifier = Sentiment.load(model)
     alone = np.concatenate([classifier.probabilities([text]) for text in texts])
@@ -71,7 +71,7 @@ def test_a_text_scores_the_same_alone_and_in_company(model: Path) -> None:
     np.testing.assert_allclose(alone.sum(1), 1, atol=1e-6)
 
 
-def test_only_the_first_tokens_are_read(model: Path) -> None:
+def test_texts_are_truncated_at_the_end(model: Path) -> None:
     words = WORDS[: MAX_LENGTH - 2]  # beside the two marks
     (read,), (longer,), (shorter,) = (
         classify(model, [" ".join(text)]) for text in (words, [*words, "bad"], words[:-1])
@@ -80,7 +80,7 @@ def test_only_the_first_tokens_are_read(model: Path) -> None:
     assert shorter != read
 
 
-def test_a_tokenizer_that_cuts_off_the_start_does_so_here(model: Path, tmp_path: Path) -> None:
+def test_truncation_side_of_the_tokenizer_is_used(model: Path, tmp_path: Path) -> None:
     folder = changed(model, "tokenizer_config.json", tmp_path / "left", truncation_side="left")
     long = " ".join(WORDS)
     ours = classify(folder, [long])
@@ -91,17 +91,17 @@ def test_a_tokenizer_that_cuts_off_the_start_does_so_here(model: Path, tmp_path:
     assert words == WORDS[2 - MAX_LENGTH :]
 
 
-def test_a_hundred_thousand_words_are_no_trouble(model: Path) -> None:
+def test_text_of_a_hundred_thousand_words_is_classified(model: Path) -> None:
     ((label, score),) = classify(model, ["word1 " * 100_000])
     assert label in LABELS
     assert 1 / 3 < score < 1
 
 
-def test_no_texts_have_no_labels(model: Path) -> None:
+def test_no_texts_give_no_labels(model: Path) -> None:
     assert classify(model, []) == []
 
 
-def test_a_words_pull_is_what_leaving_it_out_costs_the_label(model: Path) -> None:
+def test_attribution_is_the_log_odds_lost_without_the_word(model: Path) -> None:
     classifier = Sentiment.load(model)
 
     def odds(text: str, label: int) -> float:
@@ -116,12 +116,12 @@ def test_a_words_pull_is_what_leaving_it_out_costs_the_label(model: Path) -> Non
     assert list(pulls) == pytest.approx([whole - odds(text, label) for text in without], abs=1e-4)
 
 
-def test_words_that_were_not_read_have_no_pull(model: Path) -> None:
+def test_truncated_words_have_no_attribution(model: Path) -> None:
     read = MAX_LENGTH - 2
     assert [word for word, _ in Sentiment.load(model).attribute(" ".join(WORDS))] == WORDS[:read]
 
 
-def test_a_long_text_is_taken_by_phrases(tmp_path: Path) -> None:
+def test_long_text_is_attributed_by_phrases(tmp_path: Path) -> None:
     backbone = write_backbone(tmp_path / "backbone", max_position_embeddings=160)
     save_classifier(tmp_path / "model", backbone, LABELS, 152, {})
     words = [WORDS[number % len(WORDS)] for number in range(150)]
@@ -132,15 +132,15 @@ def test_a_long_text_is_taken_by_phrases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("empty", ["", " \n\t"])
-def test_an_empty_text_is_refused(model: Path, empty: str) -> None:
+def test_empty_text_is_rejected(model: Path, empty: str) -> None:
     with pytest.raises(ValueError, match="text 2 of 3 is empty: remove it"):
         classify(model, ["good", empty, "bad"])
     with pytest.raises(ValueError, match="the text is empty"):
         Sentiment.load(model).attribute(empty)
 
 
-def test_a_text_without_a_token_has_no_words_to_look_at(tmp_path: Path) -> None:
-    """A lone accent, say: a tokenizer takes it off the letter, and here is none."""
+def test_text_without_tokens_has_no_attributions(tmp_path: Path) -> None:
+    """For example a lone accent, which the tokenizer strips."""
     folder = write_model(tmp_path)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["normalizer"] = {"type": "BertNormalizer", "lowercase": True, "clean_text": True}
@@ -153,7 +153,7 @@ def test_a_text_without_a_token_has_no_words_to_look_at(tmp_path: Path) -> None:
             classifier.attribute(text)
 
 
-def test_half_a_character_is_refused(model: Path) -> None:
+def test_lone_surrogate_is_rejected(model: Path) -> None:
     says = r"has a lone surrogate \(U\+D83D\) at character 6"
     with pytest.raises(ValueError, match=f"text 2 of 2 {says}"):
         classify(model, ["good", "good \ud83d"])
@@ -161,12 +161,12 @@ def test_half_a_character_is_refused(model: Path) -> None:
         Sentiment.load(model).attribute("good \ud83d")
 
 
-def test_what_is_no_text_is_refused(model: Path) -> None:
+def test_non_string_is_rejected(model: Path) -> None:
     with pytest.raises(ValueError, match="text 1 of 1 is float, not str"):
         classify(model, [float("nan")])  # type: ignore[list-item]
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_other_kinds_of_models_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "vectors").mkdir()
     (tmp_path / "vectors" / "config.json").write_text('{"model": "word2vec", "dim": 100}')
     with pytest.raises(ValueError, match="contains a model of the kind word2vec, not a text classifier"):
@@ -177,7 +177,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def changed(folder: Path, name: str, target: Path, **fields: object) -> Path:
-    """A copy of a model folder with other fields in a JSON file of it; None takes a field out."""
+    """Copy a model folder with changed fields in one of its JSON files; None removes a field."""
     shutil.copytree(folder, target)
     stated = json.loads((target / name).read_text()) | fields
     stated = {field: value for field, value in stated.items() if value is not None}
@@ -185,7 +185,7 @@ def changed(folder: Path, name: str, target: Path, **fields: object) -> Path:
     return target
 
 
-def test_a_model_whose_scores_are_no_shares_of_one_label_is_refused(model: Path, tmp_path: Path) -> None:
+def test_multi_label_and_regression_models_are_rejected(model: Path, tmp_path: Path) -> None:
     several = changed(model, "config.json", tmp_path / "n", problem_type="multi_label_classification")
     with pytest.raises(
         ValueError,
@@ -200,7 +200,7 @@ def test_a_model_whose_scores_are_no_shares_of_one_label_is_refused(model: Path,
         Sentiment.load(tmp_path / "one")
 
 
-def test_a_gpu_that_is_not_there_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu_is_reported(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
         ValueError, match="the device is cuda, but torch finds no GPU on this machine: use cpu"
@@ -208,12 +208,12 @@ def test_a_gpu_that_is_not_there_is_said(model: Path, monkeypatch: pytest.Monkey
         Sentiment.load(model, "cuda")
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+def test_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no model in .* \(no config.json\)"):
         classify(tmp_path / "nowhere", ["good"])
 
 
-def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
+def test_damaged_folder_is_reported(tmp_path: Path) -> None:
     folder = write_model(tmp_path)
     (folder / "model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(ValueError, match=r"model can't be read as an encoder by transformers"):
@@ -232,20 +232,20 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
         Sentiment.load(folder)
 
 
-def test_weights_may_be_read_by_whoever_may_read_the_rest(model: Path) -> None:
+def test_weights_have_the_permissions_of_the_other_files(model: Path) -> None:
     modes = {path.stat().st_mode for path in (model / "config.json", model / "model.safetensors")}
     assert len(modes) == 1
 
 
-def test_a_classifier_from_elsewhere_reads_as_much_as_it_can(model: Path, tmp_path: Path) -> None:
-    """A tokenizer that names no length leaves it to the model."""
+def test_length_limit_defaults_to_the_models(model: Path, tmp_path: Path) -> None:
+    """A tokenizer without a length limit uses the model's."""
     silent = changed(model, "tokenizer_config.json", tmp_path / "silent", model_max_length=None)
     assert Sentiment.load(model).max_length == MAX_LENGTH
     assert Sentiment.load(silent).max_length == LONGEST
 
 
 @pytest.mark.parametrize("kind", ["roberta", "mpnet"])
-def test_positions_that_lie_before_the_padding_hold_no_token(kind: str, tmp_path: Path) -> None:
+def test_roberta_positions_before_padding_are_not_counted(kind: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path, kind, pad_token_id=1)
     silent = changed(folder, "tokenizer_config.json", tmp_path / "silent", model_max_length=None)
     classifier = Sentiment.load(silent)
@@ -253,7 +253,7 @@ def test_positions_that_lie_before_the_padding_hold_no_token(kind: str, tmp_path
     assert classifier.classify([" ".join(WORDS)])[0][0] in LABELS
 
 
-def test_a_text_is_normalised_as_the_training_reviews_were(model: Path, tmp_path: Path) -> None:
+def test_texts_are_normalized_like_the_training_reviews(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "lower"
     shutil.copytree(model, folder)
     (folder / "lexloom.json").write_text(json.dumps({"normalization": Normalization().model_dump()}))

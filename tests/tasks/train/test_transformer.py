@@ -263,7 +263,7 @@ def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPat
     ("fields", "complaint"),
     [
         ({"preset": "huge"}, "'tiny', 'char' or 'small'"),
-        ({"heads": 3}, "3 heads can't share a width of 128"),
+        ({"heads": 3}, "width is 128: it must be a multiple of heads, 3"),
         ({"style": "gpt2", "kv_heads": 1}, "leave kv_heads out"),
         ({"layers": 0}, "greater than or equal to 1"),
         ({"dropout": 1}, "less than 1"),
