@@ -75,7 +75,7 @@ def test_order_depends_on_epoch_and_seed(tmp_path: Path) -> None:
 def test_row_groups_of_small_data_are_decoded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: bool, groups_kept: int, least: int, most: int
 ) -> None:
-    """Ten row groups of ten int32, split into seven blocks each for four lanes of 16; at least one is cached."""
+    """Ten row groups of ten int32, split into seven blocks each for four lanes of 16; one is cached."""
     monkeypatch.setattr(stream_module, "CACHE_BYTES", groups_kept * 10 * 4)
     decoded, read = [], stream_module.read_row_group
     monkeypatch.setattr(

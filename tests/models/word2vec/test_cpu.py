@@ -158,7 +158,7 @@ def test_two_threads_equal_one_up_to_races():
 
 
 def test_many_threads_train_frequent_words_like_one():
-    """If their updates of one row were unseen by each other for too long, they would overshoot and diverge."""
+    """If their updates of one row were unseen by each other for too long, they would diverge."""
     random = np.random.default_rng(0)
     words = 400
     topics = random.integers(20, size=100_000)

@@ -100,7 +100,7 @@ def dense_ones(rank: int, world_size: int) -> dict[str, Tensor]:
 
 
 def capped(rank: int, world_size: int) -> dict[str, Tensor]:
-    """Row 0 is changed equally by all, row 1 by worker 0 only, row 2 in opposite directions, row 3 by none."""
+    """Row 0 is changed equally by all, row 1 by worker 0, row 2 in opposite directions, row 3 by none."""
     found = {}
     for cap in (2.0, 3.0):
         for frequent in (0, 4):
