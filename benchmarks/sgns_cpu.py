@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from measure import summary, table, write_results
 
-from lexloom.models.word2vec.cpu import padded
+from lexloom.models.word2vec.cpu import padded_dim
 from lexloom.models.word2vec.skipgram import SkipGrams, keep_thresholds
 from lexloom.models.word2vec.trainable import Word2Vec
 
@@ -73,8 +73,8 @@ def measure(
     changes = 1 + np.count_nonzero(np.diff(batch["target"]))
     rows = 1 + (1 + negatives) * changes / len(batch["target"])
     return {
-        "lines": round(float(rows) * padded(dim) / FLOATS_IN_LINE, 1),
-        "tables_megabytes": round(2 * words * padded(dim) * 4 / 1e6, 1),
+        "lines": round(float(rows) * padded_dim(dim) / FLOATS_IN_LINE, 1),
+        "tables_megabytes": round(2 * words * padded_dim(dim) * 4 / 1e6, 1),
         **{
             f"million_pairs_per_second_{count}": summary([rate / 1e6 for rate in found])
             for count, found in rates.items()

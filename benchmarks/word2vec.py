@@ -50,7 +50,7 @@ from word2vec_peers import (
 from word2vec_plot import plot
 from word2vec_score import SCORES, Scorer
 
-from lexloom.models.word2vec.cpu import padded
+from lexloom.models.word2vec.cpu import padded_dim
 from lexloom.tasks.corpus import CorpusConfig, corpus, locate
 from lexloom.tasks.negative_sampling import NoiseConfig, noise
 from lexloom.tasks.pairs import PairsConfig, pairs
@@ -163,7 +163,7 @@ def run_lexloom(texts: Texts, *, dim: int, seed: int, mode: Mode = "stored", **h
             "waiting_for_data_seconds": facts["data_seconds"],
             "sync_seconds": facts["sync_seconds"],
             "sync_megabytes_per_step": facts["sync_bytes"] / facts["steps"] / 1e6,
-            "both_tables_megabytes": 2 * len(tables["vectors"]) * padded(dim) * FLOAT_BYTES / 1e6,
+            "both_tables_megabytes": 2 * len(tables["vectors"]) * padded_dim(dim) * FLOAT_BYTES / 1e6,
         },
     )
 

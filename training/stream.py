@@ -131,10 +131,10 @@ class ShardStream:
         return Epoch(number, lanes, np.array(rows, np.int64), self.rows_per_lane)
 
     def read(self, epoch: "Epoch", start: int = 0) -> Generator[Batch]:
-        """Yield this worker's share of every global batch of `epoch` from number `start` on, read ahead in a
-        thread.
+        """Yield this worker's shares of the global batches of `epoch` from number `start` on.
 
-        A share is empty if all of the worker's lanes have ended: every worker gets `epoch.steps` batches.
+        They are read ahead in a thread. A share is empty if all of the worker's lanes have ended: every
+        worker gets `epoch.steps` batches.
         """
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(READ_AHEAD_BATCHES)
         stopped = threading.Event()
@@ -313,9 +313,7 @@ def is_ragged(kind: pa.DataType) -> bool:
 
 
 def count_elements(group: pq.RowGroupMetaData, column: str) -> int:
-    """Count the elements of all lists in a row group. An empty or null list counts as one (`read_block`
-    rejects it).
-    """
+    """Count the elements of a row group's lists; `read_block` rejects empty and null ones, counted as one."""
     leaves = (group.column(i) for i in range(group.num_columns))
     return next(leaf.num_values for leaf in leaves if leaf.path_in_schema.split(".")[0] == column)
 
@@ -366,9 +364,7 @@ def has_missing_values(lists: pa.Array) -> bool:
 
 
 def to_batch(table: pa.Table, start: int, count: int, first_row: int) -> Batch:
-    """Convert `count` examples of a row group, from `start` on, to NumPy; `first_row` is the row group's
-    first row.
-    """
+    """Convert `count` examples of a row group, from `start` on; `first_row` is the row group's first row."""
     end = start + count
     if not is_ragged(table.column(0).type):
         return {name: to_numpy(table.column(name))[start:end] for name in table.column_names}

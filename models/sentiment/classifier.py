@@ -262,4 +262,6 @@ def save_classifier(
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # it is only readable by its owner
+    shutil.copymode(
+        folder / "config.json", folder / "model.safetensors"
+    )  # save_pretrained makes it readable by its owner only

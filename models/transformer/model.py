@@ -170,10 +170,8 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.width, kv_heads, bias=bias)
         self.output = nn.Linear(heads, config.width, bias=bias)
         if config.modern:
-            self.query_norm, self.key_norm = (
-                make_norm(config, config.head_width),
-                make_norm(config, config.head_width),
-            )
+            self.query_norm = make_norm(config, config.head_width)
+            self.key_norm = make_norm(config, config.head_width)
 
     def forward(
         self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None
@@ -183,10 +181,8 @@ class Attention(nn.Module):
         key = self.key(x).unflatten(-1, (config.kv_heads, config.head_width))  # (B, T, K, D)
         value = self.value(x).unflatten(-1, (config.kv_heads, config.head_width))  # (B, T, K, D)
         if cos_sin is not None:
-            query, key = (
-                apply_rotary(self.query_norm(query), *cos_sin),
-                apply_rotary(self.key_norm(key), *cos_sin),
-            )
+            query = apply_rotary(self.query_norm(query), *cos_sin)
+            key = apply_rotary(self.key_norm(key), *cos_sin)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, H or K, T, D)
         if cache is not None:
             key, value = cache.append(key, value)  # (B, K, S, D)

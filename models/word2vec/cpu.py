@@ -43,7 +43,7 @@ def padded_dim(dim: int) -> int:
 
 
 # Numba's disk cache only checks this file, so this digest must change with cpu_llvm.py.
-_BLOCK_DIGEST = "286fc81f0f0b"
+_BLOCK_DIGEST = "85b38bc19238"
 
 # Noise words.
 
@@ -73,7 +73,7 @@ def draw_negatives(seed: Any, position: Any, probability: Any, alias: Any, out: 
 
 # The kernel.
 
-_PREFETCH_PAIRS = 8  # how many pairs ahead a context's row is prefetched
+_AHEAD = 8  # how many pairs ahead a context's row is prefetched
 
 
 @njit(inline="always")
@@ -127,14 +127,14 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
         alias: Any,  # (V,)
         seed: Any,
         lr: Any,
-        private_vectors: Any,  # (hot_rows * stride,)
-        private_outputs: Any,  # (hot_rows * stride,)
+        private_vectors: Any,  # (n_hot * stride,)
+        private_outputs: Any,  # (n_hot * stride,)
     ) -> Any:
         """Train on the pairs first .. last - 1, complete runs; return the sum of their losses.
 
-        The rows of the first `hot_rows` words are read and written in the private tables.
+        The rows of the first `n_hot` words are read and written in the private tables.
         """
-        hot_rows = len(private_vectors) // stride
+        n_hot = len(private_vectors) // stride
         inputs, output_tables = (vectors, private_vectors), (outputs, private_outputs)
         output_ids = np.empty(count, np.int32)  # the target and the noise words of a run
         rows = np.empty(count, np.int64)  # addresses of their rows
@@ -151,7 +151,7 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
             next_ids[0] = targets[first]
             draw_negatives(seed, first, probability, alias, next_noise)
             for j in range(count):
-                next_rows[j] = row_address(output_tables, hot_rows, next_ids[j], stride)
+                next_rows[j] = row_address(output_tables, n_hot, next_ids[j], stride)
         while stop < last:
             i = stop
             target = targets[i]
@@ -174,64 +174,32 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., float]:
                 next_ids[0] = targets[stop]
                 draw_negatives(seed, stop, probability, alias, next_noise)
                 for j in range(count):
-                    next_rows[j] = row_address(output_tables, hot_rows, next_ids[j], stride)
+                    next_rows[j] = row_address(output_tables, n_hot, next_ids[j], stride)
 
             is_first = True
             while i < stop:
-                for ahead in range(
-                    i + _PREFETCH_PAIRS, min(i + _PREFETCH_PAIRS + 4, stop + _PREFETCH_PAIRS, last)
-                ):
-                    prefetch_row(inputs, hot_rows, contexts[ahead], stride)
+                for ahead in range(i + _AHEAD, min(i + _AHEAD + 4, stop + _AHEAD, last)):
+                    prefetch_row(inputs, n_hot, contexts[ahead], stride)
 
                 if i + 4 <= stop and _are_distinct(contexts, i, 4):
                     four = (contexts[i], contexts[i + 1], contexts[i + 2], contexts[i + 3])
                     is_last = i + 4 == stop
                     loss += train_block(
-                        inputs,
-                        hot_rows,
-                        four,
-                        addresses,
-                        copies,
-                        weights,
-                        lr,
-                        is_first,
-                        is_last,
-                        count,
-                        stride,
+                        inputs, n_hot, four, addresses, copies, weights, lr, is_first, is_last, count, stride
                     )
                     i += 4
                 elif i + 2 <= stop and _are_distinct(contexts, i, 2):
                     two = (contexts[i], contexts[i + 1])
                     is_last = i + 2 == stop
                     loss += train_block(
-                        inputs,
-                        hot_rows,
-                        two,
-                        addresses,
-                        copies,
-                        weights,
-                        lr,
-                        is_first,
-                        is_last,
-                        count,
-                        stride,
+                        inputs, n_hot, two, addresses, copies, weights, lr, is_first, is_last, count, stride
                     )
                     i += 2
                 else:
                     one = (contexts[i],)
                     is_last = i + 1 == stop
                     loss += train_block(
-                        inputs,
-                        hot_rows,
-                        one,
-                        addresses,
-                        copies,
-                        weights,
-                        lr,
-                        is_first,
-                        is_last,
-                        count,
-                        stride,
+                        inputs, n_hot, one, addresses, copies, weights, lr, is_first, is_last, count, stride
                     )
                     i += 1
                 is_first = False

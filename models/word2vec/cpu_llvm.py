@@ -55,11 +55,11 @@ class _Emitter:
     def zeros(self) -> Any:
         return self.splat(0.0)
 
-    def row_pointer(self, tables: tuple[Any, Any], hot_rows: Any, number: Any, stride: int) -> Any:
-        """Return the address of a word's row: in the private table if it is one of the first `hot_rows`."""
+    def row_pointer(self, tables: tuple[Any, Any], n_hot: Any, number: Any, stride: int) -> Any:
+        """Return the address of a word's row: in the private table if it is one of the first `n_hot`."""
         shared, private = tables
         wide = self.builder.sext(number, _INT64) if number.type.width < 64 else number
-        table = self.builder.select(self.builder.icmp_signed("<", wide, hot_rows), private, shared)
+        table = self.builder.select(self.builder.icmp_signed("<", wide, n_hot), private, shared)
         return self.builder.gep(table, [self.builder.mul(wide, _INT64(stride))])
 
     def pointer(self, base: Any, offset: Any, kind: Any) -> Any:
@@ -325,14 +325,14 @@ def _addresses(context: Any, builder: Any, kind: Any, arrays: Any) -> tuple[Any,
 
 
 # Intrinsics for compiled code. `vectors` or `tables` are a shared table, (V * stride,), and a thread's
-# private copy of its first rows, (hot_rows * stride,). `count` and `stride` must be constants.
+# private copy of its first rows, (n_hot * stride,). `count` and `stride` must be constants.
 
 
 @_literal_intrinsic
 def train_block(
     _typing: Any,
     vectors: Any,
-    hot_rows: Any,
+    n_hot: Any,
     contexts: Any,  # a tuple of distinct ids
     # (count,) int64 each: distinct addresses of the rows of the run's target and noise words; and those
     # of the next run, or of any rows
@@ -364,12 +364,12 @@ def train_block(
         return block.train(copies_at, weights_at, block.broadcast(arguments[6]), arguments[7], arguments[8])
 
     return types.float32(
-        vectors, hot_rows, contexts, outputs, copies, weights, lr, is_first, is_last, count, stride
+        vectors, n_hot, contexts, outputs, copies, weights, lr, is_first, is_last, count, stride
     ), generate
 
 
 @_literal_intrinsic
-def row_address(_typing: Any, tables: Any, hot_rows: Any, word: Any, stride: Any) -> Any:
+def row_address(_typing: Any, tables: Any, n_hot: Any, word: Any, stride: Any) -> Any:
     """Return the address of the word's row as an integer."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -377,11 +377,11 @@ def row_address(_typing: Any, tables: Any, hot_rows: Any, word: Any, stride: Any
         row = _Emitter(builder).row_pointer(tables_at, arguments[1], arguments[2], stride.literal_value)
         return builder.ptrtoint(row, _INT64)
 
-    return types.int64(tables, hot_rows, word, stride), generate
+    return types.int64(tables, n_hot, word, stride), generate
 
 
 @_literal_intrinsic
-def prefetch_row(_typing: Any, tables: Any, hot_rows: Any, word: Any, stride: Any) -> Any:
+def prefetch_row(_typing: Any, tables: Any, n_hot: Any, word: Any, stride: Any) -> Any:
     """Prefetch the cache lines of the word's row for writing."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -392,4 +392,4 @@ def prefetch_row(_typing: Any, tables: Any, hot_rows: Any, word: Any, stride: An
             emitter.prefetch(row, _INT64(column))
         return context.get_dummy_value()
 
-    return types.void(tables, hot_rows, word, stride), generate
+    return types.void(tables, n_hot, word, stride), generate

@@ -233,7 +233,7 @@ def another_kind(folder: Path) -> None:
         (lambda folder: None, "the backbone 'encoder' is not there"),
         (lambda folder: folder.mkdir(), "is no backbone: it has no config.json"),
         (without_tokenizer, "has no tokenizer"),
-        (shared_block, "has no list of 3 blocks to cut: take an encoder in the manner of BERT"),
+        (shared_block, "has no list of 3 blocks to split: use an encoder like BERT"),
         (another_kind, "can't be read as an encoder by transformers"),
     ],
 )

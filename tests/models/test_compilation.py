@@ -1,4 +1,4 @@
-"""torch.compile: done where it works, done without where it does not."""
+"""torch.compile is used where it works, and skipped where it does not."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ from torch import nn
 from lexloom.models.compilation import compile_modules, without_compilation
 
 
-def test_without_a_compiler_a_warning_says_so_and_modules_stay_as_they_are(
+def test_missing_compiler_gives_a_warning_and_uncompiled_modules(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +30,7 @@ def test_without_a_compiler_a_warning_says_so_and_modules_stay_as_they_are(
     assert layer(torch.zeros(1, 2)).shape == (1, 2)
 
 
-def test_where_it_works_every_part_is_compiled_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_module_is_compiled_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # its own work is not ours to test
     layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
     assert compile_modules(layers, "cpu")
@@ -38,7 +38,7 @@ def test_where_it_works_every_part_is_compiled_in_place(monkeypatch: pytest.Monk
     assert list(layers[0].state_dict()) == ["weight", "bias"]
 
 
-def test_a_compiled_part_can_be_called_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_module_can_run_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     stances: list[str] = []
     monkeypatch.setattr(
         torch.compiler, "set_stance", lambda stance: stances.append(stance) or (lambda call: call)
@@ -48,6 +48,6 @@ def test_a_compiled_part_can_be_called_as_it_is(monkeypatch: pytest.MonkeyPatch)
     assert stances == ["force_eager"]
 
 
-def test_where_nothing_was_compiled_the_compiler_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_is_not_imported_unless_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
     assert without_compilation(len) is len

@@ -1,4 +1,4 @@
-"""Kneser-Ney against figures by hand, a plain recursion over counts, and what must sum to 1."""
+"""Kneser-Ney against figures computed by hand and a plain recursion over counts."""
 
 from collections import Counter
 from itertools import pairwise
@@ -20,7 +20,7 @@ def model(documents: list[list[int]], order: int, size: int = SIZE) -> KneserNey
 
 
 def invented(documents: int = 40, size: int = SIZE, seed: int = 0) -> list[list[int]]:
-    """Documents in which a token's successor is often the next one up, and frequent tokens are small."""
+    """Documents in which a token's successor is often the next id, and frequent tokens have small ids."""
     generator = np.random.default_rng(seed)
     made = []
     for _ in range(documents):
@@ -33,7 +33,7 @@ def invented(documents: int = 40, size: int = SIZE, seed: int = 0) -> list[list[
 
 
 def slow_probability(documents: list[list[int]], context: list[int], token: int, size: int) -> float:
-    """Chen and Goodman's formula, word for word, over dictionaries; the order is the context's length + 1."""
+    """Chen and Goodman's formula over dictionaries; the order is the context's length + 1."""
     order = len(context) + 1
     padded = [[BOUNDARY] * (order - 1) + document for document in documents]
     grams = [
@@ -97,7 +97,7 @@ def test_discounts_by_hand() -> None:
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
-def test_equal_to_the_formula_over_plain_counts(order: int) -> None:
+def test_probabilities_equal_the_formula(order: int) -> None:
     documents = invented()
     fast = model(documents, order)
     generator = np.random.default_rng(1)
@@ -111,7 +111,7 @@ def test_equal_to_the_formula_over_plain_counts(order: int) -> None:
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])
-def test_the_probabilities_after_any_context_sum_to_one(order: int) -> None:
+def test_probabilities_sum_to_one_after_any_context(order: int) -> None:
     fast = model(invented(), order)
     contexts = np.random.default_rng(2).integers(0, SIZE, (50, order - 1))
     everything = np.tile(np.arange(SIZE), 50)
@@ -120,8 +120,8 @@ def test_the_probabilities_after_any_context_sum_to_one(order: int) -> None:
     assert probabilities.reshape(50, SIZE).sum(1) == pytest.approx(np.ones(50), abs=1e-12)
 
 
-def test_only_as_much_context_counts_as_there_is() -> None:
-    """Earlier tokens beyond the order change nothing; a missing one (-1) ends the context."""
+def test_context_is_limited_by_order_and_unknown_tokens() -> None:
+    """Tokens beyond the order change nothing; an unknown one (-1) ends the context."""
     fast = model(invented(), order=3)
     labels = np.arange(SIZE)
     long = np.tile([9, 9, 4, 2], (SIZE, 1))
@@ -134,8 +134,8 @@ def test_only_as_much_context_counts_as_there_is() -> None:
     assert fast.log_probabilities(long, labels).tolist() != known
 
 
-def test_no_context_reaches_over_the_border_of_documents() -> None:
-    """After the 5 that ends each document nothing was seen; its first token follows the border."""
+def test_contexts_do_not_cross_documents() -> None:
+    """Nothing was seen after the 5 that ends each document; its first token follows the boundary."""
     apart = model([[4, 5], [6, 5]] * 3, order=2)
     after_five = apart.log_probabilities(np.array([[5], [11]]), np.array([6, 6]))
     assert after_five[0] == after_five[1], "11 never occurs, and 5 never stands before anything"
@@ -145,7 +145,7 @@ def test_no_context_reaches_over_the_border_of_documents() -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 4])
 @pytest.mark.parametrize("k", [1, 5, SIZE])
-def test_the_best_are_those_of_the_whole_distribution(order: int, k: int) -> None:
+def test_best_equals_topk_of_the_full_distribution(order: int, k: int) -> None:
     fast = model(invented(), order)
     contexts = np.random.default_rng(3).integers(0, SIZE, (80, order - 1))
     everything = np.tile(np.arange(SIZE), len(contexts))
@@ -156,7 +156,7 @@ def test_the_best_are_those_of_the_whole_distribution(order: int, k: int) -> Non
     assert best == pytest.approx(-np.sort(-probabilities, axis=1)[:, :k], abs=1e-12)
 
 
-def test_more_context_predicts_better_where_the_text_has_structure() -> None:
+def test_longer_context_predicts_structured_text_better() -> None:
     train, held_out = invented(400), invented(40, seed=9)
     pairs = np.array([pair for tokens in held_out for pair in pairwise(tokens)])
     perplexities = [
@@ -173,11 +173,11 @@ def test_more_context_predicts_better_where_the_text_has_structure() -> None:
         ([[1, SIZE]], 2, r"ids range from 0 to 12, but must be in 0 to 11"),
     ],
 )
-def test_what_can_not_be_counted_is_refused(documents: list[list[int]], order: int, complaint: str) -> None:
+def test_invalid_documents_are_rejected(documents: list[list[int]], order: int, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         model(documents, order)
 
 
-def test_more_best_tokens_than_there_are_is_refused() -> None:
+def test_k_above_the_vocabulary_size_is_rejected() -> None:
     with pytest.raises(ValueError, match="k is 13: it must be at most 12"):
         model([[1, 2]], 2).best(np.array([[1]]), 13)

@@ -1,4 +1,4 @@
-"""Normalisation: words and numbers against a walk over the characters, mark-up by what HTML knows."""
+"""Normalization: words and numbers against a loop over characters, markup against HTML's definitions."""
 
 import resource
 import unicodedata
@@ -38,14 +38,14 @@ def normalized(text: str, **rules: bool | str) -> str:
 
 
 def words(text: str, **rules: bool | str) -> list[str]:
-    """What word vectors are trained on."""
+    """Normalize with the default rules of word vectors."""
     return normalize_text(text, Normalization().model_copy(update=rules)).split(" ")
 
 
 # words
 
 
-def test_all_rules_together_leave_words() -> None:
+def test_all_rules_together() -> None:
     text = " <p class='x'>The 3 cats&rsquo; café,\u00a0n\u00b0&nbsp;7:<br/>NAI\u0308VE?</p>\r\n"
     assert normalize_text(text, Normalization()) == "the cats café n naïve"
 
@@ -79,7 +79,7 @@ def test_each_rule_alone(rule: str, before: str, after: str) -> None:
         "नमस्ते", "தமிழ்", "ไทย", "עִבְרִית", "العربية",
     ],
 )  # fmt: skip
-def test_a_word_is_not_cut_apart(word: str) -> None:
+def test_joiners_do_not_split_words(word: str) -> None:
     assert words(f"«{word}», {word}! ({word}) '{word}'.") == [word] * 4
     assert normalized(f"«{word}»\n{word}.", strip_punctuation=True).split() == [word] * 2
     assert normalized(f"{word} {word}, 7", strip_digits=True) == f"{word} {word},  "
@@ -100,7 +100,7 @@ def test_a_word_is_not_cut_apart(word: str) -> None:
         ("love \u2764\ufe0f 1\ufe0f\u20e3 you 👨\u200d👩 me", ["love", "you", "me"]),
     ],
 )
-def test_words_that_are_written_in_several_ways_and_what_is_no_word(text: str, found: list[str]) -> None:
+def test_spelling_variants_and_non_words(text: str, found: list[str]) -> None:
     assert words(text) == found
 
 
@@ -113,13 +113,13 @@ def test_words_that_are_written_in_several_ways_and_what_is_no_word(text: str, f
         ("café по-русски", "café по-русски"),
     ],
 )
-def test_characters_of_scripts_without_spaces_can_be_words(text: str, found: str) -> None:
+def test_characters_of_unsegmented_scripts_become_words(text: str, found: str) -> None:
     assert words(text, segment="characters") == found.split(" ")
     assert normalized(text.lower(), segment="characters", strip_punctuation=True).split() == found.split(" ")
 
 
 def spelled_out(text: str) -> list[str]:
-    """The words of a text by a walk over its characters."""
+    """The words of a text by a loop over its characters."""
     kinds: list[str] = []
     for letter in text:
         mark = unicodedata.category(letter)[0] == "M" or letter == "\u200d"
@@ -157,7 +157,7 @@ TEXTS = st.text(CHARACTERS) | st.text(st.sampled_from(" \n'-a7é,\u0301\u200d"))
 
 @settings(deadline=None)
 @given(text=TEXTS, numbers=st.booleans())
-def test_words_are_those_of_a_walk_over_the_characters(text: str, numbers: bool) -> None:
+def test_words_equal_those_of_a_character_loop(text: str, numbers: bool) -> None:
     text = text.replace("’", "'").replace("＇", "'").replace("\u2010", "-").replace("\u2011", "-")
     rules = {"strip_punctuation": True, "strip_digits": not numbers}
     expected = wanted(text, numbers=numbers)
@@ -171,7 +171,7 @@ def test_words_are_those_of_a_walk_over_the_characters(text: str, numbers: bool)
 
 @settings(deadline=None)
 @given(text=TEXTS)
-def test_rows_in_ascii_are_normalised_as_the_others_are(text: str) -> None:
+def test_ascii_rows_are_normalized_like_others(text: str) -> None:
     plain = "".join(letter for letter in text if letter < "\x7f")
     for rules in (Normalization(), AS_IT_IS.model_copy(update={"strip_digits": True})):
         here, there, beyond = normalize(pa.array([plain, plain + " é", plain + " я"]), rules).to_pylist()
@@ -180,7 +180,7 @@ def test_rows_in_ascii_are_normalised_as_the_others_are(text: str) -> None:
 
 
 @pytest.mark.parametrize("rules", [Normalization(), Normalization(strip_digits=False), AS_IT_IS])
-def test_characters_of_latin_script_are_the_same_in_every_company(rules: Normalization) -> None:
+def test_latin_rows_are_normalized_like_others(rules: Normalization) -> None:
     letters = [chr(code) for code in range(0x2100)]
     alone = normalize(pa.array([f"x{letter}y {letter} z" for letter in letters]), rules).to_pylist()
     beside = normalize(pa.array([f"x{letter}y {letter} z я" for letter in letters]), rules).to_pylist()
@@ -200,7 +200,7 @@ def test_characters_of_latin_script_are_the_same_in_every_company(rules: Normali
         "<|endoftext|>", "#include <stdio.h>", "<ref>",
     ],
 )  # fmt: skip
-def test_what_only_looks_a_little_like_markup_stays(text: str) -> None:
+def test_text_that_resembles_markup_is_kept(text: str) -> None:
     assert normalized(text, strip_markup=True) == text
 
 
@@ -215,14 +215,14 @@ def test_what_only_looks_a_little_like_markup_stays(text: str) -> None:
         ("&amp;lt;", "&lt;"),  # once, as a browser
     ],
 )
-def test_markup_leaves_what_a_browser_shows(text: str, left: str) -> None:
+def test_markup_is_removed_as_a_browser_renders_it(text: str, left: str) -> None:
     assert normalized(text, strip_markup=True) == left
 
 
 # what rules cost
 
 
-def test_what_is_stripped_is_counted_in_characters_and_documents() -> None:
+def test_stripped_characters_and_documents_are_counted() -> None:
     losses: Counter[str] = Counter()
     texts = ["<b>a</b>, 12 b", "c\u3000d \n e", "cafe\u0301!", "co-op <i>x</i>"]
     assert normalize(pa.array(texts), Normalization(), losses).to_pylist() == [
@@ -231,28 +231,28 @@ def test_what_is_stripped_is_counted_in_characters_and_documents() -> None:
     assert losses == {MARKUP: 14, WITH_MARKUP: 2, STRIPPED: 4, WITH_STRIPPED: 2, COMPOSED: 1}
 
 
-def test_no_rule_is_no_change_and_costs_nothing() -> None:
+def test_no_rules_change_nothing() -> None:
     losses: Counter[str] = Counter()
     texts = [" Ä<b>1</b> &amp;\t ", "…", "", "\u212b"]
     assert normalize(pa.array(texts), AS_IT_IS, losses).to_pylist() == texts
     assert not +losses
 
 
-def test_every_character_that_composition_may_change_is_looked_at() -> None:
+def test_composable_covers_all_characters_that_nfc_changes() -> None:
     letters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     found = pc.match_substring_regex(pa.array(letters), f"[{COMPOSABLE}]").to_pylist()
     changed = [c for c in letters if unicodedata.normalize("NFC", c) != c or unicodedata.combining(c)]
     assert set(changed) <= {letter for letter, there in zip(letters, found, strict=True) if there}
 
 
-def test_no_character_grows_more_than_threefold() -> None:
+def test_characters_grow_at_most_threefold() -> None:
     letters = pa.array([chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000])
     rules = AS_IT_IS.model_copy(update={"unicode_nfc": True, "lower": True, "segment": "characters"})
     grown = pc.binary_length(normalize(letters, rules))
     assert pc.all(pc.less_equal(grown, pc.multiply(3, pc.binary_length(letters)))).as_py()
 
 
-def test_a_long_text_of_characters_that_expand_is_composed_in_little_memory() -> None:
+def test_expanding_text_is_composed_in_bounded_memory() -> None:
     letters = "\U0001d160" * 250_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert len(normalized(letters, unicode_nfc=True)) == 3 * len(letters)

@@ -1,4 +1,4 @@
-"""Optimizers: torch's own Muon is what the batched one is held to."""
+"""Optimizers: the batched Muon equals torch's Muon."""
 
 import copy
 from collections.abc import Callable
@@ -28,10 +28,10 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_batched_muon_takes_the_steps_of_torchs_muon(
+def test_batched_muon_equals_torchs_muon(
     weight_decay: float,
 ) -> None:
-    """Square, wide and tall matrices, some of one shape, one lying the other way, one without a gradient."""
+    """For square, wide and tall matrices, some of one shape, one transposed, one without a gradient."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(8, 8), (8, 8), (8, 20), (20, 8), (20, 8), (6, 4), (3, 3)]
     ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
@@ -54,7 +54,7 @@ def test_batched_muon_takes_the_steps_of_torchs_muon(
     assert torch.equal(ours[-1], theirs[-1])
 
 
-def test_in_float32_singular_values_come_near_to_1_and_singular_vectors_stay() -> None:
+def test_orthogonalize_changes_singular_values_only() -> None:
     matrices = torch.randn(3, 6, 40, generator=torch.Generator().manual_seed(0))
     found = orthogonalize(matrices, COEFFICIENTS, 5, 1e-7)
     assert found.dtype == torch.float32
@@ -71,7 +71,7 @@ def test_in_float32_singular_values_come_near_to_1_and_singular_vectors_stay() -
     torch.testing.assert_close(inside.diagonal(dim1=1, dim2=2), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_gradient_of_zeros_moves_nothing() -> None:
+def test_zero_gradient_changes_nothing() -> None:
     assert not orthogonalize(torch.zeros(2, 3, 4), COEFFICIENTS, 5, 1e-7).any()
 
 
@@ -86,7 +86,7 @@ def rates(optimizer: Optimizer, model: nn.Module) -> dict[str, tuple[float, floa
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_hidden_matrices_have_their_rate_and_vectors_do_not_decay(name: str) -> None:
+def test_learning_rate_and_weight_decay_by_parameter(name: str) -> None:
     model = Transformer(NETWORK)
     config = OptimizerConfig(name, matrix_lr=0.5, lr=0.25, weight_decay=0.125)  # type: ignore[arg-type]
     optimizer = make_optimizer(model, model.hidden_matrices(), config)
@@ -100,7 +100,7 @@ def test_hidden_matrices_have_their_rate_and_vectors_do_not_decay(name: str) -> 
     assert sum(rate == 0.5 for rate, _ in found.values()) == 2 * 7
 
 
-def test_the_joined_optimizer_steps_each_parameter_by_its_own_rule() -> None:
+def test_combined_optimizer_updates_each_parameter_by_its_own_rule() -> None:
     torch.manual_seed(0)  # by chance a singular value is so small that Muon can not lift it
     model = Transformer(NETWORK)
     optimizer = make_optimizer(model, model.hidden_matrices(), OptimizerConfig(matrix_lr=0.5, lr=0.25))
@@ -132,7 +132,7 @@ def test_the_joined_optimizer_steps_each_parameter_by_its_own_rule() -> None:
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
     ],
 )
-def test_numbers_out_of_range_are_refused(changes: dict[str, object], complaint: str) -> None:
+def test_numbers_out_of_range_are_rejected(changes: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         OptimizerConfig(**changes)  # type: ignore[arg-type]
 
@@ -150,7 +150,7 @@ def transformer(**options: object) -> TorchTrainable:
 
 
 def windows_job(folder: Path, make: Callable[[], TorchTrainable] = transformer, **changes: object):  # type: ignore[no-untyped-def]
-    """40 windows in 10 steps an epoch, of a text in which every token is the one before it and 3."""
+    """40 windows in 10 steps per epoch, of a text in which every token is the previous one plus 3."""
     folder.mkdir(parents=True, exist_ok=True)
     shard = folder / "train.parquet"
     if not shard.exists():
@@ -176,7 +176,7 @@ def state(folder: Path) -> dict[str, Tensor]:
     return found.tensors
 
 
-def test_a_transformer_that_was_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path) -> None:
+def test_resumed_transformer_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     run = train(windows_job(tmp_path / "whole"))
     assert run.scores[-1]["loss"] < 1.0 < run.history[0]["loss"]
     killed = partial(die_at, 13)
@@ -191,7 +191,7 @@ def test_a_transformer_that_was_killed_and_resumed_is_the_same_to_the_bit(tmp_pa
         assert torch.equal(tensor, resumed[name]), name
 
 
-def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
+def test_micro_batches_give_the_gradient_of_the_batch(tmp_path: Path) -> None:
     train(windows_job(tmp_path / "whole", stopping=Stopping(max_steps=3)))
     train(
         windows_job(tmp_path / "micro", partial(transformer, micro_batch=3), stopping=Stopping(max_steps=3))
@@ -200,7 +200,7 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(state(tmp_path / "micro")[name], tensor, atol=2e-3, rtol=0, msg=name)
 
 
-def test_two_workers_train_it_by_every_strategy(tmp_path: Path) -> None:
+def test_two_workers_train_with_every_strategy(tmp_path: Path) -> None:
     strategies = SyncConfig("all_reduce"), SyncConfig("average", period=3), SyncConfig("diloco", period=5)
     jobs = [windows_job(tmp_path / sync.strategy, sync=sync, lanes=2) for sync in strategies]
     on_processes(2, train_on, *jobs)

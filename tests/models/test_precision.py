@@ -1,4 +1,4 @@
-"""Precision: bfloat16 where it is measured to be faster, measured once."""
+"""Precision: bfloat16 is used where a measurement shows that it is faster."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Measured = Callable[[float, float], list[Layer]]
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own, and a process that has measured nothing."""
+    """A cache folder for the test, and a process without measurements."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     precision._is_faster_on_cpu.cache_clear()
     return tmp_path
@@ -24,7 +24,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
-    """Lets measurements give these milliseconds; returns the layers that are measured."""
+    """Replace measurements with these milliseconds; return the layers that are measured."""
 
     def give(float32: float, bfloat16: float) -> list[Layer]:
         layers: list[Layer] = []
@@ -40,7 +40,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
 
 
 @pytest.mark.parametrize(("bfloat16", "pays"), [(4.6, True), (8.9, True), (9.1, False), (20.0, False)])
-def test_it_pays_where_it_is_a_tenth_faster(measured: Measured, bfloat16: float, pays: bool) -> None:
+def test_bfloat16_is_used_if_a_tenth_faster(measured: Measured, bfloat16: float, pays: bool) -> None:
     measured(10.0, bfloat16)
     assert is_bfloat16_faster(LAYER, "cpu") is pays
     assert use_bfloat16("auto", LAYER, "cpu") is pays
@@ -48,7 +48,7 @@ def test_it_pays_where_it_is_a_tenth_faster(measured: Measured, bfloat16: float,
     assert not use_bfloat16("float32", LAYER, "cpu")
 
 
-def test_it_is_measured_once_for_a_processor_a_version_of_torch_and_a_shape(
+def test_measurement_is_cached_per_cpu_torch_version_and_shape(
     measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = measured(10.0, 5.0)
@@ -66,7 +66,7 @@ def test_it_is_measured_once_for_a_processor_a_version_of_torch_and_a_shape(
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": {"float32": "fast"}}', "\x00"])
-def test_a_cache_that_can_not_be_read_is_measured_again(measured: Measured, content: str) -> None:
+def test_unreadable_cache_is_measured_again(measured: Measured, content: str) -> None:
     cache_file().parent.mkdir(parents=True)
     cache_file().write_text(content)
     measured(10.0, 5.0)
@@ -74,9 +74,7 @@ def test_a_cache_that_can_not_be_read_is_measured_again(measured: Measured, cont
     assert len(json.loads(cache_file().read_text())) == 1
 
 
-def test_a_folder_that_can_not_be_written_to_costs_a_measurement_and_no_more(
-    measured: Measured, cache_folder: Path
-) -> None:
+def test_unwritable_cache_folder_is_not_an_error(measured: Measured, cache_folder: Path) -> None:
     (cache_folder / "lexloom").touch()  # a file, where the folder should be
     layers = measured(10.0, 20.0)
     assert not is_bfloat16_faster(LAYER, "cpu")
@@ -84,14 +82,14 @@ def test_a_folder_that_can_not_be_written_to_costs_a_measurement_and_no_more(
     assert len(layers) == 1
 
 
-def test_a_wide_layer_is_measured_on_few_rows(measured: Measured) -> None:
+def test_wide_layer_is_measured_on_few_rows(measured: Measured) -> None:
     layers = measured(10.0, 5.0)
     is_bfloat16_faster(Layer(100_000, 768, 3072), "cpu")
     is_bfloat16_faster(Layer(100_000, 256, 1024), "cpu")
     assert [layer.rows for layer in layers] == [64, 128]
 
 
-def test_a_measurement_takes_both_and_leaves_threads_and_chance_as_they_were() -> None:
+def test_measurement_restores_threads_and_random_state() -> None:
     torch.manual_seed(1)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     found = measure(Layer(8, 16, 16))

@@ -1,4 +1,4 @@
-"""Sampling: filters by hand, drawing by counting, text by what a reader of a stream sees."""
+"""Sampling: filters by hand, frequencies of samples, and streamed text."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def near(*shares: float) -> object:
     return pytest.approx(list(shares), abs=1e-6)
 
 
-def test_filters_keep_what_their_papers_say() -> None:
+def test_filters_by_hand() -> None:
     assert filtered() == near(0.5, 0.25, 0.15, 0.1)
     assert filtered(top_k=2) == near(2 / 3, 1 / 3, 0, 0)
     assert filtered(top_k=9) == near(0.5, 0.25, 0.15, 0.1)
@@ -33,20 +33,20 @@ def test_filters_keep_what_their_papers_say() -> None:
     assert filtered(min_p=1.0) == near(1, 0, 0, 0)
 
 
-def test_filters_follow_one_another() -> None:
-    """Top-k leaves 5/9, 2.5/9, 1.5/9; of these top-p at 0.8 keeps two, which min-p at 0.6 cuts to one."""
+def test_filters_are_applied_in_order() -> None:
+    """Top-k keeps 5/9, 2.5/9, 1.5/9; of these top-p at 0.8 keeps two, and min-p at 0.6 one."""
     assert filtered(top_k=3, top_p=0.8) == near(2 / 3, 1 / 3, 0, 0)
     assert filtered(top_k=3, top_p=0.8, min_p=0.6) == near(1, 0, 0, 0)
 
 
-def test_temperature_divides_logits_and_0_takes_the_likeliest() -> None:
+def test_temperature_divides_logits_and_0_is_greedy() -> None:
     half = (SHARES**2 / (SHARES**2).sum())[0].tolist()
     assert sampling_probabilities(LOGITS, Sampling(temperature=0.5))[0].tolist() == near(*half)
     assert sampling_probabilities(LOGITS.flip(1), Sampling(temperature=0))[0].tolist() == [0, 0, 0, 1]
     assert sampling_probabilities(LOGITS * 1e4, Sampling(temperature=1e-3)).tolist() == [[1, 0, 0, 0]]
 
 
-def test_tokens_that_occurred_are_penalised_whatever_their_logit_s_sign() -> None:
+def test_repetition_penalty_applies_to_logits_of_both_signs() -> None:
     logits, seen = torch.tensor([[2.0, -2.0, 1.0]]), torch.tensor([[True, True, False]])
     sampling = Sampling(temperature=1.0, repetition_penalty=2.0)
     expected = torch.tensor([1.0, -4.0, 1.0]).softmax(0).tolist()
@@ -55,24 +55,24 @@ def test_tokens_that_occurred_are_penalised_whatever_their_logit_s_sign() -> Non
     assert sampling_probabilities(logits, greedy, seen).tolist() == [[0, 0, 1]]
 
 
-def test_every_text_has_its_own_filter() -> None:
+def test_filters_are_applied_per_text() -> None:
     both = sampling_probabilities(torch.cat([LOGITS, LOGITS.flip(1)]), Sampling(temperature=1.0, top_p=0.6))
     assert both[0].tolist() == near(2 / 3, 1 / 3, 0, 0)
     assert both[1].tolist() == near(0, 0, 1 / 3, 2 / 3)
 
 
 def fixed(texts: Sequence[Sequence[int]]) -> Tensor:
-    """A model that always says the same."""
+    """A model with constant logits."""
     return LOGITS.expand(len(texts), -1)
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+def test_tokens_are_sampled_by_probability() -> None:
     drawn = Counter(token for (token,) in sample_tokens(fixed, [[0]], Sampling(10_000, 1.0, seed=3)))
     for token, share in enumerate(SHARES[0].tolist()):
         assert drawn[token] / 10_000 == pytest.approx(share, abs=4 * (share * (1 - share) / 10_000) ** 0.5)
 
 
-def test_the_seed_says_what_is_drawn() -> None:
+def test_seed_determines_the_samples() -> None:
     def text(seed: int, rows: int = 1) -> list[list[int | None]]:
         return list(sample_tokens(fixed, [[0]] * rows, Sampling(50, 1.0, seed=seed)))
 
@@ -82,7 +82,7 @@ def test_the_seed_says_what_is_drawn() -> None:
 
 
 class Script:
-    """A model that says given tokens one after the other, to each text its own; notes what it is asked."""
+    """A model that generates the given tokens for each text, and records its inputs."""
 
     def __init__(self, *lines: list[int], vocabulary: int = 10) -> None:
         self.lines, self.vocabulary = lines, vocabulary
@@ -96,13 +96,13 @@ class Script:
         return logits
 
 
-def test_a_text_is_over_with_its_end_and_all_of_them_with_the_last() -> None:
+def test_text_ends_at_end_of_text_and_batch_with_the_last() -> None:
     model = Script([1, 9, 2], [3, 4, 9])
     assert list(sample_tokens(model, [[0], [0]], Sampling(99), end_of_text=9)) == [[1, 3], [None, 4]]
     assert list(sample_tokens(Script([1, 9, 2]), [[0]], Sampling(4))) == [[1], [9], [2], [2]]
 
 
-def test_an_empty_prompt_begins_behind_an_end_of_text() -> None:
+def test_empty_prompt_becomes_end_of_text() -> None:
     model = Script([1, 2], [3, 4])
     list(sample_tokens(model, [[], [7]], Sampling(2), end_of_text=9))
     assert model.asked == [[[9], [7]], [[9, 1], [7, 3]]]
@@ -110,7 +110,7 @@ def test_an_empty_prompt_begins_behind_an_end_of_text() -> None:
         list(sample_tokens(model, [[]], Sampling(2)))
 
 
-def test_a_penalty_counts_the_prompt_and_what_was_written() -> None:
+def test_repetition_penalty_includes_prompt_and_generated_text() -> None:
     greedy = Sampling(4, temperature=0, repetition_penalty=1000.0)
     flat = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5]])
     drawn = sample_tokens(lambda texts: flat.expand(len(texts), -1), [[0], [3, 2]], greedy)
@@ -123,17 +123,17 @@ LETTERS = Tokenizer.of_characters("abcdefgh")  # ids 0 to 7, end of text 8
 
 
 def written(words: str, *, stop: tuple[str, ...] = (), **options: int) -> list[str]:
-    """The pieces that are given out while a model spells `words`."""
+    """The pieces that are streamed while a model generates `words`."""
     model = Script(LETTERS.encode(words), vocabulary=options.get("vocabulary", 9))
     sampling = Sampling(len(words), temperature=0, stop=stop)
     return [piece for (piece,) in sample_text(model, LETTERS, ["a"], sampling)]
 
 
-def test_text_comes_as_it_is_written() -> None:
+def test_text_is_streamed() -> None:
     assert written("bead") == ["b", "e", "a", "d", ""]
 
 
-def test_a_stop_string_ends_the_text_before_itself_and_is_held_back_until_it_is_known() -> None:
+def test_stop_string_ends_the_text_and_is_held_back() -> None:
     assert written("abcdef", stop=("cde",)) == ["a", "b", "", "", ""]
     assert written("abcdbcde", stop=("cde",)) == ["a", "b", "", "", "cdb", "", "", ""]
     assert "".join(written("cdcdab", stop=("cde",))) == "cdcdab"
@@ -142,7 +142,7 @@ def test_a_stop_string_ends_the_text_before_itself_and_is_held_back_until_it_is_
     assert "".join(written("aaab", stop=("aab",))) == "a"
 
 
-def test_the_longest_beginning_of_a_stop_string_is_held() -> None:
+def test_longest_prefix_of_a_stop_string_is_held() -> None:
     assert stop_overlap("xab", "abc") == 2
     assert stop_overlap("xaba", "abac") == 3
     assert stop_overlap("aa", "aab") == 2
@@ -150,7 +150,7 @@ def test_the_longest_beginning_of_a_stop_string_is_held() -> None:
     assert stop_overlap("x", "abc") == stop_overlap("", "abc") == 0
 
 
-def test_a_character_is_never_broken() -> None:
+def test_characters_are_streamed_whole() -> None:
     tokenizer = Tokenizer.of_bytes()
     model = Script(tokenizer.encode("a猫é"), vocabulary=tokenizer.size)
     pieces = [piece for (piece,) in sample_text(model, tokenizer, ["x"], Sampling(6, temperature=0))]
@@ -160,20 +160,20 @@ def test_a_character_is_never_broken() -> None:
     assert "".join(pieces) == "\ufffd", "a character that was begun and not ended"
 
 
-def test_texts_of_a_batch_end_by_themselves() -> None:
+def test_texts_of_a_batch_end_independently() -> None:
     model = Script(LETTERS.encode("abcd"), [*LETTERS.encode("ef"), 8, 8], vocabulary=9)
     pieces = list(sample_text(model, LETTERS, ["a", "bcd"], Sampling(4, temperature=0, stop=("c",))))
     assert ["".join(text) for text in zip(*pieces, strict=True)] == ["ab", "ef"]
     assert len(model.asked) == 3, "nothing is drawn once all are over"
 
 
-def test_ids_that_the_tokenizer_does_not_have_are_never_drawn() -> None:
+def test_ids_beyond_the_tokenizer_are_never_sampled() -> None:
     model = Script([20], vocabulary=32)
     (first, *_) = [piece for (piece,) in sample_text(model, LETTERS, ["a"], Sampling(1, temperature=0))]
     assert first == "a", "all known ids are equally likely, and the first is taken"
 
 
-def test_a_prompt_of_unknown_characters_is_refused() -> None:
+def test_prompt_with_unknown_characters_is_rejected() -> None:
     with pytest.raises(ValueError, match="the character 'z'"):
         list(sample_text(Script([1]), LETTERS, ["az"], Sampling()))
 
@@ -194,6 +194,6 @@ def test_a_prompt_of_unknown_characters_is_refused() -> None:
         ({"stop": "end"}, "must be a list of non-empty strings"),
     ],
 )
-def test_options_out_of_range_are_refused(options: dict[str, object], complaint: str) -> None:
+def test_options_out_of_range_are_rejected(options: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Sampling(**options)  # type: ignore[arg-type]

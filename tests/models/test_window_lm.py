@@ -1,4 +1,4 @@
-"""The window language model: the network by plain NumPy, both objectives, what is frozen, what is saved."""
+"""The window language model: the network in plain NumPy, both objectives, frozen embeddings, saving."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ def embeddings() -> torch.Tensor:
 
 
 def made(**changes: Any) -> WindowLM:
-    """A model with weights that are nowhere zero."""
+    """A model whose weights are all nonzero."""
     torch.manual_seed(1)
     model = WindowLM(replace(CONFIG, **changes), embeddings())
     for name, parameter in model.named_parameters():
@@ -44,7 +44,7 @@ def windows(rows: int = 40) -> torch.Tensor:
 
 
 def fit(model: WindowLM, inputs: torch.Tensor, labels: torch.Tensor, steps: int = 150) -> float:
-    """Trains on one batch, and returns the loss then."""
+    """Train on one batch, and return the final loss."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     model.train()
     for _ in range(steps):
@@ -55,7 +55,7 @@ def fit(model: WindowLM, inputs: torch.Tensor, labels: torch.Tensor, steps: int 
     return model.loss(inputs, labels).item()
 
 
-def test_the_network_is_what_numpy_says() -> None:
+def test_network_equals_numpy() -> None:
     model = made(output="full", activation="relu")
     weights = {name: value.detach().numpy() for name, value in model.named_parameters()}
 
@@ -75,7 +75,7 @@ def test_the_network_is_what_numpy_says() -> None:
     np.testing.assert_allclose(model.log_probabilities(windows()).detach(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_before_training_it_is_the_unigram() -> None:
+def test_initial_predictions_are_the_unigram() -> None:
     counts = torch.tensor([40, 20, 10, 5, 5, 5, 5, 4, 3, 2, 1, 0])
     model = WindowLM(CONFIG, embeddings(), counts)
     probabilities = (counts + 0.5) / (counts + 0.5).sum()
@@ -89,7 +89,7 @@ def test_before_training_it_is_the_unigram() -> None:
 
 @pytest.mark.parametrize("output", ["adaptive", "full", "tied"])
 @pytest.mark.parametrize("fine_tuned", [False, True])
-def test_it_learns_what_the_window_decides(output: Any, fine_tuned: bool) -> None:
+def test_training_learns_a_function_of_the_window(output: Any, fine_tuned: bool) -> None:
     model = WindowLM(replace(CONFIG, output=output, fine_tuned=fine_tuned), embeddings())
     labels = windows()[:, 0]  # of all tokens the farthest
     before = model.embeddings.detach().clone()
@@ -98,19 +98,19 @@ def test_it_learns_what_the_window_decides(output: Any, fine_tuned: bool) -> Non
     assert torch.equal(before, model.embeddings) is not fine_tuned
 
 
-def test_frozen_embeddings_are_no_part_of_a_checkpoint() -> None:
+def test_frozen_embeddings_are_not_in_checkpoints() -> None:
     assert "embeddings" not in made().state_dict()
     assert "embeddings" in made(fine_tuned=True).state_dict()
 
 
-def test_scaled_embeddings_have_a_root_mean_square_of_one() -> None:
+def test_scaled_embeddings_have_unit_rms() -> None:
     expected = torch.tensor([[3.0, -4.0], [0.0, 5.0]]) / (50 / 4) ** 0.5
     torch.testing.assert_close(scale_to_unit_rms(torch.tensor([[30.0, -40.0], [0.0, 50.0]])), expected)
     assert not scale_to_unit_rms(torch.zeros(2, 2)).any()
 
 
 @pytest.mark.parametrize("output", ["adaptive", "full", "tied"])
-def test_loss_best_and_logits_are_of_one_distribution(output: Any) -> None:
+def test_loss_best_and_logits_are_consistent(output: Any) -> None:
     model = made(output=output)
     labels = windows(40)[:, 1]
     logs = model.log_probabilities(windows())
@@ -121,7 +121,7 @@ def test_loss_best_and_logits_are_of_one_distribution(output: Any) -> None:
 
 
 @pytest.mark.parametrize("error", ["squared", "cosine"])
-def test_the_objective_embedding_predicts_the_nearest_token(error: Any) -> None:
+def test_embedding_objective_predicts_the_nearest_token(error: Any) -> None:
     model = made(objective="embedding", error=error)
     predicted = model.features(windows())
     table = model.embeddings
@@ -140,14 +140,14 @@ def test_the_objective_embedding_predicts_the_nearest_token(error: Any) -> None:
 
 
 @pytest.mark.parametrize("error", ["squared", "cosine"])
-def test_the_objective_embedding_learns_what_the_window_decides(error: Any) -> None:
+def test_embedding_objective_learns_a_function_of_the_window(error: Any) -> None:
     model = WindowLM(replace(CONFIG, objective="embedding", error=error), embeddings())
     labels = windows()[:, 2]
     fit(model, windows(), labels)
     assert (model.best(windows(), 1)[:, 0] == labels).float().mean() > 0.95
 
 
-def test_texts_are_read_by_their_last_tokens_and_filled_up_on_the_left() -> None:
+def test_texts_are_truncated_and_padded_on_the_left() -> None:
     model = made(padding=7)
     torch.testing.assert_close(
         model.next_logits(torch.tensor([[5, 4, 3, 2, 1]])), model.next_logits(torch.tensor([[3, 2, 1]]))
@@ -158,7 +158,7 @@ def test_texts_are_read_by_their_last_tokens_and_filled_up_on_the_left() -> None
     assert model.next_logits(torch.empty((1, 0), dtype=torch.int64)).shape == (1, SIZE)
 
 
-def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
+def test_dropout_zeroes_its_rate_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     values = torch.ones(1000, 101, requires_grad=True)
     dropped = dropout(values, 0.25)
@@ -171,7 +171,7 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
     assert torch.equal(dropout(values, 0.25), dropped), "the seed decides what is dropped"
 
 
-def test_dropout_is_off_when_it_predicts() -> None:
+def test_dropout_is_off_in_eval_mode() -> None:
     model = made(dropout=0.5)
     assert torch.equal(model.features(windows()), model.features(windows()))
     model.train()
@@ -190,7 +190,7 @@ def test_dropout_is_off_when_it_predicts() -> None:
         {"objective": "embedding", "output": "tied"},
     ],
 )
-def test_what_is_loaded_predicts_what_was_saved(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_loaded_model_predicts_like_the_saved_one(changes: dict[str, Any], tmp_path: Path) -> None:
     model = made(**changes)
     model.save(tmp_path, {"seed": 3})
     loaded = WindowLM.load(tmp_path)
@@ -200,7 +200,7 @@ def test_what_is_loaded_predicts_what_was_saved(changes: dict[str, Any], tmp_pat
     assert not loaded.training
 
 
-def test_a_folder_that_is_no_such_model_is_refused(tmp_path: Path) -> None:
+def test_folder_of_another_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing"):
         WindowLM.load(tmp_path)
     made().save(tmp_path)
@@ -232,18 +232,18 @@ def test_a_folder_that_is_no_such_model_is_refused(tmp_path: Path) -> None:
         ({"objective": "embedding", "fine_tuned": True}, "they would collapse"),
     ],
 )
-def test_shapes_that_make_no_sense_are_refused(changes: dict[str, Any], complaint: str) -> None:
+def test_invalid_configurations_are_rejected(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         replace(CONFIG, **changes)
 
 
-def test_embeddings_and_counts_of_another_vocabulary_are_refused() -> None:
+def test_embeddings_and_counts_of_another_vocabulary_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"embeddings are 12 x 9, but the model has 12 tokens of 8 floats"):
         WindowLM(CONFIG, torch.zeros(SIZE, 9))
     with pytest.raises(ValueError, match="there are 5 counts for 12 tokens"):
         WindowLM(CONFIG, embeddings(), torch.ones(5))
 
 
-def test_few_tokens_need_no_tails() -> None:
-    """Where no cutoff is below V, the adaptive softmax is the full one."""
+def test_adaptive_softmax_without_cutoffs_is_full() -> None:
+    """If no cutoff is below V, the adaptive softmax is a full one."""
     assert made(cutoffs=(2000,)).log_probabilities(windows()).shape == (40, SIZE)

@@ -1,4 +1,4 @@
-"""Encoders of a few thousand random weights, with a tokenizer of whole words, saved as transformers does."""
+"""Encoders with a few thousand random weights and a whole-word tokenizer, saved like transformers' models."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ DISTILBERT: dict[str, Any] = {
 
 
 def config(kind: str, **changes: Any) -> PreTrainedConfig:
-    """The configuration of a kind of encoder: 'bert', 'roberta', 'distilbert' or 'mpnet'."""
+    """The configuration of an architecture: 'bert', 'roberta', 'distilbert' or 'mpnet'."""
     if kind == "distilbert":
         return DistilBertConfig(**DISTILBERT | changes)
     kinds = {"bert": BertConfig, "roberta": RobertaConfig, "mpnet": MPNetConfig}
@@ -55,7 +55,7 @@ def config(kind: str, **changes: Any) -> PreTrainedConfig:
 
 
 def write_backbone(folder: Path, kind: str = "bert", **changes: Any) -> Path:
-    """An encoder with random weights and its tokenizer; the same ones each time."""
+    """Write an encoder with random weights and its tokenizer; the same ones each time."""
     torch.manual_seed(0)
     model = AutoModel.from_config(config(kind, **changes))
     for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""What the training core promises of every model, asked of a training stage's own job."""
+"""Checks of the training loop's guarantees with a training stage's own job."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +34,7 @@ def planner(
     config: Any,
     folder: Path,
 ) -> Plan:
-    """Makes the stage's own job, in a folder of its own, of 10 steps and a checkpoint every 5."""
+    """Make the stage's job in a separate folder, with 10 steps and a checkpoint every 5."""
     planned: list[Job] = []
 
     def catch(job: Job, *_: Any, **__: Any) -> None:
@@ -60,7 +60,7 @@ def last(job: Job) -> Checkpoint:
 
 
 def assert_equal(ours: Job, theirs: Job) -> None:
-    """To the bit."""
+    """Check that the results are equal bit for bit."""
     one, other = last(ours), last(theirs)
     assert one.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
@@ -72,22 +72,20 @@ def broken(job: Job, step: int) -> Job:
     return replace(job, on_batch=partial(die_at, step))
 
 
-def ten_steps_are_some_and_a_kill_and_the_rest(plan: Plan, step: int) -> None:
+def assert_resumed_equals_uninterrupted(plan: Plan, step: int) -> None:
     whole, killed = (plan(name, SyncConfig("all_reduce")) for name in ("whole", "killed"))
     train_in_pieces(0, 1, [whole, broken(killed, step), killed])
     assert_equal(whole, killed)
 
 
-def so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(
-    plan: Plan, **without_chance: Any
-) -> None:
-    """`without_chance`: options with which steps draw no random numbers, as each worker draws its own."""
+def assert_two_workers_resume_and_equal_one(plan: Plan, **deterministic: Any) -> None:
+    """`deterministic`: options without random numbers in steps, since each worker draws its own."""
     pairs = [
         [plan(f"{place}-{name}", sync) for name in ("whole", "killed")]
         for place, sync in enumerate(STRATEGIES)
     ]
     alone, together = (
-        plan(name, SyncConfig("all_reduce"), **without_chance) for name in ("alone", "together")
+        plan(name, SyncConfig("all_reduce"), **deterministic) for name in ("alone", "together")
     )
     jobs = [each for whole, killed in pairs for each in (whole, broken(killed, 8), killed)]
     on_processes(2, train_in_pieces, [*jobs, together])

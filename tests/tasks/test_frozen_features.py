@@ -204,12 +204,12 @@ def test_a_tokenizer_that_cuts_off_the_start_does_so_here(tmp_path: Path) -> Non
 
 def test_a_gpu_that_is_not_there_is_said(compute: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="the device cuda is asked for, and torch finds no GPU"):
+    with pytest.raises(ValueError, match="the device is cuda, but torch finds no GPU"):
         compute(device="cuda")
 
 
 def test_a_cut_that_cannot_be_is_refused_at_once(compute: Build) -> None:
-    with pytest.raises(ValueError, match="trainable_blocks is 9, and the encoder has 3 blocks"):
+    with pytest.raises(ValueError, match="trainable_blocks is 9, but the encoder has 3 blocks"):
         compute(trainable_blocks=9)
 
 

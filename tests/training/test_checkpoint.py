@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest good one, never a foreign one."""
+"""Checkpoints: complete or absent; the newest undamaged one of the same run is loaded."""
 
 import logging
 from pathlib import Path
@@ -23,7 +23,7 @@ def names(checkpoints: Checkpoints) -> list[str]:
     return sorted(folder.name for folder in checkpoints.folder.iterdir())
 
 
-def test_what_is_saved_comes_back_to_the_bit(checkpoints: Checkpoints) -> None:
+def test_saved_checkpoint_is_loaded_bit_for_bit(checkpoints: Checkpoints) -> None:
     assert checkpoints.load() is None
     saved = checkpoint(1.1)
     saved.sync = {"momentum": torch.tensor([0.1, 0.2])}
@@ -35,7 +35,7 @@ def test_what_is_saved_comes_back_to_the_bit(checkpoints: Checkpoints) -> None:
     assert found.state == saved.state
 
 
-def test_the_best_one_stays_however_old(checkpoints: Checkpoints) -> None:
+def test_best_checkpoint_is_kept(checkpoints: Checkpoints) -> None:
     for step, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2), (6, 6), (7, 6)):
         checkpoints.save(step, checkpoint(step), best=best)
         found = checkpoints.load_step(best)
@@ -44,7 +44,7 @@ def test_the_best_one_stays_however_old(checkpoints: Checkpoints) -> None:
     assert names(checkpoints) == ["step-0000000006", "step-0000000007"]
 
 
-def test_every_worker_finds_its_own_state_and_nobody_elses(checkpoints: Checkpoints) -> None:
+def test_every_worker_loads_its_own_state(checkpoints: Checkpoints) -> None:
     checkpoints.open()
     for worker in (1, 2):
         checkpoints.save_local(3, worker, {"moment": torch.tensor(float(worker))})
@@ -58,7 +58,7 @@ def test_every_worker_finds_its_own_state_and_nobody_elses(checkpoints: Checkpoi
     assert found.local is None  # it was saved by another number of workers
 
 
-def test_a_folder_that_can_not_be_written_to_is_one_sentence(tmp_path: Path) -> None:
+def test_unwritable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
         NotADirectoryError, match=r"^the checkpoint folder .* is not writable \(Not a directory\)"
@@ -70,7 +70,7 @@ def test_a_folder_that_can_not_be_written_to_is_one_sentence(tmp_path: Path) -> 
         Checkpoints(tmp_path / "file", "fingerprint").open()
 
 
-def test_only_the_newest_few_are_kept_and_left_overs_go(checkpoints: Checkpoints) -> None:
+def test_only_the_newest_checkpoints_are_kept(checkpoints: Checkpoints) -> None:
     left = checkpoints.folder / ".writing-0000000010"  # by a process that died while it wrote
     left.mkdir(parents=True)
     (left / "worker-0007.safetensors").write_bytes(b"half")
@@ -98,7 +98,7 @@ def test_only_the_newest_few_are_kept_and_left_overs_go(checkpoints: Checkpoints
         lambda folder: (folder / "manifest.json").unlink(),
     ],
 )
-def test_a_damaged_newest_one_falls_back_to_the_one_before_and_says_so(
+def test_damaged_checkpoint_falls_back_to_the_previous_one(
     checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture, harm: object
 ) -> None:
     checkpoints.open()
@@ -113,7 +113,7 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before_and_says_so(
     assert "step-0000000002 is damaged" in caplog.text
 
 
-def test_a_foreign_checkpoint_is_refused(checkpoints: Checkpoints) -> None:
+def test_checkpoint_of_another_run_is_rejected(checkpoints: Checkpoints) -> None:
     checkpoints.save(1, checkpoint(1))
     with pytest.raises(ValueError, match="belongs to another run"):
         Checkpoints(checkpoints.folder, "another").load()

@@ -1,4 +1,4 @@
-"""When workers look at the clock, and what it asks for."""
+"""When workers read worker 0's clock, and what is due then."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.training.toy import job
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the time."""
+    """Set the time."""
     times = [0.0]
     monkeypatch.setattr("lexloom.training.clock.time.perf_counter", lambda: times[0])
 
@@ -30,7 +30,7 @@ def due(ticking: Clock, state: TrainState, step: int) -> bool:
     return reading.checkpoint
 
 
-def test_checkpoints_are_a_minute_apart_or_as_far_as_keeps_them_at_two_percent_of_the_time(
+def test_checkpoints_are_a_minute_apart_and_take_two_percent_at_most(
     tmp_path: Path, now: Callable[[float], None]
 ) -> None:
     state = TrainState()
@@ -52,7 +52,7 @@ def test_checkpoints_are_a_minute_apart_or_as_far_as_keeps_them_at_two_percent_o
     assert due(ticking, state, 6)
 
 
-def test_a_resumed_run_goes_on_counting(tmp_path: Path, now: Callable[[float], None]) -> None:
+def test_resumed_run_continues_counting(tmp_path: Path, now: Callable[[float], None]) -> None:
     now(1000.0)
     state = TrainState(step=7, seconds=300.0, next_clock_reading=8)
     ticking = Clock(job(tmp_path), state, 0, 1, lambda: False)
@@ -61,10 +61,10 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path, now: Callable[[float], N
     assert not due(ticking, state, 8), "ten seconds after the last one"
 
 
-def test_several_workers_look_about_twice_a_second(
+def test_several_workers_read_the_clock_about_twice_a_second(
     tmp_path: Path, now: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """64 steps of 1/128 s are half a second; steps of a minute are looked at one by one."""
+    """64 steps of 1/128 s take half a second; after steps of a minute the clock is read every time."""
     monkeypatch.setattr(clock, "sum_over_workers", lambda values, world_size, device: list(values))
     for step_seconds, looks in ((1 / 128, [1, 3, 7, 15, 31, 63, 127, 191]), (60.0, [1, 2, 3])):
         now(0.0)

@@ -1,4 +1,4 @@
-"""The loop in one process: resumes to the bit, shows honest figures, stops when it should."""
+"""The loop in one process: resumes bit for bit, records progress, and stops as configured."""
 
 from dataclasses import replace
 from functools import partial
@@ -39,7 +39,7 @@ class KilledError(Exception):
 
 
 class DiesAt(Counter):
-    """Dies in its n-th training step, as if the machine had."""
+    """Dies in its n-th training step, like a killed process."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
@@ -68,8 +68,9 @@ def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class LateCounter(Counter):
-    """Takes a step when its loss is read, or when its state is asked for; `early` has the steps whose losses
-    were read before they would have come by themselves, two steps later.
+    """Runs a step when its loss is read, or when its state is requested.
+
+    `early` has the steps whose losses were read before they were done, two steps later.
     """
 
     def __init__(self, *, break_at: float = 2.0, die_at: int | None = None) -> None:
@@ -109,9 +110,7 @@ class PendingLoss:
 
 
 @pytest.mark.parametrize("sync", [SyncConfig("delta_sum"), SyncConfig("diloco", period=3)])
-def test_steps_that_end_late_are_waited_for_before_their_result_is_used(
-    tmp_path: Path, sync: SyncConfig
-) -> None:
+def test_pending_steps_are_finished_before_their_result_is_used(tmp_path: Path, sync: SyncConfig) -> None:
     for name, make in (("now", Counter), ("late", LateCounter)):
         train(job(tmp_path / name, make, sync=sync))
     now, late = (result(job(tmp_path / name)) for name in ("now", "late"))
@@ -128,7 +127,7 @@ def test_steps_that_end_late_are_waited_for_before_their_result_is_used(
         (200, 2, [*range(1, 21)]),  # no more than one, and a record of the step before it
     ],
 )
-def test_a_record_waits_for_no_loss(
+def test_record_does_not_wait_for_pending_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: int, max_pending: int, early: list[int]
 ) -> None:
     monkeypatch.setattr(loop, "HISTORY_POINTS", points)
@@ -141,7 +140,7 @@ def test_a_record_waits_for_no_loss(
     assert untimed(late.state["history"]) == untimed(now.state["history"])
 
 
-def test_a_late_loss_that_is_no_number_is_named_by_its_own_step_before_an_evaluation(tmp_path: Path) -> None:
+def test_pending_nonfinite_loss_is_reported_with_its_step(tmp_path: Path) -> None:
     held_out = write_numbers(tmp_path / "held-out.parquet", rows=8)
     plan = job(
         tmp_path, partial(LateCounter, break_at=0.5), validation=(held_out,), evaluate_every=12, epochs=2
@@ -151,7 +150,7 @@ def test_a_late_loss_that_is_no_number_is_named_by_its_own_step_before_an_evalua
     assert result(plan).state["step"] == 10
 
 
-def test_a_step_that_fails_late_ends_the_run_before_the_next_checkpoint(tmp_path: Path) -> None:
+def test_pending_step_error_is_raised_before_the_next_checkpoint(tmp_path: Path) -> None:
     whole, broken = job(tmp_path / "whole"), job(tmp_path / "broken")
     train(whole)
     with pytest.raises(KilledError):
@@ -161,7 +160,7 @@ def test_a_step_that_fails_late_ends_the_run_before_the_next_checkpoint(tmp_path
     assert torch.equal(result(whole).tensors["table"], result(broken).tensors["table"])
 
 
-def test_every_example_is_trained_once_an_epoch(tmp_path: Path) -> None:
+def test_every_example_is_trained_once_per_epoch(tmp_path: Path) -> None:
     plan = job(tmp_path)
     train(plan)
     numbers = pq.read_table(plan.files[0])["number"].to_numpy()
@@ -169,7 +168,7 @@ def test_every_example_is_trained_once_an_epoch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 11, 19])
-def test_killed_and_resumed_is_the_same_as_uninterrupted_to_the_bit(tmp_path: Path, step: int) -> None:
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, step: int) -> None:
     whole, broken = job(tmp_path / "whole"), job(tmp_path / "broken")
     train(whole)
     with pytest.raises(KilledError):
@@ -181,7 +180,7 @@ def test_killed_and_resumed_is_the_same_as_uninterrupted_to_the_bit(tmp_path: Pa
 
 @pytest.mark.parametrize("step", [1, 4, 5, 10, 13])
 @pytest.mark.parametrize("make", [Counter, LateCounter])
-def test_an_interrupted_run_ends_after_its_step_with_a_checkpoint_and_resumes_to_the_bit(
+def test_interrupted_run_writes_a_checkpoint_and_resumes_bit_for_bit(
     tmp_path: Path, make: Any, step: int
 ) -> None:
     whole, broken = (job(tmp_path / name, make, checkpoint_every=None) for name in ("whole", "broken"))
@@ -197,10 +196,8 @@ def test_an_interrupted_run_ends_after_its_step_with_a_checkpoint_and_resumes_to
 
 
 @pytest.mark.parametrize(("batches", "step"), [(1, 6), (2, 6), (4, 8), (5, 8)])  # of three a time
-def test_an_evaluation_that_is_interrupted_is_begun_again_by_the_next_run(
-    tmp_path: Path, batches: int, step: int
-) -> None:
-    """Between two steps of an outer optimizer, and at the end of the run, too."""
+def test_interrupted_evaluation_is_repeated_by_the_next_run(tmp_path: Path, batches: int, step: int) -> None:
+    """Between two steps of an outer optimizer, and at the end of the run."""
     held_out = write_points(tmp_path / "held-out.parquet", rows=150, rows_per_group=30, seed=9)
     whole, broken = (
         points_job(
@@ -234,9 +231,7 @@ def test_an_evaluation_that_is_interrupted_is_begun_again_by_the_next_run(
 
 
 @pytest.mark.parametrize("changes", [{"checkpoint_every": 1}, {"checkpoint_seconds": 1e-9}])
-def test_a_checkpoint_changes_nothing_even_of_an_outer_optimizer_between_its_steps(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_checkpoint_does_not_affect_training(tmp_path: Path, changes: dict[str, Any]) -> None:
     outer = SyncConfig("diloco", period=4)
     plans = [
         points_job(tmp_path / name, sync=outer, **{"checkpoint_every": None, **more})
@@ -250,8 +245,8 @@ def test_a_checkpoint_changes_nothing_even_of_an_outer_optimizer_between_its_ste
 
 
 @pytest.mark.parametrize("began_in_bfloat16", [True, False])
-def test_a_resumed_run_keeps_the_precision_that_it_began_in(tmp_path: Path, began_in_bfloat16: bool) -> None:
-    """Where the next machine would choose another."""
+def test_resumed_run_keeps_its_precision(tmp_path: Path, began_in_bfloat16: bool) -> None:
+    """Even if the next machine would choose another."""
     asked: list[str] = []
 
     def plan(name: str, bfloat16: bool) -> Job:
@@ -275,14 +270,14 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_in(tmp_path: Path, bega
     assert not all(torch.equal(value, other[name]) for name, value in whole.items())
 
 
-def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
+def test_finished_run_returns_at_once(tmp_path: Path) -> None:
     plan = job(tmp_path)
     train(plan)
     run = train(replace(plan, make_trainable=Untouchable))
     assert (run.step, run.stop_reason) == (20, "max_epochs")
 
 
-def test_two_workers_train_what_one_does(tmp_path: Path) -> None:
+def test_two_workers_equal_one(tmp_path: Path) -> None:
     one, two = job(tmp_path / "one"), job(tmp_path / "two")
     train(one)
     on_processes(2, train_on, two)
@@ -292,7 +287,7 @@ def test_two_workers_train_what_one_does(tmp_path: Path) -> None:
     assert result(two).state["sync_bytes"] > 0
 
 
-def test_progress_counts_all_examples_and_the_rate_falls_to_its_end(tmp_path: Path) -> None:
+def test_progress_counts_examples_and_learning_rate_decays(tmp_path: Path) -> None:
     points: list[Progress] = []
     train(job(tmp_path), on_progress=points.append)
     assert points[-1].examples == points[-1].total_examples == 1200
@@ -302,7 +297,7 @@ def test_progress_counts_all_examples_and_the_rate_falls_to_its_end(tmp_path: Pa
 
 
 class Uncertain(Counter):
-    """Its loss is 0.7, and 2.2 of a batch of few."""
+    """Its loss is 0.7, and 2.2 for small batches."""
 
     def train_step(self, batch: Batch, *, progress: float, seed: int) -> float:
         super().train_step(batch, progress=progress, seed=seed)
@@ -310,7 +305,7 @@ class Uncertain(Counter):
 
 
 @pytest.mark.parametrize(("rows", "few"), [(9 * 64 + 24, 24), (9 * 64 + 4, 4)])
-def test_a_short_last_batch_is_no_leap_of_the_loss(tmp_path: Path, rows: int, few: int) -> None:
+def test_short_last_batch_is_merged_into_the_previous_record(tmp_path: Path, rows: int, few: int) -> None:
     shard = write_numbers(tmp_path / "rows.parquet", rows=rows)
     points: list[Progress] = []
     run = train(job(tmp_path, Uncertain, files=(shard,), lanes=1), on_progress=points.append)
@@ -322,7 +317,7 @@ def test_a_short_last_batch_is_no_leap_of_the_loss(tmp_path: Path, rows: int, fe
     assert sum(point["loss_examples"] for point in run.history) == run.examples == 2 * rows
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_step(tmp_path: Path) -> None:
+def test_nonfinite_loss_raises_with_its_step(tmp_path: Path) -> None:
     plan = job(tmp_path, partial(Counter, break_at=0.5))
     with pytest.raises(FloatingPointError, match=r"loss is nan at step 11 \(epoch 2, learning rate 0.5"):
         train(plan)
@@ -330,7 +325,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step(tmp_path: Path) -> No
     assert result(plan).state["step"] == 10
 
 
-def test_the_held_out_loss_is_the_mean_over_all_rows_at_every_epoch_and_the_end(tmp_path: Path) -> None:
+def test_validation_loss_is_the_mean_over_all_rows(tmp_path: Path) -> None:
     held_out = write_points(tmp_path / "held-out.parquet", rows=210, rows_per_group=30, seed=9)
     plan = points_job(tmp_path, validation=(held_out,), stopping=Stopping(max_steps=25))
     run = train(plan)
@@ -347,7 +342,7 @@ def test_the_held_out_loss_is_the_mean_over_all_rows_at_every_epoch_and_the_end(
 
 
 class Scripted(Counter):
-    """Its validation loss at evaluation n is the n-th figure."""
+    """Its validation loss at evaluation n is the n-th given value."""
 
     def __init__(self, *losses: float) -> None:
         super().__init__()
@@ -359,7 +354,7 @@ class Scripted(Counter):
 
 
 def scripted(folder: Path, *losses: float, **changes: Any) -> Job:
-    """Evaluates every two steps of 64 examples, on one batch of held-out examples."""
+    """A job that evaluates every two steps of 64 examples, on one batch of held-out examples."""
     held_out = folder / "held-out.parquet"
     folder.mkdir(parents=True, exist_ok=True)
     write_numbers(held_out, rows=8)
@@ -368,7 +363,7 @@ def scripted(folder: Path, *losses: float, **changes: Any) -> Job:
     return job(folder, partial(Scripted, *losses), **options)
 
 
-def test_a_run_ends_when_the_error_ceases_to_shrink_and_its_best_model_is_kept(tmp_path: Path) -> None:
+def test_early_stopping_keeps_the_best_model(tmp_path: Path) -> None:
     losses = (3.0, 2.0, 2.5, 1.95, 2.2, 2.1, 1.0)
     limits = Stopping(max_epochs=2, patience=3, min_delta=0.1)
     plan = scripted(tmp_path, *losses, stopping=limits, checkpoint_every=100)
@@ -404,7 +399,7 @@ def die_at_place(place: int, epoch: int, step_in_epoch: int, worker: int, batch:
         raise KilledError
 
 
-def test_max_steps_ends_in_the_middle_of_an_epoch_with_the_rate_at_its_end(tmp_path: Path) -> None:
+def test_max_steps_ends_the_learning_rate_schedule(tmp_path: Path) -> None:
     points: list[Progress] = []
     plan = job(tmp_path, stopping=Stopping(max_steps=14))
     run = train(plan, on_progress=points.append)
@@ -415,7 +410,7 @@ def test_max_steps_ends_in_the_middle_of_an_epoch_with_the_rate_at_its_end(tmp_p
     assert (shorter.step, shorter.stop_reason) == (10, "max_epochs")
 
 
-def test_max_seconds_ends_a_run_that_would_go_on(tmp_path: Path) -> None:
+def test_max_seconds_ends_a_run(tmp_path: Path) -> None:
     run = train(job(tmp_path, stopping=Stopping(max_epochs=10_000, max_seconds=0.05)))
     assert run.stop_reason == "max_seconds"
     assert run.step < 10_000 * 10
@@ -424,7 +419,7 @@ def test_max_seconds_ends_a_run_that_would_go_on(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ticking(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """For `Job.on_batch`: by the clock, each batch takes a second."""
+    """`Job.on_batch` that advances the clock by a second per batch."""
     seconds = [0.0]
 
     def tick(*place: Any) -> None:
@@ -435,7 +430,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class Annealed(Counter):
-    """Keeps the progress that it was given in every step."""
+    """Records the progress of every step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -455,7 +450,7 @@ class Annealed(Counter):
         (Stopping(max_steps=5, max_seconds=80), [0, 0.2, 0.4, 0.6, 0.8], "max_steps"),
     ],
 )
-def test_the_rate_follows_the_limit_that_ends_the_run(
+def test_learning_rate_follows_the_limit_that_ends_the_run(
     tmp_path: Path, ticking: Any, limits: Stopping, shares: list[float], reason: str
 ) -> None:
     model, points = Annealed(), list[Progress]()
@@ -467,9 +462,7 @@ def test_the_rate_follows_the_limit_that_ends_the_run(
 
 
 @pytest.mark.parametrize("step", [1, 4, 7])
-def test_a_run_that_its_time_ends_resumes_at_the_share_it_had(
-    tmp_path: Path, ticking: Any, step: int
-) -> None:
+def test_run_with_max_seconds_resumes_at_its_time_share(tmp_path: Path, ticking: Any, step: int) -> None:
     limits = Stopping(max_epochs=100, max_seconds=8)
     whole, broken = (
         job(tmp_path / name, stopping=limits, on_batch=ticking, checkpoint_every=None)
@@ -492,7 +485,7 @@ def test_a_run_that_its_time_ends_resumes_at_the_share_it_had(
     assert untimed(result(whole).state["history"]) == untimed(result(broken).state["history"])
 
 
-def test_the_accounts_add_up_to_the_time_that_passed(tmp_path: Path) -> None:
+def test_accounts_sum_to_the_elapsed_time(tmp_path: Path) -> None:
     plan = points_job(
         tmp_path, stopping=Stopping(max_epochs=3), validation=(write_points(tmp_path / "v", 64, 8),)
     )
@@ -504,7 +497,7 @@ def test_the_accounts_add_up_to_the_time_that_passed(tmp_path: Path) -> None:
     assert result(plan).state["history"][-1]["compute_seconds"] <= run.compute_seconds
 
 
-def test_the_ledger_sees_every_row_once_an_epoch(tmp_path: Path) -> None:
+def test_on_batch_sees_every_row_once_per_epoch(tmp_path: Path) -> None:
     taken: list[tuple[int, int, int, list[int]]] = []
     plan = job(tmp_path)
     ledger = replace(
@@ -517,7 +510,7 @@ def test_the_ledger_sees_every_row_once_an_epoch(tmp_path: Path) -> None:
         assert sorted(number for line in taken if line[0] == epoch for number in line[3]) == numbers
 
 
-def test_what_can_not_be_trained_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_invalid_jobs_are_rejected_before_training(tmp_path: Path) -> None:
     plan = job(tmp_path, Untouchable)
     with pytest.raises(ValueError, match="all_reduce exchanges gradients, but Untouchable has none"):
         train(replace(plan, sync=SyncConfig("all_reduce")))
@@ -532,7 +525,7 @@ def test_what_can_not_be_trained_is_refused_before_anything_starts(tmp_path: Pat
         train(replace(plan, make_trainable=int, validation=plan.files, sync=SyncConfig("average")))
 
 
-def test_a_shard_that_disappears_is_named_and_its_return_lets_the_run_go_on(
+def test_missing_shard_is_reported_and_the_run_resumes_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "CACHE_BYTES", 0)  # a text that is not held in memory
@@ -551,14 +544,14 @@ def test_a_shard_that_disappears_is_named_and_its_return_lets_the_run_go_on(
     assert torch.equal(result(whole).tensors["table"], result(broken).tensors["table"])
 
 
-def test_a_validation_loss_that_is_no_number_stops(tmp_path: Path) -> None:
+def test_nonfinite_validation_loss_raises(tmp_path: Path) -> None:
     plan = scripted(tmp_path, 3.0, float("inf"))
     with pytest.raises(FloatingPointError, match="validation loss is inf after step 4"):
         train(plan)
     assert result(plan).state["step"] == 2
 
 
-def test_a_wrong_loss_between_two_looks_is_named_by_its_own_step(tmp_path: Path) -> None:
+def test_nonfinite_loss_between_clock_readings_is_reported_with_its_step(tmp_path: Path) -> None:
     def poisoned(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         steps.append(len(steps) + 1)
         return cross_entropy(module, tensors) * (float("nan") if len(steps) >= 103 else 1.0)
@@ -572,13 +565,13 @@ def test_a_wrong_loss_between_two_looks_is_named_by_its_own_step(tmp_path: Path)
     assert len(steps) < 110
 
 
-def test_seeds_differ_by_place_and_repeat() -> None:
+def test_step_seeds_depend_on_the_position() -> None:
     seeds = {step_seed(1, epoch, step, rank) for epoch in range(5) for step in range(50) for rank in range(4)}
     assert len(seeds) == 1000
     assert step_seed(1, 2, 3, 0) == step_seed(1, 2, 3, 0) < 2**63
 
 
-def test_a_sample_is_kept_with_each_score_and_shown_and_changes_nothing(tmp_path: Path) -> None:
+def test_sample_is_recorded_with_each_score(tmp_path: Path) -> None:
     def sample(trainable: Any) -> str:
         return f"after {trainable.learning_rate(0):g}: {len(trainable.tables())} tables"
 

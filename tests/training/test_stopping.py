@@ -1,4 +1,4 @@
-"""Limits: the first that is reached, its name, and an error that has ceased to shrink."""
+"""Limits: the first one reached, its name, and early stopping."""
 
 import pytest
 
@@ -12,13 +12,13 @@ def scores(*losses: float) -> list[Score]:
     ]
 
 
-def test_the_share_of_the_seconds_that_is_over_is_between_0_and_1() -> None:
+def test_time_share_is_between_0_and_1() -> None:
     limits = Stopping(max_epochs=1, max_seconds=20)
     assert [limits.time_share(seconds) for seconds in (0, 5, 20, 30)] == [0, 0.25, 1, 1]
     assert Stopping(max_epochs=1).time_share(1e9) == 0
 
 
-def test_the_first_limit_that_is_reached_is_named() -> None:
+def test_first_reached_limit_is_returned() -> None:
     limits = Stopping(max_epochs=2, max_steps=50, max_seconds=9.0)
     assert limits.reached(epochs=1, steps=49, seconds=8.9) is None
     assert limits.reached(epochs=2, steps=49, seconds=8.9) == "max_epochs"
@@ -26,7 +26,7 @@ def test_the_first_limit_that_is_reached_is_named() -> None:
     assert limits.reached(epochs=1, steps=49, seconds=9.0) == "max_seconds"
 
 
-def test_patience_counts_evaluations_that_are_not_better_by_min_delta() -> None:
+def test_patience_counts_evaluations_without_improvement() -> None:
     assert count_evaluations_without_improvement([], 0.0) == 0
     assert count_evaluations_without_improvement(scores(3.0, 2.0, 2.0, 2.5), 0.0) == 2
     assert count_evaluations_without_improvement(scores(3.0, 2.0, 1.95, 1.92), 0.1) == 2
@@ -37,7 +37,7 @@ def test_patience_counts_evaluations_that_are_not_better_by_min_delta() -> None:
     assert Stopping(max_epochs=9).check_patience(scores(1.0, 2.0, 3.0)) is None
 
 
-def test_the_best_is_the_least_loss_and_the_first_of_equals() -> None:
+def test_best_score_is_the_first_with_the_lowest_loss() -> None:
     assert best_score([]) is None
     found = best_score(scores(3.0, 2.0, 2.0, 2.5))
     assert found is not None
@@ -55,6 +55,6 @@ def test_the_best_is_the_least_loss_and_the_first_of_equals() -> None:
         ({"max_steps": 1, "min_delta": float("nan")}, "min_delta is nan"),
     ],
 )
-def test_limits_without_sense_are_refused(limits: dict[str, float], message: str) -> None:
+def test_invalid_limits_are_rejected(limits: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Stopping(**limits)  # type: ignore[arg-type]

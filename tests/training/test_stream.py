@@ -1,4 +1,4 @@
-"""The stream: one global order whatever the number of workers, each example once, an exact cursor."""
+"""The stream: one order for any number of workers, each example once, an exact position."""
 
 from itertools import chain, pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from lexloom.training.stream import ShardStream
 
 
 def write_shards(folder: Path, sizes: list[int], rows_per_group: int = 10) -> tuple[Path, ...]:
-    """Shards of the given sizes whose `number` column counts through them all."""
+    """Write shards of the given sizes whose `number` column counts through all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
     paths = []
@@ -44,7 +44,7 @@ def batches(stream: ShardStream, epoch: int = 0, start: int = 0) -> list[list[in
     batch_size=st.integers(4, 40),
     shuffle_buffer_bytes=st.sampled_from([0, 4, 40, 400]),
 )
-def test_workers_together_see_the_batches_that_one_worker_sees(
+def test_workers_share_the_batches_of_one_worker(
     tmp_path_factory: pytest.TempPathFactory,
     sizes: list[int],
     world_size: int,
@@ -63,7 +63,7 @@ def test_workers_together_see_the_batches_that_one_worker_sees(
     assert [epoch.examples_until(step) for step in range(len(alone) + 1)] == done.tolist()
 
 
-def test_epochs_differ_and_seeds_differ_and_both_repeat(tmp_path: Path) -> None:
+def test_order_depends_on_epoch_and_seed(tmp_path: Path) -> None:
     files = write_shards(tmp_path, [200, 100])
     orders = [batches(stream(files), 0), batches(stream(files), 1), batches(stream(files, seed=4), 0)]
     assert len({str(order) for order in orders}) == 3
@@ -72,10 +72,10 @@ def test_epochs_differ_and_seeds_differ_and_both_repeat(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lists", [False, True])
 @pytest.mark.parametrize(("groups_kept", "least", "most"), [(10, 10, 10), (5, 25, 45), (0, 50, 70)])
-def test_row_groups_of_a_small_text_are_decoded_once_if_they_may_be_held(
+def test_row_groups_of_small_data_are_decoded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: bool, groups_kept: int, least: int, most: int
 ) -> None:
-    """Ten row groups of ten int32, cut into seven blocks each for four lanes of 16; one is always kept."""
+    """Ten row groups of ten int32, split into seven blocks each for four lanes of 16; one is cached."""
     monkeypatch.setattr(stream_module, "CACHE_BYTES", groups_kept * 10 * 4)
     decoded, read = [], stream_module.read_row_group
     monkeypatch.setattr(
@@ -93,18 +93,18 @@ def test_row_groups_of_a_small_text_are_decoded_once_if_they_may_be_held(
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 18, 19])
-def test_a_cursor_goes_on_exactly_where_it_points(tmp_path: Path, start: int) -> None:
+def test_stream_resumes_at_any_position(tmp_path: Path, start: int) -> None:
     files = write_shards(tmp_path, [170, 130])
     assert batches(stream(files), start=start) == batches(stream(files))[start:]
 
 
 @pytest.mark.parametrize("start", [1, 5, 9, 18, 19])
-def test_so_it_does_where_rows_are_mixed(tmp_path: Path, start: int) -> None:
+def test_shuffled_stream_resumes_at_any_position(tmp_path: Path, start: int) -> None:
     mixed = stream(write_shards(tmp_path, [200, 100]), shuffle_buffer_bytes=100)
     assert batches(mixed, start=start) == batches(mixed)[start:]
 
 
-def test_mixed_rows_come_from_several_blocks_in_an_order_of_their_own(tmp_path: Path) -> None:
+def test_shuffle_buffer_mixes_rows_of_several_blocks(tmp_path: Path) -> None:
     files = write_shards(tmp_path, [320], rows_per_group=5)
     plain, mixed = stream(files), stream(files, shuffle_buffer_bytes=4 * 40)
     (first, *_), (mixed_first, *_) = batches(plain), batches(mixed)
@@ -119,7 +119,7 @@ def test_mixed_rows_come_from_several_blocks_in_an_order_of_their_own(tmp_path: 
     )
 
 
-def test_of_enough_row_groups_a_worker_opens_only_its_own(tmp_path: Path) -> None:
+def test_worker_only_reads_its_own_row_groups(tmp_path: Path) -> None:
     files = write_shards(tmp_path, [640])
     owned = [
         {number // 10 for number in chain.from_iterable(batches(stream(files, rank, 2)))} for rank in (0, 1)
@@ -128,20 +128,20 @@ def test_of_enough_row_groups_a_worker_opens_only_its_own(tmp_path: Path) -> Non
     assert owned[0] | owned[1] == set(range(64))
 
 
-def test_of_few_row_groups_all_lanes_get_nearly_the_same(tmp_path: Path) -> None:
+def test_few_row_groups_are_split_evenly_over_lanes(tmp_path: Path) -> None:
     epoch = stream(write_shards(tmp_path, [1000], rows_per_group=900)).epoch(0)
     assert epoch.lane_rows.sum() == 1000
     assert epoch.lane_rows.max() - epoch.lane_rows.min() <= 900 / 32 + 1  # a block
 
 
-def test_an_abandoned_reader_ends(tmp_path: Path) -> None:
+def test_abandoned_reader_thread_ends(tmp_path: Path) -> None:
     files = write_shards(tmp_path, [1000])
     reading = stream(files).read(stream(files).epoch(0))
     next(reading)
     reading.close()  # type: ignore[attr-defined]
 
 
-def test_without_shuffling_the_rows_come_in_the_order_of_the_files(tmp_path: Path) -> None:
+def test_rows_are_in_file_order_without_shuffling(tmp_path: Path) -> None:
     files = write_shards(tmp_path, [50, 30])
     plain = ShardStream(files, ["number"], batch_size=16, lanes=1, seed=3, shuffle=False)
     assert list(chain.from_iterable(batches(plain))) == list(range(80))
@@ -149,7 +149,7 @@ def test_without_shuffling_the_rows_come_in_the_order_of_the_files(tmp_path: Pat
 
 
 def write_windows(path: Path, rows: int, width: int = 3, kind: pa.DataType | None = None) -> Path:
-    """Row n holds `inputs` n, n + 0.5, ... and `label` n."""
+    """Row n has the `inputs` n, n + 0.5, ... and the `label` n."""
     values = (np.arange(rows)[:, None] + np.arange(width) / 2).astype(np.float32)
     inputs = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
     table = pa.table({"inputs": inputs if kind is None else inputs.cast(kind), "label": np.arange(rows)})
@@ -157,7 +157,7 @@ def write_windows(path: Path, rows: int, width: int = 3, kind: pa.DataType | Non
     return path
 
 
-def test_lists_of_one_length_come_as_rows_of_a_matrix_in_shares_without_rows_too(tmp_path: Path) -> None:
+def test_fixed_length_lists_become_matrices(tmp_path: Path) -> None:
     files = (write_windows(tmp_path / "a.parquet", 14), write_windows(tmp_path / "b.parquet", 3))
     seen = []
     for rank in range(4):
@@ -173,7 +173,7 @@ def test_lists_of_one_length_come_as_rows_of_a_matrix_in_shares_without_rows_too
     assert 0 in seen
 
 
-def test_columns_that_are_no_numbers_or_differ_between_shards_are_refused(tmp_path: Path) -> None:
+def test_unsupported_or_inconsistent_columns_are_rejected(tmp_path: Path) -> None:
     narrow, wide = write_windows(tmp_path / "a.parquet", 9), write_windows(tmp_path / "b.parquet", 9, width=4)
     options = {"batch_size": 8, "lanes": 1, "seed": 1}
     with pytest.raises(
@@ -212,7 +212,7 @@ def write_lists(path: Path, lists: list, kind: pa.DataType | None = None) -> Pat
     batch_size=st.integers(4, 40),
     shuffle=st.booleans(),
 )
-def test_of_lists_of_any_length_every_element_comes_once_and_says_whence(
+def test_variable_length_lists_yield_each_element_once(
     tmp_path_factory: pytest.TempPathFactory,
     sizes: list[list[int]],
     world_size: int,
@@ -253,7 +253,7 @@ def test_of_lists_of_any_length_every_element_comes_once_and_says_whence(
 
 
 @pytest.mark.parametrize("lists", [[[1, 2], [], [3]], [[1, 2], None, [3]], [[1, None]]])
-def test_lists_without_a_value_are_refused(tmp_path: Path, lists: list) -> None:
+def test_missing_values_are_rejected(tmp_path: Path, lists: list) -> None:
     reading = ShardStream(
         [write_lists(tmp_path / "a.parquet", lists)], ["tokens"], batch_size=8, lanes=1, seed=1
     )
@@ -261,7 +261,7 @@ def test_lists_without_a_value_are_refused(tmp_path: Path, lists: list) -> None:
         list(reading.read(reading.epoch(0)))
 
 
-def test_a_shard_that_vanishes_is_named(tmp_path: Path) -> None:
+def test_missing_shard_is_reported(tmp_path: Path) -> None:
     files = write_shards(tmp_path, [100, 100])
     reading = stream(files)
     files[1].unlink()
@@ -269,7 +269,7 @@ def test_a_shard_that_vanishes_is_named(tmp_path: Path) -> None:
         batches(reading)
 
 
-def test_what_can_not_be_streamed_is_refused(tmp_path: Path) -> None:
+def test_invalid_streams_are_rejected(tmp_path: Path) -> None:
     files = write_shards(tmp_path, [20])
     with pytest.raises(ValueError, match="8 workers can't share 4 lanes"):
         stream(files, world_size=8)

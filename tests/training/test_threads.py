@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait is said before torch is loaded, which reads it once."""
+"""OpenMP's wait policy is set before torch is loaded, which reads it once."""
 
 import os
 import subprocess
@@ -24,9 +24,7 @@ import_module(sys.argv[1])
     "module", ["lexloom.training.loop", "lexloom.tasks.train.run", "lexloom.deployments.cli.main"]
 )
 @pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(
-    module: str, given: str | None, found: str
-) -> None:
+def test_openmp_threads_wait_passively_by_default(module: str, given: str | None, found: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     if given is not None:
         environment["OMP_WAIT_POLICY"] = given

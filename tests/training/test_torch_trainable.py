@@ -1,4 +1,4 @@
-"""The adapter of torch modules: the plain training loop to the bit, and each of its options by hand."""
+"""TorchTrainable equals a plain training loop bit for bit; its options are checked by hand."""
 
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ def gradients(model: TorchTrainable, batch: Batch) -> Tensor:
     return torch.cat([gradient.flatten().clone() for gradient in model.gradients()])
 
 
-def test_one_worker_is_the_plain_loop_to_the_bit(tmp_path: Path) -> None:
+def test_one_worker_equals_a_plain_training_loop_bit_for_bit(tmp_path: Path) -> None:
     plan = points_job(tmp_path, partial(classifier, dropout=0.3), stopping=Stopping(max_epochs=2))
     train(plan)
 
@@ -64,13 +64,13 @@ def test_one_worker_is_the_plain_loop_to_the_bit(tmp_path: Path) -> None:
             assert torch.equal(trained[f"optimizer.{name}.{key}"], value)
 
 
-def test_it_offers_what_the_loop_can_use() -> None:
+def test_torch_trainable_satisfies_the_protocols() -> None:
     assert isinstance(classifier(), Differentiable)
     assert isinstance(classifier(), Evaluable)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 10, 50])
-def test_accumulated_gradients_are_those_of_the_whole_batch(micro_batch: int) -> None:
+def test_accumulated_gradients_equal_the_full_batchs(micro_batch: int) -> None:
     whole, parts = prepared(), prepared(micro_batch=micro_batch)
     assert torch.allclose(gradients(whole, batch()), gradients(parts, batch()), atol=1e-7)
     losses = [float(model.backward(batch(), seed=1)) for model in (whole, parts)]
@@ -88,7 +88,7 @@ def test_gradients_are_clipped_by_their_global_norm() -> None:
     assert (after - before).norm().item() == pytest.approx(0.2 * 0.01, rel=1e-3)
 
 
-def test_every_parameter_group_follows_the_schedule_from_its_own_rate() -> None:
+def test_parameter_groups_follow_the_schedule_from_their_base_lr() -> None:
     def two_groups(module: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             [{"params": module[0].parameters()}, {"params": module[3].parameters(), "lr": 3.0}], 1.0
@@ -100,7 +100,7 @@ def test_every_parameter_group_follows_the_schedule_from_its_own_rate() -> None:
     assert model.learning_rate(0.75) == 0.25
 
 
-def test_bfloat16_is_for_the_forward_pass_only() -> None:
+def test_bfloat16_is_only_used_in_the_forward_pass() -> None:
     seen = []
 
     def loss(module: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
@@ -118,7 +118,7 @@ def test_bfloat16_is_for_the_forward_pass_only() -> None:
     assert all(table.dtype == torch.float32 for table in models[1].tables().values())
 
 
-def test_an_empty_share_has_gradients_of_zero_and_no_loss() -> None:
+def test_empty_batch_has_zero_gradients_and_loss() -> None:
     model = prepared()
     model.backward(batch(), seed=0)
     empty = {name: values[:0] for name, values in batch().items()}
@@ -127,7 +127,7 @@ def test_an_empty_share_has_gradients_of_zero_and_no_loss() -> None:
     assert len(model.gradients()) == len(model.tables())
 
 
-def test_evaluation_is_the_sum_over_rows_without_dropout() -> None:
+def test_evaluation_sums_over_rows_without_dropout() -> None:
     noisy, quiet = prepared(dropout=0.5), prepared()
     total, rows = noisy.evaluate(batch())
     tensors = {name: torch.from_numpy(values) for name, values in batch().items()}
@@ -135,7 +135,7 @@ def test_evaluation_is_the_sum_over_rows_without_dropout() -> None:
     assert total == pytest.approx(10 * cross_entropy(quiet.module, tensors).item(), abs=1e-5)
 
 
-def test_the_seed_alone_decides_the_first_parameters_and_the_dropout() -> None:
+def test_seed_determines_initial_parameters_and_dropout() -> None:
     models = [prepared(dropout=0.5) for _ in range(2)]
     torch.manual_seed(99)
     assert torch.equal(gradients(models[0], batch()), gradients(models[1], batch()))
@@ -152,7 +152,7 @@ def test_the_seed_alone_decides_the_first_parameters_and_the_dropout() -> None:
         lambda module: torch.optim.Adagrad(module.parameters(), lr=0.1, initial_accumulator_value=0.1),
     ],
 )
-def test_optimizers_are_whole_before_the_first_step_and_take_it_as_ever(make: Any) -> None:
+def test_optimizer_state_exists_before_the_first_step(make: Any) -> None:
     model = prepared(optimizer=make, schedule=lambda progress: 1.0)
     assert len(model.optimizer_tables()) >= len(model.tables())
     torch.manual_seed(5)
@@ -168,7 +168,7 @@ def test_optimizers_are_whole_before_the_first_step_and_take_it_as_ever(make: An
         assert torch.equal(model.tables()[name], parameter)
 
 
-def test_a_state_goes_into_another_model_and_a_foreign_one_is_refused() -> None:
+def test_state_is_loaded_and_mismatched_state_rejected() -> None:
     trained, fresh = prepared(), prepared(seed=6)
     trained.train_step(batch(), progress=0.0, seed=0)
     fresh.load_state_dict({name: value.clone() for name, value in trained.state_dict().items()})
@@ -183,7 +183,7 @@ def test_a_state_goes_into_another_model_and_a_foreign_one_is_refused() -> None:
         fresh.load_state_dict(narrow)
 
 
-def test_shared_parameters_are_saved_once_and_frozen_ones_do_not_move() -> None:
+def test_shared_parameters_are_saved_once_and_frozen_ones_kept() -> None:
     def tied() -> nn.Module:
         module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
         module[1].weight = module[0].weight
@@ -200,7 +200,7 @@ def test_shared_parameters_are_saved_once_and_frozen_ones_do_not_move() -> None:
     assert torch.equal(frozen, model.module[2].weight)
 
 
-def test_what_can_not_be_trained_on_many_workers_is_refused() -> None:
+def test_unsupported_modules_and_optimizers_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"layer 0 \(BatchNorm1d\) keeps running statistics"):
         TorchTrainable(lambda: nn.Sequential(nn.BatchNorm1d(4)), cross_entropy, adam).prepare("cpu")
     with pytest.raises(ValueError, match="no trainable parameters"):

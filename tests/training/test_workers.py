@@ -1,6 +1,6 @@
-"""Many workers, one result: against one worker, against each other, and after being killed and resumed.
+"""Many workers, one result: against one worker, against each other, and after restarts.
 
-Groups of processes cost seconds to start, so each group trains many jobs and the tests look at what came out.
+Groups of processes take seconds to start, so each group trains many jobs and the tests check the results.
 """
 
 from dataclasses import asdict, replace
@@ -60,7 +60,7 @@ def word2vec() -> Word2Vec:
 
 
 def pairs_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
-    """About 1,000 pairs in 10 steps an epoch, made of the points' labels."""
+    """About 1,000 pairs in 10 steps per epoch, made from the points' labels."""
     folder.mkdir(parents=True, exist_ok=True)
     shard = folder / "pairs.parquet"
     if not shard.exists():
@@ -82,14 +82,14 @@ def classifier_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
 
 
 def counter_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
-    """So long that losses are recorded every other step, and some are open at a checkpoint."""
+    """Long enough that losses are recorded every other step, and some are not recorded at a checkpoint."""
     return job(folder, sync=sync, epochs=50, **changes)
 
 
 def exact(
     folder: Path, sync: SyncConfig, optimizer: Any = sgd, bfloat16: bool = False, **changes: Any
 ) -> Job:
-    """Without dropout, the only chance that depends on the number of workers."""
+    """Without dropout, the only randomness that depends on the number of workers."""
     make = partial(classifier, optimizer=optimizer, bfloat16=bfloat16)
     return points_job(folder, make, sync=sync, **changes)
 
@@ -104,7 +104,7 @@ def losses(plan: Job) -> list[float]:
 
 
 class BreaksOnOneWorker(Counter):
-    """Its loss is infinite in the fifth step of the second epoch, on worker 1 alone."""
+    """Its loss is infinite in the fifth step of the second epoch, on worker 1 only."""
 
     def train_step(self, batch: Batch, *, progress: float, seed: int) -> float:
         loss = super().train_step(batch, progress=progress, seed=seed)
@@ -112,7 +112,7 @@ class BreaksOnOneWorker(Counter):
 
 
 def group_of_two(rank: int, world_size: int, jobs: list[Job], stopped: list[Job], folder: Path) -> None:
-    """Trains the jobs, those that are stopped on their way, and those that must fail alike on both."""
+    """Train the jobs, those that are interrupted, and those that must fail on both workers."""
     train_in_pieces(rank, world_size, jobs)
     for plan in stopped:
         stop_and_resume(rank, world_size, plan)
@@ -161,7 +161,7 @@ def started(plan: Job) -> tuple[int, Checkpoint]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a group of four, then one of two, then one of four, have trained all jobs of this module."""
+    """The folder in which groups of four, two, and four workers have trained all jobs of this module."""
     folder = tmp_path_factory.mktemp("workers")
     whole = [make(folder / name / "whole", sync) for name, make, sync in resumable()]
     # dies at step 8: the newest checkpoint is of step 5
@@ -215,7 +215,7 @@ def resumable() -> list[tuple[str, Any, SyncConfig]]:
 
 @pytest.mark.parametrize("kind", ["pieces", "often", "never", "stopped"])
 @pytest.mark.parametrize(("name", "make", "sync"), resumable())
-def test_killed_stopped_or_saved_more_or_less_often_is_the_same_as_undisturbed_to_the_bit(
+def test_restarts_and_checkpoints_do_not_change_the_result(
     folder: Path, name: str, make: Any, sync: SyncConfig, kind: str
 ) -> None:
     whole, pieces = make(folder / name / "whole", sync), make(folder / name / kind, sync)
@@ -242,27 +242,27 @@ def test_killed_stopped_or_saved_more_or_less_often_is_the_same_as_undisturbed_t
 
 
 @pytest.mark.parametrize("workers", ["two", "four", "changing"])
-def test_gradients_of_any_number_of_workers_make_one_workers_model(folder: Path, workers: str) -> None:
+def test_all_reduce_with_any_number_of_workers_equals_one(folder: Path, workers: str) -> None:
     """Two and four workers with unequal shares, and 4 -> 2 -> 4 over two restarts, against one."""
     plans = [exact(folder / name, SyncConfig("all_reduce")) for name in ("one", workers)]
     assert difference(*plans) < 1e-6
     assert losses(plans[0]) == pytest.approx(losses(plans[1]), abs=1e-6)
 
 
-def test_averaging_every_step_is_one_big_batch_where_shares_are_equal(folder: Path) -> None:
+def test_averaging_every_step_equals_one_batch_with_equal_shares(folder: Path) -> None:
     one = exact(folder / "one even", SyncConfig("all_reduce"), even=True)
     assert difference(one, exact(folder / "average 1", SyncConfig("average"), even=True)) < 1e-6
 
 
-def test_averaging_every_step_is_one_big_batch_where_shares_are_not(folder: Path) -> None:
+def test_averaging_every_step_equals_one_batch_with_unequal_shares(folder: Path) -> None:
     """With plain SGD the mean of the steps, weighted by examples, is the step of the mean gradient."""
     one = exact(folder / "one", SyncConfig("all_reduce"))
     assert difference(one, exact(folder / "uneven average 1", SyncConfig("average"))) < 1e-6
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_what_was_evaluated_is_the_model_that_was_saved(folder: Path, name: str) -> None:
-    """The last evaluation, shared by two workers within a period, is of the agreed model."""
+def test_evaluated_model_is_the_saved_one(folder: Path, name: str) -> None:
+    """The last evaluation, shared by two workers within a period, uses the synchronised model."""
     plan = classifier_job(folder / f"classifier {name}" / "whole", STRATEGIES[name])
     model = classifier(dropout=0.3)
     model.prepare("cpu")
@@ -273,7 +273,7 @@ def test_what_was_evaluated_is_the_model_that_was_saved(folder: Path, name: str)
     assert result(plan).state["scores"][-1]["loss"] == pytest.approx(loss / rows, abs=1e-5)
 
 
-def test_local_steps_learn_as_well_as_common_ones(folder: Path) -> None:
+def test_all_strategies_reach_a_similar_loss(folder: Path) -> None:
     """No strategy's held-out loss is more than 0.1 above all_reduce's; guessing is 0.2 above it."""
     scores = {
         name: result(classifier_job(folder / f"classifier {name}" / "whole", sync)).state["scores"][-1][

@@ -1,4 +1,4 @@
-"""Trainables small enough to check by hand, and a way to run a job on several processes without Ray."""
+"""Trainables small enough to check by hand, and a way to train on several processes without Ray."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -28,8 +28,8 @@ FEATURES, CLASSES = 4, 3
 class Counter:
     """Counts how often each number occurs: row n of its table grows by 1 for every n in a batch.
 
-    The moves do not depend on the table, so any split of the batches over workers gives the same counts. Its
-    validation loss is the mean of the numbers.
+    The updates do not depend on the table, so any split of the batches over workers gives the same counts.
+    Its validation loss is the mean of the numbers.
     """
 
     def __init__(self, break_at: float = 2.0) -> None:
@@ -98,7 +98,7 @@ def write_numbers(path: Path, rows: int = 600) -> Path:
 
 
 def write_points(path: Path, rows: int, rows_per_group: int, seed: int = 0) -> Path:
-    """Points whose label is the octant of their first coordinates, one in ten wrong."""
+    """Write points whose label is the octant of their first coordinates, one in ten wrong."""
     generator = np.random.default_rng(seed)
     features = generator.normal(size=(rows, FEATURES)).astype(np.float32)
     labels = (features[:, 0] > 0).astype(np.int32) + (features[:, 1] > 0)
@@ -110,7 +110,7 @@ def write_points(path: Path, rows: int, rows_per_group: int, seed: int = 0) -> P
 
 
 def job(folder: Path, make: Callable[[], Any] = Counter, *, epochs: int = 2, **changes: Any) -> Job:
-    """600 numbers in 10 steps an epoch, for a Counter."""
+    """600 numbers in 10 steps per epoch, for a Counter."""
     folder.mkdir(parents=True, exist_ok=True)
     shard = folder / "shard-00000.parquet"
     options: dict[str, Any] = {
@@ -130,7 +130,7 @@ def job(folder: Path, make: Callable[[], Any] = Counter, *, epochs: int = 2, **c
 def points_job(
     folder: Path, make: Callable[[], Any] = classifier, *, even: bool = False, **changes: Any
 ) -> Job:
-    """512 points in 8 equal batches an epoch, or 500 in more, with unequal shares for the workers."""
+    """512 points in 8 equal batches per epoch, or 500 in more, with unequal shares for the workers."""
     shard = folder / "points.parquet"
     folder.mkdir(parents=True, exist_ok=True)
     if not shard.exists():
@@ -139,9 +139,9 @@ def points_job(
 
 
 def on_processes(world_size: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Runs `function(rank, world_size, *arguments)` on processes that share a gloo group.
+    """Run `function(rank, world_size, *arguments)` on processes that share a gloo group.
 
-    They are forks of one that has only imported what takes them seconds.
+    They are forked from a process that has already imported slow modules.
     """
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["torch", "lexloom.training.loop", "lexloom.models.word2vec.trainable"])
@@ -179,13 +179,13 @@ class KilledError(Exception):
 
 
 def die_at(step: int, epoch: int, place: int, worker: int, batch: Batch) -> None:
-    """As `Job.on_batch`: the run dies before its step number `step` of 10 an epoch, on all workers."""
+    """`Job.on_batch` that kills the run before its step number `step` of 10 per epoch, on all workers."""
     if (epoch, place) >= divmod(step, 10):
         raise KilledError
 
 
 def train_in_pieces(rank: int, world_size: int, jobs: list[Job]) -> None:
-    """Trains jobs one after the other; those that die by `die_at` are left where they died."""
+    """Train jobs one after the other; those that die by `die_at` are left where they died."""
     for job in jobs:
         try:
             train(job, rank=rank, world_size=world_size)

@@ -1,4 +1,4 @@
-"""Chunked cross-entropy: torch's own loss and gradients, without its logits."""
+"""Chunked cross-entropy equals torch's loss and gradients, without holding all logits."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.usefixtures("_chunks")
-def test_loss_and_gradients_are_those_of_the_whole_logits() -> None:
+def test_loss_and_gradients_equal_torchs_on_full_logits() -> None:
     features, weight, labels = inputs()
     loss = linear_cross_entropy(features, weight, labels)
     whole = F.cross_entropy(features @ weight.T, labels.long(), reduction="sum")
@@ -42,7 +42,7 @@ def test_loss_and_gradients_are_those_of_the_whole_logits() -> None:
 
 
 @pytest.mark.usefixtures("_chunks")
-def test_a_bias_is_added_to_the_logits_and_gets_its_gradient() -> None:
+def test_bias_is_added_and_gets_a_gradient() -> None:
     features, weight, labels = inputs()
     bias = torch.linspace(-9, 9, V, requires_grad=True)
     ours = linear_cross_entropy(features, weight, labels, bias)
@@ -54,7 +54,7 @@ def test_a_bias_is_added_to_the_logits_and_gets_its_gradient() -> None:
         torch.testing.assert_close(linear_cross_entropy(features, weight, labels, bias), whole)
 
 
-def test_it_is_finite_where_logits_are_huge_and_zero_where_there_is_no_row() -> None:
+def test_loss_is_finite_for_huge_logits_and_zero_without_rows() -> None:
     weight = torch.tensor([[1.0], [-1.0]])
     assert linear_cross_entropy(torch.tensor([[1e4]]), weight, torch.tensor([1])).item() == 2e4
     features = torch.empty(0, 1, requires_grad=True)
@@ -65,7 +65,7 @@ def test_it_is_finite_where_logits_are_huge_and_zero_where_there_is_no_row() -> 
     assert weight.grad.abs().sum() == 0
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     features, weight, labels = inputs()
     weight64, features64 = weight.detach().double(), features.detach().double()
     (gradient,) = torch.autograd.grad(linear_cross_entropy(features, weight, labels), weight)
@@ -78,7 +78,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
         assert float(gradient[row, column]) == pytest.approx(float(losses[1] - losses[0]) / 1e-6, abs=1e-4)
 
 
-def test_a_tied_table_gets_gradients_from_both_of_its_ends() -> None:
+def test_tied_weight_gets_gradients_from_both_uses() -> None:
     _, weight, labels = inputs()
     ours = torch.autograd.grad(linear_cross_entropy(F.embedding(labels, weight), weight, labels), weight)
     logits = F.embedding(labels, weight) @ weight.T
@@ -88,7 +88,7 @@ def test_a_tied_table_gets_gradients_from_both_of_its_ends() -> None:
 
 
 @pytest.mark.usefixtures("_chunks")
-def test_under_autocast_it_stays_near() -> None:
+def test_autocast_result_is_close() -> None:
     features, weight, labels = inputs()
     with torch.autocast("cpu", torch.bfloat16):
         loss = linear_cross_entropy(features, weight, labels)
@@ -100,7 +100,7 @@ def test_under_autocast_it_stays_near() -> None:
     torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0.05)
 
 
-def test_no_more_logits_are_held_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_one_chunk_of_logits_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     allow_logits(monkeypatch, 3 * V + 1)
     largest = 0
     linear = F.linear

@@ -1,4 +1,4 @@
-"""Normalisation by the root mean square: torch's own values and gradients, in every type."""
+"""RMSNorm equals torch's values and gradients in every dtype."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from lexloom.models.layers.rms_norm import RMSNorm, RMSNormFunction
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -15,9 +15,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_values_and_gradients_are_torchs_with_and_without_gradients(
-    dtype: torch.dtype, tolerance: float
-) -> None:
+def test_values_and_gradients_equal_torchs(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     norm = RMSNorm(16, 1e-6)
     torch.nn.init.normal_(norm.weight)

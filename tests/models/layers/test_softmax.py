@@ -1,4 +1,4 @@
-"""Output layers: equal to torch's own cross-entropy, and probabilities that sum to 1."""
+"""Output layers equal torch's cross-entropy, and their probabilities sum to 1."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def labels() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layer", [full(), adaptive(), adaptive((10,)), adaptive((1, 2, 49))])
-def test_losses_are_of_the_distribution_which_sums_to_one(
+def test_losses_match_probabilities_that_sum_to_one(
     layer: FullSoftmax | AdaptiveSoftmax, features: torch.Tensor, labels: torch.Tensor
 ) -> None:
     logs = layer.log_probabilities(features)
@@ -51,7 +51,7 @@ def test_losses_are_of_the_distribution_which_sums_to_one(
 
 @pytest.mark.parametrize("layer", [full(), adaptive(), adaptive((10,)), adaptive((1, 2, 49))])
 @pytest.mark.parametrize("k", [1, 5, SIZE])
-def test_the_best_are_those_of_the_whole_distribution(
+def test_best_equals_topk_of_the_full_distribution(
     layer: FullSoftmax | AdaptiveSoftmax, features: torch.Tensor, k: int
 ) -> None:
     logs = layer.log_probabilities(features)
@@ -63,15 +63,13 @@ def test_the_best_are_those_of_the_whole_distribution(
 @pytest.mark.parametrize(
     "layer", [FullSoftmax(WIDTH, probabilities()), AdaptiveSoftmax(WIDTH, probabilities(), (10, 20))]
 )
-def test_before_training_the_tokens_have_their_chances(
+def test_initial_probabilities_are_the_given_ones(
     layer: FullSoftmax | AdaptiveSoftmax, features: torch.Tensor
 ) -> None:
     torch.testing.assert_close(layer.log_probabilities(features).exp(), probabilities().expand(ROWS, SIZE))
 
 
-def test_a_tied_layer_learns_in_the_table_that_it_shares(
-    features: torch.Tensor, labels: torch.Tensor
-) -> None:
+def test_tied_layer_trains_the_shared_weight(features: torch.Tensor, labels: torch.Tensor) -> None:
     table = torch.nn.Parameter(torch.randn(SIZE, WIDTH))
     layer = FullSoftmax(WIDTH, probabilities(), table)
     layer.loss(features, labels).backward()
@@ -80,7 +78,7 @@ def test_a_tied_layer_learns_in_the_table_that_it_shares(
     assert layer.weight is table
 
 
-def test_a_tail_without_labels_gets_no_gradient_and_all_in_one_tail_is_fine(features: torch.Tensor) -> None:
+def test_tail_without_labels_gets_no_gradient(features: torch.Tensor) -> None:
     layer = adaptive()
     layer.loss(features, torch.full((ROWS,), 30)).backward()
     (unused, used) = (tail.weight.grad for tail in layer.tails)
@@ -89,6 +87,6 @@ def test_a_tail_without_labels_gets_no_gradient_and_all_in_one_tail_is_fine(feat
 
 
 @pytest.mark.parametrize("cutoffs", [(20, 10), (10, 10), (0, 10), (10, SIZE)])
-def test_cutoffs_that_leave_a_part_empty_are_refused(cutoffs: tuple[int, ...]) -> None:
+def test_cutoffs_that_leave_a_tail_empty_are_rejected(cutoffs: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must increase, between 0 and 50"):
         AdaptiveSoftmax(WIDTH, probabilities(), cutoffs)

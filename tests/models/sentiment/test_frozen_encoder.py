@@ -1,4 +1,4 @@
-"""An encoder cut in two: whatever way its parts are run, the logits are the whole model's."""
+"""A split encoder computes the whole model's logits in every mode."""
 
 import pickle
 from pathlib import Path
@@ -45,7 +45,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 @pytest.mark.parametrize("blocks", range(BLOCKS + 1))
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_parts_give_the_logits_of_the_whole(kind: str, blocks: int) -> None:
+def test_parts_give_the_logits_of_the_whole_model(kind: str, blocks: int) -> None:
     with torch.no_grad():
         expected = logits(classifier(kind))
         activations = FrozenPart(classifier(kind), blocks)(IDS, MASK).clone()
@@ -56,8 +56,8 @@ def test_the_parts_give_the_logits_of_the_whole(kind: str, blocks: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_ways_train_the_same_parameters_with_the_same_gradients(kind: str) -> None:
-    """Those of the last two blocks and of what follows them, by the whole model's own gradients."""
+def test_gradients_are_the_same_from_activations_and_from_ids(kind: str) -> None:
+    """They equal the whole model's gradients of the last two blocks and the head."""
     whole = classifier(kind)
     logits(whole).square().sum().backward()
     expected = {name: parameter.grad for name, parameter in whole.named_parameters()}
@@ -76,18 +76,18 @@ def test_both_ways_train_the_same_parameters_with_the_same_gradients(kind: str) 
 
 
 @pytest.mark.parametrize(("kind", "last"), [("bert", FirstPosition), ("roberta", FirstPosition)])
-def test_the_last_block_is_shortened_where_the_classifier_reads_one_position(kind: str, last: type) -> None:
+def test_last_block_computes_one_position_if_the_classifier_reads_one(kind: str, last: type) -> None:
     assert isinstance(use_first_position_block(classifier(kind))[-1], last)
 
 
-def test_a_block_of_another_make_is_left_as_it_is() -> None:
+def test_block_with_another_layout_is_not_replaced() -> None:
     assert not isinstance(use_first_position_block(classifier("mpnet"))[-1], FirstPosition)
 
 
-def test_a_block_that_looks_alike_and_computes_something_else_is_left_as_it_is(
+def test_block_with_other_outputs_is_not_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A probe decides: here position 0 of the last block is not what its classifier reads."""
+    """A probe detects that this classifier does not read position 0 of the last block."""
     model = classifier("bert")
     pooler = model.base_model.pooler
     monkeypatch.setattr(pooler, "forward", lambda hidden: torch.tanh(pooler.dense(hidden.mean(1))))
@@ -97,10 +97,10 @@ def test_a_block_that_looks_alike_and_computes_something_else_is_left_as_it_is(
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
-def test_the_short_block_drops_out_where_the_long_one_does(
+def test_first_position_block_applies_dropout_in_the_same_places(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a dropout that always takes the same places, both are equal in training mode too."""
+    """With a deterministic dropout, both are equal in training mode too."""
 
     def every_third(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         kept = torch.arange(values.shape[-1]) % 3 != 0
@@ -115,31 +115,31 @@ def test_the_short_block_drops_out_where_the_long_one_does(
     torch.testing.assert_close(logits(short.train()), dropped, rtol=1e-4, atol=1e-4)
 
 
-def test_frozen_blocks_never_drop_out() -> None:
+def test_frozen_blocks_stay_in_eval_mode() -> None:
     part = TrainedPart(classifier("bert"), 1, from_activations=False).train()
     modes = [block.training for block in find_blocks(part.model)]
     assert modes == [False] * (BLOCKS - 1) + [True]
     assert not part.model.base_model.embeddings.training
 
 
-def test_bfloat16_is_near() -> None:
+def test_bfloat16_activations_are_close() -> None:
     exact = FrozenPart(classifier("bert"), 1)(IDS, MASK)[0]
     rough = FrozenPart(classifier("bert"), 1, bfloat16=True)(IDS, MASK)[0]
     assert 0 < float((exact - rough).norm() / exact.norm()) < 0.02
 
 
-def test_parts_without_the_frozen_blocks_are_small() -> None:
+def test_trained_part_from_activations_excludes_frozen_blocks() -> None:
     part = TrainedPart(classifier("bert"), 1, from_activations=True)
     assert not [name for name in part.names.values() if "embeddings" in name or ".layer.0." in name]
 
 
-def test_an_encoder_that_shares_its_blocks_is_refused() -> None:
+def test_encoder_with_shared_blocks_is_rejected() -> None:
     model = AutoModelForSequenceClassification.from_config(AlbertConfig(**BERT, embedding_size=8))
     with pytest.raises(ValueError, match="AlbertForSequenceClassification has no list of 3 blocks"):
         TrainedPart(model.eval(), 1, from_activations=True)
 
 
-def test_a_decoder_is_refused() -> None:
+def test_decoder_is_rejected() -> None:
     small = GPT2Config(vocab_size=60, n_embd=16, n_layer=3, n_head=4, pad_token_id=0)
     model = AutoModelForSequenceClassification.from_config(small)
     with pytest.raises(ValueError, match="has no separate embeddings"):
@@ -167,37 +167,37 @@ OTHERS: list[tuple[PreTrainedConfig, str]] = [
 
 
 @pytest.mark.parametrize(("other", "says"), OTHERS, ids=lambda value: getattr(value, "model_type", ""))
-def test_encoders_made_otherwise_are_refused_by_name(other: PreTrainedConfig, says: str) -> None:
+def test_unsupported_architectures_are_rejected_by_name(other: PreTrainedConfig, says: str) -> None:
     model = AutoModelForSequenceClassification.from_config(other).eval()
     with pytest.raises(ValueError, match=f"({says}).*: use (one|an encoder) like BERT"):
         TrainedPart(model, 1, from_activations=False)
 
 
-def test_a_text_may_be_as_long_as_there_are_positions() -> None:
+def test_max_text_length_is_the_number_of_positions() -> None:
     assert max_text_length(classifier("bert")) == LONGEST
     assert max_text_length(classifier("roberta", pad_token_id=1)) == LONGEST - 2
     xlnet = AutoModelForSequenceClassification.from_config(OTHERS[-1][0])
     assert max_text_length(xlnet) is None
 
 
-def test_more_blocks_than_there_are_cannot_be_trained() -> None:
+def test_too_many_trainable_blocks_are_rejected() -> None:
     with pytest.raises(ValueError, match="trainable_blocks is 4, but the encoder has 3 blocks"):
         FrozenPart(classifier("bert"), 4)
 
 
-def test_groups_are_of_nearly_one_length_and_bounded_with_their_padding() -> None:
+def test_batches_have_similar_lengths_and_bounded_padded_size() -> None:
     lengths = [3, 10, 1, 9, 4, 30]
     groups = [group.tolist() for group in group_by_length(lengths, 20)]
     assert groups == [[5], [1, 3], [4, 0, 2]]  # 30 alone; 2 x 10; 3 x 4, for 5 x 4 there is no more
 
 
-def test_rows_are_padded_with_zeros_that_are_masked() -> None:
+def test_padding_is_zero_and_masked() -> None:
     rows, mask = pad_batch([torch.tensor([5, 6, 7]), torch.tensor([8])])
     assert rows.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_a_classifier_of_other_labels_is_drawn_by_torch_seed(tmp_path: Path) -> None:
+def test_new_head_depends_on_torchs_seed(tmp_path: Path) -> None:
     folder = write_backbone(tmp_path)
 
     def drawn(seed: int) -> Tensor:
@@ -209,7 +209,7 @@ def test_a_classifier_of_other_labels_is_drawn_by_torch_seed(tmp_path: Path) -> 
     assert load_classifier(folder, ["no", "yes"]).config.id2label == {0: "no", 1: "yes"}
 
 
-def test_nothing_in_a_backbone_is_unpickled(tmp_path: Path) -> None:
+def test_backbone_is_never_unpickled(tmp_path: Path) -> None:
     folder = write_backbone(tmp_path / "backbone")
     (folder / "model.safetensors").unlink()
 
@@ -223,7 +223,7 @@ def test_nothing_in_a_backbone_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_is_no_encoder_is_named(tmp_path: Path) -> None:
+def test_folder_without_an_encoder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(ValueError, match=r"can't be read as an encoder by transformers: .*no-such-model"):
         load_classifier(tmp_path)
@@ -231,13 +231,13 @@ def test_a_folder_that_is_no_encoder_is_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_the_tokenizer_comes_with_its_marks(tmp_path: Path) -> None:
+def test_tokenizer_keeps_its_special_tokens(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_backbone(tmp_path)).backend_tokenizer
     assert tokenizer.encode("good film").ids == [VOCABULARY[w] for w in ("[CLS]", "good", "film", "[SEP]")]
 
 
-def test_threads_do_not_mix_up_what_they_compute() -> None:
-    """Each thread's activations are its own texts', also when many run side by side."""
+def test_threads_return_their_own_activations() -> None:
+    """Each thread gets the activations of its own texts when many run in parallel."""
     frozen = FrozenPart(classifier("bert"), 1)
     texts = [torch.tensor([[2, 5 + number % 40, *range(6, 6 + number % 7), 3]]) for number in range(64)]
 

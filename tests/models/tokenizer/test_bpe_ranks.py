@@ -1,4 +1,4 @@
-"""Ranks: both forms of file, held to tiktoken's own reading; damage is named by its line."""
+"""Ranks: both file formats against tiktoken's readers; errors have the line."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ MERGES = b"#version: 0.2\nt h\nth e\n"
 
 
 def tiktoken_of(merges: Path) -> tiktoken.Encoding:
-    """gpt2 as tiktoken itself builds it, of a list of merges and the `encoder.json` beside it."""
+    """gpt2 as tiktoken builds it from a list of merges and the `encoder.json` next to it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", "")  # read, and not kept
         ranks = data_gym_to_mergeable_bpe_ranks(str(merges), str(merges.with_name("encoder.json")))
@@ -39,18 +39,18 @@ def tiktoken_of(merges: Path) -> tiktoken.Encoding:
 
 
 def with_line(line: bytes, number: int = 300) -> bytes:
-    """A good file of ranks with blank lines and then `line` as its line `number`."""
+    """A valid file of ranks with blank lines and `line` as its line `number`."""
     return b"\n".join(LINES) + b"\n" * (number - 256) + line + b"\n"
 
 
-def test_published_merges_are_read_as_tiktoken_reads_them() -> None:
+def test_published_merges_are_read_like_tiktoken() -> None:
     ranks = read_ranks(GPT2.read_bytes(), "vocab.bpe")
     assert ranks == tiktoken_of(GPT2)._mergeable_ranks
     assert len(ranks) == PUBLISHED["gpt2"].ranks
     check_against_ids(ranks, GPT2.with_name("encoder.json"))
 
 
-def test_what_is_written_is_read_by_tiktoken_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_ranks_are_read_by_tiktoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
     ranks = read_ranks(MERGES, "merges")
     (tmp_path / "ranks.tiktoken").write_bytes(write_ranks(ranks))
@@ -58,7 +58,7 @@ def test_what_is_written_is_read_by_tiktoken_too(tmp_path: Path, monkeypatch: py
     assert read_ranks(write_ranks(ranks), "ranks") == ranks
 
 
-def test_published_encodings_are_tiktoken_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_encodings_equal_tiktokens(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
     def remember(path: str, expected_hash: str) -> dict[bytes, int]:
@@ -77,13 +77,13 @@ def test_published_encodings_are_tiktoken_s(monkeypatch: pytest.MonkeyPatch) -> 
         assert (published.url, published.sha256) == asked["file"]
 
 
-def test_merges_follow_the_bytes_in_rank() -> None:
+def test_merges_rank_after_the_bytes() -> None:
     ranks = read_ranks(MERGES, "merges")
     assert (ranks[b"!"], ranks[b"~"], ranks[b"\x00"]) == (0, 93, 188)  # what can be printed comes first
     assert (ranks[b"th"], ranks[b"the"]) == (256, 257)
 
 
-def test_a_token_s_parts_are_those_of_its_last_merge() -> None:
+def test_token_is_split_at_its_last_merge() -> None:
     ranks = read_ranks(MERGES + b"e r\nthe r\n", "merges")
     assert split_token(b"the", ranks) == [b"th", b"e"]
     assert split_token(b"th", ranks) == [b"t", b"h"]
@@ -91,7 +91,7 @@ def test_a_token_s_parts_are_those_of_its_last_merge() -> None:
     assert split_token(b"ther", ranks) == [b"the", b"r"]
 
 
-def test_a_token_that_no_merge_makes_has_more_parts() -> None:
+def test_unmergeable_token_has_more_parts() -> None:
     ranks = read_ranks(MERGES, "merges") | {b"xthe": 300, b"xyz": 301}
     assert split_token(b"xthe", ranks) == [b"x", b"the"]
     assert split_token(b"xyz", ranks) == [b"x", b"y", b"z"]
@@ -117,12 +117,12 @@ def test_a_token_that_no_merge_makes_has_more_parts() -> None:
         (MERGES + b"t h", "ranks:4: merges unknown tokens, or repeats a token"),
     ],
 )
-def test_damage_is_named_by_its_line(data: bytes, message: str) -> None:
+def test_damage_is_reported_with_its_line(data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_ranks(data, "ranks")
 
 
-def test_ids_that_differ_from_the_merges_are_refused(tmp_path: Path) -> None:
+def test_ids_that_differ_from_the_merges_are_rejected(tmp_path: Path) -> None:
     ranks = read_ranks(MERGES, "merges")
     ids = {to_byte_letters(token): rank for token, rank in ranks.items()}
     path = tmp_path / "encoder.json"

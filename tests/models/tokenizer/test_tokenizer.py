@@ -1,4 +1,4 @@
-"""Tokenizers: ids by hand and by tiktoken itself, and every text comes back as it was."""
+"""Tokenizers: ids by hand and by tiktoken, and any text round-trips."""
 
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ def tiny() -> BytePair:
 
 
 def compact(encoding: Encoding, text: str) -> Tokenizer:
-    """A tokenizer of what occurs in `text`, the most frequent first."""
+    """A tokenizer of the tokens that occur in `text`, ordered by frequency."""
     counts = np.bincount(encoding.encode(text), minlength=encoding.size)
     kept = encoding.keep(counts > 0)
     return Tokenizer(encoding, kept[np.argsort(-counts[kept], kind="stable")])
@@ -55,7 +55,7 @@ def test_byte_pairs_by_hand() -> None:
     assert (tokenizer.size, tokenizer.end_of_text) == (END + 1, END)
 
 
-def test_bytes_are_the_bytes_of_utf_8() -> None:
+def test_byte_ids_are_utf_8() -> None:
     tokenizer = Tokenizer.of_bytes()
     assert tokenizer.encode("a é") == [97, 32, 195, 169]
     assert (tokenizer.size, tokenizer.end_of_text) == (257, 256)
@@ -69,23 +69,23 @@ def test_characters_are_numbered_in_order_of_code_points() -> None:
 
 @settings(deadline=None)
 @given(text=st.text())
-def test_gpt2_is_tiktoken_s(gpt2: Tokenizer, reference: tiktoken.Encoding, text: str) -> None:
+def test_gpt2_equals_tiktoken(gpt2: Tokenizer, reference: tiktoken.Encoding, text: str) -> None:
     assert gpt2.encode(text) == reference.encode_ordinary(text)
     assert gpt2.decode(reference.encode_ordinary(text)) == text
 
 
 @pytest.mark.parametrize("text", [" " * 200_000, "a" * 200_000, "\n" * 200_000, "猫" * 50_000])
-def test_long_runs_are_encoded_too(gpt2: Tokenizer, text: str) -> None:
+def test_long_runs_are_encoded(gpt2: Tokenizer, text: str) -> None:
     assert gpt2.decode(gpt2.encode(text)) == text
 
 
-def test_what_looks_like_a_special_token_is_text(gpt2: Tokenizer) -> None:
+def test_special_tokens_in_text_are_encoded_as_text(gpt2: Tokenizer) -> None:
     ids = gpt2.encode("<|endoftext|>")
     assert len(ids) > 1
     assert gpt2.end_of_text not in ids
 
 
-def test_a_batch_is_each_text_by_itself(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_equals_single_texts(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lexloom.models.tokenizer.tokenizer, "BATCH_CHARACTERS", 100)
     texts = [TEXT[: n * 7 % 83] for n in range(50)]
     expected = [gpt2.encode(text) for text in texts]
@@ -99,7 +99,7 @@ def test_a_batch_is_each_text_by_itself(gpt2: Tokenizer, monkeypatch: pytest.Mon
 # compact tokenizers
 
 
-def test_a_compact_tokenizer_keeps_what_occurs_and_what_that_is_merged_from() -> None:
+def test_compact_tokenizer_keeps_tokens_and_their_parts() -> None:
     tokenizer = compact(tiny(), "the the the")  # the, ' the', ' the'
     assert tokenizer.encode("the the the") == [1, 0, 0]
     assert [tokenizer.token_bytes(0), tokenizer.token_bytes(1)] == [b" the", b"the"]
@@ -110,7 +110,7 @@ def test_a_compact_tokenizer_keeps_what_occurs_and_what_that_is_merged_from() ->
 
 @settings(deadline=None, max_examples=30)
 @given(text=st.text(min_size=1), other=st.text())
-def test_a_compact_tokenizer_encodes_its_own_text_as_before(gpt2: Tokenizer, text: str, other: str) -> None:
+def test_compact_tokenizer_encodes_its_text_as_before(gpt2: Tokenizer, text: str, other: str) -> None:
     small = compact(gpt2.encoding, text + TEXT)
     assert small.base_ids is not None
     assert small.base_ids[small.encode(text + TEXT)].tolist() == gpt2.encode(text + TEXT)
@@ -118,7 +118,7 @@ def test_a_compact_tokenizer_encodes_its_own_text_as_before(gpt2: Tokenizer, tex
     assert sorted(set(small.base_ids.tolist())) == sorted(small.base_ids.tolist())
 
 
-def test_compact_bytes_are_all_there() -> None:
+def test_compact_bytes_are_complete() -> None:
     tokenizer = compact(Bytes(), "zzzy")
     assert (tokenizer.size, tokenizer.encode("zy"), tokenizer.decode(tokenizer.encode("猫"))) == (
         257,
@@ -132,14 +132,14 @@ def test_compact_bytes_are_all_there() -> None:
 
 @settings(deadline=None)
 @given(text=st.text())
-def test_every_text_comes_back(gpt2: Tokenizer, text: str) -> None:
+def test_any_text_round_trips(gpt2: Tokenizer, text: str) -> None:
     for tokenizer in (gpt2, Tokenizer(tiny()), Tokenizer.of_bytes(), Tokenizer.of_characters(text)):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @settings(deadline=None)
 @given(text=st.text())
-def test_a_stream_is_decoded_without_breaking_a_character(text: str) -> None:
+def test_stream_is_decoded_in_whole_characters(text: str) -> None:
     tokenizer = Tokenizer.of_bytes()
     decoder = Decoder(tokenizer)
     said = [decoder.push(token) for token in tokenizer.encode(text)]
@@ -147,14 +147,14 @@ def test_a_stream_is_decoded_without_breaking_a_character(text: str) -> None:
     assert [piece for piece in said if piece] == list(text)  # each character as soon as it is whole
 
 
-def test_a_character_that_breaks_off_is_said_to() -> None:
+def test_incomplete_character_becomes_a_replacement_character() -> None:
     decoder = Decoder(Tokenizer.of_bytes())
     assert [decoder.push(token) for token in (0x61, 0xE7, 0x8C)] == ["a", "", ""]
     assert decoder.finish() == "\ufffd"
     assert Tokenizer.of_bytes().decode([0x61, 0xE7, 0x8C, 0x62]) == "a\ufffdb"
 
 
-def test_end_of_text_stands_for_no_text() -> None:
+def test_end_of_text_decodes_to_nothing() -> None:
     tokenizer = compact(tiny(), "the thing")
     assert tokenizer.decode([tokenizer.end_of_text, *tokenizer.encode("the"), tokenizer.end_of_text]) == "the"
     assert tokenizer.byte_lengths()[tokenizer.end_of_text] == 0
@@ -162,11 +162,11 @@ def test_end_of_text_stands_for_no_text() -> None:
 
 @settings(deadline=None)
 @given(text=st.text())
-def test_byte_lengths_add_up_to_the_text_s(gpt2: Tokenizer, text: str) -> None:
+def test_byte_lengths_sum_to_the_texts(gpt2: Tokenizer, text: str) -> None:
     assert gpt2.byte_lengths()[gpt2.encode(text)].sum() == len(text.encode())
 
 
-def test_names_of_tokens_are_all_different_and_without_white_space(gpt2: Tokenizer) -> None:
+def test_display_names_are_unique_and_without_white_space(gpt2: Tokenizer) -> None:
     names = gpt2.display_names()
     assert len(set(names)) == len(names) == gpt2.size
     assert not any(set(name) & set(" \t\n\r\u3000\u00a0") for name in names)
@@ -179,7 +179,7 @@ def test_names_of_tokens_are_all_different_and_without_white_space(gpt2: Tokeniz
     assert Tokenizer.of_characters("\u00c3\u0080").display_names()[:2] == [r"\u0080", "Ã"]
 
 
-def test_ids_that_stand_for_nothing_have_names_too() -> None:
+def test_unused_ids_have_display_names() -> None:
     ranks = {bytes([value]): value for value in range(256)} | {b"ab": 300}
     tokenizer = Tokenizer(BytePair("gpt2", ranks, PATTERN, 301))
     assert tokenizer.size == len(set(tokenizer.display_names())) == 302
@@ -194,7 +194,7 @@ def test_ids_that_stand_for_nothing_have_names_too() -> None:
     [Tokenizer(tiny()), compact(tiny(), TEXT), Tokenizer.of_bytes(), Tokenizer.of_characters(TEXT)],
     ids=["byte pairs", "compact byte pairs", "bytes", "characters"],
 )
-def test_a_tokenizer_comes_back_from_its_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_saved_tokenizer_is_loaded(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "tokenizer")
     again = Tokenizer.load(tmp_path / "tokenizer")
     assert (again.name, again.size, again.end_of_text) == (
@@ -215,7 +215,7 @@ def test_a_tokenizer_comes_back_from_its_folder(tokenizer: Tokenizer, tmp_path: 
         ({"ranks.tiktoken": "AA== 0\nAQ== x\n"}, r"ranks.tiktoken:2: not 'base64 rank'"),
     ],
 )
-def test_a_damaged_folder_is_refused(damage: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_damaged_folder_is_rejected(damage: dict[str, str], message: str, tmp_path: Path) -> None:
     Tokenizer(tiny()).save(tmp_path)
     for name, text in damage.items():
         (tmp_path / name).write_text(text)
@@ -223,7 +223,7 @@ def test_a_damaged_folder_is_refused(damage: dict[str, str], message: str, tmp_p
         Tokenizer.load(tmp_path)
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_folder_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not contain a tokenizer"):
         Tokenizer.load(tmp_path)
 
@@ -258,7 +258,7 @@ def exported() -> dict[str, Tokenizer]:
 
 @pytest.fixture(scope="module", params=EXPORTED)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
-    """A tokenizer, and what transformers reads of its export."""
+    """A tokenizer, and what transformers loads from its export."""
     from transformers import AutoTokenizer
 
     ours = exported()[request.param]
@@ -267,7 +267,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return ours, AutoTokenizer.from_pretrained(folder)
 
 
-def test_transformers_reads_the_same_ids(both: tuple[Tokenizer, Any]) -> None:
+def test_transformers_gives_the_same_ids(both: tuple[Tokenizer, Any]) -> None:
     ours, theirs = both
     texts = [] if ours.name == "characters" else ["xyz", "<|endoftext|>"]
     for text in (*texts, TEXT, TEXT * 2, "", "the", "  the   ", "  \n\n"):
@@ -280,7 +280,7 @@ def test_transformers_reads_the_same_ids(both: tuple[Tokenizer, Any]) -> None:
 
 @settings(deadline=None)
 @given(text=st.text() | st.text(alphabet="'sSlRE ſé猫²٣1234 \t\r\n\x85\u00a0.,;<|>endoftext"))
-def test_transformers_encodes_any_text_the_same(both: tuple[Tokenizer, Any], text: str) -> None:
+def test_transformers_encodes_any_text_like_lexloom(both: tuple[Tokenizer, Any], text: str) -> None:
     ours, theirs = both
     try:
         expected = ours.encode(text)
@@ -299,17 +299,17 @@ def test_transformers_encodes_any_text_the_same(both: tuple[Tokenizer, Any], tex
     [Tokenizer(tiny()), Tokenizer.of_bytes(), Tokenizer.of_characters("ab")],
     ids=["byte pairs", "bytes", "characters"],
 )
-def test_half_a_character_is_refused(tokenizer: Tokenizer) -> None:
+def test_lone_surrogate_is_rejected(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"lone surrogate at position 2 \(U\+D83D\)"):
         tokenizer.encode("ab\ud83db")
 
 
-def test_an_unknown_character_is_named() -> None:
+def test_unknown_character_is_reported() -> None:
     with pytest.raises(ValueError, match=r"'猫' \(U\+732B\) is not one of this tokenizer's 2"):
         Tokenizer.of_characters("ab").encode("ab猫")
 
 
 @pytest.mark.parametrize("token", [-1, 257])
-def test_ids_out_of_bounds_are_refused(token: int) -> None:
+def test_ids_out_of_range_are_rejected(token: int) -> None:
     with pytest.raises(ValueError, match="ids are 0 to 256"):
         Tokenizer.of_bytes().decode([token])

@@ -1,4 +1,4 @@
-"""A transformer's folder as transformers reads it: ids, logits and greedy text are Lexloom's."""
+"""A transformer's folder loaded by transformers: ids, logits and greedy text equal Lexloom's."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def greedy(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int) -
     return "".join(piece for (piece,) in pieces)
 
 
-def test_the_pipeline_writes_what_lexloom_writes(exported: Both) -> None:
+def test_pipeline_generates_the_same_text(exported: Both) -> None:
     model, tokenizer, folder = exported
     writer = pipeline("text-generation", str(folder))
     for prompt in [*PROMPTS[:4], ""]:
@@ -109,8 +109,8 @@ def test_ids_logits_and_special_tokens_are_the_same(exported: Both) -> None:
         assert theirs.encode("<|endoftext|>Q") == tokenizer.encode("<|endoftext|>Q")
 
 
-def test_a_text_that_ends_early_ends_at_the_same_token(tmp_path: Path) -> None:
-    """A model that says 'b' after 'a', and end of text after 'b'."""
+def test_end_of_text_ends_generation_at_the_same_token(tmp_path: Path) -> None:
+    """With a model that generates 'b' after 'a', and end of text after 'b'."""
     tokenizer = Tokenizer.of_characters("ab")
     config = TransformerConfig(3, CONTEXT, 1, 8, 1, style="gpt2", end_of_text=tokenizer.end_of_text)
     model = Transformer(config).eval()
@@ -126,7 +126,7 @@ def test_a_text_that_ends_early_ends_at_the_same_token(tmp_path: Path) -> None:
     assert found["generated_text"] == "aa" + greedy(model, tokenizer, "aa", 9) == "aab"
 
 
-def test_only_a_rounded_vocabulary_has_ids_to_suppress(tmp_path: Path) -> None:
+def test_only_a_rounded_vocabulary_suppresses_ids(tmp_path: Path) -> None:
     tokenizer = Tokenizer.of_characters("abc")
     for vocabulary, expected in ((4, None), (6, [4, 5])):
         export_tokenizer(tokenizer, TransformerConfig(vocabulary, 8, 1, 8, 1), tmp_path)
@@ -134,7 +134,7 @@ def test_only_a_rounded_vocabulary_has_ids_to_suppress(tmp_path: Path) -> None:
         assert written.get("suppress_tokens") == expected
 
 
-def test_the_exported_tokenizer_composes_characters_as_training_did(tmp_path: Path) -> None:
+def test_exported_tokenizer_applies_nfc(tmp_path: Path) -> None:
     tokenizer = TOKENIZERS["bytes"]()
     config = TransformerConfig(tokenizer.size, 8, 1, 8, 1)
     composed, apart = "caf\u00e9", "cafe\u0301"

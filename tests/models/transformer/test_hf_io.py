@@ -1,4 +1,4 @@
-"""A transformer's folder: what is read back is what was written, and nothing else is taken for it."""
+"""A transformer's folder: a saved model is loaded unchanged, and invalid folders are rejected."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def model(request: pytest.FixtureRequest) -> Transformer:
     return made
 
 
-def test_what_was_saved_is_loaded(model: Transformer, tmp_path: Path) -> None:
+def test_saved_model_is_loaded(model: Transformer, tmp_path: Path) -> None:
     save(model, tmp_path)
     loaded = load(tmp_path)
     assert loaded.config == model.config
@@ -36,7 +36,7 @@ def test_what_was_saved_is_loaded(model: Transformer, tmp_path: Path) -> None:
         assert torch.equal(ours, theirs), name
 
 
-def test_a_tied_table_is_stored_once_and_stays_tied(tmp_path: Path) -> None:
+def test_tied_embedding_is_stored_once_and_stays_tied(tmp_path: Path) -> None:
     model = Transformer(
         TransformerConfig(vocabulary=11, context=8, layers=1, width=16, heads=2, tie_embeddings=True)
     )
@@ -46,7 +46,7 @@ def test_a_tied_table_is_stored_once_and_stays_tied(tmp_path: Path) -> None:
     assert loaded.head.weight is loaded.embedding.weight
 
 
-def test_all_may_read_the_files(model: Transformer, tmp_path: Path) -> None:
+def test_files_are_readable_by_all(model: Transformer, tmp_path: Path) -> None:
     save(model, tmp_path)
     umask = os.umask(0)
     os.umask(umask)
@@ -54,7 +54,7 @@ def test_all_may_read_the_files(model: Transformer, tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
 
 
-def test_the_end_of_text_is_told_to_transformers(model: Transformer, tmp_path: Path) -> None:
+def test_end_of_text_is_exported(model: Transformer, tmp_path: Path) -> None:
     save(model, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 10
 
@@ -64,7 +64,7 @@ def change_weights(folder: Path, **changes: torch.Tensor | None) -> None:
     save_file({k: v for k, v in tensors.items() if v is not None}, folder / "model.safetensors")
 
 
-def test_damaged_folders_are_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_damaged_folders_are_rejected(tmp_path: Path) -> None:
     def damaged(what: str) -> Path:
         save(Transformer(CONFIG), tmp_path / what)
         return tmp_path / what
@@ -83,7 +83,7 @@ def test_damaged_folders_are_refused_in_one_sentence(tmp_path: Path) -> None:
         load(folder)
     folder = damaged("no JSON")
     (folder / "lexloom.json").write_text("{")
-    with pytest.raises(ValueError, match="describes no transformer"):
+    with pytest.raises(ValueError, match="does not describe a transformer"):
         load(folder)
     folder = damaged("unknown field")
     (folder / "lexloom.json").write_text(
@@ -102,9 +102,9 @@ def test_damaged_folders_are_refused_in_one_sentence(tmp_path: Path) -> None:
         load(folder)
     folder = damaged("a tensor too few")
     change_weights(folder, **{"model.norm.weight": None})
-    with pytest.raises(ValueError, match=r"other tensors .* model\.norm\.weight"):
+    with pytest.raises(ValueError, match=r"missing or unknown tensors, model\.norm\.weight"):
         load(folder)
     folder = damaged("another shape")
     change_weights(folder, **{"model.norm.weight": torch.ones(5)})
-    with pytest.raises(ValueError, match=r"model\.norm\.weight is \(5,\).* \(16,\)"):
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has the shape \(5,\).* \(16,\)"):
         load(folder)

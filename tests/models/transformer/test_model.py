@@ -1,4 +1,4 @@
-"""The transformer: what it computes, by transformers' own; what it remembers, by reading all anew."""
+"""The transformer: equal to transformers' models; the KV cache against full forward passes."""
 
 import math
 from pathlib import Path
@@ -33,7 +33,7 @@ def config(**changes: object) -> TransformerConfig:
 
 
 def transformer(**changes: object) -> Transformer:
-    """One whose every parameter matters: nothing is zero or one, as much is at the start."""
+    """A model whose parameters all matter: none is zero or one, unlike after initialization."""
     torch.manual_seed(0)
     model = Transformer(config(**changes)).eval()
     with torch.no_grad():
@@ -47,9 +47,7 @@ def tokens(rows: int = 3, length: int = T) -> Tensor:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_transformers_computes_the_same_logits_from_the_folder(
-    style: dict[str, object], tmp_path: Path
-) -> None:
+def test_transformers_computes_the_same_logits(style: dict[str, object], tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.disable_progress_bar()
     model = transformer(**style)
@@ -74,7 +72,7 @@ def test_transformers_generates_the_same_greedy_text(tmp_path: Path) -> None:
     assert [token for (token,) in drawn] == expected[0, 5:].tolist()
 
 
-def test_the_parameters_are_as_many_as_the_paper_says() -> None:
+def test_number_of_parameters_equals_the_papers() -> None:
     c, f, d = 32, 80, 8  # 8/3 of 32 rounded down to a multiple of 16 is 80
     block = 4 * c * c + 3 * c * f + 2 * c + 2 * d
     assert sum(p.numel() for p in Transformer(config()).parameters()) == 2 * V * c + 2 * block + c
@@ -87,14 +85,14 @@ def test_the_parameters_are_as_many_as_the_paper_says() -> None:
         assert sum(p.numel() for p in Transformer(gpt2_small).parameters()) == 124_439_808
 
 
-def test_operations_per_token_count_matrices_and_attention() -> None:
+def test_flops_per_token() -> None:
     model = Transformer(config())
     c, f = 32, 80
     assert model.flops_per_token() == 6 * (2 * (4 * c * c + 3 * c * f) + V * c) + 12 * 2 * c * T
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_no_token_sees_a_later_one(style: dict[str, object]) -> None:
+def test_attention_is_causal(style: dict[str, object]) -> None:
     model, before = transformer(**style), tokens()
     after = before.clone()
     after[:, 9] = (after[:, 9] + 1) % V
@@ -105,7 +103,7 @@ def test_no_token_sees_a_later_one(style: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_loss_is_the_mean_cross_entropy_of_the_next_tokens(style: dict[str, object]) -> None:
+def test_loss_is_the_mean_cross_entropy(style: dict[str, object]) -> None:
     model, rows = transformer(**style), tokens(length=T + 1)
     logits = model(rows[:, :-1])
     expected = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
@@ -119,7 +117,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_next_tokens(style: dict[str, 
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-4)
 
 
-def test_a_new_model_takes_all_tokens_to_be_equally_likely_and_its_blocks_add_nothing() -> None:
+def test_new_model_is_uniform_and_its_blocks_are_the_identity() -> None:
     model = Transformer(config())
     rows = tokens()
     assert model(rows[:, :-1], rows[:, 1:]).item() == pytest.approx(math.log(V))
@@ -128,14 +126,14 @@ def test_a_new_model_takes_all_tokens_to_be_equally_likely_and_its_blocks_add_no
         assert torch.equal(block(x, (model.cos[:, None], model.sin[:, None]), None, None), x)
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_is_only_applied_in_training() -> None:
     model = transformer(dropout=0.5)
     assert torch.equal(model(tokens()), model(tokens()))
     model.train()
     assert not torch.equal(model(tokens()), model(tokens()))
 
 
-def test_under_autocast_products_are_bfloat16_and_the_loss_stays_near() -> None:
+def test_autocast_uses_bfloat16_and_the_loss_is_close() -> None:
     model, rows = transformer(), tokens(length=T + 1)
     exact = model(rows[:, :-1], rows[:, 1:])
     with torch.autocast("cpu", torch.bfloat16):
@@ -147,8 +145,8 @@ def test_under_autocast_products_are_bfloat16_and_the_loss_stays_near() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_reading_token_by_token_gives_what_reading_all_anew_gives(style: dict[str, object]) -> None:
-    """Prompts of different lengths, one longer than the context, until all have outgrown it twice."""
+def test_cached_decoding_equals_full_forward(style: dict[str, object]) -> None:
+    """Prompts of different lengths, one longer than the context, until all have exceeded it twice."""
     model = transformer(**style)
     texts = [row.tolist()[:length] for row, length in zip(tokens(4, 20), (1, 5, 14, 20), strict=True)]
     reader = CachedDecoder(model)
@@ -163,7 +161,7 @@ def test_reading_token_by_token_gives_what_reading_all_anew_gives(style: dict[st
     assert min(map(len, texts)) > 2 * T
 
 
-def test_a_reader_reads_each_token_once_until_the_context_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoder_reads_each_token_once_until_the_context_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     model, read = transformer(), []
     features = model.features
 
@@ -176,7 +174,7 @@ def test_a_reader_reads_each_token_once_until_the_context_is_full(monkeypatch: p
     assert read == [3] + [1] * (T - 3) + [T // 2 + 1] + [1] * (20 - (T - 3) - 2)
 
 
-def test_half_a_context_is_forgotten_when_it_is_full() -> None:
+def test_half_of_a_full_context_is_dropped() -> None:
     assert [window_start(length, 4) for length in range(1, 11)] == [0, 0, 0, 0, 2, 2, 4, 4, 6, 6]
     assert [window_start(length, 5) for length in range(4, 13)] == [0, 0, 3, 3, 3, 6, 6, 6, 9]
     assert [window_start(length, 1) for length in (1, 2, 3)] == [0, 1, 2]
@@ -185,14 +183,14 @@ def test_half_a_context_is_forgotten_when_it_is_full() -> None:
             assert 1 <= length - window_start(length, context) <= context
 
 
-def test_other_texts_make_a_reader_begin_anew() -> None:
+def test_other_texts_reset_the_decoder() -> None:
     model = transformer()
     reader = CachedDecoder(model)
     reader([[1, 2, 3]])
     assert torch.equal(reader([[4, 5]]), model.next_logits([[4, 5]]))
 
 
-def test_generation_leaves_the_model_as_it_was() -> None:
+def test_generation_does_not_change_the_model() -> None:
     model = transformer(dropout=0.5).train()
     once = list(model.generate([[1, 2]], Sampling(max_tokens=8)))
     assert once == list(model.generate([[1, 2]], Sampling(max_tokens=8)))
@@ -200,7 +198,7 @@ def test_generation_leaves_the_model_as_it_was() -> None:
     assert not model.next_logits([[1]]).requires_grad
 
 
-def test_a_text_is_the_same_alone_and_in_a_batch() -> None:
+def test_generated_text_does_not_depend_on_the_batch() -> None:
     model = transformer()
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
     batch = list(model.generate(prompts, Sampling(max_tokens=30, seed=7)))
@@ -226,12 +224,12 @@ def test_a_text_is_the_same_alone_and_in_a_batch() -> None:
         ({"rope_base": 1.0}, "rope_base is 1.0"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(changes: dict[str, object], complaint: str) -> None:
+def test_inconsistent_shapes_are_rejected(changes: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         config(**changes)
 
 
-def test_texts_that_can_not_be_read_are_refused() -> None:
+def test_empty_and_long_texts_are_rejected() -> None:
     model = transformer()
     with pytest.raises(ValueError, match="17 tokens exceed the context of 16"):
         model(tokens(1, T + 1))

@@ -1,4 +1,4 @@
-"""The compiled kernel makes the update that models/word2vec/reference.py defines."""
+"""The compiled kernel computes the update that models/word2vec/reference.py defines."""
 
 import hashlib
 from concurrent.futures import Future
@@ -25,7 +25,7 @@ def random_tables(words: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.n
 
 
 def even_noise(words: int) -> tuple[np.ndarray, np.ndarray]:
-    """An alias table in which every word keeps all of its draws."""
+    """An alias table of the uniform distribution."""
     return np.ones(words, dtype=np.float32), np.zeros(words, dtype=np.int32)
 
 
@@ -78,7 +78,7 @@ def assert_as_reference(
 
 @pytest.mark.parametrize("dim", [8, 100, 112, 300])
 @pytest.mark.parametrize("negatives", [1, 5, 20])
-def test_same_update_and_loss_as_the_reference(dim, negatives):
+def test_update_and_loss_equal_the_reference(dim, negatives):
     # 30 words and 20 negatives: the noise meets its target and repeats itself in most runs
     assert_as_reference(30, dim, negatives, *random_runs(words=30, pairs=200))
 
@@ -94,11 +94,11 @@ def test_same_update_and_loss_as_the_reference(dim, negatives):
     ],
 )
 @pytest.mark.parametrize("words", [3, 4])
-def test_same_update_on_tiny_vocabularies(words, targets, contexts):
+def test_update_equals_the_reference_on_tiny_vocabularies(words, targets, contexts):
     assert_as_reference(words, 100, 5, np.array(targets, dtype=np.int32), np.array(contexts, dtype=np.int32))
 
 
-def test_the_only_word_of_a_vocabulary_has_no_noise():
+def test_single_word_vocabulary_has_no_noise():
     tables = np.full((1, 16), 0.25, dtype=np.float32), np.full((1, 16), 0.5, dtype=np.float32)
     loss = train(tables, np.zeros(1, dtype=np.int32), np.zeros(1, dtype=np.int32), rate=1.0)
     assert loss == pytest.approx(np.log1p(np.exp(-2.0)), abs=1e-5)  # the score is 16 * 0.25 * 0.5
@@ -108,20 +108,20 @@ def test_the_only_word_of_a_vocabulary_has_no_noise():
 
 
 @pytest.mark.parametrize("score", [-1000.0, -16.5, -16.0, -3.3, 0.0, 0.7, 15.999, 16.0, 1000.0])
-def test_the_loss_is_right_for_large_scores_too(score):
+def test_loss_is_accurate_for_large_scores(score):
     tables = np.zeros((1, 16), dtype=np.float32), np.zeros((1, 16), dtype=np.float32)
     tables[0][0, 0], tables[1][0, 0] = score, 1.0
     one = np.zeros(1, dtype=np.int32)
     assert train(tables, one, one) == pytest.approx(np.logaddexp(0.0, -score), rel=1e-5, abs=1e-5)
 
 
-def test_tables_that_are_not_finite_give_a_loss_that_is_not():
+def test_nonfinite_tables_give_a_nonfinite_loss():
     tables = random_tables(5, 16)
     tables[0][2, 3] = np.nan
     assert np.isnan(train(tables, np.array([1], dtype=np.int32), np.array([2], dtype=np.int32)))
 
 
-def test_only_the_rows_of_the_batch_change():
+def test_only_rows_of_the_batch_change():
     tables = random_tables(1000, 100)
     before = [table.copy() for table in tables]
     targets, contexts = random_runs(words=1000, pairs=60)
@@ -148,7 +148,7 @@ def test_one_thread_is_reproducible_bit_for_bit():
         np.testing.assert_array_equal(table, same)
 
 
-def test_two_threads_do_the_same_work_up_to_races():
+def test_two_threads_equal_one_up_to_races():
     one, two = random_tables(5000, 100), random_tables(5000, 100)
     batch = random_runs(words=5000, pairs=20_000)
     loss = train(one, *batch, rate=0.01)
@@ -157,8 +157,8 @@ def test_two_threads_do_the_same_work_up_to_races():
         assert np.linalg.norm(same - table) < 0.2 * np.linalg.norm(table - start), "of how far it moved"
 
 
-def test_many_threads_on_frequent_words_train_as_one_does():
-    """Their moves of one row add up: unseen by each other for too long, they would overshoot and diverge."""
+def test_many_threads_train_frequent_words_like_one():
+    """If their updates of one row were unseen by each other for too long, they would diverge."""
     random = np.random.default_rng(0)
     words = 400
     topics = random.integers(20, size=100_000)
@@ -172,7 +172,7 @@ def test_many_threads_on_frequent_words_train_as_one_does():
     assert losses[8] == pytest.approx(losses[1], rel=0.35)  # races cost a tenth; unseen moves, a multiple
 
 
-def test_a_failed_thread_is_told_of_when_no_other_writes_into_the_tables_any_more():
+def test_thread_error_is_raised_after_all_threads_finish():
     failed, at_work = Future(), Future()
     failed.set_exception(MemoryError("no room"))
     Timer(0.2, at_work.set_result, [1.0]).start()
@@ -181,7 +181,7 @@ def test_a_failed_thread_is_told_of_when_no_other_writes_into_the_tables_any_mor
     assert at_work.done()
 
 
-def test_the_split_over_threads_changes_nothing_by_itself(monkeypatch):
+def test_split_over_threads_without_races_changes_nothing(monkeypatch):
     monkeypatch.setattr(sgns_cpu, "_thread_pools", lambda threads: [_InTurn()] * threads)
     targets, contexts = random_runs(words=200, pairs=300)  # of which 128 words are trained in copies
     one, three = random_tables(200, 16), random_tables(200, 16)
@@ -191,7 +191,7 @@ def test_the_split_over_threads_changes_nothing_by_itself(monkeypatch):
 
 
 class _InTurn:
-    """A thread that is done when it is asked: there are no races, and the split alone is seen."""
+    """A thread that runs its task when the result is read, which excludes races."""
 
     def submit(self, function, *arguments):
         done = Future()
@@ -203,7 +203,7 @@ class _InTurn:
     st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), max_size=30),
     st.integers(1, 8),
 )
-def test_a_batch_is_never_cut_inside_a_run(runs, parts):
+def test_batch_is_split_between_runs(runs, parts):
     targets = np.array([word for word, length in runs for _ in range(length)], dtype=np.int32)
     bounds = sgns_cpu.split_at_runs(targets, parts)
     assert len(bounds) == parts + 1
@@ -213,7 +213,7 @@ def test_a_batch_is_never_cut_inside_a_run(runs, parts):
     assert all(targets[b - 1] != targets[b] for b in bounds if 0 < b < len(targets))
 
 
-def test_a_batch_that_ends_inside_a_run_leaves_the_rest_to_the_next():
+def test_run_may_continue_in_the_next_batch():
     targets, contexts = np.full(6, 1, dtype=np.int32), np.arange(6, dtype=np.int32)
     for cut in range(7):
         assert_as_reference(6, 16, 5, targets[:cut], contexts[:cut])
@@ -222,7 +222,7 @@ def test_a_batch_that_ends_inside_a_run_leaves_the_rest_to_the_next():
 
 @pytest.mark.parametrize("name", ["target", "context"])
 @pytest.mark.parametrize("offending", [-1, 10, 2**31 - 1, -(2**31)])
-def test_an_id_outside_of_the_vocabulary_is_refused(name, offending):
+def test_id_outside_of_the_vocabulary_is_rejected(name, offending):
     tables = random_tables(10, 16)
     before = [table.copy() for table in tables]
     batch = {"target": np.zeros(4, dtype=np.int32), "context": np.zeros(4, dtype=np.int32)}
@@ -240,12 +240,12 @@ def test_an_id_outside_of_the_vocabulary_is_refused(name, offending):
         (np.zeros((3, 1), dtype=np.int32), np.zeros((3, 1), dtype=np.int32), "both must be"),
     ],
 )
-def test_columns_that_do_not_fit_are_refused(targets, contexts, sentence):
+def test_mismatched_columns_are_rejected(targets, contexts, sentence):
     with pytest.raises(ValueError, match=sentence):
         train(random_tables(10, 16), targets, contexts)
 
 
-def test_tables_that_do_not_fit_are_refused():
+def test_mismatched_tables_are_rejected():
     one = np.zeros(1, dtype=np.int32)
     with pytest.raises(ValueError, match="one row per word"):
         train((np.zeros((3, 16), dtype=np.float32), np.zeros((4, 16), dtype=np.float32)), one, one)
@@ -253,7 +253,7 @@ def test_tables_that_do_not_fit_are_refused():
         train((np.zeros((3, 10), dtype=np.float32), np.zeros((3, 10), dtype=np.float32)), one, one)
 
 
-def test_read_only_and_strided_columns_are_taken():
+def test_read_only_and_strided_columns_are_accepted():
     targets, contexts = random_runs(words=20, pairs=100)
     expected, tables = random_tables(20, 16), random_tables(20, 16)
     train(expected, targets, contexts)
@@ -283,7 +283,7 @@ def test_runs_and_seeds_draw_independent_noise():
         assert (draw(1, 5) == other).mean() < 0.01
 
 
-def test_the_compiled_kernel_follows_a_change_of_its_inner_part():
-    """Numba's cache on disk looks at the time of sgns_cpu.py alone: put the digest there."""
+def test_digest_of_the_inner_loop_is_current():
+    """Numba's disk cache only checks cpu.py: put cpu_llvm.py's digest there."""
     digest = hashlib.sha256(Path(sgns_block.__file__).read_bytes()).hexdigest()
     assert digest.startswith(sgns_cpu._BLOCK_DIGEST)

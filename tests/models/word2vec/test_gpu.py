@@ -1,6 +1,6 @@
-"""The GPU's kernel and its twin in torch make the update that models/word2vec/reference.py defines.
+"""The GPU kernel and its torch equivalent compute the update that models/word2vec/reference.py defines.
 
-Without a GPU Triton's interpreter runs the kernel, one program after the other.
+Without a GPU, Triton's interpreter runs the kernel, one program after the other.
 """
 
 import importlib
@@ -58,7 +58,7 @@ def on_device(targets, contexts) -> Pairs:
 
 
 def train(way, tables, targets, contexts, noise, *, negatives=5, rate=RATE, seed=7, programs=1) -> float:
-    """Trains `tables` in place, wherever they are, and returns the loss."""
+    """Train `tables` in place on their device, and return the loss."""
     moved = [table.to(DEVICE) for table in tables]
     loss = way(
         *moved,
@@ -90,7 +90,7 @@ def assert_as_reference(way, words, stride, negatives, targets, contexts, progra
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5, 2**64 - 1])
-def test_the_noise_is_that_of_the_cpu(seed):
+def test_noise_equals_the_cpus(seed):
     noise = uneven_noise(1000)
     positions = [0, 1, 2, 99_999, 2**31 - 1]
     found = sgns_gpu.draw_negatives(seed, torch.tensor(positions), *map(torch.from_numpy, noise), 20)
@@ -103,13 +103,13 @@ def test_the_noise_is_that_of_the_cpu(seed):
 # Batches
 
 
-def test_runs_are_the_stretches_of_one_target():
+def test_runs_have_one_target():
     assert on_device([3, 3, 5, 3, 4, 4], [0] * 6).starts.tolist() == [0, 2, 3, 4, 6]
     assert on_device([3], [0]).starts.tolist() == [0, 1]
     assert on_device([], []).starts.tolist() == [0]
 
 
-def test_a_feed_hands_over_what_it_is_given():
+def test_prefetcher_returns_the_given_batches():
     feed = BatchPrefetcher(DEVICE)
     batches = [random_runs(words=50, pairs=pairs, seed=pairs) for pairs in (1000, 10, 500, 0)]
     for targets, contexts in batches:
@@ -137,7 +137,7 @@ def test_a_feed_hands_over_what_it_is_given():
         (50, 100, 10.0, 1),
     ],
 )
-def test_long_steps_allow_few_programs(words, negatives, rate, programs):
+def test_programs_decrease_with_the_total_step(words, negatives, rate, programs):
     assert sgns_gpu.default_programs(torch.zeros(words, 16), negatives, rate) == programs
 
 
@@ -145,7 +145,7 @@ def test_long_steps_allow_few_programs(words, negatives, rate, programs):
 
 
 @pytest.mark.parametrize(("stride", "negatives"), [(16, 1), (112, 5), (64, 20), (304, 2)])
-def test_one_program_makes_the_update_and_the_loss_of_the_reference(way, stride, negatives):
+def test_one_program_equals_the_reference(way, stride, negatives):
     # 12 words and 20 negatives: the noise meets its target and repeats itself in every run
     assert_as_reference(way, 12, stride, negatives, *random_runs(words=12, pairs=40))
 
@@ -162,12 +162,12 @@ def test_one_program_makes_the_update_and_the_loss_of_the_reference(way, stride,
     ],
 )
 @pytest.mark.parametrize("words", [3, 4])
-def test_one_program_makes_the_same_update_on_tiny_vocabularies(way, words, targets, contexts):
+def test_one_program_equals_the_reference_on_tiny_vocabularies(way, words, targets, contexts):
     assert_as_reference(way, words, 16, 5, targets, contexts)
 
 
 @pytest.mark.parametrize("programs", [2, 5, 8])
-def test_more_programs_do_the_same_where_runs_share_no_word(way, programs):
+def test_programs_equal_the_reference_without_shared_words(way, programs):
     targets, contexts = np.repeat(np.arange(8), [1, 5, 2, 3, 3, 1, 4, 2]), np.arange(100, 121)
     drawn = noise_of(targets, uneven_noise(100_000), 3, seed=7)
     assert len(np.unique(drawn)) == 24
@@ -175,7 +175,7 @@ def test_more_programs_do_the_same_where_runs_share_no_word(way, programs):
     assert_as_reference(way, 100_000, 16, 3, targets, contexts, programs)
 
 
-def test_programs_in_step_do_not_see_each_others_moves():
+def test_programs_in_lockstep_do_not_see_each_others_updates():
     targets, contexts = np.repeat([1, 2, 1], 2), [5, 6, 5, 6, 5, 6]
     noise = uneven_noise(10)
     drawn = noise_of(targets, noise, 5, seed=7)
@@ -193,7 +193,7 @@ def test_programs_in_step_do_not_see_each_others_moves():
         torch.testing.assert_close(table, same, rtol=1e-9, atol=1e-9)
 
 
-def test_every_run_is_trained_once_whatever_the_number_of_programs(way):
+def test_every_run_is_trained_once_by_any_number_of_programs(way):
     batch, noise = random_runs(words=20, pairs=30), uneven_noise(20)
     runs = len(sgns_reference.runs(batch[0].tolist()))
     tables = random_tables(20, 16)
@@ -206,7 +206,7 @@ def test_every_run_is_trained_once_whatever_the_number_of_programs(way):
         assert torch.equal(table, same), "a rate of 0 moves nothing"
 
 
-def test_the_only_word_of_a_vocabulary_has_no_noise(way):
+def test_single_word_vocabulary_has_no_noise(way):
     tables = [torch.full((1, 16), 0.25, dtype=torch.float64), torch.full((1, 16), 0.5, dtype=torch.float64)]
     loss = train(way, tables, [0], [0], even_noise(1), rate=1.0)
     assert loss == pytest.approx(np.log1p(np.exp(-2.0)))  # the score is 16 * 0.25 * 0.5
@@ -216,14 +216,14 @@ def test_the_only_word_of_a_vocabulary_has_no_noise(way):
 
 
 @pytest.mark.parametrize("score", [-1000.0, -16.5, 0.0, 0.7, 16.0, 1000.0])
-def test_the_loss_is_right_for_large_scores_too(way, score):
+def test_loss_is_accurate_for_large_scores(way, score):
     tables = [torch.zeros(1, 16), torch.zeros(1, 16)]
     tables[0][0, 0], tables[1][0, 0] = score, 1.0
     loss = train(way, tables, [0], [0], even_noise(1))
     assert loss == pytest.approx(np.logaddexp(0.0, -score), rel=1e-6, abs=1e-7)
 
 
-def test_tables_that_are_not_finite_give_a_loss_that_is_not(way):
+def test_nonfinite_tables_give_a_nonfinite_loss(way):
     tables = random_tables(5, 16)
     tables[0][2, 3] = np.nan
     assert np.isnan(train(way, tables, [1], [2], even_noise(5)))
@@ -238,7 +238,7 @@ def test_padding_stays_zero(way):
 
 
 @needs_triton
-def test_rows_that_registers_do_not_hold_are_for_torch():
+def test_rows_too_large_for_registers_use_torch():
     kernel = importlib.import_module("lexloom.models.word2vec.triton")
     assert all(kernel.fits(negatives, stride) for negatives, stride in [(1, 16), (5, 304), (20, 304)])
     assert not kernel.fits(100, 304)
@@ -247,8 +247,8 @@ def test_rows_that_registers_do_not_hold_are_for_torch():
 
 @needs_triton
 @pytest.mark.parametrize(("negatives", "stride"), [(5, 112), (5, 304)])
-def test_the_kernel_compiles_for_a_gpu_that_is_not_there(negatives, stride):
-    """The interpreter takes more than the compiler does."""
+def test_kernel_compiles_without_a_gpu(negatives, stride):
+    """The interpreter accepts more than the compiler."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = Path(sgns_gpu.__file__).parents[3]
     found = subprocess.run(
@@ -285,13 +285,13 @@ def learner(**options) -> Word2Vec:
 
 
 def on_gpu(**options) -> Word2Vec:
-    """A learner that goes a GPU's way, on the CPU where there is none."""
+    """A model that uses the GPU code, on the CPU if there is no GPU."""
     model = learner(**options)
     model.to_device(DEVICE)
     return model
 
 
-def test_a_model_takes_the_same_steps_as_on_the_cpu():
+def test_gpu_model_takes_the_cpus_steps():
     ours, theirs = on_gpu(), learner()
     for step in range(3):
         targets, contexts = random_runs(words=50, pairs=200, seed=step)
@@ -306,7 +306,7 @@ def test_a_model_takes_the_same_steps_as_on_the_cpu():
     )
 
 
-def test_a_model_goes_on_from_a_state_of_the_cpu():
+def test_gpu_model_resumes_from_a_cpu_state():
     theirs = learner(seed=9)
     model = on_gpu()
     model.load_state_dict(theirs.state_dict())
@@ -315,8 +315,8 @@ def test_a_model_goes_on_from_a_state_of_the_cpu():
         assert torch.equal(table.cpu(), theirs.state_dict()[name])
 
 
-def test_many_programs_learn_which_words_stand_together():
-    """Ten topics of five words each: the nearest four of a word are the others of its topic."""
+def test_many_programs_learn_topics():
+    """Ten topics of five words each: a word's four nearest neighbours are the others of its topic."""
     random = np.random.default_rng(0)
     topics = np.repeat(random.integers(10, size=1000) * 5, 5)
     batch = {
@@ -334,7 +334,7 @@ def test_many_programs_learn_which_words_stand_together():
 
 @pytest.mark.parametrize("name", ["target", "context"])
 @pytest.mark.parametrize("offending", [-1, 50])
-def test_an_id_outside_of_the_vocabulary_is_refused(name, offending):
+def test_id_outside_of_the_vocabulary_is_rejected(name, offending):
     model = on_gpu()
     before = model.vectors.clone()
     batch = {"target": np.zeros(4, dtype=np.int32), "context": np.zeros(4, dtype=np.int32)}
@@ -344,7 +344,7 @@ def test_an_id_outside_of_the_vocabulary_is_refused(name, offending):
     assert torch.equal(model.vectors, before)
 
 
-def test_an_empty_batch_changes_nothing():
+def test_empty_batch_changes_nothing():
     model = on_gpu()
     before = model.vectors.clone()
     none = np.zeros(0, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Pairs drawn from tokens: word2vec's distribution, other ones for every seed, never across a border."""
+"""Pairs drawn from tokens: word2vec's distribution, determined by the seed, within documents."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ TEXT = [[0, 1, 0, 2, 0, 1, 3], [1, 0], [2], [0, 3, 3, 1, 0, 0]]
 
 
 def batch(documents: Documents, first_place: int = 0) -> dict[str, np.ndarray]:
-    """All words of some documents, as the stream hands them over."""
+    """All words of the documents, as the stream yields them."""
     lengths = [len(document) for document in documents]
     return {
         "tokens": np.array([word for document in documents for word in document], np.int32),
@@ -26,7 +26,7 @@ def batch(documents: Documents, first_place: int = 0) -> dict[str, np.ndarray]:
 
 
 def all_pairs(words: int = 10, window: int = 2, **options) -> SkipGrams:
-    """Nothing is thinned out, and no window shrunk."""
+    """Without subsampling and with full windows."""
     return SkipGrams(np.full(words, THRESHOLD_ONE, np.uint64), window, shrink_window=False, seed=1, **options)
 
 
@@ -56,7 +56,7 @@ def expected_pairs(documents: Documents, kept: Sequence[float], window: int) -> 
 def assert_drawn_as_expected(
     found: list[Counter[tuple[int, int]]], expected: Counter[tuple[int, int]]
 ) -> None:
-    """Means over draws, within five standard errors; and no pair that should not be."""
+    """Check means over draws, within five standard errors, and that no other pair is drawn."""
     assert set().union(*found) <= set(expected)
     for pair, mean in expected.items():
         counts = np.array([each[pair] for each in found])
@@ -67,7 +67,7 @@ def thresholds_of(documents: Documents, subsample: float) -> np.ndarray:
     return keep_thresholds(np.bincount([word for document in documents for word in document]), subsample)
 
 
-def test_pairs_are_drawn_as_often_as_word2vec_would():
+def test_pair_frequencies_equal_word2vecs():
     thresholds = thresholds_of(TEXT, 0.05)
     kept = thresholds / THRESHOLD_ONE
     assert kept == pytest.approx([0.4523, 0.6472, 1, 0.7831], abs=1e-4)  # of 7, 4, 2 and 3 of 16 words
@@ -76,7 +76,7 @@ def test_pairs_are_drawn_as_often_as_word2vec_would():
     assert_drawn_as_expected(found, expected_pairs(TEXT, kept, window=3))
 
 
-def test_a_seed_draws_the_same_pairs_again_and_another_seed_others():
+def test_seed_determines_the_pairs():
     skipgrams = SkipGrams(thresholds_of(TEXT, 0.05), window=3, shrink_window=True, seed=1)
     other = SkipGrams(skipgrams.keep_thresholds, window=3, shrink_window=True, seed=2)
     text = TEXT * 10
@@ -101,8 +101,8 @@ def test_a_seed_draws_the_same_pairs_again_and_another_seed_others():
     missing=st.sets(st.integers(0, 40)),
     window=st.integers(1, 4),
 )
-def test_neither_documents_nor_gaps_in_the_text_are_crossed(documents, missing, window):
-    """Of a text some words are left out, as at the ends of the slices that make a batch."""
+def test_pairs_do_not_cross_documents_or_gaps(documents, missing, window):
+    """Some words of a text are left out, as at the ends of the slices of a batch."""
     whole = batch(documents)
     stays = np.array([i not in missing for i in range(len(whole["tokens"]))], bool)
     pieces = {name: values[stays] for name, values in whole.items()}
@@ -120,7 +120,7 @@ def test_neither_documents_nor_gaps_in_the_text_are_crossed(documents, missing, 
     assert list(zip(pairs["target"].tolist(), pairs["context"].tolist(), strict=True)) == expected
 
 
-def test_a_document_is_held_out_whole_whatever_the_batch_and_its_seed():
+def test_documents_are_held_out_whole():
     documents = [[i, i + 1, i + 2] for i in range(0, 900, 3)]
     skipgrams = all_pairs(words=900, held_out_share=0.2)
     trained, held_out = (
@@ -135,7 +135,7 @@ def test_a_document_is_held_out_whole_whatever_the_batch_and_its_seed():
 
 
 @pytest.mark.parametrize("shrink", [True, False])
-def test_pairs_per_token_are_those_of_long_documents(shrink):
+def test_pairs_per_token_matches_long_documents(shrink):
     words = np.random.default_rng(0).choice(4, size=40_000, p=[0.6, 0.3, 0.08, 0.02]).tolist()
     skipgrams = SkipGrams(thresholds_of([words], 0.02), window=4, shrink_window=shrink, seed=1)
     per_token = skipgrams.pairs_per_token(np.bincount(words))

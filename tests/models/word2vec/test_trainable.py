@@ -1,4 +1,4 @@
-"""Training word vectors, asking them for neighbours, and writing them in formats that others read."""
+"""Training of word vectors."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lexloom.models.word2vec.trainable import EVALUATION_SEED, Word2Vec, Word2Ve
 
 
 def model(words: int = 10, **options) -> Word2Vec:
-    """A model whose noise draws every word evenly."""
+    """A model with uniform noise."""
     noise = np.ones(words, dtype=np.float32), np.zeros(words, dtype=np.int32)
     return Word2Vec(*noise, **{"dim": 20, **options})
 
@@ -26,7 +26,7 @@ def batch(targets: Sequence[int] | np.ndarray, contexts: Sequence[int] | np.ndar
 # Training
 
 
-def test_the_input_table_starts_evenly_around_zero_and_the_output_table_at_zero():
+def test_initial_tables_are_uniform_and_zero():
     fresh = model(words=2000, dim=100, seed=3)
     assert fresh.vectors.shape == fresh.contexts.shape == (2000, 112)  # whole vectors of 16
     assert fresh.vectors.dtype == fresh.contexts.dtype == torch.float32
@@ -39,20 +39,20 @@ def test_the_input_table_starts_evenly_around_zero_and_the_output_table_at_zero(
     assert not torch.equal(fresh.vectors, model(words=2000, dim=100, seed=4).vectors)
 
 
-def test_the_learning_rate_falls_linearly():
+def test_learning_rate_decays_linearly():
     falling = model(learning_rate=0.05, min_learning_rate=0.01)
     rates = [falling.learning_rate(progress) for progress in (0.0, 0.25, 0.5, 1.0, 1.5)]
     assert rates == pytest.approx([0.05, 0.04, 0.03, 0.01, 0.01])
 
 
-def test_the_first_loss_is_log_two_for_each_of_the_words_compared():
+def test_initial_loss_is_log_two_per_compared_word():
     # all outputs are zero, so every score is; among 10,000 words noise that is the target is rare
     assert model(10_000, negatives=7).train_step(
         batch([1, 1, 2], [3, 4, 5]), progress=0.0, seed=0
     ) == pytest.approx(8 * math.log(2), rel=1e-5)
 
 
-def test_the_step_follows_the_progress():
+def test_learning_rate_follows_progress():
     def move(progress: float) -> torch.Tensor:
         stepped = model(1000, learning_rate=0.1, min_learning_rate=0.0)
         stepped.train_step(batch([1], [2]), progress=progress, seed=0)
@@ -64,7 +64,7 @@ def test_the_step_follows_the_progress():
 
 
 class LateThread:
-    """A thread that begins what it was given when somebody waits for it."""
+    """A thread that starts its task when somebody waits for it."""
 
     def submit(self, function, *arguments):
         done = Future()
@@ -90,7 +90,7 @@ class LateThread:
         lambda trained: trained.evaluate(batch([1], [2])),
     ],
 )
-def test_who_asks_for_the_tables_of_several_threads_gets_them_at_rest(monkeypatch, ask):
+def test_tables_are_returned_after_pending_batches(monkeypatch, ask):
     monkeypatch.setattr(sgns_cpu, "_thread_pools", lambda threads: [LateThread() for _ in range(threads)])
     trained, expected = model(threads=2), model()
     losses = [each.train_step(batch([1, 3], [2, 4]), progress=0.0, seed=0) for each in (trained, expected)]
@@ -100,7 +100,7 @@ def test_who_asks_for_the_tables_of_several_threads_gets_them_at_rest(monkeypatc
     assert float(losses[0]) == pytest.approx(losses[1])
 
 
-def test_threads_are_never_far_behind(monkeypatch):
+def test_number_of_pending_batches_is_bounded(monkeypatch):
     monkeypatch.setattr(sgns_cpu, "_thread_pools", lambda threads: [LateThread() for _ in range(threads)])
     trained = model(threads=2)
     for step in range(5):
@@ -108,13 +108,13 @@ def test_threads_are_never_far_behind(monkeypatch):
     assert len(trained._pending) == 2
 
 
-def test_an_empty_batch_changes_nothing():
+def test_empty_batch_changes_nothing():
     unchanged = model()
     assert unchanged.train_step(batch([], []), progress=0.0, seed=0) == 0.0
     assert torch.equal(unchanged.vectors, model().vectors)
 
 
-def test_evaluation_is_the_loss_before_a_step_and_changes_nothing():
+def test_evaluation_returns_the_loss_and_changes_nothing():
     learner, untouched = model(), model()
     pairs = batch([1, 1], [2, 3])  # one target: the step's own moves come after its losses
     learner.contexts[:, :8] = torch.linspace(-1, 1, 8)
@@ -127,13 +127,13 @@ def test_evaluation_is_the_loss_before_a_step_and_changes_nothing():
     assert loss / 2 == pytest.approx(learner.train_step(pairs, progress=0.0, seed=EVALUATION_SEED), rel=1e-6)
 
 
-def test_an_unknown_id_is_refused():
+def test_unknown_id_is_rejected():
     with pytest.raises(ValueError, match=r"context column contains the id 10, .* 0 to 9"):
         model().train_step(batch([1, 2], [3, 10]), progress=0.0, seed=0)
 
 
-def test_it_learns_which_words_stand_together():
-    """Ten topics of five words each: the nearest four of a word are the others of its topic."""
+def test_training_learns_topics():
+    """Ten topics of five words each: a word's four nearest neighbours are the others of its topic."""
     random = np.random.default_rng(0)
     topics = random.integers(10, size=20_000) * 5
     pairs = batch(topics + random.integers(5, size=20_000), topics + random.integers(5, size=20_000))
@@ -147,7 +147,7 @@ def test_it_learns_which_words_stand_together():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_missing_gpu_is_named():
+def test_missing_gpu_is_reported():
     with pytest.raises(ValueError, match="device 'cuda': torch finds no GPU on this machine"):
         model().prepare("cuda")
 
@@ -162,7 +162,7 @@ def test_a_missing_gpu_is_named():
         ({"learning_rate": 0.01, "min_learning_rate": 0.02}, "can't decay from 0.01 to 0.02"),
     ],
 )
-def test_options_out_of_range_are_refused(options, sentence):
+def test_options_out_of_range_are_rejected(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         model(**options)
 
@@ -176,12 +176,12 @@ def test_options_out_of_range_are_refused(options, sentence):
         (np.ones(0), np.zeros(0, dtype=int), "at least one word"),
     ],
 )
-def test_noise_that_is_no_alias_table_is_refused(probability, alias, sentence):
+def test_invalid_alias_table_is_rejected(probability, alias, sentence):
     with pytest.raises(ValueError, match=sentence):
         Word2Vec(probability, alias)
 
 
-def test_training_goes_on_from_a_state_as_if_never_interrupted():
+def test_resumed_training_equals_uninterrupted():
     steps = [batch([1, 1, 2], [3, 4, 5]), batch([6, 7, 7], [8, 9, 1])]
     straight, stopped, resumed = model(seed=1), model(seed=1), model(seed=2)
     straight.train_step(steps[0], progress=0.0, seed=10)
@@ -195,7 +195,7 @@ def test_training_goes_on_from_a_state_as_if_never_interrupted():
         assert torch.equal(table, resumed.state_dict()[name])
 
 
-def test_a_state_is_copied_and_the_tables_are_live():
+def test_state_is_copied_and_tables_are_live():
     source, reader = model(seed=1), model(seed=2)
     reader.load_state_dict(source.state_dict())
     source.tables()["vectors"][3, 0] = 5.0
@@ -211,7 +211,7 @@ def test_a_state_is_copied_and_the_tables_are_live():
         ({"vectors": torch.ones(10, 32), "contexts": torch.zeros(10, 32)}, "not zero from column 20 on"),
     ],
 )
-def test_a_state_of_another_model_is_refused_and_changes_nothing(state, sentence):
+def test_state_of_another_model_is_rejected_and_changes_nothing(state, sentence):
     refusing = model()
     with pytest.raises(ValueError, match=sentence):
         refusing.load_state_dict(state)
@@ -229,12 +229,12 @@ def from_tokens(words: int = 10, held_out_share: float = 0.0, **options) -> Word
 
 
 def sentences(count: int = 40, words: int = 10) -> dict[str, np.ndarray]:
-    """`count` documents of 8 words, as the stream hands them over."""
+    """`count` documents of 8 words, as the stream yields them."""
     tokens = np.random.default_rng(0).integers(0, words, 8 * count).astype(np.int32)
     return {"tokens": tokens, "row": np.arange(8 * count) // 8, "position": np.arange(8 * count) % 8}
 
 
-def test_a_step_on_tokens_is_a_step_on_the_pairs_that_its_seed_draws():
+def test_step_on_tokens_equals_step_on_drawn_pairs():
     ours, theirs = from_tokens(), model()
     for seed, progress in ((5, 0.0), (6, 0.5)):
         pairs = ours._skipgrams.draw(sentences(), seed)
@@ -244,7 +244,7 @@ def test_a_step_on_tokens_is_a_step_on_the_pairs_that_its_seed_draws():
     assert torch.equal(ours.vectors, theirs.vectors)
 
 
-def test_the_error_is_that_of_the_held_out_documents_which_no_step_sees():
+def test_held_out_documents_are_only_evaluated():
     learner = from_tokens(held_out_share=0.3)
     assert learner.train_step(sentences(), progress=0.0, seed=1) > 0
     before = learner.vectors.clone()
@@ -259,7 +259,7 @@ def test_the_error_is_that_of_the_held_out_documents_which_no_step_sees():
     assert torch.equal(learner.vectors, before)
 
 
-def test_tokens_that_make_no_pair_change_nothing():
+def test_tokens_without_pairs_change_nothing():
     alone = {"tokens": np.arange(5, dtype=np.int32), "row": np.arange(5), "position": np.zeros(5, int)}
     assert from_tokens().train_step(alone, progress=0.0, seed=0) == 0.0
     none = {name: values[:0] for name, values in alone.items()}
@@ -267,14 +267,14 @@ def test_tokens_that_make_no_pair_change_nothing():
 
 
 @pytest.mark.parametrize("offending", [-1, 10])
-def test_a_token_that_is_no_word_is_refused(offending):
+def test_unknown_token_is_rejected(offending):
     broken = sentences()
     broken["tokens"][7] = offending
     with pytest.raises(ValueError, match=rf"tokens column contains the id {offending}, .* 0 to 9"):
         from_tokens().train_step(broken, progress=0.0, seed=0)
 
 
-def test_chances_of_another_vocabulary_are_refused():
+def test_thresholds_of_another_vocabulary_are_rejected():
     skipgrams = SkipGrams(np.full(9, THRESHOLD_ONE, np.uint64), 2, shrink_window=True, seed=3)
     with pytest.raises(ValueError, match="alias table has 10 words, but the subsampling thresholds have 9"):
         Word2VecFromTokens(skipgrams, np.ones(10, np.float32), np.zeros(10, np.int32))

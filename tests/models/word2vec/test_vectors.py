@@ -1,4 +1,4 @@
-"""Word vectors: nearest neighbours and analogies, and files that others read."""
+"""Word vectors: nearest neighbours, analogies, and file formats."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def random_vectors(words: int, dim: int = 20) -> WordVectors:
 
 
 @pytest.mark.parametrize("k", [40, 3])
-def test_neighbours_are_those_of_a_naive_search(monkeypatch, k):
+def test_neighbours_equal_a_naive_search(monkeypatch, k):
     monkeypatch.setattr(
         "lexloom.models.word2vec.vectors._QUERY_BLOCK", 7
     )  # so that the blocks do not divide the whole
@@ -46,11 +46,11 @@ def test_neighbours_are_those_of_a_naive_search(monkeypatch, k):
         assert [score for _, score in found] == pytest.approx([cosines[n] for n in naive], abs=1e-6)
 
 
-def test_among_no_words_there_is_no_neighbour():
+def test_empty_vocabulary_has_no_neighbours():
     assert WordVectors([], torch.empty(0, 4)).neighbours_of(torch.ones(2, 4)) == [[], []]
 
 
-def test_no_more_neighbours_than_there_are_other_words():
+def test_neighbours_are_limited_to_the_other_words():
     vectors = random_vectors(4)
     assert len(vectors.neighbours(["word2"], k=10)[0]) == 3
     assert len(vectors.neighbours_of(vectors.vectors[:1], k=10)[0]) == 4
@@ -59,7 +59,7 @@ def test_no_more_neighbours_than_there_are_other_words():
         vectors.neighbours(["word2"], k=0)
 
 
-def test_a_vector_is_nearest_to_its_own_word_whatever_its_length():
+def test_similarity_ignores_vector_length():
     vectors = random_vectors(50)
     (found,) = vectors.neighbours_of(3.0 * vectors["word7"][None], k=1)
     assert found == [("word7", pytest.approx(1.0))]
@@ -67,12 +67,12 @@ def test_a_vector_is_nearest_to_its_own_word_whatever_its_length():
         vectors.neighbours_of(torch.zeros(2, 19))
 
 
-def test_a_vector_of_zeros_is_near_to_nothing():
+def test_zero_vector_has_zero_similarity():
     vectors = WordVectors(["zero", "one", "two"], np.array([[0, 0], [1, 0], [-1, 0]]))
     assert vectors.neighbours(["one"]) == [[("zero", 0.0), ("two", -1.0)]]
 
 
-def test_an_analogy_is_a_sum_of_unit_vectors():
+def test_analogy_uses_unit_vectors():
     # king - man + woman, in the plane of (royal, female); the lengths differ, and only the directions count
     vectors = WordVectors(
         ["man", "woman", "king", "queen", "stone"],
@@ -89,7 +89,7 @@ def test_an_analogy_is_a_sum_of_unit_vectors():
     assert best[1] == pytest.approx(query @ unit("queen") / np.linalg.norm(query), abs=1e-6)
 
 
-def test_an_unknown_word_is_named_with_its_near_spellings():
+def test_unknown_word_error_suggests_similar_spellings():
     vectors = WordVectors(["cinema", "actor", "film"], np.eye(3))
     with pytest.raises(UnknownWordError) as unknown:
         vectors.neighbours(["actor", "cinemas"])
@@ -113,7 +113,7 @@ def test_an_unknown_word_is_named_with_its_near_spellings():
         (["a", "b"], np.array([[0, 1], [np.nan, 0]]), r"'b' \(row 1\) is not finite"),
     ],
 )
-def test_words_and_vectors_must_fit(words, matrix, sentence):
+def test_mismatched_words_and_vectors_are_rejected(words, matrix, sentence):
     with pytest.raises(ValueError, match=sentence):
         WordVectors(words, matrix)
 
@@ -143,21 +143,21 @@ def assert_same(read: WordVectors, written: WordVectors) -> None:
 
 
 @given(word_vectors())
-def test_safetensors_give_back_every_word_and_every_bit(tmp_path_factory, vectors):
+def test_safetensors_round_trip_is_exact(tmp_path_factory, vectors):
     folder = tmp_path_factory.mktemp("model")
     vectors.save(folder)
     assert_same(WordVectors.load(folder), vectors)
 
 
 @given(word_vectors(), st.booleans())
-def test_word2vec_files_give_back_every_word_and_every_bit(tmp_path_factory, vectors, binary):
+def test_word2vec_round_trip_is_exact(tmp_path_factory, vectors, binary):
     path = tmp_path_factory.mktemp("word2vec") / "vectors"
     vectors.save_word2vec(path, binary=binary)
     assert_same(WordVectors.load_word2vec(path, binary=binary), vectors)
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_gensim_reads_what_is_written_here(tmp_path, binary):
+def test_gensim_reads_written_files(tmp_path, binary):
     vectors = random_vectors(50)
     vectors.words[7] = "слово"
     vectors.save_word2vec(tmp_path / "vectors", binary=binary)
@@ -167,7 +167,7 @@ def test_gensim_reads_what_is_written_here(tmp_path, binary):
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_gensim_reads_the_counts_beside_either_format(tmp_path, binary):
+def test_gensim_reads_counts_with_either_format(tmp_path, binary):
     vectors = WordVectors(["слово", "#hash", *random_vectors(48).words], random_vectors(50).vectors)
     counts = [900 - word**2 // 3 for word in range(50)]
     vectors.save_word2vec(tmp_path / "vectors", binary=binary)
@@ -181,14 +181,14 @@ def test_gensim_reads_the_counts_beside_either_format(tmp_path, binary):
 
 
 @pytest.mark.parametrize("word", ["no\u00a0break", "\u3000", "a\x1cb", "line\u2028"])
-def test_counts_of_words_that_gensim_would_split_are_refused_before_anything_is_written(tmp_path, word):
+def test_counts_of_words_with_white_space_are_rejected(tmp_path, word):
     with pytest.raises(ValueError, match=r"\(row 2\) contains white space"):
         save_word2vec_counts(["film", word], [2, 1], tmp_path / "counts")
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_what_gensim_writes_is_read_here(tmp_path, binary):
+def test_files_of_gensim_are_read(tmp_path, binary):
     written = KeyedVectors(20)
     written.add_vectors(["слово", *random_vectors(49).words], random_vectors(50).vectors.numpy())
     written.save_word2vec_format(str(tmp_path / "vectors"), binary=binary)
@@ -199,7 +199,7 @@ def test_what_gensim_writes_is_read_here(tmp_path, binary):
 
 @pytest.mark.parametrize("ends", ["\n", " \n", "\r\n"])
 @pytest.mark.parametrize("last", [True, False])
-def test_text_is_read_with_or_without_spaces_and_line_breaks_at_the_ends(tmp_path, ends, last):
+def test_text_may_have_trailing_spaces_and_line_breaks(tmp_path, ends, last):
     text = ends.join(["2 3", "film 1 -2.5 3e-1", "actor 0 0 1"]) + ends * last
     (tmp_path / "vectors.txt").write_bytes(text.encode())
     read = WordVectors.load_word2vec(tmp_path / "vectors.txt", binary=False)
@@ -208,7 +208,7 @@ def test_text_is_read_with_or_without_spaces_and_line_breaks_at_the_ends(tmp_pat
 
 
 @pytest.mark.parametrize("between", [b"", b"\n"])
-def test_binary_is_read_with_or_without_line_breaks_between_the_rows(tmp_path, between):
+def test_binary_may_have_line_breaks_between_rows(tmp_path, between):
     numbers = np.arange(6, dtype="<f4")
     rows = b"film " + numbers[:3].tobytes() + between + b"actor " + numbers[3:].tobytes() + between
     (tmp_path / "vectors.bin").write_bytes(b"2 3\n" + rows)
@@ -234,7 +234,7 @@ def test_binary_is_read_with_or_without_line_breaks_between_the_rows(tmp_path, b
         (b"2 1\nfilm 1\nfilm 2\n", "'film' occurs twice"),
     ],
 )
-def test_malformed_text_is_refused_with_the_row(tmp_path, content, sentence):
+def test_malformed_text_is_rejected_with_its_row(tmp_path, content, sentence):
     path = tmp_path / "vectors.txt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=sentence) as refused:
@@ -256,7 +256,7 @@ ONES = np.ones(3, dtype="<f4").tobytes()
         (b"1 3\n\xff\xfe " + ONES, "row 1: .* is not UTF-8"),
     ],
 )
-def test_malformed_binary_is_refused_with_the_row(tmp_path, content, sentence):
+def test_malformed_binary_is_rejected_with_its_row(tmp_path, content, sentence):
     path = tmp_path / "vectors.bin"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=sentence) as refused:
@@ -266,7 +266,7 @@ def test_malformed_binary_is_refused_with_the_row(tmp_path, content, sentence):
 
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("word", ["new york", "line\nbreak", "", "\ud800"])
-def test_a_word_that_the_format_cannot_hold_is_refused_before_anything_is_written(tmp_path, word, binary):
+def test_unwritable_word_is_rejected_before_writing(tmp_path, word, binary):
     with pytest.raises(ValueError, match=r"\(row 2\) can't be written in word2vec's format"):
         WordVectors(["film", word], np.eye(2)).save_word2vec(tmp_path / "vectors", binary=binary)
     assert os.listdir(tmp_path) == []
@@ -282,14 +282,14 @@ def test_a_word_that_the_format_cannot_hold_is_refused_before_anything_is_writte
         ('{"a": 0}', r"1 words do not match vectors of shape \(2, 2\)"),
     ],
 )
-def test_a_damaged_vocabulary_is_refused(tmp_path, vocabulary, sentence):
+def test_damaged_vocabulary_is_rejected(tmp_path, vocabulary, sentence):
     WordVectors(["a", "b"], np.eye(2)).save(tmp_path)
     (tmp_path / "vocabulary.json").write_text(vocabulary)
     with pytest.raises(ValueError, match=sentence):
         WordVectors.load(tmp_path)
 
 
-def test_a_damaged_or_missing_model_is_refused(tmp_path):
+def test_damaged_or_missing_model_is_rejected(tmp_path):
     WordVectors(["a", "b"], np.eye(2)).save(tmp_path)
     assert json.loads((tmp_path / "vocabulary.json").read_text()) == {"a": 0, "b": 1}
     model_file = tmp_path / "model.safetensors"
@@ -301,7 +301,7 @@ def test_a_damaged_or_missing_model_is_refused(tmp_path):
         WordVectors.load(tmp_path)
 
 
-def test_a_saved_model_can_be_read_by_others(tmp_path: Path) -> None:
+def test_saved_files_are_readable_by_others(tmp_path: Path) -> None:
     WordVectors(["a"], torch.ones(1, 2)).save(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o044 == 0o044
 
@@ -309,7 +309,7 @@ def test_a_saved_model_can_be_read_by_others(tmp_path: Path) -> None:
 # words as they are asked for
 
 
-def test_a_word_is_looked_up_as_the_training_text_was_normalised(tmp_path: Path) -> None:
+def test_words_are_normalized_like_the_training_text(tmp_path: Path) -> None:
     words = ["наташа", "o'neill", "co-op", "café", "mp3"]
     WordVectors(words, torch.eye(5)).save(tmp_path)
     description = {"model": "word2vec", "normalization": Normalization().model_dump()}
@@ -330,7 +330,7 @@ def test_a_word_is_looked_up_as_the_training_text_was_normalised(tmp_path: Path)
             vectors[word]
 
 
-def test_without_a_record_a_word_is_looked_up_as_it_is(tmp_path: Path) -> None:
+def test_words_are_not_normalized_without_rules(tmp_path: Path) -> None:
     WordVectors(["peace"], torch.ones(1, 2)).save(tmp_path)
     vectors = WordVectors.load(tmp_path)
     assert "Peace" not in vectors

@@ -169,12 +169,12 @@ def plan(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pla
 
 
 @pytest.mark.parametrize("step", [3, 5, 8])
-def test_ten_steps_are_five_and_a_kill_and_five_more_to_the_bit(plan: Plan, step: int) -> None:
-    promises.ten_steps_are_some_and_a_kill_and_the_rest(plan, step)
+def test_resumed_equals_uninterrupted_bit_for_bit(plan: Plan, step: int) -> None:
+    promises.assert_resumed_equals_uninterrupted(plan, step)
 
 
-def test_so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan: Plan) -> None:
-    promises.so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan, dropout=0.0)
+def test_two_workers_resume_bit_for_bit_and_all_reduce_equals_one(plan: Plan) -> None:
+    promises.assert_two_workers_resume_and_equal_one(plan, dropout=0.0)
 
 
 # what does not fit

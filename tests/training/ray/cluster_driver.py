@@ -21,9 +21,10 @@ EPOCHS = 6
 
 
 class Steps:
-    """`Job.on_batch`: each worker process notes its steps in a file named by its rank and pid.
+    """`Job.on_batch`: each worker process records its steps in a file named by its rank and pid.
 
-    After `HOLD` steps it waits until the test has done its worst, so that nothing depends on who is faster.
+    After `HOLD` steps it waits until the test has disturbed the cluster, so that the result does not depend
+    on timing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,21 +42,21 @@ class Steps:
         self._over.touch()
 
     def pids(self) -> dict[int, int]:
-        """rank -> pid of the newest process that has come to the hold."""
+        """rank -> pid of the newest process that has reached the hold."""
         files = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
         ranks = [tuple(map(int, path.name.split("-"))) for path in files if path.stat().st_size >= HOLD]
         return dict(ranks)
 
 
 def points(folder: Path) -> Job:
-    """60 steps of Adam on gradients that are summed in every one."""
+    """60 steps of Adam with gradients summed over workers in every step."""
     sync = SyncConfig("all_reduce")
     make = partial(classifier, 0.1)
     return points_job(folder, make, epochs=6, sync=sync, checkpoint_every=5, on_batch=Steps(folder))
 
 
 def numbers(folder: Path) -> Job:
-    """60 steps of counting, which come to the same counts however many workers share them."""
+    """60 steps of counting, whose result does not depend on the number of workers."""
     return job(folder, epochs=EPOCHS, on_batch=Steps(folder))
 
 

@@ -1,4 +1,4 @@
-"""A Ray cluster that is not there is noticed at once, and the sentence names the variable and its value."""
+"""A missing Ray cluster is reported quickly, with the variable and its value."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from lexloom.training.ray.address import require_cluster
 
 @contextmanager
 def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """The address of a server that treats one connection so."""
+    """The address of a server that handles one connection with the function."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -32,7 +32,7 @@ def like_grpc(connection: socket.socket) -> None:
     connection.sendall(bytes([0, 0, 6, 4, 0, 0, 0, 0, 0]) + bytes(6))
 
 
-def test_a_grpc_server_passes() -> None:
+def test_grpc_server_is_accepted() -> None:
     with answering(like_grpc) as address:
         require_cluster(address)
 
@@ -45,7 +45,7 @@ def test_a_grpc_server_passes() -> None:
     ],
     ids=["HTTP/1.1", "nothing"],
 )
-def test_another_server_is_not_taken_for_ray(answer: Callable[[socket.socket], None]) -> None:
+def test_other_server_is_rejected(answer: Callable[[socket.socket], None]) -> None:
     with (
         answering(answer) as address,
         pytest.raises(ConnectionError, match=rf"--ray-address is '{address}', but no Ray cluster answers"),
@@ -53,7 +53,7 @@ def test_another_server_is_not_taken_for_ray(answer: Callable[[socket.socket], N
         require_cluster(address)
 
 
-def test_a_silent_server_is_given_up_after_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "SECONDS", 0.2)
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
@@ -62,7 +62,7 @@ def test_a_silent_server_is_given_up_after_seconds(monkeypatch: pytest.MonkeyPat
         require_cluster(f"127.0.0.1:{listener.getsockname()[1]}")
 
 
-def test_a_port_without_a_server_is_named_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_port_error_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(ConnectionError) as refused:
         require_cluster("127.0.0.1:9")
@@ -72,12 +72,12 @@ def test_a_port_without_a_server_is_named_with_its_variable(monkeypatch: pytest.
     )
 
 
-def test_a_name_that_is_unknown_is_named() -> None:
+def test_unknown_host_is_reported() -> None:
     with pytest.raises(ConnectionError, match=r"--ray-address is 'no-such-host\.invalid', but no Ray"):
         require_cluster("no-such-host.invalid")
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head:port", "head:", ":6379", "http://head:8265"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_invalid_address_is_rejected(address: str) -> None:
     with pytest.raises(ValueError, match=r"use HOST:PORT of the cluster's head, such as 10\.0\.0\.1:6379"):
         require_cluster(address)

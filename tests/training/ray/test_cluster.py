@@ -39,14 +39,14 @@ def started(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(started: Cluster) -> Cluster:
-    """Three hosts that are well, whatever the test before did to them."""
+    """Three running hosts, restored after the previous test."""
     for node in [started.launch() for _ in range(HOSTS - len(started.alive()))]:
         started.await_start(node)
     return started
 
 
 class Driver:
-    """A run on the cluster's head, and what it says."""
+    """A run on the cluster's head, and its output."""
 
     def __init__(self, cluster: Cluster, folder: Path, kind: str, least: int, most: int) -> None:
         self.steps = Steps(folder)
@@ -60,7 +60,7 @@ class Driver:
         return self.log.read_text()
 
     def await_steps(self, workers: int) -> dict[int, int]:
-        """rank -> pid, once so many workers are held."""
+        """rank -> pid, once `workers` workers are held."""
         deadline = time.monotonic() + WAIT_SECONDS
         while len(pids := self.steps.pids()) < workers:
             assert self.process.poll() is None, self.said()
@@ -74,12 +74,12 @@ class Driver:
 
 
 def a_host_at_work(cluster: Cluster, pids: dict[int, int]) -> Node:
-    """One that has a worker, and is not the head."""
+    """A host with a worker that is not the head."""
     return next(node for node in map(cluster.of, pids.values()) if node is not cluster.nodes[0])
 
 
 def assert_as_undisturbed(folder: Path, workers: int) -> None:
-    """The weights are, bit for bit, those of as many processes without Ray that nobody disturbed."""
+    """The weights equal, bit for bit, those of as many undisturbed processes without Ray."""
     plain = points(folder / "plain")
     Steps(folder / "plain").go_on()
     on_processes(workers, train_on, plain)
@@ -88,7 +88,7 @@ def assert_as_undisturbed(folder: Path, workers: int) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_host_is_killed_and_another_takes_its_place(cluster: Cluster, tmp_path: Path) -> None:
+def test_killed_host_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
     run = Driver(cluster, tmp_path, "points", HOSTS, HOSTS)
     lost = a_host_at_work(cluster, run.await_steps(HOSTS))
     cluster.kill(lost)
@@ -99,7 +99,7 @@ def test_a_host_is_killed_and_another_takes_its_place(cluster: Cluster, tmp_path
     assert_as_undisturbed(tmp_path, HOSTS)
 
 
-def test_a_host_that_is_cut_off_is_given_up_and_the_others_go_on(cluster: Cluster, tmp_path: Path) -> None:
+def test_disconnected_host_is_dropped(cluster: Cluster, tmp_path: Path) -> None:
     run = Driver(cluster, tmp_path, "points", 2, 2)
     lost = a_host_at_work(cluster, run.await_steps(2))
     cluster.cut_off(lost)
@@ -108,7 +108,7 @@ def test_a_host_that_is_cut_off_is_given_up_and_the_others_go_on(cluster: Cluste
     assert_as_undisturbed(tmp_path, 2)
 
 
-def test_a_host_that_comes_late_is_used(cluster: Cluster, tmp_path: Path) -> None:
+def test_new_host_is_used(cluster: Cluster, tmp_path: Path) -> None:
     cluster.kill(cluster.alive()[-1])
     run = Driver(cluster, tmp_path, "numbers", 1, HOSTS)
     run.await_steps(2)

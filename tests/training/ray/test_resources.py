@@ -1,4 +1,4 @@
-"""Which worker reserves what, and what a cluster that is too small or too busy answers."""
+"""Resources that workers reserve, and errors of clusters that are too small or too busy."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from lexloom.training.ray.resources import (
 )
 
 
-def test_a_worker_on_the_cpu_reserves_one_and_talks_by_gloo() -> None:
+def test_cpu_worker_reserves_one_cpu_and_uses_gloo() -> None:
     assert worker_resources(3, "cpu", {"CPU": 4.0, "GPU": 2.0}) == ({"CPU": 1}, "gloo")
 
 
@@ -19,7 +19,7 @@ def test_a_worker_on_the_cpu_reserves_one_and_talks_by_gloo() -> None:
     ("workers", "gpus", "share", "backend"),
     [(1, 1, 1, "nccl"), (2, 4, 1, "nccl"), (4, 4, 1, "nccl"), (2, 1, 1 / 2, "gloo"), (5, 2, 1 / 3, "gloo")],
 )
-def test_nccl_where_each_worker_has_a_gpu_and_gloo_where_they_share(
+def test_nccl_with_a_gpu_per_worker_and_gloo_with_shared_gpus(
     workers: int, gpus: int, share: float, backend: str
 ) -> None:
     assert worker_resources(workers, "cuda", {"CPU": 8.0, "GPU": float(gpus)}) == (
@@ -29,7 +29,7 @@ def test_nccl_where_each_worker_has_a_gpu_and_gloo_where_they_share(
     assert gpus * int(1 / share) >= workers  # so many shares there are
 
 
-def test_a_cluster_that_can_never_hold_the_workers_is_refused() -> None:
+def test_too_small_cluster_is_rejected() -> None:
     check_capacity(4, "cpu", {"CPU": 4.0})
     with pytest.raises(ValueError, match=r"^5 workers need as many CPUs, and the Ray cluster has 4: ask"):
         check_capacity(5, "cpu", {"CPU": 4.0})
@@ -38,13 +38,13 @@ def test_a_cluster_that_can_never_hold_the_workers_is_refused() -> None:
         check_capacity(1, "cuda", {"CPU": 4.0})
 
 
-def test_a_gpu_for_each_worker_counts_as_much_as_a_cpu() -> None:
+def test_capacity_is_limited_by_cpus_and_gpus() -> None:
     assert worker_capacity("cpu", {"CPU": 3.0, "GPU": 1.0}) == 3
     assert worker_capacity("cuda", {"CPU": 3.0, "GPU": 1.0}) == 1
     assert worker_capacity("cuda", {"CPU": 3.0}) == 0
 
 
-def test_what_other_work_leaves_free_is_room_for_fewer_workers_or_an_error() -> None:
+def test_busy_cluster_fits_fewer_workers_or_raises() -> None:
     cluster = {"CPU": 8.0, "GPU": 4.0}
     assert available_workers(1, 8, "cpu", cluster, {"CPU": 3.0}) == 3
     assert available_workers(1, 8, "cuda", cluster, {"CPU": 3.0, "GPU": 2.0}) == 2
@@ -55,7 +55,7 @@ def test_what_other_work_leaves_free_is_room_for_fewer_workers_or_an_error() -> 
     assert available_workers(3, 3, "cpu", cluster, {"CPU": 8.0}) == 3  # it has become free since
 
 
-def test_the_line_that_says_which_ray_it_is() -> None:
+def test_description_of_the_runtime() -> None:
     assert describe_cluster({"CPU": 2.0}, None, 1) == "Ray: started on this machine, with 2 CPUs"
     joined = describe_cluster({"CPU": 16.0, "GPU": 1.0, "memory": 1e9}, "10.0.0.1:6379", 3)
     assert joined == "Ray: joined the cluster at 10.0.0.1:6379, with 16 CPUs and 1 GPU on 3 nodes"

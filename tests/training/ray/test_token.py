@@ -1,4 +1,4 @@
-"""Ray's token, which lets whoever has it run code as this user, is readable by this user alone."""
+"""Ray's token, with which anyone can run code as this user, is only readable by this user."""
 
 import stat
 from pathlib import Path
@@ -10,7 +10,7 @@ from lexloom.training.ray.token import protect_token
 
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where Ray keeps it."""
+    """The path of Ray's token."""
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path / ".ray" / "auth_token"
 
@@ -19,7 +19,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_token_is_made_before_ray_makes_one_that_others_can_read(token: Path) -> None:
+def test_token_is_created_with_private_permissions(token: Path) -> None:
     protect_token({})
     assert mode(token) == 0o600
     assert mode(token.parent) == 0o700
@@ -29,7 +29,7 @@ def test_a_token_is_made_before_ray_makes_one_that_others_can_read(token: Path) 
     assert token.read_text() == first
 
 
-def test_one_that_others_can_read_is_closed_and_kept(token: Path) -> None:
+def test_readable_token_gets_private_permissions(token: Path) -> None:
     token.parent.mkdir()
     token.write_text("made by Ray")
     token.chmod(0o644)
@@ -39,12 +39,12 @@ def test_one_that_others_can_read_is_closed_and_kept(token: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
-def test_a_token_of_the_users_own_is_left_alone(token: Path, name: str) -> None:
+def test_configured_token_is_not_changed(token: Path, name: str) -> None:
     protect_token({name: "given"})
     assert not token.exists()
 
 
-def test_without_a_writable_home_the_token_is_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_home_uses_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/dev/null")
     environment: dict[str, str] = {}
     protect_token(environment)

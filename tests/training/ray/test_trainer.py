@@ -1,4 +1,4 @@
-"""The loop on Ray Train workers: the same result as without Ray, and errors that a person can read."""
+"""The loop on Ray Train workers: the same result as without Ray, and readable errors."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ CPUS = 3
 
 @pytest.fixture(scope="module", autouse=True)
 def started() -> Iterator[list[str]]:
-    """One Ray runtime for the module, since starting one takes seconds, and what it said of itself."""
+    """One Ray runtime for the module, since starting one takes seconds, and its notes."""
     said: list[str] = []
     with patch("os.cpu_count", return_value=2), ray_runtime(CPUS, None, verbose=False, on_note=said.append):
         yield said
@@ -49,7 +49,7 @@ def started() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def without_ray(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Job]:
-    """epochs -> what two processes train in so many, without Ray."""
+    """epochs -> the job that two processes trained for so many epochs, without Ray."""
     folder = tmp_path_factory.mktemp("without ray")
     jobs = {epochs: job(folder / str(epochs), epochs=epochs, checkpoint_every=100) for epochs in (2, 40)}
     on_processes(2, train_on, *jobs.values())
@@ -57,7 +57,7 @@ def without_ray(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Job]:
 
 
 class KilledOnce(Counter):
-    """Its process dies in the middle of the run, the first time only."""
+    """Its process is killed in the middle of the run, the first time only."""
 
     def __init__(self, mark: Path) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Misshapen(Counter):
 
 @contextmanager
 def other_work(cpus: int) -> Iterator[None]:
-    """Holds CPUs of the cluster."""
+    """Reserves CPUs of the cluster."""
     actor = ray.remote(num_cpus=cpus)(Holder).remote()
     ray.get(actor.begun.remote())
     try:
@@ -95,7 +95,7 @@ class Holder:
         pass
 
 
-def test_two_ray_workers_make_what_two_processes_make_and_tell_how_it_goes(
+def test_two_ray_workers_equal_two_processes_and_report_progress(
     tmp_path: Path, without_ray: dict[int, Job]
 ) -> None:
     on_ray, plain = job(tmp_path, epochs=40, checkpoint_every=100), without_ray[40]
@@ -110,7 +110,7 @@ def test_two_ray_workers_make_what_two_processes_make_and_tell_how_it_goes(
     assert points[-1].workers == 2
 
 
-def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
+def test_killed_worker_is_replaced_with_the_same_result(
     tmp_path: Path, without_ray: dict[int, Job], capfd: pytest.CaptureFixture[str]
 ) -> None:
     killed = job(tmp_path, partial(KilledOnce, tmp_path / "mark"))
@@ -125,7 +125,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
     assert torch.equal(result(killed).tensors["table"], result(without_ray[2]).tensors["table"])
 
 
-def test_an_interrupt_waits_for_a_checkpoint_from_which_the_next_run_goes_on(
+def test_interrupt_writes_a_checkpoint_that_the_next_run_resumes(
     tmp_path: Path, without_ray: dict[int, Job]
 ) -> None:
     plan = job(tmp_path, epochs=40, checkpoint_every=None)
@@ -152,7 +152,7 @@ def wait_a_little(*place: Any) -> None:
     time.sleep(0.02)
 
 
-def test_a_workers_own_error_is_one_sentence_with_the_workers_traceback_below(tmp_path: Path) -> None:
+def test_worker_error_has_the_workers_traceback_as_a_note(tmp_path: Path) -> None:
     broken = job(tmp_path, partial(Counter, break_at=0.5))
     with pytest.raises(FloatingPointError) as raised:
         train_on_ray(broken, workers=2)
@@ -165,7 +165,7 @@ def test_a_workers_own_error_is_one_sentence_with_the_workers_traceback_below(tm
     assert 'training/loop.py", line' in below
 
 
-def test_elastic_workers_are_as_many_as_the_cluster_has_cpus(tmp_path: Path) -> None:
+def test_elastic_run_uses_all_cpus(tmp_path: Path) -> None:
     notes: list[str] = []
     points: list[Progress] = []
     train_on_ray(job(tmp_path), workers=(1, 4), on_progress=points.append, on_note=notes.append)
@@ -173,9 +173,7 @@ def test_elastic_workers_are_as_many_as_the_cluster_has_cpus(tmp_path: Path) -> 
     assert notes == []
 
 
-def test_elastic_workers_make_do_with_what_other_work_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_elastic_run_uses_the_free_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     notes: list[str] = []
     points: list[Progress] = []
@@ -185,9 +183,7 @@ def test_elastic_workers_make_do_with_what_other_work_leaves(
     assert notes == ["the Ray cluster is busy: continuing with at most 2 workers"]
 
 
-def test_a_busy_cluster_is_an_error_and_no_endless_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_busy_cluster_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]) * 3 <= 50  # the controller's start
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "0.5")
     message = rf"no room for {CPUS} workers: other work keeps 1 of {CPUS} CPUs of the Ray cluster busy"
@@ -195,7 +191,7 @@ def test_a_busy_cluster_is_an_error_and_no_endless_wait(
         train_on_ray(job(tmp_path), workers=CPUS)
 
 
-def test_a_run_waits_for_a_node_in_the_place_of_a_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_waits_for_a_replacement_node(monkeypatch: pytest.MonkeyPatch) -> None:
     clusters = iter([{"CPU": 2.0}, {"CPU": 2.0}, {"CPU": 4.0}])
     monkeypatch.setattr(ray, "cluster_resources", lambda: next(clusters))
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
@@ -204,21 +200,21 @@ def test_a_run_waits_for_a_node_in_the_place_of_a_lost_one(monkeypatch: pytest.M
     assert notes == ["the Ray cluster has lost a node: waiting up to 600 seconds for another"]
 
 
-def test_no_node_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_replacement_node_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray_runtime_module, "NODE_SECONDS", 0)
     with pytest.raises(ValueError, match=r"^3 workers need as many CPUs, and the Ray cluster has 2: ask"):
         wait_for_room(3, 3, "cpu", lambda note: None)
 
 
-def test_an_address_belongs_to_an_interface() -> None:
+def test_find_interface() -> None:
     assert find_interface("127.0.0.1") == "lo"
 
 
-def test_a_signal_while_ray_starts_is_raised_when_it_has_started_and_ended(
+def test_signal_during_ray_start_is_raised_after_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever handlers Ray has put meanwhile; else the processes that it has started would stay."""
+    """With any handlers that Ray has installed meanwhile; otherwise its processes would be left behind."""
     told: list[str] = []
 
     def start(**options: Any) -> None:
@@ -249,7 +245,7 @@ def test_a_signal_while_ray_starts_is_raised_when_it_has_started_and_ended(
     assert told == ["starts", "has started", "has ended"]
 
 
-def test_more_workers_than_cpus_are_refused_at_once(tmp_path: Path) -> None:
+def test_more_workers_than_cpus_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{CPUS + 1} workers need as many CPUs, .* has {CPUS}"):
         train_on_ray(job(tmp_path), workers=CPUS + 1)
     with pytest.raises(ValueError, match=rf"{CPUS + 1} workers need as many CPUs"):
@@ -257,14 +253,12 @@ def test_more_workers_than_cpus_are_refused_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, (0, 2), (3, 2)])
-def test_numbers_of_workers_that_make_no_sense_are_refused(
-    tmp_path: Path, workers: int | tuple[int, int]
-) -> None:
+def test_invalid_numbers_of_workers_are_rejected(tmp_path: Path, workers: int | tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"^workers is .*: the minimum must be at least 1"):
         train_on_ray(job(tmp_path), workers=workers)
 
 
-def test_the_runtime_says_which_it_is(started: list[str]) -> None:
+def test_started_runtime_is_described(started: list[str]) -> None:
     assert started == [f"Ray: started on this machine, with {CPUS} CPUs"]
 
 
@@ -275,7 +269,7 @@ with ray_runtime(1, None, False, on_note=print):
 """
 
 
-def test_one_is_started_even_where_ray_knows_of_a_cluster(tmp_path: Path) -> None:
+def test_ray_address_is_ignored_without_an_address(tmp_path: Path) -> None:
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     command = [sys.executable, "-c", STARTING]
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -290,7 +284,7 @@ with ray_runtime(1, sys.argv[1], False, on_note=print):
 """
 
 
-def test_a_cluster_that_is_joined_is_named(tmp_path: Path) -> None:
+def test_joined_cluster_is_described(tmp_path: Path) -> None:
     address = ray.get_runtime_context().gcs_address
     run = subprocess.run([sys.executable, "-c", JOINING, address], capture_output=True, text=True, check=True)
     assert run.stdout == f"Ray: joined the cluster at {address}, with {CPUS} CPUs on 1 node\n"
@@ -315,13 +309,13 @@ GLOO = "[/src/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0
         ({0: RuntimeError()}, "training worker 0 failed (RuntimeError)"),
     ],
 )
-def test_a_lost_worker_is_told_in_a_few_words(failures: dict[int, Exception], sentence: str) -> None:
+def test_lost_worker_is_described(failures: dict[int, Exception], sentence: str) -> None:
     failure = WorkerGroupError("a long story", failures)
     assert find_training_error(failure) is None
     assert describe_loss(failure) == sentence
 
 
-def test_the_error_of_a_workers_code_counts_and_not_what_it_did_to_the_others() -> None:
+def test_training_error_takes_precedence_over_lost_workers() -> None:
     cause = KeyError("loss")
     assert (
         find_training_error(WorkerGroupError("a story", {0: RuntimeError(GLOO), 1: died(), 2: cause}))
@@ -329,20 +323,20 @@ def test_the_error_of_a_workers_code_counts_and_not_what_it_did_to_the_others() 
     )
 
 
-def test_a_runtime_error_is_a_workers_own_only_where_no_worker_died() -> None:
+def test_runtime_error_counts_only_if_no_worker_died() -> None:
     own = RuntimeError("CUDA out of memory")
     assert find_runtime_error(WorkerGroupError("a story", {0: own})) is own
     assert find_runtime_error(WorkerGroupError("a story", {0: own, 1: died()})) is None
     assert find_runtime_error(ControllerError(WorkerGroupStartupTimeoutError(2))) is None
 
 
-def test_an_error_that_comes_again_is_raised_with_the_workers_traceback(tmp_path: Path) -> None:
+def test_repeated_error_is_raised_with_the_workers_traceback(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes do not fit") as raised:
         train_on_ray(job(tmp_path, Misshapen), workers=1)
     assert "on training worker 0:" in "".join(raised.value.__notes__)
 
 
-def test_what_stops_a_start_for_good_is_told_from_what_may_pass() -> None:
+def test_startup_errors_are_permanent_or_transient() -> None:
     assert find_training_error(ControllerError(WorkerGroupStartupTimeoutError(2))) is None
     failure = ControllerError(WorkerGroupStartupFailedError("a worker died"))
     assert find_training_error(failure) is None

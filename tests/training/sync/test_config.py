@@ -1,4 +1,4 @@
-"""Strategies of synchronisation, against figures by hand; replicas are equal after every flush."""
+"""Synchronisation strategies against figures by hand; replicas are equal after every flush."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ FREQUENT = 6
 
 
 class Tables:
-    """As much of a trainable as a strategy sees."""
+    """The part of a trainable that a strategy uses."""
 
     def __init__(self, **tables: Tensor) -> None:
         self._tables = tables
@@ -35,7 +35,7 @@ def begun(config: SyncConfig, world_size: int, *tables: Tensor) -> Synchronisati
 
 
 def moves(rank: int, step: int) -> Tensor:
-    """What worker `rank` adds to its table in `step`: a few rows move, most do not."""
+    """The update of worker `rank` in `step`: a few rows change, most do not."""
     generator = torch.Generator().manual_seed(100 * rank + step)
     dense = torch.zeros(ROWS, WIDTH)
     rows = torch.randint(0, ROWS // 2, (4,), generator=generator)
@@ -62,7 +62,7 @@ def delta_sums(rank: int, world_size: int) -> dict[str, Tensor]:
 
 
 def dense_ones(rank: int, world_size: int) -> dict[str, Tensor]:
-    """Each of the strategies for dense tensors, with unequal shares: worker r has r + 1 of the examples."""
+    """The strategies for dense tensors, with unequal shares: worker r has r + 1 of the examples."""
     found = {}
     mine, everybody = rank + 1, sum(range(world_size + 1))
 
@@ -100,7 +100,7 @@ def dense_ones(rank: int, world_size: int) -> dict[str, Tensor]:
 
 
 def capped(rank: int, world_size: int) -> dict[str, Tensor]:
-    """Row 0 is moved alike by all, row 1 by worker 0 alone, row 2 every other way, row 3 by nobody."""
+    """Row 0 is changed equally by all, row 1 by worker 0, row 2 in opposite directions, row 3 by none."""
     found = {}
     for cap in (2.0, 3.0):
         for frequent in (0, 4):
@@ -117,7 +117,7 @@ def capped(rank: int, world_size: int) -> dict[str, Tensor]:
 
 
 def warmed_up(rank: int, world_size: int) -> dict[str, Tensor]:
-    """Two steps of all_reduce, then diloco from where they led."""
+    """Two steps of all_reduce, then diloco from their result."""
     table = torch.ones(1, 2)
     config = SyncConfig("diloco", period=2, warm_up_steps=2, outer_learning_rate=0.5, outer_momentum=0.0)
     sync = begun(config, world_size, table)
@@ -149,7 +149,7 @@ def optimizer_states(rank: int, world_size: int) -> dict[str, Tensor]:
 
 
 def many_tensors(rank: int, world_size: int) -> dict[str, Tensor]:
-    """More than one bucket, of several shapes; one of them empty."""
+    """More than one bucket of several shapes, one of them empty."""
     generator = torch.Generator().manual_seed(rank)
     shapes = [(3_000_000,), (2000, 2000), (5,), (0, 3), (70, 7)]
     tensors = [torch.randn(shape, generator=generator) for shape in shapes]
@@ -172,12 +172,12 @@ def results(world_size: int, folder: Path, *parts: Any) -> list[dict[str, Tensor
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    """What two workers make; one group for all tests, since starting one takes seconds."""
+    """The results of two workers; one group for all tests, since starting one takes seconds."""
     parts = (delta_sums, dense_ones, warmed_up, optimizer_states, many_tensors)
     return results(2, tmp_path_factory.mktemp("two"), *parts)
 
 
-def test_the_sum_of_moves_is_exactly_the_dense_one(two: list[dict[str, Tensor]]) -> None:
+def test_sum_of_deltas_equals_the_dense_sum(two: list[dict[str, Tensor]]) -> None:
     agreed = torch.ones(ROWS, WIDTH)
     for start in range(1, STEPS + 1, PERIOD):
         replicas = [agreed.clone(), agreed.clone()]
@@ -191,7 +191,7 @@ def test_the_sum_of_moves_is_exactly_the_dense_one(two: list[dict[str, Tensor]])
     assert 0 < int(two[0]["sent"]) < whole_tables
 
 
-def test_frequent_rows_travel_more_often_and_none_is_lost(two: list[dict[str, Tensor]]) -> None:
+def test_frequent_rows_are_exchanged_more_often(two: list[dict[str, Tensor]]) -> None:
     first, second = two
     assert torch.equal(first["before"][:FREQUENT], second["before"][:FREQUENT])
     assert not torch.equal(first["before"][FREQUENT:], second["before"][FREQUENT:])
@@ -205,14 +205,14 @@ def test_gradients_are_weighted_by_examples(two: list[dict[str, Tensor]]) -> Non
         assert torch.allclose(found["all_reduce"], torch.full((3,), 10.0))
 
 
-def test_parameters_go_to_the_mean_weighted_by_the_examples_since_the_last_time(
+def test_parameters_are_averaged_weighted_by_examples(
     two: list[dict[str, Tensor]],
 ) -> None:
     for found in two:  # the second worker trained 2 of the 8 examples of the two steps
         assert torch.allclose(found["average"], torch.full((2, 3), 10.0 * 2 / 8))
 
 
-def test_diloco_is_the_outer_nesterov_by_hand(two: list[dict[str, Tensor]]) -> None:
+def test_diloco_equals_nesterov_by_hand(two: list[dict[str, Tensor]]) -> None:
     for found in two:
         # mean move 2: momentum -2, 1 + 0.7 * (2 + 0.9 * 2); then mean move 0.5: momentum -1.8 - 0.5
         assert found["diloco float32 1"].item() == pytest.approx(3.66, abs=1e-6)
@@ -222,12 +222,12 @@ def test_diloco_is_the_outer_nesterov_by_hand(two: list[dict[str, Tensor]]) -> N
         assert found["diloco bfloat16 2"].item() == pytest.approx(3.66 + 0.7 * (0.5 + 0.9 * 2.3), abs=0.02)
 
 
-def test_after_a_warm_up_moves_are_counted_from_its_end(two: list[dict[str, Tensor]]) -> None:
+def test_deltas_are_relative_to_the_end_of_the_warm_up(two: list[dict[str, Tensor]]) -> None:
     for found in two:  # 1, two steps of the mean gradient 0.5, then half of the mean of the moves 0 and 2
         assert torch.equal(found["warmed_up"], torch.full((1, 2), 2.5))
 
 
-def test_the_optimizers_state_is_averaged_or_kept_as_asked(two: list[dict[str, Tensor]]) -> None:
+def test_optimizer_state_is_averaged_or_kept(two: list[dict[str, Tensor]]) -> None:
     for rank, found in enumerate(two):
         assert (found["average moment"] == 0.5).all()
         assert found["average step"] == 1.0  # the largest
@@ -235,7 +235,7 @@ def test_the_optimizers_state_is_averaged_or_kept_as_asked(two: list[dict[str, T
         assert found["keep step"] == rank
 
 
-def test_buckets_hold_every_tensor_once(two: list[dict[str, Tensor]]) -> None:
+def test_buckets_contain_every_tensor_once(two: list[dict[str, Tensor]]) -> None:
     generators = [torch.Generator().manual_seed(rank) for rank in range(2)]
     drawn = [
         [torch.randn(count, generator=generator) for count in (3_000_000, 4_000_000, 5, 490)]
@@ -246,7 +246,7 @@ def test_buckets_hold_every_tensor_once(two: list[dict[str, Tensor]]) -> None:
         assert torch.allclose(found["last"].flatten(), drawn[0][-1] * 0.25 + drawn[1][-1] * 0.75)
 
 
-def test_three_workers_agree_to_the_bit(tmp_path: Path) -> None:
+def test_three_workers_are_equal_bit_for_bit(tmp_path: Path) -> None:
     found = results(3, tmp_path, delta_sums, dense_ones, warmed_up, capped)
     for name in found[0].keys() - {"before", "sent"}:
         for first, second in pairwise(found):
@@ -259,7 +259,7 @@ def test_three_workers_agree_to_the_bit(tmp_path: Path) -> None:
         assert torch.equal(found[0][f"capped 3.0 {frequent}"], expected)
 
 
-def test_one_worker_has_nothing_to_send_and_its_outer_optimizer_works_alone() -> None:
+def test_single_worker_sends_nothing() -> None:
     table = torch.ones(1, 1)
     for strategy in ("all_reduce", "average", "delta_sum"):
         sync = begun(SyncConfig(strategy), 1, table)  # type: ignore[arg-type]
@@ -275,7 +275,7 @@ def test_one_worker_has_nothing_to_send_and_its_outer_optimizer_works_alone() ->
     assert sync.bytes_sent == 0
 
 
-def test_the_configuration_says_which_strategy() -> None:
+def test_configuration_selects_the_strategy() -> None:
     kinds = {
         strategy: type(make_synchronisation(SyncConfig(strategy), 2)).__name__
         for strategy in ("average", "diloco")
@@ -299,12 +299,12 @@ def test_the_configuration_says_which_strategy() -> None:
         ({"warm_up_steps": 5}, "only average and diloco can warm up"),
     ],
 )
-def test_numbers_without_sense_are_refused(numbers: dict[str, Any], message: str) -> None:
+def test_invalid_numbers_are_rejected(numbers: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SyncConfig(**numbers)
 
 
-def test_a_strategy_that_the_model_can_not_use_is_refused() -> None:
+def test_unsupported_strategy_is_rejected() -> None:
     with pytest.raises(ValueError, match="all_reduce exchanges gradients, but Counter has none"):
         check_strategy(SyncConfig("all_reduce"), Counter())
     with pytest.raises(ValueError, match="warm-up exchanges gradients, but Counter has none"):
