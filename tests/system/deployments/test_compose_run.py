@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from tests.deployments.compose import ROOT, SECONDS, SECRETS, Stack
+from tests.system.deployments.compose import ROOT, SECONDS, SECRETS, Stack
 
 pytestmark = [
     pytest.mark.needs("initdb", "redis-server"),

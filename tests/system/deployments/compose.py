@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPTS = Path(sys.executable).parent
 SECRETS = {
     "LEXLOOM_DATABASE_PASSWORD": "of-the-database",
