@@ -172,8 +172,8 @@ def test_ten_steps_are_five_and_a_kill_and_five_more_to_the_bit(plan: Plan, step
     promises.ten_steps_are_some_and_a_kill_and_the_rest(plan, step)
 
 
-def test_so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan: Plan) -> None:
-    promises.so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(plan, dropout=0.0)
+def test_gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan: Plan) -> None:
+    promises.gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan, dropout=0.0)
 
 
 # what does not fit
