@@ -35,16 +35,18 @@ time.sleep(600)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_the_server_ends_when_its_parent_is_killed(prefect_home: Path, number: signal.Signals) -> None:
-    environment = {**os.environ, "PREFECT_HOME": str(prefect_home)}
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert driver.stdout is not None
-    temporary = psutil.Process(int(driver.stdout.readline()))
-    assert os.getsid(temporary.pid) != os.getsid(driver.pid), "a terminal's Ctrl-C does not reach it"
-    driver.send_signal(number)
-    driver.wait(SECONDS)
-    driver.stdout.close()
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(prefect_home),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(SECONDS),
+    }
+    command = [sys.executable, "-c", DRIVER]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        temporary = psutil.Process(int(driver.stdout.readline()))
+        assert os.getsid(temporary.pid) != os.getsid(driver.pid), "a terminal's Ctrl-C does not reach it"
+        driver.send_signal(number)
+        driver.wait(SECONDS)
     end = time.monotonic() + SECONDS
     while temporary.is_running() and temporary.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < end, "it lives on"
