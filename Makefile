@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 CONSTRAINTS ?= constraints.txt
 PIP = $(VENV)/bin/pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: run app test lint constraints bench soak operate ui clean
+.PHONY: run app test test-system lint constraints bench soak operate ui clean
 
 run: $(VENV)/demo.installed
 	@$(VENV)/bin/lexloom word2vec
@@ -20,6 +20,10 @@ app: $(VENV)/app.installed
 
 test: $(VENV)/dev.installed
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+# With a browser, Postgres, Redis, Ray clusters, and processes that are killed; `.ci/run` installs what they need.
+test-system: $(VENV)/dev.installed
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile tests/system
 
 lint: $(VENV)/dev.installed
 	$(VENV)/bin/ruff check .

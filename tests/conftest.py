@@ -1,7 +1,10 @@
-"""What all tests share: a store of their own, and a way to run a stage's plain function."""
+"""Fixtures of both tiers: a store for each test, one Prefect server for each process."""
 
 import os
+import signal
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts its background jobs so
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if named := [name for name in os.environ if name.startswith("PREFECT_")]:
     for name in named:  # a server or a database that a shell names is not for tests
         del os.environ[name]
@@ -15,21 +18,37 @@ if not os.path.exists("/dev/nvidiactl"):
     os.environ["TRITON_INTERPRET"] = "1"  # Triton looks just once, when a test or a library imports it first
 
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_DATABASE_CONNECTION_URL,
+    temporary_settings,
+)
+from prefect.settings.legacy import Setting
 
 from lexloom.tasks.store.artifacts import Artifact, Store
 from lexloom.tasks.store.stage import Stage
 from tests.needs import is_installed, missing
 
 SERVER_START_SECONDS = 120
+SYSTEM = Path(__file__).parent / "system"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the system tests, unless the command names their folder or something in it."""
+    named = [Path(config.invocation_params.dir, each.partition("::")[0]).resolve() for each in config.args]
+    is_named = any(path.is_relative_to(SYSTEM) for path in named)
+    return True if collection_path == SYSTEM and not is_named else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -85,13 +104,33 @@ def prefect_home(prefect_database: Path, tmp_path: Path) -> Path:
     return home
 
 
+@pytest.fixture(scope="session")
+def prefect_process(
+    prefect_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Setting, Any]]:
+    """The settings with which flows run on a Prefect server that all tests of this process share.
+
+    Each start takes seconds. Outside of `prefect_server` these settings do not apply.
+    """
+    database = tmp_path_factory.mktemp("server") / "prefect.db"
+    shutil.copy(prefect_database, database)
+    connection: dict[Setting, Any] = {
+        PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{database}"
+    }
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    server = SubprocessASGIServer(port)
+    with temporary_settings(connection):
+        server.start(timeout=SERVER_START_SECONDS)
+    yield {**connection, PREFECT_API_URL: server.api_url}
+    server.stop()
+
+
 @pytest.fixture(scope="module")
-def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A server of the module's own, on which its flows run."""
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(prefect_database, folder / "prefect-test.db")
-    with (
-        patch("prefect.testing.utilities.mkdtemp", return_value=str(folder)),
-        prefect_test_harness(server_startup_timeout=SERVER_START_SECONDS),
-    ):
+def prefect_server(prefect_process: dict[Setting, Any]) -> Iterator[None]:
+    """The module's flows run on the shared server, which may have records of other tests."""
+    with temporary_settings(prefect_process):
         yield
+        # what background threads still have to send, while their server is known
+        APILogWorker.instance().drain()
+        EventsWorker.drain_all()

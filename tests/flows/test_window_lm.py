@@ -1,13 +1,11 @@
-"""The window language model's flow on real English: it chains two trainings, and its model writes."""
+"""The window language model's flow on real English: it chains two trainings, and its model generates text."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from lexloom.deployments.cli.main import main
 from lexloom.flows.window_lm import WindowLMFlowConfig
 from lexloom.models.language_model import load_language_model
 from lexloom.models.sampling import Sampling
@@ -17,33 +15,33 @@ STAGES = [
     *("corpus", "subwords", "pairs", "noise", "train_word2vec", "embeddings", "windows"),
     *("train_window_lm", "evaluate_lm", "samples", "report_lm"),
 ]
-ROOT = Path(__file__).parents[2]
 
 
-def run(store: Path, home: Path, *flags: str) -> tuple[dict[str, object], str]:
-    """The command's JSON object, and what it said beside."""
-    command = [sys.executable, "-m", "lexloom.flows.window_lm", "--store", str(store), "--json", *flags]
-    environment = {**os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+@pytest.fixture(autouse=True)
+def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
 
 
-def test_real_text_becomes_a_model_that_writes(prefect_home: Path, tmp_path: Path) -> None:
-    flags = [
+def test_real_text_becomes_a_model_that_writes(
+    prefect_server: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        *("window-lm", "--store", str(tmp_path), "--json"),
         *("--limit", "600", "--runner", "local", "--workers", "1", "--epochs", "1"),
         *("--width", "64", "--features", "32", "--vectors-dim", "32", "--vectors-epochs", "1"),
     ]
-    outcome, said = run(tmp_path, prefect_home, *flags)
+    assert main(command) == 0
+    printed, said = capsys.readouterr()
+    outcome = json.loads(printed)
     names = [line.split()[0] for line in said.splitlines()[1:] if line]
     assert [name for name in names if name != "training"][: len(STAGES)] == STAGES
     assert "training" in names, "it writes while it learns"
-    model = Path(str(outcome["model"]))
+    model = Path(outcome["model"])
     (evaluation,) = tmp_path.glob("evaluate_lm/*/evaluation.json")
     scores = {s.name: s for s in LMEvaluation.model_validate_json(evaluation.read_bytes()).scores}
     assert set(scores) == {"window language model", "4-gram", "unigram"}
     assert scores["window language model"].bits_per_byte < scores["unigram"].bits_per_byte  # type: ignore[operator]
-    page = Path(str(outcome["report"])).read_text()
+    page = Path(outcome["report"]).read_text()
     for text in ("How well it predicts", "4-gram", "What it writes", "where the time went"):
         assert text in page
     assert "window language model" in said
@@ -53,27 +51,12 @@ def test_real_text_becomes_a_model_that_writes(prefect_home: Path, tmp_path: Pat
     options = Sampling(max_tokens=20, seed=3)
     pieces = list(writer.generate(["The people of the"], options))
     written = "".join(piece[0] for piece in pieces)
-    command = [
-        sys.executable,
-        "-m",
-        "lexloom",
-        "generate",
-        str(model),
-        "--tokens",
-        "20",
-        "--seed",
-        "3",
-    ]
-    shown = subprocess.run(
-        [*command, "--prompt", "The people of the"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-    assert shown.stdout == f"The people of the{written}\n"
+    generate = ["generate", str(model), "--tokens", "20", "--seed", "3", "--prompt", "The people of the"]
+    assert main(generate) == 0
+    assert capsys.readouterr().out == f"The people of the{written}\n"
 
-    again, _ = run(tmp_path, prefect_home, *flags)
+    assert main(command) == 0
+    again = json.loads(capsys.readouterr().out)
     assert (again["stages"], again["cached"]) == (11, 11)
 
 
@@ -97,11 +80,8 @@ def test_defaults_are_those_of_text_as_it_was_written() -> None:
     ],
 )
 def test_bad_input_is_one_sentence(
-    flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lexloom.deployments.cli.main import main
-
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
     assert main(["window-lm", *flags]) == 1
     said = capsys.readouterr().err
     assert sentence in said

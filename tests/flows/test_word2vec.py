@@ -1,35 +1,25 @@
-"""The whole flow on real English, on Ray with two workers: it learns, it is cached, it repairs itself."""
+"""The flow in this process, on a few words: what is built again, what is published, and what is printed."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gensim.models import KeyedVectors
 from prefect.client.orchestration import get_client
 
+from lexloom.deployments.cli.main import main
 from lexloom.flows.run import Outcome
 from lexloom.flows.word2vec import Word2VecConfig, word2vec
-from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.corpus import CorpusConfig
 from lexloom.tasks.pairs import PairsConfig
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig
-from lexloom.training.ray.runtime import ray_runtime
 
 STAGES = [
     *("corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"),
 ]
-
-
-@pytest.fixture(scope="module")
-def runtime(prefect_server: None) -> Iterator[None]:
-    with ray_runtime(2, None, False):
-        yield
+TEXT = "the cat sat on the mat and the dog sat on the rug\n" * 200
 
 
 def built_by(run: Word2VecConfig) -> tuple[Outcome, list[str]]:
@@ -41,51 +31,13 @@ def built_by(run: Word2VecConfig) -> tuple[Outcome, list[str]]:
     return outcome, built
 
 
-def published() -> set[str | None]:
-    """The keys of the artifacts that Prefect's page shows."""
-    with get_client(sync_client=True) as client:
-        return {artifact.key for artifact in client.read_artifacts()}
-
-
-def test_real_text_becomes_vectors(runtime: None) -> None:
-    config = Word2VecConfig(train=TrainWord2VecConfig(epochs=3, dim=50, workers=2))
-    outcome, built = built_by(config)
-    assert built == STAGES
-
-    vectors = WordVectors.load(outcome.model)
-    near = {
-        word: {other for other, _ in found}
-        for word, found in zip(
-            ("million", "spain", "navy"), vectors.neighbours(["million", "spain", "navy"], 10), strict=True
-        )
-    }
-    assert near["million"] & {"billion", "millions", "thousand", "hundred"}
-    assert near["spain"] & {"france", "portugal", "britain", "mexico", "italy", "russia", "germany"}
-    assert near["navy"] & {"army", "naval", "vessels", "marine", "ships", "corps", "military"}
-
-    exported = KeyedVectors.load_word2vec_format(str(outcome.model / "word2vec.bin"), binary=True)
-    assert exported.index_to_key == vectors.words
-    history = json.loads((outcome.model / "metrics.json").read_text())["history"]
-    assert history[-1]["loss"] < history[0]["loss"] - 1
-    assert {"config.json", "README.md", "vocabulary.json", "model.safetensors"} <= {
-        path.name for path in outcome.model.iterdir()
-    }
-    assert outcome.report.read_text().startswith("<!doctype html>")
-
-    assert published() == {"training", "training-curve", "report", "stages"}
-
-    again, built = built_by(config)
-    assert built == []
-    assert again.model == outcome.model
-
-
 Small = Callable[..., tuple[Outcome, list[str]]]
 
 
 @pytest.fixture
 def small(prefect_server: None, tmp_path: Path) -> Small:
     """`built_by` a run on a few words, in this process; its options are those of the pairs."""
-    (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
+    (tmp_path / "text.txt").write_text(TEXT)
 
     def run(**pairs: Any) -> tuple[Outcome, list[str]]:
         return built_by(
@@ -122,35 +74,34 @@ def test_streamed_pairs_leave_the_stage_out_and_their_options_are_those_of_train
     assert run(validation_share=0.2) == ["train_word2vec", "evaluate", "report"]
 
 
-def test_the_command_ends_with_one_json_object(prefect_home: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "lexloom.flows.word2vec",
-            "--source",
-            str(text),
-            "--runner",
-            "local",
-            "--json",
-        ),
-        *("--workers", "1", "--dim", "16", "--epochs", "1", "--store", str(tmp_path / "elsewhere")),
-    ]
-    environment = {**os.environ, "PREFECT_HOME": str(prefect_home)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout.splitlines()[-1])
+def published() -> dict[str, str | None]:
+    """ID -> key of the artifacts that Prefect's page shows."""
+    with get_client(sync_client=True) as client:
+        return {str(artifact.id): artifact.key for artifact in client.read_artifacts()}
+
+
+def test_prefects_page_shows_the_training_the_report_and_a_table_of_the_stages(small: Small) -> None:
+    before = published()
+    small()
+    new = {key for artifact, key in published().items() if artifact not in before}
+    assert new == {"training", "training-curve", "report", "stages"}
+
+
+def test_the_command_prints_a_line_for_each_stage_and_one_json_object(
+    prefect_server: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
+    (tmp_path / "text.txt").write_text(TEXT)
+    flags = ["--source", "text.txt", "--runner", "local", "--workers", "1", "--dim", "16", "--epochs", "1"]
+    assert main(["word2vec", *flags, "--store", "elsewhere", "--json"]) == 0
+    printed, said = capsys.readouterr()
+    outcome = json.loads(printed)
     assert set(outcome) == {"flow", "model", "report", "metrics", "stages", "cached", "seconds"}
     assert (outcome["flow"], outcome["stages"], outcome["cached"]) == ("word2vec", 8, 0)
     assert Path(outcome["model"]).is_absolute()
     assert Path(outcome["model"]).is_relative_to(tmp_path / "elsewhere")
     assert Path(outcome["report"]).is_file()
-    lines = done.stderr.splitlines()
+    lines = said.splitlines()
     assert lines[0] == "lexloom word2vec · store elsewhere"
     assert f"model   {Path(outcome['model']).relative_to(tmp_path)}" in lines
     assert [line.split()[0] for line in lines[1:9]] == STAGES
-    assert "neighbours" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "prefect" not in done.stderr.replace(str(tmp_path), "").lower()

@@ -1,6 +1,7 @@
 """Checks of the training loop's guarantees with a training stage's own job."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lexloom.training.checkpoint import Checkpoint, Checkpoints
 from lexloom.training.job import Job
 from lexloom.training.loop import train
 from lexloom.training.stopping import Stopping
+from lexloom.training.stream import ShardStream
 from lexloom.training.sync.config import SyncConfig
+from lexloom.training.trainable import Differentiable
 from tests.training.toy import die_at, on_processes, train_in_pieces
 
 STEPS, CHECKPOINT_EVERY = 10, 5
@@ -78,7 +82,35 @@ def assert_resumed_equals_uninterrupted(plan: Plan, step: int) -> None:
     assert_equal(whole, killed)
 
 
-def assert_two_workers_resume_and_equal_one(plan: Plan, **deterministic: Any) -> None:
+def gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan: Plan, **deterministic: Any) -> None:
+    """Weighted by rows, so that by gradients two workers take the steps of one, whatever their shares.
+
+    That they do is proved with processes for any model by tests/training/test_workers.py, and for the
+    transformer's own job by `so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one`.
+    """
+    job = plan("job", SyncConfig("all_reduce"), **deterministic)
+    model = job.make_trainable()
+    assert isinstance(model, Differentiable)
+    model.prepare("cpu")
+    stream = ShardStream(job.files, job.columns, batch_size=job.batch_size, lanes=job.lanes, seed=job.seed)
+    with closing(stream.read(stream.epoch(0), 0)) as batches:
+        batch = next(batches)
+
+    def gradients(rows: slice) -> list[Tensor]:
+        model.backward({name: values[rows] for name, values in batch.items()}, seed=1)
+        return [gradient.clone() for gradient in model.gradients()]
+
+    rows = len(batch[job.columns[0]])
+    whole, first, second = (gradients(part) for part in (slice(None), slice(3), slice(3, None)))
+    assert any(gradient.any() for gradient in whole)
+    for ours, one, other in zip(whole, first, second, strict=True):
+        mean = (3 * one + (rows - 3) * other) / rows
+        torch.testing.assert_close(mean, ours, rtol=1e-3, atol=1e-6)
+
+
+def so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(
+    plan: Plan, **deterministic: Any
+) -> None:
     """`deterministic`: options without random numbers in steps, since each worker draws its own."""
     pairs = [
         [plan(f"{place}-{name}", sync) for name in ("whole", "killed")]

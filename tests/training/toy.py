@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from lexloom.training.job import Job
 from lexloom.training.loop import train
 from lexloom.training.stopping import Stopping
+from lexloom.training.sync.collectives import sum_over_workers
 from lexloom.training.sync.config import SyncConfig
 from lexloom.training.torch_trainable import TorchTrainable
 from lexloom.training.trainable import Batch
@@ -154,7 +155,7 @@ def on_processes(world_size: int, function: Callable[..., None], *arguments: Any
         worker.start()
     for worker in workers:
         worker.join()
-        assert worker.exitcode == 0
+    assert [worker.exitcode for worker in workers] == [0] * world_size
 
 
 def join_and_run(
@@ -191,3 +192,4 @@ def train_in_pieces(rank: int, world_size: int, jobs: list[Job]) -> None:
             train(job, rank=rank, world_size=world_size)
         except KilledError:
             assert job.on_batch is not None
+            sum_over_workers([0.0], world_size)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -105,7 +106,7 @@ def test_runs_have_their_state_their_time_and_what_went_wrong(
     text = said(capsys)
     assert "Completed       31.5 s   1 minute ago   wise-owl" in text
     assert "no text remains of a.txt" in text
-    assert "1 min 30 s" in text
+    assert re.search(r"1 min 3\d s", text)  # a run that is not over takes longer while one asks
     assert "no stage at work in this store" in text
     store.new_folder("pairs", "p1")
     assert "no stage at work" not in said(capsys)
@@ -196,11 +197,11 @@ def test_how_long_ago(seconds: float, words: str) -> None:
 
 
 def test_server_and_database_tell_the_same(prefect_server: None) -> None:
-    @flow(name="word2vec", flow_run_name="well")
+    @flow(name="weave", flow_run_name="well")
     def well() -> int:
         return 1
 
-    @flow(name="word2vec", flow_run_name="ill")
+    @flow(name="weave", flow_run_name="ill")
     def ill() -> None:
         raise ValueError("no text remains")
 
@@ -212,15 +213,15 @@ def test_server_and_database_tell_the_same(prefect_server: None) -> None:
     with pytest.raises(ValueError, match="no text remains"):
         ill()
     elsewhere()
-    where, asked = latest_runs(["word2vec", "sentiment"], 5)
+    where, asked = latest_runs(["weave", "spin"], 5)
     assert where == str(PREFECT_API_URL.value())
     assert [(run.flow, run.name, run.state) for run in asked] == [
-        ("word2vec", "ill", "Failed"),
-        ("word2vec", "well", "Completed"),
+        ("weave", "ill", "Failed"),
+        ("weave", "well", "Completed"),
     ]
     assert "no text remains" in str(asked[0].message)
-    assert len(ask_server(where, ["word2vec"], 1)) == 1
+    assert len(ask_server(where, ["weave"], 1)) == 1
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        file, read = latest_runs(["word2vec", "sentiment"], 5)
+        file, read = latest_runs(["weave", "spin"], 5)
     assert str(get_current_settings().server.database.connection_url.get_secret_value()).endswith(file)
     assert read == asked

@@ -1,23 +1,14 @@
-"""Prefect's temporary server: only where there is no other, out of reach of Ctrl-C, ended with its parent."""
+"""When Prefect starts its temporary server, and how a configured server that does not answer is reported."""
 
-import os
-import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import psutil
 import pytest
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 
 from lexloom.flows.local_server import server
 from lexloom.flows.local_server.server import TemporaryServer, start_server
-
-SECONDS = 120
 
 
 @pytest.fixture
@@ -60,23 +51,6 @@ def test_none_is_started_where_there_is_one_or_where_there_shall_be_none(
     assert not started
 
 
-def test_a_port_in_use_makes_prefect_try_another() -> None:
-    """Which it does after exit status 3 (`SubprocessASGIServer.start`)."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = [sys.executable, "-m", "lexloom.flows.local_server.program", str(taken.getsockname()[1])]
-        assert subprocess.run(command, stdin=subprocess.PIPE, timeout=SECONDS).returncode == 3
-
-
-DRIVER = """
-import sys, time
-from lexloom.flows.local_server.server import start_server
-from prefect.server.api.server import SubprocessASGIServer
-start_server()
-print(SubprocessASGIServer().server_process.pid, flush=True)
-time.sleep(600)
-"""
-
-
 # a server that was configured
 
 
@@ -103,22 +77,3 @@ def test_a_configured_server_that_is_silent_is_given_up(monkeypatch: pytest.Monk
 
 def test_the_patience_with_a_configured_server_ends_within_20_seconds() -> None:
     assert server.ATTEMPTS * (server.ANSWER_SECONDS + server.RETRY_SECONDS) < 20
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_the_server_ends_when_its_parent_is_killed(prefect_home: Path, number: signal.Signals) -> None:
-    environment = {**os.environ, "PREFECT_HOME": str(prefect_home)}
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert driver.stdout is not None
-    temporary = psutil.Process(int(driver.stdout.readline()))
-    assert os.getsid(temporary.pid) != os.getsid(driver.pid), "a terminal's Ctrl-C does not reach it"
-    driver.send_signal(number)
-    driver.wait(SECONDS)
-    driver.stdout.close()
-    end = time.monotonic() + SECONDS
-    while temporary.is_running() and temporary.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < end, "it lives on"
-        time.sleep(0.1)

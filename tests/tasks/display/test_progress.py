@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
 from lexloom.tasks.display import progress as live
 from lexloom.tasks.display.progress import CURVE_POINTS, Page, curve, shown_progress
@@ -28,10 +29,12 @@ POINTS = [
 ]
 
 
-def artifacts() -> dict[str, list[Any]]:
+def artifacts_of(run: str) -> dict[str, list[Any]]:
+    """What the flow run of this name has published, by key."""
+    named = FlowRunFilter(name=FlowRunFilterName(any_=[run]))
     with get_client(sync_client=True) as client:
         found: dict[str, list[Any]] = {}
-        for artifact in client.read_artifacts():
+        for artifact in client.read_artifacts(flow_run_filter=named):
             found.setdefault(str(artifact.key), []).append(artifact)
         return found
 
@@ -54,12 +57,12 @@ def test_the_page_shows_the_last_point_and_a_curve_of_few_rows(monkeypatch: pyte
             for point in POINTS:
                 on_progress(point)
 
-    @flow
+    @flow(flow_run_name="shows its progress")
     def trains() -> None:
         training()
 
     trains()
-    found = artifacts()
+    found = artifacts_of("shows its progress")
     assert {key: len(each) for key, each in found.items()} == {"training": 1, "training-curve": 1}
     assert len(updates) < len(POINTS)
     (bar,), (table,) = found["training"], found["training-curve"]

@@ -196,8 +196,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(plan: Plan, step: int) -> None
     promises.assert_resumed_equals_uninterrupted(plan, step)
 
 
-def test_two_workers_resume_bit_for_bit_and_all_reduce_equals_one(plan: Plan) -> None:
-    promises.assert_two_workers_resume_and_equal_one(plan)
+def test_gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan: Plan) -> None:
+    promises.gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan)
 
 
 def test_balanced_weights_give_every_label_the_same_sum() -> None:

@@ -1,20 +1,12 @@
-"""The loop on Ray Train workers: the same result as without Ray, and readable errors."""
+"""The loop on two Ray workers: the same result as without Ray; and what is raised when Ray fails."""
 
 import os
 import signal
-import subprocess
-import sys
 import time
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import numpy as np
 import pytest
 import ray
 import torch
@@ -26,81 +18,30 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 
-from lexloom.training.checkpoint import Checkpoints
-from lexloom.training.job import Job
 from lexloom.training.progress import Progress
 from lexloom.training.ray import runtime as ray_runtime_module
 from lexloom.training.ray.failures import describe_loss, find_runtime_error, find_training_error
 from lexloom.training.ray.runtime import ray_runtime, wait_for_room
 from lexloom.training.ray.trainer import find_interface, train_on_ray
+from tests.training.ray.runtime import CPUS, local_runtime
 from tests.training.test_loop import result, untimed
-from tests.training.toy import Counter, job, on_processes, train_on
-
-CPUS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def started() -> Iterator[list[str]]:
-    """One Ray runtime for the module, since starting one takes seconds, and its notes."""
-    said: list[str] = []
-    with patch("os.cpu_count", return_value=2), ray_runtime(CPUS, None, verbose=False, on_note=said.append):
-        yield said
+from tests.training.toy import job, on_processes, train_on
 
 
 @pytest.fixture(scope="module")
-def without_ray(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Job]:
-    """epochs -> the job that two processes trained for so many epochs, without Ray."""
-    folder = tmp_path_factory.mktemp("without ray")
-    jobs = {epochs: job(folder / str(epochs), epochs=epochs, checkpoint_every=100) for epochs in (2, 40)}
-    on_processes(2, train_on, *jobs.values())
-    return jobs
+def local_ray() -> Iterator[list[str]]:
+    """The only Ray runtime of the fast tests, and the notes on its start."""
+    with local_runtime() as notes:
+        yield notes
 
 
-class KilledOnce(Counter):
-    """Its process is killed in the middle of the run, the first time only."""
-
-    def __init__(self, mark: Path) -> None:
-        super().__init__()
-        self.mark = mark
-
-    def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> float:
-        if progress > 0.6:
-            try:
-                self.mark.touch(exist_ok=False)
-            except FileExistsError:
-                pass
-            else:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return super().train_step(batch, progress=progress, seed=seed)
-
-
-class Misshapen(Counter):
-    def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> float:
-        raise RuntimeError("shapes do not fit")
-
-
-@contextmanager
-def other_work(cpus: int) -> Iterator[None]:
-    """Reserves CPUs of the cluster."""
-    actor = ray.remote(num_cpus=cpus)(Holder).remote()
-    ray.get(actor.begun.remote())
-    try:
-        yield
-    finally:
-        ray.kill(actor)
-
-
-class Holder:
-    def begun(self) -> None:
-        pass
-
-
-def test_two_ray_workers_equal_two_processes_and_report_progress(
-    tmp_path: Path, without_ray: dict[int, Job]
+def test_two_ray_workers_make_what_two_processes_make_and_tell_how_it_goes(
+    tmp_path: Path, local_ray: list[str]
 ) -> None:
-    on_ray, plain = job(tmp_path, epochs=40, checkpoint_every=100), without_ray[40]
+    on_ray, plain = (job(tmp_path / place, epochs=40, checkpoint_every=100) for place in ("ray", "processes"))
+    on_processes(2, train_on, plain)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    (tmp_path / "progress.json").write_text("left by a run that was killed")
+    (tmp_path / "ray" / "progress.json").write_text("left by a run that was killed")
     points: list[Progress] = []
     train_on_ray(on_ray, workers=2, on_progress=points.append)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -110,88 +51,7 @@ def test_two_ray_workers_equal_two_processes_and_report_progress(
     assert points[-1].workers == 2
 
 
-def test_killed_worker_is_replaced_with_the_same_result(
-    tmp_path: Path, without_ray: dict[int, Job], capfd: pytest.CaptureFixture[str]
-) -> None:
-    killed = job(tmp_path, partial(KilledOnce, tmp_path / "mark"))
-    notes: list[str] = []
-    train_on_ray(killed, workers=2, on_note=notes.append)
-    assert (tmp_path / "mark").exists()
-    (note,) = notes
-    assert note.startswith("training worker ")
-    assert note.endswith("; resuming from step 10")
-    assert len(note) < 120
-    assert capfd.readouterr() == ("", "")  # no raylet's lines beside the note
-    assert torch.equal(result(killed).tensors["table"], result(without_ray[2]).tensors["table"])
-
-
-def test_interrupt_writes_a_checkpoint_that_the_next_run_resumes(
-    tmp_path: Path, without_ray: dict[int, Job]
-) -> None:
-    plan = job(tmp_path, epochs=40, checkpoint_every=None)
-    slow = replace(plan, on_batch=wait_a_little)
-    notes: list[str] = []
-
-    def interrupt(point: Progress) -> None:
-        if not notes:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        train_on_ray(slow, workers=2, on_progress=interrupt, on_note=notes.append)
-    assert notes == ["stopping after this step; interrupt again to stop without a checkpoint"]
-    assert 0 < result(plan).state["step"] < 400
-    assert Checkpoints(plan.checkpoints, plan.fingerprint).describe_resume() == (
-        f"there is a checkpoint: the same command resumes from step {result(plan).state['step']}"
-    )
-    train_on_ray(plan, workers=2)
-    assert torch.equal(result(plan).tensors["table"], result(without_ray[40]).tensors["table"])
-    assert untimed(result(plan).state["history"]) == untimed(result(without_ray[40]).state["history"])
-
-
-def wait_a_little(*place: Any) -> None:
-    time.sleep(0.02)
-
-
-def test_worker_error_has_the_workers_traceback_as_a_note(tmp_path: Path) -> None:
-    broken = job(tmp_path, partial(Counter, break_at=0.5))
-    with pytest.raises(FloatingPointError) as raised:
-        train_on_ray(broken, workers=2)
-    sentence = str(raised.value)
-    assert sentence.startswith("the loss is nan at step 11 (epoch 2, learning rate 0.5): lower the learning")
-    assert "\n" not in sentence
-    shown = "".join(traceback.format_exception(raised.value))  # as --verbose and Prefect's logs have it
-    below = shown.partition(f"FloatingPointError: {sentence}\n")[2]
-    assert below.startswith("on training worker ")
-    assert 'training/loop.py", line' in below
-
-
-def test_elastic_run_uses_all_cpus(tmp_path: Path) -> None:
-    notes: list[str] = []
-    points: list[Progress] = []
-    train_on_ray(job(tmp_path), workers=(1, 4), on_progress=points.append, on_note=notes.append)
-    assert points[-1].workers == CPUS
-    assert notes == []
-
-
-def test_elastic_run_uses_the_free_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    notes: list[str] = []
-    points: list[Progress] = []
-    with other_work(cpus=1):
-        train_on_ray(job(tmp_path), workers=(1, 3), on_progress=points.append, on_note=notes.append)
-    assert points[-1].workers == 2
-    assert notes == ["the Ray cluster is busy: continuing with at most 2 workers"]
-
-
-def test_busy_cluster_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]) * 3 <= 50  # the controller's start
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "0.5")
-    message = rf"no room for {CPUS} workers: other work keeps 1 of {CPUS} CPUs of the Ray cluster busy"
-    with other_work(cpus=1), pytest.raises(ValueError, match=message):
-        train_on_ray(job(tmp_path), workers=CPUS)
-
-
-def test_run_waits_for_a_replacement_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_waits_for_a_node_in_the_place_of_a_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
     clusters = iter([{"CPU": 2.0}, {"CPU": 2.0}, {"CPU": 4.0}])
     monkeypatch.setattr(ray, "cluster_resources", lambda: next(clusters))
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
@@ -245,7 +105,7 @@ def test_signal_during_ray_start_is_raised_after_shutdown(
     assert told == ["starts", "has started", "has ended"]
 
 
-def test_more_workers_than_cpus_are_rejected(tmp_path: Path) -> None:
+def test_more_workers_than_cpus_are_refused_at_once(tmp_path: Path, local_ray: list[str]) -> None:
     with pytest.raises(ValueError, match=rf"{CPUS + 1} workers need as many CPUs, .* has {CPUS}"):
         train_on_ray(job(tmp_path), workers=CPUS + 1)
     with pytest.raises(ValueError, match=rf"{CPUS + 1} workers need as many CPUs"):
@@ -258,36 +118,8 @@ def test_invalid_numbers_of_workers_are_rejected(tmp_path: Path, workers: int | 
         train_on_ray(job(tmp_path), workers=workers)
 
 
-def test_started_runtime_is_described(started: list[str]) -> None:
-    assert started == [f"Ray: started on this machine, with {CPUS} CPUs"]
-
-
-STARTING = """
-from lexloom.training.ray.runtime import ray_runtime
-with ray_runtime(1, None, False, on_note=print):
-    pass
-"""
-
-
-def test_ray_address_is_ignored_without_an_address(tmp_path: Path) -> None:
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    command = [sys.executable, "-c", STARTING]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert run.stdout == f"Ray: started on this machine, with {os.cpu_count()} CPUs\n"
-
-
-JOINING = """
-import sys
-from lexloom.training.ray.runtime import ray_runtime
-with ray_runtime(1, sys.argv[1], False, on_note=print):
-    pass
-"""
-
-
-def test_joined_cluster_is_described(tmp_path: Path) -> None:
-    address = ray.get_runtime_context().gcs_address
-    run = subprocess.run([sys.executable, "-c", JOINING, address], capture_output=True, text=True, check=True)
-    assert run.stdout == f"Ray: joined the cluster at {address}, with {CPUS} CPUs on 1 node\n"
+def test_the_runtime_says_which_it_is(local_ray: list[str]) -> None:
+    assert local_ray == [f"Ray: started on this machine, with {CPUS} CPUs"]
 
 
 def died() -> WorkerHealthCheckFailedError:
@@ -330,13 +162,7 @@ def test_runtime_error_counts_only_if_no_worker_died() -> None:
     assert find_runtime_error(ControllerError(WorkerGroupStartupTimeoutError(2))) is None
 
 
-def test_repeated_error_is_raised_with_the_workers_traceback(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="shapes do not fit") as raised:
-        train_on_ray(job(tmp_path, Misshapen), workers=1)
-    assert "on training worker 0:" in "".join(raised.value.__notes__)
-
-
-def test_startup_errors_are_permanent_or_transient() -> None:
+def test_what_stops_a_start_for_good_is_told_from_what_may_pass() -> None:
     assert find_training_error(ControllerError(WorkerGroupStartupTimeoutError(2))) is None
     failure = ControllerError(WorkerGroupStartupFailedError("a worker died"))
     assert find_training_error(failure) is None

@@ -1,7 +1,7 @@
 """A stage's pieces on three hosts, one of which is lost with the piece that it works on.
 
-python -m tests.tasks.store.test_parallel_on_hosts FOLDER ADDRESS is the driver, which runs on the cluster's
-head.
+The driver, which runs on the cluster's head:
+python -m tests.system.tasks.store.test_parallel_on_hosts FOLDER ADDRESS
 """
 
 import json
@@ -47,7 +47,7 @@ def at_work(folder: Path) -> dict[int, set[int]]:
 
 @pytest.mark.timeout(3 * WAIT_SECONDS)
 def test_a_piece_whose_host_dies_is_worked_on_again_elsewhere(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.tasks.store.test_parallel_on_hosts", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.system.tasks.store.test_parallel_on_hosts", str(tmp_path)]
     with hosts(HOSTS) as cluster, (tmp_path / "said").open("w") as log:
         driver = cluster.start([*command, cluster.address], stdout=subprocess.PIPE, stderr=log)
         end = time.monotonic() + WAIT_SECONDS

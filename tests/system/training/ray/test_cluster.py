@@ -17,7 +17,7 @@ import torch
 
 from tests.needs import in_ci, is_installed, missing
 from tests.system.harness.hosts import Cluster, Node, hosts, namespaces_allowed
-from tests.training.ray.cluster_driver import EPOCHS, Steps, numbers, points
+from tests.system.training.ray.cluster_driver import EPOCHS, Steps, numbers, points
 from tests.training.test_loop import result
 from tests.training.toy import ROWS, on_processes, train_on
 
@@ -51,7 +51,7 @@ class Driver:
     def __init__(self, cluster: Cluster, folder: Path, kind: str, least: int, most: int) -> None:
         self.steps = Steps(folder)
         self.log = folder / "said"
-        module = [sys.executable, "-m", "tests.training.ray.cluster_driver"]
+        module = [sys.executable, "-m", "tests.system.training.ray.cluster_driver"]
         command = [*module, str(folder), cluster.address, kind, str(least), str(most)]
         with self.log.open("w") as log:
             self.process = cluster.start(command, stdout=log, stderr=subprocess.STDOUT)

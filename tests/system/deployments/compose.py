@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPTS = Path(sys.executable).parent
 SECRETS = {
     "LEXLOOM_DATABASE_PASSWORD": "of-the-database",
@@ -28,6 +28,7 @@ SECRETS = {
 }
 SECONDS = 240.0  # until something is given up: a busy machine is slow
 RESTARTS = 2
+WITH_RAY = {"ray-head", "ray-worker", "ray-gpu-worker", "worker"}
 
 Service = dict[str, Any]
 
@@ -174,7 +175,8 @@ class Stack:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        _, left = psutil.wait_procs(family, timeout=15)
+        # the agents of a Ray node wait a minute, unless a container ends: they are killed soon
+        _, left = psutil.wait_procs(family, timeout=2 if name in WITH_RAY else 15)
         for each in left:
             each.kill()
         psutil.wait_procs(left)

@@ -34,7 +34,7 @@ from lexloom.deployments.server.login import running_session
 from lexloom.deployments.server.processes import is_healthy
 from lexloom.deployments.server.register import deploy
 from lexloom.tasks.store.artifacts import Store
-from tests.deployments.browser import Browser
+from tests.system.deployments.browser import Browser
 from tests.system.harness.ui import COMMAND, environment_of, server_of, ui_in
 
 pytestmark = pytest.mark.timeout(900)  # with the start of everything, on a busy machine

@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from tests.deployments.compose import ROOT, SECONDS, SECRETS, Stack
+from tests.system.deployments.compose import ROOT, SECONDS, SECRETS, WITH_RAY, Stack
 
 pytestmark = [
     pytest.mark.needs("initdb", "redis-server"),
@@ -268,5 +268,4 @@ def test_no_service_complains_and_all_end_when_told_to(stack: Stack) -> None:
     )
     for name in ("page", "worker", "background", "server", "ray-gpu-worker", "ray-head", "redis", "postgres"):
         left = [process.pid for process in stack.end(name)]
-        # Ray's agents, beside the worker, too, wait a minute, unless a container ends
-        assert not left or name.startswith(("ray", "worker")), name
+        assert not left or name in WITH_RAY, name

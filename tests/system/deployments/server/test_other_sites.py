@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deployments.browser import Browser
+from tests.system.deployments.browser import Browser
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.timeout(600)]
 START_SECONDS = 180.0
@@ -156,7 +156,7 @@ def running(module: list[str], home: Path, url: str) -> Iterator[None]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_SERVER_API")}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", *module],
-        env={**kept, "PREFECT_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[3])},
+        env={**kept, "PREFECT_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[4])},
         stdin=subprocess.PIPE,
     )
     try:

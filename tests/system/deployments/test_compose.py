@@ -22,7 +22,7 @@ from prefect_redis.client import RedisMessagingSettings
 from lexloom.deployments.cli.main import build_parser
 from lexloom.flows.environment import settle_environment
 from lexloom.flows.local_server.same_origin import Address
-from tests.deployments.compose import ROOT, SCRIPTS, SECRETS, docker_compose, services
+from tests.system.deployments.compose import ROOT, SCRIPTS, SECRETS, docker_compose, services
 
 ONCE = {"migrate", "deploy"}
 OTHERS = {  # read by the image of Postgres, by all programs, or by libraries without a list of their own

@@ -1,6 +1,6 @@
 """Trains a small job on a Ray cluster: what test_cluster.py runs on the cluster's head, as a user would.
 
-python -m tests.training.ray.cluster_driver FOLDER ADDRESS KIND LEAST MOST
+python -m tests.system.training.ray.cluster_driver FOLDER ADDRESS KIND LEAST MOST
 """
 
 import os
