@@ -63,7 +63,7 @@ class Predictor:
 
 
 class EvaluateLMConfig(BaseModel):
-    """What to measure, and what to compare with."""
+    """Size of the evaluation and of the n-gram baseline."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,23 +71,18 @@ class EvaluateLMConfig(BaseModel):
         None,
         ge=1,
         le=16,
-        description="length of the n-grams to compare with; if not given, that of the windows, at most 5",
-        json_schema_extra={"position": 0},
+        description="Order of the n-gram baseline; if not given, the windows' length, but at most 5.",
     )
     baseline_tokens: int = Field(
-        20_000_000,
-        ge=1,
-        description="count n-grams in so many tokens of the training text at most",
-        json_schema_extra={"position": 1},
+        20_000_000, ge=1, description="Maximum number of training tokens on which n-grams are counted."
     )
     max_tokens: int = Field(
         1_000_000,
         ge=1,
-        description="measure on about so many held-out tokens at most, in windows spread evenly",
-        json_schema_extra={"position": 2},
+        description="Approximate maximum of held-out tokens to evaluate on, in evenly spaced windows.",
     )
     device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
-        "cpu", description="where the model computes", json_schema_extra={"position": 3}
+        "cpu", description="Device that evaluates the model."
     )
 
 

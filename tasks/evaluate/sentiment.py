@@ -37,27 +37,20 @@ TEST = "test-*.parquet"
 
 
 class EvaluateSentimentConfig(BaseModel):
-    """What is measured beside the model, and what is shown."""
+    """Size of the baseline, and what the report shows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     baseline_reviews: int = Field(
         50_000,
         ge=0,
-        description="train the bag-of-words rival on so many reviews at most; 0 does without it",
-        json_schema_extra={"position": 0},
+        description="Maximum number of reviews on which the bag-of-words baseline is trained; 0 disables it.",
     )
     mistakes: int = Field(
-        10,
-        ge=0,
-        le=1000,
-        description="how many of the most confident mistakes are kept to be read",
-        json_schema_extra={"position": 1},
+        10, ge=0, le=1000, description="Number of most confident wrong predictions to keep for the report."
     )
     device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
-        None,
-        description="what the classifier runs on; in a flow what trains, by default",
-        json_schema_extra={"position": 2},
+        None, description="Device that runs the classifier (default: the training device)."
     )
 
 

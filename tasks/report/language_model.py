@@ -30,16 +30,11 @@ SCORE_COLUMNS = ["on held-out text", "bits per byte", "perplexity", "likeliest t
 
 
 class ReportLMConfig(BaseModel):
-    """What the report's page looks like."""
+    """Options of the HTML report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    title: str = Field(
-        default="Language model",
-        min_length=1,
-        description="the page's title",
-        json_schema_extra={"position": 0},
-    )
+    title: str = Field("Language model", min_length=1, description="Title of the report.")
 
 
 @stage(version=2)

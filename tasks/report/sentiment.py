@@ -45,16 +45,11 @@ PACKAGE_NOTE = re.compile(r" \(package .*\)$")
 
 
 class ReportSentimentConfig(BaseModel):
-    """What the report's page looks like."""
+    """Options of the HTML report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    title: str = Field(
-        default="Sentiment classifier",
-        min_length=1,
-        description="the page's title",
-        json_schema_extra={"position": 0},
-    )
+    title: str = Field("Sentiment classifier", min_length=1, description="Title of the report.")
 
 
 @stage(version=3)

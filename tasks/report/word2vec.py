@@ -35,22 +35,13 @@ FREQUENCY_POINTS = 120
 
 
 class ReportConfig(BaseModel):
-    """What the report's page looks like."""
+    """Options of the HTML report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    title: str = Field(
-        default="Word vectors",
-        min_length=1,
-        description="the page's title",
-        json_schema_extra={"position": 0},
-    )
+    title: str = Field("Word vectors", min_length=1, description="Title of the report.")
     words_on_map: int = Field(
-        default=300,
-        ge=2,
-        le=1000,
-        description="how many of the most frequent words stand on the map",
-        json_schema_extra={"position": 1},
+        300, ge=2, le=1000, description="Number of most frequent words to show on the map."
     )
 
 

@@ -32,7 +32,15 @@ from lexloom.tasks.sources.encoder import Backbone
 from lexloom.tasks.split import labels_of
 from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.train.run import GradientTrainConfig, facts_of, plan_job, run_job, write_json
+from lexloom.tasks.train.run import (
+    BatchSize,
+    Epochs,
+    GradientTrainConfig,
+    facts_of,
+    plan_job,
+    run_job,
+    write_json,
+)
 from lexloom.training.schedules import linear
 from lexloom.training.torch_trainable import Autograd
 
@@ -41,33 +49,17 @@ MODULE = "module."  # before the names of the module's tensors in a checkpoint
 
 
 class TrainSentimentConfig(GradientTrainConfig):
-    """Fine-tuning with AdamW (Devlin et al. 2019, "BERT"): warm-up, then a rate that falls linearly to 0."""
+    """Fine-tuning with AdamW: linear warm-up, then linear decay to 0 (Devlin et al. 2019, "BERT")."""
 
-    epochs: int = Field(3, ge=1, description="passes over all reviews", json_schema_extra={"position": 0})
-    batch_size: int = Field(
-        32, ge=8, description="reviews of one step, over all workers", json_schema_extra={"position": 3}
-    )
-    learning_rate: float = Field(
-        2e-4, gt=0, le=1, description="learning rate after the warm-up", json_schema_extra={"position": 50}
-    )
-    warm_up: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="share of the run in which the learning rate rises",
-        json_schema_extra={"position": 51},
-    )
+    epochs: Epochs = 3
+    batch_size: BatchSize = 32
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Learning rate after the warm-up.")
+    warm_up: float = Field(0.1, ge=0, lt=1, description="Share of training in which the learning rate rises.")
     weight_decay: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        description="AdamW's, of matrices; biases and norms have none",
-        json_schema_extra={"position": 52},
+        0.01, ge=0, le=1, description="Weight decay (AdamW) of matrices; biases and norms have none."
     )
     class_weights: Literal["none", "balanced"] = Field(
-        "none",
-        description="'balanced' lets rare labels count as much as frequent ones",
-        json_schema_extra={"position": 53},
+        "none", description="'balanced' weights the loss so that each label counts the same."
     )
 
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lexloom.models.compilation import compile_parts, uncompiled
 from lexloom.models.normalization import active_rules, card_note
 from lexloom.models.optim import OptimizerConfig, make_optimizer
-from lexloom.models.precision import Layer, Precision, in_bfloat16
+from lexloom.models.precision import Layer, in_bfloat16
 from lexloom.models.sampling import NextLogits
 from lexloom.models.transformer.hf_io import export_tokenizer, save
 from lexloom.models.transformer.model import Reader, Transformer, TransformerConfig, next_token_loss
@@ -30,6 +30,7 @@ from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.run import (
     LANES,
     GradientTrainConfig,
+    MatrixPrecision,
     facts_of,
     plan_job,
     run_job,
@@ -89,59 +90,58 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 }
 
 
-def field(position: int, description: str, default: Any = None, **bounds: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"position": position}, **bounds)
-
-
-def preset_field(position: int, description: str, **bounds: Any) -> Any:
-    """A field whose default is the preset's: `from_preset` fills it in."""
-    return field(position, f"{description}; if not given, the preset's", **bounds)
+def preset_field(description: str, **bounds: Any) -> Any:
+    """Return a field whose default is the preset's; `from_preset` fills it in."""
+    return Field(None, description=f"{description} (default: the preset's).", **bounds)
 
 
 class TrainTransformerConfig(GradientTrainConfig):
-    """A transformer language model. What is not given is the preset's."""
+    """A transformer language model. Parameters that are not given are the preset's."""
 
-    epochs: int = preset_field(0, "passes over all windows", ge=1)
-    batch_size: int = preset_field(3, "windows of one step, over all workers", ge=LANES)
+    epochs: int = preset_field("Passes over all windows", ge=1)
+    batch_size: int = preset_field("Windows per step, over all workers", ge=LANES)
 
-    preset: Preset = field(
-        50, "tiny (0.8M parameters, for a CPU), char (10.6M, for characters) or small (124M)", "tiny"
+    preset: Preset = Field(
+        "tiny",
+        description="Size of the model: tiny (0.8M parameters, for a CPU), char (10.6M, for characters) or"
+        " small (124M).",
     )
-    layers: int = preset_field(51, "blocks", ge=1, le=1024)
-    width: int = preset_field(52, "length of a token's vector", ge=1, le=1 << 16)
-    heads: int = preset_field(53, "attention heads", ge=1)
-    kv_heads: int = field(54, "heads that keys and values have; 0 for as many as queries", 0, ge=0)
-    hidden: int = field(55, "width inside the feed-forward; 0 for four widths' worth", 0, ge=0)
-    context: int = preset_field(56, "tokens that the model looks back on", ge=1, le=1 << 20)
-    style: Literal["modern", "gpt2"] = field(
-        57, "'modern' is Qwen3's architecture, 'gpt2' the textbook's", "modern"
+    layers: int = preset_field("Number of transformer blocks", ge=1, le=1024)
+    width: int = preset_field("Dimension of the residual stream", ge=1, le=1 << 16)
+    heads: int = preset_field("Number of attention heads", ge=1)
+    kv_heads: int = Field(0, ge=0, description="Number of key and value heads; 0 for as many as query heads.")
+    hidden: int = Field(0, ge=0, description="Width of the feed-forward layers; 0 for four times the width.")
+    context: int = preset_field("Context length in tokens", ge=1, le=1 << 20)
+    style: Literal["modern", "gpt2"] = Field(
+        "modern", description="Architecture: 'modern' is Qwen3's, 'gpt2' is GPT-2's."
     )
-    tied: bool = preset_field(58, "one table for the tokens going in and coming out")
-    dropout: float = preset_field(59, "share of activations dropped in training", ge=0, lt=1)
+    tied: bool = preset_field("Share the weights of the input and output embeddings")
+    dropout: float = preset_field("Dropout probability", ge=0, lt=1)
 
-    optimizer: Literal["muon", "adamw"] = field(
-        60, "'muon' for the hidden matrices and AdamW for the rest, or 'adamw' for all", "muon"
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon",
+        description="'muon' trains hidden matrices with Muon and the rest with AdamW; 'adamw' trains all.",
     )
-    matrix_rate: float = preset_field(61, "learning rate of the hidden matrices", gt=0, le=10)
-    rate: float = preset_field(62, "learning rate of everything else", gt=0, le=10)
-    momentum: float = preset_field(63, "Muon's momentum", ge=0, lt=1)
-    weight_decay: float = field(64, "of matrices and tables", 0.0, ge=0, le=10)
-    warm_up: float = field(65, "share of the run in which the learning rates rise", 0.0, ge=0, lt=1)
-    decay: float = field(66, "share of the run, at its end, in which they fall", 0.5, ge=0, le=1)
-    final: float = field(67, "share of the learning rates that is left at the end", 0.0, ge=0, le=1)
-    clip: float | None = field(68, "largest norm of the gradients", None, gt=0)
-    micro_batch: int | None = field(
-        69, "windows of one forward and backward pass; if not given, the preset's, or all at once", ge=1
+    matrix_rate: float = preset_field("Learning rate of the hidden matrices", gt=0, le=10)
+    rate: float = preset_field("Learning rate of all other parameters", gt=0, le=10)
+    momentum: float = preset_field("Momentum of Muon", ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, le=10, description="Weight decay of matrices and embeddings.")
+    warm_up: float = Field(0.0, ge=0, lt=1, description="Share of training in which the learning rates rise.")
+    decay: float = Field(
+        0.5, ge=0, le=1, description="Share of training, at its end, in which the learning rates fall."
     )
-
-    precision: Precision = field(
-        70,
-        "of matrix products; 'auto' takes bfloat16 where it is measured to be faster, and keeps to it when a"
-        " run is resumed",
+    final: float = Field(0.0, ge=0, le=1, description="Learning rates at the end, as a share of their peaks.")
+    clip: float | None = Field(None, gt=0, description="Maximum norm of the gradients.")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Windows per forward and backward pass; if not given, the preset's, or all at once.",
+    )
+    precision: MatrixPrecision = "auto"
+    compile: Literal["auto", "on", "off"] = Field(
         "auto",
-    )
-    compile: Literal["auto", "on", "off"] = field(
-        71, "torch.compile; 'auto' on a GPU only: on a CPU it takes longer than a short run", "auto"
+        description="Use torch.compile; 'auto' does so on a GPU only, since on a CPU it takes longer than a"
+        " short run.",
     )
 
     @model_validator(mode="before")
