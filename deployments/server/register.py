@@ -1,10 +1,5 @@
-"""Gives a Prefect server what runs want: the work pool, and the deployments of prefect.yaml beside this file.
+"""Register the work pool and the deployments of prefect.yaml on a Prefect server (`lexloom deploy`)."""
 
-python -m lexloom.deployments.server.register, on the server that PREFECT_API_URL names. It can be done again
-and again: what a person has set since (the pool's limit, its pause, the schedules) stays.
-"""
-
-import argparse
 import ctypes
 import signal
 import subprocess
@@ -17,34 +12,28 @@ from typing import IO, Any
 import yaml
 from httpx import HTTPError
 
-from lexloom.deployments.cli.main import plain
+from lexloom.flows.command import error_message
 
 POOL, POOL_TYPE, RUNS_AT_ONCE = "lexloom", "process", 2
 DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
 PR_SET_PDEATHSIG = 1
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status."""
+def register(runs: int = RUNS_AT_ONCE) -> None:
+    """Create or update the work pool and apply the deployments; a new pool runs `runs` at once.
+
+    Raises:
+        OSError: the server does not answer, or the deployments could not be applied.
+        ValueError: there is a work pool of this name whose runs are not processes.
+    """
     from prefect.client.orchestration import get_client
 
-    options = build_parser().parse_args(argv)
     try:
         with get_client(sync_client=True) as client:
-            make_pool(client, job_template(), options.runs)
+            make_pool(client, job_template(), runs)
             deploy(client)
-    except (OSError, ValueError, HTTPError, RuntimeError) as error:
-        print(f"error: {plain(error)}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lexloom.deployments.server.register")
-    parser.add_argument(
-        "--runs", type=int, default=RUNS_AT_ONCE, help="at once, in a new pool (default: %(default)s)"
-    )
-    return parser
+    except (RuntimeError, HTTPError) as error:
+        raise OSError(error_message(error)) from error
 
 
 def job_template(command: str | None = None, working_dir: str | None = None) -> dict[str, Any]:
@@ -136,7 +125,3 @@ def python(module: str, *arguments: str) -> list[str]:
 
 def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -26,7 +26,6 @@ from rich.text import Text
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lexloom.deployments.cli.app import ALLOW_HOST
 from lexloom.deployments.server.sockets import listen
 from lexloom.deployments.web import handlers as answers
 from lexloom.deployments.web import theme as look
@@ -364,7 +363,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default=HOST, help=f"the address to serve at (default: {HOST})")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 finds a free one")
     parser.add_argument("--store", metavar="FOLDER", help="the store (default: $LEXLOOM_STORE or artifacts/)")
-    parser.add_argument("--allow-host", action="append", default=[], help=ALLOW_HOST)
+    parser.add_argument(
+        "--allow-host", action="append", default=[], help="additional host name to accept; repeatable"
+    )
     options = parser.parse_args(argv)
     try:
         for name in options.allow_host:

@@ -101,7 +101,7 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     from lexloom.deployments.cli.main import main
 
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
+    monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
     assert main(["window-lm", *flags]) == 1
     said = capsys.readouterr().err
     assert sentence in said
