@@ -17,7 +17,7 @@ QUIET_LIBRARIES = {
 SERVER_START_SECONDS = 120
 
 
-def settle_environment(verbose: bool) -> None:
+def configure_environment(verbose: bool) -> None:
     """Silence the libraries, disable their usage statistics, and move their files if HOME is not writable."""
     quiet = {"LEXLOOM_VERBOSE": "1"} if verbose else QUIET_LIBRARIES
     defaults = {

@@ -1,4 +1,4 @@
-"""The flows that the command line, the deployments and the reports know.
+"""The registry of flows, which the command line, the deployments and the reports use.
 
 A flow is a module of this folder that defines a Prefect flow of the same name: `flows/window_lm.py` defines
 `window_lm(config)`, which is `lexloom window-lm`. Another package adds a flow with an entry point:
@@ -16,9 +16,10 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from pydantic import BaseModel
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 from lexloom.models.registry import module_file, other_entries
 
@@ -61,7 +62,7 @@ class FlowEntry:
         found: Callable[[Any], Any] = getattr(self.load(), self.function)
         return found
 
-    def config(self) -> type[BaseModel]:
+    def config(self) -> "type[BaseModel]":
         """Import and return the class of the flow's only parameter, `config`."""
         function = getattr(self.flow(), "fn", self.flow())
         found: type[BaseModel] = get_type_hints(function)["config"]

@@ -1,4 +1,4 @@
-"""What a flow gives back: where the model is, how good it is, and what had to run."""
+"""The result of a flow: the folder of its model, its metrics, and which stages ran."""
 
 import logging
 import sys
@@ -12,20 +12,20 @@ from prefect.artifacts import create_table_artifact
 from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel, Field, JsonValue
 
-import lexloom.flows.local_server.server  # noqa: F401 - a flow that is called from Python gets the protected server, too
+import lexloom.flows.local_server.server  # noqa: F401 - installs the protected server for flows called from Python
 from lexloom.tasks.display.console import describe
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.store.parallel import stages_on
 from lexloom.tasks.store.stage import StageRecord, record_stages
 
-SHOWN_KEY = 8  # characters, enough to find it in the column of keys
-LINEAGE = "The stages of this run, and which was made from which. `lexloom store explain STAGE` says more."
+SHOWN_KEY = 8  # characters of a key that identify it in the column of keys
+LINEAGE = "The stages of this run and their inputs. `lexloom store explain STAGE` explains why each one ran."
 
 logger = logging.getLogger("lexloom.outcome")
 
 
 class Outcome(BaseModel):
-    """The last line of `--json`, and the return value of every flow."""
+    """The return value of every flow, and the last line of `--json`."""
 
     flow: str
     model: Path = Field(description="the model's folder")
@@ -37,8 +37,8 @@ class Outcome(BaseModel):
     seconds: float
 
 
-class Story:
-    """A run as it unfolds: collects what its stages did."""
+class RunRecorder:
+    """Collects what the stages of a run did."""
 
     def __init__(self, flow: str, records: list[StageRecord]) -> None:
         self._flow = flow
@@ -46,7 +46,7 @@ class Story:
         self._started = time.perf_counter()
 
     def outcome(self, model: Artifact, evaluation: Artifact, report: Artifact) -> Outcome:
-        """The flow's result; `metrics` are the facts of the model and of its evaluation."""
+        """Return the flow's result; `metrics` are the facts of the model and of its evaluation."""
         return Outcome(
             flow=self._flow,
             model=model.folder,
@@ -59,36 +59,38 @@ class Story:
         )
 
     def _facts(self, artifact: Artifact) -> dict[str, JsonValue]:
-        """An artifact's facts; of one that a later stage had built again, the new ones."""
+        """Return an artifact's facts; if a later stage rebuilt the artifact, the new ones."""
         place = artifact.stage, artifact.key
         summaries = [each.summary for each in self._records if (each.stage, each.key) == place]
         return summaries[0].facts if summaries else artifact.facts
 
 
 @contextmanager
-def story(flow: str, cluster: str) -> Iterator[Story]:
-    """Tells a run's story; on Prefect's page its stages are a table, of a run that failed, too.
+def record_run(flow: str, cluster: str) -> Iterator[RunRecorder]:
+    """Record a run's stages, and publish them as a table in Prefect's UI even if the run fails.
 
-    `cluster` is the address of the Ray cluster that stages fan out over; empty for none.
+    `cluster` is the address of the Ray cluster on which stages process shards in parallel; empty for none.
     """
     with stages_on(cluster), record_stages() as records:
         try:
-            yield Story(flow, records)
+            yield RunRecorder(flow, records)
         finally:
-            if not isinstance(sys.exception(), TerminationSignal | KeyboardInterrupt):  # it has to be quick
+            if not isinstance(
+                sys.exception(), TerminationSignal | KeyboardInterrupt
+            ):  # there is little time to end
                 show_stages(records)
 
 
 def show_stages(records: list[StageRecord]) -> None:
-    """The table of stages on Prefect's page; where that can't be reached the run ends as it would have."""
+    """Publish the table of stages in Prefect's UI; if the server can't be reached, only log it."""
     try:
         create_table_artifact([row(record) for record in records], key="stages", description=LINEAGE)
     except Exception:
-        logger.warning("the table of stages could not be shown on Prefect's page", exc_info=True)
+        logger.warning("the table of stages could not be published in Prefect's UI", exc_info=True)
 
 
 def row(record: StageRecord) -> dict[str, Any]:
-    """A line of the table of stages."""
+    """Return a row of the table of stages."""
     return {
         "stage": record.stage,
         "cached": "yes" if record.cached else "no",

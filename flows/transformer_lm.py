@@ -2,17 +2,17 @@
 
 import sys
 
-if __name__ == "__main__":  # before Prefect is imported, since it reads its logging settings just then
-    from lexloom.deployments.cli.main import main
+if __name__ == "__main__":  # before Prefect is imported, which reads its logging settings on import
+    from lexloom.flows.command import main
 
-    sys.exit(main(["transformer-lm", *sys.argv[1:]]))
+    sys.exit(main("transformer-lm"))
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from lexloom.flows.config import FlowConfig
-from lexloom.flows.run import Outcome, story
+from lexloom.flows.run import Outcome, record_run
 from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate
 from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
@@ -25,36 +25,42 @@ __all__ = ["TransformerLMFlowConfig", "highlights", "transformer_lm"]
 
 
 class TransformerLMFlowConfig(FlowConfig):
-    """Everything that can be said about a transformer-lm run, in the order in which the stages use it."""
+    """Parameters of a transformer-lm run, in the order of its stages."""
+
+    main_parameters = (
+        "corpus.source",
+        "corpus.text_column",
+        "corpus.limit",
+        "subwords.encoding",
+        "train.preset",
+        "train.layers",
+        "train.width",
+        "train.heads",
+        "train.context",
+        "train.epochs",
+        "train.batch_size",
+        "train.workers",
+        "train.device",
+        "train.runner",
+        "train.ray_address",
+        "train.seed",
+        "samples.prompts",
+    )
 
     corpus: WrittenCorpusConfig = Field(
-        WrittenCorpusConfig(), description="the text", json_schema_extra={"position": 0}
+        WrittenCorpusConfig(), description="Source and normalization of the text."
     )
-    subwords: SubwordsConfig = Field(
-        SubwordsConfig(),
-        description="text as tokens, and what is held out",
-        json_schema_extra={"position": 1},
-    )
-    within_documents: bool = Field(
-        False, description="let no context reach into another document", json_schema_extra={"position": 2}
-    )
-    train: TrainTransformerConfig = Field(
-        TrainTransformerConfig(), description="model and training", json_schema_extra={"position": 3}
-    )
-    evaluate: EvaluateLMConfig = Field(
-        EvaluateLMConfig(), description="figures and baselines", json_schema_extra={"position": 4}
-    )
-    samples: SamplesConfig = Field(
-        SamplesConfig(), description="what the model is asked to write", json_schema_extra={"position": 5}
-    )
+    subwords: SubwordsConfig = Field(SubwordsConfig(), description="Tokenization and the validation split.")
+    within_documents: bool = Field(False, description="Do not let a context span documents.")
+    train: TrainTransformerConfig = Field(TrainTransformerConfig(), description="Model and training.")
+    evaluate: EvaluateLMConfig = Field(EvaluateLMConfig(), description="Metrics and baselines.")
+    samples: SamplesConfig = Field(SamplesConfig(), description="Sample texts that the model generates.")
     report: ReportLMConfig = Field(
-        ReportLMConfig(title="Transformer language model"),
-        description="the report's page",
-        json_schema_extra={"position": 6},
+        ReportLMConfig(title="Transformer language model"), description="HTML report."
     )
 
     def windows(self) -> WindowsConfig:
-        """Contexts side by side, and one token more, so that each token but the first is predicted once."""
+        """Return adjacent windows of a context and its next token, which predict each token once."""
         context = self.train.context
         return WindowsConfig(size=context + 1, stride=context, across_documents=not self.within_documents)
 
@@ -64,8 +70,8 @@ DEFAULT_CONFIG = TransformerLMFlowConfig()
 
 @flow(name="transformer-lm")
 def transformer_lm(config: TransformerLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
-    """Trains a transformer on a corpus, lets it write, and writes a report."""
-    with story("transformer-lm", config.train.cluster) as told:
+    """Train a transformer on a corpus, evaluate it, generate samples, and write a report."""
+    with record_run("transformer-lm", config.train.cluster) as recorder:
         text = corpus(locate(config.corpus), config=config.corpus)
         ids = subwords(text, locate_encoding(config.subwords), config=config.subwords)
         examples = windows(ids, config=config.windows())
@@ -74,4 +80,4 @@ def transformer_lm(config: TransformerLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
         texts = samples(model, config=config.samples)
         page = report_lm(model, scores, texts, config=config.report)
         create_markdown_artifact(markdown(model, scores, texts, config.report), key="report")
-        return told.outcome(model, scores, page)
+        return recorder.outcome(model, scores, page)

@@ -2,10 +2,10 @@
 
 import sys
 
-if __name__ == "__main__":  # before Prefect is imported, since it reads its logging settings just then
-    from lexloom.deployments.cli.main import main
+if __name__ == "__main__":  # before Prefect is imported, which reads its logging settings on import
+    from lexloom.flows.command import main
 
-    sys.exit(main(["word2vec", *sys.argv[1:]]))
+    sys.exit(main("word2vec"))
 
 from typing import Self
 
@@ -14,7 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field, model_validator
 
 from lexloom.flows.config import FlowConfig
-from lexloom.flows.run import Outcome, story
+from lexloom.flows.run import Outcome, record_run
 from lexloom.tasks.corpus import CorpusConfig, corpus, locate
 from lexloom.tasks.evaluate.word2vec import EvaluateConfig, evaluate, highlights, locate_sets
 from lexloom.tasks.negative_sampling import NoiseConfig, noise
@@ -28,35 +28,39 @@ __all__ = ["Word2VecConfig", "highlights", "word2vec"]
 
 
 class Word2VecConfig(FlowConfig):
-    """Everything that can be said about a word2vec run, in the order in which the stages use it."""
+    """Parameters of a word2vec run, in the order of its stages."""
 
-    corpus: CorpusConfig = Field(CorpusConfig(), description="the text", json_schema_extra={"position": 0})
-    vocabulary: VocabularyConfig = Field(
-        VocabularyConfig(), description="the words that are kept", json_schema_extra={"position": 1}
+    main_parameters = (
+        "corpus.source",
+        "corpus.text_column",
+        "corpus.limit",
+        "vocabulary.min_count",
+        "pairs.window",
+        "train.dim",
+        "train.negatives",
+        "train.epochs",
+        "train.learning_rate",
+        "train.workers",
+        "train.threads",
+        "train.device",
+        "train.runner",
+        "train.ray_address",
+        "train.seed",
     )
-    tokens: TokensConfig = Field(
-        TokensConfig(), description="words as ids", json_schema_extra={"position": 2}
-    )
-    pairs: PairsConfig = Field(
-        PairsConfig(), description="(target, context) pairs", json_schema_extra={"position": 3}
-    )
-    noise: NoiseConfig = Field(
-        NoiseConfig(), description="the distribution of negatives", json_schema_extra={"position": 4}
-    )
-    train: TrainWord2VecConfig = Field(
-        TrainWord2VecConfig(), description="model and training", json_schema_extra={"position": 5}
-    )
-    evaluate: EvaluateConfig = Field(
-        EvaluateConfig(), description="neighbours and scores", json_schema_extra={"position": 6}
-    )
-    report: ReportConfig = Field(
-        ReportConfig(), description="the report's page", json_schema_extra={"position": 7}
-    )
+
+    corpus: CorpusConfig = Field(CorpusConfig(), description="Source and normalization of the text.")
+    vocabulary: VocabularyConfig = Field(VocabularyConfig(), description="Words to keep.")
+    tokens: TokensConfig = Field(TokensConfig(), description="Conversion of words to ids.")
+    pairs: PairsConfig = Field(PairsConfig(), description="Sampling of (target, context) pairs.")
+    noise: NoiseConfig = Field(NoiseConfig(), description="Distribution of the negative samples.")
+    train: TrainWord2VecConfig = Field(TrainWord2VecConfig(), description="Model and training.")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Neighbours and evaluation sets.")
+    report: ReportConfig = Field(ReportConfig(), description="HTML report.")
 
     @model_validator(mode="after")
     def patience_needs_validation(self) -> Self:
         if self.train.patience is not None and not self.pairs.validation_share:
-            raise ValueError("patience watches the error on held-out pairs: say --validation-share 0.05")
+            raise ValueError("patience needs held-out pairs: set --validation-share, for example to 0.05")
         return self
 
 
@@ -65,8 +69,8 @@ DEFAULT_CONFIG = Word2VecConfig()
 
 @flow(name="word2vec")
 def word2vec(config: Word2VecConfig = DEFAULT_CONFIG) -> Outcome:
-    """Trains word vectors on a corpus, looks at them, and writes a report."""
-    with story("word2vec", config.train.cluster) as told:
+    """Train word vectors on a corpus, evaluate them, and write a report."""
+    with record_run("word2vec", config.train.cluster) as recorder:
         text = corpus(locate(config.corpus), config=config.corpus)
         words = vocabulary(text, config=config.vocabulary)
         ids = tokens(text, words, config=config.tokens)
@@ -76,4 +80,4 @@ def word2vec(config: Word2VecConfig = DEFAULT_CONFIG) -> Outcome:
         scores = evaluate(model, words, locate_sets(config.evaluate), config=config.evaluate)
         page = report(model, scores, words, config=config.report)
         create_markdown_artifact(markdown(model, scores, words, config.report), key="report")
-        return told.outcome(model, scores, page)
+        return recorder.outcome(model, scores, page)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import unescape
 from html.entities import html5
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numba
 import numpy as np
@@ -99,41 +99,41 @@ Losses = Counter[str]
 Work = Callable[[pa.StringArray], pa.StringArray]
 
 
+StripMarkup = Annotated[
+    bool,
+    Field(description="Strip HTML tags and comments, and decode character references such as &amp;."),
+]
+Lower = Annotated[bool, Field(description="Convert to lower case.")]
+StripPunctuation = Annotated[
+    bool,
+    Field(
+        description="Strip everything but words: letters, their marks, digits, and a single apostrophe,"
+        " hyphen, full stop, middle dot or underscore between two of these (don't, co-op)."
+    ),
+]
+StripDigits = Annotated[
+    bool, Field(description="Strip numbers in any script; digits in words such as mp3 are kept.")
+]
+CollapseSpaces = Annotated[
+    bool, Field(description="Replace each run of white space with one space, and trim the ends.")
+]
+
+
 class Normalization(BaseModel):
     """The rules that are applied to every document, in this order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strip_markup: bool = Field(
-        True,
-        description="strip HTML tags and comments, and decode character references such as &amp;",
-        json_schema_extra={"position": 0},
-    )
-    unicode_nfc: bool = Field(
-        True, description="compose characters (Unicode NFC)", json_schema_extra={"position": 1}
-    )
-    lower: bool = Field(True, description="convert to lower case", json_schema_extra={"position": 2})
-    strip_punctuation: bool = Field(
-        True,
-        description="strip everything but words: letters, their marks, digits, and a single apostrophe,"
-        " hyphen, full stop, middle dot or underscore between two of these (don't, co-op)",
-        json_schema_extra={"position": 3},
-    )
-    strip_digits: bool = Field(
-        True,
-        description="strip numbers in any script; digits in words such as mp3 stay",
-        json_schema_extra={"position": 4},
-    )
-    collapse_spaces: bool = Field(
-        True,
-        description="replace each run of white space with one space, and trim the ends",
-        json_schema_extra={"position": 5},
-    )
+    strip_markup: StripMarkup = True
+    unicode_nfc: bool = Field(True, description="Compose characters (Unicode NFC).")
+    lower: Lower = True
+    strip_punctuation: StripPunctuation = True
+    strip_digits: StripDigits = True
+    collapse_spaces: CollapseSpaces = True
     segment: Literal["spaces", "characters"] = Field(
         "spaces",
-        description="'spaces' splits text into words at spaces only; 'characters' also makes each"
-        " character a word in scripts without spaces between words (Chinese, Japanese, Thai, ...)",
-        json_schema_extra={"position": 6},
+        description="Word boundaries: 'spaces' splits at spaces only; 'characters' also makes each character"
+        " a word in scripts without spaces between words (Chinese, Japanese, Thai, ...).",
     )
 
 

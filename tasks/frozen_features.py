@@ -63,40 +63,31 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 class FeaturesConfig(BaseModel):
-    """Where the frozen part ends, and in what form its activations are kept."""
+    """Which part of the encoder is frozen, and how its activations are stored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trainable_blocks: int = Field(
-        1,
-        ge=0,
-        description="how many of the encoder's last blocks are trained with the classifier; what is below"
-        " them is frozen",
-        json_schema_extra={"position": 0},
+        1, ge=0, description="Number of last encoder blocks to train with the classifier; the rest is frozen."
     )
     max_length: int = Field(
         256,
         ge=8,
         le=8192,
-        description="tokens of a review that are read, its first ones (its last, if the tokenizer says so)",
-        json_schema_extra={"position": 1},
+        description="Maximum number of tokens of a review; longer reviews are cut at the end, or at the"
+        " start if the tokenizer is configured so.",
     )
     cache_features: bool = Field(
         True,
-        description="compute the frozen part's activations once and train from them; else it runs in every"
-        " step",
-        json_schema_extra={"position": 2},
+        description="Compute the frozen part's activations once and train on them, instead of in every step.",
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16",
-        description="in what activations are kept; in bfloat16 they are computed too, where that is faster;"
-        " without the cache it changes nothing",
-        json_schema_extra={"position": 3},
+        description="Data type of cached activations; with bfloat16 they are also computed in it where that"
+        " is faster. No effect without the cache.",
     )
     device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
-        None,
-        description="what computes the activations; in a flow what trains, by default",
-        json_schema_extra={"position": 4},
+        None, description="Device that computes the activations (default: the training device)."
     )
 
 

@@ -18,35 +18,28 @@ IN_TRAINING = Sampling(max_tokens=64, temperature=0.8, top_p=0.95)
 
 
 class SamplesConfig(BaseModel):
-    """What the model is asked to go on from, and how it draws."""
+    """Prompts and sampling options of the sample texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompts: list[str] = Field(
-        default=["", "", ""],
+        ["", "", ""],
         min_length=1,
         max_length=20,
-        description="what the model goes on from; an empty one begins a new text",
-        json_schema_extra={"position": 0},
+        description="Prompts to continue, one sample each; an empty prompt begins a new text.",
     )
-    tokens: int = Field(
-        120, ge=1, le=10_000, description="tokens of a sample at most", json_schema_extra={"position": 1}
-    )
+    tokens: int = Field(120, ge=1, le=10_000, description="Maximum number of tokens of a sample.")
     temperature: float = Field(
-        0.8,
-        ge=0,
-        le=10,
-        description="logits are divided by it; 0 takes the likeliest token always",
-        json_schema_extra={"position": 2},
+        0.8, ge=0, le=10, description="Divisor of the logits; 0 always takes the most likely token."
     )
     top_p: float = Field(
         0.95,
         gt=0,
         le=1,
-        description="draw from the fewest tokens whose probabilities add up to it",
-        json_schema_extra={"position": 3},
+        description="Sample from the smallest set of tokens whose probabilities sum to this (nucleus"
+        " sampling).",
     )
-    seed: int = Field(1, ge=0, description="of the draws", json_schema_extra={"position": 4})
+    seed: int = Field(1, ge=0, description="Random seed of the samples.")
 
     def sampling(self) -> Sampling:
         return Sampling(
@@ -56,7 +49,7 @@ class SamplesConfig(BaseModel):
 
 class Sample(BaseModel):
     prompt: str
-    text: str = Field(description="what the model wrote behind it")
+    text: str = Field(description="what the model generated after the prompt")
 
 
 class Samples(BaseModel):

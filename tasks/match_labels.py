@@ -30,7 +30,7 @@ SHOWN_LABELS = 10
 
 
 class MatchLabelsConfig(BaseModel):
-    """It has no parameters: what a label is called is the split's to say."""
+    """No options: the labels' names are those of the split."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

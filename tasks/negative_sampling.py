@@ -22,16 +22,15 @@ SCHEMA = pa.schema([pa.field("probability", pa.float32(), False), pa.field("alia
 
 
 class NoiseConfig(BaseModel):
-    """Which words are drawn as negatives, and how often."""
+    """Distribution from which negative samples are drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     power: float = Field(
-        default=0.75,
+        0.75,
         ge=0,
         le=2,
-        description="a word is drawn in proportion to its count to this power; 0 draws all words alike",
-        json_schema_extra={"position": 0},
+        description="Exponent of the word counts in the distribution of negatives; 0 makes it uniform.",
     )
 
 

@@ -42,64 +42,44 @@ SCHEMA = pa.schema([pa.field("target", pa.int32(), False), pa.field("context", p
 
 
 class SkipGramsConfig(BaseModel):
-    """Which pairs a text makes."""
+    """How (target, context) pairs are sampled from text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     window: int = Field(
-        default=5,
-        ge=1,
-        le=1000,
-        description="a context is at most this many words away from its target",
-        json_schema_extra={"position": 0},
+        5, ge=1, le=1000, description="Maximum distance in words of a context from its target."
     )
     shrink_window: bool = Field(
-        default=True,
-        description="draw each target's window from 1..window, as word2vec does: near words count more",
-        json_schema_extra={"position": 1},
+        True,
+        description="Draw the window of each target from 1..window, as word2vec does, which weights near"
+        " words higher.",
     )
     subsample: float = Field(
-        default=1e-3,
+        1e-3,
         ge=0,
         le=1,
-        description="words with a larger share of the text than this are thinned out; 0 keeps every word",
-        json_schema_extra={"position": 2},
+        description="Randomly drop words whose share of the text exceeds this; 0 keeps every word.",
     )
-    seed: int = Field(
-        default=1,
-        ge=0,
-        lt=1 << 63,
-        description="seed of subsampling and of the windows",
-        json_schema_extra={"position": 3},
-    )
+    seed: int = Field(1, ge=0, lt=1 << 63, description="Random seed of subsampling and window sizes.")
     validation_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=0.5,
-        description="share of the documents, drawn at random, that are held out for validation",
-        json_schema_extra={"position": 6},
+        0.0, ge=0, le=0.5, description="Share of the documents held out at random for validation."
     )
 
 
 class PairsConfig(SkipGramsConfig):
-    """How pairs are drawn from the text."""
+    """How pairs are sampled and stored."""
 
     mode: Annotated[Literal["stored", "streamed"], RunOnly()] = Field(
-        default="stored",
-        description="'stored' writes all pairs once, and every epoch reads them; 'streamed' draws other ones"
-        " from the tokens in every epoch, and stores nothing",
-        json_schema_extra={"position": 7, "flag": "pairs-mode"},
+        "stored",
+        description="'stored' writes all pairs once and reads them in every epoch; 'streamed' samples new"
+        " pairs from the tokens in every epoch and stores nothing.",
+        json_schema_extra={"flag": "pairs-mode"},
     )
-    pairs_per_shard: int = Field(
-        default=50_000_000,
-        ge=1,
-        description="rows of a stored Parquet shard; the last one has the rest",
-        json_schema_extra={"position": 4},
-    )
+    pairs_per_shard: int = Field(50_000_000, ge=1, description="Rows of a Parquet shard of stored pairs.")
     compression: Compression = Field(
-        default="lz4",
-        description="of stored pairs: lz4 is read twice as fast or faster, zstd takes about half the space",
-        json_schema_extra={"position": 5},
+        "lz4",
+        description="Compression of stored pairs: lz4 is at least twice as fast to read, zstd takes about"
+        " half the space.",
     )
 
 

@@ -40,7 +40,7 @@ SCHEMA = pa.schema([("text", pa.string()), ("label", pa.int32())])
 
 
 class SplitConfig(BaseModel):
-    """How much is held out, and what the labels are called."""
+    """Shares of validation and test reviews, and the names of the labels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,30 +48,21 @@ class SplitConfig(BaseModel):
         0.1,
         ge=0,
         lt=1,
-        description="share of the reviews that says which model is best and when to stop; with 0 the last"
-        " model is kept",
-        json_schema_extra={"position": 0},
+        description="Share of the reviews used to select the best model and to stop early; with 0 the last"
+        " model is kept.",
     )
     test_share: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="share of the reviews that the finished model is judged by; 0 where they are elsewhere",
-        json_schema_extra={"position": 1},
+        0.1, ge=0, lt=1, description="Share of the reviews on which the final model is evaluated."
     )
     limit: int | None = Field(
-        None,
-        ge=1,
-        description="use only so many reviews, spread evenly over each label's",
-        json_schema_extra={"position": 2},
+        None, ge=1, description="Use at most this many reviews, in proportion to the sizes of the labels."
     )
     label_names: list[str] | None = Field(
         None,
-        description="what to call the labels, in their order (numbers ascending, text by the alphabet); if"
-        " not given, as the source does",
-        json_schema_extra={"position": 3},
+        description="Names of the labels, in their order (ascending numbers, or alphabetical); if not given,"
+        " the names in the source.",
     )
-    seed: int = Field(1, ge=0, description="order of the reviews", json_schema_extra={"position": 4})
+    seed: int = Field(1, ge=0, description="Random seed of the order of the reviews.")
 
     @model_validator(mode="after")
     def something_is_left_to_train(self) -> Self:

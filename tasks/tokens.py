@@ -41,7 +41,7 @@ COLUMN_ENCODING = {"tokens.list.element": "BYTE_STREAM_SPLIT"}
 
 
 class TokensConfig(BaseModel):
-    """A word is one token, and the vocabulary says which: there is nothing to choose."""
+    """No options: each word of the vocabulary is one token."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

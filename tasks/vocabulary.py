@@ -37,16 +37,12 @@ COUNTS = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
 
 
 class VocabularyConfig(BaseModel):
-    """Which words are worth an id."""
+    """Which words get an id."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_count: int = Field(
-        5, ge=1, description="words that occur less often are left out", json_schema_extra={"position": 0}
-    )
-    max_size: int | None = Field(
-        None, ge=1, description="keep only so many, the most frequent", json_schema_extra={"position": 1}
-    )
+    min_count: int = Field(5, ge=1, description="Ignore words that occur less often than this.")
+    max_size: int | None = Field(None, ge=1, description="Keep at most this many words, the most frequent.")
 
 
 @stage(version=2)

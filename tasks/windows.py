@@ -12,6 +12,7 @@ of a row that goes on in the next batch the tokens that its next window begins w
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -37,8 +38,14 @@ LZ4_ENCODING = {"inputs.list.element": "BYTE_STREAM_SPLIT", "label": "BYTE_STREA
 Batch = tuple[NDArray[np.int32], NDArray[np.int64]]
 
 
+Partial = Annotated[
+    bool,
+    Field(description="Begin each text with windows that are padded on the left with end-of-text tokens."),
+]
+
+
 class WindowsConfig(BaseModel):
-    """How long a window is, and where the next one begins."""
+    """Length and spacing of the windows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,29 +53,14 @@ class WindowsConfig(BaseModel):
         4,
         ge=2,
         le=1 << 20,
-        description="tokens of a window: all but the last are inputs, the last is the label",
-        json_schema_extra={"position": 0},
+        description="Tokens of a window: all but the last are inputs, the last is the label.",
     )
-    stride: int = Field(
-        1,
-        ge=1,
-        description="a window begins so many tokens behind the one before it",
-        json_schema_extra={"position": 1},
-    )
-    across_documents: bool = Field(
-        False,
-        description="let windows go on into the next document",
-        json_schema_extra={"position": 2},
-    )
-    partial: bool = Field(
-        False,
-        description="begin with windows that are filled up with end-of-text tokens on the left",
-        json_schema_extra={"position": 3},
-    )
+    stride: int = Field(1, ge=1, description="Distance in tokens between the starts of adjacent windows.")
+    across_documents: bool = Field(False, description="Let windows span documents.")
+    partial: Partial = False
     compression: Compression = Field(
         "lz4",
-        description="lz4 is written and read faster, zstd takes less space",
-        json_schema_extra={"position": 4},
+        description="Compression of the shards: lz4 is faster to write and read, zstd takes less space.",
     )
 
 

@@ -1,74 +1,46 @@
-"""Commands that use a trained model: words near a word, text that a model writes, labels of texts."""
+"""Commands that use a trained model: neighbours, analogies, generated text, labels of texts."""
 
-import argparse
-import json
+import json as jsons
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Literal
 
-from lexloom.deployments.cli.texts import add_flags, growing_batches, texts_of
+from cyclopts import Parameter
+
+from lexloom.deployments.cli.texts import FileOptions, growing_batches, read_texts
 from lexloom.models.registry import load_model, stages
 from lexloom.tasks.display.console import warn
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.lookup import model_folder
 
-MODEL = "a model's folder, the beginning of its key in the store, or latest"
+Model = Annotated[str, Parameter(help="Folder of a model, the beginning of its key in the store, or latest.")]
+Count = Annotated[int, Parameter(name="-k", help="How many words to list.")]
 
 
-def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
-    command = commands.add_parser("neighbours", help="the nearest words", parents=[shared])
-    command.add_argument("model", metavar="MODEL", help=MODEL)
-    command.add_argument("words", nargs="+", metavar="WORD")
-    command.add_argument("-k", type=int, default=10, help="how many (default: 10)")
-    command.set_defaults(run=neighbours)
+def neighbours(model: Model, word: str, /, *words: str, k: Count = 10) -> None:
+    """List the nearest neighbours of words by cosine similarity.
 
-    command = commands.add_parser("analogy", help="A is to B as C is to what?", parents=[shared])
-    command.add_argument("model", metavar="MODEL", help=MODEL)
-    for name in ("a", "b", "c"):
-        command.add_argument(name, metavar=name.upper())
-    command.add_argument("-k", type=int, default=5, help="how many (default: 5)")
-    command.set_defaults(run=analogy)
-
-    command = commands.add_parser("generate", help="let a language model write", parents=[shared])
-    command.add_argument("model", metavar="MODEL", help=MODEL)
-    command.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="what to go on from; may be given several times"
-    )
-    for flag, kind, default, purpose in (
-        ("--tokens", int, 200, "how many to write at most"),
-        ("--temperature", float, 0.8, "0 takes the likeliest token always"),
-        ("--top-k", int, 0, "draw from the k likeliest tokens; 0 for all"),
-        ("--top-p", float, 1.0, "draw from the fewest tokens whose probabilities add up to it"),
-        ("--min-p", float, 0.0, "draw from tokens at least so many times as likely as the likeliest"),
-        ("--repetition-penalty", float, 1.0, "above 1: tokens that have occurred become less likely"),
-        ("--seed", int, 0, "the same one gives the same text"),
-    ):
-        command.add_argument(flag, type=kind, default=default, help=f"{purpose} (default: {default})")
-    command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end where this begins")
-    command.set_defaults(run=generate)
-
-    command = commands.add_parser("classify", help="a label and a score for each text", parents=[shared])
-    command.add_argument("model", metavar="MODEL", help=MODEL)
-    command.add_argument("texts", nargs="*", metavar="TEXT", help="if none is given, the lines of stdin")
-    add_flags(command)
-    command.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(default: cpu)")
-    command.add_argument(
-        "--json", action="store_true", help="a JSON object a line, with the scores of all labels"
-    )
-    command.set_defaults(run=classify)
+    Args:
+        word: A word of the model's vocabulary.
+        words: More words.
+    """
+    vectors = load_model(model_folder(model, *stages("neighbours")), "neighbours")
+    asked = [word, *words]
+    for each, near in zip(asked, vectors.neighbours(asked, k), strict=True):
+        print_ranking(vectors.spelling(each), near)
 
 
-def neighbours(arguments: argparse.Namespace) -> int:
-    vectors = load_model(model_folder(arguments.model, *stages("neighbours")), "neighbours")
-    for word, near in zip(arguments.words, vectors.neighbours(arguments.words, arguments.k), strict=True):
-        print_ranking(vectors.spelling(word), near)
-    return 0
+def analogy(model: Model, a: str, b: str, c: str, /, *, k: Count = 5) -> None:
+    """Solve an analogy: A is to B as C is to which word?
 
-
-def analogy(arguments: argparse.Namespace) -> int:
-    vectors = load_model(model_folder(arguments.model, *stages("neighbours")), "neighbours")
-    a, b, c = (vectors.spelling(word) for word in (arguments.a, arguments.b, arguments.c))
-    print_ranking(f"{a} is to {b} as {c} is to", vectors.analogy(a, b, c, arguments.k))
-    return 0
+    Args:
+        a: First word of the known pair.
+        b: Second word of the known pair.
+        c: First word of the pair to complete.
+    """
+    vectors = load_model(model_folder(model, *stages("neighbours")), "neighbours")
+    a, b, c = (vectors.spelling(word) for word in (a, b, c))
+    print_ranking(f"{a} is to {b} as {c} is to", vectors.analogy(a, b, c, k))
 
 
 def print_ranking(title: str, ranking: list[tuple[str, float]]) -> None:
@@ -77,44 +49,81 @@ def print_ranking(title: str, ranking: list[tuple[str, float]]) -> None:
         print(f"  {score:6.3f}  {word}")
 
 
-def generate(arguments: argparse.Namespace) -> int:
-    """One text is written as it comes; several, one after another."""
+def generate(
+    model: Model,
+    /,
+    *,
+    prompt: Annotated[list[str] | None, Parameter(allow_leading_hyphen=True)] = None,
+    tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    stop: Annotated[list[str] | None, Parameter(allow_leading_hyphen=True)] = None,
+) -> None:
+    """Generate text with a language model.
+
+    Args:
+        prompt: Text to continue; repeatable, for several texts.
+        tokens: Maximum number of tokens to generate.
+        temperature: Divisor of the logits; 0 always takes the most likely token.
+        top_k: Sample from the k most likely tokens; 0 samples from all.
+        top_p: Sample from the smallest set of tokens whose probabilities sum to this.
+        min_p: Sample from tokens whose probability is at least this fraction of the highest.
+        repetition_penalty: Values above 1 make tokens that have occurred less likely.
+        seed: Random seed; the same seed generates the same text.
+        stop: Stop before this text; repeatable.
+    """
     from lexloom.models.sampling import Sampling
 
     sampling = Sampling(
-        max_tokens=arguments.tokens,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        min_p=arguments.min_p,
-        repetition_penalty=arguments.repetition_penalty,
-        seed=arguments.seed,
-        stop=tuple(arguments.stop),
+        max_tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
     )
-    model = load_model(model_folder(arguments.model, *stages("generate")), "generate")
-    prompts = arguments.prompt or [""]
-    texts = [model.prompt(prompt) for prompt in prompts]
-    if len(prompts) == 1:
+    loaded = load_model(model_folder(model, *stages("generate")), "generate")
+    prompts = prompt or [""]
+    texts = [loaded.prompt(each) for each in prompts]
+    if len(prompts) == 1:  # print a single text as it is generated
         print(texts[0], end="", flush=True)
-    for pieces in model.generate(prompts, sampling):
+    for pieces in loaded.generate(prompts, sampling):
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
         if len(prompts) == 1:
             print(pieces[0], end="", flush=True)
     print("" if len(prompts) == 1 else "\n\n".join(texts))
-    return 0
 
 
-def classify(arguments: argparse.Namespace) -> int:
-    """`label<TAB>score` for each text, in their order, as soon as its batch is done; a line for each of them.
+def classify(
+    model: Model,
+    /,
+    *texts: str,
+    file: Path | None = None,
+    options: FileOptions | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    json: bool = False,
+) -> None:
+    """Classify texts: print a label and a score for each, in order.
 
-    The line of a text that is missing or blank is empty, or an object of nulls.
+    The line of a missing or blank text is empty (with --json, an object of nulls).
+
+    Args:
+        texts: Texts to classify (default: the lines of standard input), after -- if one begins with a hyphen.
+        file: Classify the lines or rows of this file.
+        device: Where to run the model.
+        json: Print a JSON object per text, with the scores of all labels.
     """
-    texts = texts_of(arguments)
-    folder = model_folder(arguments.model, *stages("classify"))
-    classifier = load_model(folder, "classify", arguments.device)
-    write = as_json if arguments.json else as_columns
+    read = read_texts(texts, file, options or FileOptions())
+    classifier = load_model(model_folder(model, *stages("classify")), "classify", device)
+    write = as_json if json else as_columns
     blank = 0
-    for batch in growing_batches(texts):
+    for batch in growing_batches(read):
         rows = iter(classifier.probabilities([text for text in batch if text is not None]).tolist())
         for text in batch:
             print(write(None if text is None else dict(zip(classifier.labels, next(rows), strict=True))))
@@ -122,23 +131,22 @@ def classify(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
     if blank:
         warn(f"{counted(blank, 'texts')} without a word skipped")
-    return 0
 
 
 def as_columns(scores: dict[str, float] | None) -> str:
     if scores is None:
         return ""
-    label = likeliest(scores)
+    label = most_likely(scores)
     return f"{label}\t{scores[label]:.4f}"
 
 
 def as_json(scores: dict[str, float] | None) -> str:
     if scores is None:
-        return json.dumps({"label": None, "score": None, "scores": None})
-    label = likeliest(scores)
+        return jsons.dumps({"label": None, "score": None, "scores": None})
+    label = most_likely(scores)
     rounded = {label: round(score, 4) for label, score in scores.items()}
-    return json.dumps({"label": label, "score": rounded[label], "scores": rounded}, ensure_ascii=False)
+    return jsons.dumps({"label": label, "score": rounded[label], "scores": rounded}, ensure_ascii=False)
 
 
-def likeliest(scores: dict[str, float]) -> str:
+def most_likely(scores: dict[str, float]) -> str:
     return max(scores, key=lambda label: scores[label])

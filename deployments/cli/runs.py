@@ -1,7 +1,7 @@
-"""The latest runs of Lexloom's flows, as Prefect has recorded them.
+"""The latest runs of Lexloom's flows, from Prefect's records.
 
-Where PREFECT_API_URL (or Prefect's profile) names a server, that is asked. Else every command runs a server
-of its own on Prefect's database on this machine, which is read without one: a server takes seconds to start.
+They are read from the server that PREFECT_API_URL (or Prefect's profile) names. Without one, they are read
+from Prefect's database file on this machine, since starting a server takes seconds.
 """
 
 import sqlite3
@@ -24,7 +24,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import get_current_settings
 from pydantic import BaseModel
 
-from lexloom.deployments.cli.main import plain
+from lexloom.flows.command import error_message
 
 PATIENCE_SECONDS = 5.0
 SQLITE = "sqlite+aiosqlite:///"
@@ -50,7 +50,7 @@ class FlowRun(BaseModel):
 
 
 def latest_runs(flows: Sequence[str], limit: int) -> tuple[str, list[FlowRun]]:
-    """Where the runs are recorded, and the latest `limit` of these flows, the latest first.
+    """Return where runs are recorded, and the latest `limit` runs of these flows, latest first.
 
     Raises:
         OSError: the server does not answer or refuses the login, or the database can't be read.
@@ -80,7 +80,7 @@ def ask_server(url: str, flows: Sequence[str], limit: int) -> list[FlowRun]:
             found = client.read_flows(flow_filter=FlowFilter(id=FlowFilterId(any_=ids))) if ids else []
     except (HTTPError, RuntimeError) as error:
         if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
-            raise OSError(plain(error)) from error
+            raise OSError(error_message(error)) from error
         raise OSError(
             f"the Prefect server at {url} does not answer ({error}): is PREFECT_API_URL right?"
         ) from error
@@ -118,5 +118,5 @@ def read_database(file: Path, flows: Sequence[str], limit: int) -> list[FlowRun]
 
 
 def in_utc(text: str | None) -> datetime | None:
-    """A moment as the database writes it."""
+    """Parse a time as the database stores it."""
     return None if text is None else datetime.fromisoformat(text).replace(tzinfo=UTC)

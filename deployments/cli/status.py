@@ -1,6 +1,5 @@
-"""`lexloom status`: what is at work, which runs there were, and how full the store is."""
+"""`lexloom status`: active stages, the latest runs and the size of the store."""
 
-import argparse
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
+from lexloom.flows.registry import flows as registered_flows
 from lexloom.tasks.display.console import NAME_WIDTH, clipped
 from lexloom.tasks.display.formatting import counted, duration, size
 from lexloom.tasks.store.activity import Work, at_work, interrupted, line, share_done
@@ -40,7 +40,7 @@ class Status(BaseModel):
     store: Path
     at_work: list[Work]
     interrupted: list[Work]
-    runs: list[Any]  # deployments/cli/runs.py's FlowRun, which is imported late
+    runs: list[Any]  # FlowRun of deployments/cli/runs.py, which is imported late
     runs_from: str | None
     runs_problem: str | None
     stages: list[StageTotal]
@@ -50,34 +50,33 @@ class Status(BaseModel):
     free_bytes: int
 
 
-def add_commands(commands: Any, shared: argparse.ArgumentParser, flows: list[str]) -> None:
-    command = commands.add_parser("status", help="what is at work, and what there is", parents=[shared])
-    command.add_argument("--runs", type=int, default=5, help="how many of the latest runs (default: 5)")
-    command.add_argument("--json", action="store_true", help="all of it as one JSON object")
-    command.set_defaults(run=status, flows=flows)
+def status(*, runs: int = 5, json: bool = False) -> None:
+    """Show active stages, the latest runs and the size of the store.
 
-
-def status(arguments: argparse.Namespace) -> int:
-    if arguments.runs < 0:
-        raise ValueError(f"--runs is {arguments.runs}: it must be 0 or more")
-    found = look(Store(), arguments.flows, arguments.runs)
-    if arguments.json:
+    Args:
+        runs: How many of the latest runs to list.
+        json: Print everything as one JSON object.
+    """
+    if runs < 0:
+        raise ValueError(f"--runs is {runs}: it must be 0 or more")
+    found = look(Store(), list(registered_flows()), runs)
+    if json:
         print(found.model_dump_json())
-    else:
-        console = Console(highlight=False, soft_wrap=True)
-        for each in lines(found):
-            console.print(each)
-    return 0
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for each in lines(found):
+        console.print(each)
 
 
 def look(store: Store, flows: list[str], runs: int) -> Status:
+    """Collect the status of a store, with at most `runs` of the latest runs of these flows."""
     working = at_work(store)
     stages = totals(store)
     latest: list[Any] = []
     origin: str | None = None
     problem: str | None = None
     if runs:
-        try:  # here, since importing Prefect takes longer than all the rest
+        try:  # imported late: Prefect takes longer to import than all the rest
             origin, latest = import_module("lexloom.deployments.cli.runs").latest_runs(flows, runs)
         except OSError as error:
             problem = str(error)
@@ -98,7 +97,7 @@ def look(store: Store, flows: list[str], runs: int) -> Status:
 
 
 def totals(store: Store) -> list[StageTotal]:
-    """One entry a stage, in the order in which each was first built."""
+    """Return one entry per stage, in the order in which the stages were first built."""
     found: dict[str, StageTotal] = {}
     for manifest in store.manifests():
         each = found.setdefault(
@@ -112,11 +111,11 @@ def totals(store: Store) -> list[StageTotal]:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
+    """Return the folder, or its nearest parent that exists."""
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
-# in words
+# printing
 
 
 def lines(found: Status) -> Iterator[Text]:
@@ -161,7 +160,7 @@ def how_far(work: Work) -> str:
 
 
 def doing(work: Work) -> str:
-    """What a stage at work has done so far, and where."""
+    """Return the progress of an active stage, its process and its host."""
     if work.progress is not None:
         figures = f"{line(work.progress, 'examples')} · as of {ago(work.progress_at or 0)}"
     else:
@@ -177,7 +176,7 @@ def left_behind(work: Work) -> str:
 
 
 def run_line(run: Any, working: bool) -> Text:
-    """A run with its state; one that is said to run although nothing is at work may have been killed."""
+    """Format a run and its state; a run that is 'Running' while no stage is active may have been killed."""
     ended = run.ended or datetime.now(UTC)
     text = named(run.flow, f"{run.state:<10}", COLOURS.get(run.state, "yellow"))
     text.append(f" {duration((ended - run.started).total_seconds()):>11}")

@@ -1,95 +1,95 @@
-"""The texts that `lexloom classify` reads: of the command line, of stdin's lines, or of a file.
+"""The texts of `lexloom classify`: arguments, the lines of standard input, or the rows of a file.
 
-None stands for a text that is missing or blank, so that the n-th text is the n-th line or row.
+A missing or blank text is None, so that the n-th text is the n-th line or row.
 """
 
-import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
-FIRST_BATCH, MOST_AT_ONCE = 16, 1024  # texts: the first labels come soon, later ones fast
-CHARACTERS_AT_ONCE = 1 << 22
+from cyclopts import Parameter
 
-
-def add_flags(command: argparse.ArgumentParser) -> None:
-    """The flags of a file's format, which are those of a source."""
-    command.add_argument("--file", type=Path, metavar="FILE", help="classify this file's lines or rows")
-    for flag, default, purpose in (
-        ("--text-column", "text", "column of the text of .csv, .jsonl and .parquet files (default: text)"),
-        ("--text-encoding", None, "encoding of a file without a byte order mark (default: UTF-8)"),
-        ("--csv-delimiter", None, "delimiter of a .csv file: one character, or 'tab' (default: detected)"),
-        ("--csv-quote", None, "quote of a .csv file, or 'none' (default: detected)"),
-        (
-            "--csv-escape",
-            None,
-            "escape character before a quote of a .csv file, or 'none' (default: detected)",
-        ),
-    ):
-        command.add_argument(flag, metavar="TEXT", default=default, help=purpose)
-    command.add_argument(
-        "--invalid-utf8",
-        default="refuse",
-        choices=["refuse", "replace", "drop"],
-        help="what to do about a file's text that its encoding does not have (default: refuse)",
-    )
+FIRST_BATCH, MAX_BATCH = 16, 1024  # texts: small at first for a fast first label, then large for throughput
+MAX_CHARACTERS = 1 << 22  # of a batch
 
 
-def texts_of(arguments: argparse.Namespace) -> Iterator[str | None]:
-    """The texts, read as they are asked for.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FileOptions:
+    """The format of a file of texts, as for a corpus.
+
+    Args:
+        text_column: Column of the text in .csv, .jsonl and .parquet files.
+        text_encoding: Encoding of a file without a byte order mark (default: UTF-8).
+        csv_delimiter: Delimiter of a .csv file: one character, or 'tab' (default: detected).
+        csv_quote: Quote character of a .csv file, or 'none' (default: detected).
+        csv_escape: Character that escapes a quote in a .csv file, or 'none' (default: detected).
+        invalid_utf8: How to handle text that is invalid in the file's encoding.
+    """
+
+    text_column: str = "text"
+    text_encoding: str | None = None
+    csv_delimiter: str | None = None
+    csv_quote: str | None = None
+    csv_escape: str | None = None
+    invalid_utf8: Literal["refuse", "replace", "drop"] = "refuse"
+
+
+def read_texts(texts: Sequence[str], file: Path | None, options: FileOptions) -> Iterator[str | None]:
+    """Yield the texts to classify: the given ones, or those of a file, or the lines of standard input.
 
     Raises:
-        ValueError: texts are given twice over, or nowhere; one of the command line is blank; or a file's
-            format is not supported.
+        ValueError: both texts and a file are given, or neither; a given text is blank; or the file's format
+            is not supported.
         OSError: the file can't be read.
     """
-    if arguments.texts and arguments.file:
-        raise ValueError("texts and --file can't both be given: say what to classify in one way")
-    if arguments.texts:
-        for number, text in enumerate(arguments.texts, 1):
+    if texts and file:
+        raise ValueError("texts and --file can't both be given: use one of them")
+    if texts:
+        for number, text in enumerate(texts, 1):
             if not text.strip():
                 raise ValueError(f"text {number} is empty: leave it out")
-        # bytes that were no UTF-8 come back as they were, to be refused in the same words as a line's
-        return decoded((text.encode("utf-8", "surrogateescape") for text in arguments.texts), "text")
-    if arguments.file:
-        return texts_of_file(arguments)
+        # surrogateescape restores bytes that are not UTF-8, so that they are reported like those of a file
+        return decoded((text.encode("utf-8", "surrogateescape") for text in texts), "text")
+    if file:
+        return read_file(file, options)
     if sys.stdin.isatty():
-        raise ValueError("there is no text to classify: give some, name a --file, or pipe lines in")
+        raise ValueError("there is no text to classify: pass texts or --file, or pipe lines in")
     return decoded(sys.stdin.buffer, "stdin, line")
 
 
-def texts_of_file(arguments: argparse.Namespace) -> Iterator[str | None]:
-    """The documents of a file as a source has them; the lines of a pipe."""
-    from lexloom.tasks.readers import formats as readers
+def read_file(path: Path, options: FileOptions) -> Iterator[str | None]:
+    """Yield the documents of a file as a corpus would read them, or the lines of a pipe."""
+    from lexloom.tasks.readers import formats
 
-    path: Path = arguments.file
     if not path.is_file():
         return decoded(closed_after(path.open("rb")), f"{path}, line")
-    if not readers.is_supported(path):
-        raise ValueError(f"{path} can't be read: {readers.SUPPORTED}; to classify its lines, pipe them in")
-    return documents(arguments)
+    if not formats.is_supported(path):
+        raise ValueError(f"{path} can't be read: {formats.SUPPORTED}; to classify its lines, pipe them in")
+    return documents(path, options)
 
 
-def documents(arguments: argparse.Namespace) -> Iterator[str | None]:
+def documents(path: Path, options: FileOptions) -> Iterator[str | None]:
     from lexloom.tasks.readers.csv_dialects import Dialect, check_character
     from lexloom.tasks.readers.encodings import check_encoding
     from lexloom.tasks.readers.formats import read
     from lexloom.tasks.readers.raw import Options, decode
 
-    signs = []
+    characters = []
     for name in ("csv_delimiter", "csv_quote", "csv_escape"):
         try:
-            signs.append(check_character(getattr(arguments, name)))
+            characters.append(check_character(getattr(options, name)))
         except ValueError as error:
             raise ValueError(f"--{name.replace('_', '-')} {error}") from None
-    if arguments.text_encoding is not None:
-        check_encoding(arguments.text_encoding)
-    options = Options(
-        text_column=arguments.text_column, csv=Dialect(*signs), encoding=arguments.text_encoding
+    if options.text_encoding is not None:
+        check_encoding(options.text_encoding)
+    format_options = Options(
+        text_column=options.text_column, csv=Dialect(*characters), encoding=options.text_encoding
     )
-    for raw in read(arguments.file, options):
-        text, _ = decode(raw, arguments.invalid_utf8)
+    for raw in read(path, format_options):
+        text, _ = decode(raw, options.invalid_utf8)
         yield from map(unless_blank, text.to_pylist())
 
 
@@ -103,7 +103,7 @@ def closed_after(file: BinaryIO) -> Iterator[bytes]:
 
 
 def decoded(lines: Iterable[bytes], what: str) -> Iterator[str | None]:
-    """The lines as text; ValueError, by number, where one is not UTF-8."""
+    """Decode lines; raise ValueError with the line's number if one is not UTF-8."""
     for number, line in enumerate(lines, 1):
         try:
             yield unless_blank(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
@@ -114,18 +114,18 @@ def decoded(lines: Iterable[bytes], what: str) -> Iterator[str | None]:
 
 
 def growing_batches(texts: Iterable[str | None]) -> Iterator[list[str | None]]:
-    """Texts in batches that double up to MOST_AT_ONCE, and hold about CHARACTERS_AT_ONCE at most.
+    """Yield batches that double in size up to MAX_BATCH texts or about MAX_CHARACTERS.
 
-    Those before a line that is refused come out before the ValueError.
+    If reading raises ValueError, the texts read before it are yielded first.
     """
     most, batch, held = FIRST_BATCH, list[str | None](), 0
     try:
         for text in texts:
             batch.append(text)
             held += len(text or "")
-            if len(batch) >= most or held >= CHARACTERS_AT_ONCE:
+            if len(batch) >= most or held >= MAX_CHARACTERS:
                 yield batch
-                most, batch, held = min(2 * most, MOST_AT_ONCE), [], 0
+                most, batch, held = min(2 * most, MAX_BATCH), [], 0
     except ValueError:
         if batch:
             yield batch

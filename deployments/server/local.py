@@ -6,13 +6,11 @@ ends, it pauses the work pool, cancels what runs, as the page would, and then en
 runs that wait begin next time, when the pool is resumed.
 """
 
-import argparse
 import fcntl
 import os
 import platform
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -25,20 +23,17 @@ from uuid import UUID
 from httpx import HTTPError
 from rich.text import Text
 
-from lexloom.deployments.cli.app import ALLOW_HOST
-from lexloom.deployments.cli.main import plain
-from lexloom.deployments.cli.ui import LINK, NO_LOGIN
 from lexloom.deployments.server.login import Session, new_login, publish, running_session
 from lexloom.deployments.server.orphaned_runs import AT_WORK, bury_the_dead, runs
 from lexloom.deployments.server.processes import Program, ended_in_order
 from lexloom.deployments.server.register import POOL, POOL_TYPE, deploy, job_template, make_pool, python
 from lexloom.deployments.server.sockets import listen
-from lexloom.flows.environment import QUIET_LIBRARIES, settle_environment
+from lexloom.flows.command import error_message
+from lexloom.flows.environment import QUIET_LIBRARIES
 from lexloom.flows.local_server.same_origin import Address
 from lexloom.tasks.display.console import NAME_WIDTH, clipped, stderr
 from lexloom.tasks.store.artifacts import Store
 
-HOST, PORT = "127.0.0.1", 4200
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # not an address to ask at
 LOG = "lexloom-ui.log"
 POLL_SECONDS = 2
@@ -46,31 +41,24 @@ CANCEL_SECONDS = 60
 SHOWN_RUNS, MESSAGE_WIDTH = 20, 100
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Serves until Ctrl-C or SIGTERM; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="lexloom ui", description="Prefect's page to start, schedule and watch runs."
-    )
-    parser.add_argument("--host", default=HOST, help=f"the address to serve at (default: {HOST})")
-    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 finds a free one")
-    parser.add_argument("--store", metavar="FOLDER", help="the store (default: $LEXLOOM_STORE or artifacts/)")
-    parser.add_argument("--allow-host", action="append", default=[], help=ALLOW_HOST)
-    parser.add_argument("--no-login", action="store_true", help=NO_LOGIN)
-    parser.add_argument("--link", action="store_true", help=LINK)
-    options = parser.parse_args(argv)
-    settle_environment(verbose=bool(os.environ.get("LEXLOOM_VERBOSE")))
+def serve(host: str, port: int, allow_hosts: Sequence[str] = (), login: bool = True) -> int:
+    """Run `operate` on the default store until Ctrl-C or SIGTERM; return the exit status.
+
+    Raises:
+        OSError, ValueError: see `operate`; one sentence.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
-        if options.link:
-            print(running_session(prefect_home()).new_link())
-            return 0
-        operate(options.host, options.port, Store(options.store), options.allow_host, not options.no_login)
+        operate(host, port, Store(), allow_hosts, login)
     except KeyboardInterrupt:
         return 0
-    except (OSError, ValueError, RuntimeError, HTTPError) as error:
-        stderr.print(Text("error: ", style="bold red") + Text(plain(error)))
-        return 1
+    except (RuntimeError, HTTPError) as error:
+        raise OSError(error_message(error)) from error
+
+
+def print_login_link() -> None:
+    print(running_session(prefect_home()).new_link())
 
 
 def interrupt(number: int, frame: object) -> NoReturn:
@@ -144,7 +132,7 @@ def refuse_another_server(api: str) -> None:
     if other and other.rstrip("/") != api:
         raise ValueError(
             f"PREFECT_API_URL is {other}, but `lexloom ui` starts its own server. Unset it, or deploy to that"
-            " server with `python -m lexloom.deployments.server.register` and start a worker with"
+            " server with `lexloom deploy` and start a worker with"
             f" `prefect worker start --pool {POOL} --type {POOL_TYPE}`"
         )
 
@@ -325,7 +313,3 @@ def tell_run(flow: str, run: Any) -> None:
     if kind in ("FAILED", "CRASHED") and run.state.message:
         line.append(f": {clipped(run.state.message, MESSAGE_WIDTH)}", style="dim")
     stderr.print(line)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,8 +11,8 @@ from typing import Any
 
 from httpx import HTTPError
 
-from lexloom.deployments.cli.main import plain
 from lexloom.deployments.server.register import POOL
+from lexloom.flows.command import error_message
 
 AT_WORK = ("PENDING", "RUNNING", "CANCELLING")
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         with get_client(sync_client=True) as client:
             bury_the_dead(client)
     except (OSError, HTTPError) as error:
-        print(f"error: {plain(error)}", file=sys.stderr)
+        print(f"error: {error_message(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,11 +1,9 @@
-"""Register the work pool and a deployment of every flow on a Prefect server.
+"""Register the work pool and a deployment of every flow on a Prefect server (`lexloom deploy`).
 
-python -m lexloom.deployments.server.register, for the server that PREFECT_API_URL names. Flows of other
-packages are deployed like those of prefect.yaml. The command can be repeated: what a user has set since (the
-pool's limit, its pause, the schedules) is kept.
+Flows of other packages are deployed like those of prefect.yaml. The command can be repeated: settings that a
+user has changed since (the pool's limit, its pause, the schedules) are kept.
 """
 
-import argparse
 import ctypes
 import signal
 import subprocess
@@ -18,7 +16,7 @@ from typing import IO, Any
 import yaml
 from httpx import HTTPError
 
-from lexloom.deployments.cli.main import plain
+from lexloom.flows.command import error_message
 from lexloom.flows.registry import FlowEntry, flows
 
 POOL, POOL_TYPE, RUNS_AT_ONCE = "lexloom", "process", 2
@@ -27,30 +25,21 @@ REUSE = "Stages whose results are in the store are not run again. The report is 
 PR_SET_PDEATHSIG = 1
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Register the pool and the deployments; return the exit status."""
+def register(runs: int = RUNS_AT_ONCE) -> None:
+    """Create or update the work pool and apply the deployments; a new pool runs `runs` at once.
+
+    Raises:
+        OSError: the server does not answer, or the deployments could not be applied.
+        ValueError: there is a work pool of this name whose runs are not processes.
+    """
     from prefect.client.orchestration import get_client
 
-    options = build_parser().parse_args(argv)
     try:
         with get_client(sync_client=True) as client:
-            make_pool(client, job_template(), options.runs)
+            make_pool(client, job_template(), runs)
             deploy(client)
-    except (OSError, ValueError, HTTPError, RuntimeError) as error:
-        print(f"error: {plain(error)}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lexloom.deployments.server.register")
-    parser.add_argument(
-        "--runs",
-        type=int,
-        default=RUNS_AT_ONCE,
-        help="concurrency limit of the work pool if it is created (default: %(default)s)",
-    )
-    return parser
+    except (RuntimeError, HTTPError) as error:
+        raise OSError(error_message(error)) from error
 
 
 def job_template(command: str | None = None, working_dir: str | None = None) -> dict[str, Any]:
@@ -165,7 +154,3 @@ def end_with_parent() -> None:
     """In a child before it starts its program: ask for SIGTERM when the parent dies (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

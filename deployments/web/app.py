@@ -23,7 +23,6 @@ from rich.text import Text
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lexloom.deployments.cli.app import ALLOW_HOST
 from lexloom.deployments.server.sockets import listen
 from lexloom.deployments.web import theme
 from lexloom.deployments.web.layout import build
@@ -87,7 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         "--port", type=int, default=PORT, help=f"port to listen on (default: {PORT}; 0 picks a free port)"
     )
     parser.add_argument("--store", metavar="FOLDER", help="the store (default: $LEXLOOM_STORE or artifacts/)")
-    parser.add_argument("--allow-host", action="append", default=[], help=ALLOW_HOST)
+    parser.add_argument(
+        "--allow-host", action="append", default=[], help="additional host name to accept; repeatable"
+    )
     options = parser.parse_args(argv)
     try:
         for name in options.allow_host:

@@ -42,7 +42,7 @@ Ids = NDArray[np.int64]
 
 
 class EvaluateLMConfig(BaseModel):
-    """Parameters of the evaluation of a language model."""
+    """Size of the evaluation and of the n-gram baseline."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,23 +50,18 @@ class EvaluateLMConfig(BaseModel):
         None,
         ge=1,
         le=16,
-        description="order of the n-gram baseline; if not given, the size of the windows, at most 5",
-        json_schema_extra={"position": 0},
+        description="Order of the n-gram baseline; if not given, the windows' length, but at most 5.",
     )
     baseline_tokens: int = Field(
-        20_000_000,
-        ge=1,
-        description="maximum number of training tokens in which n-grams are counted",
-        json_schema_extra={"position": 1},
+        20_000_000, ge=1, description="Maximum number of training tokens on which n-grams are counted."
     )
     max_tokens: int = Field(
         1_000_000,
         ge=1,
-        description="approximate maximum of held-out tokens to measure on, in windows spread evenly",
-        json_schema_extra={"position": 2},
+        description="Approximate maximum of held-out tokens to evaluate on, in evenly spaced windows.",
     )
     device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
-        "cpu", description="device of the model", json_schema_extra={"position": 3}
+        "cpu", description="Device that evaluates the model."
     )
 
 

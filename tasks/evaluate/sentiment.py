@@ -33,27 +33,20 @@ TEST = "test-*.parquet"
 
 
 class EvaluateSentimentConfig(BaseModel):
-    """Parameters of the evaluation of a classifier."""
+    """Size of the baseline, and what the report shows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     baseline_reviews: int = Field(
         50_000,
         ge=0,
-        description="maximum number of reviews that the bag-of-words baseline is trained on; 0 omits it",
-        json_schema_extra={"position": 0},
+        description="Maximum number of reviews on which the bag-of-words baseline is trained; 0 disables it.",
     )
     mistakes: int = Field(
-        10,
-        ge=0,
-        le=1000,
-        description="number of the most confident mistakes that the report shows",
-        json_schema_extra={"position": 1},
+        10, ge=0, le=1000, description="Number of most confident wrong predictions to keep for the report."
     )
     device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
-        None,
-        description="device of the classifier; if not given, the training's",
-        json_schema_extra={"position": 2},
+        None, description="Device that runs the classifier (default: the training device)."
     )
 
 

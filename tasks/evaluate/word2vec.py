@@ -24,39 +24,26 @@ EXAMPLE_RANKS, EXAMPLES = slice(100, 500), 8  # the words whose neighbours are s
 
 
 class EvaluateConfig(BaseModel):
-    """Parameters of the evaluation of word vectors."""
+    """Words to show neighbours of, and evaluation sets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     neighbours_of: list[str] | None = Field(
-        default=None,
-        description="words whose nearest neighbours are shown; if not given, eight frequent ones",
-        json_schema_extra={"position": 0},
+        None, description="Words whose nearest neighbours to list; if not given, eight frequent words."
     )
-    neighbours: int = Field(
-        default=8,
-        ge=1,
-        le=100,
-        description="number of neighbours of each word",
-        json_schema_extra={"position": 1},
-    )
+    neighbours: int = Field(8, ge=1, le=100, description="Number of neighbours to list for each word.")
     similarity: Annotated[list[Path] | None, RunOnly()] = Field(
-        default=None,
-        description="word-similarity files (a line: word, word, score); if not given, WordSim-353 and"
-        " SimLex-999 if gensim is installed",
-        json_schema_extra={"position": 2},
+        None,
+        description="Word-similarity files with lines of word, word, score; if not given, WordSim-353 and"
+        " SimLex-999 if gensim is installed.",
     )
     analogies: Annotated[list[Path] | None, RunOnly()] = Field(
-        default=None,
-        description="analogy files (': section' lines, and lines of four words); if not given, Google's"
-        " questions if gensim is installed",
-        json_schema_extra={"position": 3},
+        None,
+        description="Analogy files with ': section' lines and lines of four words; if not given, Google's"
+        " analogies if gensim is installed.",
     )
     restrict: int = Field(
-        default=300_000,
-        ge=1,
-        description="compute scores on this many of the most frequent words",
-        json_schema_extra={"position": 4},
+        300_000, ge=1, description="Number of most frequent words to which the scores are restricted."
     )
 
 

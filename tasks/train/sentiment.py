@@ -43,7 +43,7 @@ from lexloom.tasks.train.model_folder import (
     summarize,
     write_json,
 )
-from lexloom.tasks.train.run import GradientTrainConfig, plan_job, run_job
+from lexloom.tasks.train.run import BatchSize, Epochs, GradientTrainConfig, plan_job, run_job
 from lexloom.training.schedules import linear
 from lexloom.training.torch_trainable import TorchTrainable
 
@@ -51,33 +51,17 @@ CLIP = 1.0
 
 
 class TrainSentimentConfig(GradientTrainConfig):
-    """Fine-tuning by AdamW with warm-up and linear decay (Devlin et al. 2019, "BERT")."""
+    """Fine-tuning with AdamW: linear warm-up, then linear decay to 0 (Devlin et al. 2019, "BERT")."""
 
-    epochs: int = Field(3, ge=1, description="passes over all reviews", json_schema_extra={"position": 0})
-    batch_size: int = Field(
-        32, ge=8, description="reviews per step, over all workers", json_schema_extra={"position": 3}
-    )
-    learning_rate: float = Field(
-        2e-4, gt=0, le=1, description="learning rate after the warm-up", json_schema_extra={"position": 50}
-    )
-    warm_up: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="share of the training in which the learning rate rises",
-        json_schema_extra={"position": 51},
-    )
+    epochs: Epochs = 3
+    batch_size: BatchSize = 32
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Learning rate after the warm-up.")
+    warm_up: float = Field(0.1, ge=0, lt=1, description="Share of training in which the learning rate rises.")
     weight_decay: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        description="weight decay of matrices (AdamW); biases and norms have none",
-        json_schema_extra={"position": 52},
+        0.01, ge=0, le=1, description="Weight decay (AdamW) of matrices; biases and norms have none."
     )
     class_weights: Literal["none", "balanced"] = Field(
-        "none",
-        description="'balanced' weights reviews so that rare labels count as much as frequent ones",
-        json_schema_extra={"position": 53},
+        "none", description="'balanced' weights the loss so that each label counts the same."
     )
 
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from lexloom.models.compilation import compile_modules, without_compilation
 from lexloom.models.normalization import active_rules, card_note
 from lexloom.models.optim import OptimizerConfig, make_optimizer
-from lexloom.models.precision import Layer, Precision, use_bfloat16
+from lexloom.models.precision import Layer, use_bfloat16
 from lexloom.models.sampling import NextLogits
 from lexloom.models.transformer.hf_io import export_tokenizer, save
 from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig, next_token_loss
@@ -34,7 +34,7 @@ from lexloom.tasks.train.model_folder import (
     save_records,
     summarize,
 )
-from lexloom.tasks.train.run import LANES, GradientTrainConfig, plan_job, run_job
+from lexloom.tasks.train.run import LANES, GradientTrainConfig, MatrixPrecision, plan_job, run_job
 from lexloom.training.schedules import warm_up_stable_decay
 from lexloom.training.torch_trainable import TorchTrainable
 
@@ -89,63 +89,58 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 }
 
 
-def field(position: int, description: str, default: Any = None, **bounds: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"position": position}, **bounds)
-
-
-def preset_field(position: int, description: str, **bounds: Any) -> Any:
-    """Return a field whose default is the preset's, filled in by `from_preset`."""
-    return field(position, f"{description}; if not given, the preset's", **bounds)
+def preset_field(description: str, **bounds: Any) -> Any:
+    """Return a field whose default is the preset's; `from_preset` fills it in."""
+    return Field(None, description=f"{description} (default: the preset's).", **bounds)
 
 
 class TrainTransformerConfig(GradientTrainConfig):
-    """Parameters of the training of a transformer; the preset's values are the defaults."""
+    """A transformer language model. Parameters that are not given are the preset's."""
 
-    epochs: int = preset_field(0, "passes over all windows", ge=1)
-    batch_size: int = preset_field(3, "windows per step, over all workers", ge=LANES)
+    epochs: int = preset_field("Passes over all windows", ge=1)
+    batch_size: int = preset_field("Windows per step, over all workers", ge=LANES)
 
-    preset: Preset = field(
-        50, "tiny (0.8M parameters, for a CPU), char (10.6M, for characters) or small (124M)", "tiny"
+    preset: Preset = Field(
+        "tiny",
+        description="Size of the model: tiny (0.8M parameters, for a CPU), char (10.6M, for characters) or"
+        " small (124M).",
     )
-    layers: int = preset_field(51, "number of blocks", ge=1, le=1024)
-    width: int = preset_field(52, "size of a token's hidden state", ge=1, le=1 << 16)
-    heads: int = preset_field(53, "number of attention heads", ge=1)
-    kv_heads: int = field(54, "number of key and value heads; 0 for as many as attention heads", 0, ge=0)
-    ffn_dim: int = field(
-        55, "hidden size of the feed-forward layers; 0 for the equivalent of 4 x width", 0, ge=0
+    layers: int = preset_field("Number of transformer blocks", ge=1, le=1024)
+    width: int = preset_field("Dimension of the residual stream", ge=1, le=1 << 16)
+    heads: int = preset_field("Number of attention heads", ge=1)
+    kv_heads: int = Field(0, ge=0, description="Number of key and value heads; 0 for as many as query heads.")
+    ffn_dim: int = Field(0, ge=0, description="Width of the feed-forward layers; 0 for four times the width.")
+    context: int = preset_field("Context length in tokens", ge=1, le=1 << 20)
+    style: Literal["modern", "gpt2"] = Field(
+        "modern", description="Architecture: 'modern' is Qwen3's, 'gpt2' is GPT-2's."
     )
-    context: int = preset_field(56, "context length in tokens", ge=1, le=1 << 20)
-    style: Literal["modern", "gpt2"] = field(
-        57, "architecture: 'modern' is Qwen3's, 'gpt2' is GPT-2's", "modern"
-    )
-    tie_embeddings: bool = preset_field(58, "share weights between the embeddings and the output layer")
-    dropout: float = preset_field(59, "dropout probability in training", ge=0, lt=1)
+    tie_embeddings: bool = preset_field("Share the weights of the input and output embeddings")
+    dropout: float = preset_field("Dropout probability", ge=0, lt=1)
 
-    optimizer: Literal["muon", "adamw"] = field(
-        60, "'muon' for the hidden matrices and AdamW for the rest, or 'adamw' for all", "muon"
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon",
+        description="'muon' trains hidden matrices with Muon and the rest with AdamW; 'adamw' trains all.",
     )
-    matrix_lr: float = preset_field(61, "learning rate of the hidden matrices", gt=0, le=10)
-    lr: float = preset_field(62, "learning rate of all other parameters", gt=0, le=10)
-    momentum: float = preset_field(63, "Muon's momentum", ge=0, lt=1)
-    weight_decay: float = field(64, "weight decay of matrices and embeddings", 0.0, ge=0, le=10)
-    warm_up: float = field(65, "share of the training in which the learning rates rise", 0.0, ge=0, lt=1)
-    decay: float = field(
-        66, "share of the training, at its end, in which the learning rates fall", 0.5, ge=0, le=1
+    matrix_lr: float = preset_field("Learning rate of the hidden matrices", gt=0, le=10)
+    lr: float = preset_field("Learning rate of all other parameters", gt=0, le=10)
+    momentum: float = preset_field("Momentum of Muon", ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, le=10, description="Weight decay of matrices and embeddings.")
+    warm_up: float = Field(0.0, ge=0, lt=1, description="Share of training in which the learning rates rise.")
+    decay: float = Field(
+        0.5, ge=0, le=1, description="Share of training, at its end, in which the learning rates fall."
     )
-    final: float = field(67, "final learning rates, as a share of the highest", 0.0, ge=0, le=1)
-    clip: float | None = field(68, "maximum norm of the gradients", None, gt=0)
-    micro_batch: int | None = field(
-        69, "windows per forward and backward pass; if not given, the preset's, or all of a step", ge=1
+    final: float = Field(0.0, ge=0, le=1, description="Learning rates at the end, as a share of their peaks.")
+    clip: float | None = Field(None, gt=0, description="Maximum norm of the gradients.")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Windows per forward and backward pass; if not given, the preset's, or all at once.",
     )
-
-    precision: Precision = field(
-        70,
-        "precision of matrix products; 'auto' uses bfloat16 if it is measured to be faster; a resumed run"
-        " keeps its precision",
+    precision: MatrixPrecision = "auto"
+    compile: Literal["auto", "on", "off"] = Field(
         "auto",
-    )
-    compile: Literal["auto", "on", "off"] = field(
-        71, "torch.compile; 'auto' on a GPU only: on a CPU it takes longer than a short run", "auto"
+        description="Use torch.compile; 'auto' does so on a GPU only, since on a CPU it takes longer than a"
+        " short run.",
     )
 
     @model_validator(mode="before")

@@ -6,13 +6,13 @@ and a model card.
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from lexloom.models.precision import Layer, Precision, use_bfloat16
+from lexloom.models.precision import Layer, use_bfloat16
 from lexloom.models.window_lm import (
     Activation,
     Error,
@@ -31,7 +31,14 @@ from lexloom.tasks.generate import written
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.model_folder import GENERATE, describe_training, restore, save_records, summarize
-from lexloom.tasks.train.run import GradientTrainConfig, plan_job, run_job
+from lexloom.tasks.train.run import (
+    BatchSize,
+    GradientSync,
+    GradientTrainConfig,
+    MatrixPrecision,
+    plan_job,
+    run_job,
+)
 from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.schedules import linear
 from lexloom.training.torch_trainable import TorchTrainable
@@ -42,89 +49,46 @@ COLUMNS = ("inputs", "label")
 class TrainWindowLMConfig(GradientTrainConfig):
     """Parameters of the training of a window language model, by Adam."""
 
-    epochs: int = Field(5, ge=1, description="passes over all windows", json_schema_extra={"position": 0})
-    batch_size: int = Field(
-        1024, ge=8, description="windows per step, over all workers", json_schema_extra={"position": 3}
-    )
-    sync: Literal["all_reduce", "average", "diloco"] = Field(
-        "average",
-        description="synchronisation of workers: average gradients at every step; average parameters every"
-        " sync_period steps; or pass the mean update to an outer optimizer",
-        json_schema_extra={"position": 21},
-    )
+    batch_size: BatchSize = 1024
+    sync: GradientSync = "average"
     objective: Objective = Field(
         "token",
-        description="predict the label (cross-entropy) or its embedding (regression)",
-        json_schema_extra={"position": 50},
+        description="What is predicted: the label's 'token' (cross-entropy) or its 'embedding' (regression).",
     )
-    fine_tuned: bool = Field(
-        False,
-        description="train the embeddings too; otherwise they are frozen",
-        json_schema_extra={"position": 51},
-    )
-    width: int = Field(
-        512, ge=1, le=65_536, description="width of the dense layers", json_schema_extra={"position": 52}
-    )
-    depth: int = Field(
-        2, ge=1, le=100, description="number of dense layers", json_schema_extra={"position": 53}
-    )
-    activation: Activation = Field(
-        "relu", description="activation of the dense layers", json_schema_extra={"position": 54}
-    )
-    dropout: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="dropout probability of the dense layers' outputs in training",
-        json_schema_extra={"position": 55},
-    )
+    fine_tuned: bool = Field(False, description="Also train the embeddings, instead of keeping them fixed.")
+    width: int = Field(512, ge=1, le=65_536, description="Width of the dense layers.")
+    depth: int = Field(2, ge=1, le=100, description="Number of dense layers.")
+    activation: Activation = Field("relu", description="Activation function of the dense layers.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability after each dense layer.")
     output: Output = Field(
         "adaptive",
-        description="output layer (objective token): an adaptive softmax, a full one, or a full one that"
-        " shares its weights with the embeddings",
-        json_schema_extra={"position": 56},
+        description="Output layer (objective token): an adaptive softmax, a full one, or a full one tied to"
+        " the embeddings.",
     )
     features: int = Field(
         128,
         ge=1,
         le=65_536,
-        description="input size of the softmax; with 'tied', the size of the embeddings",
-        json_schema_extra={"position": 57},
+        description="Inputs of the softmax; with 'tied', the dimension of the embeddings is used.",
     )
     cutoffs: tuple[int, ...] = Field(
-        (2000, 10_000),
-        description="ids at which the tail clusters of the adaptive softmax begin",
-        json_schema_extra={"position": 58},
+        (2000, 10_000), description="Token ids at which the adaptive softmax's tail clusters begin."
     )
     error: Error = Field(
-        "cosine",
-        description="loss of the objective embedding: the squared error or 1 - cosine",
-        json_schema_extra={"position": 59},
+        "cosine", description="Loss (objective embedding): the squared error, or 1 - cosine similarity."
     )
-    learning_rate: float = Field(
-        0.002, gt=0, le=10, description="Adam's highest learning rate", json_schema_extra={"position": 60}
-    )
+    learning_rate: float = Field(0.002, gt=0, le=10, description="Peak learning rate of Adam.")
     warm_up: float = Field(
         0.02,
         ge=0,
         lt=1,
-        description="share of the training in which the learning rate rises; it then falls linearly to 0",
-        json_schema_extra={"position": 61},
+        description="Share of training in which the learning rate rises linearly; then it falls linearly to"
+        " 0.",
     )
     weight_decay: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="weight decay (AdamW)",
-        json_schema_extra={"position": 62},
+        0.0, ge=0, le=1, description="Weight decay (AdamW), as a multiple of the learning rate."
     )
-
-    precision: Precision = Field(
-        "auto",
-        description="precision of matrix products; 'auto' uses bfloat16 if it is measured to be faster; a"
-        " resumed run keeps its precision",
-        json_schema_extra={"position": 63},
-    )
+    precision: MatrixPrecision = "auto"
 
     @model_validator(mode="after")
     def shape_fits(self) -> Self:

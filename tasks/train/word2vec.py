@@ -48,67 +48,40 @@ class TrainWord2VecConfig(TrainConfig):
     batch_size: int = Field(
         default_factory=lambda given: default_batch_size(**given),
         ge=LANES,
-        description="pairs per step, over all workers; if not given, 131072 for one worker, 1048576 if it"
-        " has a GPU, and 32768 for more workers. With streamed pairs, approximate, and at least those of"
-        f" {LANES * WINDOWS_PER_LANE} windows' length",
-        json_schema_extra={"position": 3},
+        description="Pairs per step, over all workers; if not given, 131072 for one worker, 1048576 if it"
+        " has a GPU, and 32768 for more workers. Approximate with streamed pairs, and at least the pairs of"
+        f" {LANES * WINDOWS_PER_LANE} windows.",
     )
-    dim: int = Field(
-        100, ge=1, le=4096, description="dimensions of the vectors", json_schema_extra={"position": 50}
-    )
-    negatives: int = Field(
-        5, ge=1, le=100, description="negative samples per target", json_schema_extra={"position": 51}
-    )
+    dim: int = Field(100, ge=1, le=4096, description="Dimension of the word vectors.")
+    negatives: int = Field(5, ge=1, le=100, description="Negative samples per target.")
     # not word2vec's 0.025: at one and at five epochs 0.05 gives better vectors (benchmarks/LOG.md)
-    learning_rate: float = Field(
-        0.05, gt=0, le=10, description="learning rate at the start", json_schema_extra={"position": 52}
-    )
+    learning_rate: float = Field(0.05, gt=0, le=10, description="Learning rate at the start.")
     min_learning_rate: float = Field(
-        0.0001,
-        ge=0,
-        le=10,
-        description="learning rate at the end; it falls linearly",
-        json_schema_extra={"position": 53},
+        0.0001, ge=0, le=10, description="Learning rate at the end; it falls linearly."
     )
-    sync_period: int = Field(
-        1,
-        ge=1,
-        description="steps between synchronisations of the frequent words' rows",
-        json_schema_extra={"position": 54},
-    )
-    sync_rare_period: int = Field(
-        16,
-        ge=1,
-        description="steps between synchronisations of all words' rows",
-        json_schema_extra={"position": 55},
-    )
+    sync_period: int = Field(1, ge=1, description="Steps between two exchanges of the frequent words' rows.")
+    sync_rare_period: int = Field(16, ge=1, description="Steps between two exchanges of all words' rows.")
     frequent_words: int = Field(
-        1000,
-        ge=0,
-        description="number of the most frequent words that are synchronised more often",
-        json_schema_extra={"position": 56},
+        1000, ge=0, description="Number of most frequent words that are exchanged every sync_period steps."
     )
-
     # two workers are stable without; four diverge (benchmarks/LOG.md)
     sync_cap: float = Field(
         2.0,
         ge=1,
         le=LANES,
-        description="maximum norm of a row's summed update, as a multiple of the workers' mean update",
-        json_schema_extra={"position": 57},
+        description="Maximum norm of a row's summed update, as a multiple of the workers' mean update; used"
+        " with more workers than this.",
     )
     programs: int | None = Field(
         None,
         ge=1,
-        description="on a GPU: number of words that are trained concurrently. More are faster, but train"
-        " worse, since they do not see each other's updates; if not given, a safe number",
-        json_schema_extra={"position": 58},
+        description="Words that a GPU processes at once. More are faster, but too many harm training, since"
+        " they do not see each other's updates; if not given, as many as training tolerates.",
     )
     save_context: bool = Field(
         False,
-        description="also write the context vectors (contexts.bin), from which gensim can continue training;"
-        " the folder is then twice as large",
-        json_schema_extra={"position": 59},
+        description="Also write the context vectors (contexts.bin), from which gensim can continue training;"
+        " this doubles the size of the folder.",
     )
 
     @model_validator(mode="after")

@@ -106,7 +106,7 @@ def test_generate_finds_the_latest_model_and_continues_a_prompt(
     trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEXLOOM_STORE", str(trained.store.root))
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
+    monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
     assert main(["generate", "latest", "--prompt", "the ", "--tokens", "30", "--seed", "3"]) == 0
     printed = capsys.readouterr().out
     model = load_language_model(trained.outcome["model"])
@@ -157,7 +157,7 @@ def test_status_shows_its_stage_and_asks_for_its_runs(
     trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEXLOOM_STORE", str(trained.store.root))
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
+    monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
     assert main(["status", "--runs", "0"]) == 0
     assert "train_lstm_lm" in capsys.readouterr().out
     assert "lstm-lm" in build_parser(["status"]).parse_args(["status"]).flows

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lexloom.flows import run as outcome
-from lexloom.flows.run import Story, row, story
+from lexloom.flows.run import RunRecorder, record_run, row
 from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.store.stage import StageRecord
 
@@ -36,13 +36,13 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_is_done_is_done_even_if_its_table_can_not_be_shown(
     no_server: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with story("word2vec", ""):
+    with record_run("word2vec", ""):
         pass
-    assert "the table of stages could not be shown" in caplog.text
+    assert "the table of stages could not be published" in caplog.text
 
 
 def test_a_run_that_fails_says_why_even_if_its_table_can_not_be_shown(no_server: None) -> None:
-    with pytest.raises(ValueError, match="no text remains"), story("word2vec", ""):
+    with pytest.raises(ValueError, match="no text remains"), record_run("word2vec", ""):
         raise ValueError("no text remains")
 
 
@@ -57,4 +57,7 @@ def test_the_metrics_are_those_of_what_stands_in_the_store_in_the_end() -> None:
         Artifact(stage=stage, key="m", folder=Path(stage), summary=summary(**facts))
         for stage, facts in (("train_word2vec", {"loss": 1.0}), ("evaluate", {"score": 0.5}), ("report", {}))
     )
-    assert Story("word2vec", [built]).outcome(model, scores, page).metrics == {"loss": 2.0, "score": 0.5}
+    assert RunRecorder("word2vec", [built]).outcome(model, scores, page).metrics == {
+        "loss": 2.0,
+        "score": 0.5,
+    }

@@ -26,7 +26,7 @@ STAGES = [
 
 @pytest.fixture(autouse=True)
 def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
+    monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_reviews_from_elsewhere_judge_it_and_then_nothing_is_held_out_for_that(
 
 
 def test_without_test_reviews_nothing_is_trained() -> None:
-    with pytest.raises(ValidationError, match="with test_share 0 no review judges the model"):
+    with pytest.raises(ValidationError, match="test_share 0 leaves no reviews to test on"):
         SentimentFlowConfig.model_validate({"split": {"test_share": 0}})
     SentimentFlowConfig.model_validate({"split": {"test_share": 0}, "test_source": "x.csv"})
 

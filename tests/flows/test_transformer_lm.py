@@ -20,7 +20,7 @@ def test_real_text_becomes_a_model_that_writes(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
+    monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
     command = [
         *("transformer-lm", "--store", str(tmp_path), "--json"),
         *("--limit", "300", "--encoding", "characters", "--runner", "local", "--workers", "1"),

@@ -19,7 +19,7 @@ STAGES = [
 
 @pytest.fixture(autouse=True)
 def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
+    monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
 
 
 def test_real_text_becomes_a_model_that_writes(

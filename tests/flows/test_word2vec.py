@@ -90,7 +90,7 @@ def test_prefects_page_shows_the_training_the_report_and_a_table_of_the_stages(s
 def test_the_command_prints_a_line_for_each_stage_and_one_json_object(
     prefect_server: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
+    monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
     (tmp_path / "text.txt").write_text(TEXT)
     flags = ["--source", "text.txt", "--runner", "local", "--workers", "1", "--dim", "16", "--epochs", "1"]
     assert main(["word2vec", *flags, "--store", "elsewhere", "--json"]) == 0

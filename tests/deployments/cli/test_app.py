@@ -8,12 +8,6 @@ import pytest
 from lexloom.deployments.cli.main import main
 
 
-@pytest.fixture(autouse=True)
-def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`main` settles environment variables and the warning filter for the whole process."""
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
-
-
 class BecameAnotherError(BaseException):
     """Stands for `exec`, after which this program is no more."""
 
@@ -29,7 +23,7 @@ def test_it_becomes_the_pages_program_with_its_flags_and_its_store(monkeypatch: 
         main(["app", "--port", "0", "--store", "elsewhere"])
     assert became.value.args == (
         sys.executable,
-        [sys.executable, "-P", "-m", "lexloom.deployments.web.app", "--port", "0"],
+        [sys.executable, "-P", "-m", "lexloom.deployments.web.app", "--host", "127.0.0.1", "--port", "0"],
         "elsewhere",
     )
 
@@ -37,6 +31,6 @@ def test_it_becomes_the_pages_program_with_its_flags_and_its_store(monkeypatch: 
 def test_without_gradio_it_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lexloom.deployments.cli.app.find_spec", lambda name: None)
+    monkeypatch.setattr("lexloom.deployments.cli.servers.find_spec", lambda name: None)
     assert main(["app"]) == 1
     assert capsys.readouterr().err.strip() == "error: the page needs Gradio: pip install 'lexloom[app]'"

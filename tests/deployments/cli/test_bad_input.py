@@ -18,11 +18,6 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 PLENTY = "the cat sat on the mat and the dog sat on the rug\n" * 50
 
 
-@pytest.fixture(autouse=True)
-def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
-
-
 def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 

@@ -14,18 +14,13 @@ import pytest
 import torch
 
 from lexloom.deployments.cli.main import main
-from lexloom.deployments.cli.texts import FIRST_BATCH, MOST_AT_ONCE, growing_batches
+from lexloom.deployments.cli.texts import FIRST_BATCH, MAX_BATCH, growing_batches
 from lexloom.models.sentiment.classifier import Classifier, save_classifier
 from lexloom.models.sentiment.frozen_encoder import TrainedPart
 from lexloom.models.sentiment.hf_loading import load_classifier
 from lexloom.models.word2vec.vectors import WordVectors
 from tests.deployments.cli.test_main import complaint
 from tests.models.tiny import write_backbone
-
-
-@pytest.fixture(autouse=True)
-def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
 
 
 @pytest.fixture
@@ -80,7 +75,7 @@ def test_flags_may_stand_anywhere(capsys: pytest.CaptureFixture[str], classifier
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] == said[2]
     assert len(said[0].splitlines()) == 3
-    assert "there is no flag --jsn; near it: --json" in complaint(
+    assert "Unknown option: --jsn. Did you mean --json?" in complaint(
         capsys, "classify", classifier, "--jsn", one
     )
 
@@ -104,7 +99,7 @@ def test_input_is_read_as_it_is_needed() -> None:
     batches = growing_batches(texts())
     assert len(next(batches)) == len(taken) == FIRST_BATCH
     sizes = [len(batch) for batch in batches]
-    assert max(sizes) == MOST_AT_ONCE
+    assert max(sizes) == MAX_BATCH
     assert FIRST_BATCH + sum(sizes) == 10_000
     assert [len(batch) for batch in growing_batches(["x" * (1 << 22)] * 3)] == [1, 1, 1]
 
@@ -254,4 +249,4 @@ def test_a_terminal_is_not_waited_for(
 ) -> None:
     pipe(monkeypatch, b"")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    assert "there is no text to classify: give some" in complaint(capsys, "classify", classifier)
+    assert "there is no text to classify: pass texts or --file" in complaint(capsys, "classify", classifier)

@@ -15,11 +15,6 @@ SENTIMENT = "train_sentiment"
 FIRST, SECOND, OTHER = "1baecedb9cad2dca49326ce2", "1baec00000ad2dca49326ce2", "7e1b352f8b4b581c32c17f67"
 
 
-@pytest.fixture(autouse=True)
-def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
-
-
 @pytest.mark.parametrize("name", ["1baece", f"{WORD2VEC}/1baece", FIRST, "latest", f"{WORD2VEC}/latest", "1"])
 def test_a_model_is_named_by_the_beginning_of_its_key_or_as_the_latest(store: Store, name: str) -> None:
     shelve(store, WORD2VEC, FIRST)

@@ -27,11 +27,6 @@ from tests.tasks.store.test_activity import train
 from tests.tasks.store.test_artifacts import put
 
 
-@pytest.fixture(autouse=True)
-def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
-
-
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[FlowRun]:
     """The runs that Prefect is said to have."""

@@ -32,6 +32,7 @@ from prefect.settings import (
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import ValidationError, validate
 
+from lexloom.deployments.cli.main import main
 from lexloom.deployments.server import local as operate
 from lexloom.deployments.server import register as deploy
 from lexloom.flows.registry import flows
@@ -43,8 +44,8 @@ AUTOMATIONS = yaml.safe_load((deploy.DEPLOYMENTS.parent / "automations.yaml").re
 
 @pytest.fixture(autouse=True)
 def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`main` settles environment variables, and takes the signals."""
-    monkeypatch.setattr(operate, "settle_environment", lambda verbose: None)
+    """Keep `lexloom ui` from changing environment variables and signal handlers."""
+    monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in kept.items():
@@ -90,13 +91,15 @@ def test_no_two_schedules_begin_at_the_same_time() -> None:
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_every_field_of_the_form_is_described_and_has_its_place(name: str) -> None:
+def test_every_parameter_is_described_and_those_of_the_form_have_a_position(name: str) -> None:
     schema = parameter_schema(flow_of(name)).model_dump()
     for title, definition in schema["definitions"].items():
-        places = [field["position"] for field in definition["properties"].values()]
-        assert len(set(places)) == len(places), f"two fields of {title} have one place"
-        for field, said in definition["properties"].items():
-            assert said.get("description"), f"{title}.{field} is not described"
+        shown = definition.get("properties", {})
+        positions = [field["position"] for field in shown.values()]
+        assert sorted(positions) == list(range(len(shown))), title
+        for field, entry in (shown | definition.get("patternProperties", {})).items():
+            described = entry.get("description") or schema["definitions"][entry["$ref"].split("/")[-1]]
+            assert described, f"{title}.{field} is not described"
 
 
 def test_the_files_are_part_of_the_installed_package() -> None:
@@ -216,7 +219,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said_by_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert operate.main(list(arguments)) == 1
+    assert main(["ui", *arguments]) == 1
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     return said.strip()
@@ -243,7 +246,7 @@ def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
     )
     commands = re.findall("`([^`]+)`", said)[1:]
     assert commands == [
-        "python -m lexloom.deployments.server.register",
+        "lexloom deploy",
         "prefect worker start --pool lexloom --type process",
     ]
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from lexloom.deployments.server.register import DEPLOYMENTS, main, read_deployments
+from lexloom.deployments.cli.main import main
+from lexloom.deployments.server.register import DEPLOYMENTS, read_deployments
 from lexloom.flows.registry import FlowEntry, flows
 
 ENTRIES = {entry["name"]: entry for entry in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]}
@@ -45,12 +46,13 @@ def test_a_registered_flow_without_an_entry_is_deployed(monkeypatch: pytest.Monk
     }
 
 
-def test_a_server_that_does_not_answer_is_said_in_one_sentence(
-    capsys: pytest.CaptureFixture[str],
+def test_an_unreachable_server_is_reported_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-        assert main([]) == 1
+        assert main(["deploy"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")

@@ -19,9 +19,9 @@ from prefect.settings.legacy import _get_valid_setting_names
 from prefect_redis.cleanup_queue import RedisWorkerCleanupQueueSettings
 from prefect_redis.client import RedisMessagingSettings
 
-from lexloom.deployments.cli.main import build_parser
-from lexloom.flows.environment import settle_environment
+from lexloom.flows.environment import configure_environment
 from lexloom.flows.local_server.same_origin import Address
+from tests.deployments.cli.command_line import parse_command
 from tests.system.deployments.compose import ROOT, SCRIPTS, SECRETS, docker_compose, services
 
 ONCE = {"migrate", "deploy"}
@@ -193,7 +193,7 @@ def test_every_command_is_one_that_its_program_knows(told: dict[str, Any]) -> No
         "prefect server start --no-service",
         "ray start --num-cpu=0",
         "lexloom app --hosts x",
-        "python -m lexloom.deployments.server.register --limit=1",
+        "lexloom deploy --limit=1",
     ],
 )
 def test_a_command_that_its_program_does_not_know_is_noticed(line: str) -> None:
@@ -218,7 +218,7 @@ def test_every_variable_is_one_that_someone_reads(told: dict[str, Any]) -> None:
 def test_nothing_is_reported_to_anyone(told: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What the command line keeps at home, the services do, too."""
     monkeypatch.setattr(os, "environ", settled := {})
-    settle_environment(verbose=True)
+    configure_environment(verbose=True)
     reports = {
         name: value for name, value in settled.items() if re.search("TRACK|TELEMETRY|ANALYTICS|USAGE", name)
     }
@@ -304,5 +304,4 @@ def parse(line: list[str]) -> None:
         _, unknown = import_module(module).build_parser().parse_known_args(arguments)
         assert not unknown, unknown
     elif program == "lexloom":
-        _, unknown = build_parser(arguments).parse_known_args(arguments)
-        assert not unknown, unknown
+        parse_command(arguments)

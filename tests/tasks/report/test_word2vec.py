@@ -15,9 +15,9 @@ import pytest
 
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.display.formatting import duration, short, size
-from lexloom.tasks.display.sections import flattened, lineage
 from lexloom.tasks.evaluate.word2vec import Evaluation, Neighbour, Neighbours
 from lexloom.tasks.evaluate.word_scores import AnalogyScore, SimilarityScore
+from lexloom.tasks.report.sections import flattened, lineage
 from lexloom.tasks.report.word2vec import ReportConfig, markdown, report
 from lexloom.tasks.store.artifacts import Artifact, InputEntry, Manifest, Store, Summary, list_files, now
 

@@ -23,7 +23,7 @@ SECONDS = 20
 
 @pytest.fixture(autouse=True)
 def unchanged_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lexloom.deployments.cli.main.settle_environment", lambda verbose: None)
+    monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
 
 
 def make_socket(path: Path) -> None:

@@ -155,9 +155,14 @@ def test_a_run_is_started_by_the_form_and_watched_to_its_end(ui: Ui, browser: Br
     browser.wait("document.body.innerText.includes('nightly')", SECONDS)
     show(browser, f"{ui.url}/deployments/deployment/{ui.deployment().id}/run?", "Text Column")
     shown = browser.text()
-    places = [shown.index(label) for label in ("Source", "Min Count", "Window", "Power", "Epochs", "Title")]
-    assert places == sorted(places), "the fields stand in the order of the stages"
-    assert "one replica of the model each; 1 with the local runner (at least 1, at most 8)" in shown
+    places = [
+        shown.index(label) for label in ("Source", "Min Count", "Window", "Dim", "Epochs", "Noise", "Report")
+    ]
+    assert places == sorted(places), "the sections with main parameters come first"
+    assert "each with a replica of the model; 1 with the local runner (at least 1, at most 8)" in shown
+    assert "Tokens" not in shown
+    browser.wait("[...document.querySelectorAll('textarea')].some(t => t.value.includes('words_on_map'))")
+    assert browser.run("document.querySelector('form').scrollHeight") < 4000
 
     fill_in(browser, "Source", "books")
     fill_in(browser, "Workers", "1")

@@ -1,12 +1,15 @@
-"""Flags are the config's fields, and errors speak of flags."""
+"""Flags of a flow's config, and errors that name them."""
 
-import argparse
-from typing import Literal
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import pytest
+from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
-from lexloom.deployments.cli.flags import add_flags, flags, parse
+from lexloom.flows.command import flag_parameters
+from lexloom.flows.config import flags, parse
 
 
 class Pairs(BaseModel):
@@ -33,22 +36,37 @@ class Config(BaseModel):
 
 
 def read(*arguments: str) -> Config:
-    parser = argparse.ArgumentParser()
-    add_flags(parser, Config)
-    config = parse(parser.parse_args(arguments), Config)
+    config = parse(given(arguments, Config), Config)
     assert isinstance(config, Config)
     return config
 
 
-def test_every_field_is_a_flag_and_a_name_that_stands_twice_gets_its_section() -> None:
+def given(arguments: Sequence[str], config: type[BaseModel]) -> dict[tuple[str, ...], Any]:
+    """The values of a config's flags on a command line."""
+    app = app_of(config)
+    _, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    return {tuple(name.split("__")): value for name, value in bound.arguments.items()}
+
+
+def app_of(config: type[BaseModel]) -> App:
+    def command(**values: Any) -> None:
+        pass
+
+    command.__signature__ = inspect.Signature(list(flag_parameters(config)))  # type: ignore[attr-defined]
+    app = App(name="flow", default_parameter=Parameter(negative=()))
+    app.default(command)
+    return app
+
+
+def test_flags_are_field_names_with_the_section_where_they_are_ambiguous() -> None:
     assert [flag for _, _, flag in flags(Config)] == [
         *("--window", "--pairs-seed", "--seed", "--batch", "--learning-rate", "--mode"),
         *("--shrink", "--limit", "--words"),
     ]
 
 
-def test_words_of_a_flag_that_takes_lines_are_its_lines() -> None:
-    """As a shell hands over what its pattern matches."""
+def test_values_of_a_flag_that_takes_lines_are_joined_by_newlines() -> None:
+    """A shell passes the files that match a pattern as separate words."""
 
     class Corpus(BaseModel):
         source: str = Field("sotu", min_length=1, json_schema_extra={"lines": True})
@@ -56,18 +74,16 @@ def test_words_of_a_flag_that_takes_lines_are_its_lines() -> None:
     class Flow(BaseModel):
         corpus: Corpus = Corpus()
 
-    parser = argparse.ArgumentParser()
-    add_flags(parser, Flow)
-    for words in (["books/a.txt", "b c.txt"], ["-"], ["caf\udce9.txt"]):
+    for words in (["books/a.txt", "b c.txt"], ["caf\udce9.txt"]):
         if words[0].isascii():
-            parsed = parse(parser.parse_args(["--source", *words]), Flow)
+            parsed = parse(given(["--source", *words], Flow), Flow)
             assert parsed == Flow(corpus=Corpus(source="\n".join(words)))
         else:
             with pytest.raises(ValueError, match=r"^--source must be UTF-8: .*\(it is 'caf\\udce9\.txt'\)"):
-                parse(parser.parse_args(["--source", *words]), Flow)
+                parse(given(["--source", *words], Flow), Flow)
 
 
-def test_a_field_can_say_its_flag_and_then_leaves_its_name_to_another() -> None:
+def test_a_field_can_name_its_own_flag() -> None:
     class First(BaseModel):
         limit: int | None = Field(None, json_schema_extra={"flag": "read-limit"})
 
@@ -99,12 +115,11 @@ def test_values_reach_their_fields_in_their_types() -> None:
         (["--window", "0", "--seed", "x"], r"--window .*; --seed [^;]*$"),
     ],
 )
-def test_values_out_of_bounds_end_in_one_sentence(arguments: list[str], complaint: str) -> None:
+def test_values_out_of_bounds_are_reported_in_one_sentence(arguments: list[str], complaint: str) -> None:
     with pytest.raises(ValueError, match=f"^{complaint}"):
         read(*arguments)
 
 
-def test_help_shows_descriptions_and_defaults() -> None:
-    parser = argparse.ArgumentParser()
-    add_flags(parser, Config)
-    assert "Words on each side (default: 5)" in " ".join(parser.format_help().split())
+def test_help_shows_descriptions_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    app_of(Config).help_print()
+    assert "Words on each side [default: 5]" in capsys.readouterr().out

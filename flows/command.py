@@ -1,0 +1,280 @@
+"""Run one flow from the command line: its parameters as flags, its errors as one sentence.
+
+What is slow to import (Prefect, pydantic, rich) is imported by the functions that need it, so that `lexloom
+--help` is fast, and so that the environment is configured before Prefect reads it.
+"""
+
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from lexloom.flows.environment import configure_environment
+from lexloom.flows.registry import FlowEntry, flows
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+EXTRAS = {"transformers": "sentiment", "tokenizers": "sentiment"}  # module -> the extra that installs it
+USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, ImportError, CycloptsError)
+
+
+def main(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one flow with flags; return the exit status."""
+
+    def build_app(argv: Sequence[str]) -> App:
+        app = new_app()
+        app.command(flow_command(flows()[name], everything="--help-all" in argv))
+        return app
+
+    return run(build_app, [name, *(sys.argv[1:] if argv is None else argv)])
+
+
+# the application
+
+
+def new_app() -> App:
+    """Return the `lexloom` command without subcommands, with the options that all commands share."""
+    app = App(
+        name="lexloom",
+        help="Raw text in, trained language models out.",
+        version=lambda: f"lexloom {version('lexloom')}",
+        help_flags="--help",
+        help_format="plaintext",
+        default_parameter=Parameter(negative=(), show_default=shown_default, allow_repeating=True),
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    shared = Group("Options for every command", sort_key=100)
+
+    for flag in ("--help", "--version"):
+        app[flag].group = shared
+
+    @app.meta.default
+    def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        store: Annotated[
+            str | None,
+            Parameter(help="Folder of the store (default: $LEXLOOM_STORE or artifacts/).", group=shared),
+        ] = None,
+        verbose: Annotated[
+            bool, Parameter(help="Show the libraries' log messages, and tracebacks of errors.", group=shared)
+        ] = False,
+    ) -> int | None:
+        if store:
+            os.environ["LEXLOOM_STORE"] = store
+        status: int | None = app(tokens)
+        return status
+
+    return app
+
+
+def shown_default(value: object) -> object:
+    """Return a default as `--help` shows it; None to show none."""
+    return None if value is None or value is False or value in ("", [], ()) else value
+
+
+def run(build_app: Callable[[Sequence[str]], App], argv: Sequence[str]) -> int:
+    """Run a command and return its exit status: 0, 1 (failed, with an error message), 130 (interrupted).
+
+    An error is printed as one sentence; with --verbose its traceback is shown. The environment is configured
+    before `build_app` is called, which may import Prefect.
+    """
+    verbose = "--verbose" in argv
+    configure_environment(verbose)
+    try:
+        return build_app(argv).meta(attach_hyphens(argv)) or 0
+    except KeyboardInterrupt:
+        say("interrupted; run the same command again to continue from the finished stages", "yellow")
+        return 130
+    except BrokenPipeError:
+        return 141
+    except Exception as error:
+        if verbose:
+            raise
+        hint = "" if isinstance(error, USER_ERRORS) else " (run again with --verbose for the details)"
+        say("error: ", "bold red", error_message(error) + hint)
+        return 1
+
+
+def say(text: str, style: str, rest: str = "") -> None:
+    """Print a line on stderr."""
+    from rich.text import Text
+
+    from lexloom.tasks.display.console import stderr
+
+    stderr.print(Text(text, style=style) + Text(rest))
+
+
+def attach_hyphens(argv: Sequence[str]) -> list[str]:
+    """Write the value `-` of a flag as `--flag=-`, since the parser takes a lone hyphen for a flag."""
+    attached: list[str] = []
+    for word in argv:
+        if word == "-" and attached and attached[-1].startswith("--"):
+            attached[-1] += "=-"
+        else:
+            attached.append(word)
+    return attached
+
+
+def error_message(error: BaseException) -> str:
+    """Return an error's message as a user reads it, without Python's decorations."""
+    if type(error).__name__ == "PrefectHTTPStatusError" and "401 Unauthorized" in str(error):
+        return "Prefect's server refuses the login: set PREFECT_API_AUTH_STRING to its name:password"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"this needs {error.name}: pip install 'lexloom[{EXTRAS[error.name]}]'"
+    return str(error).rstrip(".") if isinstance(error, CycloptsError) else str(error) or type(error).__name__
+
+
+# one flow
+
+FLOWS = Group("Train a model", sort_key=0)
+
+
+def flow_command(entry: FlowEntry, everything: bool = False) -> App:
+    """Return a flow's command, with a flag for each parameter; `--help` shows all or the main ones."""
+    config = entry.config()
+
+    def command(**given: Any) -> int:
+        verify, json = given.pop("verify", None), given.pop("json", False)
+        return run_flow(entry, config, given, verify, json)
+
+    parameters = list(flag_parameters(config, everything))
+    command.__signature__ = inspect.Signature([*parameters, *RUN_OPTIONS])  # type: ignore[attr-defined]
+    more = f"lexloom {entry.name} --help-all lists all {len(parameters)} parameters."
+    app = App(
+        name=entry.name,
+        help=f"{entry.purpose}.",
+        help_epilogue="" if everything else more,
+        help_flags=("--help", "--help-all"),
+        group=FLOWS,
+    )
+    app.default(command)
+    return app
+
+
+def keyword(name: str, annotation: Any, default: Any, /, **parameter: Any) -> inspect.Parameter:
+    annotation = Annotated[annotation, Parameter(**parameter)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+RUN_GROUP = Group("Run", sort_key=99)
+RUN_OPTIONS = (
+    keyword("json", bool, False, help="Print the result as a JSON object on the last line.", group=RUN_GROUP),
+    keyword(
+        "verify",
+        Literal["size", "full"] | None,
+        None,
+        help="How to check cached artifacts: by file sizes, or also by digests (default: size).",
+        group=RUN_GROUP,
+    ),
+)
+
+
+def flag_parameters(config: "type[BaseModel]", everything: bool = False) -> Iterator[inspect.Parameter]:
+    """Yield a keyword parameter for every parameter of a config, named by its path, the main ones first.
+
+    In help, the main ones are a group; with `everything`, there is a group for each section instead.
+    """
+    from lexloom.flows.config import flags, in_flags, main_paths
+
+    main = main_paths(config)
+    groups: dict[str, Group] = {}
+    rank = {path: at for at, path in enumerate(main)}
+    for path, field, flag in sorted(flags(config), key=lambda each: rank.get(each[0], len(rank))):
+        title = (path[0] if len(path) > 1 else "flow") if everything else "Main parameters"
+        group = groups.setdefault(title, Group(title.capitalize(), sort_key=len(groups)))
+        annotation, options = parser_options(field)
+        yield keyword(
+            "__".join(path),
+            annotation,
+            None,
+            name=flag,
+            help=in_flags(field.description or "", config, path[0]),
+            show=everything or path in rank,
+            show_default=default_text(field),
+            group=group,
+            **options,
+        )
+
+
+def parser_options(field: "FieldInfo") -> tuple[Any, dict[str, Any]]:
+    """Return the type and options with which a field is parsed; pydantic converts and checks the values."""
+    from lexloom.flows.config import takes_lines
+
+    kind = without_none(field.annotation)
+    if takes_lines(field) or get_origin(kind) in (list, tuple, set):
+        return list[str] | None, {"consume_multiple": (1, None), "metavar": "STR..."}
+    if kind is bool:
+        return bool | None, {"negative": None}
+    if get_origin(kind) is Literal:
+        return kind | None, {}
+    return str | None, {"metavar": {int: "INT", float: "FLOAT"}.get(kind, "STR")}
+
+
+def without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else annotation
+    return annotation
+
+
+def default_text(field: "FieldInfo") -> str | bool:
+    """Return a field's default for `--help`; False if there is none or the description explains it."""
+    if field.default_factory_takes_validated_data:
+        return False
+    default = shown_default(field.get_default(call_default_factory=True))
+    if isinstance(default, list | tuple):
+        return " ".join(map(str, default))
+    return False if default is None else str(default)
+
+
+def run_flow(
+    entry: FlowEntry, config: "type[BaseModel]", given: dict[str, Any], verify: str | None, json: bool
+) -> int:
+    """Run a flow with the values of its flags, and print its result."""
+    from rich.text import Text
+
+    from lexloom.flows.config import in_flags, parse
+    from lexloom.tasks.display.console import stderr
+    from lexloom.tasks.display.formatting import counted
+    from lexloom.tasks.store.artifacts import Store
+
+    if verify:
+        os.environ["LEXLOOM_VERIFY"] = verify
+    started = time.perf_counter()
+    parameters = parse({tuple(name.split("__")): value for name, value in given.items()}, config)
+    store = f" · store {relative_to_here(Store().root)}"
+    stderr.print(Text(f"lexloom {entry.name}", style="bold") + Text(store, style="dim"))
+    import_module("lexloom.flows.local_server.server").start_server()  # imported late: it takes seconds
+    try:
+        outcome = entry.flow()(parameters)
+    except USER_ERRORS as error:
+        raise ValueError(in_flags(error_message(error), config)) from error
+    stderr.print(entry.load().highlights(outcome.evaluation, stderr.width))
+    seconds = time.perf_counter() - started
+    stderr.print(
+        f"\n{counted(outcome.stages, 'stages')}, {outcome.cached} cached, {seconds:.1f} s"
+        f"\nmodel   {relative_to_here(outcome.model)}\nreport  {relative_to_here(outcome.report)}"
+    )
+    if json:
+        print(outcome.model_dump_json())
+    return 0
+
+
+def relative_to_here(path: Path) -> Path:
+    """Return a path relative to the current folder if it is inside."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
