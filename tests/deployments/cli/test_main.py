@@ -92,7 +92,7 @@ def test_words_and_prompts_are_normalised_as_the_training_text_was(
     assert capsys.readouterr().out.splitlines()[0] == "war"
     assert main(["analogy", model, "War", "WARS", "«Peace»", "-k", "1"]) == 0
     assert capsys.readouterr().out.startswith("war is to wars as peace is to")
-    assert "'war peace' is 2 words" in complaint(capsys, "neighbours", model, "war peace")
+    assert "splits 'war peace' into 2 words" in complaint(capsys, "neighbours", model, "war peace")
 
 
 def test_a_prompt_is_normalised_as_the_training_text_was(

@@ -6,7 +6,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from lexloom.flows.config import FlowConfig
-from lexloom.flows.run import Outcome, story
+from lexloom.flows.run import Outcome, record_run
 from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate
 from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
@@ -18,12 +18,14 @@ __all__ = ["LSTMFlowConfig", "highlights", "lstm_lm"]
 
 
 class LSTMFlowConfig(FlowConfig):
-    corpus: WrittenCorpusConfig = Field(WrittenCorpusConfig(), description="the text")
-    subwords: SubwordsConfig = Field(SubwordsConfig(), description="text as tokens, and what is held out")
-    train: TrainLSTMConfig = Field(TrainLSTMConfig(), description="model and training")
-    evaluate: EvaluateLMConfig = Field(EvaluateLMConfig(), description="figures and baselines")
-    samples: SamplesConfig = Field(SamplesConfig(), description="what the model is asked to write")
-    report: ReportLMConfig = Field(ReportLMConfig(title="LSTM language model"), description="the report")
+    corpus: WrittenCorpusConfig = Field(
+        WrittenCorpusConfig(), description="Source and normalization of the text."
+    )
+    subwords: SubwordsConfig = Field(SubwordsConfig(), description="Tokenization and the validation split.")
+    train: TrainLSTMConfig = Field(TrainLSTMConfig(), description="Model and training.")
+    evaluate: EvaluateLMConfig = Field(EvaluateLMConfig(), description="Metrics and baselines.")
+    samples: SamplesConfig = Field(SamplesConfig(), description="Sample texts that the model generates.")
+    report: ReportLMConfig = Field(ReportLMConfig(title="LSTM language model"), description="HTML report.")
 
     def windows(self) -> WindowsConfig:
         context = self.train.context
@@ -36,7 +38,7 @@ DEFAULT_CONFIG = LSTMFlowConfig()
 @flow(name="lstm-lm")
 def lstm_lm(config: LSTMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Train an LSTM on a corpus, generate samples, and write a report."""
-    with story("lstm-lm", config.train.cluster) as told:
+    with record_run("lstm-lm", config.train.cluster) as recorder:
         text = corpus(locate(config.corpus), config=config.corpus)
         ids = subwords(text, locate_encoding(config.subwords), config=config.subwords)
         examples = windows(ids, config=config.windows())
@@ -45,4 +47,4 @@ def lstm_lm(config: LSTMFlowConfig = DEFAULT_CONFIG) -> Outcome:
         texts = samples(model, config=config.samples)
         page = report_lm(model, scores, texts, config=config.report)
         create_markdown_artifact(markdown(model, scores, texts, config.report), key="report")
-        return told.outcome(model, scores, page)
+        return recorder.outcome(model, scores, page)

@@ -14,17 +14,17 @@ from lexloom.tasks.generate import written
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.model_folder import GENERATE, describe_training, restore, save_records, summarize
-from lexloom.tasks.train.run import GradientTrainConfig, plan_job, run_job
+from lexloom.tasks.train.run import BatchSize, GradientTrainConfig, plan_job, run_job
 from lexloom.training.schedules import linear
 from lexloom.training.torch_trainable import TorchTrainable
 
 
 class TrainLSTMConfig(GradientTrainConfig):
-    batch_size: int = Field(32, ge=8, description="windows of one step, over all workers")
-    context: int = Field(64, ge=1, description="tokens of a window that the model reads")
-    width: int = Field(128, ge=1, description="size of the embeddings and of the hidden states")
-    depth: int = Field(1, ge=1, description="number of LSTM layers")
-    learning_rate: float = Field(0.005, gt=0, description="AdamW's highest learning rate")
+    batch_size: BatchSize = 32
+    context: int = Field(64, ge=1, description="Context length in tokens.")
+    width: int = Field(128, ge=1, description="Size of the embeddings and hidden states.")
+    depth: int = Field(1, ge=1, description="Number of LSTM layers.")
+    learning_rate: float = Field(0.005, gt=0, description="Highest learning rate of AdamW.")
 
 
 @stage(version=1)
