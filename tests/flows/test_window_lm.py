@@ -42,7 +42,7 @@ def test_real_text_becomes_a_model_that_writes(
     assert set(scores) == {"window language model", "4-gram", "unigram"}
     assert scores["window language model"].bits_per_byte < scores["unigram"].bits_per_byte  # type: ignore[operator]
     page = Path(outcome["report"]).read_text()
-    for text in ("How well it predicts", "4-gram", "What it writes", "where the time went"):
+    for text in ("Evaluation", "4-gram", "Samples", "activity"):
         assert text in page
     assert "window language model" in said
     assert "bits/byte" in said

@@ -86,7 +86,7 @@ def gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan: Plan, **determi
     """Weighted by rows, so that by gradients two workers take the steps of one, whatever their shares.
 
     That they do is proved with processes for any model by tests/training/test_workers.py, and for the
-    transformer's own job by `so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one`.
+    transformer's own job by `assert_two_workers_resume_and_equal_one`.
     """
     job = plan("job", SyncConfig("all_reduce"), **deterministic)
     model = job.make_trainable()
@@ -108,9 +108,7 @@ def gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan: Plan, **determi
         torch.testing.assert_close(mean, ours, rtol=1e-3, atol=1e-6)
 
 
-def so_they_are_on_two_workers_which_by_gradients_take_the_steps_of_one(
-    plan: Plan, **deterministic: Any
-) -> None:
+def assert_two_workers_resume_and_equal_one(plan: Plan, **deterministic: Any) -> None:
     """`deterministic`: options without random numbers in steps, since each worker draws its own."""
     pairs = [
         [plan(f"{place}-{name}", sync) for name in ("whole", "killed")]

@@ -54,13 +54,13 @@ def url(filled_and_names: tuple[Store, Names]) -> Iterator[str]:
 SLOW_SECONDS = 0.2
 WRITES_SLOWLY = f"""
 import sys, time
-from lexloom.deployments.web import handlers as answers
 from lexloom.deployments.web import app
+from lexloom.models.language_model import LanguageModel
 def slowly(*arguments):
     for number in range(1000):
         time.sleep({SLOW_SECONDS})
         yield ["x"]
-answers.sample_text = slowly
+LanguageModel.generate = slowly
 sys.exit(app.main(sys.argv[1:]))
 """
 

@@ -12,7 +12,7 @@ from tests.deployments.web.conftest import SLOW_SECONDS, Names
 from tests.system.deployments.browser import Browser
 
 pytestmark = pytest.mark.needs("chromium")
-TABS = {"Classifier": "sentiment", "Write": "write", "Next word": "next-word", "Words": "words"}
+TABS = {"Classify": "classify", "Write": "write", "Next token": "next-token", "Words": "words"}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
 ) -> None:
     browser.open(url)
 
-    panel = show(browser, "Classifier")
+    panel = show(browser, "Classify")
     fill_in(browser, f"{panel} textarea", "the film was {{7*7}} ${7*7} good")
     browser.press("Enter")
     assert until_shown(browser, f"{panel} .shaded") == "the film was {{7*7}} ${7*7} good"  # no template
@@ -61,8 +61,10 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
     browser.wait(f"document.querySelector('{panel} .sample')?.innerText.length > 10")
     browser.wait(f"document.querySelector('{panel} .caret') === null")
 
-    panel = show(browser, "Next word")
-    assert "how texts begin" in until_shown(browser, f"{panel} .answer .note")  # before anything is typed
+    panel = show(browser, "Next token")
+    assert "these tokens begin a text" in until_shown(
+        browser, f"{panel} .answer .note"
+    )  # before anything is typed
     fill_in(browser, f"{panel} .tall textarea", "th")
     browser.wait(f"document.querySelectorAll('{panel} .seen code').length === 2")  # while one types
 
@@ -70,6 +72,11 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
     fill_in(browser, f"{panel} input[placeholder=peace]", "war")
     browser.press("Enter")
     assert until_shown(browser, f"{panel} .near").split()[:2] == ["wars", "0.98"]
+    map_width, card_width = (
+        browser.run(f"document.querySelector('{panel} {part}').getBoundingClientRect().width")
+        for part in (".map-wide svg", ".map-wide")
+    )
+    assert 0 < map_width <= card_width
     for place, word in enumerate(("war", "peace", "wars"), 1):
         fill_in(browser, f"{panel} .analogy .block:nth-of-type({place}) input", word)
     browser.press("Enter")
@@ -83,7 +90,7 @@ def test_a_chosen_token_is_appended_and_the_keyboard_stays_among_the_tokens(
     browser: Browser, url: str
 ) -> None:
     browser.open(url)
-    panel = show(browser, "Next word")
+    panel = show(browser, "Next token")
     so_far = f"document.querySelector('{panel} .tall textarea').value"
     until_shown(browser, f"{panel} [data-pick]")
     picked = ""
@@ -109,11 +116,11 @@ def test_a_neighbour_that_is_chosen_is_looked_up(browser: Browser, url: str) -> 
 
 def test_bad_input_is_answered_in_a_sentence_in_its_place(browser: Browser, url: str) -> None:
     browser.open(url)
-    panel = show(browser, "Classifier")
+    panel = show(browser, "Classify")
     browser.wait(f"document.querySelector('{panel} textarea') !== null")
     browser.run(f"document.querySelector('{panel} button.primary').click()")
     said = until_shown(browser, f"{panel} [role=alert]")
-    assert said == "There is no text yet: write a review, or a sentence of one."
+    assert said == "The text is empty: enter a sentence or a review."
     panel = show(browser, "Write")
     fill_in(browser, f"{panel} textarea", "Ü")
     browser.press("Enter")
@@ -138,8 +145,8 @@ def test_it_fits_a_phone_in_the_colours_that_its_reader_prefers(
             if tab == "Words":
                 fill_in(browser, f"{panel} input[placeholder=peace]", "war")
                 browser.press("Enter")
-                until_shown(browser, f"{panel} .narrow svg")
-                assert browser.run(f"document.querySelector('{panel} .roomy').offsetParent") is None
+                until_shown(browser, f"{panel} .map-narrow svg")
+                assert browser.run(f"document.querySelector('{panel} .map-wide').offsetParent") is None
             assert browser.run("document.documentElement.scrollWidth") == 390
         assert browser.run("getComputedStyle(document.body).backgroundColor") == paper
         assert browser.run("getComputedStyle(document.querySelector('.lexloom')).color") == ink
@@ -156,7 +163,7 @@ def test_models_that_are_trained_while_the_page_is_open_appear(
     panel = show(browser, "Words")
     said = until_shown(browser, f"{panel} .missing")
     assert said.split("\n\n") == [
-        "There are no word vectors in this store yet.",
+        "This store has no word vectors yet.",
         "Train one, then press Refresh: lexloom word2vec",
     ]
     assert browser.run(f"document.querySelector('{panel} input[placeholder=peace]')") is None
