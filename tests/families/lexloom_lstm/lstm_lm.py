@@ -18,12 +18,12 @@ __all__ = ["LSTMFlowConfig", "highlights", "lstm_lm"]
 
 
 class LSTMFlowConfig(FlowConfig):
-    corpus: WrittenCorpusConfig = Field(WrittenCorpusConfig(), description="the text")
-    subwords: SubwordsConfig = Field(SubwordsConfig(), description="text as tokens, and what is held out")
-    train: TrainLSTMConfig = Field(TrainLSTMConfig(), description="model and training")
-    evaluate: EvaluateLMConfig = Field(EvaluateLMConfig(), description="figures and baselines")
-    samples: SamplesConfig = Field(SamplesConfig(), description="what the model is asked to write")
-    report: ReportLMConfig = Field(ReportLMConfig(title="LSTM language model"), description="the report")
+    corpus: WrittenCorpusConfig = Field(WrittenCorpusConfig(), description="Source of the text.")
+    subwords: SubwordsConfig = Field(SubwordsConfig(), description="Tokenization and the validation split.")
+    train: TrainLSTMConfig = Field(TrainLSTMConfig(), description="Model and training.")
+    evaluate: EvaluateLMConfig = Field(EvaluateLMConfig(), description="Metrics and baselines.")
+    samples: SamplesConfig = Field(SamplesConfig(), description="Generated samples.")
+    report: ReportLMConfig = Field(ReportLMConfig(title="LSTM language model"), description="HTML report.")
 
     def windows(self) -> WindowsConfig:
         context = self.train.context

@@ -20,11 +20,11 @@ from lexloom.training.torch_trainable import TorchTrainable
 
 
 class TrainLSTMConfig(GradientTrainConfig):
-    batch_size: int = Field(32, ge=8, description="windows of one step, over all workers")
-    context: int = Field(64, ge=1, description="tokens of a window that the model reads")
-    width: int = Field(128, ge=1, description="size of the embeddings and of the hidden states")
-    depth: int = Field(1, ge=1, description="number of LSTM layers")
-    learning_rate: float = Field(0.005, gt=0, description="AdamW's highest learning rate")
+    batch_size: int = Field(32, ge=8, description="Windows per step, over all workers.")
+    context: int = Field(64, ge=1, description="Context length in tokens.")
+    width: int = Field(128, ge=1, description="Size of the embeddings and hidden states.")
+    depth: int = Field(1, ge=1, description="Number of LSTM layers.")
+    learning_rate: float = Field(0.005, gt=0, description="Peak learning rate of AdamW.")
 
 
 @stage(version=1)
