@@ -1,11 +1,11 @@
-"""The whole word2vec command: seconds, and peak memory as the corpus grows and its vocabulary does not.
+"""Measure the time and peak memory of the whole word2vec command.
 
     python benchmarks/flow.py --data FOLDER_OF_PARQUET [--copies 1 4]
 
-The documents of the folder are written once for each number of copies (the same words, so many times the
-text). For each, the command runs in a process of its own with an empty store (one worker, a thread a core),
-then again with everything cached. Peak memory is that of the whole process, so of its most hungry stage.
-Results go to benchmarks/results/flow.json.
+The corpus contains the documents of the folder once or several times (`--copies`), so the text grows but the
+vocabulary does not. For each size, the command runs in a new process with an empty store (one worker, one
+thread per core), then again with all stages cached. Peak memory is that of the whole process. Results are
+written to benchmarks/results/flow.json.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from measure import table, write_results
 
 
 def run(source: Path, store: Path) -> dict[str, Any]:
-    """One run of the command: its JSON line, seconds, and peak memory in MB."""
+    """Run the command once; return its JSON line, seconds, and peak memory in MB."""
     command = [
         *(
             sys.executable,
@@ -67,7 +67,7 @@ def main() -> None:
         [pq.read_table(path, columns=["text"]) for path in sorted(arguments.data.rglob("*.parquet"))]
     )
     results, rows = {}, []
-    with tempfile.TemporaryDirectory() as folder:  # the loops are compiled once a machine
+    with tempfile.TemporaryDirectory() as folder:  # Numba compiles once per machine
         source = Path(folder) / "few.parquet"
         pq.write_table(texts.slice(0, 1000), source)
         run(source, Path(folder) / "store")

@@ -1,4 +1,4 @@
-"""What every benchmark needs: stages without Prefect, spreads, tables, results that say where they ran."""
+"""Shared functions of the benchmarks: run stages without Prefect, summarize, print and write results."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from typing import Any
 from lexloom.tasks.store.versions import package_versions
 
 RESULTS = Path(__file__).parent / "results"
-PEERS = ("accelerate", "datasets", "fasttext-community", "gensim")  # whose versions figures depend on, too
+PEERS = ("accelerate", "datasets", "fasttext-community", "gensim")  # their versions are recorded too
 
 
 def stage_runner(root: Path) -> Callable[..., Any]:
-    """Runs a stage's plain function into the store `root`, and hands back the artifact that it makes."""
-    from lexloom.tasks.store.artifacts import (  # here: machines that only measure do without their packages
+    """Run a stage's plain function in the store `root`, and return its artifact."""
+    from lexloom.tasks.store.artifacts import (  # here, so that other benchmarks do not need these packages
         Artifact,
         Store,
     )
@@ -38,26 +38,26 @@ def stage_runner(root: Path) -> Callable[..., Any]:
 
 
 def emptied(folder: Path) -> Path:
-    """The folder, made, with nothing in it: what an earlier run left would make this one look fast."""
+    """Create an empty folder. Artifacts of an earlier run would make this one appear faster."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Median, mean, least and most of repeated measurements."""
+    """Return the median, mean, minimum and maximum of repeated measurements."""
     figures = {"median": median(values), "mean": mean(values), "min": min(values), "max": max(values)}
     return {name: round(value, 5) for name, value in figures.items()} | {"runs": len(values)}
 
 
 def peak_megabytes() -> float:
-    """This process's own peak; `getrusage` would begin with that of the process that started it."""
+    """Return this process's peak memory; `getrusage` would include that of the parent process."""
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, aligned to be read in a terminal too."""
+    """Return a Markdown table with aligned columns."""
     widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
     lines = [headings, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -67,7 +67,7 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Writes results as JSON with the command, date, commit, versions and hardware that they come from."""
+    """Write results as JSON with the command, date, commit, versions and hardware."""
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *placeholders(sys.argv[1:])])
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {
@@ -83,7 +83,7 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 
 def commit() -> str | None:
-    """Of this checkout, marked where it was changed since; None outside of one, and without git."""
+    """Return the commit of this checkout, marked if it has changes; None without a checkout or git."""
     if shutil.which("git") is None:
         return None
     described = subprocess.run(
@@ -97,7 +97,7 @@ def commit() -> str | None:
 
 
 def placeholders(arguments: list[str]) -> list[str]:
-    """The command's arguments, paths of this machine replaced by a word."""
+    """Return the command's arguments, with paths of this machine replaced by a placeholder."""
     return ["DATA" if "/" in argument else argument for argument in arguments]
 
 

@@ -1,10 +1,9 @@
-"""Exact nearest neighbours in a big table, beside gensim's `most_similar`, word by word.
+"""Compare exact nearest neighbours in a large table with gensim's `most_similar`, called once per word.
 
     python benchmarks/neighbours.py [--words 2500000] [--dim 100] [--queries 1000] [--k 10] [--rounds 3]
 
-Vectors are drawn at random. Both sides are asked for the same words, in turn, and must name the same
-neighbours.
-Results go to benchmarks/results/neighbours.json.
+The vectors are random. Both tools answer the same queries in alternating rounds and must return the same
+neighbours. Results are written to benchmarks/results/neighbours.json.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from lexloom.models.word2vec.vectors import WordVectors
 
 
 def forget_peak() -> None:
-    """From here on this process's peak memory is measured anew."""
+    """Reset the peak memory counter of this process."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

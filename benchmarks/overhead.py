@@ -1,11 +1,11 @@
-"""From the command to the first training step: where the seconds go when all stages before it are cached.
+"""Measure the time from the command to the first training step, with all earlier stages cached.
 
     python benchmarks/overhead.py [--runs 5] [--workers 2]
 
-The word2vec command trains the demonstration text with a new seed each time, so that the stages up to the
-pairs are cached and training is not. Every process notes its moments (benchmarks/probe); a row is the time
-from one moment to the next on the way to the first step, at which the last worker counts. Results go to
-benchmarks/results/overhead.json.
+The word2vec command trains on the packaged text with a new seed each time, so only the training is not
+cached. Every process logs the times of certain calls (benchmarks/probe). A row of the result is the time
+between two consecutive events before the first step, which is the first step of the last worker. Results are
+written to benchmarks/results/overhead.json.
 """
 
 import argparse
@@ -23,7 +23,7 @@ LAST = "the last of all workers"
 
 
 class Row(NamedTuple):
-    """What ends at a moment: the first time that a process comes by a place, or the last process does."""
+    """A phase that ends when the first or the last process reaches a place in the code."""
 
     what: str
     place: str
@@ -49,7 +49,7 @@ ROWS = [
 
 
 def run(store: Path, home: Path, flags: list[str]) -> list[tuple[float, str]]:
-    """Runs the command, and returns its moments: (seconds since its process was created, place)."""
+    """Run the command; return its events as (seconds since the process was created, place)."""
     with tempfile.TemporaryDirectory() as moments:
         environment = os.environ | {
             "MOMENTS": moments,
@@ -66,14 +66,14 @@ def run(store: Path, home: Path, flags: list[str]) -> list[tuple[float, str]]:
             own: dict[str, float] = {}
             for line in path.read_text().splitlines():
                 seconds, _, place = line.partition(" ")
-                own.setdefault(place, float(seconds))  # the first time in this process
+                own.setdefault(place, float(seconds))  # first event in this process
             found += [(seconds, place) for place, seconds in own.items()]
     start = min(seconds for seconds, place in found)
     return [(seconds - start, place) for seconds, place in found]
 
 
 def ends(moments: list[tuple[float, str]]) -> list[float]:
-    """When each row ends."""
+    """Return the time at which each row ends."""
     return [
         (max if row.of == LAST else min)(seconds for seconds, place in moments if place == row.place)
         for row in ROWS
@@ -90,7 +90,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store, home = Path(folder) / "store", Path(folder) / "prefect"
-        run(store, home, ["--epochs", "1", "--runner", "local", "--workers", "1"])  # fills the cache
+        run(store, home, ["--epochs", "1", "--runner", "local", "--workers", "1"])  # fills the store
         all_ends, load = [], []
         for number in range(arguments.runs):
             load.append(round(os.getloadavg()[0], 1))

@@ -1,11 +1,11 @@
-"""The pairs stage: pairs a second written and read, bytes a pair, and peak memory, for both compressions.
+"""Measure the pairs stage by compression: pairs written and read per second, bytes per pair, peak memory.
 
     python benchmarks/pairs.py --data FOLDER_OF_PARQUET [--runs 5]
 
-The documents are those of column `text` of the Parquet files below the folder. Each run is a process of its
-own, so that its peak memory is its own; compressions take turns. Writing is the whole stage, from token
-shards to closed pair shards; reading is one thread over all row groups of what was just written. Beside them,
-the head of a shard is encoded with and without a dictionary, in memory. Results go to
+The documents are column `text` of the Parquet files below the folder. Each run is a new process, so that its
+peak memory can be measured; compressions alternate. Writing is the whole stage, from token shards to closed
+pair shards. Reading is one thread over all row groups of the written shards. In addition, the first row
+groups of a shard are encoded in memory with and without a dictionary. Results are written to
 benchmarks/results/pairs.json.
 """
 
@@ -35,7 +35,7 @@ ENCODED_GROUPS = 16
 
 
 def write_and_read(ids: Artifact, words: Artifact, compression: str, out: Path) -> dict[str, float]:
-    """One run of the stage, and one of reading what it wrote."""
+    """Run the stage once, and read its output once."""
     started = time.perf_counter()
     made = pairs.function(ids, words, PairsConfig(compression=compression), out)
     seconds = time.perf_counter() - started
@@ -66,7 +66,7 @@ def in_a_process(ids: Artifact, words: Artifact, compression: str, out: Path) ->
 
 
 def encode(shard: Path, compression: str, dictionary: bool) -> dict[str, float]:
-    """The first row groups of a shard, encoded in memory by one thread: speed, size, and reading speed."""
+    """Encode the first row groups of a shard in memory, on one thread; return speeds and size."""
     with pq.ParquetFile(shard) as file:
         groups = [file.read_row_group(i) for i in range(min(ENCODED_GROUPS, file.num_row_groups))]
     buffer, rows = io.BytesIO(), sum(group.num_rows for group in groups)
@@ -115,7 +115,7 @@ def shown(name: str, figures: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of Parquet files with a column `text`")
-    parser.add_argument("--runs", type=int, default=5, help="how often each compression runs")
+    parser.add_argument("--runs", type=int, default=5, help="runs per compression")
     parser.add_argument("--once", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:

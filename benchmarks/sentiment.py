@@ -1,14 +1,15 @@
-"""A sentiment classifier against the tools that people use: training, classifying, and being worth it.
+"""Compare the sentiment classifier with the Hugging Face Trainer, `transformers.pipeline` and a bag of words.
 
-    python benchmarks/sentiment.py --data FOLDER --part train      # against the Hugging Face Trainer
-    python benchmarks/sentiment.py --data FOLDER --part classify   # against transformers.pipeline
-    python benchmarks/sentiment.py --data FOLDER --part all        # 25,000 reviews, against a bag of words
+    python benchmarks/sentiment.py --data FOLDER --part train      # the Hugging Face Trainer
+    python benchmarks/sentiment.py --data FOLDER --part classify   # transformers.pipeline
+    python benchmarks/sentiment.py --data FOLDER --part all        # 25,000 reviews; a bag of words
 
-FOLDER holds IMDb as `train.parquet` and `test.parquet` (`text`, `label`: 0 or 1). The encoder is the packaged
-MiniLM with its last block and a classifier trained. Both sides of `train` get the same texts, cut at the same
-length, the same batch size, epochs and rates. Of the Trainer's options bf16 and group_by_length, which might
-make it faster, stay off, as they are by default. Seconds are from texts on disk to a trained model in memory,
-without imports; CPU seconds (of all threads) tell of work done where the machine was not alone.
+FOLDER holds IMDb as `train.parquet` and `test.parquet` (`text`, `label`: 0 or 1). The encoder is the
+packaged MiniLM; its last block and a classification head are trained. In `train`, both tools use the same
+texts, maximum length, batch size, epochs and learning rates. The Trainer's options bf16 and group_by_length,
+which might make it faster, keep their default (off). Seconds are from texts on disk to a trained model in
+memory, without imports. CPU seconds are those of all threads; they are comparable on a machine that is
+shared with other work.
 """
 
 import argparse
@@ -56,7 +57,7 @@ FIRST_LABEL = [
     "-m",
     "lexloom.deployments.cli.main",
     "classify",
-]  # what the command `lexloom classify` starts
+]  # code that `lexloom classify` runs
 
 
 def main() -> None:
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--folder", type=Path, help="keep what is made here; a temporary folder by default")
     parser.add_argument("--out", type=Path, help="the results' file; benchmarks/results/ by default")
-    parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)  # a process of the Trainer's own
+    parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)  # runs the Trainer in a new process
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     if options.trainer:
@@ -78,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         os.environ["LEXLOOM_STORE"] = str(folder)
-        load = round(os.getloadavg()[0], 1)  # of other work: it tells a quiet machine from a shared one
+        load = round(os.getloadavg()[0], 1)  # load by other programs
         results = PARTS[options.part](options.data, folder)
     write_results(
         options.out or RESULTS / f"sentiment-{options.part}.json",
@@ -87,7 +88,7 @@ def main() -> None:
 
 
 class Ours:
-    """Lexloom's stages on some reviews, with what each took."""
+    """Run Lexloom's stages on some reviews, and measure each."""
 
     def __init__(self, folder: Path, train: Path, test: Path, max_length: int = MAX_LENGTH) -> None:
         self._run = stage_runner(folder)
@@ -163,7 +164,7 @@ def since(started: float, cpu: float) -> dict[str, float]:
 
 
 def part_train(data: Path, folder: Path) -> dict[str, Any]:
-    """4,000 reviews of the train file to 4,000 of the test file: three seeds of ours, one of theirs."""
+    """Train on 4,000 reviews and test on 4,000: three seeds of Lexloom, one of the Trainer."""
     train, test = (balanced_sample(data / f"{name}.parquet", folder) for name in ("train", "test"))
     ours = Ours(folder, train, test)
     models = [ours.model(seed) for seed in SEEDS]
@@ -214,7 +215,7 @@ def part_train(data: Path, folder: Path) -> dict[str, Any]:
 
 
 def balanced_sample(path: Path, folder: Path) -> Path:
-    """REVIEWS rows of a file, half of each label, the same ones each time."""
+    """Return the same REVIEWS rows of a file each time, half of each label."""
     whole = pq.read_table(path)
     labels = whole["label"].to_numpy()
     chance = np.random.default_rng(0)
@@ -225,7 +226,7 @@ def balanced_sample(path: Path, folder: Path) -> Path:
 
 
 def run_trainer(reviews: Path, folder: Path) -> dict[str, float]:
-    """The usual script: tokenize, freeze the first layers, train; the model goes to folder/trainer."""
+    """Tokenize, freeze the first layers and train with the Trainer; write the model to folder/trainer."""
     from datasets import Dataset
     from transformers import (
         AutoModelForSequenceClassification,
@@ -276,7 +277,7 @@ def run_trainer(reviews: Path, folder: Path) -> dict[str, float]:
 
 
 def part_classify(data: Path, folder: Path) -> dict[str, Any]:
-    """Reviews a second on texts of mixed lengths, and seconds from the command to the first label."""
+    """Measure reviews per second on texts of mixed lengths, and the time to the first label."""
     from transformers import pipeline
 
     from lexloom.models.sentiment.classifier import Classifier, save_classifier
@@ -324,7 +325,7 @@ def part_classify(data: Path, folder: Path) -> dict[str, Any]:
 
 
 def mixed_lengths(path: Path) -> list[str]:
-    """Reviews, half of them cut to between 5 and 100 words."""
+    """Return reviews, half of them truncated to between 5 and 100 words."""
     chance = np.random.default_rng(0)
     whole = pq.read_table(path)["text"]
     texts = [whole[int(row)].as_py() for row in chance.choice(len(whole), CLASSIFIED, replace=False)]
@@ -339,7 +340,7 @@ def mixed_lengths(path: Path) -> list[str]:
 
 
 def part_all(data: Path, folder: Path) -> dict[str, Any]:
-    """All of the train file, judged by all of the test file, as much of a review as the encoder can read."""
+    """Train on the whole train file and test on the whole test file, with the encoder's maximum length."""
     ours = Ours(folder, data / "train.parquet", data / "test.parquet", LONGEST)
     scores = ours.evaluate(ours.model(SEEDS[0]), baseline=True)
     print(scores)

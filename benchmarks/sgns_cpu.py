@@ -1,12 +1,12 @@
-"""The CPU's skip-gram kernel alone: pairs a second by width, noise words, vocabulary and threads.
+"""Measure the skip-gram CPU kernel alone: pairs per second by dimensions, negatives, vocabulary and threads.
 
     python benchmarks/sgns_cpu.py [--pairs 4000000] [--repeats 5]
 
-Words are drawn by Zipf's law (Mandelbrot's shift of 2.7) and make pairs as a text would: frequent ones are
-thinned out, and windows of 5 shrunk at random. Batches lie in memory. One thread and all of them take turns,
-so that a busy machine slows both. `lines` are the cache lines of rows that a pair touches: its context's, and
-its share of the 1 + K output rows of its run; each is read and written. Results go to
-benchmarks/results/sgns_cpu.json.
+Words are drawn by Zipf's law (Mandelbrot's shift of 2.7). Pairs are generated as from a text, with
+subsampling and randomly reduced windows of 5. Batches are in memory. Runs with one thread and with all
+threads alternate, so that other load affects both. `lines` are the cache lines of table rows per pair: those
+of its context, and its share of the 1 + K output rows of its run; each is read and written. Results are
+written to benchmarks/results/sgns_cpu.json.
 """
 
 import argparse
@@ -34,7 +34,7 @@ POINTS = [
 
 
 def draw_pairs(words: int, pairs: int) -> dict[str, np.ndarray]:
-    """About a tenth more than so many."""
+    """Generate about a tenth more pairs than requested."""
     chances = 1 / (np.arange(words) + SHIFT)
     counts = np.maximum(chances / chances.sum() * 1e9, 1).astype(np.int64)
     skipgrams = SkipGrams(keep_thresholds(counts, SUBSAMPLE), WINDOW, shrink_window=True, seed=1)
@@ -54,7 +54,7 @@ def measure(
         {name: ids[first : first + BATCH] for name, ids in batch.items()}
         for first in range(0, min(pairs, len(batch["target"])), BATCH)
     ]
-    # every word its own alias: the noise is even, which is hardest on the caches
+    # every word is its own alias: uniform noise, the worst case for caches
     noise = np.ones(words, np.float32), np.arange(words, dtype=np.int32)
     model = Word2Vec(*noise, dim=dim, negatives=negatives, learning_rate=0.025)
     model.prepare("cpu")
@@ -66,7 +66,7 @@ def measure(
             for number, one in enumerate(batches):
                 model.train_step(one, progress=0.0, seed=number)
             model.wait()
-            if repeat:  # the first warms up
+            if repeat:  # the first is a warm-up
                 rates[count].append(
                     sum(len(one["target"]) for one in batches) / (time.perf_counter() - begun)
                 )

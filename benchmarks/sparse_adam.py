@@ -1,4 +1,4 @@
-"""Skip-gram as tutorials of torch have it: sparse embeddings, SparseAdam, the mean loss of a large batch."""
+"""Skip-gram in plain PyTorch: sparse embeddings, SparseAdam, the mean loss of a large batch."""
 
 import time
 
@@ -21,7 +21,7 @@ def pairs_per_second(
     device: str = "cpu",
     batch: int = BATCH,
 ) -> list[float]:
-    """Of each step but the first.
+    """Return the pairs per second of each step except the first.
 
     Args:
         targets, contexts: (pairs,) int32, at least four batches.
@@ -41,6 +41,6 @@ def pairs_per_second(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        loss.item()  # waits for a GPU
+        loss.item()  # synchronizes with the GPU
         rates.append(len(target) / (time.perf_counter() - begun))
     return rates[1:]

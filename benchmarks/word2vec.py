@@ -1,22 +1,24 @@
-"""Word vectors beside gensim's and fastText's: speed and quality, same words and settings, in one run.
+"""Compare the speed and quality of word vectors with gensim and fastText, on the same words and settings.
 
     python benchmarks/word2vec.py --data FOLDER_OF_PARQUET [--limit 12500] [--seeds 3] [--settings 100x2 ...]
 
-The documents (column `text` of every Parquet file below the folder) are shuffled once, and every hundredth is
-held out. For each setting (dimensions x threads) and each seed the contenders train one epoch in turn: gensim
-from sentences and from a corpus file, fastText without subwords, and Lexloom by one worker, from stored pairs
-and from tokens. Those on Ray (two and four workers of one thread) run where `--only` names them.
+The documents (column `text` of every Parquet file below the folder) are shuffled once, and every hundredth
+is held out. For each setting (dimensions x threads) and each seed, the tools train one epoch in alternation:
+gensim from sentences and from a corpus file, fastText without subwords, and Lexloom with one worker, from
+stored and from streamed pairs. Lexloom on Ray (two and four workers of one thread) runs only if `--only`
+names it.
 
-All are told the same rate, 0.025 falling to 0.0001. gensim's corpus_file way falls only by 1/threads of that
-(each thread measures its own share against the whole), so Lexloom is shown at that rate too; and at its own
-default, 0.05.
+All use the same learning rate, from 0.025 down to 0.0001. With gensim's corpus_file, it falls by only
+1/threads of that, because each thread compares its own progress with the whole file. Lexloom is therefore
+also measured with that learning rate, and with its default of 0.05.
 
-`seconds` are of training alone, on a vocabulary that stands; Lexloom's stored pairs are drawn beforehand, and
-`total_seconds` have that too: they go from a text to vectors in memory. The peers' text is lower case without
-punctuation already; Lexloom's total has that work. Pairs a second are the stored ones of an epoch over the
-seconds, for all. benchmarks/word2vec_score.py scores all models alike. A plain torch trainer with SparseAdam
-(benchmarks/sparse_adam.py) is timed for a few batches. Results go to
-benchmarks/results/word2vec.json and, as a plot, word2vec.svg, after each setting.
+`seconds` are the training time alone, with a given vocabulary. Lexloom's stored pairs are generated before;
+`total_seconds` include this, and range from text to vectors in memory. The text for the other tools is
+already in lower case without punctuation, while Lexloom's total includes this work. For all tools, pairs per
+second are the stored pairs of an epoch divided by the seconds. benchmarks/word2vec_score.py scores all
+models in the same way. A plain PyTorch trainer with SparseAdam (benchmarks/sparse_adam.py) is timed for a
+few batches. After each setting, results are written to benchmarks/results/word2vec.json, and a plot to
+word2vec.svg.
 """
 
 import argparse
@@ -69,7 +71,7 @@ Contender = Callable[..., Trained]
 
 
 def split_documents(data: Path, limit: int | None, train: Path, held_out: Path) -> None:
-    """All texts below `data`, or so many, in random order, in two Parquet files."""
+    """Write the texts below `data`, at most `limit`, in random order to two Parquet files."""
     texts = pa.concat_tables(
         [pq.read_table(path, columns=["text"]) for path in sorted(data.rglob("*.parquet"))]
     )
@@ -84,7 +86,7 @@ def pairs_config(seed: int, mode: Mode = "stored") -> PairsConfig:
 
 
 class Texts:
-    """The stages before training, each run once (the pairs once a setting and seed), and what they took."""
+    """Run each stage before training once (pairs: once per setting and seed), and measure it."""
 
     def __init__(self, data: Path, limit: int | None, work: Path) -> None:
         self.stages = stage_runner(work / "store")
@@ -133,7 +135,7 @@ class Texts:
 
 
 def size_of(artifact: Artifact) -> int:
-    """Bytes of its shards."""
+    """Return the size of the artifact's shards in bytes."""
     return sum(path.stat().st_size for path in artifact.files())
 
 
@@ -169,7 +171,7 @@ def run_lexloom(texts: Texts, *, dim: int, seed: int, mode: Mode = "stored", **h
 
 
 def contenders_of(texts: Texts, dim: int, threads: int) -> dict[str, Contender]:
-    """All of them, by name. Those of several workers need Ray."""
+    """Return all tools by name. Those with several workers need Ray."""
     peers = {
         "gensim, sentences": partial(run_gensim, texts.lines, "sentences", threads=threads, dim=dim),
         "gensim, corpus_file": partial(run_gensim, texts.lines, "corpus_file", threads=threads, dim=dim),
@@ -199,12 +201,12 @@ def on_ray(name: str) -> bool:
 
 
 def run(contenders: dict[str, Contender], texts: Texts, seeds: int) -> dict[str, list[dict[str, float]]]:
-    """Each contender's figures, seed by seed, in turn."""
+    """Run all tools for each seed, and return their figures."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     names = list(contenders)
     for seed in range(1, seeds + 1):
         texts.draw_pairs(seed)
-        for name in names[seed % len(names) :] + names[: seed % len(names)]:  # none is always the first
+        for name in names[seed % len(names) :] + names[: seed % len(names)]:  # rotates the order
             model = contenders[name](seed=seed)
             figures = {
                 "seconds": model.seconds,
@@ -224,7 +226,7 @@ def run(contenders: dict[str, Contender], texts: Texts, seeds: int) -> dict[str,
 
 
 def sparse_adam(texts: Texts, dim: int, threads: int) -> dict[str, float]:
-    """Pairs a second, without a word on quality: an epoch would take half an hour."""
+    """Return the pairs per second only, because an epoch would take half an hour."""
     first = next(
         pq.ParquetFile(texts.pairs.files()[0]).iter_batches(1_500_000, columns=["target", "context"])
     )
@@ -235,7 +237,7 @@ def sparse_adam(texts: Texts, dim: int, threads: int) -> dict[str, float]:
 
 
 def ratios_of(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """How many times as long the peers take, seed by seed."""
+    """Return the speedup over the other tools, by seed."""
     return {
         f"{theirs} / {ours}": summary(
             [a["seconds"] / b["seconds"] for a, b in zip(runs[theirs], runs[ours], strict=True)]

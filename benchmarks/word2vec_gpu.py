@@ -1,24 +1,27 @@
-"""Skip-gram on one GPU: correctness first, then pairs a second and what staleness costs. Not measured yet.
+"""Test skip-gram on one GPU: correctness, speed, and the cost of stale updates. Not measured yet.
 
     python benchmarks/word2vec_gpu.py --pairs FOLDER --noise FILE [--dims 100 300] [--programs 256 1024 ...]
         [--vectors FOLDER]
     python benchmarks/word2vec_gpu.py --dry
 
-`--pairs` is the folder of a `pairs` artifact, `--noise` the `noise.parquet` of the same vocabulary: run the
-word2vec flow to have them. The machine with the GPU needs torch, Triton, Numba and PyArrow, not the rest.
+`--pairs` is the folder of a `pairs` artifact, `--noise` the `noise.parquet` of the same vocabulary; the
+word2vec flow writes both. The machine with the GPU needs only torch, Triton, Numba and PyArrow.
 
-1. A small batch in float64, by the kernel and by its twin in torch, against models/word2vec/reference.py.
-2. For every width and number of programs, from the same start: pairs a second with all batches on the GPU
-   already; and fed from the host, checks and uploads included.
-3. Beside each rate the loss of held-out pairs after one epoch, and that of the CPU's kernel on one thread, by
-   as many seeds: a rate at which this is worse is worth nothing. `--vectors` keeps the vectors of the default
-   number of programs, and the CPU's: benchmarks/word2vec_score.py scores them, on a machine with gensim.
-4. Pairs a second of a plain torch trainer with SparseAdam and batches of 300,000 (benchmarks/sparse_adam.py).
+1. Compare a small batch in float64 by the kernel, and by its implementation in torch, with
+   models/word2vec/reference.py.
+2. For each number of dimensions and of programs, from the same initial tables: measure pairs per second with
+   all batches on the GPU, and with batches from the host, including checks and uploads.
+3. Compare the loss on held-out pairs after one epoch with that of the CPU kernel on one thread, for the same
+   number of seeds. A speed is useless if its loss is higher. `--vectors` saves the vectors of the default
+   number of programs, and those of the CPU; benchmarks/word2vec_score.py scores them on a machine with
+   gensim.
+4. Measure the pairs per second of a plain PyTorch trainer with SparseAdam and batches of 300,000
+   (benchmarks/sparse_adam.py).
 
-The bytes of a pair are those of its rows, read and written once by each run; those that the second-level
-cache holds never reach the bus, so the share of the bus may exceed 1. Results go to
-benchmarks/results/word2vec-gpu.json. `--dry` goes through all of it with tiny sizes and writes nothing; it
-needs no GPU (the correctness of the kernel is then looked at in Triton's interpreter).
+The bytes of a pair are those of its rows, read and written once per run. Rows in the L2 cache do not use the
+memory bus, so the share of its bandwidth can exceed 1. Results are written to
+benchmarks/results/word2vec-gpu.json. `--dry` runs everything with tiny sizes without a GPU and writes
+nothing; the kernel then runs in Triton's interpreter.
 """
 
 import argparse
@@ -50,7 +53,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Corpus(NamedTuple):
-    """Pairs to train on and pairs held out, and the noise as an alias table."""
+    """Return training pairs, held-out pairs, and the alias table of the noise."""
 
     batches: list[Batch]
     held_out: Batch
@@ -63,7 +66,7 @@ class Corpus(NamedTuple):
 
 
 def read_corpus(pairs: Path, noise: Path, limit: int, batch: int) -> Corpus:
-    """The first `limit` pairs of the shards."""
+    """Return the first `limit` pairs of the shards."""
     columns: dict[str, list[np.ndarray]] = {"target": [], "context": []}
     rows = 0
     for shard in sorted(pairs.glob("train-*.parquet")):
@@ -106,7 +109,7 @@ def cut(pairs: Batch, size: int, probability: np.ndarray, alias: np.ndarray) -> 
 
 
 def check(corpus: Corpus, stride: int, programs: int = 1) -> dict[str, float]:
-    """The largest error of each way's tables after 200 pairs in float64, beside the reference's."""
+    """Return the largest error of each implementation after 200 pairs in float64, against the reference."""
     generator = torch.Generator().manual_seed(0)
     words, positions = len(corpus.probability), slice(200)
     start = [
@@ -143,7 +146,7 @@ def check(corpus: Corpus, stride: int, programs: int = 1) -> dict[str, float]:
     return errors
 
 
-# Rates
+# Speed
 
 
 def noise_on_device(corpus: Corpus) -> list[torch.Tensor]:
@@ -151,7 +154,7 @@ def noise_on_device(corpus: Corpus) -> list[torch.Tensor]:
 
 
 def clock(work: Callable[[], Any]) -> float:
-    """Seconds until the device has done it."""
+    """Return the seconds until the device has finished."""
     wait = torch.cuda.synchronize if DEVICE.type == "cuda" else lambda: None
     wait()
     started = time.perf_counter()
@@ -161,7 +164,7 @@ def clock(work: Callable[[], Any]) -> float:
 
 
 def copied_bytes_per_second(size: int) -> float:
-    """Of a copy within the device, bytes read and written: what its memory bus gives."""
+    """Return the memory bandwidth of the device: bytes read and written per second by a copy."""
     source = torch.zeros(size, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * size / median(clock(lambda: target.copy_(source)) for _ in range(10))
@@ -186,13 +189,13 @@ def learner(corpus: Corpus, dim: int, programs: int | None, device: str, seed: i
 
 
 def epoch(model: Word2Vec, corpus: Corpus) -> None:
-    """One epoch from the host, as the training loop does it."""
+    """Train one epoch with batches from the host, like the training loop."""
     for number, batch in enumerate(corpus.batches):
         model.train_step(batch, progress=number / len(corpus.batches), seed=number)
 
 
 def resident_epoch(model: Word2Vec, corpus: Corpus, batches: list[Pairs]) -> None:
-    """One epoch of batches that are on the GPU, by the kernel alone."""
+    """Train one epoch with batches that are on the GPU."""
     noise = noise_on_device(corpus)
     assert model.programs is not None
     for number, pairs in enumerate(batches):
@@ -274,13 +277,13 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=Path, help="folder of a pairs artifact")
     parser.add_argument("--noise", type=Path, help="noise.parquet of the same vocabulary")
-    parser.add_argument("--limit", type=int, default=20_000_000, help="pairs that are read")
+    parser.add_argument("--limit", type=int, default=20_000_000, help="maximum number of pairs to read")
     parser.add_argument("--batch", type=int, default=1 << 20)
     parser.add_argument("--dims", type=int, nargs="+", default=[100, 300])
     parser.add_argument("--programs", type=int, nargs="+", default=[256, 512, 768, 1024, 2048])
-    parser.add_argument("--repeats", type=int, default=3, help="each with a seed of its own")
-    parser.add_argument("--vectors", type=Path, help="folder that keeps vectors, to be scored")
-    parser.add_argument("--dry", action="store_true", help="tiny, on a CPU: does the script run?")
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions, each with another seed")
+    parser.add_argument("--vectors", type=Path, help="folder to save vectors for scoring")
+    parser.add_argument("--dry", action="store_true", help="check that the script runs: tiny sizes, on a CPU")
     results = Path(__file__).parent / "results"
     parser.add_argument("--out", type=Path, default=results / "word2vec-gpu.json")
     arguments = parser.parse_args()
@@ -303,7 +306,7 @@ def main() -> None:
     for dim in arguments.dims:
         plain[dim] = sparse_adam(corpus, dim, 100 if arguments.dry else BATCH)
         reference = summary(cpu_losses(corpus, dim, arguments.repeats, arguments.vectors))
-        for programs in [*arguments.programs, None]:  # the last: the model's own choice
+        for programs in [*arguments.programs, None]:  # None: the model's default
             figures = measure(corpus, dim, programs, arguments.repeats, bus, arguments.vectors)
             found.append(figures | {"default": programs is None, "cpu_held_out_loss": reference})
             print(found[-1], flush=True)

@@ -1,4 +1,4 @@
-"""What trains skip-gram beside us in benchmarks/word2vec.py: gensim, and fastText with words alone."""
+"""Train skip-gram with gensim, and with fastText without subwords, for benchmarks/word2vec.py."""
 
 import time
 from pathlib import Path
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 
 WINDOW, NEGATIVES, SUBSAMPLE, MIN_COUNT = 5, 5, 1e-3, 5
 RATE, LAST_RATE = 0.025, 0.0001
-GENSIM_SENTENCE = 10_000  # words; gensim silently cuts longer ones
+GENSIM_SENTENCE = 10_000  # words; gensim silently truncates longer ones
 
 
 class Trained(NamedTuple):
-    """A model, and what it took.
+    """A model and its training time.
 
     Attributes:
-        words: of its rows.
+        words: the word of each row.
         vectors, contexts: (words, dim) float32, the input and the output table.
-        seconds: of training alone, on a vocabulary that stands.
-        total_seconds: from the text to the vectors.
+        seconds: training time alone, with a given vocabulary.
+        total_seconds: time from the text to the vectors.
     """
 
     words: list[str]
@@ -31,7 +31,7 @@ class Trained(NamedTuple):
 
 
 def run_gensim(lines: Path, how: str, *, seed: int, threads: int, dim: int) -> Trained:
-    """`how`: from "sentences" in memory, which are read once, or from a "corpus_file"."""
+    """Train from "sentences" in memory, which are read once, or from a "corpus_file", as `how` says."""
     from gensim.models import Word2Vec
     from gensim.models.word2vec import LineSentence
 
@@ -62,9 +62,10 @@ def run_gensim(lines: Path, how: str, *, seed: int, threads: int, dim: int) -> T
 
 
 def run_fasttext(lines: Path, *, seed: int, threads: int, dim: int) -> Trained:
-    """It counts words and trains in one call: what a call without an epoch takes is not training.
+    """Train with fastText.
 
-    Its Python package offers no seed for skip-gram: runs differ only as their threads race.
+    fastText counts words and trains in one call, so the time of a call without an epoch is subtracted. Its
+    Python package has no seed for skip-gram: runs differ only by the timing of threads.
     """
     import fasttext
 

@@ -1,4 +1,4 @@
-"""Speed against quality of benchmarks/word2vec.py's contenders, a panel for each setting."""
+"""Plot speed and quality of the tools in benchmarks/word2vec.py, with one panel per setting."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ MARKERS = "osv^DPX*<>"
 
 
 def plot(measured: dict[str, Any], path: Path) -> None:
-    """Writes an SVG: seconds of training (median, least to most) and the mean score (mean, least to most)."""
+    """Write an SVG of training seconds (median and range) and mean scores (mean and range)."""
     matplotlib.use("svg")
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    matplotlib.rcParams["svg.hashsalt"] = "lexloom"  # the same file from the same figures
+    matplotlib.rcParams["svg.hashsalt"] = "lexloom"  # makes the SVG deterministic
     figure, panels = pyplot.subplots(
         1,
         len(measured),

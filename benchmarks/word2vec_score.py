@@ -1,8 +1,9 @@
-"""How good word vectors are, whoever made them: gensim's evaluation, and the loss of held-out pairs.
+"""Score word vectors of any tool: gensim's evaluation, and the loss on held-out pairs.
 
     python benchmarks/word2vec_score.py --vocabulary FOLDER VECTORS.npy ...
 
-scores vectors that benchmarks/word2vec_gpu.py kept, in the order of the words of a `vocabulary` artifact.
+This scores vectors that benchmarks/word2vec_gpu.py saved, in the order of the words of a `vocabulary`
+artifact.
 """
 
 import argparse
@@ -28,7 +29,7 @@ SCORES = (*JUDGED, "held_out_loss")
 
 
 class Scorer:
-    """Scores models on one vocabulary, by the same pairs and the same noise words."""
+    """Scores models with the same vocabulary on the same pairs and noise words."""
 
     def __init__(self, vocabulary: Artifact, pairs: Artifact) -> None:
         words, counts = read_vocabulary(vocabulary)
@@ -45,9 +46,10 @@ class Scorer:
         )
 
     def __call__(self, model: Trained) -> dict[str, float]:
-        """WordSim-353 and SimLex-999 (Spearman), Google's analogies (accuracy), their mean; and the loss.
+        """Return WordSim-353, SimLex-999 (Spearman), Google's analogies (accuracy), their mean, the loss.
 
-        Raises a ValueError where the model's words are not those of the vocabulary.
+        Raises:
+            ValueError: the model's words differ from the vocabulary.
         """
         place = {word: row for row, word in enumerate(model.words)}
         different = (set(place) ^ set(self._words)) - {FASTTEXT_LINE_END}
@@ -58,7 +60,7 @@ class Scorer:
         return {**evaluate(self._words, vectors), "held_out_loss": self.loss(vectors, contexts)}
 
     def loss(self, vectors: NDArray[np.float32], contexts: NDArray[np.float32]) -> float:
-        """The mean over pairs of eq. 4 of Mikolov et al. (2013), with its sign turned."""
+        """Return the mean over pairs of the negative of eq. 4 of Mikolov et al. (2013)."""
         total = 0.0
         for first in range(0, len(self._targets), PAIRS_AT_ONCE):
             some = slice(first, first + PAIRS_AT_ONCE)
@@ -70,7 +72,7 @@ class Scorer:
 
 
 def coverage_of(words: list[str]) -> dict[str, float]:
-    """Which share of each set's entries has all of its words in the vocabulary."""
+    """Return the share of each set's entries whose words are all in the vocabulary."""
     known = set(words)
     return {
         name: float(np.mean([all(word.lower() in known for word in entry) for entry in entries]))
@@ -83,7 +85,7 @@ def coverage_of(words: list[str]) -> dict[str, float]:
 
 
 def read_entries(name: str, count: int) -> list[list[str]]:
-    """The words of each entry of one of gensim's files: the first `count` fields of its lines."""
+    """Return the words of each entry of one of gensim's files: the first `count` fields of its lines."""
     lines = Path(datapath(name)).read_text().splitlines()
     return [line.split()[:count] for line in lines if line and line[0] not in "#:"]
 

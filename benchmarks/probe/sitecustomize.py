@@ -1,7 +1,7 @@
-"""Notes when each process of a command comes by which place; benchmarks/overhead.py puts it on PYTHONPATH.
+"""Log when the processes of a command reach certain places; benchmarks/overhead.py puts this on PYTHONPATH.
 
-Python imports it at its start. Into MOMENTS/PID.txt go lines `seconds since the epoch, place`: the process's
-creation, the start and end of each import and of each call that is listed here.
+Python imports this module at startup. It writes lines `seconds since the epoch, place` to MOMENTS/PID.txt:
+the creation of the process, and the start and end of each import and call listed in PLACES.
 """
 
 import functools
@@ -35,14 +35,14 @@ def note(place: str, seconds: float | None = None) -> None:
 
 
 def created() -> float:
-    """When this process was, in seconds since the epoch."""
+    """Return the creation time of this process, in seconds since the epoch."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     up = float(Path("/proc/uptime").read_text().split()[0])
     return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def watch(module: ModuleType, path: str) -> None:
-    """Notes the start and the end of each call of a function or method."""
+    """Log the start and end of each call of a function or method."""
     *owners, name = path.split(".")
     owner = functools.reduce(getattr, owners, module)
     call = getattr(owner, name)
@@ -59,7 +59,7 @@ def watch(module: ModuleType, path: str) -> None:
 
 
 class Watcher(importlib.abc.MetaPathFinder):
-    """Finds the modules of PLACES as the others would, and watches them."""
+    """Finds the modules of PLACES with the other finders, and instruments them."""
 
     def __init__(self) -> None:
         self.looking = False

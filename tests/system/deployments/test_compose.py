@@ -67,7 +67,7 @@ def test_a_secret_that_is_missing_is_asked_for(name: str, value: str | None) -> 
     given = {key: secret for key, secret in SECRETS.items() if key != name}
     said = docker_compose("config", "--quiet", secrets=given if value is None else {**given, name: value})
     assert said.returncode != 0
-    assert re.search(rf"say {name}\S* in \.env, as \.env\.example shows", said.stderr)
+    assert re.search(rf"set {name}\S* in \.env, as \.env\.example shows", said.stderr)
 
 
 def test_each_secret_reaches_only_those_who_need_it(told: dict[str, Any]) -> None:
