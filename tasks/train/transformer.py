@@ -53,8 +53,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "dropout": 0.0,
         "epochs": 2,
         "batch_size": 32,
-        "matrix_lr": 0.04,
-        "lr": 0.01,
+        "matrix_learning_rate": 0.04,
+        "learning_rate": 0.01,
         "momentum": 0.85,
     },
     # 10.6M, for characters or bytes: minutes on a GPU
@@ -67,8 +67,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "dropout": 0.2,
         "epochs": 20,
         "batch_size": 64,
-        "matrix_lr": 0.02,
-        "lr": 0.003,
+        "matrix_learning_rate": 0.02,
+        "learning_rate": 0.003,
         "momentum": 0.95,
     },
     # 124M with GPT-2's vocabulary, for gigabytes of text: hours on GPUs
@@ -82,8 +82,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "epochs": 1,
         "batch_size": 512,
         "micro_batch": 16,
-        "matrix_lr": 0.02,
-        "lr": 0.003,
+        "matrix_learning_rate": 0.02,
+        "learning_rate": 0.003,
         "momentum": 0.95,
     },
 }
@@ -121,8 +121,8 @@ class TrainTransformerConfig(GradientTrainConfig):
         "muon",
         description="'muon' trains hidden matrices with Muon and the rest with AdamW; 'adamw' trains all.",
     )
-    matrix_lr: float = preset_field("Learning rate of the hidden matrices", gt=0, le=10)
-    lr: float = preset_field("Learning rate of all other parameters", gt=0, le=10)
+    matrix_learning_rate: float = preset_field("Learning rate of the hidden matrices", gt=0, le=10)
+    learning_rate: float = preset_field("Learning rate of all other parameters", gt=0, le=10)
     momentum: float = preset_field("Momentum of Muon", ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0, le=10, description="Weight decay of matrices and embeddings.")
     warm_up: float = Field(0.0, ge=0, lt=1, description="Share of training in which the learning rates rise.")
@@ -207,7 +207,11 @@ def rounded(vocabulary: int) -> int:
 def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> TorchTrainable:
     """Return what the training loop trains."""
     optimizer = OptimizerConfig(
-        config.optimizer, config.matrix_lr, config.lr, config.momentum, weight_decay=config.weight_decay
+        config.optimizer,
+        config.matrix_learning_rate,
+        config.learning_rate,
+        config.momentum,
+        weight_decay=config.weight_decay,
     )
     compiled = config.compile == "on" or (config.compile == "auto" and config.device == "cuda")
     rows = config.micro_batch or -(-config.batch_size // config.workers)

@@ -228,7 +228,13 @@ def test_a_large_vocabulary_is_rounded_up() -> None:
 
 def test_options_reach_the_training() -> None:
     config = TrainTransformerConfig(
-        matrix_lr=0.5, lr=0.25, decay=0.5, final=0.1, warm_up=0.1, precision="float32", threads=1
+        matrix_learning_rate=0.5,
+        learning_rate=0.25,
+        decay=0.5,
+        final=0.1,
+        warm_up=0.1,
+        precision="float32",
+        threads=1,
     )
     made = trainable(TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1), config)
     made.prepare("cpu")
