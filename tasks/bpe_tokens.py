@@ -159,8 +159,8 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
         rows=trained + validated,
         unit="tokens",
         notes={
-            "of them for validation": validated,
-            "documents of which the end is held out": sum(rows.values()) - documents,
+            "tokens for validation": validated,
+            "documents split between training and validation": sum(rows.values()) - documents,
         },
         facts={
             "tokens": trained,

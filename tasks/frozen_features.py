@@ -136,7 +136,7 @@ def features(
         unit_in="reviews",
         rows=train["tokens"] + validation["tokens"],
         unit="activations" if config.cache_features else "tokens",
-        notes={f"cut at {counted(config.max_length, 'tokens')}": train["cut"] + validation["cut"]},
+        notes={f"truncated to {counted(config.max_length, 'tokens')}": train["cut"] + validation["cut"]},
         facts={
             "labels": reviews.facts["labels"],
             "label_counts": [train[str(label)] for label in range(len(labels_of(reviews)))],

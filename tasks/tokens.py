@@ -76,7 +76,7 @@ def tokens(corpus: Artifact, vocabulary: Artifact, config: TokensConfig, out: Pa
         unit_in="words",
         rows=known,
         unit="tokens",
-        dropped={"not in the vocabulary": unknown} if unknown else {},
+        dropped={"out-of-vocabulary words": unknown} if unknown else {},
         facts={"tokens": known, "documents": documents, "emptied_documents": emptied, "shards": shards.count},
     )
 

@@ -92,8 +92,8 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
     )
     write_ids(kept["word"], out / "vocabulary.json")
     dropped = {
-        "below the minimum count": counts.total - frequent,
-        "beyond the maximum size": frequent - total,
+        "words below min_count": counts.total - frequent,
+        "words beyond max_size": frequent - total,
     }
     return Summary(
         rows_in=counts.total,

@@ -21,7 +21,7 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def stage_line(name: str, summary: Summary, *, cached: bool, seconds: float, why: list[str]) -> None:
-    """`pairs   3.1 s  1,905,634 words → 8,012,345 pairs · 612,000 subsampled` on stderr."""
+    """`pairs   3.1 s  1,905,634 words → 8,012,345 pairs · 612,000 dropped by subsampling` on stderr."""
     line = Text()
     line.append(f"{name:<{NAME_WIDTH}} ", style="bold")
     line.append("cached   " if cached else f"{seconds:6.1f} s ", style="green" if cached else "cyan")

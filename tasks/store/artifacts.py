@@ -45,7 +45,7 @@ DIGEST_THREADS = 8
 
 NORMALIZATION = "normalization"
 Verification = Literal["size", "full"]
-FIRST = "the first of its stage"  # from such inputs
+FIRST = "no earlier artifact of this stage"  # from such inputs
 
 
 class RunOnly:

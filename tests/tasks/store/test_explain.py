@@ -29,7 +29,7 @@ def test_a_change_is_explained_down_to_the_field_that_caused_it(store: Store) ->
     assert first is not None
     assert second is not None
     manifests = list(store.manifests())
-    assert why(first, manifests) == ["the first of its stage"]
+    assert why(first, manifests) == ["no earlier artifact of this stage"]
     assert why(second, manifests) == ["corpus.limit: 5 -> 7"]
 
 
@@ -38,7 +38,7 @@ def test_what_was_made_from_other_kinds_of_inputs_explains_nothing(store: Store)
     other = put(store, "evaluate", "e2", inputs=[put(store, "transformer", "t1", layers=3)])
     manifest = store.manifest("evaluate", other.key)
     assert manifest is not None
-    assert why(manifest, list(store.manifests())) == ["the first of its stage"]
+    assert why(manifest, list(store.manifests())) == ["no earlier artifact of this stage"]
 
 
 def test_an_input_of_another_stage_is_not_compared_field_by_field(store: Store) -> None:
@@ -153,7 +153,7 @@ def test_a_stage_behind_a_cached_one_tells_the_reason(run: Any, store: Store) ->
     run(FILES)
     run(FILES, loom_width=2)
     for manifest in store.manifests():
-        if manifest.stage == "dye" and manifest.why != ["the first of its stage"]:
+        if manifest.stage == "dye" and manifest.why != ["no earlier artifact of this stage"]:
             store.discard("dye", manifest.key)
     assert run(FILES, loom_width=2) == ["because loom.width: 1 -> 2"]
 

@@ -134,7 +134,7 @@ def test_where_a_word_has_white_space_there_are_no_counts_and_the_stage_and_the_
     words = ["no\u00a0break", *table["word"].to_pylist()[1:]]
     pq.write_table(table.set_column(0, "word", pa.array(words)), path)
     made = build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path)
-    assert made.summary.notes == {"with white space, so no word2vec.vocab": 1}
+    assert made.summary.notes == {"words with white space, so no word2vec.vocab": 1}
     assert not (made.folder / "word2vec.vocab").exists()
     assert "There is no `word2vec.vocab`" in (made.folder / "README.md").read_text()
     theirs = run_card(made.folder)["vectors"]
