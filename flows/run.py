@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, JsonValue
 import lexloom.flows.local_server.server  # noqa: F401 - a flow that is called from Python gets the protected server, too
 from lexloom.tasks.display.console import describe
 from lexloom.tasks.store.artifacts import Artifact
-from lexloom.tasks.store.parallel import stages_on
+from lexloom.tasks.store.parallel import use_cluster
 from lexloom.tasks.store.stage import StageRecord, record_stages
 
 SHOWN_KEY = 8  # characters, enough to find it in the column of keys
@@ -71,7 +71,7 @@ def story(flow: str, cluster: str) -> Iterator[Story]:
 
     `cluster` is the address of the Ray cluster that stages fan out over; empty for none.
     """
-    with stages_on(cluster), record_stages() as records:
+    with use_cluster(cluster), record_stages() as records:
         try:
             yield Story(flow, records)
         finally:

@@ -117,7 +117,7 @@ def features(
         fan_out(
             lambda window: window.compute(reader, scratch),
             windows,
-            side_by_side=False,
+            concurrent=False,
             gpu=config.device == "cuda",
         ) as computed,
         console.bar("features", total=sum(window.rows for window in windows)) as bar,

@@ -9,7 +9,7 @@ from lexloom.deployments.cli.texts import add_flags, growing_batches, texts_of
 from lexloom.models.registry import load_model, stages
 from lexloom.tasks.display.console import warn
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.store.lookup import model_folder
+from lexloom.tasks.store.lookup import find_model_folder
 
 MODEL = "a model's folder, the beginning of its key in the store, or latest"
 
@@ -58,14 +58,14 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def neighbours(arguments: argparse.Namespace) -> int:
-    vectors = load_model(model_folder(arguments.model, *stages("neighbours")), "neighbours")
+    vectors = load_model(find_model_folder(arguments.model, *stages("neighbours")), "neighbours")
     for word, near in zip(arguments.words, vectors.neighbours(arguments.words, arguments.k), strict=True):
         print_ranking(vectors.spelling(word), near)
     return 0
 
 
 def analogy(arguments: argparse.Namespace) -> int:
-    vectors = load_model(model_folder(arguments.model, *stages("neighbours")), "neighbours")
+    vectors = load_model(find_model_folder(arguments.model, *stages("neighbours")), "neighbours")
     a, b, c = (vectors.spelling(word) for word in (arguments.a, arguments.b, arguments.c))
     print_ranking(f"{a} is to {b} as {c} is to", vectors.analogy(a, b, c, arguments.k))
     return 0
@@ -91,7 +91,7 @@ def generate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         stop=tuple(arguments.stop),
     )
-    model = load_model(model_folder(arguments.model, *stages("generate")), "generate")
+    model = load_model(find_model_folder(arguments.model, *stages("generate")), "generate")
     prompts = arguments.prompt or [""]
     texts = [model.prompt(prompt) for prompt in prompts]
     if len(prompts) == 1:
@@ -110,7 +110,7 @@ def classify(arguments: argparse.Namespace) -> int:
     The line of a text that is missing or blank is empty, or an object of nulls.
     """
     texts = texts_of(arguments)
-    folder = model_folder(arguments.model, *stages("classify"))
+    folder = find_model_folder(arguments.model, *stages("classify"))
     classifier = load_model(folder, "classify", arguments.device)
     write = as_json if arguments.json else as_columns
     blank = 0

@@ -53,7 +53,7 @@ def store_verify(arguments: argparse.Namespace) -> int:
     if not store.root.is_dir():
         raise FileNotFoundError(f"there is no store at {store.root}: name it with --store or LEXLOOM_STORE")
     counts = Counter[str]()
-    places = find_places(store, arguments.names) if arguments.names else store.places()
+    places = find_places(store, arguments.names) if arguments.names else store.list_places()
     for found in chain(verify(store, places), () if arguments.names else find_obstacles(store)):
         state = "damaged" if found.damage else "outdated" if found.outdated else "intact"
         counts[state] += 1
@@ -89,7 +89,7 @@ def find_places(store: Store, names: list[str]) -> list[Place]:
     """Find the artifacts with these names; a stage means all of its artifacts. Raises like `find_place`."""
     found: list[Place] = []
     for name in names:
-        of_stage = [place for place in store.places() if place[0] == name]
+        of_stage = [place for place in store.list_places() if place[0] == name]
         found += of_stage or [find_place(store, name)]
     return list(dict.fromkeys(found))
 

@@ -11,7 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.store.artifacts import FIRST, Summary
+from lexloom.tasks.store.artifacts import FIRST_OF_STAGE, Summary
 
 BAR_AFTER_SECONDS = 2.0
 NAME_WIDTH = 18
@@ -27,7 +27,7 @@ def stage_line(name: str, summary: Summary, *, cached: bool, seconds: float, why
     line.append("cached   " if cached else f"{seconds:6.1f} s ", style="green" if cached else "cyan")
     line.append(f" {describe(summary)}")
     stderr.print(line)
-    if why and not cached and why != [FIRST]:
+    if why and not cached and why != [FIRST_OF_STAGE]:
         more = f"; and {len(why) - SHOWN_REASONS} more" if len(why) > SHOWN_REASONS else ""
         reasons = "; ".join(why[:SHOWN_REASONS])
         stderr.print(Text(f"{' ' * (NAME_WIDTH + 11)}because {reasons}{more}", style="dim"))

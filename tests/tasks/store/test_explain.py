@@ -11,7 +11,7 @@ from lexloom.tasks.evaluate.word2vec import EvaluateConfig, locate_sets
 from lexloom.tasks.sources.source import FileSource, find
 from lexloom.tasks.store.artifacts import Artifact, InputEntry, Manifest, Store, Summary
 from lexloom.tasks.store.explain import Change, compare_files, explain_change, new_reasons
-from lexloom.tasks.store.stage import Stage, describe, record_stages, stage
+from lexloom.tasks.store.stage import Stage, make_input_entry, record_stages, stage
 from tests.tasks.plain import call_stage
 from tests.tasks.store.test_artifacts import put
 
@@ -184,9 +184,9 @@ def test_a_source_without_names_of_files_never_shows_a_digest(store: Store) -> N
 def test_evaluation_sets_are_named_by_their_files(store: Store, tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("a b 1\n")
     config = EvaluateConfig(similarity=[Path("pairs.tsv")], analogies=[])
-    old = describe(store, "sets", locate_sets(config))
+    old = make_input_entry(store, "sets", locate_sets(config))
     (tmp_path / "pairs.tsv").write_text("a b 2\n")
-    new = describe(store, "sets", locate_sets(config))
+    new = make_input_entry(store, "sets", locate_sets(config))
     assert [change.text for change in compare_files(old.files, new.files)] == ["1 file changed: pairs"]
 
 
