@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, JsonValue
 import lexloom.flows.local_server.server  # noqa: F401 - installs the protected server for flows called from Python
 from lexloom.tasks.display.console import describe
 from lexloom.tasks.store.artifacts import Artifact
-from lexloom.tasks.store.parallel import stages_on
+from lexloom.tasks.store.parallel import use_cluster
 from lexloom.tasks.store.stage import StageRecord, record_stages
 
 SHOWN_KEY = 8  # characters of a key that identify it in the column of keys
@@ -71,7 +71,7 @@ def record_run(flow: str, cluster: str) -> Iterator[RunRecorder]:
 
     `cluster` is the address of the Ray cluster on which stages process shards in parallel; empty for none.
     """
-    with stages_on(cluster), record_stages() as records:
+    with use_cluster(cluster), record_stages() as records:
         try:
             yield RunRecorder(flow, records)
         finally:

@@ -31,7 +31,7 @@ from lexloom.tasks.sources.encoding import LocatedEncoding
 from lexloom.tasks.sources.huggingface import NetworkError
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.parallel import fan_out
-from lexloom.tasks.store.shards import Outcome, ShardWriter, in_order, row_groups
+from lexloom.tasks.store.shards import Result, ShardWriter, list_row_groups, map_in_order
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.tokens import COLUMN_ENCODING, SCHEMA, SHARD_BYTES, TOKEN_BYTES
 
@@ -145,8 +145,8 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
         rows=trained + validated,
         unit="tokens",
         notes={
-            "of them for validation": validated,
-            "documents of which the end is held out": sum(rows.values()) - documents,
+            "tokens for validation": validated,
+            "documents split between training and validation": sum(rows.values()) - documents,
         },
         facts={
             "tokens": trained,
@@ -169,7 +169,7 @@ def encode_corpus(
     corpus: Artifact, base: Encoding, config: SubwordsConfig, scratch: Path
 ) -> tuple[int, list[int]]:
     """Writes base ids and who is held out; returns (documents, tokens of each row group)."""
-    pieces = row_groups(corpus, "text", "continues")
+    pieces = list_row_groups(corpus, "text", "continues")
     documents = 0
     sizes: list[int] = []
     with (
@@ -238,15 +238,15 @@ class Split:
             for (path, group), start in zip(groups, before, strict=True)
         ]
 
-    def pieces(self, work: Callable[[pa.ListArray], Outcome]) -> Iterator[tuple[Part, Outcome]]:
+    def pieces(self, work: Callable[[pa.ListArray], Result]) -> Iterator[tuple[Part, Result]]:
         """(part, what `work` makes of its documents in a row group), worked out in threads."""
 
-        def read(place: tuple[Path, int, int | None]) -> list[tuple[Part, Outcome]]:
+        def read(place: tuple[Path, int, int | None]) -> list[tuple[Part, Result]]:
             train, validation = self._read(*place)
             parts: list[tuple[Part, pa.ListArray]] = [("train", train), ("validation", validation)]
             return [(part, work(tokens)) for part, tokens in parts if len(tokens)]
 
-        for parts in in_order(read, self._groups):
+        for parts in map_in_order(read, self._groups):
             yield from parts
 
     def _read(self, path: Path, group: int, cut: int | None) -> tuple[pa.ListArray, pa.ListArray]:

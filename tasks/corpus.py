@@ -38,7 +38,7 @@ from lexloom.tasks.sources.huggingface import NetworkError
 from lexloom.tasks.sources.reading import Limits, Reading, cut_long
 from lexloom.tasks.sources.source import Source
 from lexloom.tasks.store.artifacts import NORMALIZATION, RunOnly, Summary
-from lexloom.tasks.store.shards import ShardWriter, in_order
+from lexloom.tasks.store.shards import ShardWriter, map_in_order
 from lexloom.tasks.store.stage import stage
 
 MEGABYTE = 1 << 20
@@ -167,7 +167,9 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
 
     def normalized_pieces() -> Iterator[pa.RecordBatch]:
         most = config.max_document_bytes
-        for piece, empty, lost in in_order(lambda each: normalize_piece(each, rules, most), reading.pieces()):
+        for piece, empty, lost in map_in_order(
+            lambda each: normalize_piece(each, rules, most), reading.pieces()
+        ):
             dropped["empty"] += empty
             losses.update(lost)
             if piece.num_rows:

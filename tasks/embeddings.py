@@ -175,7 +175,7 @@ def embeddings(
         table, known, ways = look_up(tokenizer, words, matrix, config.rest, generator)
     else:
         table = generator.standard_normal((tokenizer.size, config.dim), np.float32)
-        known, ways = np.zeros(tokenizer.size, np.bool_), {"drawn at random": tokenizer.size}
+        known, ways = np.zeros(tokenizer.size, np.bool_), {"initialized at random": tokenizer.size}
     save_file({TENSOR: torch.from_numpy(table)}, out / FILE)
     return Summary(
         rows_in=tokenizer.size,
@@ -209,11 +209,11 @@ def look_up(
     missing = int((~known).sum())
     if rest == "mean":
         table[~known] = table[known].mean(0)
-        ways["not found, the mean instead"] = missing
+        ways["not found, set to the mean embedding"] = missing
     else:
         spread = SMALL * float(table[known].std())
         table[~known] = spread * generator.standard_normal((missing, table.shape[1]), np.float32)
-        ways["not found, small random numbers instead"] = missing
+        ways["not found, initialized at random"] = missing
     return table, known, ways
 
 
@@ -227,7 +227,7 @@ def match(tokenizer: Tokenizer, words: list[str]) -> tuple[NDArray[np.int64], di
     rows: dict[str, int] = {}
     for row, word in enumerate(words):
         rows.setdefault(word, row)
-    ways = {"as they are written": 0, "without spaces around them": 0, "in lower case": 0}
+    ways = {"exact matches": 0, "matched without surrounding spaces": 0, "matched in lower case": 0}
     found = np.full(tokenizer.size, -1, np.int64)
     for token, spelled in enumerate(tokenizer.display_names()):
         try:

@@ -108,7 +108,7 @@ def features(
         fan_out(
             lambda window: window.compute(reader, scratch),
             windows,
-            side_by_side=False,
+            concurrent=False,
             gpu=config.device == "cuda",
         ) as computed,
         console.bar("features", total=sum(window.rows for window in windows)) as bar,
@@ -127,7 +127,7 @@ def features(
         unit_in="reviews",
         rows=train["tokens"] + validation["tokens"],
         unit="activations" if config.cache_features else "tokens",
-        notes={f"cut at {counted(config.max_length, 'tokens')}": train["cut"] + validation["cut"]},
+        notes={f"truncated to {counted(config.max_length, 'tokens')}": train["cut"] + validation["cut"]},
         facts={
             "labels": reviews.facts["labels"],
             "label_counts": [train[str(label)] for label in range(len(labels_of(reviews)))],

@@ -25,7 +25,7 @@ from lexloom.tasks.split import (
 from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.store.stage import stage
 
-MET_BEFORE = "met in training"
+IN_TRAINING = "in the training data"
 SHOWN_LABELS = 10
 
 
@@ -35,7 +35,7 @@ class MatchLabelsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-@stage(version=1)
+@stage(version=2)
 def match_labels(corpus: Artifact, reviews: Artifact, config: MatchLabelsConfig, out: Path) -> Summary:
     """Writes test-00000.parquet: `text` and `label`, numbered as in the split `reviews`.
 
@@ -59,14 +59,14 @@ def match_labels(corpus: Artifact, reviews: Artifact, config: MatchLabelsConfig,
     if not rows:
         raise ValueError(
             f"no review of the test source can judge the model: {counted(unlabelled, 'reviews')} without a"
-            f" label, {counted(seen, 'reviews')} met in training; name another test source"
+            f" label, {counted(seen, 'reviews')} in the training data; name another test source"
         )
     return Summary(
         rows_in=rows + unlabelled + seen,
         unit_in="reviews",
         rows=rows,
         unit="reviews",
-        dropped={UNLABELLED: unlabelled, MET_BEFORE: seen},
+        dropped={UNLABELLED: unlabelled, IN_TRAINING: seen},
         facts={"labels": labels_of(reviews), "test": rows},
     )
 

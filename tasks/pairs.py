@@ -138,7 +138,7 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
         unit_in="words",
         rows=writer.rows,
         unit="pairs",
-        dropped={"subsampled": words - kept_words, "words without a neighbour": lonely},
+        dropped={"dropped by subsampling": words - kept_words, "words without context": lonely},
         facts={
             "pairs": writer.rows,
             "validation_pairs": held_out_writer.rows,

@@ -102,7 +102,7 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
         dropped={
             UNLABELLED: unlabelled,
             "beyond the limit": unused,
-            "held out and met before": int(twice.sum()),
+            "held-out duplicates": int(twice.sum()),
         },
         facts={**counts, "labels": names, "label_values": known, **corpus.normalization},
     )

@@ -20,7 +20,7 @@ from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.store.parallel import fan_out
-from lexloom.tasks.store.shards import ShardWriter, row_groups
+from lexloom.tasks.store.shards import ShardWriter, list_row_groups
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.vocabulary import read_vocabulary
 
@@ -55,7 +55,7 @@ def tokens(corpus: Artifact, vocabulary: Artifact, config: TokensConfig, out: Pa
     """
     words, _ = read_vocabulary(vocabulary)
     table = WordTable(words)
-    pieces = row_groups(corpus, "text")
+    pieces = list_row_groups(corpus, "text")
     known = unknown = documents = emptied = 0
     with (
         ShardWriter(out, SHARD_BYTES, column_encoding=COLUMN_ENCODING) as shards,
@@ -76,7 +76,7 @@ def tokens(corpus: Artifact, vocabulary: Artifact, config: TokensConfig, out: Pa
         unit_in="words",
         rows=known,
         unit="tokens",
-        dropped={"not in the vocabulary": unknown} if unknown else {},
+        dropped={"out-of-vocabulary words": unknown} if unknown else {},
         facts={"tokens": known, "documents": documents, "emptied_documents": emptied, "shards": shards.count},
     )
 

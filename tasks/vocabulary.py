@@ -20,7 +20,7 @@ from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.store.parallel import fan_out
-from lexloom.tasks.store.shards import row_groups
+from lexloom.tasks.store.shards import list_row_groups
 from lexloom.tasks.store.stage import stage
 
 MERGE_ROWS = 1 << 20  # counts that may wait to be merged
@@ -56,7 +56,7 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
     spill = out / "spill"
     counts = WordCounts(spill)
     runs = UnsegmentedText()
-    pieces = row_groups(corpus, "text")
+    pieces = list_row_groups(corpus, "text")
     with (
         fan_out(lambda piece: count_words(piece.read()), pieces) as found,
         console.bar("vocabulary", total=len(pieces)) as bar,
@@ -88,8 +88,8 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
     )
     write_ids(kept["word"], out / "vocabulary.json")
     dropped = {
-        "below the minimum count": counts.total - frequent,
-        "beyond the maximum size": frequent - total,
+        "words below min_count": counts.total - frequent,
+        "words beyond max_size": frequent - total,
     }
     return Summary(
         rows_in=counts.total,

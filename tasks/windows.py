@@ -96,7 +96,7 @@ def windows(tokens: Artifact, config: WindowsConfig, out: Path) -> Summary:
         rows=sum(written.values()),
         unit="windows",
         notes={
-            "of them for validation": written["validation"],
+            "windows for validation": written["validation"],
             "documents shorter than a window": cutter.short,
         },
         facts={

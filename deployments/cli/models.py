@@ -11,7 +11,7 @@ from lexloom.deployments.cli.texts import FileOptions, growing_batches, read_tex
 from lexloom.models.registry import load_model, stages
 from lexloom.tasks.display.console import warn
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.store.lookup import model_folder
+from lexloom.tasks.store.lookup import find_model_folder
 
 Model = Annotated[str, Parameter(help="Folder of a model, the beginning of its key in the store, or latest.")]
 Count = Annotated[int, Parameter(name="-k", help="How many words to list.")]
@@ -24,7 +24,7 @@ def neighbours(model: Model, word: str, /, *words: str, k: Count = 10) -> None:
         word: A word of the model's vocabulary.
         words: More words.
     """
-    vectors = load_model(model_folder(model, *stages("neighbours")), "neighbours")
+    vectors = load_model(find_model_folder(model, *stages("neighbours")), "neighbours")
     asked = [word, *words]
     for each, near in zip(asked, vectors.neighbours(asked, k), strict=True):
         print_ranking(vectors.spelling(each), near)
@@ -38,7 +38,7 @@ def analogy(model: Model, a: str, b: str, c: str, /, *, k: Count = 5) -> None:
         b: Second word of the known pair.
         c: First word of the pair to complete.
     """
-    vectors = load_model(model_folder(model, *stages("neighbours")), "neighbours")
+    vectors = load_model(find_model_folder(model, *stages("neighbours")), "neighbours")
     a, b, c = (vectors.spelling(word) for word in (a, b, c))
     print_ranking(f"{a} is to {b} as {c} is to", vectors.analogy(a, b, c, k))
 
@@ -88,7 +88,7 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    loaded = load_model(model_folder(model, *stages("generate")), "generate")
+    loaded = load_model(find_model_folder(model, *stages("generate")), "generate")
     prompts = prompt or [""]
     texts = [loaded.prompt(each) for each in prompts]
     if len(prompts) == 1:  # print a single text as it is generated
@@ -120,7 +120,7 @@ def classify(
         json: Print a JSON object per text, with the scores of all labels.
     """
     read = read_texts(texts, file, options or FileOptions())
-    classifier = load_model(model_folder(model, *stages("classify")), "classify", device)
+    classifier = load_model(find_model_folder(model, *stages("classify")), "classify", device)
     write = as_json if json else as_columns
     blank = 0
     for batch in growing_batches(read):

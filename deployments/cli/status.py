@@ -15,9 +15,15 @@ from rich.text import Text
 from lexloom.flows.registry import flows as registered_flows
 from lexloom.tasks.display.console import NAME_WIDTH, clipped
 from lexloom.tasks.display.formatting import counted, duration, size
-from lexloom.tasks.store.activity import Work, at_work, interrupted, line, share_done
+from lexloom.tasks.store.activity import (
+    StageActivity,
+    compute_progress_share,
+    format_progress,
+    list_active_stages,
+    list_interrupted_stages,
+)
 from lexloom.tasks.store.artifacts import Store
-from lexloom.tasks.store.file_access import children, contents
+from lexloom.tasks.store.file_access import list_children, measure_folder
 from lexloom.tasks.store.layout import BUILDING, SCRATCH, host_name
 
 MESSAGE_WIDTH = 90
@@ -38,8 +44,8 @@ class Status(BaseModel):
     """What `lexloom status --json` prints."""
 
     store: Path
-    at_work: list[Work]
-    interrupted: list[Work]
+    at_work: list[StageActivity]
+    interrupted: list[StageActivity]
     runs: list[Any]  # FlowRun of deployments/cli/runs.py, which is imported late
     runs_from: str | None
     runs_problem: str | None
@@ -70,7 +76,7 @@ def status(*, runs: int = 5, json: bool = False) -> None:
 
 def look(store: Store, flows: list[str], runs: int) -> Status:
     """Collect the status of a store, with at most `runs` of the latest runs of these flows."""
-    working = at_work(store)
+    working = list_active_stages(store)
     stages = totals(store)
     latest: list[Any] = []
     origin: str | None = None
@@ -80,18 +86,18 @@ def look(store: Store, flows: list[str], runs: int) -> Status:
             origin, latest = import_module("lexloom.deployments.cli.runs").latest_runs(flows, runs)
         except OSError as error:
             problem = str(error)
-    half_made = [folder for part in (BUILDING, SCRATCH) for folder in children(store.root / part)]
+    half_made = [folder for part in (BUILDING, SCRATCH) for folder in list_children(store.root / part)]
     return Status(
         store=store.root,
         at_work=working,
-        interrupted=interrupted(store, working),
+        interrupted=list_interrupted_stages(store, working),
         runs=latest,
         runs_from=origin,
         runs_problem=problem,
         stages=stages,
         artifacts=sum(stage.artifacts for stage in stages),
         bytes=sum(stage.bytes for stage in stages),
-        unfinished_bytes=sum(contents(folder)[1] for folder in half_made),
+        unfinished_bytes=sum(measure_folder(folder)[1] for folder in half_made),
         free_bytes=shutil.disk_usage(existing(store.root)).free,
     )
 
@@ -151,25 +157,25 @@ def named(name: str, figures: str, style: str = "") -> Text:
     return Text(f"  {name:<{NAME_WIDTH}} ") + Text(figures, style=style)
 
 
-def how_far(work: Work) -> str:
+def how_far(work: StageActivity) -> str:
     if work.progress is None and work.since is None:  # interrupted before its first progress record
         return f"{'':>8}"
     if work.progress is None:
         return f"{duration(time.time() - (work.since or 0)):>8}"
-    return f"{share_done(work.progress):>7.0%} "
+    return f"{compute_progress_share(work.progress):>7.0%} "
 
 
-def doing(work: Work) -> str:
+def doing(work: StageActivity) -> str:
     """Return the progress of an active stage, its process and its host."""
     if work.progress is not None:
-        figures = f"{line(work.progress, 'examples')} · as of {ago(work.progress_at or 0)}"
+        figures = f"{format_progress(work.progress, 'examples')} · as of {ago(work.progress_at or 0)}"
     else:
         figures = f"{counted(work.files, 'files')}, {size(work.bytes)} so far"
     where = "" if work.host == host_name() else f" on {work.host}"
     return f"  {figures} · process {work.pid}{where}"
 
 
-def left_behind(work: Work) -> str:
+def left_behind(work: StageActivity) -> str:
     step = max(work.checkpoint or 0, work.progress["step"] if work.progress else 0)
     further = "restarts it" if work.checkpoint is None else f"resumes from step {work.checkpoint:,}"
     return f"  interrupted {ago(work.left_at or 0)} at step {step:,}; the same command {further}"

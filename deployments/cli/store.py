@@ -45,7 +45,7 @@ def verify(*names: str, all: bool = False) -> int:
     if not store.root.is_dir():
         raise FileNotFoundError(f"there is no store at {store.root}: name it with --store or LEXLOOM_STORE")
     counts = Counter[str]()
-    places = find_places(store, names) if names else store.places()
+    places = find_places(store, names) if names else store.list_places()
     for found in chain(verify_places(store, places), () if names else find_obstacles(store)):
         state = "damaged" if found.damage else "outdated" if found.outdated else "intact"
         counts[state] += 1
@@ -86,7 +86,7 @@ def find_places(store: Store, names: Sequence[str]) -> list[Place]:
     """Find the artifacts with these names; a stage means all of its artifacts. Raises like `find_place`."""
     found: list[Place] = []
     for name in names:
-        of_stage = [place for place in store.places() if place[0] == name]
+        of_stage = [place for place in store.list_places() if place[0] == name]
         found += of_stage or [find_place(store, name)]
     return list(dict.fromkeys(found))
 

@@ -11,7 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.store.artifacts import FIRST, Summary
+from lexloom.tasks.store.artifacts import FIRST_OF_STAGE, Summary
 
 BAR_AFTER_SECONDS = 2.0
 NAME_WIDTH = 18
@@ -21,13 +21,13 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def stage_line(name: str, summary: Summary, *, cached: bool, seconds: float, why: list[str]) -> None:
-    """`pairs   3.1 s  1,905,634 words → 8,012,345 pairs · 612,000 subsampled` on stderr."""
+    """`pairs   3.1 s  1,905,634 words → 8,012,345 pairs · 612,000 dropped by subsampling` on stderr."""
     line = Text()
     line.append(f"{name:<{NAME_WIDTH}} ", style="bold")
     line.append("cached   " if cached else f"{seconds:6.1f} s ", style="green" if cached else "cyan")
     line.append(f" {describe(summary)}")
     stderr.print(line)
-    if why and not cached and why != [FIRST]:
+    if why and not cached and why != [FIRST_OF_STAGE]:
         more = f"; and {len(why) - SHOWN_REASONS} more" if len(why) > SHOWN_REASONS else ""
         reasons = "; ".join(why[:SHOWN_REASONS])
         stderr.print(Text(f"{' ' * (NAME_WIDTH + 11)}because {reasons}{more}", style="dim"))

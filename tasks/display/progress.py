@@ -1,4 +1,4 @@
-"""Training as it is watched: a bar in the terminal, and in Prefect's page a bar and the curve so far."""
+"""Progress of training: a bar in the terminal; a bar and a training curve in Prefect's UI."""
 
 import json
 import logging
@@ -17,21 +17,21 @@ from prefect.context import TaskRunContext
 
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import short
-from lexloom.tasks.store.activity import line
+from lexloom.tasks.store.activity import format_progress
 from lexloom.training.progress import Progress
 
-SAMPLE_WIDTH = 80  # characters of a sample on the terminal
-BAR_SECONDS = 2.0  # between two updates of the page's bar
-CURVE_SECONDS = 30.0  # and of its curve
+SAMPLE_WIDTH = 80  # maximum characters of a sample in the terminal
+BAR_SECONDS = 2.0  # between updates of the bar in Prefect's UI
+CURVE_SECONDS = 30.0  # between updates of the curve
 CURVE_POINTS = 25
 
 logger = logging.getLogger("lexloom.live")
 
 
 @contextmanager
-def shown_progress(unit: str, first: str) -> Iterator[Callable[[Progress], None]]:
-    """A callback that shows each point in the terminal and, in a Prefect run, in Prefect's page."""
-    page = Page(unit) if TaskRunContext.get() is not None else None
+def show_progress(unit: str, first: str) -> Iterator[Callable[[Progress], None]]:
+    """Yield a callback that shows a `Progress` in the terminal and, in a Prefect run, in Prefect's UI."""
+    prefect = PrefectProgress(unit) if TaskRunContext.get() is not None else None
     shown = ""
     with console.bar("training", first=first) as bar:
 
@@ -40,29 +40,29 @@ def shown_progress(unit: str, first: str) -> Iterator[Callable[[Progress], None]
             if point.sample != shown:
                 shown = point.sample
                 console.note(
-                    "training", f"step {point.step:,} writes: {console.clipped(shown, SAMPLE_WIDTH)}"
+                    "training", f"step {point.step:,} sample: {console.clipped(shown, SAMPLE_WIDTH)}"
                 )
             bar.update(
                 point.share,
                 f"{short(point.examples / point.seconds)} {unit}/s  loss {point.loss:.3f}"
-                f"  rate {point.learning_rate:.2g}",
+                f"  learning rate {point.learning_rate:.2g}",
                 total=1.0,
             )
-            if page is not None:
-                page.show(point)
+            if prefect is not None:
+                prefect.show(point)
 
         try:
             yield on_progress
         finally:
-            if page is not None:
-                page.finish()
+            if prefect is not None:
+                prefect.finish()
 
 
-class Page:
-    """Two artifacts of a run in Prefect's page: its progress with a line of figures, and its curve.
+class PrefectProgress:
+    """Two Prefect artifacts of a run: a progress bar with the latest figures, and the training curve.
 
-    They are made once and updated in place, the curve seldom. A server that can't be reached is no reason
-    to end a training: the page then stays as it was, and the log says so.
+    They are created once and updated in place, the curve less often. If Prefect's server does not respond,
+    training continues and the log has a warning.
     """
 
     def __init__(self, unit: str) -> None:
@@ -71,29 +71,29 @@ class Page:
         self.next_bar = self.next_curve = 0.0
         self.bar: UUID | None = None
         self.curve: UUID | None = None
-        with going_on():
-            self._fill(0.0, "not yet begun")
+        with ignore_server_errors():
+            self._fill(0.0, "not started")
 
     def show(self, point: Progress) -> None:
         while self.points and self.points[-1].examples > point.examples - point.loss_examples:
-            self.points.pop()  # its examples are the new point's too
+            self.points.pop()  # the new point includes its examples
         self.points.append(point)
         self._update(monotonic())
 
     def finish(self) -> None:
-        """Shows the last point, which may have come too soon after another."""
+        """Show the last point, which `show` may have skipped because the update before was too recent."""
         if self.points:
             self._update(float("inf"))
 
     def _update(self, now: float) -> None:
         point = self.points[-1]
-        with going_on():
+        with ignore_server_errors():
             if now >= self.next_bar:
                 self.next_bar = now + BAR_SECONDS
-                self._fill(100 * point.share, line(asdict(point), self.unit))
+                self._fill(100 * point.share, format_progress(asdict(point), self.unit))
             if now >= self.next_curve:
                 self.next_curve = now + CURVE_SECONDS
-                self._draw(curve(self.points, self.unit))
+                self._draw(curve_rows(self.points, self.unit))
 
     def _fill(self, percent: float, description: str) -> None:
         if self.bar is None:
@@ -103,7 +103,7 @@ class Page:
 
     def _draw(self, rows: list[dict[str, Any]]) -> None:
         if self.curve is None:
-            about = f"The loss is the mean over the {self.unit} since the row before."
+            about = f"The loss is the mean over the {self.unit} since the previous row."
             self.curve = cast(UUID, create_table_artifact(rows, key="training-curve", description=about))
         else:
             with get_client(sync_client=True) as client:
@@ -111,15 +111,15 @@ class Page:
 
 
 @contextmanager
-def going_on() -> Iterator[None]:
+def ignore_server_errors() -> Iterator[None]:
     try:
         yield
     except Exception:
-        logger.warning("Prefect's page could not be updated; training goes on", exc_info=True)
+        logger.warning("Prefect's UI could not be updated; training continues", exc_info=True)
 
 
-def curve(points: list[Progress], unit: str) -> list[dict[str, Any]]:
-    """CURVE_POINTS of the points at most, evenly spread, the last among them; the losses of all are in it."""
+def curve_rows(points: list[Progress], unit: str) -> list[dict[str, Any]]:
+    """Reduce the points to at most CURVE_POINTS rows, evenly spaced, with the mean loss between them."""
     count = min(len(points), CURVE_POINTS)
     ends = [round(number * len(points) / count) for number in range(count + 1)]
     rows = []

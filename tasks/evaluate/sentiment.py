@@ -21,7 +21,7 @@ from lexloom.models.registry import TextClassifier, load_model
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.evaluate.classification_scores import Scores, compute_scores
-from lexloom.tasks.match_labels import MET_BEFORE
+from lexloom.tasks.match_labels import IN_TRAINING
 from lexloom.tasks.split import batches
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.stage import stage
@@ -150,7 +150,7 @@ def evaluate_sentiment(
         baseline=None if others is None else compute_scores(others, predictions.truth, classifier.labels),
         baseline_seconds=baseline_seconds,
         reviews=done,
-        met_before=test.summary.dropped.get(MET_BEFORE, 0),
+        met_before=test.summary.dropped.get(IN_TRAINING, 0),
         reviews_per_second=round(done / predictions.seconds, 1),
         mistakes=predictions.mistakes,
     )

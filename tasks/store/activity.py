@@ -1,7 +1,7 @@
-"""What is being made in a store just now, as its own files tell: no server is asked.
+"""Running and interrupted stages of a store, read from its files without a server.
 
-A stage at work has a folder below `.building`, whose name says since when and in which process. One that
-trains keeps its checkpoints and its latest figures in a scratch folder, which outlives it.
+A running stage has a folder below `.building`, whose name contains its process and start time. A training
+stage keeps its checkpoints and latest progress in a scratch folder, which is kept if training is interrupted.
 """
 
 import json
@@ -12,75 +12,76 @@ from pydantic import BaseModel
 
 from lexloom.tasks.display.formatting import duration, short
 from lexloom.tasks.store.artifacts import Store
-from lexloom.tasks.store.file_access import children, contents, read_regular
-from lexloom.tasks.store.layout import BUILDING, SCRATCH, Building
+from lexloom.tasks.store.file_access import list_children, measure_folder, read_regular
+from lexloom.tasks.store.layout import BUILDING, SCRATCH, BuildFolder
 from lexloom.training.progress import PROGRESS
 
-CHECKPOINTS = "checkpoints"  # in a training's scratch folder
+CHECKPOINTS = "checkpoints"  # in the scratch folder of a training stage
 
 
-class Work(BaseModel):
-    """A stage at work, or one that was interrupted and has left something to go on from."""
+class StageActivity(BaseModel):
+    """A running stage, or an interrupted one that can be resumed."""
 
     stage: str
     key: str
     host: str | None = None
     pid: int | None = None
-    since: float | None = None  # seconds since 1970; None where it was interrupted
+    since: float | None = None  # seconds since 1970; None if it was interrupted
     files: int
     bytes: int
-    progress: dict[str, Any] | None  # of a training: its last `Progress`
+    progress: dict[str, Any] | None  # the last `Progress` of a training stage
     progress_at: float | None
-    checkpoint: int | None  # the step of a training's newest one
+    checkpoint: int | None  # the step of a training stage's newest checkpoint
     left_at: float | None = None  # if it was interrupted: the time of its last write
 
 
-def at_work(store: Store) -> list[Work]:
-    """The stages at work in a store, the oldest first.
+def list_active_stages(store: Store) -> list[StageActivity]:
+    """List the running stages of a store, oldest first.
 
-    One whose process is gone is none. On another machine that can't be seen from here: such a one is listed.
+    A stage whose process has exited is omitted. Processes of other machines cannot be checked, so their
+    stages are always listed.
     """
     found = []
-    for folder in children(store.root / BUILDING):
-        made = Building.of(folder)
-        if made is None or made.alive is False:
+    for folder in list_children(store.root / BUILDING):
+        build = BuildFolder.parse(folder)
+        if build is None or build.alive is False:
             continue
-        if made.stage == "discarded" or made.stage.endswith("-scratch"):
+        if build.stage == "discarded" or build.stage.endswith("-scratch"):
             continue
-        files, size = contents(folder)
-        progress, when = last_progress(store, made.stage, made.key)
-        if when is not None and when < made.since:  # an earlier attempt's
+        files, size = measure_folder(folder)
+        progress, when = read_progress(store, build.stage, build.key)
+        if when is not None and when < build.since:  # from an earlier attempt
             progress = when = None
         found.append(
-            Work(
-                stage=made.stage,
-                key=made.key,
-                host=made.host,
-                pid=made.pid,
-                since=made.since,
+            StageActivity(
+                stage=build.stage,
+                key=build.key,
+                host=build.host,
+                pid=build.pid,
+                since=build.since,
                 files=files,
                 bytes=size,
                 progress=progress,
                 progress_at=when,
-                checkpoint=newest_checkpoint(store, made.stage, made.key),
+                checkpoint=find_newest_checkpoint(store, build.stage, build.key),
             )
         )
     return sorted(found, key=lambda work: work.since or 0.0)
 
 
-def interrupted(store: Store, working: list[Work]) -> list[Work]:
-    """Interrupted training runs: those that left progress figures or a checkpoint."""
+def list_interrupted_stages(store: Store, working: list[StageActivity]) -> list[StageActivity]:
+    """List interrupted training stages: those with progress or a checkpoint, but no running process."""
     busy = {(work.stage, work.key) for work in working}
     found = []
-    for folder in children(store.root / SCRATCH):
+    for folder in list_children(store.root / SCRATCH):
         stage, _, key = folder.name.rpartition("-")
-        progress, when = last_progress(store, stage, key)
-        checkpoint = newest_checkpoint(store, stage, key)
+        progress, when = read_progress(store, stage, key)
+        checkpoint = find_newest_checkpoint(store, stage, key)
         began = progress is not None or checkpoint is not None
         if began and (stage, key) not in busy and not store.folder(stage, key).exists():
-            files, size = contents(folder)
+            files, size = measure_folder(folder)
             found.append(
-                Work(
+                StageActivity(
                     stage=stage,
                     key=key,
                     files=files,
@@ -95,15 +96,15 @@ def interrupted(store: Store, working: list[Work]) -> list[Work]:
 
 
 def read_last_change(folder: Path) -> float:
-    """The time of the last change to a folder's entries; 0 if there is no folder."""
+    """Return the time of the last change to a folder's entries; 0 if there is no folder."""
     try:
         return folder.stat().st_mtime
     except OSError:
         return 0.0
 
 
-def last_progress(store: Store, stage: str, key: str) -> tuple[dict[str, Any] | None, float | None]:
-    """The last figures of a training, and when they were written."""
+def read_progress(store: Store, stage: str, key: str) -> tuple[dict[str, Any] | None, float | None]:
+    """Read the last progress of a training stage and its time; (None, None) if there is none."""
     path = store.root / SCRATCH / f"{stage}-{key}" / PROGRESS
     try:
         return json.loads(read_regular(path)), path.stat().st_mtime
@@ -111,27 +112,27 @@ def last_progress(store: Store, stage: str, key: str) -> tuple[dict[str, Any] | 
         return None, None
 
 
-def newest_checkpoint(store: Store, stage: str, key: str) -> int | None:
-    """The step of a training's newest checkpoint, by its name: `step-0000001000`."""
-    folders = children(store.root / SCRATCH / f"{stage}-{key}" / CHECKPOINTS)
+def find_newest_checkpoint(store: Store, stage: str, key: str) -> int | None:
+    """Return the step of the newest checkpoint, from its name (`step-0000001000`); None without any."""
+    folders = list_children(store.root / SCRATCH / f"{stage}-{key}" / CHECKPOINTS)
     steps = [path.name.removeprefix("step-") for path in folders if path.name.startswith("step-")]
     return max((int(step) for step in steps if step.isdecimal()), default=None)
 
 
-def share_done(point: dict[str, Any]) -> float:
-    """The share of training that is done, by the limit that will end it (`Progress.share`)."""
+def compute_progress_share(point: dict[str, Any]) -> float:
+    """Return the completed share of training, by the limit that will end it (`Progress.share`)."""
     return point["share"] if "share" in point else point["examples"] / point["total_examples"]
 
 
-def line(point: dict[str, Any], unit: str) -> str:
-    """A training's `Progress` in words: `16.8M of 40.9M pairs · epoch 3 · loss 1.234 · ...`."""
+def format_progress(point: dict[str, Any], unit: str) -> str:
+    """Format a `Progress` as `16.8M of 40.9M pairs · epoch 3 · loss 1.234 · ...`."""
     done, total, seconds = point["examples"], point["total_examples"], point["seconds"]
-    share = share_done(point)
+    share = compute_progress_share(point)
     figures = [
         f"{short(done)} of {short(total)} {unit}",
         f"epoch {point['epoch'] + 1}",
         f"loss {point['loss']:.3f}",
-        f"rate {point['learning_rate']:.2g}",
+        f"learning rate {point['learning_rate']:.2g}",
         f"{short(done / seconds)}/s",
     ]
     if share < 1:

@@ -1,9 +1,9 @@
-"""The store: a folder of artifacts, each whole or not there at all.
+"""The store: a folder of artifacts, each complete or nonexistent.
 
-An artifact lives in `<store>/<stage>/<key>/`. Its `manifest.json` is written last, and the folder is
-renamed into place after that, so a manifest that can be read means a finished artifact. The key is a
-digest of what went in (stage, version, config, keys of the inputs), never of source text, time or
-machine: the same inputs have the same key on every machine.
+An artifact is the folder `<store>/<stage>/<key>/`. Its `manifest.json` is written last, and the folder is
+then renamed into place, so a readable manifest means a finished artifact. The key is a digest of the stage,
+its version, its config and the keys of its inputs. Source code, time and machine are not part of it: the same
+inputs have the same key on every machine.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from pydantic_core import from_json
 
 from lexloom.tasks.store.file_access import (
     FILE,
-    children,
     digest_file,
+    file_kind,
+    find_unlisted_paths,
     is_inside,
-    kind,
+    list_children,
     move,
     open_regular,
     printable,
     read_regular,
     remove,
     remove_empty_folders,
-    unknown_names,
     walk,
 )
 from lexloom.tasks.store.layout import BUILDING, StoreFolder, unique_suffix
@@ -45,15 +45,17 @@ DIGEST_THREADS = 8
 
 NORMALIZATION = "normalization"
 Verification = Literal["size", "full"]
-FIRST = "the first of its stage"  # from such inputs
+FIRST_OF_STAGE = (
+    "no earlier artifact of this stage"  # the reason of a build when there is nothing to compare with
+)
 
 
 class RunOnly:
-    """Marks a config field that says how to run, not what to make: it does not enter the key."""
+    """Marks a config field that does not affect the result and is not part of the key."""
 
 
 class Summary(BaseModel):
-    """What a stage did, for the user's terminal, the manifest and the report."""
+    """A stage's row counts and results, for the terminal, the manifest and the report."""
 
     rows_in: int = Field(ge=0, description="rows that came in")
     unit_in: str = Field(description="what such a row is: 'documents', 'words', ...")
@@ -65,7 +67,7 @@ class Summary(BaseModel):
 
 
 class Artifact(BaseModel):
-    """A finished stage's output: where it is and what is in it, never the data itself."""
+    """A reference to the output of a finished stage: its folder and its summary, without the data."""
 
     stage: str
     key: str
@@ -99,9 +101,9 @@ class InputEntry(BaseModel):
     name: str
     stage: str
     key: str
-    content: str = ""  # of an artifact: its manifest's `content` when it was read
-    description: dict[str, JsonValue] = {}  # of a source
-    files: dict[str, str] = {}  # of a source: name -> digest; empty if it has none or too many
+    content: str = ""  # for an artifact: its manifest's `content` when it was read
+    description: dict[str, JsonValue] = {}  # for a source
+    files: dict[str, str] = {}  # for a source: name -> digest; empty if it has no files or too many
 
 
 class Manifest(BaseModel):
@@ -125,7 +127,7 @@ class Manifest(BaseModel):
 
     @property
     def content(self) -> str:
-        """A digest of what later stages read: the files and the summary, without times and reasons."""
+        """The digest of what later stages read: the files and the summary, without times and reasons."""
         return digest_values(self.model_dump(mode="json", include={"files", "summary"}))
 
     def to_json(self) -> str:
@@ -149,7 +151,7 @@ def digest_values(values: JsonValue) -> str:
 
 
 def canonical(config: BaseModel) -> dict[str, JsonValue]:
-    """A config as plain JSON values, without the fields marked `RunOnly`."""
+    """Convert a config to plain JSON values, without the fields marked `RunOnly`."""
     values: dict[str, JsonValue] = {}
     dumped = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
@@ -161,7 +163,7 @@ def canonical(config: BaseModel) -> dict[str, JsonValue]:
 
 
 def digest_key(stage: str, stage_version: int, config: dict[str, JsonValue], input_keys: list[str]) -> str:
-    """The artifact's key: hexadecimal, the same in every process and on every machine."""
+    """Compute an artifact's key, KEY_LENGTH hexadecimal digits, the same on every machine."""
     identity = {"stage": stage, "version": stage_version, "config": config, "inputs": input_keys}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
@@ -175,22 +177,22 @@ class Store(StoreFolder):
 
     # reading
 
-    def places(self) -> list[tuple[str, str]]:
+    def list_places(self) -> list[tuple[str, str]]:
         """List (stage, key) of everything at an artifact's path, readable or not."""
         return [
             (stage.name, path.name)
-            for stage in children(self.root)
+            for stage in list_children(self.root)
             if not stage.name.startswith(".")
-            for path in children(stage)
+            for path in list_children(stage)
         ]
 
     def manifests(self) -> Iterator[Manifest]:
-        """Every readable manifest of the store, oldest first."""
-        found = [manifest for place in self.places() if (manifest := self.manifest(*place))]
+        """Yield every readable manifest of the store, oldest first."""
+        found = [manifest for place in self.list_places() if (manifest := self.manifest(*place))]
         yield from sorted(found, key=lambda manifest: manifest.created)
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
-        """The manifest of an artifact; None where there is none that can be trusted."""
+        """Read the manifest of an artifact; None if it is missing or damaged."""
         try:
             return self.read_manifest(stage, key)
         except ValueError:
@@ -200,7 +202,7 @@ class Store(StoreFolder):
         """Read the manifest of an artifact; raise ValueError if it is missing or damaged."""
         path = self.folder(stage, key) / MANIFEST
         try:
-            found = kind(path)
+            found = file_kind(path)
             if found != FILE:
                 raise ValueError(f"{MANIFEST} is {found or 'missing'}")
             text = read_regular(path)
@@ -214,16 +216,19 @@ class Store(StoreFolder):
             raise ValueError(f"{MANIFEST} belongs to {manifest.stage}/{manifest.key}")
         return manifest
 
-    def occupied(self, stage: str, key: str) -> bool:
-        """Whether anything is at an artifact's path or blocks it."""
+    def is_occupied(self, stage: str, key: str) -> bool:
+        """Return whether anything is at an artifact's path or blocks it."""
         return os.path.lexists(self.folder(stage, key)) or self.is_blocked(stage, key)
 
     def is_blocked(self, stage: str, key: str) -> bool:
-        """Whether something other than a folder is at the path of an artifact or of its stage."""
+        """Return whether something other than a folder is at the path of an artifact or of its stage."""
         return bool(self.obstacle(self.root / stage) or self.obstacle(self.folder(stage, key)))
 
-    def damage(self, stage: str, key: str, verification: Verification = "size") -> str | None:
-        """What is wrong with an artifact, in words; None where it is as its manifest says."""
+    def find_damage(self, stage: str, key: str, verification: Verification = "size") -> str | None:
+        """Describe how an artifact differs from its manifest; None if it does not.
+
+        Verification "size" compares kinds and sizes of files, "full" also their digests.
+        """
         folder = self.folder(stage, key)
         try:
             if obstacle := self.obstacle(self.root / stage) or self.obstacle(folder):
@@ -232,8 +237,8 @@ class Store(StoreFolder):
             for entry in manifest.files:
                 if complaint := check_size(folder, entry):
                     return complaint
-            if strange := unknown_names(folder, {MANIFEST, *(entry.name for entry in manifest.files)}):
-                return f"{printable(strange[0])} is not listed in the manifest"
+            if unlisted := find_unlisted_paths(folder, {MANIFEST, *(entry.name for entry in manifest.files)}):
+                return f"{printable(unlisted[0])} is not listed in the manifest"
             if verification == "full":
                 with ThreadPoolExecutor(DIGEST_THREADS) as pool:
                     complaints = pool.map(lambda entry: check_content(folder, entry), manifest.files)
@@ -249,7 +254,7 @@ class Store(StoreFolder):
         return Artifact(stage=manifest.stage, key=manifest.key, folder=folder, summary=manifest.summary)
 
     def size(self, manifest: Manifest) -> int:
-        """Bytes of an artifact's files."""
+        """Return the total size of an artifact's files in bytes."""
         return sum(entry.size for entry in manifest.files)
 
     # writing
@@ -268,11 +273,15 @@ class Store(StoreFolder):
         stage, key = manifest.stage, manifest.key
         final = self.folder(stage, key)
         with self.lock(f"commit-{stage}-{key}"):
-            if self.occupied(stage, key):
-                standing = self.manifest(stage, key)
-                if standing and have_same_inputs(standing, manifest) and not self.damage(stage, key, "full"):
+            if self.is_occupied(stage, key):
+                existing = self.manifest(stage, key)
+                if (
+                    existing
+                    and have_same_inputs(existing, manifest)
+                    and not self.find_damage(stage, key, "full")
+                ):
                     remove(building)
-                    return self.artifact(standing)
+                    return self.artifact(existing)
                 self.discard(stage, key)
             self.make_folder(stage)
             move(building, final)
@@ -285,12 +294,12 @@ class Store(StoreFolder):
         """
         for path in (self.root / stage, self.folder(stage, key)):
             self.displace(path)
-        grave = self.make_folder(BUILDING) / f"discarded-{key}-{unique_suffix()}"
+        discarded = self.make_folder(BUILDING) / f"discarded-{key}-{unique_suffix()}"
         with contextlib.suppress(FileNotFoundError):
-            move(self.folder(stage, key), grave)
-            remove(grave)
+            move(self.folder(stage, key), discarded)
+            remove(discarded)
 
-    # keeping house
+    # use and garbage collection
 
     @contextlib.contextmanager
     def hold(self, stage: str, key: str) -> Iterator[None]:
@@ -309,17 +318,17 @@ class Store(StoreFolder):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 free = False
-            except FileNotFoundError:  # somebody else has removed it
+            except FileNotFoundError:  # another process has removed it
                 pass
             yield free
 
     def mark_used(self, stage: str, key: str) -> None:
         """Record that a run just used an artifact (garbage collection keeps the last used)."""
-        with contextlib.suppress(OSError):  # a store that may only be read still serves
+        with contextlib.suppress(OSError):  # reading from a read-only store is fine
             os.utime(self.folder(stage, key) / MANIFEST)
 
     def last_used(self, stage: str, key: str) -> float:
-        """The time of an artifact's last use, in seconds since 1970; 0 if it is gone."""
+        """Return the time of an artifact's last use, in seconds since 1970; 0 if it is gone."""
         try:
             return (self.folder(stage, key) / MANIFEST).stat().st_mtime
         except FileNotFoundError:
@@ -331,11 +340,11 @@ def have_same_inputs(one: Manifest, other: Manifest) -> bool:
 
 
 def check_size(folder: Path, entry: FileEntry) -> str | None:
-    """Describe damage to a file that shows without reading it: kind or size; None if there is none."""
+    """Describe a wrong kind or size of a file; None if both are right."""
     if not is_inside(entry.name):
         return f"the manifest names a file outside the artifact: {entry.name}"
     path = folder / entry.name
-    found = kind(path)
+    found = file_kind(path)
     if found != FILE:
         return f"{entry.name} is {found or 'missing'}"
     size = path.stat().st_size
@@ -349,7 +358,7 @@ def check_content(folder: Path, entry: FileEntry) -> str | None:
 
 
 def list_files(folder: Path) -> list[FileEntry]:
-    """Every file below `folder` with its size and digest, in order of name."""
+    """List every file below `folder` with its size and digest, in order of name."""
     paths = [path for path, status in walk(folder) if not stat.S_ISDIR(status.st_mode)]
     return [
         FileEntry(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, xxh3=digest_file(path))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
-from lexloom.tasks.store.artifacts import FIRST, InputEntry, Manifest
+from lexloom.tasks.store.artifacts import FIRST_OF_STAGE, InputEntry, Manifest
 from lexloom.tasks.store.file_access import printable
 
 SHOWN_FILES = 3
@@ -41,13 +41,13 @@ def explain_change(manifest: Manifest, others: list[Manifest]) -> list[Change]:
         if input_stages(other) == input_stages(manifest)
     ]
     if not earlier:
-        return [Change(FIRST)]
+        return [Change(FIRST_OF_STAGE)]
     found = [compare_manifests(other, manifest, by_key) for other in reversed(earlier)]
     return min(found, key=lambda changes: sum(change.weight for change in changes))
 
 
 def new_reasons(changes: list[Change], built: dict[str, list[str]]) -> list[str]:
-    """The changes that no earlier stage of the run has reported; `built` maps a key to its reasons."""
+    """Return the changes that no earlier stage of the run has reported; `built` maps a key to its reasons."""
     reported = {text for texts in built.values() for text in texts}
     return [each.text for each in changes if not each.through & built.keys() and each.text not in reported]
 
@@ -117,7 +117,7 @@ def compare_files(old: dict[str, str], new: dict[str, str]) -> list[Change]:
 
 
 def format_names(names: list[str]) -> str:
-    """Join the first few names."""
+    """Join the first few names, and count the rest."""
     some = ", ".join(printable(name) for name in names[:SHOWN_FILES])
     more = len(names) - SHOWN_FILES
     return f"{some} and {more:,} more" if more > 0 else some
@@ -133,7 +133,7 @@ def merge_changes(changes: Iterable[Change]) -> list[Change]:
 
 
 def changed_fields(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, old value, new value) of every field that differs."""
+    """List (dotted name, old value, new value) of every field that differs."""
     changes: list[tuple[str, Any, Any]] = []
     for name in dict.fromkeys([*old, *new]):
         before, after = old.get(name), new.get(name)

@@ -16,7 +16,7 @@ import xxhash
 
 READ_BYTES = 1 << 22
 REMOVAL_ATTEMPTS = 100
-CHANGED_MEANWHILE = (errno.ENOENT, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
+CONCURRENT_CHANGE = (errno.ENOENT, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR)
 FILE, FOLDER, BROKEN_LINK = "a file", "a folder", "a broken symbolic link"
 KINDS = (
     (stat.S_ISREG, FILE),
@@ -28,8 +28,8 @@ KINDS = (
 )
 
 
-def kind(path: Path) -> str | None:
-    """The kind of object at `path`, following links (FILE, FOLDER, ...); None if nothing is there."""
+def file_kind(path: Path) -> str | None:
+    """Return the kind of object at `path`, following links (FILE, FOLDER, ...); None if nothing is there."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -41,7 +41,7 @@ def kind(path: Path) -> str | None:
 
 def open_regular(path: Path, mode: str = "rb") -> IO[bytes]:
     """Open a regular file; raise OSError if `path` is anything else."""
-    found = kind(path)
+    found = file_kind(path)
     if found not in (FILE, None):
         raise OSError(errno.EINVAL, f"it is {found}, not a regular file", str(path))
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
@@ -53,7 +53,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def digest_file(path: Path) -> str:
-    """xxh3 (128 bits, hexadecimal) of a regular file's content."""
+    """Compute the xxh3 digest (128 bits, hexadecimal) of a regular file's content."""
     digest = xxhash.xxh3_128()
     with open_regular(path) as file:
         while block := file.read(READ_BYTES):
@@ -61,8 +61,8 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def children(folder: Path) -> list[Path]:
-    """The entries of a folder, sorted by name; empty if it is missing, not a folder or not readable."""
+def list_children(folder: Path) -> list[Path]:
+    """List the entries of a folder, sorted by name; empty if it is missing, not a folder or not readable."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -80,14 +80,14 @@ def walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 continue
 
 
-def contents(folder: Path) -> tuple[int, int]:
-    """The number of files below a folder, and their total size in bytes."""
+def measure_folder(folder: Path) -> tuple[int, int]:
+    """Return the number of files below a folder, and their total size in bytes."""
     sizes = [status.st_size for _, status in walk(folder) if stat.S_ISREG(status.st_mode)]
     return len(sizes), sum(sizes)
 
 
-def newest_change(path: Path) -> float:
-    """The latest modification time at or below `path`, in seconds since 1970; 0 if `path` is gone."""
+def find_last_modification(path: Path) -> float:
+    """Return the latest modification time at or below `path`, in seconds since 1970; 0 if `path` is gone."""
     try:
         own = path.lstat().st_mtime
     except FileNotFoundError:
@@ -104,7 +104,7 @@ def remove(path: Path) -> None:
             else:
                 path.unlink()
         except OSError as error:
-            if error.errno not in CHANGED_MEANWHILE or attempt == REMOVAL_ATTEMPTS - 1:
+            if error.errno not in CONCURRENT_CHANGE or attempt == REMOVAL_ATTEMPTS - 1:
                 raise
         if not os.path.lexists(path):
             return
@@ -132,20 +132,20 @@ def remove_empty_folders(folder: Path) -> None:
 
 
 def printable(name: str) -> str:
-    """A file name as one printable line of valid UTF-8, even if the name itself is not."""
+    """Convert a file name to one printable line of valid UTF-8, even if the name itself is not."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def is_inside(name: str) -> bool:
-    """Whether a file name from a manifest stays inside the artifact's folder."""
+    """Return whether a file name from a manifest stays inside the artifact's folder."""
     path = PurePosixPath(name)
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
     return inside and "\\" not in name and "\0" not in name
 
 
-def unknown_names(folder: Path, known: set[str]) -> list[str]:
-    """The paths below a folder, sorted, except `known` files and the folders that contain them."""
+def find_unlisted_paths(folder: Path, known: set[str]) -> list[str]:
+    """List the paths below a folder, sorted, except `known` files and the folders that contain them."""
     parents = {parent.as_posix() for name in known for parent in PurePosixPath(name).parents}
     found = []
     for path, status in walk(folder):

@@ -6,8 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lexloom.tasks.store.artifacts import Manifest, Store
-from lexloom.tasks.store.file_access import children, contents, newest_change, printable, remove
-from lexloom.tasks.store.layout import BUILDING, SCRATCH, Building, read_displacement_time
+from lexloom.tasks.store.file_access import (
+    find_last_modification,
+    list_children,
+    measure_folder,
+    printable,
+    remove,
+)
+from lexloom.tasks.store.layout import BUILDING, SCRATCH, BuildFolder, read_displacement_time
 
 ABANDONED_AFTER_SECONDS = 7 * 24 * 3600
 
@@ -31,18 +37,18 @@ def collect_garbage(store: Store, keep: int, dry_run: bool = False) -> list[tupl
                 removed.append((f"{manifest.stage}/{manifest.key}", store.size(manifest)))
                 if not dry_run:
                     store.discard(manifest.stage, manifest.key)
-    aside = [path for path in children(store.root) if read_displacement_time(path) is not None]
-    for path in [*children(store.root / BUILDING), *children(store.root / SCRATCH), *aside]:
+    aside = [path for path in list_children(store.root) if read_displacement_time(path) is not None]
+    for path in [*list_children(store.root / BUILDING), *list_children(store.root / SCRATCH), *aside]:
         with check_abandoned(store, path) as abandoned:
             if abandoned:
-                removed.append((printable(str(path.relative_to(store.root))), contents(path)[1]))
+                removed.append((printable(str(path.relative_to(store.root))), measure_folder(path)[1]))
                 if not dry_run:
                     remove(path)
     return removed
 
 
 def find_needed_keys(store: Store, manifests: dict[str, Manifest], keep: int) -> set[str]:
-    """The keys to keep: the most recently used artifacts of each stage, held artifacts, and their inputs."""
+    """Return the keys of each stage's last used artifacts, of held artifacts, and of all their inputs."""
     by_stage: dict[str, list[tuple[float, Manifest]]] = {}
     for manifest in manifests.values():
         used = store.last_used(manifest.stage, manifest.key)
@@ -72,12 +78,16 @@ def check_abandoned(store: Store, path: Path) -> Iterator[bool]:
     A scratch folder is locked inside the block, so that no build can start to use it.
     """
     since = read_displacement_time(path)
-    old = time.time() - (newest_change(path) if since is None else since) > ABANDONED_AFTER_SECONDS
+    old = time.time() - (find_last_modification(path) if since is None else since) > ABANDONED_AFTER_SECONDS
     if path.parent.name == SCRATCH:
         stage, _, key = path.name.rpartition("-")
         with store.lock(path.name, wait=False) as unused:
             yield unused and (old or store.manifest(stage, key) is not None)
-    elif path.parent.name == BUILDING and (made := Building.of(path)) is not None and made.alive is not None:
-        yield not made.alive
+    elif (
+        path.parent.name == BUILDING
+        and (build := BuildFolder.parse(path)) is not None
+        and build.alive is not None
+    ):
+        yield not build.alive
     else:
         yield old

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 
 import psutil
 
-from lexloom.tasks.store.file_access import FILE, FOLDER, kind, printable
+from lexloom.tasks.store.file_access import FILE, FOLDER, file_kind, printable
 
 BUILDING = ".building"
 SCRATCH = ".scratch"
@@ -39,12 +39,12 @@ class StoreFolder:
             probe = self.root / f".writable-{uuid.uuid4().hex}"
             probe.touch()
             probe.unlink()
-            sentences = []
+            messages = []
             for path in (self.root / name for name in (BUILDING, SCRATCH, LOCKS)):
                 obstacle = self.obstacle(path)
                 if obstacle and (aside := self.displace(path)):
-                    sentences.append(f"{obstacle}; moved to {aside}")
-            return sentences
+                    messages.append(f"{obstacle}; moved to {aside}")
+            return messages
         except OSError as error:
             permissions = "fix its permissions, or " if isinstance(error, PermissionError) else ""
             raise type(error)(
@@ -53,8 +53,8 @@ class StoreFolder:
             ) from error
 
     def obstacle(self, path: Path) -> str | None:
-        """A description of what blocks the path of a folder; None if nothing does."""
-        found = kind(path)
+        """Describe what blocks the path of a folder; None if nothing does."""
+        found = file_kind(path)
         if found in (FOLDER, None):
             return None
         return f"{printable(str(path.relative_to(self.root)))} is {found}, not a folder"
@@ -100,14 +100,14 @@ class StoreFolder:
         It stays in the store until garbage collection removes it after a week. A lock keeps a run from moving
         what another run has just created there.
         """
-        if kind(path) in (wanted, None):
+        if file_kind(path) in (wanted, None):
             return None
         name = "-".join(part.lstrip(".") for part in path.relative_to(self.root).parts)
         aside = self.root / f"{DISPLACED}-{name}-{unique_suffix()}"
         root = os.open(self.root, os.O_RDONLY)
         try:
             fcntl.flock(root, fcntl.LOCK_EX)
-            if kind(path) in (wanted, None):
+            if file_kind(path) in (wanted, None):
                 return None
             path.rename(aside)
             return aside
@@ -115,7 +115,7 @@ class StoreFolder:
             os.close(root)
 
 
-class Building(NamedTuple):
+class BuildFolder(NamedTuple):
     """The parsed name of a folder below `.building`: the artifact, and the process that builds it."""
 
     stage: str
@@ -125,7 +125,7 @@ class Building(NamedTuple):
     since: float  # seconds since 1970
 
     @classmethod
-    def of(cls, folder: Path) -> Self | None:
+    def parse(cls, folder: Path) -> Self | None:
         """Parse a folder's name; return None if it does not follow Lexloom's pattern."""
         try:
             stage, key, host, pid, mark = folder.name.rsplit("-", 4)
@@ -140,7 +140,7 @@ class Building(NamedTuple):
 
 
 def read_displacement_time(path: Path) -> float | None:
-    """The time at which `displace` moved this path, in seconds since 1970; None if it did not."""
+    """Return the time at which `displace` moved this path, in seconds since 1970; None if it did not."""
     start, _, mark = path.name.rpartition("-")
     try:
         return int(mark, 16) / 1e9 if start.startswith(f"{DISPLACED}-") else None
@@ -153,5 +153,5 @@ def host_name() -> str:
 
 
 def unique_suffix() -> str:
-    """A suffix unique to this process: `host-pid-time`, with the time in nanoseconds, hexadecimal."""
+    """Return a suffix unique to this process: `host-pid-time`, with the time in nanoseconds, hexadecimal."""
     return f"{host_name()}-{os.getpid()}-{time.time_ns():x}"

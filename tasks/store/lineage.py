@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from lexloom.tasks.store.artifacts import MANIFEST, Artifact, InputEntry, Manifest, Store, Verification
-from lexloom.tasks.store.file_access import FILE, children, kind, read_regular, remove, walk
+from lexloom.tasks.store.file_access import FILE, file_kind, list_children, read_regular, remove, walk
 
 ATTEMPTS = 3
 SCRATCH_INPUTS = "inputs.json"  # in a scratch folder: the input content that its files were computed from
@@ -28,11 +28,11 @@ class Input(Protocol):
 
 
 @runtime_checkable
-class OfFiles(Protocol):
+class FileInput(Protocol):
     """A source whose key is computed from file digests."""
 
     def file_digests(self) -> dict[str, str]:
-        """Name -> digest."""
+        """Return name -> digest."""
 
     def verify(self) -> None:
         """Compare the files with their digests; raise ValueError with the name of one that differs."""
@@ -59,7 +59,7 @@ def check_inputs(store: Store, inputs: tuple[Any, ...], calls: Calls) -> tuple[A
     """
     artifacts = [entry for entry in inputs if isinstance(entry, Artifact)]
     for entry in inputs:
-        if isinstance(entry, OfFiles):
+        if isinstance(entry, FileInput):
             entry.verify()
     for _ in range(ATTEMPTS):
         renewed = [rebuild_if_needed(store, artifact, "full", calls) for artifact in artifacts]
@@ -82,7 +82,7 @@ def rebuild_if_needed(
     call = calls.get(place)
     parents = [entry for entry in call.inputs if isinstance(entry, Artifact)] if call else []
     renewed = [rebuild_if_needed(store, parent, None, calls) for parent in parents]
-    reason = (store.damage(*place, verification) if verification else None) or find_outdated_input(
+    reason = (store.find_damage(*place, verification) if verification else None) or find_outdated_input(
         store, *place
     )
     if reason is None:
@@ -138,7 +138,7 @@ def require_unchanged(store: Store, reader: str, inputs: tuple[Any, ...]) -> Ite
         if read_status(artifact) == status:
             continue
         after = store.manifest(artifact.stage, artifact.key)
-        damage = store.damage(artifact.stage, artifact.key, "full")
+        damage = store.find_damage(artifact.stage, artifact.key, "full")
         if damage or not manifest or not after or manifest.content != after.content:
             raise OSError(
                 f"{short_name(artifact)} changed while {reader} read it ({damage or 'it was rebuilt'}):"
@@ -155,8 +155,8 @@ def clear_stale_scratch(folder: Path, inputs: list[InputEntry]) -> bool:
     if not contents:
         return False
     record, text = folder / SCRATCH_INPUTS, json.dumps(contents)
-    left = children(folder)
-    other = bool(left) and (kind(record) != FILE or read_regular(record) != text.encode())
+    left = list_children(folder)
+    other = bool(left) and (file_kind(record) != FILE or read_regular(record) != text.encode())
     for path in left if other else []:
         remove(path)
     record.write_text(text)
@@ -164,7 +164,7 @@ def clear_stale_scratch(folder: Path, inputs: list[InputEntry]) -> bool:
 
 
 def read_status(artifact: Artifact) -> list[tuple[str, int, int, int]]:
-    """The file system's metadata of an artifact's files, which changes with every write."""
+    """Return the file system's metadata of an artifact's files, which changes with every write."""
     return sorted(
         (str(path), status.st_size, status.st_ino, status.st_ctime_ns)
         for path, status in walk(artifact.folder)

@@ -7,13 +7,13 @@ from lexloom.tasks.store.artifacts import Manifest, Store
 from lexloom.tasks.store.lineage import SHOWN_KEY
 
 LATEST = "latest"
-TOKENS_OF_A_LANGUAGE_MODEL = "subwords"  # the stage that makes them
+SUBWORD_STAGE = "subwords"  # the stage that makes the tokens of language models
 SHOWN_CANDIDATES = 8
 
 Place = tuple[str, str]  # stage and key
 
 
-def model_folder(name: str, *stages: str) -> Path:
+def find_model_folder(name: str, *stages: str) -> Path:
     """Find the folder of the model `name` of one of these stages; an existing path takes precedence.
 
     Raises:
@@ -30,7 +30,7 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
     """Find the stage and key of the artifact `name`, of one of `stages` (default: any stage).
 
     A name is `latest` or the beginning of a key, optionally after `stage/`. Raises the same errors as
-    `model_folder`.
+    `find_model_folder`.
     """
     stage, _, key = name.rpartition("/")
     wanted = " or ".join(stages)
@@ -38,7 +38,7 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
         raise ValueError(f"{name} is a {stage} artifact, but this command needs a {wanted} artifact")
     if key == LATEST:
         return find_latest(store, (stage,) if stage else stages, wanted)
-    places = [place for place in store.places() if not stage or place[0] == stage]
+    places = [place for place in store.list_places() if not stage or place[0] == stage]
     matches = [place for place in places if key and place[1].startswith(key)]
     fitting = [place for place in matches if not stages or place[0] in stages]
     exact = [place for place in fitting if place[1] == key]
@@ -56,7 +56,7 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
             f"{name} is neither a model folder nor the beginning of a key in the store {store.root}:"
             " list its artifacts with `lexloom store ls`"
         )
-    known = sorted({stage for stage, _ in store.places()})
+    known = sorted({stage for stage, _ in store.list_places()})
     contents = f"the store has the stages {', '.join(known)}" if known else "the store is empty"
     raise FileNotFoundError(f"no stage or key in the store {store.root} matches {name!r}: {contents}")
 
@@ -90,4 +90,4 @@ def is_by_product(manifest: Manifest) -> bool:
 
 def is_of_tokens(manifest: Manifest) -> bool:
     """Return whether an artifact was built from the tokens of a language model, not from words."""
-    return any(entry.stage == TOKENS_OF_A_LANGUAGE_MODEL for entry in manifest.inputs)
+    return any(entry.stage == SUBWORD_STAGE for entry in manifest.inputs)

@@ -1,7 +1,7 @@
-"""A stage's pieces: worked out in threads of this process, or on the nodes of a Ray cluster.
+"""Parallel processing of a stage's pieces, in threads of this process or on the nodes of a Ray cluster.
 
-A piece is read where it is worked on, from the store that all nodes share, and outcomes are handed out in
-the order of the pieces. So what a stage makes of them depends neither on where that was nor on who was first.
+Each piece is read by the process that works on it, from the store that all nodes share. Results come in the
+order of the pieces, so a stage's output does not depend on where or in which order they were computed.
 """
 
 import os
@@ -14,17 +14,17 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from lexloom.tasks.display import console
-from lexloom.tasks.store.shards import in_order
+from lexloom.tasks.store.shards import map_in_order
 
 Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
+Result = TypeVar("Result")
 
 _cluster: ContextVar[str] = ContextVar("cluster", default="")
 
 
 @contextmanager
-def stages_on(address: str) -> Iterator[None]:
-    """The stages that run inside use the Ray cluster at `address`; none where it is empty."""
+def use_cluster(address: str) -> Iterator[None]:
+    """Make the stages that run inside use the Ray cluster at `address`; an empty address means threads."""
     token = _cluster.set(address)
     try:
         yield
@@ -34,38 +34,40 @@ def stages_on(address: str) -> Iterator[None]:
 
 @contextmanager
 def fan_out(
-    function: Callable[[Item], Outcome],
+    function: Callable[[Item], Result],
     pieces: Iterable[Item],
     *,
-    side_by_side: bool = True,
+    concurrent: bool = True,
     gpu: bool = False,
-) -> Iterator[Iterator[Outcome]]:
-    """`function` of every piece, in order; an error has a note that names the piece.
+) -> Iterator[Iterator[Result]]:
+    """Yield an iterator over `function(piece)`, in order; errors get a note that names the piece.
 
-    The function and the pieces are pickled if they go to a cluster, where each keeps a CPU busy, or a `gpu`.
-    Here pieces are worked on side by side, unless one keeps the whole machine busy. When the block ends,
-    however it ends, nothing is under way any more.
+    On a cluster, the function and the pieces are pickled, and each piece occupies one CPU, or one GPU with
+    `gpu`. In this process, pieces run in several threads; set `concurrent=False` if a single piece already
+    uses the whole machine. At the end of the block, also after an error, no piece is running.
     """
     address = _cluster.get()
-    named = partial(name_in_errors, function)
+    named = partial(call_with_note, function)
     if not address:
-        with closing(in_order(named, pieces) if side_by_side else one_by_one(named, pieces)) as outcomes:
-            yield outcomes
+        with closing(
+            map_in_order(named, pieces) if concurrent else map_sequentially(named, pieces)
+        ) as results:
+            yield results
         return
     verbose, note = bool(os.environ.get("LEXLOOM_VERBOSE")), partial(console.note, "cluster")
     with (
-        module("lexloom.training.ray.runtime").ray_runtime(1, address, verbose, note),
-        closing(module("lexloom.training.ray.map").map_on_nodes(named, pieces, gpu=gpu)) as outcomes,
+        import_in_thread("lexloom.training.ray.runtime").ray_runtime(1, address, verbose, note),
+        closing(import_in_thread("lexloom.training.ray.map").map_on_nodes(named, pieces, gpu=gpu)) as results,
     ):
-        yield outcomes
+        yield results
 
 
-def one_by_one(function: Callable[[Item], Outcome], pieces: Iterable[Item]) -> Generator[Outcome]:
+def map_sequentially(function: Callable[[Item], Result], pieces: Iterable[Item]) -> Generator[Result]:
     for piece in pieces:
         yield function(piece)
 
 
-def name_in_errors(function: Callable[[Item], Outcome], piece: Item) -> Outcome:
+def call_with_note(function: Callable[[Item], Result], piece: Item) -> Result:
     try:
         return function(piece)
     except Exception as error:
@@ -73,10 +75,10 @@ def name_in_errors(function: Callable[[Item], Outcome], piece: Item) -> Outcome:
         raise
 
 
-def module(name: str) -> Any:
-    """A module that imports Ray, imported when it is needed, since that takes seconds; and by another thread.
+def import_in_thread(name: str) -> Any:
+    """Import a module that imports Ray, only when it is needed (it takes seconds), in another thread.
 
-    A cancel is an exception that a signal raises in the main thread. Within an import it may fall into a
-    library's `except:` and be lost (one in 16 did); here it finds the main thread waiting.
+    Prefect cancels a run by an exception that a signal handler raises in the main thread. During an import,
+    a library's `except:` may swallow it (1 in 16 were lost); here the main thread only waits.
     """
     return ThreadPoolExecutor(1, "import").submit(import_module, name).result()

@@ -1,4 +1,4 @@
-"""Parquet shards, written in order and read by row groups, with the work on them done in threads."""
+"""Parquet shards: written in order, read by row group, and processed in threads."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from lexloom.models.cpus import available_cpus
 from lexloom.tasks.store.artifacts import Artifact
 
-MAX_THREADS = 8  # each holds a few pieces in memory
-BLOCKS = 3  # one that is filled, one that is written, one that waits
+MAX_THREADS = 8  # each thread holds a few items in memory
+BLOCKS = 3  # one is being filled, one is being written, and one is queued
 
 Compression = Literal["lz4", "zstd"]
 
 Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
+Result = TypeVar("Result")
 
 
 class ShardWriter:
-    """Writes batches, in order, as `shard-00000.parquet` and so on: a row group a batch."""
+    """Writes batches in order to `shard-00000.parquet` and so on, each batch as one row group."""
 
     def __init__(self, out: Path, shard_bytes: int, name: str = "shard", **options: object) -> None:
         self._out = out
@@ -34,12 +34,12 @@ class ShardWriter:
         self._shard_bytes = shard_bytes
         self._options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False} | options
         self._writer: pq.ParquetWriter | None = None
-        self._held = 0
+        self._shard_size = 0
         self.count = 0
         self.bytes = 0
 
     def write(self, batch: pa.RecordBatch, size: int) -> None:
-        """`size` is what the batch counts towards the shard's bytes."""
+        """Write a batch; `size` is added to the shard's bytes, and a full shard is closed."""
         if batch.num_rows == 0:
             return
         if self._writer is None:
@@ -48,14 +48,14 @@ class ShardWriter:
             self.count += 1
         self._writer.write_batch(batch, row_group_size=batch.num_rows)
         self.bytes += size
-        self._held += size
-        if self._held >= self._shard_bytes:
+        self._shard_size += size
+        if self._shard_size >= self._shard_bytes:
             self.close()
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-        self._writer, self._held = None, 0
+        self._writer, self._shard_size = None, 0
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -66,25 +66,25 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A piece of a shard, to be read in any thread or process that sees the store."""
+    """A reference to a row group of a shard, readable in any process with access to the store."""
 
     path: Path
     group: int
     columns: tuple[str, ...]
 
     def read(self) -> pa.Array:
-        """The only column; an OSError that names the file where it can't be read."""
+        """Read the only column; raise OSError with the file name if the shard can't be read."""
         return self.read_batch()[0]
 
     def read_batch(self) -> pa.RecordBatch:
-        """All columns; an OSError that names the file where it can't be read."""
+        """Read all columns; raise OSError with the file name if the shard can't be read."""
         try:
             with pq.ParquetFile(self.path) as file:
                 table = file.read_row_group(self.group, columns=list(self.columns), use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise OSError(
-                f"the shard {self.path} can't be read ({error}): LEXLOOM_VERIFY=full finds it damaged, and"
-                " builds it again"
+                f"the shard {self.path} can't be read ({error}): rerun with LEXLOOM_VERIFY=full, which"
+                " rebuilds damaged artifacts"
             ) from error
         return pa.record_batch({name: table[name].combine_chunks() for name in self.columns})
 
@@ -92,8 +92,8 @@ class RowGroup:
         return f"{self.path}, row group {self.group}"
 
 
-def row_groups(artifact: Artifact, *columns: str) -> list[RowGroup]:
-    """The artifact's row groups, in order."""
+def list_row_groups(artifact: Artifact, *columns: str) -> list[RowGroup]:
+    """List the row groups of an artifact, in order."""
     return [
         RowGroup(path, group, columns)
         for path in artifact.files()
@@ -101,11 +101,11 @@ def row_groups(artifact: Artifact, *columns: str) -> list[RowGroup]:
     ]
 
 
-def in_order(function: Callable[[Item], Outcome], items: Iterable[Item]) -> Generator[Outcome]:
-    """`function` of every item, worked out in threads, handed out in order; few items wait at any time."""
+def map_in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
+    """Apply `function` to items in threads and yield the results in order; only a few items are in flight."""
     threads = min(MAX_THREADS, available_cpus())
-    with ThreadPoolExecutor(threads, thread_name_prefix="piece") as pool:
-        running: deque[Future[Outcome]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="map") as pool:
+        running: deque[Future[Result]] = deque()
         try:
             for item in items:
                 running.append(pool.submit(function, item))
@@ -118,11 +118,11 @@ def in_order(function: Callable[[Item], Outcome], items: Iterable[Item]) -> Gene
 
 
 class BlockWriter:
-    """Cuts a stream of int32 rows into row groups and shards of exact sizes, written in a second thread.
+    """Writes a stream of int32 rows as row groups and shards of exact sizes, in a second thread.
 
-    Fill `block`, an array a column, (rows,) or (rows, width), behind row `filled`, and call `flush` when
-    `limit` rows are there. A block has room for `spare` rows more; what lies beyond the limit moves to the
-    next block. A block is a row group; three of them rotate, so memory is bounded.
+    Fill `block` (an array per column, (rows,) or (rows, width)) from row `filled` on, and call `flush` at
+    `limit` rows. A block has room for `spare` more rows; rows beyond the limit are moved to the next block.
+    Each block becomes one row group. Three blocks are used in turn, so memory is bounded.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class BlockWriter:
     ) -> None:
         self._out, self._name, self._schema, self._thread = out, name, schema, thread
         self._rows_per_group, self._rows_per_shard = rows_per_group, rows_per_shard
-        # no dictionary: neighbouring rows repeat each other, which the compressions find by themselves
+        # no dictionary: lz4 and zstd already exploit that neighbouring rows are similar
         self._options = {
             "compression": compression,
             "use_dictionary": False,
@@ -148,20 +148,20 @@ class BlockWriter:
             "column_encoding": column_encoding,
         }
         rows = min(rows_per_group, rows_per_shard) + spare
-        self._blocks = [tuple(empty_column(field, rows) for field in schema) for _ in range(BLOCKS)]
-        self._written: list[Future[None] | None] = [None] * BLOCKS
-        self._turn = 0
+        self._blocks = [tuple(make_column(field, rows) for field in schema) for _ in range(BLOCKS)]
+        self._writes: list[Future[None] | None] = [None] * BLOCKS
+        self._current = 0
         self._file: pq.ParquetWriter | None = None
         self._flushed = 0
         self.filled = 0
 
     @property
     def block(self) -> tuple[NDArray[np.int32], ...]:
-        return self._blocks[self._turn]
+        return self._blocks[self._current]
 
     @property
     def limit(self) -> int:
-        """Rows that the present block may have: a row group, or what the shard still lacks."""
+        """The maximum number of rows in the current block: a row group, or the rest of the shard."""
         return min(self._rows_per_group, self._rows_per_shard - self._flushed % self._rows_per_shard)
 
     @property
@@ -173,28 +173,28 @@ class BlockWriter:
         return -(-self.rows // self._rows_per_shard)
 
     def flush(self) -> None:
-        """Sends at most `limit` rows on their way, and turns to a block that is free."""
+        """Queue at most `limit` rows for writing, and switch to a free block."""
         rows = min(self.filled, self.limit)
         shard = self._flushed // self._rows_per_shard
         full = self.block
         columns = [column[:rows] for column in full]
-        self._written[self._turn] = self._thread.submit(self._write, shard, columns)
-        self._turn = (self._turn + 1) % BLOCKS
-        if (written := self._written[self._turn]) is not None:
-            written.result()  # waits, and raises here what went wrong there
-        beyond = self.filled - rows
+        self._writes[self._current] = self._thread.submit(self._write, shard, columns)
+        self._current = (self._current + 1) % BLOCKS
+        if (write := self._writes[self._current]) is not None:
+            write.result()  # wait until the block is free; raises errors of the writing thread
+        excess = self.filled - rows
         for old, new in zip(full, self.block, strict=True):
-            new[:beyond] = old[rows : rows + beyond]
+            new[:excess] = old[rows : rows + excess]
         self._flushed += rows
-        self.filled = beyond
+        self.filled = excess
 
     def finish(self) -> None:
-        """Writes what is left and closes the last shard."""
+        """Write the remaining rows and close the last shard."""
         while self.filled:
             self.flush()
-        for written in self._written:
-            if written is not None:
-                written.result()
+        for write in self._writes:
+            if write is not None:
+                write.result()
         self.close()
 
     def close(self) -> None:
@@ -207,13 +207,13 @@ class BlockWriter:
         if self._file is None or not path.exists():
             self.close()
             self._file = pq.ParquetWriter(path, self._schema, **self._options)
-        arrays = [as_arrow(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        arrays = [to_arrow(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
         self._file.write_table(pa.table(arrays, schema=self._schema), row_group_size=self._rows_per_group)
 
 
 @contextmanager
 def block_writer(out: Path, schema: pa.Schema, **options: Any) -> Iterator[BlockWriter]:
-    """A `BlockWriter` whose shards are whole when the block ends; the last file is closed in any case."""
+    """Yield a `BlockWriter` and finish it at the end; the last file is closed even after an error."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="block-writer") as thread:
         writer = BlockWriter(out, schema, thread=thread, **options)
         try:
@@ -224,12 +224,12 @@ def block_writer(out: Path, schema: pa.Schema, **options: Any) -> Iterator[Block
             writer.close()
 
 
-def empty_column(field: pa.Field, rows: int) -> NDArray[np.int32]:
+def make_column(field: pa.Field, rows: int) -> NDArray[np.int32]:
     width = (field.type.list_size,) if pa.types.is_fixed_size_list(field.type) else ()
     return np.empty((rows, *width), np.int32)
 
 
-def as_arrow(column: NDArray[np.int32], kind: pa.DataType) -> pa.Array:
+def to_arrow(column: NDArray[np.int32], kind: pa.DataType) -> pa.Array:
     if not pa.types.is_fixed_size_list(kind):
         return pa.array(column)
     return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), type=kind)

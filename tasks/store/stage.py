@@ -1,4 +1,4 @@
-"""`@stage`: makes a plain function a cached, atomic and verified stage of a flow.
+"""`@stage` turns a plain function into a cached, atomic and verified stage of a flow.
 
     @stage(version=1)
     def pairs(tokens: Artifact, config: PairsConfig, out: Path) -> Summary: ...
@@ -6,9 +6,9 @@
     pairs(tokens, config)            # in a flow: a Prefect task run, Completed or Cached
     pairs.function(tokens, config, out)   # in a test: the plain function
 
-This is the only module that knows how Prefect and the store meet. Prefect never decides whether work is
-done: it does not check that a result's files still exist. The store does, and Prefect's state says what the
-store found: `Cached` on a hit, `Completed` after a build.
+This is the only module that connects Prefect with the store. Prefect's result cache does not check that the
+files of a result still exist, so only the store decides whether a stage is cached; Prefect's state shows the
+decision: `Cached` on a hit, `Completed` after a build.
 """
 
 import inspect
@@ -50,8 +50,8 @@ from lexloom.tasks.store.file_access import printable
 from lexloom.tasks.store.layout import DISPLACED
 from lexloom.tasks.store.lineage import (
     Call,
+    FileInput,
     Input,
-    OfFiles,
     check_inputs,
     clear_stale_scratch,
     find_outdated_input,
@@ -62,12 +62,12 @@ from lexloom.tasks.store.versions import package_versions
 NETWORK_RETRIES = 4
 NETWORK_BACKOFF_SECONDS = 2
 NETWORK_JITTER = 0.5
-MOST_FILES = 10_000  # of a source: beyond that, a manifest does not record their names
+MAX_RECORDED_FILES = 10_000  # of a source; a manifest does not record the names of more files
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One line of a run's story, for Prefect's page and for `--json`; a parent is "stage/key"."""
+    """The record of a stage in a run, for Prefect's UI and for `--json`; `parents` are "stage/key"."""
 
     stage: str
     key: str
@@ -156,27 +156,27 @@ class Stage:
         return digest_key(self.name, self.version, canonical(config), [entry.key for entry in inputs])
 
     def _run(self, inputs: tuple[Input, ...], config: BaseModel) -> Any:
-        """The task's body: the store's answer, or a build."""
+        """The body of the Prefect task: return the cached artifact, or build it."""
         store, run = Store(), _run.get()
         key = self.key(inputs, config)
         started = time.perf_counter()
         why: list[str] = []
         if run is not None:
             run.calls[self.name, key] = Call(inputs, partial(self._rebuild, run, inputs, config))
-        if store.occupied(self.name, key):
+        if store.is_occupied(self.name, key):
             found = run.damaged.pop((self.name, key), None) if run else None
             damage = (
                 found
-                or store.damage(self.name, key, verification())
+                or store.find_damage(self.name, key, read_verification_level())
                 or find_outdated_input(store, self.name, key)
             )
             if damage is None:
                 store.mark_used(self.name, key)
                 hold(store, self.name, key)
                 manifest = store.manifest(self.name, key)
-                if manifest is not None:  # else removed since, as if it had never been there
+                if manifest is not None:  # otherwise it was just removed, and is built
                     artifact = store.artifact(manifest)
-                    self._tell(artifact, inputs, True, time.perf_counter() - started, [], [])
+                    self._report(artifact, inputs, True, time.perf_counter() - started, [], [])
                     return Completed(name="Cached", data=artifact)
             else:
                 kept = (
@@ -188,7 +188,7 @@ class Stage:
             console.warn(sentence)
         inputs = check_inputs(store, inputs, run.calls if run else {})
         artifact, why, reported = self._build(store, key, inputs, config, why)
-        self._tell(artifact, inputs, False, time.perf_counter() - started, why, reported)
+        self._report(artifact, inputs, False, time.perf_counter() - started, why, reported)
         return artifact
 
     def _rebuild(self, run: Run, inputs: tuple[Input, ...], config: BaseModel, damage: str) -> None:
@@ -202,7 +202,7 @@ class Stage:
         """Build the artifact; return it, all reasons for it, and those that no earlier stage reported."""
         building = store.new_folder(self.name, key)
         started, created = time.perf_counter(), now()
-        read = self._entries(store, inputs)
+        read = self._input_entries(store, inputs)
         try:
             with scratch_folder(store, self.name, key, read, self.wants_scratch) as extra:
                 with require_unchanged(store, self.name, inputs):
@@ -235,17 +235,19 @@ class Stage:
                 raise OSError(
                     ENOSPC,
                     f"no space is left for stage {self.name} (store {store.root}, temporary files"
-                    f" {tempfile.gettempdir()}): free some, run `lexloom store gc`, or name another folder"
-                    " with --store or LEXLOOM_STORE; nothing half-made is left",
+                    f" {tempfile.gettempdir()}): free some space, run `lexloom store gc`, or choose"
+                    " another folder with --store or LEXLOOM_STORE; no partial artifact is left",
                 ) from error
             raise
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
-    def _entries(self, store: Store, inputs: tuple[Input, ...]) -> list[InputEntry]:
-        return [describe(store, name, entry) for name, entry in zip(self.input_names, inputs, strict=True)]
+    def _input_entries(self, store: Store, inputs: tuple[Input, ...]) -> list[InputEntry]:
+        return [
+            make_input_entry(store, name, entry) for name, entry in zip(self.input_names, inputs, strict=True)
+        ]
 
-    def _tell(
+    def _report(
         self,
         artifact: Artifact,
         inputs: tuple[Input, ...],
@@ -273,11 +275,14 @@ class Stage:
 
 
 def stage(version: int, retry_on: type[Exception] | None = None) -> Callable[[Callable[..., Summary]], Stage]:
-    """Makes `function(*inputs, config, out[, scratch]) -> Summary` a `Stage`.
+    """Decorate `function(*inputs, config, out[, scratch]) -> Summary` as a `Stage`.
 
-    `version` is raised by hand when the function's results change. `out` is an empty folder; what is written
-    there becomes the artifact. `scratch`, where the function asks for it, outlives a failed attempt.
-    `retry_on` names the error that is worth trying again (with backoff and jitter): the network's.
+    `out` is an empty folder; the files written there become the artifact. A function with a parameter
+    `scratch` gets a folder that is kept after a failed attempt.
+
+    Args:
+        version: raised by hand when the function's results change.
+        retry_on: the exception after which the stage is retried, with backoff and jitter (network errors).
     """
     return lambda function: Stage(function, version, retry_on)
 
@@ -286,16 +291,14 @@ def stage(version: int, retry_on: type[Exception] | None = None) -> Callable[[Ca
 def scratch_folder(
     store: Store, name: str, key: str, read: list[InputEntry], wanted: bool
 ) -> Iterator[dict[str, Path]]:
-    """The stage's scratch folder under a lock; a second run at the same time gets one of its own."""
+    """Yield the locked scratch folder as a keyword argument; a concurrent run gets a folder of its own."""
     if not wanted:
         yield {}
         return
     with store.lock(f"{name}-{key}", wait=False) as alone:
         folder = store.scratch(name, key) if alone else store.new_folder(f"{name}-scratch", key)
         if clear_stale_scratch(folder, read):
-            console.note(
-                name, "starts over: its saved progress was computed from inputs that have since changed"
-            )
+            console.note(name, "starts again: its inputs have changed since its progress was saved")
         yield {"scratch": folder}
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -308,27 +311,27 @@ def hold(store: Store, name: str, key: str) -> None:
             run.held.enter_context(store.hold(name, key))
 
 
-def verification() -> Verification:
-    """How closely a hit is checked: LEXLOOM_VERIFY, "size" unless it says "full"."""
+def read_verification_level() -> Verification:
+    """Read LEXLOOM_VERIFY, the verification of cached artifacts; "size" by default."""
     level = os.environ.get("LEXLOOM_VERIFY", "size")
     if level not in get_args(Verification):
-        raise ValueError(f"LEXLOOM_VERIFY is {level!r}: say 'size' or 'full'")
+        raise ValueError(f"LEXLOOM_VERIFY is {level!r}: use 'size' or 'full'")
     return level  # type: ignore[return-value]
 
 
-def describe(store: Store, name: str, entry: Any) -> InputEntry:
+def make_input_entry(store: Store, name: str, entry: Any) -> InputEntry:
     if isinstance(entry, Artifact):
         manifest = store.manifest(entry.stage, entry.key)
         content = manifest.content if manifest else ""
         return InputEntry(name=name, stage=entry.stage, key=entry.key, content=content)
-    digests = entry.file_digests() if isinstance(entry, OfFiles) else {}
-    files = {printable(file): digest for file, digest in digests.items()}  # JSON has no other names
+    digests = entry.file_digests() if isinstance(entry, FileInput) else {}
+    files = {printable(file): digest for file, digest in digests.items()}  # JSON must be valid UTF-8
     return InputEntry(
         name=name,
         stage="",
         key=entry.key,
         description=entry.model_dump(mode="json"),
-        files=files if len(files) <= MOST_FILES else {},
+        files=files if len(files) <= MAX_RECORDED_FILES else {},
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lexloom.tasks.store.artifacts import Manifest, Store
-from lexloom.tasks.store.file_access import FILE, children, kind, printable
+from lexloom.tasks.store.file_access import FILE, file_kind, list_children, printable
 from lexloom.tasks.store.lineage import SHOWN_KEY, describe_difference
 
 Place = tuple[str, str]  # stage and key
@@ -44,7 +44,7 @@ def check_damage(store: Store, place: Place) -> str | None:
     If another run replaces the artifact during the check, the new one is checked.
     """
     while (before := read_identity(store.root.joinpath(*place))) is not None:
-        damage = store.damage(*place, "full")
+        damage = store.find_damage(*place, "full")
         if damage is None or read_identity(store.root.joinpath(*place)) == before:
             return damage or ""
     return None
@@ -61,9 +61,9 @@ def read_identity(path: Path) -> tuple[int, int] | None:
 def find_obstacles(store: Store) -> Iterator[Finding]:
     """Yield what blocks the path of a stage's folder. A file counts only if an artifact has such a stage."""
     stages = {entry.stage for manifest in store.manifests() for entry in manifest.inputs}
-    for path in children(store.root):
+    for path in list_children(store.root):
         found = store.obstacle(path) if not path.name.startswith(".") else None
-        if found and (kind(path) != FILE or path.name in stages):
+        if found and (file_kind(path) != FILE or path.name in stages):
             yield Finding(printable(path.name), damage=found)
 
 
@@ -84,12 +84,12 @@ class OutdatedArtifacts:
     def _find(self, place: Place) -> str | None:
         manifest = self._manifests.get(place)
         for entry in manifest.inputs if manifest else []:
-            above, parent = (entry.stage, entry.key), self._manifests.get((entry.stage, entry.key))
+            place_of_parent, parent = (entry.stage, entry.key), self._manifests.get((entry.stage, entry.key))
             name = f"{entry.stage}/{entry.key[:SHOWN_KEY]}"
             if manifest and parent and (difference := describe_difference(manifest, entry, parent)):
                 return difference
-            if above in self._damaged and not entry.content:
+            if place_of_parent in self._damaged and not entry.content:
                 return f"its input {name} is damaged, and may already have been when it was read"
-            if self.reason(above):
+            if self.reason(place_of_parent):
                 return f"its input {name} is outdated"
         return None

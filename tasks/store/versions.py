@@ -1,4 +1,4 @@
-"""The versions of the packages that a result depends on."""
+"""Versions of the packages that results depend on."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -17,7 +17,7 @@ RECORDED_PACKAGES = (
 
 
 def package_versions(*more: str) -> dict[str, str]:
-    """The versions of the packages that results depend on, and of `more`: of those that are installed."""
+    """Return the installed versions of the packages that results depend on, and of `more`."""
     versions = {}
     for name in sorted({*RECORDED_PACKAGES, *more}):
         try:

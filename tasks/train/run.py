@@ -16,10 +16,10 @@ from torch import Tensor
 from lexloom.models.precision import Precision
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.display.progress import shown_progress
+from lexloom.tasks.display.progress import show_progress
 from lexloom.tasks.store.activity import CHECKPOINTS
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, canonical, digest_key
-from lexloom.tasks.store.parallel import module
+from lexloom.tasks.store.parallel import import_in_thread
 from lexloom.tasks.store.stage import Input
 from lexloom.training.checkpoint import Checkpoint, Checkpoints
 from lexloom.training.interrupt import run_interruptibly
@@ -263,11 +263,11 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
         note(f"resumes from the checkpoint of step {begun.state['step']:,}")
     starting = "" if config.runner == "local" else f"starting {counted(config.workers, 'Ray workers')}"
     try:
-        with shown_progress(unit, starting) as on_progress:
+        with show_progress(unit, starting) as on_progress:
             if config.runner == "local":
                 train_here(job, on_progress, note)
             else:
-                module("lexloom.training.ray.trainer").train_on_ray(
+                import_in_thread("lexloom.training.ray.trainer").train_on_ray(
                     job,
                     workers=(config.min_workers or config.workers, config.workers),
                     address=config.cluster or None,

@@ -175,7 +175,7 @@ def train_word2vec(
         contexts.save_word2vec(out / CONTEXTS, binary=True)
     write_json(out / "config.json", {KIND: FAMILY.kind, **canonical(config), **vocabulary.normalization})
     save_records(out, metrics, model_card(config, metrics, len(words), has_counts=not uncountable))
-    notes = {f"with white space, so no {COUNTS}": uncountable} if uncountable else {}
+    notes = {f"words with white space, so no {COUNTS}": uncountable} if uncountable else {}
     return summarize(metrics, unit, len(words), "word vectors", notes=notes)
 
 

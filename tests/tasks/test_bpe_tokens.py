@@ -185,7 +185,7 @@ def test_the_end_of_a_document_that_is_too_long_to_be_drawn_is_held_out(make: Ma
     made = make([long], validation_share=share)
     cut = 1000 - round(1000 * share)  # of its letters and the end of text
     assert (documents(made, "train"), documents(made, "validation")) == ([long[:cut]], [long[cut:]])
-    assert made.summary.notes["documents of which the end is held out"] == 1
+    assert made.summary.notes["documents split between training and validation"] == 1
     books = [long, long.upper(), long[::-1]]
     made = make(books, row_group=1, validation_share=share)
     assert documents(made, "train") == [book[:cut] for book in books]

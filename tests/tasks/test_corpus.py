@@ -21,7 +21,7 @@ from lexloom.tasks.readers import csv_dialects, text_files
 from lexloom.tasks.sources import reading
 from lexloom.tasks.sources.reading import cut_at_spaces
 from lexloom.tasks.store.artifacts import Artifact
-from lexloom.tasks.store.shards import in_order
+from lexloom.tasks.store.shards import map_in_order
 
 Build = Callable[..., Artifact]
 
@@ -438,7 +438,7 @@ def test_results_come_in_order_whatever_the_threads_do() -> None:
         time.sleep(0.02 if n % 3 == 0 else 0)
         return n * n
 
-    assert list(in_order(slow_at_first, range(50))) == [n * n for n in range(50)]
+    assert list(map_in_order(slow_at_first, range(50))) == [n * n for n in range(50)]
 
 
 def test_only_a_few_items_wait() -> None:
@@ -450,7 +450,7 @@ def test_only_a_few_items_wait() -> None:
             taken += 1
             yield taken
 
-    results = in_order(lambda n: n, items())
+    results = map_in_order(lambda n: n, items())
     assert next(results) == 1
     assert taken < 40
     results.close()  # type: ignore[attr-defined]
@@ -464,7 +464,7 @@ def test_an_error_in_a_thread_stops_the_rest() -> None:
 
     before = threading.active_count()
     with pytest.raises(ValueError, match="three"):
-        list(in_order(fail, range(1000)))
+        list(map_in_order(fail, range(1000)))
     assert threading.active_count() == before
 
 

@@ -92,10 +92,10 @@ def test_coverage_is_counted_by_tokens_and_by_text(embed: Embed) -> None:
     """' the' is found without its space; 'a' as it is, and 'A' in lower case: 3 tokens, 70 of the 100."""
     made = embed("the 1 0", "a 3 0")
     assert made.summary.notes == {
-        "as they are written": 1,
-        "without spaces around them": 1,
-        "in lower case": 1,
-        "not found, small random numbers instead": TOKENIZER.size - 3,
+        "exact matches": 1,
+        "matched without surrounding spaces": 1,
+        "matched in lower case": 1,
+        "not found, initialized at random": TOKENIZER.size - 3,
     }
     assert made.facts == {
         "dim": 2,
@@ -154,7 +154,7 @@ def test_random_embeddings_need_no_table(tokens: Artifact, build: Callable[..., 
     table = read_embeddings(made)
     assert table.shape == (TOKENIZER.size, 64)
     assert table.std().item() == pytest.approx(1, rel=0.05)
-    assert made.summary.notes == {"drawn at random": TOKENIZER.size}
+    assert made.summary.notes == {"initialized at random": TOKENIZER.size}
     assert made.facts["coverage"] == 0
 
 

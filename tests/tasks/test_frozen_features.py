@@ -110,7 +110,7 @@ def test_what_came_out_is_told(compute: Build) -> None:
         len(run) for part in ("train", "validation") for run in runs_of(made, part)
     )
     longer = sum(row % 20 + 3 > MAX_LENGTH for part in (REVIEWS, REVIEWS // 4) for row in range(part))
-    assert made.summary.notes == {"cut at 10 tokens": longer}
+    assert made.summary.notes == {"truncated to 10 tokens": longer}
     assert read_options(made) == FeaturesConfig(max_length=MAX_LENGTH, dtype="float32")
 
 

@@ -79,7 +79,7 @@ def test_reviews_without_a_label_and_those_that_train_are_counted_and_left_out(
     made = match(["0", "1"] * 3 + ["0", "1", None, None], [*met, "film good", "film bad", "new", met[0]])
     assert texts_of(made, "test") == ["film good", "film bad"]
     assert (made.summary.rows_in, made.summary.rows) == (10, 2)
-    assert made.summary.dropped == {"without a label": 2, "met in training": 6}
+    assert made.summary.dropped == {"without a label": 2, "in the training data": 6}
 
 
 @pytest.mark.parametrize(
@@ -107,5 +107,5 @@ def test_a_source_that_can_not_judge_is_refused(
 def test_a_source_of_training_texts_alone_is_refused(
     match: Callable[..., Artifact], reviews: Artifact
 ) -> None:
-    with pytest.raises(ValueError, match="0 reviews without a label, 5 reviews met in training"):
+    with pytest.raises(ValueError, match="0 reviews without a label, 5 reviews in the training data"):
         match(["0"] * 5, texts_of(reviews, "train")[:5])

@@ -107,7 +107,7 @@ def test_pairs_are_those_of_a_plain_loop(make, documents, window, pairs_per_shar
     assert summary.rows == summary.facts["pairs"] == len(expected)
     assert summary.facts["positions"] == len(runs)
     assert summary.rows_in == sum(map(len, documents))
-    assert summary.dropped["words without a neighbour"] == sum(len(document) == 1 for document in documents)
+    assert summary.dropped["words without context"] == sum(len(document) == 1 for document in documents)
     sizes = [file.metadata.num_rows for file in files]
     assert all(size == pairs_per_shard for size in sizes[:-1])
     assert 1 <= sizes[-1] <= pairs_per_shard
@@ -116,7 +116,7 @@ def test_pairs_are_those_of_a_plain_loop(make, documents, window, pairs_per_shar
 def test_empty_documents_and_single_words_have_no_pairs(make):
     summary, found, _ = make([[], [7], [1, 2], [], [3]], **PLAIN)
     assert found == [(1, 2), (2, 1)]
-    assert summary.dropped == {"subsampled": 0, "words without a neighbour": 2}
+    assert summary.dropped == {"dropped by subsampling": 0, "words without context": 2}
     assert (summary.rows_in, summary.facts["documents"], summary.facts["positions"]) == (4, 5, 2)
 
 
@@ -159,7 +159,7 @@ def test_windows_are_drawn_after_subsampling(make):
     # half the words of every document go; those that stay are neighbours though words stood between them
     documents = [[0, 1, 2, 3] * 50] * 20
     summary, found, _ = make(documents, words=4, window=1, subsample=0.04, shrink_window=False)
-    kept = summary.rows_in - summary.dropped["subsampled"]
+    kept = summary.rows_in - summary.dropped["dropped by subsampling"]
     assert 0.4 < kept / summary.rows_in < 0.8
     assert len(found) == 2 * kept - 2 * len(documents)
 
@@ -201,7 +201,7 @@ def test_the_cut_of_the_tokens_and_the_threads_do_not_matter(make, monkeypatch):
     documents = [generator.integers(0, 10, generator.integers(0, 40)).tolist() for _ in range(300)]
     options = {"window": 3, "subsample": 0.01, "seed": 7}
     summary, expected, _ = make(documents, **options)
-    assert 0 < summary.dropped["subsampled"] < summary.rows_in
+    assert 0 < summary.dropped["dropped by subsampling"] < summary.rows_in
     assert make(documents, shards=7, row_group=11, **options)[1] == expected
     monkeypatch.setattr(lexloom.tasks.tokens, "TOKENS_PER_BATCH", 64)
     monkeypatch.setattr(lexloom.tasks.pairs, "ROWS_PER_GROUP", 50)

@@ -102,7 +102,7 @@ def test_a_held_out_text_that_was_met_before_falls_away(store: Store, build: Bui
     texts[99] = texts[94]  # test, as validation
     texts[2] = texts[3]  # both in train: they may stay
     made = build(split, corpus(store, texts, labels), config=SplitConfig())
-    assert made.summary.dropped["held out and met before"] == 3
+    assert made.summary.dropped["held-out duplicates"] == 3
     assert [made.facts[part] for part in PARTS] == [800, 99, 98]
 
 

@@ -38,7 +38,7 @@ def test_documents_become_the_ids_of_their_words_in_order(made: Artifact) -> Non
 def test_every_word_is_accounted_for(made: Artifact) -> None:
     summary = made.summary
     assert (summary.rows_in, summary.unit_in, summary.rows, summary.unit) == (12, "words", 7, "tokens")
-    assert summary.dropped == {"not in the vocabulary": 5}
+    assert summary.dropped == {"out-of-vocabulary words": 5}
     assert made.facts == {"tokens": 7, "documents": 3, "emptied_documents": 2, "shards": 1}
 
 

@@ -85,7 +85,7 @@ def test_every_word_is_accounted_for(words_of: Callable[..., Artifact]) -> None:
     assert pairs(made) == [("the", 4), ("and", 2)]
     summary = made.summary
     assert (summary.rows_in, summary.rows) == (13, 2)
-    assert summary.dropped == {"below the minimum count": 5, "beyond the maximum size": 2}
+    assert summary.dropped == {"words below min_count": 5, "words beyond max_size": 2}
     assert made.facts == {"words": 6, "distinct": 8, "coverage": round(6 / 13, 6)}
 
 

@@ -89,7 +89,7 @@ def test_a_sentence_by_hand(make):
     summary, found, _ = make([[0, 1, 2, 3, 4], [5, 6], [7, 0, 1, 2]], [[3, 4, 5, 6]])
     assert found["train"] == [(0, 1, 2, 3), (1, 2, 3, 4), (7, 0, 1, 2)]
     assert found["validation"] == [(3, 4, 5, 6)]
-    assert summary.notes == {"of them for validation": 1, "documents shorter than a window": 1}
+    assert summary.notes == {"windows for validation": 1, "documents shorter than a window": 1}
     assert (summary.rows_in, summary.rows) == (15, 4)
 
 

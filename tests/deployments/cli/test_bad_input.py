@@ -93,7 +93,7 @@ def test_it_ends_in_one_sentence_and_leaves_nothing_half_made(
     assert not any("Traceback" in line for line in said)
     assert not list(store.root.glob(".building/*"))
     for manifest in store.manifests():
-        assert store.damage(manifest.stage, manifest.key, "full") is None
+        assert store.find_damage(manifest.stage, manifest.key, "full") is None
 
 
 def test_a_diverging_run_names_its_step_and_what_was_built_stays(

@@ -6,7 +6,7 @@ import pytest
 
 from lexloom.deployments.cli.main import main
 from lexloom.tasks.store.artifacts import Store
-from lexloom.tasks.store.lookup import find_place, model_folder
+from lexloom.tasks.store.lookup import find_model_folder, find_place
 from tests.deployments.cli.test_main import complaint
 from tests.deployments.store import made_from, shelve, write_transformer, write_windows, write_words
 
@@ -19,16 +19,16 @@ FIRST, SECOND, OTHER = "1baecedb9cad2dca49326ce2", "1baec00000ad2dca49326ce2", "
 def test_a_model_is_named_by_the_beginning_of_its_key_or_as_the_latest(store: Store, name: str) -> None:
     shelve(store, WORD2VEC, FIRST)
     shelve(store, "report", OTHER, day=2)
-    assert model_folder(name, WORD2VEC) == store.folder(WORD2VEC, FIRST)
+    assert find_model_folder(name, WORD2VEC) == store.folder(WORD2VEC, FIRST)
 
 
 @pytest.mark.parametrize("given", ["model", "./model", "store/train_word2vec/" + FIRST])
 def test_a_folder_counts_first(store: Store, tmp_path: Path, given: str) -> None:
     shelve(store, WORD2VEC, FIRST)
     (tmp_path / "model").mkdir()
-    assert model_folder(given, WORD2VEC) == Path(given)
+    assert find_model_folder(given, WORD2VEC) == Path(given)
     (tmp_path / "latest").mkdir()
-    assert model_folder("latest", WORD2VEC) == Path("latest")
+    assert find_model_folder("latest", WORD2VEC) == Path("latest")
 
 
 def test_a_beginning_that_two_keys_share_lists_them(store: Store) -> None:
@@ -37,40 +37,40 @@ def test_a_beginning_that_two_keys_share_lists_them(store: Store) -> None:
     with pytest.raises(
         ValueError, match=r"1ba is ambiguous \(train_word2vec/1baec000 or train_word2vec/1baecedb\)"
     ):
-        model_folder("1ba", WORD2VEC)
-    assert model_folder("1baec0", WORD2VEC).name == SECOND
+        find_model_folder("1ba", WORD2VEC)
+    assert find_model_folder("1baec0", WORD2VEC).name == SECOND
     for number in range(20):
         shelve(store, WORD2VEC, f"aaaaaaaaaaaa{number:02d}")
     with pytest.raises(
         ValueError, match=r"aa is ambiguous \((train_word2vec/a{12}\d\d or ){8}12 more\): give more"
     ):
-        model_folder("aa", WORD2VEC)
+        find_model_folder("aa", WORD2VEC)
 
 
 def test_a_key_that_begins_another_is_itself(store: Store) -> None:
     shelve(store, WORD2VEC, "1b")
     shelve(store, WORD2VEC, "1ba")
-    assert model_folder("1b", WORD2VEC).name == "1b"
+    assert find_model_folder("1b", WORD2VEC).name == "1b"
 
 
 def test_only_models_that_the_command_can_use_are_meant(store: Store) -> None:
     shelve(store, WORD2VEC, FIRST, day=3)
     shelve(store, WINDOW_LM, SECOND)
-    assert model_folder("1baec", TRANSFORMER, WINDOW_LM).name == SECOND
-    assert model_folder("latest", TRANSFORMER, WINDOW_LM).name == SECOND
+    assert find_model_folder("1baec", TRANSFORMER, WINDOW_LM).name == SECOND
+    assert find_model_folder("latest", TRANSFORMER, WINDOW_LM).name == SECOND
     with pytest.raises(ValueError, match="1baece is train_word2vec/1baecedb, but this command needs a "):
-        model_folder("1baece", TRANSFORMER, WINDOW_LM)
+        find_model_folder("1baece", TRANSFORMER, WINDOW_LM)
     with pytest.raises(FileNotFoundError, match="has no train_sentiment: list it with `lexloom store ls`"):
-        model_folder("latest", SENTIMENT)
+        find_model_folder("latest", SENTIMENT)
     for name in ("latest", FIRST):
         with pytest.raises(
             ValueError, match="is a train_word2vec artifact, but this command needs a train_sentiment"
         ):
-            model_folder(f"{WORD2VEC}/{name}", SENTIMENT)
+            find_model_folder(f"{WORD2VEC}/{name}", SENTIMENT)
     with pytest.raises(
         FileNotFoundError, match=r"9 is neither a model folder nor the beginning of a key in the store"
     ):
-        model_folder("9", WORD2VEC)
+        find_model_folder("9", WORD2VEC)
 
 
 def test_vectors_of_a_language_models_tokens_are_the_latest_only_without_others(

@@ -1,4 +1,4 @@
-"""Training in Prefect's page: a bar with a line of figures, and a curve, updated in place, seldom."""
+"""Progress of training in Prefect's UI."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
 from lexloom.tasks.display import progress as live
-from lexloom.tasks.display.progress import CURVE_POINTS, Page, curve, shown_progress
+from lexloom.tasks.display.progress import CURVE_POINTS, PrefectProgress, curve_rows, show_progress
 from lexloom.training.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -53,7 +53,7 @@ def test_the_page_shows_the_last_point_and_a_curve_of_few_rows(monkeypatch: pyte
 
     @task
     def training() -> None:
-        with shown_progress("pairs", "") as on_progress:
+        with show_progress("pairs", "") as on_progress:
             for point in POINTS:
                 on_progress(point)
 
@@ -67,7 +67,7 @@ def test_the_page_shows_the_last_point_and_a_curve_of_few_rows(monkeypatch: pyte
     assert len(updates) < len(POINTS)
     (bar,), (table,) = found["training"], found["training-curve"]
     assert float(bar.data) == 100
-    assert bar.description == "100k of 100k pairs · epoch 1 · loss 1.000 · rate 0.05 · 1k/s"
+    assert bar.description == "100k of 100k pairs · epoch 1 · loss 1.000 · learning rate 0.05 · 1k/s"
     rows = json.loads(table.data)
     assert len(rows) == CURVE_POINTS
     assert rows[-1] == {
@@ -91,7 +91,7 @@ def test_a_server_that_is_gone_does_not_end_a_training(
 
     @task
     def training() -> int:
-        with shown_progress("pairs", "") as on_progress:
+        with show_progress("pairs", "") as on_progress:
             for point in POINTS[:3]:
                 on_progress(point)
         return 3
@@ -101,31 +101,31 @@ def test_a_server_that_is_gone_does_not_end_a_training(
         return training()
 
     assert trains() == 3
-    assert "training goes on" in caplog.text
+    assert "training continues" in caplog.text
 
 
 def test_outside_of_a_run_nothing_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "Page", None)
-    with shown_progress("pairs", "") as on_progress:
+    monkeypatch.setattr(live, "PrefectProgress", None)
+    with show_progress("pairs", "") as on_progress:
         on_progress(POINTS[0])
 
 
 def test_a_curve_is_spread_evenly_and_ends_at_the_end() -> None:
-    assert [row["step"] for row in curve(POINTS[:3], "pairs")] == [1, 2, 3]
-    assert [row["step"] for row in curve(POINTS, "pairs")] == list(range(4, 101, 4))
-    assert curve([replace(POINTS[0], loss=0.123456)], "pairs")[0]["loss"] == 0.1235
+    assert [row["step"] for row in curve_rows(POINTS[:3], "pairs")] == [1, 2, 3]
+    assert [row["step"] for row in curve_rows(POINTS, "pairs")] == list(range(4, 101, 4))
+    assert curve_rows([replace(POINTS[0], loss=0.123456)], "pairs")[0]["loss"] == 0.1235
 
 
 def test_a_row_has_the_losses_of_all_its_points_by_their_examples() -> None:
     points = [replace(point, loss=1.0) for point in POINTS[: 2 * CURVE_POINTS]]
     points[0] = replace(points[0], loss=4.0, loss_examples=10)
-    assert curve(points, "pairs")[0]["loss"] == round((10 * 4.0 + 1000 * 1.0) / 1010, 4)
+    assert curve_rows(points, "pairs")[0]["loss"] == round((10 * 4.0 + 1000 * 1.0) / 1010, 4)
 
 
 def test_a_point_takes_the_place_of_one_whose_examples_it_has_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Page, "_fill", lambda *given: None)
-    monkeypatch.setattr(Page, "_draw", lambda *given: None)
-    page = Page("pairs")
+    monkeypatch.setattr(PrefectProgress, "_fill", lambda *given: None)
+    monkeypatch.setattr(PrefectProgress, "_draw", lambda *given: None)
+    page = PrefectProgress("pairs")
     short = replace(POINTS[1], step=3, examples=2050, loss_examples=1050)
     for point in (*POINTS[:2], short):
         page.show(point)

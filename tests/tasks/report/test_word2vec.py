@@ -101,7 +101,7 @@ def made(store: Store) -> Callable[..., list[Artifact]]:
             lambda folder: pq.write_table(table, folder / "vocabulary.parquet"),
             rows_in=1330,
             rows=len(words),
-            dropped={"below the minimum count": 17},
+            dropped={"words below min_count": 17},
         )
         pairs = put("pairs", [vocabulary], lambda folder: None, rows_in=1330, rows=2_000_000)
         model = put("train", [pairs, vocabulary], model_files, rows_in=2_000_000, rows=len(words))
@@ -177,7 +177,7 @@ def test_every_stage_stands_there_with_what_it_dropped_and_how_it_was_configured
     stages = text[text.index("Stages") : text.index("Configuration")]
     order = [stages.index(name) for name in ("corpus", "vocabulary", "pairs", "train", "evaluate")]
     assert order == sorted(order)
-    assert "1,330 words 5 rows 17 below the minimum count" in stages
+    assert "1,330 words 5 rows 17 words below min_count" in stages
     assert "1 min 1 s" in stages
     configuration = text[text.index("Configuration") :]
     assert "window 5" in configuration
@@ -276,7 +276,7 @@ def test_markdown_has_the_same_figures(made):
     assert text.startswith("# Speeches\n")
     assert "| loss, last epoch | 0.2345 |" in text
     assert "| wordsim353 | rank correlation | 0.322 | 300 of 353 pairs |" in text
-    assert "| vocabulary | 1,330 words | 5 rows | 17 below the minimum count |" in text
+    assert "| vocabulary | 1,330 words | 5 rows | 17 words below min_count |" in text
     assert "<script>" not in text
     assert "a\\|b 0.75" in text  # a word with a bar does not end its cell
     for line in text.splitlines():

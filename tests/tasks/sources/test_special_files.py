@@ -12,9 +12,9 @@ import pytest
 from lexloom.deployments.cli.main import main
 from lexloom.tasks.sources.fingerprints import MEMO
 from lexloom.tasks.sources.source import find
-from lexloom.tasks.store.activity import at_work, interrupted
+from lexloom.tasks.store.activity import list_active_stages, list_interrupted_stages
 from lexloom.tasks.store.artifacts import Store
-from lexloom.tasks.store.file_access import digest_file, kind, read_regular
+from lexloom.tasks.store.file_access import digest_file, file_kind, read_regular
 from lexloom.tasks.store.garbage_collection import collect_garbage
 from tests.tasks.store.test_artifacts import put
 
@@ -62,7 +62,7 @@ def bounded(function: Callable[..., Any], *arguments: object) -> Any:
 def test_only_regular_files_are_read(tmp_path: Path, special: tuple[Callable[[Path], object], str]) -> None:
     make, name = special
     make(tmp_path / "x")
-    assert kind(tmp_path / "x") == name
+    assert file_kind(tmp_path / "x") == name
     for read in (read_regular, digest_file):
         with pytest.raises(OSError, match=f"it is {name}, not a regular file"):
             read(tmp_path / "x")
@@ -121,9 +121,9 @@ def test_nothing_else_in_a_store_is_waited_for(
     make(store.root / ".scratch" / "pairs-k3")
     make(store.root / ".building" / "x")
     make(store.root / MEMO)
-    (work,) = bounded(at_work, store)
+    (work,) = bounded(list_active_stages, store)
     assert work.progress is None
-    assert bounded(interrupted, store, []) == []
+    assert bounded(list_interrupted_stages, store, []) == []
     assert bounded(collect_garbage, store, 0) == []
     (tmp_path / "text.txt").write_text("one")
     bounded(find, "text.txt")

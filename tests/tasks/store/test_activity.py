@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lexloom.tasks.store.activity import at_work, interrupted, line
+from lexloom.tasks.store.activity import format_progress, list_active_stages, list_interrupted_stages
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.store.layout import host_name
 from lexloom.training.progress import Progress
@@ -35,15 +35,15 @@ def train(store: Store, key: str, *checkpoints: int) -> Path:
 
 
 def test_a_store_that_is_not_there_is_at_rest(store: Store) -> None:
-    assert at_work(store) == []
-    assert interrupted(store, []) == []
+    assert list_active_stages(store) == []
+    assert list_interrupted_stages(store, []) == []
 
 
 def test_a_stage_at_work_is_known_by_the_folder_that_it_builds(store: Store) -> None:
     before = time.time()
     folder = store.new_folder("pairs", "k1")
     (folder / "shard-00000.parquet").write_bytes(b"12345")
-    (work,) = at_work(store)
+    (work,) = list_active_stages(store)
     assert (work.stage, work.key, work.host, work.pid) == ("pairs", "k1", host_name(), os.getpid())
     assert before <= (work.since or 0) <= time.time()
     assert (work.files, work.bytes, work.progress) == (1, 5, None)
@@ -57,32 +57,32 @@ def test_the_dead_are_left_out_and_those_elsewhere_are_listed(store: Store) -> N
     store.new_folder("discarded", "k4")
     store.new_folder("train_word2vec-scratch", "k5")
     alive.with_name("strange").mkdir()
-    assert sorted(work.key for work in at_work(store)) == ["k1", "k3"]
+    assert sorted(work.key for work in list_active_stages(store)) == ["k1", "k3"]
 
 
 def test_a_training_tells_how_far_it_is_and_what_it_left(store: Store) -> None:
     scratch = train(store, "k1", 10, 30)
     folder = store.new_folder("train_word2vec", "k1")
-    (work,) = at_work(store)
+    (work,) = list_active_stages(store)
     assert work.progress is None, "an earlier attempt's figures"
-    (left,) = interrupted(store, [])
+    (left,) = list_interrupted_stages(store, [])
     assert left.checkpoint == 30
-    assert interrupted(store, [work]) == []
+    assert list_interrupted_stages(store, [work]) == []
     write_progress(scratch / "progress.json", POINT)
-    (work,) = at_work(store)
+    (work,) = list_active_stages(store)
     assert work.progress is not None
     assert work.progress["step"] == 40
     assert work.progress_at is not None
     folder.rmdir()
     put(store, "train_word2vec", "k1")
-    assert interrupted(store, []) == []
+    assert list_interrupted_stages(store, []) == []
 
 
 def test_a_training_that_ended_before_its_first_figures_is_known_by_its_checkpoint(store: Store) -> None:
     (store.scratch("train_word2vec", "k1") / "checkpoints" / "step-0000000007").mkdir(parents=True)
     store.scratch("train_word2vec", "k2")
     before = time.time()
-    (left,) = interrupted(store, [])
+    (left,) = list_interrupted_stages(store, [])
     assert (left.key, left.checkpoint, left.progress) == ("k1", 7, None)
     assert before - 1 <= (left.left_at or 0) <= time.time()
 
@@ -91,17 +91,17 @@ def test_a_training_that_ended_before_its_first_figures_is_known_by_its_checkpoi
 def test_figures_that_can_not_be_read_are_none(store: Store, content: str) -> None:
     store.new_folder("train_word2vec", "k1")
     (store.scratch("train_word2vec", "k1") / "progress.json").write_text(content)
-    assert at_work(store)[0].progress is None
+    assert list_active_stages(store)[0].progress is None
 
 
 def test_a_training_in_words() -> None:
     """600,000 examples are left at 40,000 a second: 15 s."""
-    said = line({**vars(POINT)}, "pairs")
-    assert said == "400k of 1M pairs · epoch 2 · loss 2.500 · rate 0.03 · 40k/s · about 15.0 s left"
-    assert line({**vars(POINT), "examples": 1_000_000, "share": 1.0}, "pairs").endswith("100k/s")
+    said = format_progress({**vars(POINT)}, "pairs")
+    assert said == "400k of 1M pairs · epoch 2 · loss 2.500 · learning rate 0.03 · 40k/s · about 15.0 s left"
+    assert format_progress({**vars(POINT), "examples": 1_000_000, "share": 1.0}, "pairs").endswith("100k/s")
 
 
 def test_a_training_that_its_time_will_end_says_how_much_of_that_is_left() -> None:
-    assert line({**vars(POINT), "share": 0.8}, "pairs").endswith("about 2.5 s left")
+    assert format_progress({**vars(POINT), "share": 0.8}, "pairs").endswith("about 2.5 s left")
     older = {name: value for name, value in vars(POINT).items() if name != "share"}
-    assert line(older, "pairs").endswith("about 15.0 s left")
+    assert format_progress(older, "pairs").endswith("about 15.0 s left")

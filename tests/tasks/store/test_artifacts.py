@@ -24,7 +24,7 @@ from lexloom.tasks.store.artifacts import (
 )
 from lexloom.tasks.store.file_access import is_inside
 from lexloom.tasks.store.garbage_collection import collect_garbage
-from lexloom.tasks.store.layout import Building, host_name
+from lexloom.tasks.store.layout import BuildFolder, host_name
 
 
 class Inner(BaseModel):
@@ -106,7 +106,7 @@ def test_an_artifact_is_found_again_as_it_was_written(store: Store) -> None:
     manifest = store.manifest("corpus", "k1")
     assert manifest is not None
     assert store.artifact(manifest) == artifact
-    assert store.damage("corpus", "k1", "full") is None
+    assert store.find_damage("corpus", "k1", "full") is None
     assert not list(store.root.glob(".building/*"))
 
 
@@ -124,13 +124,13 @@ def test_an_artifact_is_found_again_as_it_was_written(store: Store) -> None:
 )
 def test_damage_is_named(store: Store, harm: object, complaint: str) -> None:
     harm(put(store, "corpus", "k1").folder)  # type: ignore[operator]
-    assert complaint in str(store.damage("corpus", "k1"))
+    assert complaint in str(store.find_damage("corpus", "k1"))
 
 
 def test_changed_content_of_the_same_size_is_seen_by_full_verification_only(store: Store) -> None:
     (put(store, "corpus", "k1").folder / "data.txt").write_text("tEXT")
-    assert store.damage("corpus", "k1") is None
-    assert "does not match its digest" in str(store.damage("corpus", "k1", "full"))
+    assert store.find_damage("corpus", "k1") is None
+    assert "does not match its digest" in str(store.find_damage("corpus", "k1", "full"))
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b", "..\\b", "a\0b", ""])
@@ -139,7 +139,7 @@ def test_a_manifest_can_not_name_files_outside_its_folder(store: Store, name: st
     manifest = read(put(store, "corpus", "k1"))
     manifest.files[0].name = name
     write(store, manifest)
-    assert "outside the artifact" in str(store.damage("corpus", "k1"))
+    assert "outside the artifact" in str(store.find_damage("corpus", "k1"))
 
 
 def test_of_two_that_commit_the_same_key_the_first_stays(store: Store) -> None:
@@ -159,7 +159,7 @@ def test_a_commit_replaces_an_artifact_whose_bytes_changed_under_the_same_size(s
     (put(store, "corpus", "k1", "one!").folder / "data.txt").write_text("ONE!")
     again = put(store, "corpus", "k1", "two!")
     assert (again.folder / "data.txt").read_text() == "two!"
-    assert store.damage("corpus", "k1", "full") is None
+    assert store.find_damage("corpus", "k1", "full") is None
 
 
 def test_garbage_collection_keeps_the_last_used_and_all_they_are_made_of(store: Store) -> None:
@@ -202,7 +202,7 @@ def test_what_a_run_at_work_has_used_is_not_collected_nor_what_it_was_made_from(
 
 def test_a_folder_that_is_built_says_by_whom_and_since_when(store: Store) -> None:
     before = time.time()
-    made = Building.of(store.new_folder("train_word2vec", "k1"))
+    made = BuildFolder.parse(store.new_folder("train_word2vec", "k1"))
     assert made[:4] == ("train_word2vec", "k1", host_name(), os.getpid())
     assert before <= made.since <= time.time()
     assert made.alive

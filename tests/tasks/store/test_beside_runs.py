@@ -11,9 +11,9 @@ import pytest
 
 from lexloom.deployments.cli.status import look
 from lexloom.tasks.store import file_access as files
-from lexloom.tasks.store.activity import at_work, interrupted
+from lexloom.tasks.store.activity import list_active_stages, list_interrupted_stages
 from lexloom.tasks.store.artifacts import Manifest, Store
-from lexloom.tasks.store.file_access import children, contents, newest_change, remove
+from lexloom.tasks.store.file_access import find_last_modification, list_children, measure_folder, remove
 from lexloom.tasks.store.garbage_collection import collect_garbage
 from lexloom.tasks.store.verify import find_obstacles, verify
 from tests.tasks.store.test_artifacts import put
@@ -26,7 +26,7 @@ def vanishing(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store whose artifacts are removed as soon as they were listed."""
     put(store, "corpus", "k1")
     put(store, "tokens", "t1")
-    manifests, places = Store.manifests, Store.places
+    manifests, places = Store.manifests, Store.list_places
 
     def then_remove(self: Store) -> Iterator[Manifest]:
         found = list(manifests(self))
@@ -39,7 +39,7 @@ def vanishing(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
         return found
 
     monkeypatch.setattr(Store, "manifests", then_remove)
-    monkeypatch.setattr(Store, "places", places_then_remove)
+    monkeypatch.setattr(Store, "list_places", places_then_remove)
     return store
 
 
@@ -49,7 +49,7 @@ def test_an_artifact_that_vanishes_meanwhile_is_not_collected_nor_missed(vanishi
 
 
 def test_an_artifact_that_vanishes_meanwhile_is_no_damage(vanishing: Store) -> None:
-    assert [each.name for each in verify(vanishing, vanishing.places())] == ["tokens/t1"]
+    assert [each.name for each in verify(vanishing, vanishing.list_places())] == ["tokens/t1"]
     assert list(vanishing.manifests())
 
 
@@ -57,16 +57,16 @@ def test_an_artifact_that_is_replaced_meanwhile_is_looked_at_again(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (put(store, "corpus", "k1").folder / "data.txt").unlink()
-    damage = Store.damage
+    damage = Store.find_damage
 
     def then_replace(self: Store, *arguments: str) -> str | None:
         found = damage(self, *arguments)  # type: ignore[arg-type]
-        monkeypatch.setattr(Store, "damage", damage)
+        monkeypatch.setattr(Store, "find_damage", damage)
         put(store, "corpus", "k1")
         return found
 
-    monkeypatch.setattr(Store, "damage", then_replace)
-    assert [each.damage for each in verify(store, store.places())] == [None]
+    monkeypatch.setattr(Store, "find_damage", then_replace)
+    assert [each.damage for each in verify(store, store.list_places())] == [None]
 
 
 @pytest.fixture
@@ -90,13 +90,13 @@ def folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_files_that_vanish_are_not_counted(store: Store, folder: Path) -> None:
-    assert contents(folder) == (1, 4)
+    assert measure_folder(folder) == (1, 4)
 
 
 def test_the_newest_change_is_that_of_what_is_left(folder: Path) -> None:
     os.utime(folder / "b", (1e9, 1e9))
-    assert newest_change(folder) >= 1e9
-    assert newest_change(folder / "gone") == 0
+    assert find_last_modification(folder) >= 1e9
+    assert find_last_modification(folder / "gone") == 0
 
 
 def test_status_comes_through(store: Store, folder: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_folder_that_somebody_else_removes_is_removed(
 
 def test_a_folder_that_is_gone_or_none_is_empty(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert children(tmp_path / "gone") == children(tmp_path / "file") == []
+    assert list_children(tmp_path / "gone") == list_children(tmp_path / "file") == []
 
 
 def test_beside_builds_nothing_fails_and_nothing_is_lost(store: Store) -> None:
@@ -143,7 +143,7 @@ def test_beside_builds_nothing_fails_and_nothing_is_lost(store: Store) -> None:
                 (store.scratch("corpus", key) / "half").write_text("x")
                 put(store, "corpus", key)
             store.new_folder("pairs", f"k{number}").joinpath("x").write_text("x")
-            for path in children(store.root / ".building"):
+            for path in list_children(store.root / ".building"):
                 remove(path)
             store.discard("corpus", "a")
             remove(store.root / ".scratch" / "corpus-b")
@@ -158,12 +158,12 @@ def test_beside_builds_nothing_fails_and_nothing_is_lost(store: Store) -> None:
     looks: list[Callable[[], object]] = [
         lambda: collect_garbage(store, keep=0),
         lambda: collect_garbage(store, keep=1),
-        lambda: interrupted(store, at_work(store)),
-        lambda: [*verify(store, store.places()), *find_obstacles(store)],
+        lambda: list_interrupted_stages(store, list_active_stages(store)),
+        lambda: [*verify(store, store.list_places()), *find_obstacles(store)],
     ]
     with store.hold("corpus", "kept"), ThreadPoolExecutor(len(looks) + 1) as pool:
         building = pool.submit(build)
         rounds = list(pool.map(repeat, looks))
         building.result()
     assert all(rounds)
-    assert store.damage(kept.stage, kept.key, "full") is None
+    assert store.find_damage(kept.stage, kept.key, "full") is None

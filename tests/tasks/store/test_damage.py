@@ -75,10 +75,10 @@ def replace(path: Path, make: Harm) -> None:
 def test_a_manifest_that_says_less_or_something_else_is_damaged(store: Store, harm: Harm) -> None:
     artifact, _ = run()
     harm(artifact.folder)
-    assert store.damage("loom", artifact.key) == "manifest.json is damaged"
+    assert store.find_damage("loom", artifact.key) == "manifest.json is damaged"
     assert run() == (artifact, False)
     assert run() == (artifact, True)
-    assert store.damage("loom", artifact.key, "full") is None
+    assert store.find_damage("loom", artifact.key, "full") is None
 
 
 def test_a_manifest_of_format_1_is_still_read(store: Store) -> None:
@@ -92,7 +92,7 @@ def test_a_manifest_of_format_1_is_still_read(store: Store) -> None:
 def test_a_manifest_in_another_artifacts_place_is_damaged(store: Store) -> None:
     artifact, _ = run()
     (put(store, "loom", "other").folder / "manifest.json").replace(artifact.folder / "manifest.json")
-    assert store.damage("loom", artifact.key) == "manifest.json belongs to loom/other"
+    assert store.find_damage("loom", artifact.key) == "manifest.json belongs to loom/other"
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_what_is_no_file_is_damage(store: Store, harm: Harm, complaint: str) -> 
         if complaint.startswith(name):
             (artifact.folder / name).unlink()
     harm(artifact.folder)
-    assert str(store.damage("loom", artifact.key)).startswith(complaint)
+    assert str(store.find_damage("loom", artifact.key)).startswith(complaint)
     assert run() == (artifact, False)
-    assert store.damage("loom", artifact.key, "full") is None
+    assert store.find_damage("loom", artifact.key, "full") is None
 
 
 OBSTACLES: list[tuple[Harm, str]] = [
@@ -146,7 +146,7 @@ def test_what_stands_in_an_artifacts_way_is_said_and_moved_aside(
     assert run() == (artifact, False)
     said = capsys.readouterr().err
     assert f"{path.relative_to(store.root)} is {what}, not a folder; rebuilding it and moving" in said
-    assert store.damage("loom", artifact.key, "full") is None
+    assert store.find_damage("loom", artifact.key, "full") is None
     (aside,) = store.root.glob(".displaced-*")
     assert what != "a file" or aside.read_text() == "mine"
     assert run() == (artifact, True)
@@ -181,7 +181,7 @@ def test_a_stage_may_be_a_link_to_a_folder(store: Store, tmp_path: Path) -> None
     (store.root / "loom").symlink_to(tmp_path / "elsewhere")
     artifact, _ = run()
     assert run() == (artifact, True)
-    assert store.places() == [("loom", artifact.key)]
+    assert store.list_places() == [("loom", artifact.key)]
 
 
 def test_a_part_of_a_store_on_another_disk_is_refused_in_one_sentence(

@@ -11,7 +11,7 @@ from lexloom.tasks.evaluate.word2vec import EvaluateConfig, locate_sets
 from lexloom.tasks.sources.source import FileSource, find
 from lexloom.tasks.store.artifacts import Artifact, InputEntry, Manifest, Store, Summary
 from lexloom.tasks.store.explain import Change, compare_files, explain_change, new_reasons
-from lexloom.tasks.store.stage import Stage, describe, record_stages, stage
+from lexloom.tasks.store.stage import Stage, make_input_entry, record_stages, stage
 from tests.tasks.plain import call_stage
 from tests.tasks.store.test_artifacts import put
 
@@ -29,7 +29,7 @@ def test_a_change_is_explained_down_to_the_field_that_caused_it(store: Store) ->
     assert first is not None
     assert second is not None
     manifests = list(store.manifests())
-    assert why(first, manifests) == ["the first of its stage"]
+    assert why(first, manifests) == ["no earlier artifact of this stage"]
     assert why(second, manifests) == ["corpus.limit: 5 -> 7"]
 
 
@@ -38,7 +38,7 @@ def test_what_was_made_from_other_kinds_of_inputs_explains_nothing(store: Store)
     other = put(store, "evaluate", "e2", inputs=[put(store, "transformer", "t1", layers=3)])
     manifest = store.manifest("evaluate", other.key)
     assert manifest is not None
-    assert why(manifest, list(store.manifests())) == ["the first of its stage"]
+    assert why(manifest, list(store.manifests())) == ["no earlier artifact of this stage"]
 
 
 def test_an_input_of_another_stage_is_not_compared_field_by_field(store: Store) -> None:
@@ -153,7 +153,7 @@ def test_a_stage_behind_a_cached_one_tells_the_reason(run: Any, store: Store) ->
     run(FILES)
     run(FILES, loom_width=2)
     for manifest in store.manifests():
-        if manifest.stage == "dye" and manifest.why != ["the first of its stage"]:
+        if manifest.stage == "dye" and manifest.why != ["no earlier artifact of this stage"]:
             store.discard("dye", manifest.key)
     assert run(FILES, loom_width=2) == ["because loom.width: 1 -> 2"]
 
@@ -184,9 +184,9 @@ def test_a_source_without_names_of_files_never_shows_a_digest(store: Store) -> N
 def test_evaluation_sets_are_named_by_their_files(store: Store, tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("a b 1\n")
     config = EvaluateConfig(similarity=[Path("pairs.tsv")], analogies=[])
-    old = describe(store, "sets", locate_sets(config))
+    old = make_input_entry(store, "sets", locate_sets(config))
     (tmp_path / "pairs.tsv").write_text("a b 2\n")
-    new = describe(store, "sets", locate_sets(config))
+    new = make_input_entry(store, "sets", locate_sets(config))
     assert [change.text for change in compare_files(old.files, new.files)] == ["1 file changed: pairs"]
 
 

@@ -192,7 +192,7 @@ def test_a_disk_that_damages_all_that_is_written_ends_the_run(
 ) -> None:
     with record_stages():
         text = corpus(Text(), config=Config())
-        monkeypatch.setattr(Store, "damage", lambda *arguments: "one.txt is gone")
+        monkeypatch.setattr(Store, "find_damage", lambda *arguments: "one.txt is gone")
         with pytest.raises(OSError, match="damaged again right after it was rebuilt: check the disk"):
             check_inputs(store, (text,), {("corpus", text.key): Call((), lambda reason: None)})
 
@@ -292,7 +292,7 @@ def test_a_table_of_embeddings_is_compared_with_its_digest(tmp_path: Path, store
 def found(store: Store) -> dict[str, str]:
     return {
         each.name.partition("/")[0]: each.damage or f"outdated: {each.outdated}"
-        for each in verify(store, store.places())
+        for each in verify(store, store.list_places())
         if each.damage or each.outdated
     }
 

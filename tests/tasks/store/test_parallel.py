@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from lexloom.tasks.store import parallel as fan_out_module
-from lexloom.tasks.store.parallel import fan_out, stages_on
+from lexloom.tasks.store.parallel import fan_out, use_cluster
 from lexloom.tasks.store.shards import RowGroup
 
 
@@ -20,7 +20,7 @@ def process_of(piece: int) -> int:
 def test_pieces_stay_in_this_process_without_a_cluster() -> None:
     with fan_out(process_of, range(5)) as found:
         assert set(found) == {os.getpid()}
-    with stages_on(""), fan_out(process_of, range(5), side_by_side=False) as found:
+    with use_cluster(""), fan_out(process_of, range(5), concurrent=False) as found:
         assert set(found) == {os.getpid()}
 
 
@@ -28,7 +28,7 @@ def test_an_error_names_its_piece_and_is_the_functions_own(tmp_path: Path) -> No
     damaged = RowGroup(tmp_path / "shard-00001.parquet", 2, "text")
     damaged.path.write_bytes(b"no Parquet")
     with (
-        stages_on(""),
+        use_cluster(""),
         pytest.raises(OSError, match=r"the shard .*shard-00001.parquet can't be read") as raised,
         fan_out(lambda piece: piece.read(), [damaged]) as found,
     ):
@@ -58,6 +58,6 @@ def test_a_cancel_while_ray_is_imported_is_not_lost_in_the_import(monkeypatch: p
     try:
         monkeypatch.setattr(fan_out_module, "import_module", careless_import)
         with pytest.raises(CancelError):
-            fan_out_module.module("lexloom.training.ray.trainer")
+            fan_out_module.import_in_thread("lexloom.training.ray.trainer")
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -224,5 +224,5 @@ def test_two_processes_that_build_the_same_key_do_no_harm(store: Store) -> None:
         process.join()
         assert process.exitcode == 0
     (manifest,) = store.manifests()
-    assert store.damage("slow", manifest.key, "full") is None
+    assert store.find_damage("slow", manifest.key, "full") is None
     assert not list(store.root.glob(".building/*"))

@@ -27,7 +27,7 @@ from lexloom.models.word2vec.trainable import Word2Vec
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.negative_sampling import NoiseConfig, noise, read_noise
 from lexloom.tasks.pairs import PairsConfig
-from lexloom.tasks.store.activity import interrupted
+from lexloom.tasks.store.activity import list_interrupted_stages
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary, canonical
 from lexloom.tasks.train.run import ACCOUNTS, mean_loss
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
@@ -134,7 +134,7 @@ def test_where_a_word_has_white_space_there_are_no_counts_and_the_stage_and_the_
     words = ["no\u00a0break", *table["word"].to_pylist()[1:]]
     pq.write_table(table.set_column(0, "word", pa.array(words)), path)
     made = build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path)
-    assert made.summary.notes == {"with white space, so no word2vec.vocab": 1}
+    assert made.summary.notes == {"words with white space, so no word2vec.vocab": 1}
     assert not (made.folder / "word2vec.vocab").exists()
     assert "There is no `word2vec.vocab`" in (made.folder / "README.md").read_text()
     theirs = run_card(made.folder)["vectors"]
@@ -258,7 +258,7 @@ def test_an_interrupt_loses_no_step_and_says_from_which_one_the_same_command_goe
     said = capsys.readouterr().err
     assert "stopping after this step; interrupt again to stop without a checkpoint" in said
     assert "stopped; there is a checkpoint: the same command resumes from step 11" in said
-    (left,) = interrupted(store, [])
+    (left,) = list_interrupted_stages(store, [])
     assert left.checkpoint == 11
     again, *_ = train_word2vec._build(store, key, inputs, config, [])
     assert "resumes from the checkpoint of step 11" in capsys.readouterr().err

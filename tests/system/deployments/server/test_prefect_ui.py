@@ -294,7 +294,7 @@ def test_a_run_of_the_api_is_cached_and_tells_how_its_stages_hang_together(ui: U
     built = [manifest.stage for manifest in ui.store.manifests() if manifest.key not in before]
     assert {"train_word2vec", "evaluate", "report"} <= set(built)
     assert len(built) == len(set(built)), "each stage is in the store once, and whole"
-    assert all(ui.store.damage(each.stage, each.key, "full") is None for each in ui.store.manifests())
+    assert all(ui.store.find_damage(each.stage, each.key, "full") is None for each in ui.store.manifests())
 
     again = ui.finished(ui.start(seed=5))
     published = ui.artifacts(again.id)

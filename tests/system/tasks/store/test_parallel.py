@@ -14,7 +14,7 @@ from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.frozen_features import FeaturesConfig, features
 from lexloom.tasks.sources.encoder import BackboneConfig, locate_backbone
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
-from lexloom.tasks.store.parallel import fan_out, stages_on
+from lexloom.tasks.store.parallel import fan_out, use_cluster
 from lexloom.tasks.store.shards import RowGroup
 from lexloom.tasks.store.stage import Stage
 from lexloom.tasks.tokens import TokensConfig, tokens
@@ -35,7 +35,7 @@ def cluster(local_ray: list[str]) -> str:
 def made(address: str, stage: Stage, *inputs: Any, config: Any, out: Path, **extra: Any) -> Any:
     """What the stage says and the digests of what it writes."""
     out.mkdir()
-    with stages_on(address):
+    with use_cluster(address):
         summary = stage.function(*inputs, config, out, **extra)
     files = [path for path in sorted(out.rglob("*")) if path.is_file()]
     return summary, {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).digest() for path in files}
@@ -84,7 +84,7 @@ def process_of(piece: int) -> int:
 
 
 def test_pieces_go_to_other_processes_only_on_a_cluster(cluster: str) -> None:
-    with stages_on(cluster), fan_out(process_of, range(5)) as found:
+    with use_cluster(cluster), fan_out(process_of, range(5)) as found:
         assert os.getpid() not in set(found)
     with fan_out(process_of, range(5)) as found:
         assert set(found) == {os.getpid()}
@@ -96,7 +96,7 @@ def test_outcomes_come_in_order_and_few_pieces_are_ahead(cluster: str, tmp_path:
         time.sleep(0.1 * (piece % 3))
         return piece**2
 
-    with stages_on(cluster), fan_out(work, range(30)) as found:
+    with use_cluster(cluster), fan_out(work, range(30)) as found:
         assert next(found) == 0
         assert len(list(tmp_path.iterdir())) < 10
         assert list(found) == [piece**2 for piece in range(1, 30)]
@@ -106,7 +106,7 @@ def test_an_error_names_its_piece_and_is_the_functions_own(cluster: str, corpus:
     damaged = RowGroup(corpus.files()[1], 2, "text")
     damaged.path.write_bytes(b"no Parquet")
     with (
-        stages_on(cluster),
+        use_cluster(cluster),
         pytest.raises(OSError, match=r"the shard .*shard-00001.parquet can't be read") as raised,
         fan_out(lambda piece: piece.read(), [damaged]) as found,
     ):
@@ -126,7 +126,7 @@ def test_a_piece_whose_process_dies_is_worked_on_again(cluster: str, tmp_path: P
             os.kill(os.getpid(), signal.SIGKILL)
         return piece
 
-    with stages_on(cluster), fan_out(work, range(6)) as found:
+    with use_cluster(cluster), fan_out(work, range(6)) as found:
         assert list(found) == list(range(6))
     assert (tmp_path / "mark").exists()
 
@@ -138,7 +138,7 @@ def test_a_piece_that_kills_every_process_is_given_up(cluster: str, tmp_path: Pa
         os.kill(os.getpid(), signal.SIGKILL)
 
     with (
-        stages_on(cluster),
+        use_cluster(cluster),
         pytest.raises(RuntimeError, match="shard-7 was lost with its process 4 times on the cluster"),
         fan_out(work, ["shard-7"]) as found,
     ):
@@ -158,7 +158,7 @@ def begin_and_sleep(folder: Path) -> Callable[[int], int]:
 
 def test_who_leaves_early_leaves_nothing_under_way(cluster: str, tmp_path: Path) -> None:
     def leave() -> None:
-        with stages_on(cluster), fan_out(begin_and_sleep(tmp_path), range(9)) as found:
+        with use_cluster(cluster), fan_out(begin_and_sleep(tmp_path), range(9)) as found:
             assert next(found) == 0
             await_begun(tmp_path)
             raise KeyboardInterrupt
@@ -173,7 +173,7 @@ def test_a_signals_exception_passes_as_it_is_while_a_piece_is_awaited(cluster: s
         raise CancelError
 
     def be_cancelled() -> None:
-        with stages_on(cluster), fan_out(begin_and_sleep(tmp_path), [0, 1]) as found:
+        with use_cluster(cluster), fan_out(begin_and_sleep(tmp_path), [0, 1]) as found:
             next(found)
             await_begun(tmp_path)
             signal.setitimer(signal.ITIMER_REAL, 0.2)

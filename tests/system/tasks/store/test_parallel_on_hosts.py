@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lexloom.tasks.store.parallel import fan_out, stages_on
+from lexloom.tasks.store.parallel import fan_out, use_cluster
 from tests.system.harness.hosts import hosts
 
 HOSTS, PIECES = 3, 9
@@ -32,7 +32,7 @@ def square(folder: Path, piece: int) -> int:
 
 
 def main(folder: Path, address: str) -> None:
-    with stages_on(address), fan_out(partial(square, folder), range(PIECES)) as found:
+    with use_cluster(address), fan_out(partial(square, folder), range(PIECES)) as found:
         print(json.dumps(list(found)))
 
 
