@@ -9,6 +9,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 STOP_SECONDS = 5.0  # time limit for `work` to stop after a second signal
+# A signal that arrives just before the main thread blocks does not wake it (CPython checks for signals before
+# it waits for a lock), so the main thread wakes up this often to run the signal's handler.
+POLL_SECONDS = 0.1
 
 
 class Stopped(BaseException):
@@ -46,6 +49,8 @@ def run_interruptibly(work: Callable[[Callable[[], bool]], T], on_first: Callabl
     thread.start()  # a signal that arrives here is raised before `work` begins
     try:
         waiting.set()
+        while not wait([done], POLL_SECONDS).done:
+            pass
         return done.result()
     except BaseException:
         if done.done():  # raised by `work`
@@ -53,7 +58,8 @@ def run_interruptibly(work: Callable[[Callable[[], bool]], T], on_first: Callabl
         try:
             received.set()
             on_first()
-            wait([done])
+            while not wait([done], POLL_SECONDS).done:
+                pass
         except BaseException:
             stop(thread)
             wait([done], STOP_SECONDS)

@@ -74,7 +74,7 @@ def test_reviews_become_a_classifier_and_only_what_changed_is_built_again(
     assert outcome["metrics"]["labels"] == ["bad", "good"]
     assert "The classifier does NOT beat the bag of words: both are equally accurate." in said
     page = Path(outcome["report"]).read_text()
-    for text in ("Evaluation", "Errors", "Scores by label", "where the time went", "Stages"):
+    for text in ("Evaluation", "Errors", "Scores by label", "activity", "Stages"):
         assert text in page
     with get_client(sync_client=True) as client:
         assert "report" in {artifact.key for artifact in client.read_artifacts()}

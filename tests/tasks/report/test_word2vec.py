@@ -276,7 +276,7 @@ def test_markdown_has_the_same_figures(made):
     assert text.startswith("# Speeches\n")
     assert "| loss, last epoch | 0.2345 |" in text
     assert "| wordsim353 | rank correlation | 0.322 | 300 of 353 pairs |" in text
-    assert "| vocabulary | 1,330 words | 5 rows | 17 words below min_count |" in text
+    assert "| vocabulary | 1,330 words | 5 rows | 17 words below min\\_count |" in text
     assert "<script>" not in text
     assert "a\\|b 0.75" in text  # a word with a bar does not end its cell
     for line in text.splitlines():
