@@ -6,7 +6,7 @@
 The loop does not depend on Ray, Prefect or a particular model: it drives a `Trainable`. All its decisions are
 a function of the job, the step number and the losses, never of the clock (except with `max_seconds`), so a
 run that was killed and resumed takes the same steps as an uninterrupted one. The times of checkpoints depend
-on the clock, but checkpoints do not affect training (training/checkpointer.py).
+on the clock, but checkpoints do not affect training (training/checkpointing.py).
 """
 
 import logging
@@ -19,8 +19,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Literal, NamedTuple, SupportsFloat
 
-from lexloom.training.checkpoint import Checkpoint, Checkpoints
-from lexloom.training.checkpointer import Checkpointer
+from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
+from lexloom.training.checkpointing import Checkpointer
 from lexloom.training.clock import Clock, ClockReading
 from lexloom.training.job import Job, TrainState, plan_length, step_seed
 from lexloom.training.progress import Accounts, Progress

@@ -49,7 +49,7 @@ def open_ui(
         no_login: Disable the login: any user of this machine can then start runs.
         link: Print a new login link for the running `lexloom ui` and exit.
     """
-    from lexloom.deployments.server.local import print_login_link, serve
+    from lexloom.deployments.server.ui import print_login_link, serve
 
     if link:
         print_login_link()

@@ -1,7 +1,7 @@
-"""Marks the runs of dead workers as crashed, before the pool's only worker starts.
+"""Mark the flow runs of dead workers as crashed, before the work pool's only worker starts.
 
-A worker that is killed takes its runs along, and they could not say so: they would be at work for ever, and
-take the places of others.
+When a worker is killed, its flow runs die without reporting it. Prefect would list them as running forever,
+and they would count towards the pool's concurrency limit.
 """
 
 import argparse
@@ -14,17 +14,17 @@ from httpx import HTTPError
 from lexloom.deployments.server.register import POOL
 from lexloom.flows.command import error_message
 
-AT_WORK = ("PENDING", "RUNNING", "CANCELLING")
+ACTIVE_STATES = ("PENDING", "RUNNING", "CANCELLING")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Mark the runs; return the exit status."""
     from prefect.client.orchestration import get_client
 
     build_parser().parse_args(argv)
     try:
         with get_client(sync_client=True) as client:
-            bury_the_dead(client)
+            mark_crashed(client)
     except (OSError, HTTPError) as error:
         print(f"error: {error_message(error)}", file=sys.stderr)
         return 1
@@ -35,19 +35,19 @@ def build_parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog="python -m lexloom.deployments.server.orphaned_runs")
 
 
-def bury_the_dead(client: Any) -> None:
-    """All runs at work become crashed, or cancelled where that was asked for."""
+def mark_crashed(client: Any) -> None:
+    """Mark all active runs as crashed, or as cancelled if they were being cancelled."""
     from prefect.states import Cancelled, Crashed
 
-    message = "Its worker has ended. Run it again: it goes on from its finished stages."
-    while found := runs(client, AT_WORK):  # a server hands out 200 at most
+    message = "The worker of this run has ended. Run it again to resume after its finished stages."
+    while found := read_runs(client, ACTIVE_STATES):  # the server returns at most 200
         for run in found:
             end = Cancelled if run.state.is_cancelling() else Crashed
             client.set_flow_run_state(run.id, end(message=message), force=True)
 
 
-def runs(client: Any, states: Sequence[str], most: int | None = None) -> list[Any]:
-    """The pool's runs in these states, the latest first."""
+def read_runs(client: Any, states: Sequence[str], limit: int | None = None) -> list[Any]:
+    """Return the pool's runs in these states, the latest first."""
     from prefect.client.schemas import filters
     from prefect.client.schemas.objects import StateType
     from prefect.client.schemas.sorting import FlowRunSort
@@ -60,7 +60,7 @@ def runs(client: Any, states: Sequence[str], most: int | None = None) -> list[An
             )
         ),
         sort=FlowRunSort.START_TIME_DESC,
-        limit=most,
+        limit=limit,
     )
     return found
 

@@ -1,4 +1,4 @@
-"""The style of the page: the colours and shapes of the reports (tasks/display/page.py), for Gradio too.
+"""The style of the page: the colours and shapes of the reports (tasks/display/colours.py), for Gradio too.
 
 Fonts are the system's, so that none is loaded from another host.
 """
@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from lexloom.tasks.display import page
 from lexloom.tasks.display.templates import style
 
 FONTS = ("system-ui", "sans-serif")
@@ -83,8 +82,8 @@ def theme() -> Any:
 
 # Results are inside `.lexloom`, so that the reports' rules (for `body`, `svg`) don't apply to Gradio's parts.
 HEAD = f"""<style>
-:root {{ {page.LIGHT} {AGAINST_LIGHT} color-scheme: light; }}
-.dark {{ {page.DARK} {AGAINST_DARK} color-scheme: dark; }}
+:root {{ {colours.LIGHT} {AGAINST_LIGHT} color-scheme: light; }}
+.dark {{ {colours.DARK} {AGAINST_DARK} color-scheme: dark; }}
 body {{ background: var(--paper) !important; color: var(--ink); }}
 .lexloom {{ {style()} }}
 .lexloom {{

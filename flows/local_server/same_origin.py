@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lexloom.tasks.display.page import report_style
+from lexloom.tasks.display.colours import report_style
 from lexloom.tasks.display.templates import render
 
 ADDRESS = re.compile(

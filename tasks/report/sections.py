@@ -15,8 +15,8 @@ from markupsafe import Markup
 from pydantic import JsonValue
 
 from lexloom.tasks.display.charts import Axis, line_chart, smoothed
+from lexloom.tasks.display.colours import report_style
 from lexloom.tasks.display.formatting import counted, duration, short, size
-from lexloom.tasks.display.page import report_style
 from lexloom.tasks.display.templates import render
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Store, Summary
 

@@ -21,7 +21,7 @@ from lexloom.tasks.store.activity import CHECKPOINTS
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, canonical, digest_key
 from lexloom.tasks.store.parallel import import_in_thread
 from lexloom.tasks.store.stage import Input
-from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 from lexloom.training.interrupt import run_interruptibly
 from lexloom.training.job import Job, TrainState
 from lexloom.training.loop import train

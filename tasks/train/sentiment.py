@@ -36,7 +36,7 @@ from lexloom.tasks.sources.encoder import Backbone
 from lexloom.tasks.split import labels_of
 from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.train.model_folder import (
+from lexloom.tasks.train.outputs import (
     describe_training,
     network_tensors,
     save_records,

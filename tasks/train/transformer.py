@@ -26,7 +26,7 @@ from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.generate import written
 from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.train.model_folder import (
+from lexloom.tasks.train.outputs import (
     GENERATE,
     describe_training,
     facts_of,

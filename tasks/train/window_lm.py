@@ -30,7 +30,7 @@ from lexloom.tasks.embeddings import read_embeddings
 from lexloom.tasks.generate import written
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.train.model_folder import GENERATE, describe_training, restore, save_records, summarize
+from lexloom.tasks.train.outputs import GENERATE, describe_training, restore, save_records, summarize
 from lexloom.tasks.train.run import (
     BatchSize,
     GradientSync,

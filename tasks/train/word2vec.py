@@ -23,7 +23,7 @@ from lexloom.tasks.pairs import PairsConfig, SkipGramsConfig
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.tokens import count_documents, training_files
-from lexloom.tasks.train.model_folder import describe_training, save_records, summarize, write_json
+from lexloom.tasks.train.outputs import describe_training, save_records, summarize, write_json
 from lexloom.tasks.train.run import LANES, TrainConfig, plan_job, run_job
 from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.sync.config import SyncConfig

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lexloom.models.optim import BatchedMuon, OptimizerConfig, make_optimizer, orthogonalize
 from lexloom.models.transformer.model import Transformer, TransformerConfig, next_token_loss
-from lexloom.training.checkpoint import Checkpoints
+from lexloom.training.checkpoint_files import Checkpoints
 from lexloom.training.loop import train
 from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 from lexloom.training.job import Job
 from lexloom.training.loop import train
 from lexloom.training.stopping import Stopping

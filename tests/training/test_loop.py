@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lexloom.training import loop, stream
-from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 from lexloom.training.job import Job, step_seed
 from lexloom.training.loop import train
 from lexloom.training.progress import Progress

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lexloom.models.word2vec.trainable import Word2Vec
-from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 from lexloom.training.job import Job, TrainState, step_seed
 from lexloom.training.loop import train
 from lexloom.training.stopping import Stopping

@@ -31,7 +31,7 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from lexloom.training.checkpoint import Checkpoints
+from lexloom.training.checkpoint_files import Checkpoints
 from lexloom.training.job import Job
 from lexloom.training.loop import train
 from lexloom.training.progress import PROGRESS, Progress

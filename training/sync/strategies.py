@@ -107,7 +107,7 @@ class Periodic(Synchronisation, ABC):
     """Workers train independently for `period` steps; then `exchange` synchronises the replicas.
 
     A flush at another time (before an evaluation) ends a round early, so evaluate at multiples of the period.
-    A checkpoint does not (training/checkpointer.py).
+    A checkpoint does not (training/checkpointing.py).
     """
 
     local_optimizer = True

@@ -10,7 +10,7 @@ def test_flags_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEXLOOM_STORE", "overwritten")
     started: list[tuple[object, ...]] = []
     monkeypatch.setattr(
-        "lexloom.deployments.server.local.operate",
+        "lexloom.deployments.server.ui.operate",
         lambda host, port, store, hosts, login: started.append((host, port, store.root, hosts, login)),
     )
     monkeypatch.setattr("signal.signal", lambda number, handler: None)

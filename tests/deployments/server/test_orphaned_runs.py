@@ -10,7 +10,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.states import State
 
-from lexloom.deployments.server.orphaned_runs import bury_the_dead
+from lexloom.deployments.server.orphaned_runs import mark_crashed
 from lexloom.deployments.server.register import POOL
 
 ENDS = {
@@ -40,8 +40,8 @@ def test_runs_at_work_are_ended_with_a_word_why(client: Any) -> None:
         runs[state] = client.create_flow_run_from_deployment(deployment).id
         for step in ("RUNNING", state):  # one that has not begun is cancelled without a worker
             client.set_flow_run_state(runs[state], State(type=StateType(step)), force=True)
-    bury_the_dead(client)
+    mark_crashed(client)
     found = {state: client.read_flow_run(run).state for state, run in runs.items()}
     assert {state: end.type.value for state, end in found.items()} == ENDS
     for state in ("PENDING", "RUNNING", "CANCELLING"):
-        assert str(found[state].message).startswith("Its worker has ended. Run it again")
+        assert str(found[state].message).startswith("The worker of this run has ended. Run it again")

@@ -13,7 +13,7 @@ from lexloom.tasks.bpe_tokens import TOKENIZER, read_tokenizer
 from lexloom.tasks.generate import written
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.train.model_folder import GENERATE, describe_training, restore, save_records, summarize
+from lexloom.tasks.train.outputs import GENERATE, describe_training, restore, save_records, summarize
 from lexloom.tasks.train.run import BatchSize, GradientTrainConfig, plan_job, run_job
 from lexloom.training.schedules import linear
 from lexloom.training.torch_trainable import TorchTrainable

@@ -195,7 +195,7 @@ def test_runs_whose_worker_was_killed_do_not_keep_their_places(stack: Stack) -> 
     for run, end in left:
         state = api(stack, f"/flow_runs/{run}")["state"]
         assert state["type"] == end
-        assert state["message"].startswith("Its worker has ended. ")
+        assert state["message"].startswith("The worker of this run has ended. ")
 
 
 ENDS = {"PENDING": "CRASHED", "RUNNING": "CRASHED", "CANCELLING": "CANCELLED"}

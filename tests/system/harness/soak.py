@@ -40,7 +40,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import RESULTS, summary, write_results
 from lexloom.models.word2vec.trainable import Word2Vec
-from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 from lexloom.training.job import Job
 from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig

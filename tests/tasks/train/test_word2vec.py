@@ -31,7 +31,7 @@ from lexloom.tasks.store.activity import list_interrupted_stages
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary, canonical
 from lexloom.tasks.train.run import ACCOUNTS, mean_loss
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
-from lexloom.training.checkpoint import Checkpoints
+from lexloom.training.checkpoint_files import Checkpoints
 from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig
 from tests.tasks.cards import run_card

@@ -18,7 +18,7 @@ import pytest
 import ray
 import torch
 
-from lexloom.training.checkpoint import Checkpoints
+from lexloom.training.checkpoint_files import Checkpoints
 from lexloom.training.job import Job
 from lexloom.training.progress import Progress
 from lexloom.training.ray.trainer import train_on_ray

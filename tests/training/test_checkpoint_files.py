@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 
 
 def checkpoint(value: float) -> Checkpoint:

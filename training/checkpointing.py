@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lexloom.training.checkpoint import Checkpoint, Checkpoints
+from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 from lexloom.training.job import Job, TrainState
 from lexloom.training.sync.collectives import sum_over_workers
 from lexloom.training.sync.strategies import Synchronisation

@@ -24,7 +24,7 @@ from httpx import HTTPError
 from rich.text import Text
 
 from lexloom.deployments.server.login import Session, new_login, publish, running_session
-from lexloom.deployments.server.orphaned_runs import AT_WORK, bury_the_dead, runs
+from lexloom.deployments.server.orphaned_runs import ACTIVE_STATES, mark_crashed, read_runs
 from lexloom.deployments.server.processes import Program, ended_in_order
 from lexloom.deployments.server.register import POOL, POOL_TYPE, deploy, job_template, make_pool, python
 from lexloom.deployments.server.sockets import listen
@@ -98,7 +98,7 @@ def operate(host: str, port: int, store: Store, allow_hosts: Sequence[str], logi
         tell("server", begun, f"its log, and the runs', in {log.name}")
 
         begun = time.monotonic()
-        bury_the_dead(client)
+        mark_crashed(client)
         make_pool(client, on_this_machine())
         resume_pool(client)
         names = deploy(client, environment, log)
@@ -253,7 +253,7 @@ def cancel_runs(client: Any, server: Program) -> None:
     while not server.has_ended() and time.monotonic() < deadline:
         with suppress(HTTPError), asked_once():  # it is busy: again
             client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
-            found = runs(client, AT_WORK)
+            found = read_runs(client, ACTIVE_STATES)
             if not found:
                 return
             for run in found:  # again and again: the worker may have taken one before the pause
@@ -276,8 +276,8 @@ def tell(name: str, begun: float, what: str) -> None:
 def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
     """A line for each change of a run's state, until an exception; a server that died is started again."""
     server, worker = programs
-    states = (*AT_WORK, "COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-    told: dict[UUID, str] = {run.id: run.state_name for run in runs(client, states, SHOWN_RUNS)}
+    states = (*ACTIVE_STATES, "COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    told: dict[UUID, str] = {run.id: run.state_name for run in read_runs(client, states, SHOWN_RUNS)}
 
     @cache
     def flow_name(flow_id: UUID) -> str:
@@ -293,7 +293,7 @@ def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
             server.until_healthy(url)
             tell("server", begun, "had ended; started again")
         with suppress(HTTPError), asked_once():  # it is busy: next time
-            for run in reversed(runs(client, states, SHOWN_RUNS)):
+            for run in reversed(read_runs(client, states, SHOWN_RUNS)):
                 if told.get(run.id) != run.state_name:
                     told[run.id] = run.state_name
                     tell_run(flow_name(run.flow_id), run)

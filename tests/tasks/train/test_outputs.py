@@ -9,7 +9,7 @@ from torch import nn
 
 from lexloom.models.registry import families
 from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.tasks.train.model_folder import describe_training, restore, save_records, summarize
+from lexloom.tasks.train.outputs import describe_training, restore, save_records, summarize
 from lexloom.tasks.train.sentiment import train_sentiment
 from lexloom.tasks.train.transformer import train_transformer
 from lexloom.tasks.train.window_lm import train_window_lm

@@ -33,8 +33,8 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import ValidationError, validate
 
 from lexloom.deployments.cli.main import main
-from lexloom.deployments.server import local as operate
 from lexloom.deployments.server import register as deploy
+from lexloom.deployments.server import ui as operate
 from lexloom.flows.registry import flows
 from lexloom.tasks.store.artifacts import Store
 
