@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from lexloom.tasks.display import colours
 from lexloom.tasks.display.templates import style
 
 FONTS = ("system-ui", "sans-serif")
