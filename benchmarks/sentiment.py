@@ -38,7 +38,7 @@ from lexloom.tasks.evaluate.sentiment import (
 )
 from lexloom.tasks.frozen_features import FeaturesConfig, features
 from lexloom.tasks.match_labels import MatchLabelsConfig, match_labels
-from lexloom.tasks.sources.encoder import BackboneConfig, locate_backbone
+from lexloom.tasks.sources.backbone import BackboneConfig, locate_backbone
 from lexloom.tasks.split import SplitConfig, split
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.train.sentiment import TrainSentimentConfig, train_sentiment

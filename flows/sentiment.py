@@ -20,7 +20,7 @@ from lexloom.tasks.evaluate.sentiment import EvaluateSentimentConfig, evaluate_s
 from lexloom.tasks.frozen_features import FeaturesConfig, features
 from lexloom.tasks.match_labels import MatchLabelsConfig, match_labels
 from lexloom.tasks.report.sentiment import ReportSentimentConfig, markdown, report_sentiment
-from lexloom.tasks.sources.encoder import BackboneConfig, locate_backbone
+from lexloom.tasks.sources.backbone import BackboneConfig, locate_backbone
 from lexloom.tasks.split import SplitConfig, split
 from lexloom.tasks.store.artifacts import Artifact, RunOnly
 from lexloom.tasks.train.sentiment import TrainSentimentConfig, train_sentiment

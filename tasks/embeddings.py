@@ -22,7 +22,7 @@ from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.bpe_tokens import read_tokenizer
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.readers.embedding_files import FORMATS, Matrix, read_table, vocabulary_of
+from lexloom.tasks.readers.embedding_files import FORMATS, Matrix, find_vocabulary, read_table
 from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Store, Summary, digest_key
 from lexloom.tasks.store.lookup import find_place
@@ -127,7 +127,7 @@ def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
             raise ValueError(
                 f"embeddings are read from {' '.join(FORMATS)}, not from {table.name}: convert it"
             )
-        vocabulary = vocabulary_of(table, config.vocabulary)
+        vocabulary = find_vocabulary(table, config.vocabulary)
     paths = [table] if vocabulary is None else [table, vocabulary]
     files = fingerprint([(path.name, path) for path in paths])
     digest = digest_files(files)

@@ -45,7 +45,7 @@ from lexloom.models.sentiment.frozen_encoder import FrozenPart, TrainedPart
 from lexloom.models.sentiment.hf_loading import load_classifier, load_tokenizer, require_device
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.sources.encoder import Backbone
+from lexloom.tasks.sources.backbone import Backbone
 from lexloom.tasks.split import PARTS, labels_of
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary, canonical
 from lexloom.tasks.store.parallel import fan_out

@@ -75,7 +75,7 @@ def documents(arguments: argparse.Namespace) -> Iterator[str | None]:
     from lexloom.tasks.readers.csv_dialects import Dialect, check_character
     from lexloom.tasks.readers.encodings import check_encoding
     from lexloom.tasks.readers.formats import read
-    from lexloom.tasks.readers.raw import Options, decode
+    from lexloom.tasks.readers.raw import ReadOptions, decode
 
     signs = []
     for name in ("csv_delimiter", "csv_quote", "csv_escape"):
@@ -85,7 +85,7 @@ def documents(arguments: argparse.Namespace) -> Iterator[str | None]:
             raise ValueError(f"--{name.replace('_', '-')} {error}") from None
     if arguments.text_encoding is not None:
         check_encoding(arguments.text_encoding)
-    options = Options(
+    options = ReadOptions(
         text_column=arguments.text_column, csv=Dialect(*signs), encoding=arguments.text_encoding
     )
     for raw in read(arguments.file, options):

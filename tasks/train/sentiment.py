@@ -32,7 +32,7 @@ from lexloom.tasks.frozen_features import (
     label_counts,
     read_options,
 )
-from lexloom.tasks.sources.encoder import Backbone
+from lexloom.tasks.sources.backbone import Backbone
 from lexloom.tasks.split import labels_of
 from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage

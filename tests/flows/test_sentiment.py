@@ -14,7 +14,7 @@ from transformers import AlbertConfig, AlbertModel, pipeline
 
 from lexloom.deployments.cli.main import main
 from lexloom.flows.sentiment import SentimentFlowConfig, sentiment
-from lexloom.tasks.sources import encoder as backbone
+from lexloom.tasks.sources import backbone
 from lexloom.tasks.store.artifacts import Store
 from tests.models.tiny import BERT, WORDS, write_backbone, write_tokenizer
 
@@ -230,8 +230,8 @@ def another_kind(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (lambda folder: None, "the backbone 'encoder' is not there"),
-        (lambda folder: folder.mkdir(), "is no backbone: it has no config.json"),
+        (lambda folder: None, "the backbone 'encoder' does not exist"),
+        (lambda folder: folder.mkdir(), "is not a backbone: it has no config.json"),
         (without_tokenizer, "has no tokenizer"),
         (shared_block, "has no list of 3 blocks to split: use an encoder like BERT"),
         (another_kind, "can't be read as an encoder by transformers"),
@@ -254,14 +254,16 @@ def test_a_hub_that_can_not_be_reached_is_asked_once_and_the_package_stands_in(
         asked.append(name)
         raise backbone.NetworkError(f"the hub can't be reached for {name}")
 
-    monkeypatch.setattr(backbone, "snapshot", unplugged)
-    monkeypatch.setattr(backbone, "packaged", lambda name: backbone.in_folder("the package", Path(encoder)))
+    monkeypatch.setattr(backbone, "download_model", unplugged)
+    monkeypatch.setattr(
+        backbone, "find_packaged", lambda name: backbone.read_folder("the package", Path(encoder))
+    )
     arguments = flags(write_reviews(tmp_path / "reviews.parquet", range(100)), encoder)
     place = arguments.index("--backbone")
     outcome, _, said = run(capsys, [*arguments[:place], *arguments[place + 2 :], "--epochs", "1"])
     assert asked == [backbone.DEFAULT]
     assert [line for line in said.splitlines() if line.startswith("warning: ")] == [
-        f"warning: the hub can't be reached for {backbone.DEFAULT}: the package stands in for it"
+        f"warning: the hub can't be reached for {backbone.DEFAULT}: the package is used instead"
     ]
     assert outcome["metrics"]["backbone"] == "the package"
 

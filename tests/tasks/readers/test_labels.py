@@ -15,7 +15,7 @@ import pytest
 
 from lexloom.tasks.readers.formats import read
 from lexloom.tasks.readers.labels import NAN_CELLS, NEGATIVE_CLASSES, WRITTEN_AS_DECIMALS
-from lexloom.tasks.readers.raw import Options
+from lexloom.tasks.readers.raw import ReadOptions
 
 NAN = float("nan")
 
@@ -23,7 +23,7 @@ NAN = float("nan")
 def found(path: Path) -> tuple[list[str | None], dict[str, int]]:
     """A file's labels, and the count of those that are not as the file has them."""
     labels, notes = list[str | None](), Counter[str]()
-    for raw in read(path, Options(label_column="label")):
+    for raw in read(path, ReadOptions(label_column="label")):
         assert raw.labels is not None
         assert raw.labels.type == pa.string()
         labels += raw.labels.to_pylist()

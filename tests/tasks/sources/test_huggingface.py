@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lexloom.tasks.sources import huggingface as hub
-from lexloom.tasks.sources.source import HubSource, find
+from lexloom.tasks.sources.source import HubSource, find_source
 
 COMMIT = "a" * 40
 ROWS = 250
@@ -227,7 +227,7 @@ def test_a_hub_that_fails_twice_is_asked_a_third_time(results: dict[str, dict[st
         ("failing late", "NetworkError", f"the hub failed for hf:owner/down@{COMMIT} (status 503)"),
         ("missing", "FileNotFoundError", "hf:owner/missing: no such data set on the hub"),
         ("no revision", "FileNotFoundError", "hf:owner/lines@gone: the data set has no such revision"),
-        ("gated", "PermissionError", "hf:owner/gated asks for a login"),
+        ("gated", "PermissionError", "hf:owner/gated requires a login"),
         ("no split", "ValueError", "hf:owner/lines::test can't be read from the hub"),
         ("no column", "ValueError", "hf:owner/lines has no column 'body': it has 'text', 'label'"),
     ],
@@ -247,7 +247,7 @@ def test_only_the_network_is_tried_again(results: dict[str, dict[str, Any]]) -> 
 
 
 def test_a_pinned_commit_needs_no_network() -> None:
-    found = find(f"hf:owner/name@{COMMIT}:en:validation")
+    found = find_source(f"hf:owner/name@{COMMIT}:en:validation")
     assert isinstance(found, HubSource)
     assert (found.dataset, found.revision, found.config, found.split) == (
         "owner/name",
@@ -259,7 +259,7 @@ def test_a_pinned_commit_needs_no_network() -> None:
 
 def test_commit_configuration_and_split_make_the_key() -> None:
     keys = {
-        find(f"hf:owner/name@{commit}{rest}").key
+        find_source(f"hf:owner/name@{commit}{rest}").key
         for commit in (COMMIT, "b" * 40)
         for rest in ("", ":en", ":en:test", "::test")
     }
@@ -269,7 +269,7 @@ def test_commit_configuration_and_split_make_the_key() -> None:
 @pytest.mark.parametrize("name", ["hf:", "hf:a/b/c", "hf:a b", "hf:owner/name@"])
 def test_a_malformed_name_is_answered_with_the_right_form(name: str) -> None:
     with pytest.raises(ValueError, match=r"say hf:owner/name\[@revision\]\[:config\]\[:split\]"):
-        find(name)
+        find_source(name)
 
 
 # models
@@ -298,12 +298,12 @@ def test_a_hub_that_is_silent_is_not_waited_for_and_the_cache_is_asked(
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     if cached:
-        assert hub.snapshot("owner/name", "owner/name", "v2", ["*.json"]) == tmp_path
+        assert hub.download_model("owner/name", "owner/name", "v2", ["*.json"]) == tmp_path
     else:
         with pytest.raises(hub.NetworkError, match=r"can't be reached for owner/name \(timed out\)"):
-            hub.snapshot("owner/name", "owner/name", "v2", ["*.json"])
+            hub.download_model("owner/name", "owner/name", "v2", ["*.json"])
     probe, fetch = asked
-    assert probe == {"revision": "v2", "timeout": hub.ANSWER_SECONDS}
+    assert probe == {"revision": "v2", "timeout": hub.TIMEOUT_SECONDS}
     assert fetch == {"revision": "v2", "allow_patterns": ["*.json"], "local_files_only": True}
 
 
@@ -317,7 +317,7 @@ def test_a_model_that_is_not_there_is_not_looked_for_in_the_cache(monkeypatch: p
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("it was fetched"))
     with pytest.raises(FileNotFoundError, match="no such model on the hub"):
-        hub.snapshot("owner/name", "owner/name", None, [])
+        hub.download_model("owner/name", "owner/name", None, [])
 
 
 def test_a_hub_that_answers_is_asked_for_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,4 +326,4 @@ def test_a_hub_that_answers_is_asked_for_the_files(tmp_path: Path, monkeypatch: 
         "huggingface_hub.snapshot_download",
         lambda model, revision, allow_patterns: tmp_path / model / str(revision) / allow_patterns[0],
     )
-    assert hub.snapshot("a name", "model", None, ["x"]) == tmp_path / "model" / "None" / "x"
+    assert hub.download_model("a name", "model", None, ["x"]) == tmp_path / "model" / "None" / "x"

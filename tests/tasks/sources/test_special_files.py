@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lexloom.deployments.cli.main import main
-from lexloom.tasks.sources.fingerprints import MEMO
-from lexloom.tasks.sources.source import find
+from lexloom.tasks.sources.fingerprints import CACHE_FILE
+from lexloom.tasks.sources.source import find_source
 from lexloom.tasks.store.activity import list_active_stages, list_interrupted_stages
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.store.file_access import digest_file, file_kind, read_regular
@@ -120,10 +120,10 @@ def test_nothing_else_in_a_store_is_waited_for(
     make(store.scratch("train_word2vec", "k2") / "checkpoints")
     make(store.root / ".scratch" / "pairs-k3")
     make(store.root / ".building" / "x")
-    make(store.root / MEMO)
+    make(store.root / CACHE_FILE)
     (work,) = bounded(list_active_stages, store)
     assert work.progress is None
     assert bounded(list_interrupted_stages, store, []) == []
     assert bounded(collect_garbage, store, 0) == []
     (tmp_path / "text.txt").write_text("one")
-    bounded(find, "text.txt")
+    bounded(find_source, "text.txt")

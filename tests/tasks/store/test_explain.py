@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from lexloom.tasks.evaluate.word2vec import EvaluateConfig, locate_sets
-from lexloom.tasks.sources.source import FileSource, find
+from lexloom.tasks.sources.source import FileSource, find_source
 from lexloom.tasks.store.artifacts import Artifact, InputEntry, Manifest, Store, Summary
 from lexloom.tasks.store.explain import Change, compare_files, explain_change, new_reasons
 from lexloom.tasks.store.stage import Stage, make_input_entry, record_stages, stage
@@ -128,7 +128,7 @@ def run(
             (folder / name).write_text(text)
         capsys.readouterr()
         with record_stages():
-            dye(loom(find("books"), config=Config(width=loom_width)), config=Config(width=dye_width))
+            dye(loom(find_source("books"), config=Config(width=loom_width)), config=Config(width=dye_width))
         return [line.strip() for line in capsys.readouterr().err.splitlines() if "because" in line]
 
     return both

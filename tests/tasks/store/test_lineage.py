@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from lexloom.tasks.embeddings import EmbeddingsConfig, locate_embeddings
-from lexloom.tasks.sources.source import find
+from lexloom.tasks.sources.source import find_source
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from lexloom.tasks.store.file_access import digest_file
 from lexloom.tasks.store.lineage import Call, check_inputs, find_outdated_input
@@ -270,11 +270,11 @@ def test_a_source_is_compared_with_what_was_remembered_of_it(tmp_path: Path, sto
     path = tmp_path / "text.txt"
     path.write_text("one")
     os.utime(path, (1e9, 1e9))
-    text = find("text.txt")
+    text = find_source("text.txt")
     flip(path)
     with pytest.raises(ValueError, match=r"text.txt no longer has the content that was fingerprinted"):
         check_inputs(store, (text,), {})
-    assert find("text.txt").key != text.key, "a file that was written has another time of change"
+    assert find_source("text.txt").key != text.key, "a file that was written has another time of change"
 
 
 def test_a_table_of_embeddings_is_compared_with_its_digest(tmp_path: Path, store: Store) -> None:

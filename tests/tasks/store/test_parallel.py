@@ -14,7 +14,7 @@ import pytest
 
 from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.frozen_features import FeaturesConfig, features
-from lexloom.tasks.sources.encoder import BackboneConfig, locate_backbone
+from lexloom.tasks.sources.backbone import BackboneConfig, locate_backbone
 from lexloom.tasks.store import parallel as fan_out_module
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from lexloom.tasks.store.parallel import fan_out, use_cluster

@@ -19,7 +19,7 @@ from lexloom.models.normalization import read_normalization
 from lexloom.models.sentiment.classifier import Classifier
 from lexloom.tasks.corpus import AsWritten
 from lexloom.tasks.frozen_features import FeaturesConfig, features
-from lexloom.tasks.sources.encoder import Backbone, BackboneConfig, locate_backbone
+from lexloom.tasks.sources.backbone import Backbone, BackboneConfig, locate_backbone
 from lexloom.tasks.store.artifacts import Artifact, Store
 from lexloom.tasks.train import sentiment as module
 from lexloom.tasks.train.sentiment import (
