@@ -30,7 +30,7 @@ import torch
 from measure import emptied, stage_runner, summary, table, write_results
 
 from lexloom.models.normalization import Normalization
-from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.sentiment import (
     EvaluateSentimentConfig,
     evaluate_sentiment,
@@ -107,7 +107,7 @@ class Ours:
 
     def corpus(self, path: Path) -> Artifact:
         config = CorpusConfig(source=str(path), label_column="label", normalization=TEXT)
-        return self._run(corpus, locate(config), config=config)
+        return self._run(corpus, locate_source(config), config=config)
 
     def model(self, seed: int) -> Artifact:
         config = TrainSentimentConfig(

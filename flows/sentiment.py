@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import Outcome, story
-from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.sentiment import EvaluateSentimentConfig, evaluate_sentiment, highlights
 from lexloom.tasks.frozen_features import FeaturesConfig, features
 from lexloom.tasks.match_labels import MatchLabelsConfig, match_labels
@@ -109,7 +109,7 @@ DEFAULT_CONFIG = SentimentFlowConfig()
 def sentiment(config: SentimentFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Fine-tunes an encoder's last blocks on labelled reviews, judges the classifier, and writes a report."""
     with story("sentiment", config.train.cluster) as told:
-        text = corpus(locate(config.corpus), config=config.corpus)
+        text = corpus(locate_source(config.corpus), config=config.corpus)
         reviews = split(text, config=config.held_out())
         test = test_of(reviews, config)
         encoder = locate_backbone(config.backbone)
@@ -127,4 +127,6 @@ def test_of(reviews: Artifact, config: SentimentFlowConfig) -> Artifact:
     if config.test_source is None:
         return reviews
     elsewhere = config.corpus.model_copy(update={"source": config.test_source, "limit": None})
-    return match_labels(corpus(locate(elsewhere), config=elsewhere), reviews, config=MatchLabelsConfig())
+    return match_labels(
+        corpus(locate_source(elsewhere), config=elsewhere), reviews, config=MatchLabelsConfig()
+    )

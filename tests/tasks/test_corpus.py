@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lexloom.models.normalization import STRIPPED, WITH_STRIPPED, Normalization, normalize_text
-from lexloom.tasks.corpus import GROWN, AsWritten, CorpusConfig, WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.corpus import GROWN, AsWritten, CorpusConfig, WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.display.console import describe
 from lexloom.tasks.readers import csv_dialects, text_files
 from lexloom.tasks.sources import source_reader
@@ -47,7 +47,7 @@ def read(build: Build, tmp_path: Path) -> Callable[..., Artifact]:
             (tmp_path / "x.txt").write_text("\n".join(lines), newline="")
             options["source"] = str(tmp_path / "x.txt")
         config = CorpusConfig(**options)
-        return build(corpus, locate(config), config=config)
+        return build(corpus, locate_source(config), config=config)
 
     return run
 
@@ -282,7 +282,7 @@ def test_a_file_is_one_document_of_a_language_model(build: Build, tmp_path: Path
     for name, text in (("a", "One\n\n two.\n"), ("b", " \n"), ("c", "Three\n")):
         (tmp_path / f"{name}.txt").write_text(text)
     config = WrittenCorpusConfig(source=str(tmp_path / "*.txt"))
-    made = build(corpus, locate(config), config=config)
+    made = build(corpus, locate_source(config), config=config)
     assert table(made).to_pylist() == [
         {"text": "One\n\n two.\n", "continues": False},
         {"text": "Three\n", "continues": False},
@@ -300,7 +300,7 @@ def test_a_long_file_is_one_document_in_several_rows(
     for name, text in (("a", "short\n"), ("b", long), ("c", "short\n"), ("d", long)):
         (tmp_path / f"{name}.txt").write_text(text)
     config = WrittenCorpusConfig(source=str(tmp_path / "*.txt"), max_document_bytes=64)
-    made = build(corpus, locate(config), config=config)
+    made = build(corpus, locate_source(config), config=config)
     documents = [""]
     for row in table(made).to_pylist():
         documents[-1] += row["text"]
@@ -311,7 +311,7 @@ def test_a_long_file_is_one_document_in_several_rows(
     assert made.summary.notes[CUT] == 2
     assert made.summary.notes[PARTS] == made.summary.rows - 2
     limited = config.model_copy(update={"limit": 2})
-    made = build(corpus, locate(limited), config=limited)
+    made = build(corpus, locate_source(limited), config=limited)
     assert "".join(texts(made)) == "short\n" + long
 
 
@@ -323,7 +323,7 @@ def test_files_that_are_left_out_are_counted_in_the_stages_line(build: Build, tm
         (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "x" / name).write_text("text\n" if name == "a.txt" else "")
     config = CorpusConfig(source="x")
-    assert build(corpus, locate(config), config=config).summary.notes == {
+    assert build(corpus, locate_source(config), config=config).summary.notes == {
         "files with an unsupported extension skipped": 1,
         "hidden files or folders skipped": 1,
         "files without a document": 1,
@@ -424,10 +424,10 @@ def test_the_place_of_a_source_is_no_part_of_the_key(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.txt").write_text("text")
     configs = [CorpusConfig(source=f"{folder}/a.txt") for folder in ("here", "there")]
-    keys = {corpus.key((locate(config),), config) for config in configs}
+    keys = {corpus.key((locate_source(config),), config) for config in configs}
     assert len(keys) == 1
     lower = CorpusConfig(source="here/a.txt", normalization=Normalization(lower=False))
-    assert corpus.key((locate(lower),), lower) not in keys
+    assert corpus.key((locate_source(lower),), lower) not in keys
 
 
 # threads
@@ -472,9 +472,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(build: Build, tmp_path:
     path = tmp_path / "text.txt"
     path.write_text("one line\n")
     config = CorpusConfig(source=str(path))
-    source = locate(config)
+    source = locate_source(config)
     path.write_text("two lines\nof text\n")
-    with pytest.raises(ValueError, match=r"text.txt changed while it was read: run again"):
+    with pytest.raises(ValueError, match=r"text.txt changed while it was read: rerun"):
         build(corpus, source, config=config)
 
 
@@ -483,4 +483,4 @@ def test_a_folder_named_like_a_file_is_looked_into_and_not_read(build: Build, tm
     folder.mkdir(parents=True)
     (folder / "part.txt").write_text("one line\n")
     config = CorpusConfig(source=str(tmp_path / "texts"))
-    assert build(corpus, locate(config), config=config).summary.rows == 1
+    assert build(corpus, locate_source(config), config=config).summary.rows == 1

@@ -159,7 +159,7 @@ def test_random_embeddings_need_no_table(tokens: Artifact, build: Callable[..., 
 
 
 def test_a_table_without_one_of_the_tokens_is_refused(embed: Embed) -> None:
-    with pytest.raises(ValueError, match=r"not one of the 263 tokens is among the 2 words .*'кот', 'дом'"):
+    with pytest.raises(ValueError, match=r"none of the 263 tokens is among the 2 words .*'кот', 'дом'"):
         embed("кот 1 2", "дом 3 4")
 
 
@@ -201,7 +201,7 @@ def test_glove_is_the_package_that_was_published(
     installed = "1.0.0"
     monkeypatch.setattr(embeddings_module, "version", lambda name: installed)
     config = EmbeddingsConfig(source="glove")
-    with pytest.raises(ValueError, match="not those that were published; reinstall it"):
+    with pytest.raises(ValueError, match="differ from the published ones; reinstall the package"):
         locate_embeddings(config)
     located: list[str] = []
     monkeypatch.setattr(embeddings_module, "digest_files", lambda files: located.append("x") or "right")
@@ -225,9 +225,9 @@ def test_glove_that_is_not_installed_says_how_to(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("source", "error", "complaint"),
     [
-        ("nowhere.txt", FileNotFoundError, "'nowhere.txt' are not there .*: name a file"),
+        ("nowhere.txt", FileNotFoundError, "'nowhere.txt' do not exist .*: use a file"),
         ("table.csv", ValueError, r"are read from .txt .* not from table.csv"),
-        ("flow:word2vec", ValueError, "the flow hands over"),
+        ("flow:word2vec", ValueError, "the flow passes the model"),
     ],
 )
 def test_sources_that_can_not_be_are_refused(
@@ -258,5 +258,5 @@ def test_a_model_of_the_store_is_named_by_its_key_or_as_the_latest(store: Store)
     for name, key in (("1bae", "1baecedb"), ("latest", "7e1b352f"), ("train_word2vec/7", "7e1b352f")):
         found = locate_embeddings(EmbeddingsConfig(source=name)).table
         assert found == store.folder("train_word2vec", key) / "model.safetensors"
-    with pytest.raises(FileNotFoundError, match="the embeddings '9' are not there"):
+    with pytest.raises(FileNotFoundError, match="the embeddings '9' do not exist"):
         locate_embeddings(EmbeddingsConfig(source="9"))

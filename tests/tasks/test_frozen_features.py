@@ -15,7 +15,13 @@ from torch import Tensor
 from lexloom.models.sentiment.frozen_encoder import FrozenPart
 from lexloom.models.sentiment.hf_loading import load_classifier, load_tokenizer
 from lexloom.tasks import frozen_features as module
-from lexloom.tasks.frozen_features import FeaturesConfig, Runs, features, label_counts, read_options
+from lexloom.tasks.frozen_features import (
+    FeatureFiles,
+    FeaturesConfig,
+    features,
+    read_features_config,
+    read_label_counts,
+)
 from lexloom.tasks.sources.backbone import Backbone, BackboneConfig, locate_backbone
 from lexloom.tasks.store.artifacts import Artifact, Store
 from tests.models.tiny import VOCABULARY, WIDTH, write_backbone
@@ -48,12 +54,12 @@ def compute(build: Build, reviews: Artifact, backbone: Backbone, tmp_path: Path)
 
 
 def runs_of(artifact: Artifact, part: str) -> list[Tensor]:
-    runs = Runs(artifact.folder)
+    runs = FeatureFiles(artifact.folder)
     places = [
         pq.read_table(path).select(["shard", "start", "length"])
         for path in artifact.files(f"{part}-*.parquet")
     ]
-    return [runs.run(*row.values()) for table in places for row in table.to_pylist()]
+    return [runs.read(*row.values()) for table in places for row in table.to_pylist()]
 
 
 def expected(backbone: Backbone, texts: list[str]) -> list[Tensor]:
@@ -105,28 +111,28 @@ def test_rows_say_label_length_and_place(compute: Build) -> None:
 def test_what_came_out_is_told(compute: Build) -> None:
     made = compute()
     assert (made.facts["train"], made.facts["validation"]) == (REVIEWS, REVIEWS // 4)
-    assert label_counts(made) == [20, 20]
+    assert read_label_counts(made) == [20, 20]
     assert made.summary.rows == sum(
         len(run) for part in ("train", "validation") for run in runs_of(made, part)
     )
     longer = sum(row % 20 + 3 > MAX_LENGTH for part in (REVIEWS, REVIEWS // 4) for row in range(part))
     assert made.summary.notes == {"truncated to 10 tokens": longer}
-    assert read_options(made) == FeaturesConfig(max_length=MAX_LENGTH, dtype="float32")
+    assert read_features_config(made) == FeaturesConfig(max_length=MAX_LENGTH, dtype="float32")
 
 
 def test_finished_windows_outlive_a_run_that_was_stopped(
     compute: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    read = module.Reader.read
+    read = module.FeatureExtractor.extract
     windows: list[int] = []
 
-    def stopped_at_the_third(self: module.Reader, texts: list[str]) -> Any:
+    def stopped_at_the_third(self: module.FeatureExtractor, texts: list[str]) -> Any:
         windows.append(len(texts))
         if len(windows) == 3:
             raise KeyboardInterrupt
         return read(self, texts)
 
-    monkeypatch.setattr(module.Reader, "read", stopped_at_the_third)
+    monkeypatch.setattr(module.FeatureExtractor, "extract", stopped_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         compute()
     shutil.rmtree(next((tmp_path / "store" / "features").iterdir()))
@@ -188,8 +194,8 @@ def test_positions_that_lie_before_the_padding_hold_no_token(tmp_path: Path) -> 
     del stated["model_max_length"]
     (folder / "tokenizer_config.json").write_text(json.dumps(stated))
     with pytest.raises(ValueError, match="max_length 31 is more than the 30 tokens"):
-        module.Reader(folder, FeaturesConfig(max_length=31))
-    _, lengths, cut = module.Reader(folder, FeaturesConfig(max_length=30)).read(["film " * 40])
+        module.FeatureExtractor(folder, FeaturesConfig(max_length=31))
+    _, lengths, cut = module.FeatureExtractor(folder, FeaturesConfig(max_length=30)).extract(["film " * 40])
     assert (lengths.tolist(), cut) == ([30], 1)
 
 
@@ -197,8 +203,8 @@ def test_a_tokenizer_that_cuts_off_the_start_does_so_here(tmp_path: Path) -> Non
     folder = write_backbone(tmp_path / "left")
     stated = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**stated, "truncation_side": "left"}))
-    reader = module.Reader(folder, FeaturesConfig(max_length=8, cache_features=False))
-    found, _, _ = reader.read(["good " * 9 + "film " * 6])
+    reader = module.FeatureExtractor(folder, FeaturesConfig(max_length=8, cache_features=False))
+    found, _, _ = reader.extract(["good " * 9 + "film " * 6])
     assert found["tokens"].tolist() == [VOCABULARY[word] for word in ("[CLS]", *["film"] * 6, "[SEP]")]
 
 
@@ -217,7 +223,7 @@ def test_an_activation_too_large_for_float16_is_refused(
     compute: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FrozenPart, "forward", lambda self, ids, mask: torch.full((*ids.shape, WIDTH), 1e5))
-    with pytest.raises(OverflowError, match="beyond the range of float16: keep them as bfloat16"):
+    with pytest.raises(OverflowError, match="beyond the range of float16: use bfloat16"):
         compute(dtype="float16")
 
 
@@ -225,4 +231,4 @@ def test_a_damaged_file_is_named(compute: Build) -> None:
     made = compute()
     (made.folder / "features-00000.safetensors").write_bytes(b"no tensors")
     with pytest.raises(OSError, match=r"features-00000.safetensors can't be read .*compute them again"):
-        Runs(made.folder).run(0, 0, 1)
+        FeatureFiles(made.folder).read(0, 0, 1)

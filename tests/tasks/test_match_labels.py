@@ -87,13 +87,13 @@ def test_reviews_without_a_label_and_those_that_train_are_counted_and_left_out(
     [
         (
             ["0", "7"],
-            r"a test review has the label '7', and the training's reviews only 'negative', 'positive':",
+            r"a test review has the label '7', but the training reviews only have 'negative', 'positive':",
         ),
         (["00"], "a test review has the label '00'"),
         (["good"], "a test review has the label 'good'"),
         (
             [None, None],
-            r"no review of the test source can judge the model: 2 reviews without a label, 0 reviews",
+            r"no review of the test source can be used: 2 reviews without a label, 0 reviews",
         ),
     ],
 )

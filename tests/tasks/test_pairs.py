@@ -189,7 +189,7 @@ def test_held_out_documents_are_drawn_whole_and_lose_no_pair(make):
 
 
 def test_a_share_so_small_that_nothing_is_held_out_is_refused(make):
-    with pytest.raises(ValueError, match="not one pair is held out of 3 documents: raise validation_share"):
+    with pytest.raises(ValueError, match="no pair is held out of 3 documents: raise validation_share"):
         make([[0, 1, 2]] * 3, validation_share=0.001, **PLAIN)
 
 
@@ -256,7 +256,7 @@ def test_a_document_longer_than_a_block_goes_through(make, monkeypatch):
 
 
 def test_no_pair_at_all_says_what_to_do(make):
-    with pytest.raises(ValueError, match=r"not one pair can be made of 3 documents with 2 words.*subsample"):
+    with pytest.raises(ValueError, match=r"no pair can be made of 3 documents with 2 words.*subsample"):
         make([[1], [], [2]], **PLAIN)
 
 

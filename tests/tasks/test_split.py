@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from lexloom.tasks import split as module
-from lexloom.tasks.split import PARTS, STRETCHES, SplitConfig, label_values, labels_of, split
+from lexloom.tasks.split import PARTS, SEGMENTS, SplitConfig, label_values, read_label_names, split
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 
 FILM = 5  # reviews of one film lie side by side
@@ -71,8 +71,8 @@ def test_no_film_is_in_two_parts(store: Store, build: Build) -> None:
 def test_what_is_held_out_is_spread_over_the_source(store: Store, build: Build) -> None:
     """A source may be several, one after the other: some of each tenth of it is held out."""
     made = build(split, corpus(store, *sorted_reviews()), config=SplitConfig())
-    tenths = Counter(int(film) * FILM // (500 // STRETCHES) for film in films(made, "test"))
-    assert set(tenths) == set(range(2 * STRETCHES))
+    tenths = Counter(int(film) * FILM // (500 // SEGMENTS) for film in films(made, "test"))
+    assert set(tenths) == set(range(2 * SEGMENTS))
 
 
 def test_rows_are_shuffled_by_the_seed(store: Store, build: Build) -> None:
@@ -120,19 +120,19 @@ def test_labels_are_the_datas_own(store: Store, build: Build) -> None:
     texts, _ = sorted_reviews()
     words: list[Value] = [("sad", "glad", "mad")[row // 334] for row in range(1000)]
     made = build(split, corpus(store, texts, words), config=SplitConfig())
-    assert labels_of(made) == label_values(made) == ["glad", "mad", "sad"]
+    assert read_label_names(made) == label_values(made) == ["glad", "mad", "sad"]
     label_of = dict(zip(texts, words, strict=True))
-    assert all(label_of[text] == labels_of(made)[label] for text, label in rows(made, "train"))
+    assert all(label_of[text] == read_label_names(made)[label] for text, label in rows(made, "train"))
 
 
 def test_numbers_are_in_their_order_and_can_be_given_names(store: Store, build: Build) -> None:
     texts, _ = sorted_reviews()
     stars: list[Value] = [("10", "9", "2", "-1")[row // 250] for row in range(1000)]
     source = corpus(store, texts, stars)
-    assert labels_of(build(split, source, config=SplitConfig())) == ["-1", "2", "9", "10"]
+    assert read_label_names(build(split, source, config=SplitConfig())) == ["-1", "2", "9", "10"]
     names = ["awful", "poor", "good", "great"]
     named = build(split, source, config=SplitConfig(label_names=names))
-    assert (labels_of(named), label_values(named)) == (names, ["-1", "2", "9", "10"])
+    assert (read_label_names(named), label_values(named)) == (names, ["-1", "2", "9", "10"])
     with pytest.raises(ValueError, match="must be 4 different names"):
         build(split, source, config=SplitConfig(label_names=["bad", "good"]))
 
@@ -153,7 +153,7 @@ def test_numbers_are_in_their_order_and_can_be_given_names(store: Store, build: 
     ],
 )
 def test_numbers_ascend_and_text_is_in_alphabetical_order(labels: list[str], expected: list[str]) -> None:
-    assert module.in_order(labels) == expected
+    assert module.sort_labels(labels) == expected
 
 
 @pytest.mark.parametrize(
@@ -173,10 +173,10 @@ def test_numbers_have_the_names_that_the_source_gives_to_all_of_them(
     texts, _ = sorted_reviews()
     source = corpus(store, texts, [values[row // 500] for row in range(1000)])
     source.summary.facts["label_names"] = ["bad", "fair", "good"]
-    assert labels_of(build(split, source, config=SplitConfig())) == expected
+    assert read_label_names(build(split, source, config=SplitConfig())) == expected
     names = ["a", "b"]
     made = build(split, source, config=SplitConfig(label_names=names))
-    assert (labels_of(made), label_values(made)) == (names, values)
+    assert (read_label_names(made), label_values(made)) == (names, values)
 
 
 def test_reviews_without_a_label_are_counted_and_left_out(store: Store, build: Build) -> None:
@@ -215,12 +215,12 @@ def test_a_part_without_a_share_is_not_there(store: Store, build: Build) -> None
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        (None, "the corpus has no label: name the column of the labels with --label-column"),
-        (["1"] * 1000, "all reviews have the label '1': a classifier needs two different ones"),
-        ([None] * 1000, "there is no label among 1,000 reviews"),
-        (["0"] * 998 + ["1"] * 2, r"the label '1' has no review in the train part \(2 reviews in all\)"),
-        ([str(n) for n in range(1001)], r"1,001 different labels \('0', '1', ...\): is it the right column"),
-        (["1", "9" * 5000] * 500, r"a label has 5,000 characters \(9{20}\.\.\.\), .* is it the right column"),
+        (None, "the corpus has no label: set the label column with --label-column"),
+        (["1"] * 1000, "all reviews have the label '1': a classifier needs at least two"),
+        ([None] * 1000, "none of 1,000 reviews has a label"),
+        (["0"] * 998 + ["1"] * 2, r"the label '1' has no review in the train part \(2 reviews in total\)"),
+        ([str(n) for n in range(1001)], r"1,001 different labels \('0', '1', ...\): check the label column"),
+        (["1", "9" * 5000] * 500, r"a label has 5,000 characters \(9{20}\.\.\.\), .* check the label column"),
     ],
 )
 def test_labels_that_no_classifier_can_have_are_refused(
@@ -232,7 +232,7 @@ def test_labels_that_no_classifier_can_have_are_refused(
 
 
 def test_shares_must_leave_something_to_train() -> None:
-    with pytest.raises(ValidationError, match="leave nothing to train on"):
+    with pytest.raises(ValidationError, match="leave no training data"):
         SplitConfig(validation_share=0.5, test_share=0.5)
 
 

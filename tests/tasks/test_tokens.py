@@ -65,7 +65,7 @@ def test_shards_are_closed_at_their_size(
 def test_a_vocabulary_of_another_corpus_is_refused(build: Callable[..., Artifact], tmp_path: Path) -> None:
     words = build(vocabulary, corpus_of(tmp_path / "one", ["a b"] * 5), config=VocabularyConfig())
     with pytest.raises(
-        ValueError, match="no word of the corpus is in the vocabulary: was it made from another"
+        ValueError, match="no word of the corpus is in the vocabulary: use the vocabulary of this"
     ):
         build(tokens, corpus_of(tmp_path / "two", ["c d"] * 5), words, config=TokensConfig())
 

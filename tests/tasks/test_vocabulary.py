@@ -17,7 +17,7 @@ from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.vocabulary import (
     VocabularyConfig,
     WordCounts,
-    buckets,
+    assign_buckets,
     count_words,
     read_vocabulary,
     split_words,
@@ -129,7 +129,7 @@ def test_spilling_and_merging_change_nothing(
         counts = WordCounts(tmp_path_factory.mktemp("spill") / "spill")
         for words in documents:
             counts.add(*count_words(pa.array([" ".join(words)])))
-        kept = counts.at_least(2).to_pydict()
+        kept = counts.select_frequent(2).to_pydict()
     expected = Counter(word for words in documents for word in words)
     assert dict(zip(kept["word"], kept["count"], strict=True)) == {w: n for w, n in expected.items() if n > 1}
     assert (counts.total, counts.distinct) == (sum(expected.values()), len(expected))
@@ -147,9 +147,9 @@ def test_a_spill_leaves_nothing_behind(
 
 def test_buckets_share_words_evenly_and_go_by_the_word_alone() -> None:
     words = pa.array([f"word{n}" for n in range(20_000)], pa.large_string())
-    shares = np.bincount(buckets(words), minlength=vocabulary_module.BUCKETS)
+    shares = np.bincount(assign_buckets(words), minlength=vocabulary_module.BUCKETS)
     assert shares.min() > 100
-    assert buckets(words.slice(7, 100)).tolist() == buckets(words)[7:107].tolist()
+    assert assign_buckets(words.slice(7, 100)).tolist() == assign_buckets(words)[7:107].tolist()
 
 
 def test_white_space_of_any_length_separates_words() -> None:

@@ -195,9 +195,7 @@ def test_row_groups_have_one_size(make, monkeypatch):
 
 
 def test_no_window_at_all_says_what_to_do(make):
-    with pytest.raises(
-        ValueError, match=r"not one window of 4 tokens fits into the text to train on \(2 documents"
-    ):
+    with pytest.raises(ValueError, match=r"no window of 4 tokens fits into the training part \(2 documents"):
         make([[0, 1], [1, 2, 3], []])
     with pytest.raises(
         ValueError, match=r"fits into the validation part \(1 document shorter.*or raise validation_share"

@@ -15,7 +15,7 @@ import pytest
 
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.display.formatting import duration, short, size
-from lexloom.tasks.display.sections import flattened, lineage
+from lexloom.tasks.display.sections import flatten, lineage
 from lexloom.tasks.evaluate.word2vec import Evaluation, Neighbour, Neighbours
 from lexloom.tasks.evaluate.word_scores import AnalogyScore, SimilarityScore
 from lexloom.tasks.report.word2vec import ReportConfig, markdown, report
@@ -276,7 +276,7 @@ def test_markdown_has_the_same_figures(made):
     assert text.startswith("# Speeches\n")
     assert "| loss, last epoch | 0.2345 |" in text
     assert "| wordsim353 | rank correlation | 0.322 | 300 of 353 pairs |" in text
-    assert "| vocabulary | 1,330 words | 5 rows | 17 words below min_count |" in text
+    assert "| vocabulary | 1,330 words | 5 rows | 17 words below min\\_count |" in text
     assert "<script>" not in text
     assert "a\\|b 0.75" in text  # a word with a bar does not end its cell
     for line in text.splitlines():
@@ -305,7 +305,7 @@ def test_bytes_and_seconds_in_words():
 
 def test_nested_values_have_dotted_names():
     values = {"a": {"b": 1, "c": [1, 2]}, "d": None, "e": [{"name": "x"}] * 10, "f": True}
-    assert dict(flattened(values)) == {
+    assert dict(flatten(values)) == {
         "a.b": "1",
         "a.c": "1, 2",
         "d": "–",

@@ -126,7 +126,7 @@ import json, sys, tempfile, time
 from pathlib import Path
 import pyarrow.parquet as pq
 from lexloom.tasks.sources import huggingface as hub
-from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
 
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(min(seconds, 0.001))  # the hub's own libraries wait, too
@@ -134,7 +134,7 @@ for scenario in json.loads(sys.argv[1]):
     config = CorpusConfig(**scenario)
     out = Path(tempfile.mkdtemp(dir="."))
     try:
-        source = locate(config)
+        source = locate_source(config)
         summary = hub.with_retries(lambda: corpus.function(source, config, out))  # as the stage's task does
         rows = [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
         names = summary.facts.get("label_names")
@@ -268,7 +268,7 @@ def test_commit_configuration_and_split_make_the_key() -> None:
 
 @pytest.mark.parametrize("name", ["hf:", "hf:a/b/c", "hf:a b", "hf:owner/name@"])
 def test_a_malformed_name_is_answered_with_the_right_form(name: str) -> None:
-    with pytest.raises(ValueError, match=r"say hf:owner/name\[@revision\]\[:config\]\[:split\]"):
+    with pytest.raises(ValueError, match=r"use hf:owner/name\[@revision\]\[:config\]\[:split\]"):
         find_source(name)
 
 

@@ -23,12 +23,12 @@ from lexloom.tasks.sources.backbone import Backbone, BackboneConfig, locate_back
 from lexloom.tasks.store.artifacts import Artifact, Store
 from lexloom.tasks.train import sentiment as module
 from lexloom.tasks.train.sentiment import (
-    RunLoss,
+    FeatureLoss,
     TrainSentimentConfig,
-    balanced,
+    balanced_weights,
     make_optimizer,
+    make_trained_part,
     train_sentiment,
-    trained_part,
 )
 from tests.models.tiny import write_backbone
 from tests.tasks import promises
@@ -168,16 +168,16 @@ def test_a_run_that_died_is_resumed_and_ends_the_same_to_the_bit(
 ) -> None:
     found = read()
     undisturbed = weights(train(found, "undisturbed", checkpoint_every=3))
-    call = RunLoss.__call__
+    call = FeatureLoss.__call__
     steps: list[int] = []
 
-    def dies_at_step_12(self: RunLoss, module: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def dies_at_step_12(self: FeatureLoss, module: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
         steps.append(len(batch["label"]))
         if len(steps) == 12:
             raise KeyboardInterrupt
         return call(self, module, batch)
 
-    monkeypatch.setattr(RunLoss, "__call__", dies_at_step_12)
+    monkeypatch.setattr(FeatureLoss, "__call__", dies_at_step_12)
     with pytest.raises(KeyboardInterrupt):
         train(found, "resumed", checkpoint_every=3)
     resumed = weights(train(found, "resumed", checkpoint_every=3))
@@ -201,7 +201,7 @@ def test_two_workers_resume_bit_for_bit_and_all_reduce_equals_one(plan: Plan) ->
 
 
 def test_balanced_weights_give_every_label_the_same_sum() -> None:
-    assert balanced([30, 10]) == pytest.approx([2 / 3, 2])
+    assert balanced_weights([30, 10]) == pytest.approx([2 / 3, 2])
     assert 30 * 2 / 3 == 10 * 2 == (30 + 10) / 2
 
 
@@ -218,7 +218,7 @@ def test_rare_labels_count_more_by_option(read: Read, train: Train) -> None:
 def test_the_loss_is_the_weighted_mean_over_reviews(read: Read, backbone: Backbone) -> None:
     """By hand, one review at a time; the groups by length that a batch is cut into must not show."""
     folder = read().folder
-    part = trained_part(backbone.folder, LABELS, 1, from_activations=True).eval()
+    part = make_trained_part(backbone.folder, LABELS, 1, from_activations=True).eval()
     rows = {"shard": [0, 1, 0], "start": [0, 3, 15], "length": [15, 4, 7], "label": [1, 0, 0]}
     shards = [load_file(folder / f"features-{number:05d}.safetensors")["activations"] for number in (0, 1)]
     by_hand = []
@@ -226,19 +226,19 @@ def test_the_loss_is_the_weighted_mean_over_reviews(read: Read, backbone: Backbo
         logits = part(shards[shard][None, start : start + length], torch.ones(1, length, dtype=torch.int64))
         by_hand.append(-logits[0].log_softmax(0)[label] * (0.5, 3.0)[label])
     batch = {name: torch.tensor(values) for name, values in rows.items()}
-    torch.testing.assert_close(RunLoss(folder, [0.5, 3.0])(part, batch), torch.stack(by_hand).mean())
+    torch.testing.assert_close(FeatureLoss(folder, [0.5, 3.0])(part, batch), torch.stack(by_hand).mean())
 
 
 def test_what_goes_to_workers_is_small_and_is_opened_there(read: Read, backbone: Backbone) -> None:
-    loss = RunLoss(read().folder, None)
-    loss._runs.run(0, 0, 1)
+    loss = FeatureLoss(read().folder, None)
+    loss._features.read(0, 0, 1)
     assert len(pickle.dumps(loss)) < 1000
-    make = pickle.loads(pickle.dumps(partial(trained_part, backbone.folder, LABELS, 1)))
+    make = pickle.loads(pickle.dumps(partial(make_trained_part, backbone.folder, LABELS, 1)))
     assert make(from_activations=True).names
 
 
 def test_matrices_decay_and_nothing_else(backbone: Backbone) -> None:
-    part = trained_part(backbone.folder, LABELS, 1, from_activations=True)
+    part = make_trained_part(backbone.folder, LABELS, 1, from_activations=True)
     decaying, others = make_optimizer(part, learning_rate=0.1, weight_decay=0.3).param_groups
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     assert {parameter.ndim for parameter in decaying["params"]} == {2}

@@ -27,9 +27,9 @@ from lexloom.tasks.train import transformer as module
 from lexloom.tasks.train.transformer import (
     PRESETS,
     TrainTransformerConfig,
-    rounded,
+    make_trainable,
+    round_up_vocabulary,
     train_transformer,
-    trainable,
 )
 from lexloom.tasks.windows import WindowsConfig, windows
 from lexloom.training.torch_trainable import TorchTrainable
@@ -179,14 +179,14 @@ def test_windows_of_another_length_are_refused(
     inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     longer = TrainTransformerConfig(runner="local", workers=1, context=20)
-    with pytest.raises(ValueError, match="the windows are of 17 tokens, but a context of 20 needs 21"):
+    with pytest.raises(ValueError, match="the windows have 17 tokens, but a context of 20 needs 21"):
         build(train_transformer, *inputs, config=longer, scratch=tmp_path)
 
 
 def test_a_text_shorter_than_a_window_is_refused_before_training(
     inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact]
 ) -> None:
-    with pytest.raises(ValueError, match="not one window of 5,001 tokens fits into the text to train on"):
+    with pytest.raises(ValueError, match="no window of 5,001 tokens fits into the training part"):
         build(windows, inputs[1], config=WindowsConfig(size=5001, stride=5000, across_documents=True))
 
 
@@ -216,27 +216,28 @@ def test_what_is_not_given_is_the_presets() -> None:
     [("tiny", 66, 0.80e6), ("char", 66, 10.64e6), ("small", 50_257, 123.6e6)],
 )
 def test_presets_are_as_large_as_they_say(preset: Any, vocabulary: int, parameters: float) -> None:
-    network = TrainTransformerConfig(preset=preset).network(rounded(vocabulary))
+    network = TrainTransformerConfig(preset=preset).network(round_up_vocabulary(vocabulary))
     with torch.device("meta"):
         found = sum(parameter.numel() for parameter in Transformer(network).parameters())
     assert found == pytest.approx(parameters, rel=0.01)
 
 
 def test_a_large_vocabulary_is_rounded_up() -> None:
-    assert [rounded(size) for size in (66, 4095, 4097, 50_257, 50_304)] == [66, 4095, 4160, 50_304, 50_304]
+    rounded = [round_up_vocabulary(size) for size in (66, 4095, 4097, 50_257, 50_304)]
+    assert rounded == [66, 4095, 4160, 50_304, 50_304]
 
 
 def test_options_reach_the_training() -> None:
     config = TrainTransformerConfig(
         matrix_lr=0.5, lr=0.25, decay=0.5, final=0.1, warm_up=0.1, precision="float32", threads=1
     )
-    made = trainable(TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1), config)
+    made = make_trainable(TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1), config)
     made.prepare("cpu")
     assert made.learning_rate(0.3) == 0.5
     assert made.learning_rate(1.0) == pytest.approx(0.05)
     assert made.learning_rate(0.0) == pytest.approx(0.005)
     assert not made._bfloat16
-    use_bfloat16 = trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))
+    use_bfloat16 = make_trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))
     use_bfloat16.prepare("cpu")
     assert use_bfloat16._bfloat16
 
@@ -252,7 +253,7 @@ def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPat
     network = TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1, ffn_dim=24)
     config = TrainTransformerConfig(workers=2, batch_size=16, context=4)
     for given, rows in ((config, 8 * 4), (config.model_copy(update={"micro_batch": 2}), 2 * 4)):
-        made = trainable(network, given)
+        made = make_trainable(network, given)
         assert not asked, "asked before it is on its worker"
         made.prepare("cpu")
         assert made.hardware_choices() == {"bfloat16": True}
