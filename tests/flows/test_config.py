@@ -1,4 +1,4 @@
-"""The schema of a flow's config says the bounds of its fields, which Prefect's form does not show."""
+"""Tests of the JSON schema of a flow's config: descriptions have the bounds."""
 
 from pydantic import BaseModel, Field
 
@@ -23,7 +23,7 @@ def described(section: str) -> dict[str, str]:
     return {name: field["description"] for name, field in definition["properties"].items()}
 
 
-def test_bounds_of_nested_fields_are_said() -> None:
+def test_bounds_of_nested_fields_are_in_the_schema() -> None:
     assert described("Section") == {
         "workers": "replicas (at least 1, at most 8)",
         "rate": "how fast (more than 0, less than 1)",
@@ -33,5 +33,5 @@ def test_bounds_of_nested_fields_are_said() -> None:
     }
 
 
-def test_they_are_said_once_however_often_the_schema_is_asked_for() -> None:
+def test_bounds_are_added_once_for_repeated_schemas() -> None:
     assert Config.model_json_schema() == Config.model_json_schema()

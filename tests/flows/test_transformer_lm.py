@@ -1,4 +1,4 @@
-"""The transformer's flow on real English: it trains, it is measured beside n-grams, and its model writes."""
+"""The transformer flow on English text: training, evaluation against n-grams, and generation."""
 
 import json
 import os
@@ -18,7 +18,7 @@ STAGES = [
 ROOT = Path(__file__).parents[2]
 
 
-def test_real_text_becomes_a_model_that_writes(
+def test_text_is_trained_to_a_model_that_generates(
     prefect_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [
@@ -53,7 +53,7 @@ def test_real_text_becomes_a_model_that_writes(
     assert "Ж" in capsys.readouterr().err
 
 
-def test_windows_are_contexts_side_by_side_with_one_token_more() -> None:
+def test_windows_are_adjacent_contexts_plus_one_token() -> None:
     config = TransformerLMFlowConfig(train=TrainTransformerConfig(context=16, heads=2))
     assert (config.windows().size, config.windows().stride) == (17, 16)
     assert config.windows().across_documents

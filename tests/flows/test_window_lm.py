@@ -1,4 +1,4 @@
-"""The window language model's flow on real English: it chains two trainings, and its model writes."""
+"""The window language model flow on English text: two trainings in a row, and generation."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(store: Path, home: Path, *flags: str) -> tuple[dict[str, object], str]:
-    """The command's JSON object, and what it said beside."""
+    """Run the command; return its JSON object and its other output."""
     command = [sys.executable, "-m", "lexloom.flows.window_lm", "--store", str(store), "--json", *flags]
     environment = {**os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -29,7 +29,7 @@ def run(store: Path, home: Path, *flags: str) -> tuple[dict[str, object], str]:
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-def test_real_text_becomes_a_model_that_writes(prefect_home: Path, tmp_path: Path) -> None:
+def test_text_is_trained_to_a_model_that_generates(prefect_home: Path, tmp_path: Path) -> None:
     flags = [
         *("--limit", "600", "--runner", "local", "--workers", "1", "--epochs", "1"),
         *("--width", "64", "--features", "32", "--vectors-dim", "32", "--vectors-epochs", "1"),
@@ -77,7 +77,7 @@ def test_real_text_becomes_a_model_that_writes(prefect_home: Path, tmp_path: Pat
     assert (again["stages"], again["cached"]) == (11, 11)
 
 
-def test_defaults_are_those_of_text_as_it_was_written() -> None:
+def test_defaults_keep_the_text_unchanged() -> None:
     config = WindowLMFlowConfig()
     assert not config.corpus.normalization.strip_markup
     assert not config.corpus.normalization.lower

@@ -1,4 +1,4 @@
-"""The whole flow on real English, on Ray with two workers: it learns, it is cached, it repairs itself."""
+"""The word2vec flow on English text, with two Ray workers: training, caching and repair."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def runtime(prefect_server: None) -> Iterator[None]:
 
 
 def built_by(run: Word2VecConfig) -> tuple[Outcome, list[str]]:
-    """A run's outcome, and the stages that it built, in order."""
+    """Return a run's outcome, and the stages that it built, in order."""
     before = {(each.stage, each.created) for each in Store().manifests()}
     outcome = word2vec(run)
     built = [each.stage for each in Store().manifests() if (each.stage, each.created) not in before]
@@ -42,12 +42,12 @@ def built_by(run: Word2VecConfig) -> tuple[Outcome, list[str]]:
 
 
 def published() -> set[str | None]:
-    """The keys of the artifacts that Prefect's page shows."""
+    """Return the keys of the artifacts in Prefect's UI."""
     with get_client(sync_client=True) as client:
         return {artifact.key for artifact in client.read_artifacts()}
 
 
-def test_real_text_becomes_vectors(runtime: None) -> None:
+def test_text_is_trained_to_word_vectors(runtime: None) -> None:
     config = Word2VecConfig(train=TrainWord2VecConfig(epochs=3, dim=50, workers=2))
     outcome, built = built_by(config)
     assert built == STAGES
@@ -84,7 +84,7 @@ Small = Callable[..., tuple[Outcome, list[str]]]
 
 @pytest.fixture
 def small(prefect_server: None, tmp_path: Path) -> Small:
-    """`built_by` a run on a few words, in this process; its options are those of the pairs."""
+    """Run the flow on a few words in this process, with options of the pairs stage."""
     (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
 
     def run(**pairs: Any) -> tuple[Outcome, list[str]]:
@@ -99,7 +99,7 @@ def small(prefect_server: None, tmp_path: Path) -> Small:
     return run
 
 
-def test_only_what_changed_or_is_damaged_is_built_again(small: Small) -> None:
+def test_only_changed_or_damaged_artifacts_are_rebuilt(small: Small) -> None:
     first, built = small()
     assert built == STAGES
     other, built = small(window=3)
@@ -112,7 +112,7 @@ def test_only_what_changed_or_is_damaged_is_built_again(small: Small) -> None:
     assert again.model == first.model
 
 
-def test_streamed_pairs_leave_the_stage_out_and_their_options_are_those_of_training(small: Small) -> None:
+def test_streamed_pairs_skip_the_pairs_stage(small: Small) -> None:
     def run(**pairs: Any) -> list[str]:
         return small(mode="streamed", **pairs)[1]
 
@@ -122,7 +122,7 @@ def test_streamed_pairs_leave_the_stage_out_and_their_options_are_those_of_train
     assert run(validation_share=0.2) == ["train_word2vec", "evaluate", "report"]
 
 
-def test_the_command_ends_with_one_json_object(prefect_home: Path, tmp_path: Path) -> None:
+def test_json_output_is_one_object(prefect_home: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
     command = [

@@ -1,4 +1,4 @@
-"""Prefect's temporary server: only where there is no other, out of reach of Ctrl-C, ended with its parent."""
+"""Tests of Prefect's temporary server: when it starts, and that it ends with its parent."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def none_yet() -> Iterator[None]:
-    """As in a process that has just imported the flows, and in which Prefect has started no server."""
+    """Reset the state to that of a process in which Prefect has not started a server."""
     before = SubprocessASGIServer._instances.pop(None, None)
     TemporaryServer()
     yield
@@ -49,7 +49,7 @@ def test_prefect_starts_the_protected_server_whoever_asks(none_yet: None, starte
     assert started[2:] == ["TemporaryServer"], "the next one, too"
 
 
-def test_none_is_started_where_there_is_one_or_where_there_shall_be_none(
+def test_no_server_is_started_if_one_is_configured_or_disabled(
     monkeypatch: pytest.MonkeyPatch, started: list[str]
 ) -> None:
     monkeypatch.setattr(server, "require_server", lambda url: None)
@@ -61,7 +61,7 @@ def test_none_is_started_where_there_is_one_or_where_there_shall_be_none(
 
 
 def test_a_port_in_use_makes_prefect_try_another() -> None:
-    """Which it does after exit status 3 (`SubprocessASGIServer.start`)."""
+    """Prefect tries another port after exit status 3 (`SubprocessASGIServer.start`)."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-m", "lexloom.flows.local_server.program", str(taken.getsockname()[1])]
         assert subprocess.run(command, stdin=subprocess.PIPE, timeout=SECONDS).returncode == 3
@@ -81,7 +81,9 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "http://no-such-host.invalid/api", "nonsense"])
-def test_a_configured_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_configured_server_that_does_not_answer_is_reported(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
     monkeypatch.setattr(server, "RETRY_SECONDS", 0)
     with (
         temporary_settings({PREFECT_API_URL: url}),
@@ -92,7 +94,7 @@ def test_a_configured_server_that_does_not_answer_is_named(monkeypatch: pytest.M
         start_server()
 
 
-def test_a_configured_server_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_configured_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "RETRY_SECONDS", 0)
     monkeypatch.setattr(server, "ANSWER_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -101,7 +103,7 @@ def test_a_configured_server_that_is_silent_is_given_up(monkeypatch: pytest.Monk
             server.require_server(url)
 
 
-def test_the_patience_with_a_configured_server_ends_within_20_seconds() -> None:
+def test_waiting_for_a_configured_server_is_limited_to_20_seconds() -> None:
     assert server.ATTEMPTS * (server.ANSWER_SECONDS + server.RETRY_SECONDS) < 20
 
 

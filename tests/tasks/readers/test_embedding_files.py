@@ -1,4 +1,4 @@
-"""Tables of word vectors: every format says the same, and what is damaged is refused with its row."""
+"""Tests of the formats of word vectors, and of damaged files."""
 
 import json
 from collections.abc import Callable
@@ -68,7 +68,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_format_gives_the_same_words_and_vectors(name: str, tmp_path: Path) -> None:
+def test_all_formats_yield_the_same_words_and_vectors(name: str, tmp_path: Path) -> None:
     file, write = WRITERS[name]
     path = tmp_path / file
     write(path)
@@ -79,7 +79,7 @@ def test_every_format_gives_the_same_words_and_vectors(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("suffix", [".json", ".txt", ".parquet"])
 @pytest.mark.parametrize("kind", ["list", "ids"])
-def test_a_vocabulary_may_have_any_of_its_forms(suffix: str, kind: str, tmp_path: Path) -> None:
+def test_all_vocabulary_formats_are_read(suffix: str, kind: str, tmp_path: Path) -> None:
     table = tmp_path / "t.npy"
     np.save(table, MATRIX)
     path = tmp_path / f"vocabulary{suffix}"
@@ -95,7 +95,7 @@ def test_a_vocabulary_may_have_any_of_its_forms(suffix: str, kind: str, tmp_path
     assert read_table(table, find_vocabulary(table, named))[0] == WORDS
 
 
-def test_a_word_with_spaces_is_left_out(tmp_path: Path) -> None:
+def test_words_with_spaces_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     for first_line in ("", "3 2\n"):
         path.write_text(f"{first_line}a 1 2\n. . . 3 4\nb 5 6\n")
@@ -119,21 +119,21 @@ def test_a_word_with_spaces_is_left_out(tmp_path: Path) -> None:
         ("just some text\n", "row 1: 'some' is not a number"),
     ],
 )
-def test_damaged_text_is_refused_with_its_row(text: str, complaint: str, tmp_path: Path) -> None:
+def test_damaged_text_is_rejected_with_the_row(text: str, complaint: str, tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"t.txt.*{complaint}"):
         read_table(path, None)
 
 
-def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+def test_text_that_is_not_utf_8_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes(b"a 1 2\n\xff\xfe 3 4\n")
     with pytest.raises(ValueError, match=r"t.txt.*(UTF-?8)"):
         read_table(path, None)
 
 
-def test_a_binary_file_that_is_cut_off_is_refused_with_its_row(tmp_path: Path) -> None:
+def test_a_truncated_binary_file_is_rejected_with_the_row(tmp_path: Path) -> None:
     path = tmp_path / "t.bin"
     by_gensim(path, binary=True)
     path.write_bytes(path.read_bytes()[:-3])
@@ -141,7 +141,7 @@ def test_a_binary_file_that_is_cut_off_is_refused_with_its_row(tmp_path: Path) -
         read_table(path, None)
 
 
-def test_a_matrix_and_a_vocabulary_of_unlike_length_are_refused(tmp_path: Path) -> None:
+def test_matrix_and_vocabulary_of_different_lengths_are_rejected(tmp_path: Path) -> None:
     as_npy(tmp_path / "t.npy")
     (tmp_path / "t.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match=r"7 rows, but its vocabulary .*t.txt has 2 words"):
@@ -157,14 +157,16 @@ def test_a_matrix_and_a_vocabulary_of_unlike_length_are_refused(tmp_path: Path) 
         (np.array([[object()] * 5] * 7), "can't be read as .npy"),
     ],
 )
-def test_an_array_that_is_no_table_is_refused(matrix: np.ndarray, complaint: str, tmp_path: Path) -> None:
+def test_an_array_that_is_not_a_matrix_is_rejected(
+    matrix: np.ndarray, complaint: str, tmp_path: Path
+) -> None:
     np.save(tmp_path / "t.npy", matrix, allow_pickle=True)
     (tmp_path / "t.txt").write_text("\n".join(WORDS))
     with pytest.raises(ValueError, match=complaint):
         read_table(tmp_path / "t.npy", tmp_path / "t.txt")
 
 
-def test_an_npy_file_that_is_cut_off_or_has_a_broken_number_is_refused(tmp_path: Path) -> None:
+def test_truncated_npy_files_and_non_finite_numbers_are_rejected(tmp_path: Path) -> None:
     as_npy(path := tmp_path / "t.npy")
     broken = MATRIX.copy()
     broken[3, 2] = np.nan
@@ -177,7 +179,7 @@ def test_an_npy_file_that_is_cut_off_or_has_a_broken_number_is_refused(tmp_path:
         read_table(path, tmp_path / "t.txt")
 
 
-def test_safetensors_with_several_tables_or_cut_off_are_refused(tmp_path: Path) -> None:
+def test_safetensors_with_several_matrices_or_truncated_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.txt").write_text("\n".join(WORDS))
     path = tmp_path / "t.safetensors"
     save_file({"a": torch.ones(7, 5), "b": torch.ones(7, 5)}, path)
@@ -200,7 +202,7 @@ def test_safetensors_with_several_tables_or_cut_off_are_refused(tmp_path: Path) 
         ({"word": ["a", "b"], "x": [1.0, None]}, "row 2: the vector of 'b'"),
     ],
 )
-def test_a_parquet_file_that_is_no_table_is_refused(
+def test_parquet_without_words_and_vectors_is_rejected(
     columns: dict[str, list[object]], complaint: str, tmp_path: Path
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
@@ -212,14 +214,14 @@ def test_a_parquet_file_that_is_no_table_is_refused(
     ("name", "content"),
     [("v.json", "{"), ("v.json", '{"a": 0, "b": 2}'), ("v.json", "[1, 2]"), ("v.json", '{"a": "b"}')],
 )
-def test_a_vocabulary_that_is_none_is_refused(name: str, content: str, tmp_path: Path) -> None:
+def test_a_malformed_vocabulary_is_rejected(name: str, content: str, tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", MATRIX[:2])
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match="vocabulary"):
         read_table(tmp_path / "t.npy", tmp_path / name)
 
 
-def test_a_vocabulary_must_be_there_and_is_not_wanted_where_the_table_has_words(tmp_path: Path) -> None:
+def test_a_vocabulary_is_required_only_without_words_in_the_table(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"is a matrix without words"):
         find_vocabulary(tmp_path / "t.npy", None)
     with pytest.raises(FileNotFoundError, match=r"v.json does not exist"):

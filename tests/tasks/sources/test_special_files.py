@@ -1,4 +1,4 @@
-"""Pipes, sockets and devices in a store: no command waits for them, and each is named in one sentence."""
+"""Tests of pipes, sockets and devices in a store: no command blocks, and each is reported."""
 
 import os
 import socket
@@ -50,7 +50,7 @@ def special(request: pytest.FixtureRequest) -> tuple[Callable[[Path], object], s
 
 
 def bounded(function: Callable[..., Any], *arguments: object) -> Any:
-    """What a function returns; fails where it does not come back. It may stay in its thread for ever."""
+    """Call a function in a thread and return its result; fail if it blocks."""
     returned: list[Any] = []
     thread = Thread(target=lambda: returned.append(function(*arguments)), daemon=True)
     thread.start()
@@ -69,7 +69,7 @@ def test_only_regular_files_are_read(tmp_path: Path, special: tuple[Callable[[Pa
 
 
 @pytest.mark.parametrize("place", ["manifest.json", "data.txt", "stray.txt", ""])
-def test_every_command_names_it_and_comes_back(
+def test_commands_report_special_files_without_blocking(
     store: Store,
     capsys: pytest.CaptureFixture[str],
     special: tuple[Callable[[Path], object], str],
@@ -97,7 +97,7 @@ def test_every_command_names_it_and_comes_back(
     assert store.manifest("corpus", "k0") is None, "collected"
 
 
-def test_a_stages_place_is_named_too(
+def test_a_special_file_at_a_stages_path_is_reported(
     store: Store,
     capsys: pytest.CaptureFixture[str],
     special: tuple[Callable[[Path], object], str],
@@ -109,7 +109,7 @@ def test_a_stages_place_is_named_too(
     assert capsys.readouterr().out.splitlines()[0] == f"corpus  corpus is {name}, not a folder"
 
 
-def test_nothing_else_in_a_store_is_waited_for(
+def test_special_files_in_a_store_do_not_block(
     store: Store,
     tmp_path: Path,
     special: tuple[Callable[[Path], object], str],

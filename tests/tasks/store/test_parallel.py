@@ -1,4 +1,4 @@
-"""Pieces of a stage's work: the same bytes wherever they were worked on, and nothing left under way."""
+"""Tests of parallel pieces: the same bytes everywhere, and no piece running after the block."""
 
 import hashlib
 import os
@@ -32,13 +32,13 @@ TEXTS = [f"the {n}th cat's hat {n % 7} ünïcödé 猫{'!' * (n % 3)}" for n in 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A Ray runtime of two CPUs, which whoever names its address in this process uses."""
+    """The address of a Ray runtime with two CPUs, started by this process."""
     with patch("os.cpu_count", return_value=2), ray_runtime(2, None, verbose=False):
         yield "auto"
 
 
 def made(address: str, stage: Stage, *inputs: Any, config: Any, out: Path, **extra: Any) -> Any:
-    """What the stage says and the digests of what it writes."""
+    """Run the stage; return its summary and the digests of its files."""
     out.mkdir()
     with use_cluster(address):
         summary = stage.function(*inputs, config, out, **extra)
@@ -58,7 +58,7 @@ def words_of(corpus: Artifact, folder: Path) -> Artifact:
 
 
 @pytest.mark.parametrize("name", ["vocabulary", "tokens", "subwords", "features"])
-def test_a_stage_writes_the_same_bytes_on_a_cluster_as_here(
+def test_a_stage_writes_the_same_bytes_on_a_cluster_and_locally(
     name: str, cluster: str, corpus: Artifact, store: Store, tmp_path: Path
 ) -> None:
     def run(address: str) -> tuple[Summary, dict[str, bytes]]:
@@ -88,7 +88,7 @@ def process_of(piece: int) -> int:
     return os.getpid()
 
 
-def test_pieces_go_to_other_processes_only_on_a_cluster(cluster: str) -> None:
+def test_pieces_run_in_other_processes_only_on_a_cluster(cluster: str) -> None:
     with use_cluster(cluster), fan_out(process_of, range(5)) as found:
         assert os.getpid() not in set(found)
     with fan_out(process_of, range(5)) as found:
@@ -97,7 +97,7 @@ def test_pieces_go_to_other_processes_only_on_a_cluster(cluster: str) -> None:
         assert set(found) == {os.getpid()}
 
 
-def test_outcomes_come_in_order_and_few_pieces_are_ahead(cluster: str, tmp_path: Path) -> None:
+def test_results_are_in_order_and_few_pieces_are_in_flight(cluster: str, tmp_path: Path) -> None:
     def work(piece: int) -> int:
         (tmp_path / str(piece)).touch()
         time.sleep(0.1 * (piece % 3))
@@ -110,9 +110,7 @@ def test_outcomes_come_in_order_and_few_pieces_are_ahead(cluster: str, tmp_path:
 
 
 @pytest.mark.parametrize("where", ["", "auto"])
-def test_an_error_names_its_piece_and_is_the_functions_own(
-    where: str, cluster: str, corpus: Artifact
-) -> None:
+def test_errors_keep_their_type_and_name_the_piece(where: str, cluster: str, corpus: Artifact) -> None:
     damaged = RowGroup(corpus.files()[1], 2, "text")
     damaged.path.write_bytes(b"no Parquet")
     with (
@@ -126,7 +124,7 @@ def test_an_error_names_its_piece_and_is_the_functions_own(
     assert ("on the node" in notes) == bool(where)
 
 
-def test_a_piece_whose_process_dies_is_worked_on_again(cluster: str, tmp_path: Path) -> None:
+def test_a_piece_is_retried_if_its_process_dies(cluster: str, tmp_path: Path) -> None:
     def work(piece: int) -> int:
         if piece == 3:
             try:
@@ -141,7 +139,7 @@ def test_a_piece_whose_process_dies_is_worked_on_again(cluster: str, tmp_path: P
     assert (tmp_path / "mark").exists()
 
 
-def test_a_piece_that_kills_every_process_is_given_up(cluster: str, tmp_path: Path) -> None:
+def test_a_piece_that_always_kills_its_process_is_abandoned(cluster: str, tmp_path: Path) -> None:
     def work(piece: str) -> None:
         with (tmp_path / "deaths").open("a") as file:
             file.write("x")
@@ -166,7 +164,7 @@ def begin_and_sleep(folder: Path) -> Callable[[int], int]:
     return work
 
 
-def test_who_leaves_early_leaves_nothing_under_way(cluster: str, tmp_path: Path) -> None:
+def test_leaving_the_block_early_stops_all_pieces(cluster: str, tmp_path: Path) -> None:
     def leave() -> None:
         with use_cluster(cluster), fan_out(begin_and_sleep(tmp_path), range(9)) as found:
             assert next(found) == 0
@@ -178,7 +176,9 @@ def test_who_leaves_early_leaves_nothing_under_way(cluster: str, tmp_path: Path)
     assert_ended(tmp_path)
 
 
-def test_a_signals_exception_passes_as_it_is_while_a_piece_is_awaited(cluster: str, tmp_path: Path) -> None:
+def test_an_exception_of_a_signal_handler_propagates_while_waiting_for_a_piece(
+    cluster: str, tmp_path: Path
+) -> None:
     def cancel(*_: object) -> None:
         raise CancelError
 
@@ -218,7 +218,7 @@ class CancelError(BaseException):
     pass
 
 
-def test_a_cancel_while_ray_is_imported_is_not_lost_in_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancellation_during_the_import_of_ray_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def careless_import(name: str) -> ModuleType:
         try:
             os.kill(os.getpid(), signal.SIGUSR1)

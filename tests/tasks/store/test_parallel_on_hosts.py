@@ -1,7 +1,6 @@
-"""A stage's pieces on three hosts, one of which is lost with the piece that it works on.
+"""Test of parallel pieces on three hosts, one of which dies while it runs a piece.
 
-python -m tests.tasks.store.test_parallel_on_hosts FOLDER ADDRESS is the driver, which runs on the cluster's
-head.
+`python -m tests.tasks.store.test_parallel_on_hosts FOLDER ADDRESS` is the driver on the cluster's head node.
 """
 
 import json
@@ -24,7 +23,7 @@ OVER = "over"
 
 
 def square(folder: Path, piece: int) -> int:
-    """Says which process works on it, and waits until the test lets it go on."""
+    """Record the process that runs the piece, and wait for the test's signal."""
     (folder / f"{piece}-{os.getpid()}").touch()
     while not (folder / OVER).exists():
         time.sleep(0.05)
@@ -37,7 +36,7 @@ def main(folder: Path, address: str) -> None:
 
 
 def at_work(folder: Path) -> dict[int, set[int]]:
-    """piece -> pids of the processes that have begun it."""
+    """Return piece -> pids of the processes that started it."""
     found = defaultdict(set)
     for path in folder.glob("*-*"):
         piece, pid = map(int, path.name.split("-"))
@@ -46,7 +45,7 @@ def at_work(folder: Path) -> dict[int, set[int]]:
 
 
 @pytest.mark.timeout(3 * WAIT_SECONDS)
-def test_a_piece_whose_host_dies_is_worked_on_again_elsewhere(tmp_path: Path) -> None:
+def test_a_piece_is_retried_on_another_host_if_its_host_dies(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.tasks.store.test_parallel_on_hosts", str(tmp_path)]
     with hosts(HOSTS) as cluster, (tmp_path / "said").open("w") as log:
         driver = cluster.start([*command, cluster.address], stdout=subprocess.PIPE, stderr=log)

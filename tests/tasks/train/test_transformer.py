@@ -1,4 +1,4 @@
-"""The transformer's training stage: a model folder, resumed after a kill, the same to the bit."""
+"""Tests of the training stage of the transformer: model folder, and bit-identical resumption."""
 
 import json
 import math
@@ -33,9 +33,9 @@ from lexloom.tasks.train.transformer import (
 )
 from lexloom.tasks.windows import WindowsConfig, windows
 from lexloom.training.torch_trainable import TorchTrainable
-from tests.tasks import promises
+from tests.tasks import guarantees
 from tests.tasks.cards import run_card
-from tests.tasks.promises import Plan, planner
+from tests.tasks.guarantees import Plan, planner
 
 TEXT = "the cat sat on the mat and the dög ran. "  # every letter follows from the ones before it
 CONTEXT = 16
@@ -54,7 +54,7 @@ WINDOWS = WindowsConfig(size=CONTEXT + 1, stride=CONTEXT, across_documents=True)
 
 @pytest.fixture
 def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Artifact]:
-    """Windows and tokens of a text that says the same again and again."""
+    """Windows and tokens of a repetitive text."""
     tokenizer = Tokenizer.of_characters(TEXT)
     folder = store.folder("subwords", "key")
     tokenizer.save(folder / "tokenizer")
@@ -68,7 +68,7 @@ def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Arti
     return build(windows, tokens, config=WINDOWS), tokens
 
 
-def test_the_model_folder_holds_what_people_and_tools_read(
+def test_the_model_folder_has_all_files(
     inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     made = build(train_transformer, *inputs, config=CONFIG, scratch=tmp_path)
@@ -105,7 +105,7 @@ def test_the_model_folder_holds_what_people_and_tools_read(
 
 
 @pytest.mark.parametrize("style", ["modern", "gpt2"])
-def test_transformers_reads_the_folder_as_its_card_says(
+def test_transformers_loads_the_folder_by_the_cards_code(
     style: str, inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"style": style, "epochs": 1})
@@ -123,7 +123,7 @@ def test_transformers_reads_the_folder_as_its_card_says(
     assert found["generated_text"] == "the dög" + "".join(piece for (piece,) in pieces)
 
 
-def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
+def test_a_killed_stage_is_resumed_with_the_same_result(
     inputs: tuple[Artifact, Artifact], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = train_transformer.key(inputs, CONFIG)
@@ -166,16 +166,16 @@ def plan(inputs: tuple[Artifact, Artifact], tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("step", [3, 5, 8])
 def test_resumed_equals_uninterrupted_bit_for_bit(plan: Plan, step: int) -> None:
-    promises.assert_resumed_equals_uninterrupted(plan, step)
+    guarantees.assert_resumed_equals_uninterrupted(plan, step)
 
 
 def test_two_workers_resume_bit_for_bit_and_all_reduce_equals_one(plan: Plan) -> None:
-    promises.assert_two_workers_resume_and_equal_one(
+    guarantees.assert_two_workers_resume_and_equal_one(
         plan, dropout=0.0, optimizer="adamw"
     )  # Muon makes as much of a gradient of rounding errors as of any other
 
 
-def test_windows_of_another_length_are_refused(
+def test_windows_of_another_length_are_rejected(
     inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     longer = TrainTransformerConfig(runner="local", workers=1, context=20)
@@ -183,7 +183,7 @@ def test_windows_of_another_length_are_refused(
         build(train_transformer, *inputs, config=longer, scratch=tmp_path)
 
 
-def test_a_text_shorter_than_a_window_is_refused_before_training(
+def test_a_text_shorter_than_a_window_is_rejected_before_training(
     inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact]
 ) -> None:
     with pytest.raises(ValueError, match="no window of 5,001 tokens fits into the training part"):
@@ -203,7 +203,7 @@ def test_without_held_out_text_there_is_no_score(
     assert "held-out text its loss" not in (folder / "README.md").read_text()
 
 
-def test_what_is_not_given_is_the_presets() -> None:
+def test_defaults_are_the_presets() -> None:
     assert TrainTransformerConfig().model_dump().items() >= PRESETS["tiny"].items()
     small = TrainTransformerConfig(preset="small", layers=3, width=None)
     assert (small.layers, small.width, small.micro_batch) == (3, 768, 16)
@@ -215,7 +215,7 @@ def test_what_is_not_given_is_the_presets() -> None:
     ("preset", "vocabulary", "parameters"),
     [("tiny", 66, 0.80e6), ("char", 66, 10.64e6), ("small", 50_257, 123.6e6)],
 )
-def test_presets_are_as_large_as_they_say(preset: Any, vocabulary: int, parameters: float) -> None:
+def test_presets_have_the_documented_sizes(preset: Any, vocabulary: int, parameters: float) -> None:
     network = TrainTransformerConfig(preset=preset).network(round_up_vocabulary(vocabulary))
     with torch.device("meta"):
         found = sum(parameter.numel() for parameter in Transformer(network).parameters())
@@ -242,7 +242,7 @@ def test_options_reach_the_training() -> None:
     assert use_bfloat16._bfloat16
 
 
-def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_automatic_precision_measures_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Layer, str]] = []
 
     def pays(layer: Layer, device: str) -> bool:
@@ -273,8 +273,6 @@ def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPat
         ({"depth": 3}, "Extra inputs are not permitted"),
     ],
 )
-def test_values_that_do_not_fit_are_refused_before_anything_runs(
-    fields: dict[str, Any], complaint: str
-) -> None:
+def test_inconsistent_values_are_rejected_early(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         TrainTransformerConfig(**fields)

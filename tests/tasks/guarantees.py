@@ -79,7 +79,7 @@ def assert_resumed_equals_uninterrupted(plan: Plan, step: int) -> None:
 
 
 def assert_two_workers_resume_and_equal_one(plan: Plan, **deterministic: Any) -> None:
-    """`deterministic`: options without random numbers in steps, since each worker draws its own."""
+    """`deterministic` are options without random numbers in steps, since each worker draws its own."""
     pairs = [
         [plan(f"{place}-{name}", sync) for name in ("whole", "killed")]
         for place, sync in enumerate(STRATEGIES)
