@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from measure import stage_runner, summary, table, write_results
 
-from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
 from lexloom.tasks.pairs import ROWS_PER_GROUP, PairsConfig, pairs
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.tokens import TokensConfig, tokens
@@ -128,7 +128,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = stage_runner(Path(folder) / "store")
         source = CorpusConfig(source=str(arguments.data))
-        text = run(corpus, locate(source), config=source)
+        text = run(corpus, locate_source(source), config=source)
         words = run(vocabulary, text, config=VocabularyConfig())
         ids = run(tokens, text, words, config=TokensConfig())
         out = Path(folder) / "out"

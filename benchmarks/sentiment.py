@@ -31,7 +31,7 @@ import torch
 from measure import emptied, stage_runner, summary, table, write_results
 
 from lexloom.models.normalization import Normalization
-from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.sentiment import (
     EvaluateSentimentConfig,
     evaluate_sentiment,
@@ -39,7 +39,7 @@ from lexloom.tasks.evaluate.sentiment import (
 )
 from lexloom.tasks.frozen_features import FeaturesConfig, features
 from lexloom.tasks.match_labels import MatchLabelsConfig, match_labels
-from lexloom.tasks.sources.encoder import BackboneConfig, locate_backbone
+from lexloom.tasks.sources.backbone import BackboneConfig, locate_backbone
 from lexloom.tasks.split import SplitConfig, split
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.train.sentiment import TrainSentimentConfig, train_sentiment
@@ -108,7 +108,7 @@ class Ours:
 
     def corpus(self, path: Path) -> Artifact:
         config = CorpusConfig(source=str(path), label_column="label", normalization=TEXT)
-        return self._run(corpus, locate(config), config=config)
+        return self._run(corpus, locate_source(config), config=config)
 
     def model(self, seed: int) -> Artifact:
         config = TrainSentimentConfig(

@@ -19,7 +19,7 @@ from typing import Any
 
 from measure import peak_megabytes, summary, table, write_results
 
-from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
 from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.tokens import TokensConfig, tokens
 from lexloom.tasks.vocabulary import VocabularyConfig, vocabulary
@@ -62,7 +62,7 @@ def main() -> None:
 def run_stage(stage: str, data: str, folder: Path) -> Figures:
     """Run one stage on the output of earlier stages in `folder`."""
     config = CorpusConfig(source=data)
-    source = locate(config)
+    source = locate_source(config)
     imports = peak_megabytes()
     out = folder / stage
     out.mkdir()

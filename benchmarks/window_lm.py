@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 from lexloom.flows.window_lm import WindowLMFlowConfig
 from lexloom.models.window_lm import WindowLMConfig
 from lexloom.tasks.bpe_tokens import locate_encoding, read_tokenizer, subwords
-from lexloom.tasks.corpus import corpus, locate
+from lexloom.tasks.corpus import corpus, locate_source
 from lexloom.tasks.embeddings import embeddings, read_embeddings
 from lexloom.tasks.evaluate.language_model import evaluate_lm, read_lm_evaluation
 from lexloom.tasks.negative_sampling import NoiseConfig, noise
@@ -57,7 +57,7 @@ WARM_UP_STEPS = 5  # of the plain loop; not timed
 def build(folder: Path) -> dict[str, Artifact]:
     """Run the stages before training."""
     run = stage_runner(folder)
-    text = run(corpus, locate(FLOW.corpus), config=FLOW.corpus)
+    text = run(corpus, locate_source(FLOW.corpus), config=FLOW.corpus)
     tokens = run(subwords, text, locate_encoding(FLOW.subwords), config=FLOW.subwords)
     skipgrams = run(pairs, tokens, tokens, config=FLOW.pairs)
     negatives = run(noise, tokens, config=NoiseConfig())

@@ -37,9 +37,9 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
-from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.store.artifacts import Artifact
-from lexloom.tasks.tokens import token_batches
+from lexloom.tasks.tokens import read_token_batches
 from lexloom.tasks.windows import TOKENS_PER_GROUP, WindowsConfig, fill_windows, windows
 
 RESULTS = Path(__file__).parent / "results" / "windows.json"
@@ -66,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = stage_runner(Path(folder) / "store")
         source = WrittenCorpusConfig(source=arguments.data, documents="line")
-        text = run(corpus, locate(source), config=source)
+        text = run(corpus, locate_source(source), config=source)
         tokenised = tokenise(text, Path(folder), arguments.runs)
         config = SubwordsConfig()
         tokens = run(subwords, text, locate_encoding(config), config=config)
@@ -144,7 +144,7 @@ def documents(text: Artifact) -> Iterator[str]:
 
 def generate(tokens: Artifact, runs: int) -> dict[str, Any]:
     """Return windows per second of the compiled loop, on one core, from batches of tokens into one block."""
-    batches = list(token_batches(tokens.files("train-*.parquet")))
+    batches = list(read_token_batches(tokens.files("train-*.parquet")))
     rows = TOKENS_PER_GROUP // SIZE
     inputs, labels = np.empty((rows, SIZE - 1), np.int32), np.empty(rows, np.int32)
 

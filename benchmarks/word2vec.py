@@ -53,7 +53,7 @@ from word2vec_plot import plot
 from word2vec_score import SCORES, Scorer
 
 from lexloom.models.word2vec.cpu import padded_dim
-from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
 from lexloom.tasks.negative_sampling import NoiseConfig, noise
 from lexloom.tasks.pairs import PairsConfig, pairs
 from lexloom.tasks.store.artifacts import Artifact
@@ -108,7 +108,7 @@ class Texts:
 
     def _text(self, path: Path) -> Artifact:
         config = CorpusConfig(source=str(path))
-        return self.stages(corpus, locate(config), config=config)
+        return self.stages(corpus, locate_source(config), config=config)
 
     def _tokens(self, text: Artifact) -> Artifact:
         return self.stages(tokens, text, self.vocabulary, config=TokensConfig())

@@ -15,12 +15,12 @@ from pydantic import Field, model_validator
 
 from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import Outcome, record_run
-from lexloom.tasks.corpus import CorpusSource, Limit, WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.corpus import CorpusSource, Limit, WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.sentiment import EvaluateSentimentConfig, evaluate_sentiment, highlights
 from lexloom.tasks.frozen_features import FeaturesConfig, features
 from lexloom.tasks.match_labels import MatchLabelsConfig, match_labels
 from lexloom.tasks.report.sentiment import ReportSentimentConfig, markdown, report_sentiment
-from lexloom.tasks.sources.encoder import BackboneConfig, locate_backbone
+from lexloom.tasks.sources.backbone import BackboneConfig, locate_backbone
 from lexloom.tasks.split import SplitConfig, split
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.train.sentiment import TrainSentimentConfig, train_sentiment
@@ -101,7 +101,7 @@ DEFAULT_CONFIG = SentimentFlowConfig()
 def sentiment(config: SentimentFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Fine-tune an encoder's last blocks on labelled reviews, evaluate the classifier, and write a report."""
     with record_run("sentiment", config.train.cluster) as recorder:
-        text = corpus(locate(config.corpus), config=config.corpus)
+        text = corpus(locate_source(config.corpus), config=config.corpus)
         reviews = split(text, config=config.held_out())
         test = test_of(reviews, config)
         encoder = locate_backbone(config.backbone)
@@ -118,4 +118,6 @@ def test_of(reviews: Artifact, config: SentimentFlowConfig) -> Artifact:
     if config.test_source is None:
         return reviews
     elsewhere = config.corpus.model_copy(update={"source": config.test_source, "limit": None})
-    return match_labels(corpus(locate(elsewhere), config=elsewhere), reviews, config=MatchLabelsConfig())
+    return match_labels(
+        corpus(locate_source(elsewhere), config=elsewhere), reviews, config=MatchLabelsConfig()
+    )

@@ -14,7 +14,7 @@ from pydantic import Field
 from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import Outcome, record_run
 from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
-from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.embeddings import (
     FROM_FLOW,
     EmbeddingsConfig,
@@ -98,7 +98,7 @@ DEFAULT_CONFIG = WindowLMFlowConfig()
 def window_lm(config: WindowLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Train a next-token network on sliding windows over token embeddings, and write a report."""
     with record_run("window-lm", config.train.cluster) as recorder:
-        text = corpus(locate(config.corpus), config=config.corpus)
+        text = corpus(locate_source(config.corpus), config=config.corpus)
         ids = subwords(text, locate_encoding(config.subwords), config=config.subwords)
         table = embeddings(ids, table_of(ids, config), config=config.embeddings)
         examples = windows(ids, config=config.windows)

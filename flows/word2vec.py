@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import Outcome, record_run
-from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.word2vec import EvaluateConfig, evaluate, highlights, locate_sets
 from lexloom.tasks.negative_sampling import NoiseConfig, noise
 from lexloom.tasks.pairs import PairsConfig, pairs
@@ -71,7 +71,7 @@ DEFAULT_CONFIG = Word2VecConfig()
 def word2vec(config: Word2VecConfig = DEFAULT_CONFIG) -> Outcome:
     """Train word vectors on a corpus, evaluate them, and write a report."""
     with record_run("word2vec", config.train.cluster) as recorder:
-        text = corpus(locate(config.corpus), config=config.corpus)
+        text = corpus(locate_source(config.corpus), config=config.corpus)
         words = vocabulary(text, config=config.vocabulary)
         ids = tokens(text, words, config=config.tokens)
         skipgrams = pairs(ids, words, config=config.pairs) if config.pairs.mode == "stored" else ids

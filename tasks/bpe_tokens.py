@@ -1,11 +1,11 @@
-"""Subwords: every document as the ids of its tokens, in a part to train on and one to validate on.
+"""Tokens of a language model: encodes documents and splits them into a training and a validation part.
 
-`locate_encoding` finds what the encoding is made of; the stage `subwords` encodes the corpus by row groups,
-in threads, into a scratch file of base ids, splits it, counts the training part, and writes both parts,
-renumbered where that is asked for. Memory is bounded by a few pieces of the corpus a thread.
+`locate_encoding` locates the encoding. The stage `subwords` encodes the row groups of the corpus in threads,
+writes base ids to a scratch file, splits it, counts the training part, and writes both parts, with compact
+ids if requested. Memory is bounded by a few row groups per thread.
 
-Documents are held out by a hash of their text: the split does not depend on their order, a document keeps its
-part when the corpus grows, and equal documents are never in both parts.
+A document is held out by a hash of its text: the split does not depend on the order of documents, a document
+stays in its part when the corpus grows, and equal documents are always in the same part.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class SubwordsConfig(BaseModel):
         " characters, or bytes.",
         json_schema_extra={"enum": list(ENCODINGS)},
     )
-    # the located encoding carries the content's digest, so the same ranks elsewhere are the same
+    # not part of the key: the located encoding has a key of its own, computed from its content
     ranks: Annotated[Path | None, RunOnly()] = Field(
         None,
         description="File of ranks (.tiktoken, or merges such as vocab.bpe) that replaces the published"
@@ -83,13 +83,13 @@ class SubwordsConfig(BaseModel):
         if name not in ENCODINGS:
             near = get_close_matches(name, ENCODINGS)
             meant = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ValueError(f"there is no encoding {name!r}: say {', '.join(ENCODINGS)}{meant}")
+            raise ValueError(f"there is no encoding {name!r}: use {', '.join(ENCODINGS)}{meant}")
         return name
 
     @model_validator(mode="after")
     def ranks_are_for_byte_pairs(self) -> Self:
         if self.ranks is not None and self.encoding not in PUBLISHED:
-            raise ValueError(f"the encoding {self.encoding!r} has no ranks: leave ranks out, or say gpt2")
+            raise ValueError(f"the encoding {self.encoding!r} has no ranks: omit ranks, or use gpt2")
         return self
 
 
@@ -101,7 +101,7 @@ def locate_encoding(config: SubwordsConfig) -> LocatedEncoding:
     if config.ranks is not None:
         if not config.ranks.is_file():
             raise FileNotFoundError(
-                f"the file of ranks {config.ranks} is not there: correct its path, or leave it out"
+                f"the file of ranks {config.ranks} does not exist: correct its path, or omit it"
             )
         digest = hashlib.sha256(config.ranks.read_bytes()).hexdigest()
     elif config.encoding in PUBLISHED:
@@ -116,21 +116,24 @@ def locate_encoding(config: SubwordsConfig) -> LocatedEncoding:
 
 @stage(version=2, retry_on=NetworkError)
 def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig, out: Path) -> Summary:
-    """Encodes documents: `train-*.parquet` and `validation-*.parquet`, `tokens: list<int32>`, a row each.
+    """Encode documents to `train-*.parquet` and `validation-*.parquet`: `tokens: list<int32>`, a row per
+    document.
 
-    `vocabulary.parquet` (`word`, `count` in the training part; the id is the row) and `tokenizer/` (see
-    `lexloom.models.tokenizer.tokenizer.Tokenizer.load`) go with them. Raises ValueError where the corpus or a
-    part is empty.
+    Also writes `vocabulary.parquet` (`word`, and its `count` in the training part; the row is the id) and
+    `tokenizer/` (see `lexloom.models.tokenizer.tokenizer.Tokenizer.load`).
+
+    Raises:
+        ValueError: the corpus or a part is empty.
     """
     base = encoding.load()
     (scratch := out / SCRATCH).mkdir()
     documents, sizes = encode_corpus(corpus, base, config, scratch)
-    split = Split(scratch, sizes, config)
+    split = DocumentSplit(scratch, sizes, config)
     counts = {part: np.zeros(base.size, np.int64) for part in ("train", "validation")}
-    for part, found in split.pieces(lambda tokens: np.bincount(tokens.values, minlength=base.size)):
+    for part, found in split.map(lambda tokens: np.bincount(tokens.values, minlength=base.size)):
         counts[part] += found
     check_parts(counts["train"].sum(), counts["validation"].sum(), documents, config)
-    tokenizer = Tokenizer(base, kept_ids(base, counts["train"], counts["validation"], config))
+    tokenizer = Tokenizer(base, select_ids(base, counts["train"], counts["validation"], config))
     shards, rows = write_parts(split, tokenizer, out)
     shutil.rmtree(scratch)
     tokenizer.save(out / TOKENIZER)
@@ -168,7 +171,7 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
 def encode_corpus(
     corpus: Artifact, base: Encoding, config: SubwordsConfig, scratch: Path
 ) -> tuple[int, list[int]]:
-    """Writes base ids and who is held out; returns (documents, tokens of each row group)."""
+    """Write base ids and the held-out flags; return the number of documents, and of tokens per row group."""
     pieces = list_row_groups(corpus, "text", "continues")
     documents = 0
     sizes: list[int] = []
@@ -185,13 +188,13 @@ def encode_corpus(
             bar.update(done, counted(sum(sizes), "tokens"))
     if not sum(sizes):
         raise ValueError(
-            f"there is no text in the {counted(documents, 'documents')} of the corpus: check its source"
+            f"the {counted(documents, 'documents')} of the corpus contain no text: check its source"
         )
     return documents, sizes
 
 
 def encode_piece(piece: pa.RecordBatch, base: Encoding, config: SubwordsConfig) -> pa.RecordBatch:
-    """Base ids of some rows, each with what ends a document where one ends."""
+    """Encode some rows to base ids; a row that ends a document gets an end-of-text token or a line feed."""
     texts = piece["text"]
     held_out = np.zeros(len(texts), np.bool_)
     most = int(config.validation_share * HASHES) if config.validation == "documents" else 0
@@ -215,15 +218,15 @@ def encode_piece(piece: pa.RecordBatch, base: Encoding, config: SubwordsConfig) 
     return pa.record_batch([tokens, pa.array(held_out)], schema=SCRATCH_SCHEMA)
 
 
-class Split:
-    """The scratch file's documents, in order, each in its part.
+class DocumentSplit:
+    """Splits the documents of the scratch files into the training and the validation part, in order.
 
-    In the tail's way, one is cut in two. When documents are drawn, one that is longer than all that is to be
-    held out is cut as well: its last share is held out, whatever the draw said of it.
+    With `validation="tail"`, the document at the boundary is split in two. With "documents", the last share
+    of every document that is longer than the whole validation part is held out, whatever its hash.
     """
 
     def __init__(self, scratch: Path, sizes: list[int], config: SubwordsConfig) -> None:
-        """`sizes` are the tokens of each row group."""
+        """`sizes` are the numbers of tokens of the row groups."""
         groups = [
             (path, group)
             for path in sorted(scratch.glob("*.parquet"))
@@ -238,8 +241,8 @@ class Split:
             for (path, group), start in zip(groups, before, strict=True)
         ]
 
-    def pieces(self, work: Callable[[pa.ListArray], Result]) -> Iterator[tuple[Part, Result]]:
-        """(part, what `work` makes of its documents in a row group), worked out in threads."""
+    def map(self, work: Callable[[pa.ListArray], Result]) -> Iterator[tuple[Part, Result]]:
+        """Apply `work` to each part of each row group, in threads; yield (part, result) in order."""
 
         def read(place: tuple[Path, int, int | None]) -> list[tuple[Part, Result]]:
             train, validation = self._read(*place)
@@ -263,7 +266,7 @@ class Split:
 def hold_out_ends(
     tokens: pa.ListArray, held_out: pa.BooleanArray, share: float, longest: float
 ) -> tuple[pa.ListArray, pa.BooleanArray]:
-    """Rows of more than `longest` tokens as two rows each; the second is the row's last `share`, held out."""
+    """Split rows of more than `longest` tokens in two, and hold out the second, the last `share`."""
     offsets = tokens.offsets.to_numpy()
     lengths = np.diff(offsets)
     cut = lengths > longest
@@ -277,7 +280,7 @@ def hold_out_ends(
 
 
 def cut_at(tokens: pa.ListArray, cut: int) -> tuple[pa.ListArray, pa.ListArray]:
-    """The first `cut` tokens, and the rest; no row is empty."""
+    """Split at the first `cut` tokens; empty rows are removed."""
     values = tokens.values.to_numpy()
     offsets = tokens.offsets.to_numpy()
     cut = min(max(cut, 0), len(values))
@@ -289,26 +292,26 @@ def cut_at(tokens: pa.ListArray, cut: int) -> tuple[pa.ListArray, pa.ListArray]:
 
 
 def check_parts(train: int, validation: int, documents: int, config: SubwordsConfig) -> None:
-    """Raises ValueError where a part that was asked for is empty."""
+    """Raise ValueError if a requested part is empty."""
     if config.validation_share and not validation:
         raise ValueError(
-            f"nothing was held out for validation: a share of {config.validation_share} of {documents:,}"
+            f"no document is held out for validation: a share of {config.validation_share} of {documents:,}"
             " documents; raise validation_share, set --validation tail, or set validation_share to 0 for none"
         )
     if not train:
         raise ValueError(
-            f"nothing is left to train on: {counted(documents, 'documents')} of {documents:,} held out for"
+            f"no training documents remain: {counted(documents, 'documents')} of {documents:,} held out for"
             " validation; lower validation_share, or set --validation tail"
         )
 
 
-def kept_ids(
+def select_ids(
     base: Encoding, train: NDArray[np.int64], validation: NDArray[np.int64], config: SubwordsConfig
 ) -> NDArray[np.int32] | None:
-    """The base ids by their new id; None where they keep their numbers.
+    """Return the base id of each new id; None if base ids are kept.
 
-    Tokens of the validation part are kept too, behind those of the training part: both parts are encoded by
-    one tokenizer, the one that all text is encoded by later.
+    Tokens that occur only in the validation part follow those of the training part, since one tokenizer
+    encodes both parts and all later text.
     """
     if not config.compact and base.name != "characters":
         return None
@@ -318,11 +321,11 @@ def kept_ids(
     return kept[np.lexsort((kept, -train[kept]))]
 
 
-def write_parts(split: Split, tokenizer: Tokenizer, out: Path) -> tuple[int, dict[Part, int]]:
-    """Writes both parts' shards; returns how many, and each part's documents."""
+def write_parts(split: DocumentSplit, tokenizer: Tokenizer, out: Path) -> tuple[int, dict[Part, int]]:
+    """Write the shards of both parts; return their number, and the number of documents per part."""
     rows: dict[Part, int] = {"train": 0, "validation": 0}
 
-    def renumbered(tokens: pa.ListArray) -> pa.ListArray:
+    def renumber(tokens: pa.ListArray) -> pa.ListArray:
         ids = tokenizer.to_own_ids(tokens.values.to_numpy())
         return pa.ListArray.from_arrays(tokens.offsets, pa.array(ids))
 
@@ -331,7 +334,7 @@ def write_parts(split: Split, tokenizer: Tokenizer, out: Path) -> tuple[int, dic
         ShardWriter(out, SHARD_BYTES, "validation", column_encoding=COLUMN_ENCODING) as validation,
     ):
         writers: dict[Part, ShardWriter] = {"train": train, "validation": validation}
-        for part, tokens in split.pieces(renumbered):
+        for part, tokens in split.map(renumber):
             batch = pa.record_batch([tokens], schema=SCHEMA)
             writers[part].write(batch, TOKEN_BYTES * len(tokens.values))
             rows[part] += len(batch)
@@ -344,5 +347,5 @@ def write_vocabulary(tokenizer: Tokenizer, counts: NDArray[np.int64], out: Path)
 
 
 def read_tokenizer(tokens: Artifact) -> Tokenizer:
-    """The tokenizer of a `subwords` artifact."""
+    """Load the tokenizer of a `subwords` artifact."""
     return Tokenizer.load(tokens.folder / TOKENIZER)

@@ -1,8 +1,8 @@
 """The corpus: documents from any source, normalised, as Parquet shards.
 
-`locate` finds and fingerprints the source; the stage `corpus` reads it in pieces of a few MB, normalises them
-by Arrow's kernels in threads, and writes what remains in the source's order. Memory does not grow with the
-corpus: at most a few pieces a thread are held at once.
+`locate_source` locates and fingerprints the source. The stage `corpus` reads it in pieces of a few MB,
+normalises them with Arrow's kernels in threads, and writes the remaining documents in the source's order.
+Memory does not grow with the corpus: each thread holds a few pieces at most.
 
 A document longer than `max_document_bytes` is split at spaces into several rows, so that rows stay within
 the limits of later stages. Lines and paragraphs of more than 128 MB are refused.
@@ -32,11 +32,10 @@ from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.readers.csv_dialects import CsvCharacter, Dialect
 from lexloom.tasks.readers.encodings import TextEncoding
-from lexloom.tasks.readers.raw import Documents, InvalidText, Options
-from lexloom.tasks.sources import source
+from lexloom.tasks.readers.raw import Documents, InvalidText, ReadOptions
 from lexloom.tasks.sources.huggingface import NetworkError
-from lexloom.tasks.sources.reading import Limits, Reading, cut_long
-from lexloom.tasks.sources.source import Source
+from lexloom.tasks.sources.source import Source, find_source
+from lexloom.tasks.sources.source_reader import Limits, SourceReader, split_long
 from lexloom.tasks.store.artifacts import NORMALIZATION, RunOnly, Summary
 from lexloom.tasks.store.shards import ShardWriter, map_in_order
 from lexloom.tasks.store.stage import stage
@@ -115,8 +114,8 @@ class CorpusConfig(BaseModel):
         self.options()
         return self
 
-    def options(self) -> Options:
-        return Options(
+    def options(self) -> ReadOptions:
+        return ReadOptions(
             text_column=self.text_column,
             label_column=self.label_column,
             documents=self.documents,
@@ -145,9 +144,9 @@ class WrittenCorpusConfig(CorpusConfig):
     normalization: AsWritten = Field(AsWritten(), description="Rules applied to each document.")
 
 
-def locate(config: CorpusConfig) -> Source:
-    """Return the config's source with its fingerprint; `tasks.sources.source.find` lists the errors."""
-    return source.find(config.source)
+def locate_source(config: CorpusConfig) -> Source:
+    """Locate and fingerprint the config's source; raises the errors of `find_source`."""
+    return find_source(config.source)
 
 
 @stage(version=3, retry_on=NetworkError)
@@ -157,18 +156,18 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
     Labels are strings. A row `continues` if its document continues in the next row. The fact `label_names`
     has the class names of numeric labels, if the source has them.
 
-    ValueError or FileNotFoundError, in one sentence, where the source can't be read or nothing remains of it.
+    Raises ValueError or FileNotFoundError if the source can't be read or no text remains.
     """
-    reading = Reading(source, config.options(), config.limits())
+    reader = SourceReader(source, config.options(), config.limits())
     rules = config.normalization
     texts = 0
-    dropped = reading.dropped
+    dropped = reader.dropped
     losses: Losses = Counter()
 
     def normalized_pieces() -> Iterator[pa.RecordBatch]:
         most = config.max_document_bytes
         for piece, empty, lost in map_in_order(
-            lambda each: normalize_piece(each, rules, most), reading.pieces()
+            lambda each: normalize_piece(each, rules, most), reader.pieces()
         ):
             dropped["empty"] += empty
             losses.update(lost)
@@ -179,20 +178,16 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
         for batch in mark_continued(normalized_pieces()):
             texts += batch.num_rows
             shards.write(batch, pc.sum(pc.binary_length(batch["text"])).as_py() or 0)
-            bar.update(reading.position, counted(reading.documents, "documents"))
+            bar.update(reader.position, counted(reader.documents, "documents"))
     if texts == 0:
         why = ", ".join(counted(count, reason) for reason, count in dropped.items() if count)
         raise ValueError(
-            f"no text remains of {source.name}: {counted(reading.documents, 'documents')} read"
-            + (
-                f" ({why}); check the text column and the normalisation"
-                if why
-                else "; is it the right source?"
-            )
+            f"no text remains of {source.name}: {counted(reader.documents, 'documents')} read"
+            + (f" ({why}); check the text column and the normalisation" if why else "; check the source")
         )
-    notes = source.notes | dict(reading.notes) | dict(losses)
+    notes = source.notes | dict(reader.notes) | dict(losses)
     return Summary(
-        rows_in=reading.documents,
+        rows_in=reader.documents,
         unit_in="documents",
         rows=texts,
         unit="documents",
@@ -202,7 +197,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
             "shards": shards.count,
             "source": source.name,
             NORMALIZATION: rules.model_dump(mode="json"),
-            **({"label_names": list(reading.label_names)} if reading.label_names else {}),
+            **({"label_names": list(reader.label_names)} if reader.label_names else {}),
         },
         notes={what: count for what, count in notes.items() if count},
     )
@@ -243,5 +238,5 @@ def normalize_piece(
     blank = pc.equal(pc.utf8_trim_whitespace(text), "")
     kept = piece.filter(pc.or_(pc.invert(blank), pc.and_(piece["part"], pc.not_equal(text, ""))))
     empty = piece.num_rows - kept.num_rows
-    kept, losses[GROWN] = cut_long(kept, most)
+    kept, losses[GROWN] = split_long(kept, most)
     return kept, empty, losses

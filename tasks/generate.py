@@ -1,4 +1,4 @@
-"""Samples: what a language model writes, to look at."""
+"""Text samples of a language model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.store.stage import stage
 
 FILE = "samples.json"
-IN_TRAINING = Sampling(max_tokens=64, temperature=0.8, top_p=0.95)
+TRAINING_SAMPLING = Sampling(max_tokens=64, temperature=0.8, top_p=0.95)
 
 
 class SamplesConfig(BaseModel):
@@ -53,7 +53,7 @@ class Sample(BaseModel):
 
 
 class Samples(BaseModel):
-    """What `samples.json` holds."""
+    """The content of `samples.json`."""
 
     samples: list[Sample]
 
@@ -64,30 +64,31 @@ def read_samples(artifact: Artifact) -> list[Sample]:
 
 @stage(version=2)
 def samples(model: Artifact, config: SamplesConfig, out: Path) -> Summary:
-    """Writes `samples.json`: what the model writes behind each prompt, normalised as its training text was.
+    """Write `samples.json`: the text that the model generates for each prompt.
 
-    Raises ValueError for a prompt with characters that the model does not know.
+    Prompts are normalised like the training text. Raises ValueError if a prompt has a character that the
+    model does not know.
     """
-    writer = load_language_model(model.folder)
-    prompts = [writer.prompt(prompt) for prompt in config.prompts]
+    model_to_sample = load_language_model(model.folder)
+    prompts = [model_to_sample.prompt(prompt) for prompt in config.prompts]
     texts = [""] * len(prompts)
-    written = 0
+    done = 0
     with console.bar("samples", total=config.tokens) as bar:
-        for pieces in writer.generate(config.prompts, config.sampling()):
+        for pieces in model_to_sample.generate(config.prompts, config.sampling()):
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
-            written += 1
-            bar.update(written)
+            done += 1
+            bar.update(done)
     found = [Sample(prompt=prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)]
     (out / FILE).write_text(Samples(samples=found).model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Summary(
         rows_in=len(found),
         unit_in="prompts",
         rows=sum(len(text) for text in texts),
-        unit="characters written",
+        unit="characters",
     )
 
 
-def written(tokenizer: Path, reader: Callable[[Any], NextLogits], trainable: Any) -> str:
-    """A text from its beginning by a model in training: a job's `sample`, for a trainable with a `module`."""
-    pieces = sample_text(reader(trainable.module), Tokenizer.load(tokenizer), [""], IN_TRAINING)
+def sample_in_training(tokenizer: Path, make_decoder: Callable[[Any], NextLogits], trainable: Any) -> str:
+    """Generate a text with a model in training; the `sample` of a job whose trainable has a `module`."""
+    pieces = sample_text(make_decoder(trainable.module), Tokenizer.load(tokenizer), [""], TRAINING_SAMPLING)
     return "".join(piece for (piece,) in pieces)

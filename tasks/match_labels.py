@@ -1,6 +1,6 @@
-"""Test reviews from another source: labels as the model's numbers, without texts that it is trained on.
+"""Prepares test reviews from another source: numbers their labels, and drops texts of the training data.
 
-It runs before training, so that a source that can't judge the model is found before the model is made.
+The stage runs before training, so that an unusable test source is reported before the model is trained.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ from lexloom.tasks.split import (
     PARTS,
     SCHEMA,
     UNLABELLED,
-    batches,
-    digests_of,
+    digest_texts,
     label_values,
-    labels_of,
-    source_names,
+    read_batches,
+    read_label_names,
+    read_source_names,
 )
 from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.store.stage import stage
@@ -37,29 +37,29 @@ class MatchLabelsConfig(BaseModel):
 
 @stage(version=2)
 def match_labels(corpus: Artifact, reviews: Artifact, config: MatchLabelsConfig, out: Path) -> Summary:
-    """Writes test-00000.parquet: `text` and `label`, numbered as in the split `reviews`.
+    """Write test-00000.parquet: `text` and `label`, numbered as in the split `reviews`.
 
     Raises:
-        ValueError: a label is none of the training's, or no labelled review is left.
+        ValueError: a label does not occur in the training data, or no labelled review remains.
     """
-    numbers = Numbers(corpus, reviews)
-    met = digests_met(reviews)
+    numbers = LabelNumbers(corpus, reviews)
+    known = digest_training_texts(reviews)
     unlabelled = seen = rows = 0
     with pq.ParquetWriter(out / "test-00000.parquet", SCHEMA, compression="zstd") as writer:
-        for batch in batches(corpus.files(), ["text", "label"]):
+        for batch in read_batches(corpus.files(), ["text", "label"]):
             labels = numbers.of(batch["label"])
-            unmet = ~np.isin(digests_of(batch), met)
-            chosen = np.flatnonzero((labels >= 0) & unmet)
+            is_new = ~np.isin(digest_texts(batch), known)
+            chosen = np.flatnonzero((labels >= 0) & is_new)
             unlabelled += int((labels < 0).sum())
-            seen += int(((labels >= 0) & ~unmet).sum())
+            seen += int(((labels >= 0) & ~is_new).sum())
             rows += len(chosen)
             if len(chosen):
                 columns = [batch["text"].take(chosen), pa.array(labels[chosen])]
                 writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
     if not rows:
         raise ValueError(
-            f"no review of the test source can judge the model: {counted(unlabelled, 'reviews')} without a"
-            f" label, {counted(seen, 'reviews')} in the training data; name another test source"
+            f"no review of the test source can be used: {counted(unlabelled, 'reviews')} without a"
+            f" label, {counted(seen, 'reviews')} in the training data; use another test source"
         )
     return Summary(
         rows_in=rows + unlabelled + seen,
@@ -67,41 +67,42 @@ def match_labels(corpus: Artifact, reviews: Artifact, config: MatchLabelsConfig,
         rows=rows,
         unit="reviews",
         dropped={UNLABELLED: unlabelled, IN_TRAINING: seen},
-        facts={"labels": labels_of(reviews), "test": rows},
+        facts={"labels": read_label_names(reviews), "test": rows},
     )
 
 
-class Numbers:
-    """The model's numbers for the labels of a test source.
+class LabelNumbers:
+    """Maps the labels of a test source to the model's label numbers.
 
-    A label is found by what the test source calls it, if it has names; by its value in the training's source;
-    or by the name that it has there.
+    A label is matched by its name in the test source (if the source has names), by its value in the training
+    source, or by its name there.
     """
 
     def __init__(self, corpus: Artifact, reviews: Artifact) -> None:
-        self._names = labels_of(reviews)
+        self._names = read_label_names(reviews)
         by_name = {name: number for number, name in enumerate(self._names)}
         by_value = {value: number for number, value in enumerate(label_values(reviews))}
-        theirs = source_names(corpus)
+        value_names = read_source_names(corpus)
         self._numbers = by_name | by_value
-        self._numbers |= {value: by_name[name] for value, name in theirs.items() if name in by_name}
+        self._numbers |= {value: by_name[name] for value, name in value_names.items() if name in by_name}
 
     def of(self, labels: pa.StringArray) -> NDArray[np.int32]:
-        """(N,): numbers, -1 where there is no label; ValueError where one is not among the training's."""
+        """Return the numbers of labels, (N,), -1 for null; raise ValueError for an unknown label."""
         coded = labels.dictionary_encode()
         values = coded.dictionary.to_pylist()
         if unknown := sorted(set(values) - self._numbers.keys()):
             shown = ", ".join(map(repr, self._names[:SHOWN_LABELS]))
             more = ", ..." if len(self._names) > SHOWN_LABELS else ""
             raise ValueError(
-                f"a test review has the label {unknown[0]!r}, and the training's reviews only {shown}{more}:"
-                " leave such test reviews out, or train on some"
+                f"a test review has the label {unknown[0]!r}, but the training reviews only have"
+                f" {shown}{more}:"
+                " remove such test reviews, or add training reviews with this label"
             )
         numbers = np.array([*(self._numbers[value] for value in values), -1], np.int32)
         return numbers[coded.indices.fill_null(len(values)).to_numpy()]
 
 
-def digests_met(reviews: Artifact) -> NDArray[np.uint64]:
-    """Those of the texts that train the model, or choose among its states."""
+def digest_training_texts(reviews: Artifact) -> NDArray[np.uint64]:
+    """Compute the digests of the texts in the training and validation parts."""
     paths = [path for part in PARTS[:2] for path in reviews.files(f"{part}-*.parquet")]
-    return np.concatenate([digests_of(batch) for batch in batches(paths, ["text"])])
+    return np.concatenate([digest_texts(batch) for batch in read_batches(paths, ["text"])])

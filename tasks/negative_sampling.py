@@ -1,7 +1,7 @@
 """The noise distribution of negative sampling: count^0.75, as an alias table.
 
-A draw takes one random cell and one comparison, whatever the size of the vocabulary (Walker 1977; built in
-linear time by Vose 1991): pick cell i at random; keep i with `probability[i]`, else take `alias[i]`.
+A sample takes constant time (Walker 1977; built in linear time by Vose 1991): draw a cell i uniformly; return
+i with `probability[i]`, otherwise `alias[i]`.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ class NoiseConfig(BaseModel):
 
 @stage(version=1)
 def noise(vocabulary: Artifact, config: NoiseConfig, out: Path) -> Summary:
-    """Writes `noise.parquet`: `probability` (float32) and `alias` (int32), one row a word."""
+    """Write `noise.parquet`: `probability` (float32) and `alias` (int32), one row per word."""
     _, counts = read_vocabulary(vocabulary)
     weights = counts.astype(np.float64) ** config.power
     probability, alias = alias_table(weights / weights.sum())
@@ -45,25 +45,25 @@ def noise(vocabulary: Artifact, config: NoiseConfig, out: Path) -> Summary:
 
 
 def read_noise(artifact: Artifact) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """(probability, alias), each (V,), of a `noise` artifact."""
+    """Read (probability, alias), each (V,), of a `noise` artifact."""
     table = pq.read_table(artifact.folder / FILE)
     return table["probability"].to_numpy(), table["alias"].to_numpy()
 
 
 def alias_table(shares: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """The alias table of a distribution `shares` (V,), which sums to one."""
+    """Return the alias table of a distribution `shares` (V,), which sums to one."""
     return fill_cells(shares * len(shares))
 
 
 @njit(cache=True)
 def fill_cells(filling):  # type: ignore[no-untyped-def]
-    """Vose's algorithm: every cell that is not full is topped up by one that is more than full.
+    """Vose's algorithm: fill each cell below 1 with the excess of a cell above 1.
 
-    `filling` (V,) has a mean of one and is used up.
+    `filling` (V,) has a mean of one and is overwritten.
     """
     size = len(filling)
     probability, alias = np.ones(size, np.float32), np.arange(size).astype(np.int32)
-    waiting = np.empty(size, np.int32)  # cells not yet full from the left, more than full from the right
+    waiting = np.empty(size, np.int32)  # cells below 1 from the left, cells above 1 from the right
     low, high = 0, size
     for cell in range(size):
         if filling[cell] < 1.0:
@@ -72,13 +72,13 @@ def fill_cells(filling):  # type: ignore[no-untyped-def]
         else:
             high -= 1
             waiting[high] = cell
-    while low > 0 and high < size:  # what remains at the end is full but for rounding
+    while low > 0 and high < size:  # the remaining cells are 1 up to rounding
         low -= 1
-        poor, rich = waiting[low], waiting[high]
-        probability[poor], alias[poor] = filling[poor], rich
-        filling[rich] -= 1.0 - filling[poor]
-        if filling[rich] < 1.0:
+        small, large = waiting[low], waiting[high]
+        probability[small], alias[small] = filling[small], large
+        filling[large] -= 1.0 - filling[small]
+        if filling[large] < 1.0:
             high += 1
-            waiting[low] = rich
+            waiting[low] = large
             low += 1
     return probability, alias

@@ -1,16 +1,16 @@
-"""(target, context) pairs for skip-gram: what word2vec would draw from the text, written down once.
+"""Stores the (target, context) pairs that word2vec's skip-gram would draw from the text.
 
-models/word2vec/skipgram.py says which pairs those are. In mode `streamed` this stage is left out: training
-draws pairs of the same distribution from the tokens as it goes.
+models/word2vec/skipgram.py defines the pairs. In mode `streamed` this stage is skipped: training draws pairs
+of the same distribution from the tokens.
 
-- All randomness is a function of (seed, document, position), so the pairs depend neither on threads nor on
-  how the tokens are cut into shards, row groups or batches.
+- All randomness is a function of (seed, document, position), so the pairs do not depend on threads or on the
+  division of the tokens into shards, row groups and batches.
 - Two threads: one reads tokens and makes pairs, one encodes and writes
-  (`lexloom.tasks.store.shards.BlockWriter`). Memory is bounded whatever the corpus (a document is held whole:
-  28 bytes a word).
-- No dictionary in the Parquet files. The pairs of a target are adjacent and its neighbours come again with
-  the next target, which the compressions find by themselves: lz4 takes 2.58 bytes a pair without one and 2.64
-  with one, and encodes 75M pairs/s instead of 50M (benchmarks/pairs.py).
+  (`lexloom.tasks.store.shards.BlockWriter`). Memory does not grow with the corpus, but with the longest
+  document: 28 bytes per word.
+- The Parquet files have no dictionary. Adjacent pairs share words, which the compression exploits by itself:
+  lz4 needs 2.58 bytes per pair without a dictionary and 2.64 with one, and encodes 75M pairs/s instead of 50M
+  (benchmarks/pairs.py).
 """
 
 from pathlib import Path
@@ -33,10 +33,10 @@ from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.shards import BlockWriter, Compression, block_writer
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.tokens import count_tokens, token_batches, training_files
+from lexloom.tasks.tokens import count_tokens, read_token_batches, training_files
 from lexloom.tasks.vocabulary import read_vocabulary
 
-ROWS_PER_GROUP = 1 << 19  # in every row group but a shard's last
+ROWS_PER_GROUP = 1 << 19  # in each row group except the last of a shard
 
 SCHEMA = pa.schema([pa.field("target", pa.int32(), False), pa.field("context", pa.int32(), False)])
 
@@ -85,16 +85,19 @@ class PairsConfig(SkipGramsConfig):
 
 @stage(version=2)
 def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path) -> Summary:
-    """Writes every (target, context) pair of the text to `train-*.parquet`, two int32 columns.
+    """Write every (target, context) pair of the text to `train-*.parquet`, two int32 columns.
 
-    Those of held-out documents go to `validation-*.parquet`. The order is that of the text, and all pairs of
-    one target position are adjacent (they may straddle two shards). Every shard but the last has exactly
-    `pairs_per_shard` rows, every row group but a shard's last `ROWS_PER_GROUP`. Raises ValueError where
-    tokens and vocabulary don't belong together, and where not one pair can be made or held out.
+    The pairs of held-out documents are written to `validation-*.parquet`. Pairs are in the order of the text,
+    and the pairs of one target position are adjacent, possibly across two shards. Every shard except the last
+    has `pairs_per_shard` rows, and every row group except a shard's last `ROWS_PER_GROUP`.
+
+    Raises:
+        ValueError: the vocabulary does not belong to the tokens, or there is no pair to train on or to hold
+        out.
     """
     _, counts = read_vocabulary(vocabulary)
     thresholds = keep_thresholds(counts, config.subsample)
-    documents = words = kept_words = lonely = 0
+    documents = words = kept_words = isolated = 0
     files = training_files(tokens)
     shards: dict[str, Any] = {
         "rows_per_group": ROWS_PER_GROUP,
@@ -107,7 +110,7 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
         block_writer(out, SCHEMA, name="validation", **shards) as held_out_writer,
         console.bar("pairs", total=count_tokens(files)) as bar,
     ):
-        for ids, offsets in token_batches(files):
+        for ids, offsets in read_token_batches(files):
             check_ids(ids, len(counts), tokens)
             kept, kept_offsets = subsample(ids, offsets, documents, config.seed, thresholds)
             held_out = draw_documents(
@@ -121,16 +124,16 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
             documents += len(offsets) - 1
             words += len(ids)
             kept_words += len(kept)
-            lonely += int(np.count_nonzero(np.diff(kept_offsets) == 1))
+            isolated += int(np.count_nonzero(np.diff(kept_offsets) == 1))
             bar.update(words, counted(writer.rows, "pairs"))
     if not writer.rows:
         raise ValueError(
-            f"not one pair can be made of {counted(documents, 'documents')} with {counted(words, 'words')}:"
+            f"no pair can be made of {counted(documents, 'documents')} with {counted(words, 'words')}:"
             " none keeps two words. Make the documents longer, lower min_count, or set --subsample 0"
         )
     if config.validation_share and not held_out_writer.rows:
         raise ValueError(
-            f"not one pair is held out of {counted(documents, 'documents')}: raise validation_share, or set"
+            f"no pair is held out of {counted(documents, 'documents')}: raise validation_share, or set"
             " it to 0"
         )
     return Summary(
@@ -138,11 +141,11 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
         unit_in="words",
         rows=writer.rows,
         unit="pairs",
-        dropped={"dropped by subsampling": words - kept_words, "words without context": lonely},
+        dropped={"dropped by subsampling": words - kept_words, "words without context": isolated},
         facts={
             "pairs": writer.rows,
             "validation_pairs": held_out_writer.rows,
-            "positions": kept_words - lonely,
+            "positions": kept_words - isolated,
             "tokens": words,
             "documents": documents,
             "words": len(counts),
@@ -167,7 +170,7 @@ def make_pairs(
     config: PairsConfig,
     writer: BlockWriter,
 ) -> None:
-    """Makes the pairs of a batch's wanted documents, block by block, and hands full blocks to the writer."""
+    """Make the pairs of the wanted documents of a batch, and flush the writer's full blocks."""
     cursor = np.zeros(2, np.int64)
     while cursor[0] < len(offsets) - 1:
         writer.filled = fill_block(

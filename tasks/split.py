@@ -1,13 +1,12 @@
-"""Labelled reviews, split into train, validation and test: parts that share no text, and hardly a film.
+"""Splits labelled reviews into train, validation and test parts that share no text and hardly any subject.
 
-Labelled data lies sorted more often than not: all of one class together, and reviews of one film side by
-side. Held out at random, a film would be in two parts at once, and a classifier that remembers films would
-score too well. So what is held out is the end of each tenth of each class's rows (tenths, so that a source
-made of several is held out from each), and only then are rows shuffled. So parts share no reviews of a film,
-but for those of a film that straddles a border. A held-out text that the training part has too, letter for
-letter, falls away.
+Labelled data is often sorted by class, with reviews of one film next to each other. A random split would put
+a film into several parts, and a classifier that memorizes films would score too high. Therefore the end of
+each tenth of each class's rows is held out before shuffling (tenths, so that every part of a combined source
+contributes). Only films at a boundary are in two parts. A held-out text that is identical to a training text
+is dropped.
 
-Bounded memory: labels, parts, shards and digests of all texts (some 30 bytes a review), one shard at a time.
+Memory is bounded by about 30 bytes per review (label, part, shard and digest) and one shard.
 """
 
 import re
@@ -28,14 +27,14 @@ from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.store.stage import stage
 
 PARTS = ("train", "validation", "test")
-STRETCHES = 10
-SHARD_BYTES = 1 << 26  # of text, about
-ROW_GROUP = 512  # reviews: what later stages work on at a time
-MOST_LABELS = 1000
-MOST_CHARACTERS = 200  # of a label
+SEGMENTS = 10
+SHARD_BYTES = 1 << 26  # approximate bytes of text
+ROW_GROUP = 512  # reviews; later stages process one row group at a time
+MAX_LABELS = 1000
+MAX_LABEL_LENGTH = 200  # characters
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 UNLABELLED = "without a label"
-LEFT_OUT = -1
+UNUSED = -1
 SCHEMA = pa.schema([("text", pa.string()), ("label", pa.int32())])
 
 
@@ -65,33 +64,32 @@ class SplitConfig(BaseModel):
     seed: int = Field(1, ge=0, description="Random seed of the order of the reviews.")
 
     @model_validator(mode="after")
-    def something_is_left_to_train(self) -> Self:
+    def check_shares(self) -> Self:
         if self.validation_share + self.test_share >= 1:
             raise ValueError(
-                f"validation_share {self.validation_share} and test_share {self.test_share} leave nothing to"
-                " train on: lower them"
+                f"validation_share {self.validation_share} and test_share {self.test_share} leave no training"
+                " data: lower them"
             )
         return self
 
 
 @stage(version=2)
 def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
-    """Writes train-*, validation-* and test-*.parquet: `text`, and `label`: int32, a label's number.
+    """Write train-*, validation-* and test-*.parquet: `text`, and `label`, an int32 label number.
 
-    The labels' names, in the order of their numbers, are the fact `labels`; as they were in the corpus, the
-    fact `label_values`.
+    The fact `labels` has the label names by number, `label_values` the labels as they were in the corpus.
 
     Raises:
-        ValueError: there are no labels, fewer than two different ones, or too few reviews of one.
+        ValueError: there are fewer than two different labels, or too few reviews with one of them.
     """
     known, labels, digests, size = read_labels(corpus)
-    names = named(known, config.label_names or names_in(corpus, known), len(labels))
-    unlabelled = int((labels == LEFT_OUT).sum())
-    parts = assign(labels, names, config)
-    unused = int((parts == LEFT_OUT).sum()) - unlabelled
-    twice = seen_below(parts, digests)
-    parts[twice] = LEFT_OUT
-    refuse_empty(parts, labels, names, config)
+    names = name_labels(known, config.label_names or find_source_names(corpus, known), len(labels))
+    unlabelled = int((labels == UNUSED).sum())
+    parts = assign_parts(labels, names, config)
+    unused = int((parts == UNUSED).sum()) - unlabelled
+    duplicates = find_duplicates(parts, digests)
+    parts[duplicates] = UNUSED
+    check_parts(parts, labels, names, config)
     write_parts(corpus, parts, labels, out, max(1, -(-size // SHARD_BYTES)), config.seed)
     counts = {part: int((parts == index).sum()) for index, part in enumerate(PARTS)}
     return Summary(
@@ -102,7 +100,7 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
         dropped={
             UNLABELLED: unlabelled,
             "beyond the limit": unused,
-            "held-out duplicates": int(twice.sum()),
+            "held-out duplicates": int(duplicates.sum()),
         },
         facts={**counts, "labels": names, "label_values": known, **corpus.normalization},
     )
@@ -111,89 +109,89 @@ def split(corpus: Artifact, config: SplitConfig, out: Path) -> Summary:
 def read_labels(
     corpus: Artifact,
 ) -> tuple[list[str], NDArray[np.int32], NDArray[np.uint64], int]:
-    """The labels met, in order; each row's number among them or LEFT_OUT; each text's digest; all bytes."""
-    met: dict[str, int] = {}  # label -> its place in order of appearance
+    """Read the sorted labels, each row's label number or UNUSED, the digests of the texts, and their size."""
+    found: dict[str, int] = {}  # label -> its index in order of appearance
     places, digests, size = [np.empty(0, np.int32)], [np.empty(0, np.uint64)], 0
-    for batch in batches(corpus.files(), ["text", "label"]):
+    for batch in read_batches(corpus.files(), ["text", "label"]):
         coded = batch["label"].dictionary_encode()
-        here = [met.setdefault(label, len(met)) for label in coded.dictionary.drop_null().to_pylist()]
-        found = coded.indices.fill_null(len(here)).to_numpy()
-        places.append(np.array([*here, LEFT_OUT], np.int32)[found])
-        digests.append(digests_of(batch))
+        here = [found.setdefault(label, len(found)) for label in coded.dictionary.drop_null().to_pylist()]
+        codes = coded.indices.fill_null(len(here)).to_numpy()
+        places.append(np.array([*here, UNUSED], np.int32)[codes])
+        digests.append(digest_texts(batch))
         size += batch["text"].nbytes
-    known = in_order(met)
+    known = sort_labels(found)
     number = {label: index for index, label in enumerate(known)}
-    numbers = np.array([*(number[label] for label in met), LEFT_OUT], np.int32)  # LEFT_OUT is the last place
+    numbers = np.array([*(number[label] for label in found), UNUSED], np.int32)  # UNUSED is the last index
     return known, numbers[np.concatenate(places)], np.concatenate(digests), size
 
 
-def in_order(labels: Iterable[str]) -> list[str]:
-    """Numbers ascending, if all labels are some; else by the alphabet."""
+def sort_labels(labels: Iterable[str]) -> list[str]:
+    """Sort labels in ascending order if all are numbers, else alphabetically."""
     labels = sorted(labels)
     if all(map(NUMBER.fullmatch, labels)):
-        labels.sort(key=Decimal)  # which, unlike int, takes any number of digits
+        labels.sort(key=Decimal)  # unlike int, it accepts any number of digits
     return labels
 
 
-def digests_of(batch: pa.RecordBatch) -> NDArray[np.uint64]:
-    """(N,): by which two texts are told to be the same, letter for letter."""
+def digest_texts(batch: pa.RecordBatch) -> NDArray[np.uint64]:
+    """Compute the digests of the texts, (N,) uint64."""
     texts = batch["text"].cast(pa.binary()).to_pylist()
     return np.array([xxhash.xxh3_64_intdigest(text) for text in texts], np.uint64)
 
 
-def labels_of(artifact: Artifact) -> list[str]:
-    """The labels' names, in the order of their numbers; of a split, and of what is made from it."""
+def read_label_names(artifact: Artifact) -> list[str]:
+    """Return the label names by number, of a split or of an artifact made from it."""
     return cast("list[str]", artifact.facts["labels"])
 
 
 def label_values(reviews: Artifact) -> list[str]:
-    """The labels as they were in the corpus, in the order of their numbers."""
+    """Return the labels as they were in the corpus, by number."""
     return cast("list[str]", reviews.facts["label_values"])
 
 
-def batches(paths: Sequence[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The shards' row groups, in order."""
+def read_batches(paths: Sequence[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the row groups of the shards, in order; raise ValueError if a column is missing."""
     for path in paths:
         with pq.ParquetFile(path) as file:
             if missing := set(columns) - set(file.schema_arrow.names):
                 raise ValueError(
-                    f"the corpus has no {', '.join(sorted(missing))}: name the column of the labels with"
+                    f"the corpus has no {', '.join(sorted(missing))}: set the label column with"
                     " --label-column"
                 )
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group, columns=columns).combine_chunks().to_batches()[0]
 
 
-def names_in(corpus: Artifact, known: Sequence[str]) -> list[str] | None:
-    """What the source calls the labels, where it has a name for each of them."""
-    names = source_names(corpus)
+def find_source_names(corpus: Artifact, known: Sequence[str]) -> list[str] | None:
+    """Return the source's names of the labels; None unless it has a name for each."""
+    names = read_source_names(corpus)
     return [names[label] for label in known] if known and names.keys() >= set(known) else None
 
 
-def source_names(corpus: Artifact) -> dict[str, str]:
-    """label -> what the corpus' source calls it."""
+def read_source_names(corpus: Artifact) -> dict[str, str]:
+    """Return label -> name, from the corpus' source."""
     names = cast("list[str]", corpus.facts.get("label_names", []))
     return {str(number): name for number, name in enumerate(names)}
 
 
-def named(known: Sequence[str], given: list[str] | None, reviews: int) -> list[str]:
-    """The labels' names; ValueError where the labels can't be a classifier's."""
+def name_labels(known: Sequence[str], given: list[str] | None, reviews: int) -> list[str]:
+    """Return the label names; raise ValueError if no classifier can be trained on these labels."""
     if not known:
-        raise ValueError(f"there is no label among {counted(reviews, 'reviews')}: is it the right column?")
+        raise ValueError(f"none of {counted(reviews, 'reviews')} has a label: check the label column")
     for label in known:
-        if len(label) > MOST_CHARACTERS:
+        if len(label) > MAX_LABEL_LENGTH:
             raise ValueError(
-                f"a label has {counted(len(label), 'characters')} ({label[:20]}...), where {MOST_CHARACTERS}"
-                " are the most: is it the right column?"
+                f"a label has {counted(len(label), 'characters')} ({label[:20]}...), but the maximum"
+                f" is {MAX_LABEL_LENGTH}: check the label column"
             )
     if len(known) == 1:
         raise ValueError(
-            f"all reviews have the label {known[0]!r}: a classifier needs two different ones at least"
+            f"all reviews have the label {known[0]!r}: a classifier needs at least two different labels"
         )
-    if len(known) > MOST_LABELS:
+    if len(known) > MAX_LABELS:
         raise ValueError(
-            f"there are {len(known):,} different labels ({known[0]!r}, {known[1]!r}, ...): is it the right"
-            " column?"
+            f"there are {len(known):,} different labels ({known[0]!r}, {known[1]!r}, ...): check the label"
+            " column"
         )
     if given is None:
         return [str(value) for value in known]
@@ -202,24 +200,24 @@ def named(known: Sequence[str], given: list[str] | None, reviews: int) -> list[s
     return list(given)
 
 
-def assign(labels: NDArray[np.int32], names: list[str], config: SplitConfig) -> NDArray[np.int8]:
-    """Each row's part: an index into PARTS, or LEFT_OUT."""
-    parts = np.full(len(labels), LEFT_OUT, np.int8)
-    labelled = int((labels != LEFT_OUT).sum())
+def assign_parts(labels: NDArray[np.int32], names: list[str], config: SplitConfig) -> NDArray[np.int8]:
+    """Assign each row to a part: an index into PARTS, or UNUSED."""
+    parts = np.full(len(labels), UNUSED, np.int8)
+    labelled = int((labels != UNUSED).sum())
     use = 1.0 if config.limit is None else min(1.0, config.limit / labelled)
     for label in range(len(names)):
         rows = np.flatnonzero(labels == label)
         wanted = round(use * len(rows))
         rows = rows[np.linspace(0, len(rows) - 1, wanted).round().astype(int)]
         least = min([share for share in (config.validation_share, config.test_share) if share], default=1)
-        # a short class is cut into fewer stretches, so that each holds out a row of every part
-        for stretch in np.array_split(rows, max(1, min(STRETCHES, int(len(rows) * least)))):
-            test = at_least_one(config.test_share, len(stretch))
-            held_out = test + at_least_one(config.validation_share, len(stretch))
-            part = np.zeros(len(stretch), np.int8)
-            part[len(stretch) - min(held_out, len(stretch)) :] = PARTS.index("validation")
-            part[len(stretch) - min(test, len(stretch)) :] = PARTS.index("test")
-            parts[stretch] = part
+        # a small class has fewer segments, so that every segment holds out at least one row per part
+        for segment in np.array_split(rows, max(1, min(SEGMENTS, int(len(rows) * least)))):
+            test = at_least_one(config.test_share, len(segment))
+            held_out = test + at_least_one(config.validation_share, len(segment))
+            part = np.zeros(len(segment), np.int8)
+            part[len(segment) - min(held_out, len(segment)) :] = PARTS.index("validation")
+            part[len(segment) - min(test, len(segment)) :] = PARTS.index("test")
+            parts[segment] = part
     return parts
 
 
@@ -227,8 +225,8 @@ def at_least_one(share: float, rows: int) -> int:
     return max(1, round(share * rows)) if share else 0
 
 
-def seen_below(parts: NDArray[np.int8], digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """The held-out rows whose text is in a part before theirs: test's in validation, either's in train."""
+def find_duplicates(parts: NDArray[np.int8], digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Find held-out rows whose text is also in an earlier part: test in validation, and both in train."""
     seen = np.zeros(len(parts), bool)
     for index in range(1, len(PARTS)):
         before = digests[(parts >= 0) & (parts < index)]
@@ -236,10 +234,10 @@ def seen_below(parts: NDArray[np.int8], digests: NDArray[np.uint64]) -> NDArray[
     return seen
 
 
-def refuse_empty(
+def check_parts(
     parts: NDArray[np.int8], labels: NDArray[np.int32], names: list[str], config: SplitConfig
 ) -> None:
-    """ValueError where a label is missing from a part that the config asks for."""
+    """Raise ValueError if a label is missing from a requested part."""
     for index, part in enumerate(PARTS):
         if not (1.0, config.validation_share, config.test_share)[index]:
             continue
@@ -248,7 +246,7 @@ def refuse_empty(
                 reviews = int((labels == label).sum())
                 raise ValueError(
                     f"the label {name!r} has no review in the {part} part ({counted(reviews, 'reviews')} in"
-                    " all): find more of them, leave the label out, or hold out another share"
+                    " total): add reviews with this label, remove the label, or change the shares"
                 )
 
 
@@ -260,7 +258,7 @@ def write_parts(
     shards: int,
     seed: int,
 ) -> None:
-    """Each part's rows in random order: rows are dealt to shards at random, then each shard is shuffled."""
+    """Write each part in random order: assign rows to shards at random, then shuffle each shard."""
     generator = np.random.default_rng(seed)
     shard_of = generator.integers(0, shards, len(parts))
     for index, part in enumerate(PARTS):
@@ -269,7 +267,7 @@ def write_parts(
         paths = [out / f"{part}-{shard:05d}.parquet" for shard in range(shards)]
         writers = [pq.ParquetWriter(path, SCHEMA, compression="zstd") for path in paths]
         start = 0
-        for batch in batches(corpus.files(), ["text"]):
+        for batch in read_batches(corpus.files(), ["text"]):
             here = slice(start, start + batch.num_rows)
             for shard in range(shards):
                 rows = np.flatnonzero((parts[here] == index) & (shard_of[here] == shard))

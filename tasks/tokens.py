@@ -1,9 +1,8 @@
-"""Tokens: every document as the ids of its words.
+"""Encodes every document as the ids of its words.
 
-Finding words and their ids is one pass over the text's bytes, compiled by Numba: it hashes the bytes up to a
-space and looks the word up in an open-addressing table, which is built once. It takes 23 ns a word; Arrow's
-split and dictionary_encode take 45, and its index_in would build a table anew for every piece (0.5 s for
-three million words).
+One pass over the bytes of the text, compiled by Numba, hashes the bytes up to a space and looks the word up
+in an open-addressing table that is built once. It takes 23 ns per word. Arrow's split and dictionary_encode
+take 45 ns, and its index_in would build a table for every piece (0.5 s for three million words).
 """
 
 from collections.abc import Iterator
@@ -27,16 +26,16 @@ from lexloom.tasks.vocabulary import read_vocabulary
 SHARD_BYTES = 1 << 28
 TOKEN_BYTES = 4
 TOKENS_PER_BATCH = 1 << 20
-MOST_DOCUMENTS_PER_BATCH = 1 << 16
+MAX_DOCUMENTS_PER_BATCH = 1 << 16
 READ_BYTES = 1 << 20
 FNV_OFFSET = np.uint64(0xCBF29CE484222325)
-FOLD, ONE = np.uint64(32), np.uint64(1)
+HIGH_BITS, ONE = np.uint64(32), np.uint64(1)
 FNV_PRIME = np.uint64(0x100000001B3)
-FREE = -1
+EMPTY = -1
 TAB, RETURN, SPACE = np.uint8(9), np.uint8(13), np.uint8(32)
 
 SCHEMA = pa.schema([("tokens", pa.list_(pa.int32()))])
-# an id's high bytes are mostly 0: split by byte, 23M take 33 MB instead of 39, in 0.26 s instead of 0.44
+# most high bytes are 0: split by byte, 23M ids take 33 MB instead of 39, in 0.26 s instead of 0.44
 COLUMN_ENCODING = {"tokens.list.element": "BYTE_STREAM_SPLIT"}
 
 
@@ -48,10 +47,10 @@ class TokensConfig(BaseModel):
 
 @stage(version=1)
 def tokens(corpus: Artifact, vocabulary: Artifact, config: TokensConfig, out: Path) -> Summary:
-    """Looks up words: shards of `tokens: list<int32>`, a row a document, in the corpus's order.
+    """Write shards of `tokens: list<int32>`, a row per document, in the order of the corpus.
 
-    Words that are not in the vocabulary fall away, and so do documents of which nothing remains. A row group
-    is what came of one of the corpus's (about 4 MB of text, 0.8M tokens of English).
+    Words outside the vocabulary are dropped, and so are documents that become empty. Each row group
+    corresponds to one of the corpus (about 4 MB of text, 0.8M tokens of English).
     """
     words, _ = read_vocabulary(vocabulary)
     table = WordTable(words)
@@ -70,7 +69,7 @@ def tokens(corpus: Artifact, vocabulary: Artifact, config: TokensConfig, out: Pa
             emptied += empty
             bar.update(done, counted(known, "tokens"))
     if known == 0:
-        raise ValueError("no word of the corpus is in the vocabulary: was it made from another corpus?")
+        raise ValueError("no word of the corpus is in the vocabulary: use the vocabulary of this corpus")
     return Summary(
         rows_in=known + unknown,
         unit_in="words",
@@ -82,49 +81,49 @@ def tokens(corpus: Artifact, vocabulary: Artifact, config: TokensConfig, out: Pa
 
 
 class WordTable:
-    """Finds ids by words: linear probing in a table at most half full, hashed by FNV-1a."""
+    """Maps words to ids: a hash table with FNV-1a, linear probing and a load factor of at most 1/2."""
 
     def __init__(self, words: pa.StringArray) -> None:
-        self._starts, self._letters = buffers(words)
+        self._starts, self._data = string_buffers(words)
         size = 1 << (2 * len(words)).bit_length()
-        self._slots = np.full(size, FREE, np.int32)
+        self._slots = np.full(size, EMPTY, np.int32)
         self._codes = np.zeros(size, np.uint64)
-        fill(self._slots, self._codes, self._starts, self._letters)
+        insert_words(self._slots, self._codes, self._starts, self._data)
 
     def encode(self, text: pa.StringArray) -> tuple[pa.ListArray, int, int]:
-        """(ids of every document that has any, words not found, documents left out)."""
-        starts, letters = buffers(text)
-        ids, ends, missed = look_up(starts, letters, self._slots, self._codes, self._starts, self._letters)
+        """Return the ids of non-empty documents, and the numbers of unknown words and empty documents."""
+        starts, data = string_buffers(text)
+        ids, ends, missed = look_up(starts, data, self._slots, self._codes, self._starts, self._data)
         offsets = ends[np.concatenate(([True], ends[1:] != ends[:-1]))]
         encoded = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
         return encoded, missed, len(text) - len(encoded)
 
 
-def buffers(words: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """(where each string starts, and the last ends; all bytes), without a copy."""
+def string_buffers(words: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the offsets (N + 1,) int32 of the strings, and their bytes, without a copy."""
     _, offsets, data = words.buffers()
     starts = np.frombuffer(offsets, np.int32)[words.offset : words.offset + len(words) + 1]
     return starts, np.frombuffer(data or b"", np.uint8)
 
 
 @numba.njit(nogil=True, cache=True)
-def fill(slots, codes, starts, letters):  # type: ignore[no-untyped-def]
-    """Puts every word's id and hash code into the first free slot from where its code points."""
+def insert_words(slots, codes, starts, data):  # type: ignore[no-untyped-def]
+    """Insert the id and hash code of each word into the first empty slot, starting at its hash."""
     mask = np.uint64(len(slots) - 1)
     for word in range(len(starts) - 1):
         code = FNV_OFFSET
         for place in range(starts[word], starts[word + 1]):
-            code = (code ^ np.uint64(letters[place])) * FNV_PRIME
-        slot = (code ^ (code >> FOLD)) & mask
-        while slots[slot] != FREE:
+            code = (code ^ np.uint64(data[place])) * FNV_PRIME
+        slot = (code ^ (code >> HIGH_BITS)) & mask
+        while slots[slot] != EMPTY:
             slot = (slot + ONE) & mask
         slots[slot] = word
         codes[slot] = code
 
 
 @numba.njit(nogil=True, cache=True)
-def look_up(starts, letters, slots, codes, word_starts, word_letters):  # type: ignore[no-untyped-def]
-    """(ids of all known words int32, where each document's begin and end among them int32, words unknown)."""
+def look_up(starts, data, slots, codes, word_starts, word_data):  # type: ignore[no-untyped-def]
+    """Return the ids of known words, the documents' offsets into them (int32), and the unknown count."""
     mask = np.uint64(len(slots) - 1)
     documents = len(starts) - 1
     ids = np.empty((starts[documents] - starts[0] + documents) // 2 + 1, np.int32)
@@ -134,24 +133,24 @@ def look_up(starts, letters, slots, codes, word_starts, word_letters):  # type: 
         code = FNV_OFFSET
         length = 0
         for place in range(starts[document], starts[document + 1] + 1):
-            letter = letters[place] if place < starts[document + 1] else SPACE
-            if letter > SPACE or not (letter == SPACE or TAB <= letter <= RETURN):
-                code = (code ^ np.uint64(letter)) * FNV_PRIME
+            byte = data[place] if place < starts[document + 1] else SPACE
+            if byte > SPACE or not (byte == SPACE or TAB <= byte <= RETURN):
+                code = (code ^ np.uint64(byte)) * FNV_PRIME
                 length += 1
                 continue
             if length == 0:
                 continue
-            slot = (code ^ (code >> FOLD)) & mask
+            slot = (code ^ (code >> HIGH_BITS)) & mask
             while True:
                 word = slots[slot]
-                if word == FREE:
+                if word == EMPTY:
                     missed += 1
                     break
-                if codes[slot] == code:  # all but surely the word; its letters make it sure
+                if codes[slot] == code:  # compare the bytes, since hash codes can collide
                     start = word_starts[word]
                     first = place - length
                     same = 0 if word_starts[word + 1] - start == length else length + 1
-                    while same < length and word_letters[start + same] == letters[first + same]:
+                    while same < length and word_data[start + same] == data[first + same]:
                         same += 1
                     if same == length:
                         ids[found] = word
@@ -164,16 +163,16 @@ def look_up(starts, letters, slots, codes, word_starts, word_letters):  # type: 
     return ids[:found].copy(), ends, missed
 
 
-# reading tokens, those of words and those of subwords
+# reading the tokens of `tokens` and `subwords`
 
 
 def training_files(tokens: Artifact) -> list[Path]:
-    """The shards to learn from: the training part of `subwords`, all of `tokens`."""
+    """List the shards to train on: the training part of `subwords`, or all of `tokens`."""
     return tokens.files("train-*.parquet") or tokens.files("shard-*.parquet")
 
 
 def count_tokens(files: list[Path]) -> int:
-    """How many tokens the shards hold, by their metadata."""
+    """Count the tokens of the shards by their metadata."""
     total = 0
     for path in files:
         metadata = pq.read_metadata(path)
@@ -182,22 +181,22 @@ def count_tokens(files: list[Path]) -> int:
 
 
 def count_documents(files: list[Path]) -> int:
-    """How many documents the shards hold, by their metadata."""
+    """Count the documents of the shards by their metadata."""
     return sum(pq.read_metadata(path).num_rows for path in files)
 
 
-def token_batches(files: list[Path]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-    """All documents in order, about `TOKENS_PER_BATCH` tokens at a time: (ids, offsets of the documents)."""
+def read_token_batches(files: list[Path]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """Yield batches of about `TOKENS_PER_BATCH` tokens, in order: (ids, offsets of the documents)."""
     for path in files:
         with pq.ParquetFile(path, buffer_size=READ_BYTES) as file:
-            yield from batches_of(file)
+            yield from read_file_batches(file)
 
 
-def batches_of(file: pq.ParquetFile) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+def read_file_batches(file: pq.ParquetFile) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     for i in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(i)
         tokens_per_document = max(1, group.column(0).num_values // max(1, group.num_rows))
-        batch_size = max(1, min(TOKENS_PER_BATCH // tokens_per_document, MOST_DOCUMENTS_PER_BATCH))
+        batch_size = max(1, min(TOKENS_PER_BATCH // tokens_per_document, MAX_DOCUMENTS_PER_BATCH))
         for batch in file.iter_batches(batch_size, row_groups=[i], columns=["tokens"]):
             lists = batch.column(0)
             offsets = lists.offsets.to_numpy().astype(np.int64)

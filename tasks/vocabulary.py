@@ -1,8 +1,8 @@
-"""The vocabulary: every word of a corpus with its count, most frequent first.
+"""The vocabulary: the words of a corpus with their counts, most frequent first.
 
-Words are what stands between spaces of the normalised text. Arrow counts them piece by piece in threads; the
-counts are merged as they come. Where a corpus has more distinct words than fit, they are spilled to disk in
-buckets that share no word, and merged bucket by bucket: the result is exact either way.
+Words are separated by white space. Arrow counts them in threads, one piece of the corpus at a time, and the
+counts are merged incrementally. If there are too many distinct words for memory, counts are spilled to disk
+in disjoint buckets and merged per bucket; the result is exact either way.
 """
 
 import json
@@ -23,12 +23,12 @@ from lexloom.tasks.store.parallel import fan_out
 from lexloom.tasks.store.shards import list_row_groups
 from lexloom.tasks.store.stage import stage
 
-MERGE_ROWS = 1 << 20  # counts that may wait to be merged
-SPILL_ROWS = 1 << 21  # distinct words held in memory
+MERGE_ROWS = 1 << 20  # pending rows before a merge
+SPILL_ROWS = 1 << 21  # distinct words in memory
 BUCKETS = 64
 JSON_ROWS = 1 << 16
 
-# runs that are longer than nearly all words of Chinese and Japanese, and of Thai and others
+# runs of characters that are longer than nearly all Chinese or Japanese words, and Thai or similar words
 UNSEGMENTED = rf"[{IDEOGRAPHS_AND_KANA}]{{5,}}|[{SOUTH_EAST_ASIAN}]{{16,}}"
 MOSTLY = 0.5
 SHOWN_CHARACTERS = 20
@@ -47,11 +47,13 @@ class VocabularyConfig(BaseModel):
 
 @stage(version=2)
 def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary:
-    """Counts words: `vocabulary.parquet` (`word: string`, `count: int64`; the id is the row), and as JSON.
+    """Count words and write `vocabulary.parquet` (`word: string`, `count: int64`; the row is the id).
 
-    `vocabulary.json` is one object, word -> id. Most frequent first, ties in order of code points.
-    Warns if most of the text has no spaces between words.
-    Raises ValueError if no word occurs `min_count` times.
+    Words are sorted by descending count, then by code points. `vocabulary.json` has the same as an object
+    word -> id. Warns if most of the text has no spaces between words.
+
+    Raises:
+        ValueError: no word occurs `min_count` times.
     """
     spill = out / "spill"
     counts = WordCounts(spill)
@@ -65,18 +67,18 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
             counts.add(words, occurrences)
             runs.add(words, occurrences)
             bar.update(done, counted(counts.total, "words"))
-    kept = counts.at_least(config.min_count)
+    kept = counts.select_frequent(config.min_count)
     shutil.rmtree(spill, ignore_errors=True)
     if kept.num_rows == 0:
         word, most = counts.most_frequent
         if runs.share > MOSTLY:
-            raise ValueError(runs.sentence(corpus))
+            raise ValueError(runs.warning(corpus))
         raise ValueError(
             f"no word occurs {counted(config.min_count, 'times')}: the most frequent, {word!r}, occurs"
             f" {counted(most, 'times')}; lower min_count or read more text"
         )
     if runs.share > MOSTLY:
-        console.warn(runs.sentence(corpus))
+        console.warn(runs.warning(corpus))
     kept = kept.sort_by([("count", "descending"), ("word", "ascending")])
     frequent = pc.sum(kept["count"]).as_py()
     kept = kept.slice(0, config.max_size)
@@ -108,18 +110,18 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
 
 
 def read_vocabulary(vocabulary: Artifact) -> tuple[pa.StringArray, np.ndarray]:
-    """(words, their counts as int64), by id."""
+    """Read the words and their int64 counts, by id."""
     table = pq.read_table(vocabulary.folder / "vocabulary.parquet")
     return table["word"].combine_chunks(), table["count"].to_numpy()
 
 
 def split_words(text: pa.StringArray) -> pa.ListArray:
-    """The words of every document: what stands between ASCII white space."""
+    """Split every document into words at ASCII white space."""
     return pc.ascii_split_whitespace(pc.ascii_trim_whitespace(text))
 
 
 def count_words(text: pa.StringArray) -> tuple[pa.StringArray, pa.Int64Array]:
-    """(distinct words in order of appearance, how often each occurs)."""
+    """Return the distinct words in order of appearance, and their counts."""
     counts = split_words(text).values.value_counts()
     return counts.field("values"), counts.field("counts")
 
@@ -147,8 +149,8 @@ class UnsegmentedText:
     def share(self) -> float:
         return self.characters / max(1, self._total)
 
-    def sentence(self, corpus: Artifact) -> str:
-        """The warning: what is wrong, where, and what to do."""
+    def warning(self, corpus: Artifact) -> str:
+        """Return the warning about text without spaces."""
         where = corpus.facts.get("source", "the corpus")
         return (
             f"{self.share:.0%} of {where} has no spaces between words"
@@ -158,28 +160,28 @@ class UnsegmentedText:
 
 
 class WordCounts:
-    """Sums counts of words in bounded memory; `spill` is where to put what does not fit."""
+    """Sums the counts of words in bounded memory; further counts are written to the folder `spill`."""
 
     def __init__(self, spill: Path) -> None:
         self._spill = spill
         self._merged = COUNTS.empty_table()
-        self._waiting: list[pa.Table] = []
-        self._rows_waiting = 0
+        self._pending: list[pa.Table] = []
+        self._rows_pending = 0
         self._buckets: list[pq.ParquetWriter] = []
         self.total = 0
         self.distinct = 0
         self.most_frequent = ("", 0)
 
     def add(self, words: pa.StringArray, counts: pa.Int64Array) -> None:
-        self._waiting.append(pa.table([words.cast(pa.large_string()), counts], schema=COUNTS))
-        self._rows_waiting += len(words)
+        self._pending.append(pa.table([words.cast(pa.large_string()), counts], schema=COUNTS))
+        self._rows_pending += len(words)
         self.total += pc.sum(counts).as_py() or 0
-        # merging when as much waits as is merged already: every count is moved a few times at most
-        if self._rows_waiting > max(MERGE_ROWS, self._merged.num_rows):
+        # merge when the pending rows outnumber the merged ones, so that each count is moved only a few times
+        if self._rows_pending > max(MERGE_ROWS, self._merged.num_rows):
             self._merge()
 
-    def at_least(self, min_count: int) -> pa.Table:
-        """All words that occur so often, with their counts, in no particular order."""
+    def select_frequent(self, min_count: int) -> pa.Table:
+        """Return the words with at least `min_count` occurrences and their counts, unsorted."""
         self._merge()
         if not self._buckets:
             return self._select(self._merged, min_count)
@@ -187,13 +189,13 @@ class WordCounts:
         for writer in self._buckets:
             writer.close()
         return pa.concat_tables(
-            self._select(add_up([pq.read_table(self._spill / f"{bucket}.parquet")]), min_count)
+            self._select(sum_counts([pq.read_table(self._spill / f"{bucket}.parquet")]), min_count)
             for bucket in range(BUCKETS)
         )
 
     def _merge(self) -> None:
-        self._merged = add_up([self._merged, *self._waiting])
-        self._waiting, self._rows_waiting = [], 0
+        self._merged = sum_counts([self._merged, *self._pending])
+        self._pending, self._rows_pending = [], 0
         if self._merged.num_rows > SPILL_ROWS:
             self._write_buckets()
 
@@ -204,7 +206,7 @@ class WordCounts:
                 pq.ParquetWriter(self._spill / f"{bucket}.parquet", COUNTS, compression="zstd")
                 for bucket in range(BUCKETS)
             ]
-        bucket_of = pa.array(buckets(self._merged["word"].combine_chunks()))
+        bucket_of = pa.array(assign_buckets(self._merged["word"].combine_chunks()))
         for bucket, writer in enumerate(self._buckets):
             writer.write_table(self._merged.filter(pc.equal(bucket_of, bucket)))
         self._merged = COUNTS.empty_table()
@@ -219,8 +221,8 @@ class WordCounts:
         return words.filter(pc.greater_equal(words["count"], min_count))
 
 
-def add_up(tables: list[pa.Table]) -> pa.Table:
-    """One row a word, with the sum of its counts (three times as fast as Arrow's group_by on many words)."""
+def sum_counts(tables: list[pa.Table]) -> pa.Table:
+    """Sum the counts of each word, 3x faster than Arrow's group_by for many words."""
     table = pa.concat_tables(tables).combine_chunks()
     if table.num_rows == 0:
         return table
@@ -230,8 +232,8 @@ def add_up(tables: list[pa.Table]) -> pa.Table:
     return pa.table([words.dictionary, sums], schema=COUNTS)
 
 
-def buckets(words: pa.LargeStringArray) -> np.ndarray:
-    """A bucket from 0 to BUCKETS - 1 for every word (none of them empty), by its letters in any order."""
+def assign_buckets(words: pa.LargeStringArray) -> np.ndarray:
+    """Assign each word (none is empty) to a bucket, 0 to BUCKETS - 1, by a weighted sum of its bytes."""
     _, offsets, data = words.buffers()
     starts = np.frombuffer(offsets, np.int64)[words.offset : words.offset + len(words) + 1]
     letters = np.frombuffer(data, np.uint8)[starts[0] : starts[-1]]
@@ -240,7 +242,7 @@ def buckets(words: pa.LargeStringArray) -> np.ndarray:
 
 
 def write_ids(words: pa.ChunkedArray, path: Path) -> None:
-    """{word: id} as JSON, a line a word, written piece by piece."""
+    """Write {word: id} as JSON, a line per word, in pieces."""
     with path.open("w", encoding="utf-8") as file:
         separator = "{\n"
         for start in range(0, len(words), JSON_ROWS):

@@ -1,13 +1,12 @@
-"""Sliding windows over tokens: all but a window's last token are its inputs, the last is its label.
+"""Sliding windows over tokens: the last token of a window is its label, the others are its inputs.
 
-A *row* is what windows slide over: a document, or, across documents, the whole part from its first token to
-its last. With `partial`, size - 1 end-of-text tokens stand before a row, so that its first token is a label
-too, and with a stride of one every token is a label once. Windows never mix training and validation.
+Windows slide over a *row*: a document, or with `across_documents` a whole part. With `partial`, a row is
+padded on the left with size - 1 end-of-text tokens, so that its first token is a label too; with a stride of
+one, every token is then a label once. Windows never mix the training and the validation part.
 
-Two threads: one reads tokens and cuts windows, compiled by Numba, and one encodes and writes
-(tasks/store/shards.py, `BlockWriter`). Memory is bounded whatever the corpus: a batch of tokens, three row
-groups, and
-of a row that goes on in the next batch the tokens that its next window begins with.
+One thread reads tokens and fills windows, compiled by Numba; another one encodes and writes them
+(tasks/store/shards.py, `BlockWriter`). Memory is bounded by a batch of tokens, three row groups, and the
+tokens that the next window across a batch boundary begins with.
 """
 
 from collections.abc import Iterator
@@ -27,9 +26,9 @@ from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.store.shards import BlockWriter, Compression, block_writer
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.tokens import count_tokens, token_batches
+from lexloom.tasks.tokens import count_tokens, read_token_batches
 
-TOKENS_PER_GROUP = 1 << 18  # 1 MB: a row group is what training shuffles and reads at a time
+TOKENS_PER_GROUP = 1 << 18  # 1 MB; training shuffles and reads row groups
 TOKENS_PER_SHARD = 1 << 27
 # split by byte, windows of 4 take 5.9 bytes instead of 8.0, are written at 19M/s instead of 14M/s and read at
 # 55M/s instead of 48M/s; zstd sees by itself that windows overlap (3.3 bytes, and 5.0 if they are split)
@@ -66,14 +65,17 @@ class WindowsConfig(BaseModel):
 
 @stage(version=1)
 def windows(tokens: Artifact, config: WindowsConfig, out: Path) -> Summary:
-    """Cuts `train-*.parquet` and `validation-*.parquet`: `inputs` (size - 1 int32s), `label` (int32).
+    """Write `train-*.parquet` and `validation-*.parquet`: `inputs` (size - 1 int32 values) and `label`
+    (int32).
 
-    In the order of the text. Documents shorter than a window are counted, and fatal only where nothing
-    remains of a part: ValueError.
+    Windows are in the order of the text. Documents shorter than a window are counted.
+
+    Raises:
+        ValueError: a part has no window.
     """
-    cutter = Cutter(config, read_tokenizer(tokens))
+    cutter = WindowCutter(config, read_tokenizer(tokens))
     files = {part: tokens.files(f"{part}-*.parquet") for part in ("train", "validation")}
-    written: dict[str, int] = {}
+    rows: dict[str, int] = {}
     with console.bar("windows", total=sum(map(count_tokens, files.values()))) as bar:
         for part, shards in files.items():
             with block_writer(
@@ -85,25 +87,25 @@ def windows(tokens: Artifact, config: WindowsConfig, out: Path) -> Summary:
                 compression=config.compression,
                 column_encoding=LZ4_ENCODING if config.compression == "lz4" else None,
             ) as writer:
-                for _ in cutter.cut(token_batches(shards), writer, measure=part == "validation"):
-                    bar.update(cutter.tokens, counted(sum(written.values()) + writer.rows, "windows"))
-                written[part] = writer.rows
+                for _ in cutter.cut(read_token_batches(shards), writer, measure=part == "validation"):
+                    bar.update(cutter.tokens, counted(sum(rows.values()) + writer.rows, "windows"))
+                rows[part] = writer.rows
             if shards and not writer.rows:
-                raise ValueError(nothing_left(part, config, cutter.short))
+                raise ValueError(describe_empty_part(part, config, cutter.short))
     return Summary(
         rows_in=cutter.tokens,
         unit_in="tokens",
-        rows=sum(written.values()),
+        rows=sum(rows.values()),
         unit="windows",
         notes={
-            "windows for validation": written["validation"],
+            "windows for validation": rows["validation"],
             "documents shorter than a window": cutter.short,
         },
         facts={
-            "windows": written["train"],
-            "validation_windows": written["validation"],
+            "windows": rows["train"],
+            "validation_windows": rows["validation"],
             "size": config.size,
-            # what a loss over all labels, or over all tokens but each window's first, is divided by
+            # bytes for losses over all labels, and over all tokens except the first of each window
             "validation_label_bytes": cutter.label_bytes,
             "validation_predicted_bytes": cutter.predicted_bytes,
         },
@@ -115,18 +117,18 @@ def schema(size: int) -> pa.Schema:
     return pa.schema([pa.field("inputs", inputs, False), pa.field("label", pa.int32(), False)])
 
 
-def nothing_left(part: str, config: WindowsConfig, short: int) -> str:
-    text = {"train": "text to train on", "validation": "validation part"}[part]
+def describe_empty_part(part: str, config: WindowsConfig, short: int) -> str:
+    text = {"train": "training part", "validation": "validation part"}[part]
     remedy = {"train": "read more text", "validation": "raise validation_share"}[part]
     return (
-        f"not one window of {counted(config.size, 'tokens')} fits into the {text}"
+        f"no window of {counted(config.size, 'tokens')} fits into the {text}"
         f" ({counted(short, 'documents')} shorter):"
         f" lower --size, set --across-documents or --partial, or {remedy}"
     )
 
 
-class Cutter:
-    """Cuts batches of documents into windows, and counts what it meets."""
+class WindowCutter:
+    """Cuts batches of documents into windows, and counts tokens, short documents and bytes."""
 
     def __init__(self, config: WindowsConfig, tokenizer: Tokenizer) -> None:
         self._config = config
@@ -135,14 +137,14 @@ class Cutter:
         self._lengths = tokenizer.byte_lengths()
         self.tokens = 0
         self.short = 0  # documents without a window
-        self.label_bytes = 0  # of the last tokens of a measured part's windows
-        self.predicted_bytes = 0  # of all their tokens but the first
+        self.label_bytes = 0  # of the labels of a measured part
+        self.predicted_bytes = 0  # of all tokens of its windows except the first
 
     def cut(self, batches: Iterator[Batch], writer: BlockWriter, measure: bool) -> Iterator[None]:
-        """Writes the windows of a part, batch by batch; to `measure` is to count their bytes of text."""
+        """Write the windows of a part, batch by batch; with `measure`, count their bytes of text."""
         across = self._config.across_documents
-        carried = np.full(self._padding, self._end_of_text, np.int32)  # the part's end so far
-        skip = 0  # of carried and the next batch: tokens before the next window, if its stride is long
+        carried = np.full(self._padding, self._end_of_text, np.int32)  # the end of the previous batch
+        skip = 0  # tokens before the next window, if the stride is longer than the window
         for ids, offsets in batches:
             self.tokens += len(ids)
             if across:
@@ -165,7 +167,7 @@ class Cutter:
         writer: BlockWriter,
         measure: bool,
     ) -> int:
-        """Writes all windows of some rows; returns where the window after the last row's last would begin."""
+        """Write all windows of some rows; return where the next window of the last row would start."""
         size, stride = self._config.size, self._config.stride
         cursor = np.zeros(3, np.int64)
         while cursor[0] < len(offsets) - 1:
@@ -176,12 +178,12 @@ class Cutter:
                 *(inputs, labels, before, writer.limit),
             )
             if measure:
-                self._measure(inputs[before : writer.filled], labels[before : writer.filled])
+                self._count_bytes(inputs[before : writer.filled], labels[before : writer.filled])
             if writer.filled >= writer.limit:
                 writer.flush()
         return int(cursor[2])
 
-    def _measure(self, inputs: NDArray[np.int32], labels: NDArray[np.int32]) -> None:
+    def _count_bytes(self, inputs: NDArray[np.int32], labels: NDArray[np.int32]) -> None:
         label_bytes = int(self._lengths[labels].sum())
         self.label_bytes += label_bytes
         self.predicted_bytes += label_bytes + int(self._lengths[inputs[:, 1:]].sum())
@@ -191,11 +193,10 @@ class Cutter:
 def fill_windows(  # type: ignore[no-untyped-def]
     ids, offsets, size, stride, padding, filler, cursor, inputs, labels, filled, limit
 ) -> int:
-    """Writes windows behind row `filled` until `limit` is reached or the rows are at their end.
+    """Write windows from row `filled` on, up to `limit` or the end of the rows; return the new `filled`.
 
-    Before each of the rows of `ids`, which `offsets` part, stand `padding` tokens `filler`. `cursor` (row,
-    where its next window begins, where that of the row before would) says where to go on, and is moved.
-    Returns the new `filled`.
+    The rows are the slices of `ids` at `offsets`, each with `padding` tokens `filler` before it. `cursor` is
+    updated: (row, start of its next window, start of the next window after the end of the row before).
     """
     row, start = cursor[0], cursor[1]
     while row < len(offsets) - 1:

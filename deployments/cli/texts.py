@@ -75,7 +75,7 @@ def documents(path: Path, options: FileOptions) -> Iterator[str | None]:
     from lexloom.tasks.readers.csv_dialects import Dialect, check_character
     from lexloom.tasks.readers.encodings import check_encoding
     from lexloom.tasks.readers.formats import read
-    from lexloom.tasks.readers.raw import Options, decode
+    from lexloom.tasks.readers.raw import ReadOptions, decode
 
     characters = []
     for name in ("csv_delimiter", "csv_quote", "csv_escape"):
@@ -85,7 +85,7 @@ def documents(path: Path, options: FileOptions) -> Iterator[str | None]:
             raise ValueError(f"--{name.replace('_', '-')} {error}") from None
     if options.text_encoding is not None:
         check_encoding(options.text_encoding)
-    format_options = Options(
+    format_options = ReadOptions(
         text_column=options.text_column, csv=Dialect(*characters), encoding=options.text_encoding
     )
     for raw in read(path, format_options):

@@ -1,4 +1,4 @@
-"""What a person sees while a flow runs: one line a stage, and a bar for work that takes a while."""
+"""Terminal output of a run: one line per stage, and progress bars for longer work."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ from lexloom.tasks.store.artifacts import FIRST_OF_STAGE, Summary
 
 BAR_AFTER_SECONDS = 2.0
 NAME_WIDTH = 18
-SHOWN_REASONS = 3  # `lexloom store explain` has them all
+SHOWN_REASONS = 3  # `lexloom store explain` lists all
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -34,7 +34,7 @@ def stage_line(name: str, summary: Summary, *, cached: bool, seconds: float, why
 
 
 def describe(summary: Summary) -> str:
-    """Rows in, rows out, and why the rest fell away, in one phrase."""
+    """Format the rows in and out, and the dropped rows by reason."""
     if summary.unit_in == summary.unit and summary.rows_in == summary.rows:
         phrase = counted(summary.rows, summary.unit)
     else:
@@ -44,12 +44,12 @@ def describe(summary: Summary) -> str:
 
 
 def note(name: str, message: str) -> None:
-    """A line about a stage that is still at work."""
+    """Print a message about a running stage."""
     stderr.print(Text(f"{name:<{NAME_WIDTH}} ", style="bold") + Text(f"{'':10}{message}", style="dim"))
 
 
 def clipped(text: str, width: int) -> str:
-    """Text on one line, of `width` characters at most."""
+    """Join text into one line of at most `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
@@ -59,7 +59,7 @@ def warn(message: str) -> None:
 
 
 class Bar:
-    """A progress bar that appears once the work has taken two seconds, or at once with a `first` word."""
+    """A progress bar that appears after two seconds, or at once if `first` is set."""
 
     def __init__(self, progress: Progress, total: float | None, first: str) -> None:
         self._progress = progress
@@ -70,7 +70,7 @@ class Bar:
             progress.start()
 
     def update(self, completed: float, figures: str = "", total: float | None = None) -> None:
-        """`completed` of the total is done; `figures` stand at the end of the bar."""
+        """Show that `completed` of the total is done; `figures` is the text at the end of the bar."""
         changes: dict[str, float] = {} if total is None else {"total": total}
         self._progress.update(self._task, completed=completed, figures=figures, **changes)  # type: ignore[arg-type]
         if not self._shown and time.monotonic() - self._started > BAR_AFTER_SECONDS:
@@ -80,7 +80,7 @@ class Bar:
 
 @contextmanager
 def bar(title: str, total: float | None = None, first: str = "") -> Iterator[Bar]:
-    """A bar for work of `total` units; it vanishes when the work is done (the stage's line remains)."""
+    """Yield a bar for work of `total` units; it disappears at the end, when the stage's line is printed."""
     progress = Progress(
         TextColumn(f"{title:<{NAME_WIDTH}}"),
         BarColumn(bar_width=16),

@@ -1,18 +1,18 @@
-"""How numbers are written where a person reads them."""
+"""Formats numbers for people."""
 
 import re
 from collections.abc import Sequence
 
 NO_NOUN = r"(?!(?:at|below|beyond|in|not|of|with|without)\b)"
 NOUN = r"[\w-]*[^\Ws]s\b"
-# an adjective or none, then a plural, then others after a comma or a conjunction
+# an optional adjective, a plural noun, and further nouns after a comma or a conjunction
 PLURALS = re.compile(rf"{NO_NOUN}(?:[\w-]+ )?{NOUN}(?:,? (?:or |and )?{NOUN})*")
 PLURAL = re.compile(rf"\b{NOUN}")
 DOUBLE_ENDINGS = ("ches", "shes", "xes", "sses")
 
 
 def counted(number: int, units: str) -> str:
-    """`1,234 documents`, `1 document`; `units` is a phrase that begins with a plural, or with no noun."""
+    """Format a count: `1,234 documents`, `1 document`; `units` begins with a plural noun, or has none."""
     if number != 1:
         return f"{number:,} {units}"
     head = PLURALS.match(units)
@@ -27,7 +27,7 @@ def singular(plural: str) -> str:
 
 
 def short(value: float) -> str:
-    """A figure at a glance: 950, 12.3k, 104M, 2.5B."""
+    """Format a number with three digits: 950, 12.3k, 104M, 2.5B."""
     return three_digits(value, ("", "k", "M", "B"))
 
 

@@ -29,7 +29,7 @@ from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.stage import stage
-from lexloom.tasks.tokens import token_batches
+from lexloom.tasks.tokens import read_token_batches
 from lexloom.tasks.train.run import TRAIN, VALIDATION
 
 FILE = "evaluation.json"
@@ -225,7 +225,7 @@ def training_tokens(tokens: Artifact, most: int) -> tuple[NDArray[np.int32], Ids
     parts: list[NDArray[np.int32]] = []
     lengths: list[NDArray[np.int64]] = []
     held = 0
-    for ids, offsets in token_batches(tokens.files(TRAIN)):
+    for ids, offsets in read_token_batches(tokens.files(TRAIN)):
         part = ids[: most - held]
         parts.append(part.copy())
         lengths.append(np.diff(np.minimum(offsets, len(part))))

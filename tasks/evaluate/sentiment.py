@@ -22,7 +22,7 @@ from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.evaluate.classification_scores import Scores, compute_scores
 from lexloom.tasks.match_labels import IN_TRAINING
-from lexloom.tasks.split import batches
+from lexloom.tasks.split import read_batches
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.run import TRAIN
@@ -184,7 +184,7 @@ def predict(classifier: TextClassifier, baseline: Any, test: Artifact, mistakes:
     seconds, done = 0.0, 0
     paths = test.files(TEST)
     with console.bar("evaluation", total=sum(pq.read_metadata(path).num_rows for path in paths)) as bar:
-        for batch in batches(paths, ["text", "label"]):
+        for batch in read_batches(paths, ["text", "label"]):
             texts, labels = batch["text"].to_pylist(), batch["label"].to_numpy().astype(np.int64)
             started = perf_counter()
             probabilities = classifier.probabilities(texts)
@@ -247,7 +247,7 @@ def bag_of_words(reviews: Artifact, most: int) -> Any:
         ) from error
     texts: list[str] = []
     labels: list[int] = []
-    for batch in batches(reviews.files(TRAIN), ["text", "label"]):
+    for batch in read_batches(reviews.files(TRAIN), ["text", "label"]):
         texts += batch["text"].to_pylist()
         labels += batch["label"].to_pylist()
         if len(texts) >= most:

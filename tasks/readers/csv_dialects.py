@@ -1,9 +1,9 @@
-"""The dialect of a CSV file: its delimiter, its quote character, and how quotes inside a cell are escaped.
+"""Detects the dialect of a CSV file: delimiter, quote character, and the escape of quotes inside a cell.
 
 `find_dialect` parses the whole file with a strict state machine, compiled by Numba, in every candidate
 dialect: all rows must have as many cells as the first, nothing may follow a closing quote, and every quote
 must be closed. If two dialects read the file differently, it is refused and the error names the line.
-`Canonical` rewrites backslash escapes as doubled quotes, the only form that Arrow reads without loss: its
+`QuoteRewriter` rewrites backslash escapes as doubled quotes, the only form that Arrow reads without loss: its
 own `escape_char` would turn `C:\\new` into `C:new`.
 """
 
@@ -58,7 +58,7 @@ DOUBLE, SINGLE, BACKSLASH = '"', "'", "\\"
 NO_QUOTE = "none"
 DOUBLED = "none"
 FLAGS = "--csv-delimiter, --csv-quote and --csv-escape"
-MAX_RECORD_BYTES = 1 << 25  # Arrow's CSV reader holds several blocks of such a size
+MAX_RECORD_BYTES = 1 << 25  # Arrow's CSV reader holds several blocks of this size
 GROWTH = 3  # maximum number of bytes that one byte becomes when escapes are rewritten
 SCAN_BYTES = 1 << 22
 
@@ -95,7 +95,7 @@ class Dialect:
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedDialect:
     """The detected dialect of a file that passed all checks."""
 
     delimiter: str
@@ -107,10 +107,12 @@ class Found:
     halve: bool = False  # a doubled escape character stands for one
 
 
-Opened = Callable[[], AbstractContextManager[Any]]
+OpenFile = Callable[[], AbstractContextManager[Any]]
 
 
-def find_dialect(open_file: Opened, path: Any, given_dialect: Dialect, wanted: list[str]) -> Found | None:
+def find_dialect(
+    open_file: OpenFile, path: Any, given_dialect: Dialect, wanted: list[str]
+) -> DetectedDialect | None:
     """Detect a file's dialect; None if it is empty. Raises ValueError if no dialect fits, or several do."""
     with open_file() as stream:
         head = stream.read(SCAN_BYTES)
@@ -120,9 +122,9 @@ def find_dialect(open_file: Opened, path: Any, given_dialect: Dialect, wanted: l
     tried = try_delimiters(open_file, head, given_dialect, first, wanted)
     passed = [found for reading in tried if (found := reading.choose(path))]
     other = SINGLE if first == DOUBLE else DOUBLE
-    met_single = any(reading.plain.state[SINGLE_QUOTED_CELLS] for reading in tried)
+    has_single_quoted = any(reading.plain.state[SINGLE_QUOTED_CELLS] for reading in tried)
     doubtful = not passed or (first == DOUBLE and passed[0].looks_single_quoted)
-    if given_dialect.quote is None and doubtful and (met_single or first == SINGLE):
+    if given_dialect.quote is None and doubtful and (has_single_quoted or first == SINGLE):
         others = [
             found
             for reading in try_delimiters(open_file, head, given_dialect, other, wanted)
@@ -143,12 +145,12 @@ def find_dialect(open_file: Opened, path: Any, given_dialect: Dialect, wanted: l
 
 
 def try_delimiters(
-    open_file: Opened, head: bytes, given_dialect: Dialect, quote: str, wanted: list[str]
-) -> "list[Reading]":
+    open_file: OpenFile, head: bytes, given_dialect: Dialect, quote: str, wanted: list[str]
+) -> "list[DialectTrial]":
     """Parse the file with every candidate delimiter; stop early if all have failed."""
     quote_or_none = None if quote == NO_QUOTE else quote
     tried = [
-        Reading(d, quote_or_none, given_dialect.escape)
+        DialectTrial(d, quote_or_none, given_dialect.escape)
         for d in candidate_delimiters(head, given_dialect, quote_or_none, wanted)
     ]
     with open_file() as stream:
@@ -187,7 +189,7 @@ def read_names(head: bytes, delimiter: str, quote: str | None, escape: str | Non
         return []
 
 
-class Machine:
+class DialectParser:
     """A strict parser of a file in one dialect."""
 
     def __init__(self, delimiter: str, quote: str | None, escape: str | None) -> None:
@@ -228,9 +230,9 @@ class Machine:
             " closed: check the quotes, or split the text into shorter rows",
         }[int(self.state[ERROR])]
 
-    def result(self, head: bytes) -> Found:
+    def result(self, head: bytes) -> DetectedDialect:
         state = self.state
-        return Found(
+        return DetectedDialect(
             self.delimiter,
             self.quote,
             self.escape,
@@ -241,17 +243,17 @@ class Machine:
         )
 
 
-class Reading:
+class DialectTrial:
     """Parses a file with doubled quotes and, from its first backslash on, also with backslash escapes."""
 
     def __init__(self, delimiter: str, quote: str | None, escape: str | None) -> None:
-        self.plain = Machine(delimiter, quote, None if escape == DOUBLED else escape)
+        self.plain = DialectParser(delimiter, quote, None if escape == DOUBLED else escape)
         self._may_escape = escape is None and quote is not None
-        self._escaped: Machine | None = None
+        self._escaped: DialectParser | None = None
 
     def scan(self, block: NDArray[np.uint8]) -> None:
         if self._may_escape and self._escaped is None and ord(BACKSLASH) in block:
-            self._escaped = Machine(self.plain.delimiter, self.plain.quote, BACKSLASH)
+            self._escaped = DialectParser(self.plain.delimiter, self.plain.quote, BACKSLASH)
             self._escaped.state[:] = self.plain.state
         for machine in self._machines():
             machine.scan(block)
@@ -264,7 +266,7 @@ class Reading:
     def failed(self) -> bool:
         return all(machine.failed for machine in self._machines())
 
-    def choose(self, path: Any) -> Machine | None:
+    def choose(self, path: Any) -> DialectParser | None:
         """Return the parser that passed; raise ValueError if both passed but read a cell differently."""
         escaped = self._escaped if self._escaped is not None and not self._escaped.failed else None
         line = 0 if escaped is None else int(escaped.state[ESCAPES_LINE])
@@ -277,14 +279,14 @@ class Reading:
             )
         return self.plain
 
-    def _machines(self) -> list[Machine]:
+    def _machines(self) -> list[DialectParser]:
         return [self.plain] if self._escaped is None else [self.plain, self._escaped]
 
 
-class Canonical:
+class QuoteRewriter:
     """A stream that rewrites escaped quotes as doubled ones and changes nothing else."""
 
-    def __init__(self, stream: Any, found: Found) -> None:
+    def __init__(self, stream: Any, found: DetectedDialect) -> None:
         assert found.quote is not None
         assert found.escape is not None
         self._stream, self._found = stream, found

@@ -1,4 +1,4 @@
-"""CSV tables: their dialect is detected and checked on the whole file, then Arrow reads them."""
+"""Reads CSV tables with Arrow, after detecting the dialect and checking it on the whole file."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.csv
 
 from lexloom.tasks.readers import csv_dialects
-from lexloom.tasks.readers.csv_dialects import GROWTH, Canonical, Found, find_dialect
+from lexloom.tasks.readers.csv_dialects import GROWTH, DetectedDialect, QuoteRewriter, find_dialect
 from lexloom.tasks.readers.labels import from_cells
 from lexloom.tasks.readers.raw import (
     BLOCK_BYTES,
-    Options,
-    Raw,
-    Where,
+    Locator,
+    RawBatch,
+    ReadOptions,
     as_text,
     at_row,
     check_columns,
@@ -26,7 +26,7 @@ from lexloom.tasks.readers.raw import (
 from lexloom.tasks.readers.streams import open_text
 
 
-def read_csv(path: Path, options: Options) -> Iterator[Raw]:
+def read_csv(path: Path, options: ReadOptions) -> Iterator[RawBatch]:
     """Read a table with a header line; quoted cells may contain line breaks."""
 
     @contextmanager
@@ -52,7 +52,9 @@ def read_csv(path: Path, options: Options) -> Iterator[Raw]:
         raise ValueError(f"{path} has {found.rows:,} rows, but {rows:,} were read: set {csv_dialects.FLAGS}")
 
 
-def with_labels(batch: pa.RecordBatch, options: Options, where: Where) -> tuple[pa.RecordBatch, Counter[str]]:
+def with_labels(
+    batch: pa.RecordBatch, options: ReadOptions, where: Locator
+) -> tuple[pa.RecordBatch, Counter[str]]:
     """Convert the labels to strings, blank cells to null; raise ValueError if a label is not UTF-8."""
     name = options.label_column
     if name is None or name not in batch.schema.names:
@@ -61,15 +63,15 @@ def with_labels(batch: pa.RecordBatch, options: Options, where: Where) -> tuple[
     return batch.set_column(batch.schema.get_field_index(name), name, labels), notes
 
 
-def table(stream: Any, found: Found, options: Options) -> Iterator[pa.RecordBatch]:
+def table(stream: Any, found: DetectedDialect, options: ReadOptions) -> Iterator[pa.RecordBatch]:
     """Yield the wanted columns, as bytes, in batches."""
     columns = wanted_columns(options)
     rewritten = found.escape is not None and found.quote is not None
     longest = (
         found.longest * GROWTH if rewritten else found.longest
-    )  # a block of Arrow's holds it, and its end
+    )  # a row and its line ending must fit into one block of Arrow
     return pyarrow.csv.open_csv(
-        Canonical(stream, found) if rewritten else stream,
+        QuoteRewriter(stream, found) if rewritten else stream,
         read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=max(BLOCK_BYTES, longest + 2)),
         parse_options=pyarrow.csv.ParseOptions(
             delimiter=found.delimiter,

@@ -11,7 +11,7 @@ CELL_START, UNQUOTED, QUOTED, AFTER_QUOTE, ESCAPED, WRAPPED = range(6)
 # indices into its state
 (
     MODE,
-    RUN,  # of escape characters just before this byte
+    RUN,  # number of escape characters just before this byte
     AFTER_RETURN,
     COLUMNS,
     EXPECTED,
@@ -31,7 +31,7 @@ CELL_START, UNQUOTED, QUOTED, AFTER_QUOTE, ESCAPED, WRAPPED = range(6)
     SINGLE_QUOTED_LINE,
     ESCAPES_LINE,  # the first line with an escaped quote
     LONE_ESCAPES,  # runs of odd length that escape no quote
-    PAIRED_ESCAPES,  # runs of even length that stand before no quote
+    PAIRED_ESCAPES,  # runs of even length that precede no quote
     STATE_SIZE,
 ) = range(23)
 WRONG_COLUMNS, AFTER_CLOSING, NEVER_CLOSED, TOO_LONG = range(1, 5)

@@ -1,12 +1,12 @@
-"""Tables of word vectors in files: a word and its vector a row, in the formats that people have them in.
+"""Reads tables of word vectors: each row has a word and its vector.
 
-    .txt .vec      word2vec's or GloVe's text: a word and its numbers a line
+    .txt .vec      the text formats of word2vec and GloVe: a word and its numbers per line
     .bin           word2vec's binary format
-    .npy           a matrix; the words of its rows in a vocabulary file beside it
-    .safetensors   the same; a model's folder will do
-    .parquet       a column of words, and one of lists of numbers or a column for each number
+    .npy           a matrix; a vocabulary file next to it has the words of the rows
+    .safetensors   the same; also a model's folder
+    .parquet       a column of words, and a column of lists of numbers or a column per number
 
-A vocabulary file is .txt (a word a line), .json (a list, or word -> row) or .parquet (its first column of
+A vocabulary file is .txt (a word per line), .json (a list, or word -> row) or .parquet (its first column of
 text).
 """
 
@@ -28,42 +28,43 @@ from lexloom.tasks.display.formatting import counted
 FORMATS = (".txt", ".vec", ".bin", ".npy", ".safetensors", ".parquet")
 VOCABULARIES = (".json", ".txt", ".parquet")
 LONGEST_LINE = 1 << 20  # bytes
-NO_NUMBER = re.compile(r"Row #(\d+): CSV conversion error to \w+: invalid value '(.*)'")
+INVALID_NUMBER = re.compile(r"Row #(\d+): CSV conversion error to \w+: invalid value '(.*)'")
 ROWS_AT_ONCE = 1 << 16
 
 Matrix = NDArray[np.floating]
 
 
-def vocabulary_of(table: Path, named: Path | None) -> Path | None:
-    """The vocabulary file of a table whose format has no words; None where the format has them."""
+def find_vocabulary(table: Path, named: Path | None) -> Path | None:
+    """Find the vocabulary file of a table; None if the table's format includes the words."""
     if table.suffix not in (".npy", ".safetensors"):
         if named is not None:
-            raise ValueError(f"{table.name} holds its words itself: leave the vocabulary {named} out")
+            raise ValueError(f"{table.name} already has words: omit the vocabulary {named}")
         return None
     if named is not None:
         if not named.is_file():
-            raise FileNotFoundError(f"the vocabulary {named} is not there: correct its path")
+            raise FileNotFoundError(f"the vocabulary {named} does not exist: correct its path")
         if named.suffix not in VOCABULARIES:
             raise ValueError(f"a vocabulary is read from {' '.join(VOCABULARIES)}, not from {named.name}")
         return named
-    beside = [
+    candidates = [
         path
         for suffix in VOCABULARIES
         for path in (table.with_suffix(suffix), table.with_name(f"vocabulary{suffix}"))
         if path.is_file()
     ]
-    if not beside:
+    if not candidates:
         raise FileNotFoundError(
-            f"{table} is a matrix without words: name the vocabulary of its rows, or put"
-            f" {table.with_suffix('.json').name} or vocabulary.json beside it"
+            f"{table} is a matrix without words: set the vocabulary of its rows, or put"
+            f" {table.with_suffix('.json').name} or vocabulary.json next to it"
         )
-    return beside[0]
+    return candidates[0]
 
 
 def read_table(path: Path, vocabulary: Path | None) -> tuple[list[str], Matrix]:
-    """The words of a table and their vectors, (words, dim), all finite.
+    """Read the words of a table and their vectors, (words, dim).
 
-    `vocabulary` is that of an .npy or .safetensors file. ValueError, with the row, for what is damaged.
+    `vocabulary` has the words of an .npy or .safetensors file. Raises ValueError with the row if the file is
+    damaged or a number is not finite.
     """
     readers: dict[str, Callable[[Path], tuple[list[str], Matrix]]] = {
         ".txt": read_text,
@@ -74,7 +75,7 @@ def read_table(path: Path, vocabulary: Path | None) -> tuple[list[str], Matrix]:
     if path.suffix in readers:
         words, matrix = readers[path.suffix](path)
     else:
-        assert vocabulary is not None  # vocabulary_of
+        assert vocabulary is not None  # find_vocabulary
         matrix = read_npy(path) if path.suffix == ".npy" else read_safetensors(path)
         words = read_words(vocabulary)
         if len(words) != len(matrix):
@@ -88,7 +89,7 @@ def read_table(path: Path, vocabulary: Path | None) -> tuple[list[str], Matrix]:
             row = start + int(finite.argmin())
             raise ValueError(
                 f"{path}, row {row + 1}: the vector of {words[row]!r} has a number that is not finite: export"
-                " it again"
+                " the file again"
             )
     return words, matrix
 
@@ -99,21 +100,22 @@ def read_binary(path: Path) -> tuple[list[str], Matrix]:
 
 
 def read_text(path: Path) -> tuple[list[str], Matrix]:
-    """word2vec's text format, whose first line counts words and numbers, and GloVe's, which has no such line.
+    """Read word2vec's text format, whose first line has the numbers of words and dimensions, or GloVe's
+    without it.
 
-    A word with spaces in it, of which some tables of GloVe have a few, is no token: its line is left out.
+    Lines whose word contains spaces are skipped, since no token does; some tables of GloVe have a few.
     """
-    promised, dim, ends_with_space = first_lines(path)
-    left_out: list[int] = []
+    declared, dim, ends_with_space = read_header(path)
+    skipped: list[int] = []
     damaged: list[str] = []
 
-    def on_misfit(row: csv.InvalidRow) -> str:
+    def handle_invalid_row(row: csv.InvalidRow) -> str:
         if row.actual_columns > row.expected_columns and not is_number(row.text.split(" ")[1]):
-            left_out.append(row.number)
+            skipped.append(row.number)
             return "skip"
         numbers = row.actual_columns - 1 - ends_with_space
         damaged.append(
-            f"row {row.number - bool(promised)}: {counted(numbers, 'numbers')} where the rows before have"
+            f"row {row.number - bool(declared)}: {counted(numbers, 'numbers')}, but the previous rows have"
             f" {dim}"
         )
         return "error"
@@ -122,13 +124,13 @@ def read_text(path: Path) -> tuple[list[str], Matrix]:
     try:
         table = csv.read_csv(
             path,
-            csv.ReadOptions(use_threads=False, column_names=columns, skip_rows=int(bool(promised))),
+            csv.ReadOptions(use_threads=False, column_names=columns, skip_rows=int(bool(declared))),
             csv.ParseOptions(
                 delimiter=" ",
                 quote_char=False,
                 escape_char=False,
                 ignore_empty_lines=False,
-                invalid_row_handler=on_misfit,
+                invalid_row_handler=handle_invalid_row,
             ),
             csv.ConvertOptions(
                 column_types={"word": pa.string(), **{str(each): pa.float32() for each in range(dim)}},
@@ -137,16 +139,17 @@ def read_text(path: Path) -> tuple[list[str], Matrix]:
             ),
         )
     except pa.ArrowInvalid as error:
-        said = NO_NUMBER.search(str(error))
-        if said and not damaged:
-            damaged.append(f"row {int(said[1]) - bool(promised)}: {said[2]!r} is no number")
-        what = damaged[0] if damaged else str(error)
-        raise ValueError(f"{path}, {what}: the file is cut off or damaged, export it again") from error
-    there = table.num_rows + len(left_out)
-    if promised and there != promised:
+        match = INVALID_NUMBER.search(str(error))
+        if match and not damaged:
+            damaged.append(f"row {int(match[1]) - bool(declared)}: {match[2]!r} is not a number")
+        reason = damaged[0] if damaged else str(error)
+        raise ValueError(f"{path}, {reason}: the file is truncated or damaged: export it again") from error
+    rows = table.num_rows + len(skipped)
+    if declared and rows != declared:
         raise ValueError(
-            f"{path}: the first line promises {counted(promised, 'words')}, but has {there:,}: the file is"
-            " cut off, export it again"
+            f"{path}: the first line declares {counted(declared, 'words')}, but the file has {rows:,}: the"
+            " file is"
+            " truncated: export it again"
         )
     matrix = np.empty((table.num_rows, dim), np.float32)
     for place in range(dim):
@@ -154,15 +157,17 @@ def read_text(path: Path) -> tuple[list[str], Matrix]:
     return table.column(0).to_pylist(), matrix
 
 
-def first_lines(path: Path) -> tuple[int | None, int, bool]:
-    """Of a text table: how many words it promises, the numbers a word, and whether lines end with a space,
-    as word2vec.c and fastText write them."""
-    promised, dim = None, None
+def read_header(path: Path) -> tuple[int | None, int, bool]:
+    """Read the declared number of words (if any), the dimension, and whether lines end with a space.
+
+    word2vec.c and fastText write a space at the end of each line.
+    """
+    declared, dim = None, None
     with path.open("rb") as file:
         line = file.readline(LONGEST_LINE)
         fields = line.split()
         if len(fields) == 2 and all(map(bytes.isdigit, fields)):
-            promised, dim = map(int, fields)
+            declared, dim = map(int, fields)
             line = file.readline(LONGEST_LINE)
     fields = line.rstrip(b"\r\n").split(b" ")
     ends_with_space = fields[-1] == b""
@@ -170,7 +175,7 @@ def first_lines(path: Path) -> tuple[int | None, int, bool]:
     if found < 1 or dim not in (None, found):
         expected = "numbers" if dim is None else f"{dim} numbers, as the first line says"
         raise ValueError(f"{path}, row 1: {line[:40]!r} is not a word and {expected}: is this a text format?")
-    return promised, found, ends_with_space
+    return declared, found, ends_with_space
 
 
 def is_number(text: str) -> bool:
@@ -186,7 +191,7 @@ def read_npy(path: Path) -> Matrix:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} can't be read as .npy ({error}): export it again") from error
-    return checked(matrix, path, path.name)
+    return check_matrix(matrix, path, path.name)
 
 
 def read_safetensors(path: Path) -> Matrix:
@@ -195,24 +200,26 @@ def read_safetensors(path: Path) -> Matrix:
             tables = [name for name in file.keys() if len(file.get_slice(name).get_shape()) == 2]  # noqa: SIM118
             if len(tables) != 1:
                 raise ValueError(
-                    f"{path} has {len(tables)} tables ({', '.join(tables)}): one is needed, of a row a word"
+                    f"{path} has {len(tables)} two-dimensional tensors ({', '.join(tables)}), but it must"
+                    " have one, with a row per word"
                 )
-            return checked(file.get_tensor(tables[0]), path, tables[0])
+            return check_matrix(file.get_tensor(tables[0]), path, tables[0])
     except SafetensorError as error:
         raise ValueError(f"{path} can't be read as .safetensors ({error}): export it again") from error
 
 
-def checked(matrix: NDArray[np.generic], path: Path, name: str) -> Matrix:
+def check_matrix(matrix: NDArray[np.generic], path: Path, name: str) -> Matrix:
     if matrix.ndim != 2 or 0 in matrix.shape or not np.issubdtype(matrix.dtype, np.floating):
         shape = " x ".join(map(str, matrix.shape))
         raise ValueError(
-            f"{path}: {name} is {matrix.dtype} {shape}, and not a table of numbers, a row a word"
+            f"{path}: {name} is {matrix.dtype} {shape}, but it must be a matrix of floating-point numbers"
+            " with a row per word"
         )
     return matrix  # type: ignore[return-value]
 
 
 def read_parquet(path: Path) -> tuple[list[str], Matrix]:
-    """A column of text, and a column of lists of numbers, or all the columns of numbers in their order."""
+    """Read the text column and the column of lists of numbers, or else all columns of numbers in order."""
     table = read_arrow(path)
     words = text_column(table, path)
     lists = [field.name for field in table.schema if is_list(field.type)]
@@ -225,13 +232,15 @@ def read_parquet(path: Path) -> tuple[list[str], Matrix]:
         if (lengths != lengths[0]).any():
             row = int((lengths != lengths[0]).argmax())
             raise ValueError(
-                f"{path}, row {row + 1}: {counted(lengths[row], 'numbers')} where the first row has"
+                f"{path}, row {row + 1}: {counted(lengths[row], 'numbers')}, but the first row has"
                 f" {lengths[0]}"
             )
         values = column.flatten().cast(pa.float32()).fill_null(float("nan"))
         return words, values.to_numpy(zero_copy_only=False).reshape(len(words), -1)
     if lists or not numbers:
-        raise ValueError(f"{path} has the columns {table.schema.names}: one with lists of numbers is needed")
+        raise ValueError(
+            f"{path} has the columns {table.schema.names}, but it needs one with lists of numbers"
+        )
     columns = [table.column(name).fill_null(float("nan")).to_numpy() for name in numbers]
     return words, np.stack(columns, axis=1).astype(np.float32)
 
@@ -256,11 +265,11 @@ def text_column(table: pa.Table, path: Path) -> list[str]:
                 row = next(row for row, word in enumerate(words, 1) if word is None)
                 raise ValueError(f"{path}, row {row}: no word in the column {field.name}")
             return words
-    raise ValueError(f"{path} has no column of text, but {table.schema.names}: where are the words?")
+    raise ValueError(f"{path} has no text column for the words, only {table.schema.names}")
 
 
 def read_words(path: Path) -> list[str]:
-    """The words of a vocabulary file, by row."""
+    """Read the words of a vocabulary file, by row."""
     if path.suffix == ".parquet":
         return text_column(read_arrow(path), path)
     try:
@@ -276,4 +285,6 @@ def read_words(path: Path) -> list[str]:
             return words
     elif isinstance(content, list) and all(isinstance(word, str) for word in content):
         return content
-    raise ValueError(f"the vocabulary {path} is neither a list of words nor word -> row, from 0 on")
+    raise ValueError(
+        f"the vocabulary {path} must be a list of words, or an object word -> row with rows from 0"
+    )

@@ -1,4 +1,4 @@
-"""Text encodings: the one that a byte order mark names, and guesses for text that is not UTF-8."""
+"""Text encodings: reads byte order marks, and guesses the encoding of text that is not UTF-8."""
 
 import codecs
 from typing import Annotated
@@ -14,7 +14,7 @@ BYTE_ORDER_MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 ONE_SIDED = 0.99  # share of the NUL bytes that are at the same position of a code unit
-SURE_LETTERS = 4  # non-ASCII letters: so many don't decode as UTF-8 by chance
+SURE_LETTERS = 4  # non-ASCII letters; so many do not decode as UTF-8 by chance
 NARROW_HIGH = 0.5  # share of all letters; above it, the script is not Latin
 CYRILLIC_HIGH = 0.9  # share of the high bytes that are Cyrillic letters in windows-1251 and koi8-r
 
@@ -62,7 +62,7 @@ def guess_wide(head: bytes) -> str | None:
 
 
 def is_surely_utf_8(head: bytes, wide: bool) -> bool:
-    """Whether text that was declared to be in another encoding (`wide`: UTF-16 or UTF-32) is UTF-8."""
+    """Return whether text that was declared to be in another encoding (`wide`: UTF-16 or UTF-32) is UTF-8."""
     try:
         text = codecs.getincrementaldecoder(UTF_8)().decode(head)
     except UnicodeDecodeError:

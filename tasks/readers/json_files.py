@@ -12,9 +12,9 @@ import pyarrow.json
 
 from lexloom.tasks.readers.labels import WHOLE_AS_DECIMAL, WRITTEN_AS_DECIMALS
 from lexloom.tasks.readers.raw import (
-    Options,
-    Raw,
-    Where,
+    Locator,
+    RawBatch,
+    ReadOptions,
     as_text,
     at_line,
     check_columns,
@@ -28,7 +28,7 @@ SHOWN_CHARACTERS = 40
 LABEL_TYPES = (pa.int64(), pa.string(), pa.bool_())  # that Arrow's parser can expect
 
 
-def read_json_lines(path: Path, options: Options) -> Iterator[Raw]:
+def read_json_lines(path: Path, options: ReadOptions) -> Iterator[RawBatch]:
     """Read one JSON object per line; empty lines are skipped, and missing keys are null."""
     columns = Columns(options, path)
     with open_text(path, options.encoding) as (stream, tell):
@@ -48,7 +48,7 @@ def read_json_lines(path: Path, options: Options) -> Iterator[Raw]:
 class Columns:
     """Parses the wanted columns, which any line may lack, and labels of any type."""
 
-    def __init__(self, options: Options, path: Path) -> None:
+    def __init__(self, options: ReadOptions, path: Path) -> None:
         self._path = path
         self._wanted = wanted_columns(options)
         self._has_labels = len(self._wanted) > 1
@@ -57,7 +57,7 @@ class Columns:
         self._met: set[str] = set()
         self._notes = Counter[str]()
 
-    def parse(self, lines: list[bytes], where: Where) -> pa.RecordBatch:
+    def parse(self, lines: list[bytes], where: Locator) -> pa.RecordBatch:
         """Parse some lines into columns; raise ValueError with the line number if one is malformed."""
         for label_type in self._label_types if self._has_labels else self._label_types[:1]:
             schema = pa.schema(list(zip(self._wanted, [pa.string(), label_type], strict=False)))
@@ -75,7 +75,7 @@ class Columns:
         return batch
 
     def take_notes(self) -> Counter[str]:
-        """What was altered since the last call."""
+        """Return the counts of altered labels since the last call."""
         notes, self._notes = self._notes, Counter()
         return notes
 
@@ -103,7 +103,9 @@ def parse_fast(lines: list[bytes], schema: pa.Schema) -> pa.RecordBatch | None:
     return table.combine_chunks().to_batches()[0] if table.num_rows == len(lines) else None
 
 
-def parse_slowly(lines: list[bytes], wanted: list[str], where: Where, notes: Counter[str]) -> pa.RecordBatch:
+def parse_slowly(
+    lines: list[bytes], wanted: list[str], where: Locator, notes: Counter[str]
+) -> pa.RecordBatch:
     """Parse lines with Python's parser, which reports the exact place and reason of an error.
 
     The first column is text; the second, if any, has labels of any type, as text.
@@ -113,7 +115,7 @@ def parse_slowly(lines: list[bytes], wanted: list[str], where: Where, notes: Cou
     for row, record in enumerate(records):
         value = record.get(wanted[0])
         if value is not None and type(value) is not str:
-            raise ValueError(f"{where(row)}: {wanted[0]!r} is {shown(value)}, but it must be a string")
+            raise ValueError(f"{where(row)}: {wanted[0]!r} is {format_value(value)}, but it must be a string")
         texts.append(as_bytes(value))
     columns = [pa.array(texts, pa.binary())]
     for name in wanted[1:]:
@@ -124,7 +126,7 @@ def parse_slowly(lines: list[bytes], wanted: list[str], where: Where, notes: Cou
     return pa.record_batch(columns, names=wanted)
 
 
-def label_bytes(value: Any, name: str, where: Where, row: int, notes: Counter[str]) -> bytes | None:
+def label_bytes(value: Any, name: str, where: Locator, row: int, notes: Counter[str]) -> bytes | None:
     """Convert a label to text, as the line writes it; raise ValueError if it cannot be a label."""
     if isinstance(value, Number):
         whole = re.sub(WHOLE_AS_DECIMAL, r"\1", value)
@@ -135,23 +137,24 @@ def label_bytes(value: Any, name: str, where: Where, row: int, notes: Counter[st
     if value is None or isinstance(value, str):
         return as_bytes(value)
     raise ValueError(
-        f"{where(row)}: {name!r} is {shown(value)}, but a label must be a string, a number or a boolean"
+        f"{where(row)}: {name!r} is {format_value(value)}, but a label must be a string, a number or a"
+        " boolean"
     )
 
 
-def shown(value: Any) -> str:
-    """A value of JSON, cut short for a message."""
+def format_value(value: Any) -> str:
+    """Format a JSON value for an error message, truncated to SHOWN_CHARACTERS."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     return (value if isinstance(value, Number) else json.dumps(value))[:SHOWN_CHARACTERS]
 
 
 class Number(str):
-    """A number as the file writes it, of any length."""
+    """A number as it is written in the file, with any number of digits."""
 
 
 def parse_constant(name: str) -> Number | None:
-    """NaN, which pandas writes into a gap, is null; an infinity stays what it is."""
+    """Read NaN, which pandas writes for missing values, as null; keep infinities as text."""
     return None if name == "NaN" else Number(name)
 
 

@@ -1,10 +1,10 @@
-"""The labels of a source, as text: what the file says, in every format.
+"""Labels as text, read the same way from every format.
 
-`01` and `1e3` stay as they are; nothing is read as a number. The exception are whole numbers that a library
-wrote as decimals, as pandas does in a column with gaps: 4.0 is the label `4`.
+Labels are not parsed as numbers: `01` and `1e3` are kept. The exception is whole numbers that a library wrote
+as decimals, as pandas does in a column with missing values: 4.0 becomes the label `4`.
 
-No label are null, NaN, an empty or blank cell, and what the Hugging Face hub writes for it: -1 (or any
-other negative number) in a column whose numbers stand for class names.
+Missing labels are null, NaN, an empty or blank cell, and a negative number in a column of class numbers,
+since data sets on the Hugging Face Hub use -1.
 """
 
 import json
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 HUB_METADATA = b"huggingface"  # in the schema of a data set of the Hugging Face hub
 WHOLE_AS_DECIMAL = r"^(-?[1-9][0-9]*|0)\.0+$"
 NAN = r"^(NaN|nan)$"
-MOST_EXACT = 1 << 53  # beyond it not every whole number is a double
+MAX_EXACT_INTEGER = 1 << 53  # not every larger integer is a double
 
 WRITTEN_AS_DECIMALS = "labels like 4.0 read as 4"
 NEGATIVE_CLASSES = "negative class labels read as no label"
@@ -24,9 +24,9 @@ NAN_CELLS = "NaN cells read as no label"
 
 
 def from_values(values: pa.Array, names: list[str] | None) -> tuple[pa.StringArray, Counter[str]] | None:
-    """The labels of a column of numbers or booleans; None where the column is of another type.
+    """Convert a column of numbers or booleans to labels; None if the column has another type.
 
-    names: what the numbers are called, from 0 on.
+    `names` are the class names of the numbers, from 0.
     """
     notes = Counter[str]()
     kind = values.type
@@ -35,7 +35,7 @@ def from_values(values: pa.Array, names: list[str] | None) -> tuple[pa.StringArr
     if pa.types.is_floating(kind):
         values = values.cast(pa.float64())
         values = pc.if_else(pc.is_nan(values), None, values)
-        exact = pc.and_(pc.equal(values, pc.trunc(values)), pc.less(pc.abs(values), MOST_EXACT))
+        exact = pc.and_(pc.equal(values, pc.trunc(values)), pc.less(pc.abs(values), MAX_EXACT_INTEGER))
         whole = pc.if_else(exact, values, None).cast(pa.int64())
         notes[WRITTEN_AS_DECIMALS] += len(whole) - whole.null_count
         return pc.coalesce(whole.cast(pa.string()), values.cast(pa.string())), notes
@@ -47,7 +47,7 @@ def from_values(values: pa.Array, names: list[str] | None) -> tuple[pa.StringArr
 
 
 def from_cells(labels: pa.StringArray) -> tuple[pa.StringArray, Counter[str]]:
-    """The labels of a table without types: blank cells and NaN are null."""
+    """Convert the cells of a table without types to labels: blank cells and NaN become null."""
     notes = Counter[str]()
     labels = null_where(pc.match_substring_regex(labels, NAN), without_blanks(labels), NAN_CELLS, notes)
     return without_decimals(labels, notes), notes
@@ -58,7 +58,7 @@ def without_blanks(labels: pa.StringArray) -> pa.StringArray:
 
 
 def without_decimals(labels: pa.StringArray, notes: Counter[str]) -> pa.StringArray:
-    """Whole numbers without the decimals that a library gave them."""
+    """Remove the decimals of whole numbers, and count the altered labels."""
     altered = pc.sum(pc.match_substring_regex(labels, WHOLE_AS_DECIMAL)).as_py()
     if not altered:
         return labels
@@ -67,13 +67,13 @@ def without_decimals(labels: pa.StringArray, notes: Counter[str]) -> pa.StringAr
 
 
 def null_where(mask: pa.BooleanArray, labels: pa.Array, reason: str, notes: Counter[str]) -> pa.Array:
-    """The labels, null where `mask` is true; these are counted."""
+    """Replace the labels where `mask` is true by null, and count them."""
     notes[reason] += pc.sum(mask).as_py() or 0
     return pc.if_else(mask, pa.scalar(None, labels.type), labels)
 
 
 def class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """What a label column's numbers are called, where the data set says so (the hub's in their metadata)."""
+    """Read the class names of a label column from the metadata of a Hub data set; None without them."""
     try:
         described = json.loads(schema.metadata[HUB_METADATA])["info"]["features"][column]["names"]
     except (KeyError, TypeError, ValueError):

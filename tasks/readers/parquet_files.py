@@ -1,7 +1,7 @@
-"""Parquet files, a few MB of rows at a time.
+"""Reads Parquet files, a few MB of rows at a time.
 
-A column that is mostly a dictionary is read with it: a few kilobytes can stand for terabytes of repeated
-text, so a batch is split by the size of its text before the text is expanded.
+A column with a large dictionary is read as a dictionary array: a few kilobytes can encode terabytes of
+repeated text, so a batch is split by the size of its text before the text is decoded.
 """
 
 import shutil
@@ -14,7 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lexloom.tasks.readers.raw import BLOCK_BYTES, Options, Raw, at_row, check_columns, select, wanted_columns
+from lexloom.tasks.readers.raw import (
+    BLOCK_BYTES,
+    RawBatch,
+    ReadOptions,
+    at_row,
+    check_columns,
+    select,
+    wanted_columns,
+)
 from lexloom.tasks.readers.streams import open_binary, split_name
 
 MAX_BATCH_ROWS = 1 << 14
@@ -22,20 +30,20 @@ MAX_BATCH_BYTES = 4 * BLOCK_BYTES
 MAX_COMPRESSION = 50
 
 
-def read_parquet(path: Path, options: Options) -> Iterator[Raw]:
-    """The text column (and the label's), a few MB of rows at a time."""
+def read_parquet(path: Path, options: ReadOptions) -> Iterator[RawBatch]:
+    """Read the text column (and the label column), a few MB of rows at a time."""
     _, compression = split_name(path)
     if compression is None:
         yield from read_parquet_file(path, path, options)
         return
-    with tempfile.NamedTemporaryFile(suffix=".parquet") as plain:  # Parquet is read from its end
+    with tempfile.NamedTemporaryFile(suffix=".parquet") as plain:  # reading Parquet needs random access
         with open_binary(path) as (stream, _):
             shutil.copyfileobj(stream, plain, BLOCK_BYTES)
         plain.flush()
         yield from read_parquet_file(Path(plain.name), path, options)
 
 
-def read_parquet_file(plain: Path, path: Path, options: Options) -> Iterator[Raw]:
+def read_parquet_file(plain: Path, path: Path, options: ReadOptions) -> Iterator[RawBatch]:
     columns = wanted_columns(options)
     size = path.stat().st_size
     check_columns(columns, pq.read_schema(plain).names, str(path))
@@ -49,7 +57,7 @@ def read_parquet_file(plain: Path, path: Path, options: Options) -> Iterator[Raw
 
 
 def find_repetitive(metadata: pq.FileMetaData) -> set[str]:
-    """The columns with a chunk that is mostly a dictionary, or whose data is compressed far beyond text."""
+    """Return columns with a chunk that is mostly dictionary, or compressed more than text can be."""
     found = set()
     for n in range(metadata.num_row_groups):
         for m in range(metadata.num_columns):
@@ -64,7 +72,7 @@ def find_repetitive(metadata: pq.FileMetaData) -> set[str]:
 
 
 def split_by_text(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Slices whose expanded columns have at most MAX_BATCH_BYTES, or of one row."""
+    """Yield slices whose decoded columns have at most MAX_BATCH_BYTES, or that have one row."""
     widths = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
         if pa.types.is_dictionary(column.type):
@@ -79,8 +87,8 @@ def split_by_text(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         start = end
 
 
-def rows_per_batch(file: pq.ParquetFile, options: Options) -> int:
-    """So many rows that a batch has about BLOCK_BYTES of text, by the widest row group."""
+def rows_per_batch(file: pq.ParquetFile, options: ReadOptions) -> int:
+    """Return the number of rows with about BLOCK_BYTES of text, from the row group with the longest texts."""
     widest = 1
     for n in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(n)

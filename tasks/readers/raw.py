@@ -1,7 +1,7 @@
 """Undecoded documents of a source: batches of bytes and labels, and their conversion to text.
 
-Every reader yields `Raw` batches of a few MB, each with a function that locates a document in the source.
-`select` extracts the columns of a table, and `decode` converts bytes to text.
+Every reader yields `RawBatch` batches of a few MB, each with a function that locates a document in the
+source. `select` extracts the columns of a table, and `decode` converts bytes to text.
 """
 
 from collections import Counter
@@ -18,16 +18,16 @@ from lexloom.tasks.readers.encodings import UTF_8, guess_narrow, is_utf_8
 from lexloom.tasks.readers.labels import class_names, from_values, without_blanks
 
 BLOCK_BYTES = 1 << 22
-SAMPLE_ROWS, SAMPLE_BYTES = 64, 1 << 12  # from which an encoding is guessed
+SAMPLE_ROWS, SAMPLE_BYTES = 64, 1 << 12  # used to guess an encoding
 SHOWN_COLUMNS = 50
 
 InvalidText = Literal["refuse", "replace", "drop"]
 Documents = Literal["line", "paragraph", "file"]
-Where = Callable[[int], str]
+Locator = Callable[[int], str]
 
 
 @dataclass(frozen=True)
-class Options:
+class ReadOptions:
     """How to read a source: columns, document unit, CSV dialect and encoding."""
 
     text_column: str = "text"
@@ -41,12 +41,12 @@ class Options:
 
 
 @dataclass
-class Raw:
+class RawBatch:
     """A batch of undecoded documents."""
 
     text: pa.Array  # binary or large_binary; null if there is no text
     labels: pa.Array | None
-    where: Where  # describes the location of the n-th document
+    where: Locator  # describes the location of the n-th document
     position: int  # bytes of the source read so far
     label_names: list[str] | None = None  # class names of numeric labels, from 0
     encoding: str = UTF_8  # the original encoding of the text
@@ -54,45 +54,48 @@ class Raw:
     notes: Counter[str] = field(default_factory=Counter)  # counts to report
 
     @classmethod
-    def without_documents(cls, position: int, note: str) -> "Raw":
+    def without_documents(cls, position: int, note: str) -> "RawBatch":
         return cls(pa.array([], pa.binary()), None, lambda row: "", position, notes=Counter([note]))
 
-    def first(self, rows: int) -> "Raw":
-        """The first `rows` documents."""
+    def first(self, rows: int) -> "RawBatch":
+        """Return the first `rows` documents."""
         if rows >= len(self.text):
             return self
         labels = None if self.labels is None else self.labels[:rows]
         return replace(self, text=self.text[:rows], labels=labels, unfinished=False)
 
 
-def at_line(path: Path, numbers: Sequence[int]) -> Where:
+def at_line(path: Path, numbers: Sequence[int]) -> Locator:
     return lambda row: f"{path}, line {numbers[row]}"
 
 
-def at_row(path: Path | str, first: int) -> Where:
+def at_row(path: Path | str, first: int) -> Locator:
     return lambda row: f"{path}, row {first + row}"
 
 
 # columns
 
 
-def wanted_columns(options: Options) -> list[str]:
+def wanted_columns(options: ReadOptions) -> list[str]:
     """List the columns that the file itself must have."""
     label = None if options.label_column in options.constants else options.label_column
     return [name for name in (options.text_column, label) if name is not None]
 
 
-def check_columns(wanted: list[str], there: list[str], source: str) -> None:
+def check_columns(wanted: list[str], columns: list[str], source: str) -> None:
+    """Raise ValueError if a wanted column is missing or occurs twice."""
     for name in wanted:
-        if name not in there:
-            names = ", ".join(map(repr, there[:SHOWN_COLUMNS])) or "none"
-            more = f" and {len(there) - SHOWN_COLUMNS:,} more" if len(there) > SHOWN_COLUMNS else ""
+        if name not in columns:
+            names = ", ".join(map(repr, columns[:SHOWN_COLUMNS])) or "none"
+            more = f" and {len(columns) - SHOWN_COLUMNS:,} more" if len(columns) > SHOWN_COLUMNS else ""
             raise ValueError(f"{source} has no column {name!r}: it has {names}{more}")
-        if there.count(name) > 1:
-            raise ValueError(f"{source} has {there.count(name)} columns named {name!r}: rename all but one")
+        if columns.count(name) > 1:
+            raise ValueError(f"{source} has {columns.count(name)} columns named {name!r}: rename all but one")
 
 
-def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, position: int) -> Raw:
+def select(
+    batch: pa.RecordBatch, options: ReadOptions, source: str, where: Locator, position: int
+) -> RawBatch:
     """Select the text and label columns; raise ValueError if one is missing or has the wrong type."""
     check_columns(wanted_columns(options), batch.schema.names, source)
     text = batch.column(options.text_column)
@@ -105,13 +108,13 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
             f"column {options.text_column!r} of {source} is {text.type}, not text: name another column"
         )
     if options.label_column is None or options.label_column in options.constants:
-        return Raw(text, constant_labels(options, len(text)), where, position)
+        return RawBatch(text, constant_labels(options, len(text)), where, position)
     names = class_names(batch.schema, options.label_column)
     values = batch.column(options.label_column)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if is_text(values.type) or is_bytes(values.type):
-        return Raw(text, as_text(values, options.label_column, where), where, position, names)
+        return RawBatch(text, as_text(values, options.label_column, where), where, position, names)
     found = from_values(values, names)
     if found is None:
         raise ValueError(
@@ -119,10 +122,10 @@ def select(batch: pa.RecordBatch, options: Options, source: str, where: Where, p
             " number or a boolean"
         )
     labels, notes = found
-    return Raw(text, labels, where, position, names, notes=notes)
+    return RawBatch(text, labels, where, position, names, notes=notes)
 
 
-def as_text(labels: pa.Array, column: str, where: Where) -> pa.Array:
+def as_text(labels: pa.Array, column: str, where: Locator) -> pa.Array:
     """Convert text or binary labels to strings, blank ones to null; raise ValueError if one is not UTF-8."""
     try:
         return without_blanks(labels.cast(pa.string()))
@@ -138,7 +141,7 @@ def as_text(labels: pa.Array, column: str, where: Where) -> pa.Array:
         raise
 
 
-def constant_labels(options: Options, rows: int) -> pa.Array | None:
+def constant_labels(options: ReadOptions, rows: int) -> pa.Array | None:
     """Repeat the label given by a file's folders for each row; None if there is none."""
     if options.label_column not in options.constants:
         return None
@@ -156,11 +159,11 @@ def is_bytes(kind: pa.DataType) -> bool:
 # bytes to text
 
 NUL = b"\0"
-WITH_NUL = "NUL bytes"
-FEW = 0.1  # maximum share of invalid documents for which dropping or replacing is suggested
+NUL_BYTES = "NUL bytes"
+FEW_INVALID_SHARE = 0.1  # maximum share of invalid documents for which dropping or replacing is suggested
 
 
-def decode(raw: Raw, invalid: InvalidText) -> tuple[pa.StringArray, Counter[str]]:
+def decode(raw: RawBatch, invalid: InvalidText) -> tuple[pa.StringArray, Counter[str]]:
     """Decode a batch; return the text (null if missing or dropped) and the counts of invalid documents.
 
     NUL bytes count as invalid: they usually mean that UTF-16 text was read as UTF-8. Raises ValueError with
@@ -174,7 +177,7 @@ def decode(raw: Raw, invalid: InvalidText) -> tuple[pa.StringArray, Counter[str]
     if text is not None and not pc.any(pc.match_substring(data, NUL)).as_py():
         return text, Counter()
     values: list[Any] = data.to_pylist()
-    met: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     broken: list[int] = []
     for row, value in enumerate(values):
         if value is None:
@@ -183,9 +186,9 @@ def decode(raw: Raw, invalid: InvalidText) -> tuple[pa.StringArray, Counter[str]
             values[row] = value.decode()
             if NUL not in value:
                 continue
-            met[WITH_NUL] += 1
+            counts[NUL_BYTES] += 1
         except UnicodeDecodeError:
-            met[describe_invalid(raw)] += 1
+            counts[describe_invalid(raw)] += 1
         broken.append(row)
         text = value.decode("utf-8", "replace").replace("\0", "\ufffd")
         values[row] = text if invalid == "replace" else None
@@ -194,16 +197,16 @@ def decode(raw: Raw, invalid: InvalidText) -> tuple[pa.StringArray, Counter[str]
         sample = b"\n".join(data[row].as_py()[:SAMPLE_BYTES] for row in broken[:SAMPLE_ROWS])
         guess = guess_narrow(sample) if is_utf_8(raw.encoding) else None
         raise ValueError(complaint(raw, broken[0], data[broken[0]].as_py(), guess, share))
-    return pa.array(values, pa.string()), met
+    return pa.array(values, pa.string()), counts
 
 
-def describe_invalid(raw: Raw) -> str:
+def describe_invalid(raw: RawBatch) -> str:
     return f"not {'UTF-8' if is_utf_8(raw.encoding) else raw.encoding}"
 
 
-def complaint(raw: Raw, row: int, value: bytes, guess: str | None, share: float) -> str:
-    """The error message for an invalid document; it suggests dropping only if few documents are invalid."""
-    few = ", or set --invalid-utf8 to 'replace' or 'drop'" if share < FEW else ""
+def complaint(raw: RawBatch, row: int, value: bytes, guess: str | None, share: float) -> str:
+    """Return the error message for an invalid document; suggest dropping only if few are invalid."""
+    few = ", or set --invalid-utf8 to 'replace' or 'drop'" if share < FEW_INVALID_SHARE else ""
     where = raw.where(row)
     try:
         value.decode()

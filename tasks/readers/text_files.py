@@ -1,4 +1,4 @@
-"""Plain text: documents in .txt files, and the lines of any text file."""
+"""Reads documents from .txt files, and lines from any text file."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from lexloom.tasks.readers.raw import BLOCK_BYTES, Options, Raw, at_line, constant_labels
+from lexloom.tasks.readers.raw import BLOCK_BYTES, RawBatch, ReadOptions, at_line, constant_labels
 from lexloom.tasks.readers.streams import open_text
 
 MAX_RECORD_BYTES = 1 << 27  # a line or paragraph is held in memory
-LETTER_BYTES = 4  # of UTF-8, at most
-GAP = re.compile(rb"\n[ \t\v\f\n]*\n")  # as one run of white space, not line by line: a hundred times as fast
+MAX_CHARACTER_BYTES = 4  # of UTF-8
+GAP = re.compile(rb"\n[ \t\v\f\n]*\n")  # one run of white space: 100x faster than matching line by line
 LEADING = re.compile(rb"(?:[ \t\v\f\n]*\n)?")
 
 Block = tuple[
@@ -20,7 +20,7 @@ Block = tuple[
 ]  # documents, the line numbers at which they start, whether the last one continues
 
 
-def read_text(path: Path, options: Options) -> Iterator[Raw]:
+def read_text(path: Path, options: ReadOptions) -> Iterator[RawBatch]:
     """Read documents: lines, paragraphs (separated by blank lines), or the whole file."""
     if options.label_column is not None and options.label_column not in options.constants:
         raise ValueError(
@@ -31,7 +31,7 @@ def read_text(path: Path, options: Options) -> Iterator[Raw]:
     with open_text(path, options.encoding) as (stream, tell):
         for documents, numbers, unfinished in DOCUMENTS[options.documents](path, stream):
             labels = constant_labels(options, len(documents))
-            raw = Raw(pa.array(documents, pa.binary()), labels, at_line(path, numbers), tell())
+            raw = RawBatch(pa.array(documents, pa.binary()), labels, at_line(path, numbers), tell())
             raw.encoding, raw.unfinished = stream.encoding, unfinished
             yield raw
 
@@ -41,7 +41,7 @@ def read_blocks(stream: Any) -> Iterator[bytes]:
     held = b""
     while block := stream.read(BLOCK_BYTES):
         block = held + block
-        held = b"\r" if block.endswith(b"\r") else b""  # a line feed may follow
+        held = b"\r" if block.endswith(b"\r") else b""  # the next block may begin with the line feed
         yield block.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if held:
         yield b"\n"
@@ -65,7 +65,7 @@ def read_paragraphs(path: Path, stream: Any) -> Iterator[Block]:
     """Yield blocks of complete paragraphs, whose lines are joined by line feeds."""
     number, rest = 1, b""
     for block in read_blocks(stream):
-        searched = len(rest.rstrip())  # there is no gap before that
+        searched = len(rest.rstrip())  # no gap begins before this position
         rest += block
         paragraphs, starts, start = list[bytes](), list[int](), 0
         for gap in GAP.finditer(rest, searched):
@@ -107,12 +107,12 @@ def read_whole(path: Path, stream: Any) -> Iterator[Block]:
 
 
 def end_of_part(text: bytes, most: int) -> int:
-    """The end of a part of at most `most` bytes: after a line feed or space in its second half, if any."""
+    """Return the end of a part of at most `most` bytes, after a line feed or space if one is near."""
     for mark in (b"\n", b" "):
         if (place := text.rfind(mark, most // 2, most)) >= 0:
             return place + 1
-    letters = [end for end in range(most, max(0, most - LETTER_BYTES), -1) if text[end] & 0xC0 != 0x80]
-    return letters[0] if letters else most
+    ends = [end for end in range(most, max(0, most - MAX_CHARACTER_BYTES), -1) if text[end] & 0xC0 != 0x80]
+    return ends[0] if ends else most
 
 
 def check_length(path: Path, number: int, length: int) -> None:

@@ -155,30 +155,30 @@ def configuration(manifests: Sequence[Manifest]) -> list[tuple[str, list[tuple[s
     """Return each stage's config, and the descriptions of its inputs from outside the store."""
     found = []
     for manifest in manifests:
-        values = list(flattened(manifest.config))
+        values = list(flatten(manifest.config))
         for entry in manifest.inputs:
-            values += flattened(entry.description, f"{entry.name}.")
+            values += flatten(entry.description, f"{entry.name}.")
         if values:
             found.append((manifest.stage, values))
     return found
 
 
-def flattened(values: JsonValue, prefix: str = "") -> Iterable[tuple[str, str]]:
+def flatten(values: JsonValue, prefix: str = "") -> Iterable[tuple[str, str]]:
     """Yield the leaves of nested JSON as (dotted name, formatted value)."""
     if isinstance(values, dict):
         for name, value in values.items():
-            yield from flattened(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
     else:
-        yield prefix.rstrip("."), shown_value(values)
+        yield prefix.rstrip("."), format_value(values)
 
 
-def shown_value(value: JsonValue) -> str:
+def format_value(value: JsonValue) -> str:
     """Format a value: the first few items of a list, and the name of an object that has one."""
     if isinstance(value, dict):
         return str(value.get("name", json.dumps(value, ensure_ascii=False)))
     if isinstance(value, list):
         more = [f"and {len(value) - SHOWN_VALUES:,} more"] if len(value) > SHOWN_VALUES else []
-        return ", ".join([*map(shown_value, value[:SHOWN_VALUES]), *more]) or "none"
+        return ", ".join([*map(format_value, value[:SHOWN_VALUES]), *more]) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -12,7 +12,7 @@ from lexloom.tasks.display import console
 from lexloom.tasks.sources.huggingface import NetworkError
 from lexloom.tasks.store.artifacts import digest_key
 
-BESIDE_MERGES = ("encoder.json", "vocab.json")
+ID_FILES = ("encoder.json", "vocab.json")
 
 
 class LocatedEncoding(BaseModel):
@@ -40,12 +40,12 @@ class LocatedEncoding(BaseModel):
         if self.name == "bytes":
             return Bytes()
         published = PUBLISHED[self.name]
-        data = self.path.read_bytes() if self.path else published_ranks(self.name)
+        data = self.path.read_bytes() if self.path else read_published_ranks(self.name)
         if hashlib.sha256(data).hexdigest() != self.digest:
-            raise ValueError(f"{self.path} changed while it was in use: run again once it is at rest")
+            raise ValueError(f"{self.path} changed while it was in use: rerun when nothing writes to it")
         ranks = read_ranks(data, str(self.path or published.url))
         if self.path and data.startswith(MERGES_MARK):
-            for ids in map(self.path.with_name, BESIDE_MERGES):
+            for ids in map(self.path.with_name, ID_FILES):
                 if ids.is_file():
                     check_against_ids(ranks, ids)
         whole = len(ranks) == published.ranks
@@ -53,7 +53,7 @@ class LocatedEncoding(BaseModel):
         return BytePair(self.name, ranks, published.pattern, end_of_text)
 
 
-def published_ranks(name: str) -> bytes:
+def read_published_ranks(name: str) -> bytes:
     """Return the content of a published file of ranks, from an installed package or by tiktoken."""
     published = PUBLISHED[name]
     advice = ""
@@ -68,14 +68,15 @@ def published_ranks(name: str) -> bytes:
         if hashlib.sha256(data).hexdigest() == published.sha256:
             return data
         if data:
-            console.warn(f"{package} {installed.version} has other ranks than were published; not used")
+            console.warn(f"{package} {installed.version} differs from the published ranks and is not used")
     try:
         from tiktoken.load import read_file_cached  # also looks into TIKTOKEN_CACHE_DIR
 
         return read_file_cached(published.url, published.sha256)
-    except Exception as error:  # of whatever library tiktoken downloads with
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # the type depends on the library that tiktoken downloads with
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NetworkError(
-            f"the ranks of {name} can't be had from {published.url} ({said[:120]}): {advice}name a file of"
-            " them (ranks), or choose the encoding 'characters' or 'bytes'"
+            f"the ranks of {name} can't be downloaded from {published.url} ({reason[:120]}): {advice}set"
+            " ranks to"
+            " a file of them, or choose the encoding 'characters' or 'bytes'"
         ) from error

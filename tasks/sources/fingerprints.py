@@ -1,4 +1,4 @@
-"""Fingerprints of files: names, sizes and content digests, remembered for files that have not changed."""
+"""Fingerprints of files: names, sizes and content digests, with a cache for unchanged files."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from lexloom.tasks.display import console
 from lexloom.tasks.store.artifacts import KEY_LENGTH, Store
 from lexloom.tasks.store.file_access import digest_file, read_regular
 
-MEMO = "sources.json"
-MEMO_AGE_SECONDS = 2.0  # within the resolution of its modification time, a file can change unnoticed
+CACHE_FILE = "sources.json"
+MIN_AGE_SECONDS = 2.0  # a younger file may change again within the resolution of its modification time
 
 
 class SourceFile(BaseModel):
@@ -32,13 +32,13 @@ def digest_files(files: list[SourceFile]) -> str:
 
 
 def fingerprint(found: list[tuple[str, Path]]) -> list[SourceFile]:
-    """Every file with its size and digest; digests of files that have not changed since are remembered."""
-    memo = Memo(Store().root / MEMO)
+    """Return every (name, path) with its size and digest; digests of unchanged files come from a cache."""
+    cache = DigestCache(Store().root / CACHE_FILE)
     files = []
     done = 0
     with console.bar("fingerprint", total=sum(path.stat().st_size for _, path in found)) as bar:
         for name, path in found:
-            digest = memo.digest(path)
+            digest = cache.digest(path)
             status = path.stat()
             files.append(
                 SourceFile(
@@ -51,12 +51,12 @@ def fingerprint(found: list[tuple[str, Path]]) -> list[SourceFile]:
             )
             done += status.st_size
             bar.update(done, path.name)
-    memo.save()
+    cache.save()
     return files
 
 
 def verify_files(files: list[SourceFile]) -> None:
-    """Compare files with their digests, without using remembered ones.
+    """Compare files with their digests, without using the cache.
 
     Raises:
         ValueError: the content of a file has changed.
@@ -69,8 +69,8 @@ def verify_files(files: list[SourceFile]) -> None:
             )
 
 
-class Seen(BaseModel):
-    """A file as it was when its digest was taken."""
+class FileRecord(BaseModel):
+    """The status of a file when its digest was computed."""
 
     size: int
     modified_ns: int
@@ -79,42 +79,42 @@ class Seen(BaseModel):
     xxh3: str
 
 
-class SeenFiles(BaseModel):
-    files: dict[str, Seen] = {}
+class FileRecords(BaseModel):
+    files: dict[str, FileRecord] = {}
 
 
-class Memo:
-    """Digests of files, remembered by path, size, times of change and inode.
+class DigestCache:
+    """A cache of file digests, valid while path, size, modification and change times and inode are the same.
 
-    A terabyte is not read again for every cached run. A memo that can't be read is an empty one, and one
-    that can't be written is done without.
+    It saves reading all source files again in every run. An unreadable cache counts as empty, and errors when
+    writing it are ignored.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._seen = SeenFiles.model_validate_json(read_regular(path)).files
+            self._records = FileRecords.model_validate_json(read_regular(path)).files
         except (OSError, ValidationError):
-            self._seen = {}
+            self._records = {}
         self._changed = False
 
     def digest(self, path: Path) -> str:
         status = path.stat()
         name = str(path.absolute())
-        seen = self._seen.get(name)
-        now = Seen(
+        record = self._records.get(name)
+        now = FileRecord(
             size=status.st_size,
             modified_ns=status.st_mtime_ns,
             changed_ns=status.st_ctime_ns,
             inode=status.st_ino,
             xxh3="",
         )
-        settled = time.time() - status.st_mtime > MEMO_AGE_SECONDS
-        if seen is not None and seen.model_copy(update={"xxh3": ""}) == now:
-            return seen.xxh3
+        is_old_enough = time.time() - status.st_mtime > MIN_AGE_SECONDS
+        if record is not None and record.model_copy(update={"xxh3": ""}) == now:
+            return record.xxh3
         digest = digest_file(path)
-        if settled:
-            self._seen[name] = now.model_copy(update={"xxh3": digest})
+        if is_old_enough:
+            self._records[name] = now.model_copy(update={"xxh3": digest})
             self._changed = True
         return digest
 
@@ -125,7 +125,7 @@ class Memo:
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                new.write_text(SeenFiles(files=self._seen).model_dump_json())
+                new.write_text(FileRecords(files=self._records).model_dump_json())
                 new.replace(self._path)
             finally:
                 new.unlink(missing_ok=True)

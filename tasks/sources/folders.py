@@ -26,38 +26,38 @@ FIRST_LINE_BYTES = 1 << 16
 SHOWN_NAMES = 3
 
 HIDDEN = "hidden files or folders skipped"
-UNKNOWN = "files with an unsupported extension skipped"
-DANGLING = "broken links skipped"
-AGAIN = "repeated links to a folder skipped"
-SPECIAL = "pipes, sockets or devices skipped"
+UNSUPPORTED = "files with an unsupported extension skipped"
+BROKEN_LINKS = "broken links skipped"
+REPEATED = "repeated links to a folder skipped"
+SPECIAL_FILES = "pipes, sockets or devices skipped"
 
 
 @dataclass
-class Found:
+class FileSearch:
     """The files found so far, and the skipped ones by reason."""
 
     is_supported: Callable[[Path], bool]
     files: list[Path] = field(default_factory=list)
-    left_out: dict[str, list[Path]] = field(default_factory=dict)
+    skipped: dict[str, list[Path]] = field(default_factory=dict)
     seen: set[tuple[int, int]] = field(default_factory=set)  # folders, by device and inode
 
-    def leave_out(self, reason: str, path: Path) -> None:
-        self.left_out.setdefault(reason, []).append(path)
+    def skip(self, reason: str, path: Path) -> None:
+        self.skipped.setdefault(reason, []).append(path)
 
     def add(self, path: Path) -> None:
         """Add a file if its format is supported, or count why it is skipped."""
         try:
             mode = path.stat().st_mode
         except (FileNotFoundError, RuntimeError):
-            return self.leave_out(DANGLING, path)
+            return self.skip(BROKEN_LINKS, path)
         except OSError:
             if path.is_symlink():  # to itself
-                return self.leave_out(DANGLING, path)
+                return self.skip(BROKEN_LINKS, path)
             raise
         if not stat.S_ISREG(mode):
-            return self.leave_out(SPECIAL, path)
+            return self.skip(SPECIAL_FILES, path)
         if not self.is_supported(path):
-            return self.leave_out(UNKNOWN, path)
+            return self.skip(UNSUPPORTED, path)
         self.files.append(path)
         return None
 
@@ -65,12 +65,12 @@ class Found:
         """Add all files below a folder."""
         status = folder.stat()
         if (status.st_dev, status.st_ino) in self.seen:
-            return self.leave_out(AGAIN, folder)
+            return self.skip(REPEATED, folder)
         self.seen.add((status.st_dev, status.st_ino))
         # folders before links to them, so that a folder is read under its own name
         for path in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path.name)):
             if is_hidden(path.name):
-                self.leave_out(HIDDEN, path)
+                self.skip(HIDDEN, path)
             elif path.is_dir():
                 self.walk(path)
             else:
@@ -85,18 +85,18 @@ class Found:
         for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
             names = path.parts[fixed:]
             if any(is_hidden(name) and name[0] not in asked for name in names):
-                self.leave_out(HIDDEN, path)
+                self.skip(HIDDEN, path)
             elif not path.is_dir():
                 self.add(path)
             elif "**" not in pattern:
                 self.walk(path)
 
     def counts(self) -> dict[str, int]:
-        return {reason: len(paths) for reason, paths in self.left_out.items()}
+        return {reason: len(paths) for reason, paths in self.skipped.items()}
 
     def warnings(self) -> Iterator[str]:
         """Yield a warning for each reason except hidden files, with some names."""
-        for reason, paths in self.left_out.items():
+        for reason, paths in self.skipped.items():
             if reason != HIDDEN:
                 names = ", ".join(printable(path) for path in paths[:SHOWN_NAMES])
                 more = ", ..." if len(paths) > SHOWN_NAMES else ""

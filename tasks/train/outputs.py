@@ -58,11 +58,11 @@ def summarize(
         rows=rows,
         unit=unit,
         notes=notes or {},
-        facts={**(facts or {}), **facts_of(metrics)},
+        facts={**(facts or {}), **select_facts(metrics)},
     )
 
 
-def facts_of(metrics: dict[str, Any]) -> dict[str, Any]:
+def select_facts(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return the metrics without their curves."""
     return {name: value for name, value in metrics.items() if name not in CURVES}
 

@@ -81,7 +81,9 @@ class TrainConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    shuffle_buffer_bytes: ClassVar[int] = 0  # a kernel of word2vec needs the pairs of one word side by side
+    shuffle_buffer_bytes: ClassVar[int] = (
+        0  # word2vec's kernel needs the pairs of a target word to be adjacent
+    )
 
     epochs: Epochs = 5
     workers: Workers = 2
@@ -152,7 +154,7 @@ class TrainConfig(BaseModel):
             )
         if self.runner == "local" and self.workers != 1:
             raise ValueError(
-                f"the local runner has one worker, not {self.workers}: say --workers 1, or --runner ray"
+                f"the local runner has one worker, not {self.workers}: use --workers 1, or --runner ray"
             )
         return self
 
@@ -174,7 +176,7 @@ class TrainConfig(BaseModel):
 class GradientTrainConfig(TrainConfig):
     """Options of training with gradients, which can use all strategies of training/sync/config.py."""
 
-    shuffle_buffer_bytes: ClassVar[int] = SHUFFLE_BUFFER_BYTES  # each batch has examples of many texts
+    shuffle_buffer_bytes: ClassVar[int] = SHUFFLE_BUFFER_BYTES  # mixes examples of many texts in each batch
 
     sync: GradientSync = "all_reduce"
     sync_period: SyncPeriod = 20
@@ -258,9 +260,9 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
     """
     note = partial(console.note, "training")
     checkpoints = Checkpoints(job.checkpoints, job.fingerprint)
-    begun = checkpoints.load()
-    if begun is not None:
-        note(f"resumes from the checkpoint of step {begun.state['step']:,}")
+    found = checkpoints.load()
+    if found is not None:
+        note(f"resumes from the checkpoint of step {found.state['step']:,}")
     starting = "" if config.runner == "local" else f"starting {counted(config.workers, 'Ray workers')}"
     try:
         with show_progress(unit, starting) as on_progress:
@@ -280,14 +282,14 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
     except BaseException:
         note(f"stopped; {checkpoints.describe_resume()}")
         raise
-    last, best = results(checkpoints)
-    return metrics_of(TrainState(**last.state)), best.tensors
+    last, best = load_results(checkpoints)
+    return compute_metrics(TrainState(**last.state)), best.tensors
 
 
 def train_here(job: Job, on_progress: Callable[[Progress], None], note: Callable[[str], None]) -> None:
     """Train with one worker in this process; a first SIGINT or SIGTERM waits for a step and a checkpoint."""
 
-    def on_point(point: Progress) -> None:
+    def report_progress(point: Progress) -> None:
         write_progress(job.checkpoints.parent / PROGRESS, point)  # `lexloom status` reads it
         on_progress(point)
 
@@ -295,11 +297,11 @@ def train_here(job: Job, on_progress: Callable[[Progress], None], note: Callable
         note("stopping after this step; interrupt again to stop without a checkpoint")
 
     run_interruptibly(
-        lambda interrupted: train(job, on_progress=on_point, interrupted=interrupted), on_signal
+        lambda interrupted: train(job, on_progress=report_progress, interrupted=interrupted), on_signal
     )
 
 
-def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
+def load_results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
     """Return the last checkpoint of a finished run, and the best one."""
     last = checkpoints.load()
     if last is None:
@@ -314,8 +316,8 @@ def results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
     return last, best
 
 
-def metrics_of(run: TrainState) -> dict[str, Any]:
-    """Return the content of metrics.json: losses, progress, the reason of the end, and the time spent."""
+def compute_metrics(run: TrainState) -> dict[str, Any]:
+    """Return the content of metrics.json: losses, progress, the stop reason, and the time by activity."""
     last_epoch = [point for point in run.history if point["epoch"] == run.history[-1]["epoch"]]
     metrics: dict[str, Any] = {
         "loss": mean_loss(last_epoch),

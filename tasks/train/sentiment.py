@@ -27,13 +27,13 @@ from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.frozen_features import (
     COLUMNS,
     TOKENS_AT_ONCE,
+    FeatureFiles,
     FeaturesConfig,
-    Runs,
-    label_counts,
-    read_options,
+    read_features_config,
+    read_label_counts,
 )
-from lexloom.tasks.sources.encoder import Backbone
-from lexloom.tasks.split import labels_of
+from lexloom.tasks.sources.backbone import Backbone
+from lexloom.tasks.split import read_label_names
 from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.outputs import (
@@ -70,16 +70,20 @@ def train_sentiment(
     features: Artifact, backbone: Backbone, config: TrainSentimentConfig, out: Path, scratch: Path
 ) -> Summary:
     """Train on the features and write the model folder: the model with the lowest validation loss."""
-    labels = labels_of(features)
-    read = read_options(features)
+    labels = read_label_names(features)
+    read = read_features_config(features)
     make_part = partial(
-        trained_part, backbone.folder, labels, read.trainable_blocks, from_activations=read.cache_features
+        make_trained_part,
+        backbone.folder,
+        labels,
+        read.trainable_blocks,
+        from_activations=read.cache_features,
     )
-    weights = balanced(label_counts(features)) if config.class_weights == "balanced" else None
+    weights = balanced_weights(read_label_counts(features)) if config.class_weights == "balanced" else None
     make_trainable = partial(
         TorchTrainable,
         make_part,
-        RunLoss(features.folder, weights),
+        FeatureLoss(features.folder, weights),
         partial(make_optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay),
         schedule=partial(linear, warm_up=config.warm_up),
         clip=CLIP,
@@ -101,7 +105,7 @@ def train_sentiment(
     return summarize(metrics, "reviews", len(labels), "labels", facts)
 
 
-def trained_part(
+def make_trained_part(
     backbone: Path, labels: Sequence[str], trainable_blocks: int, *, from_activations: bool
 ) -> TrainedPart:
     """Return the part to train, of a classifier whose new weights torch's random state draws."""
@@ -119,14 +123,14 @@ def make_optimizer(module: nn.Module, *, learning_rate: float, weight_decay: flo
     return AdamW(groups, lr=learning_rate, fused=True)
 
 
-class RunLoss:
+class FeatureLoss:
     """The mean cross-entropy of a batch of reviews whose features are in a folder.
 
     A batch is computed in groups of similar length, to avoid padding. `weights` has one factor per label.
     """
 
     def __init__(self, folder: Path, weights: Sequence[float] | None) -> None:
-        self._runs, self._weights = Runs(folder), weights
+        self._features, self._weights = FeatureFiles(folder), weights
 
     def __call__(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch: the columns of the features' Parquet shards, (B,) each."""
@@ -134,7 +138,7 @@ class RunLoss:
         places = torch.stack([batch["shard"].long(), batch["start"], batch["length"].long()], 1).tolist()
         total = torch.zeros((), device=labels.device)
         for rows in group_by_length([length for _, _, length in places], TOKENS_AT_ONCE[labels.device.type]):
-            runs, mask = pad_batch([self._runs.run(*places[row]) for row in rows])
+            runs, mask = pad_batch([self._features.read(*places[row]) for row in rows])
             runs = runs.to(labels.device)
             logits = module(runs.float() if runs.is_floating_point() else runs, mask.to(labels.device))
             right = labels[torch.from_numpy(rows).to(labels.device)]
@@ -145,7 +149,7 @@ class RunLoss:
         return total / len(labels)
 
 
-def balanced(counts: Sequence[int]) -> list[float]:
+def balanced_weights(counts: Sequence[int]) -> list[float]:
     """Return a weight for each label, so that all labels count alike and a review's mean weight is 1."""
     return [sum(counts) / (len(counts) * count) for count in counts]
 

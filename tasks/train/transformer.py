@@ -23,15 +23,15 @@ from lexloom.models.transformer.hf_io import export_tokenizer, save
 from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig, next_token_loss
 from lexloom.tasks.bpe_tokens import TOKENIZER, read_tokenizer
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.generate import written
+from lexloom.tasks.generate import sample_in_training
 from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.outputs import (
     GENERATE,
     describe_training,
-    facts_of,
     restore,
     save_records,
+    select_facts,
     summarize,
 )
 from lexloom.tasks.train.run import LANES, GradientTrainConfig, MatrixPrecision, plan_job, run_job
@@ -180,17 +180,17 @@ def train_transformer(
     size = cast(int, windows.summary.facts["size"])
     if size != config.context + 1:
         raise ValueError(
-            f"the windows are of {counted(size, 'tokens')}, but a context of {config.context} needs"
+            f"the windows have {counted(size, 'tokens')}, but a context of {config.context} needs"
             f" {config.context + 1}: set the windows' size to that, and their stride to {config.context}"
         )
     tokenizer = read_tokenizer(tokens)
-    network = config.network(rounded(tokenizer.size), tokenizer.end_of_text)
-    make = partial(trainable, network, config)
-    sample = partial(written, tokens.folder / TOKENIZER, reader)
+    network = config.network(round_up_vocabulary(tokenizer.size), tokenizer.end_of_text)
+    make = partial(make_trainable, network, config)
+    sample = partial(sample_in_training, tokens.folder / TOKENIZER, make_decoder)
     job = plan_job(config, make, windows, COLUMNS, [tokens], scratch, config.synchronisation(), sample)
     metrics, tensors = run_job(job, config, unit="windows")
     model = restore(Transformer(network), tensors)
-    metrics = with_token_figures(metrics, windows, config.context)
+    metrics = add_token_metrics(metrics, windows, config.context)
     save(model, out, tokens.normalization)
     rules = active_rules(tokens.normalization.get(NORMALIZATION))  # type: ignore[arg-type]
     export_tokenizer(tokenizer, network, out, nfc="unicode_nfc" in rules)
@@ -200,11 +200,11 @@ def train_transformer(
     return summarize(metrics, "windows", parameters, "parameters")
 
 
-def rounded(vocabulary: int) -> int:
+def round_up_vocabulary(vocabulary: int) -> int:
     return vocabulary if vocabulary < ROUND_ABOVE else -(-vocabulary // ROUND_TO) * ROUND_TO
 
 
-def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> TorchTrainable:
+def make_trainable(network: TransformerConfig, config: TrainTransformerConfig) -> TorchTrainable:
     """Return what the training loop trains."""
     optimizer = OptimizerConfig(
         config.optimizer,
@@ -219,7 +219,7 @@ def trainable(network: TransformerConfig, config: TrainTransformerConfig) -> Tor
     return TorchTrainable(
         partial(make_network, network, config.device if compiled else None),
         next_token_loss,
-        partial(optimizer_of, optimizer),
+        partial(make_transformer_optimizer, optimizer),
         schedule=partial(
             warm_up_stable_decay, warm_up=config.warm_up, decay=config.decay, final=config.final
         ),
@@ -238,23 +238,23 @@ def make_network(network: TransformerConfig, compile_for: str | None) -> Transfo
     return model
 
 
-def reader(model: Transformer) -> NextLogits:
-    return without_compilation(CachedDecoder(model))  # texts of ever new lengths: not worth a compilation
+def make_decoder(model: Transformer) -> NextLogits:
+    return without_compilation(CachedDecoder(model))  # every new length would be compiled again
 
 
-def optimizer_of(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+def make_transformer_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     assert isinstance(model, Transformer)
     return make_optimizer(model, model.hidden_matrices(), config)
 
 
-def with_token_figures(metrics: dict[str, Any], windows: Artifact, context: int) -> dict[str, Any]:
+def add_token_metrics(metrics: dict[str, Any], windows: Artifact, context: int) -> dict[str, Any]:
     """Add tokens per second, and the loss in units that do not depend on the tokenizer, before the curves."""
     figures: dict[str, Any] = {"tokens_per_second": metrics["examples_per_second"] * context}
     if "validation_loss" in metrics:
         loss, facts = metrics["validation_loss"], windows.summary.facts
         bits = loss * facts["validation_windows"] * context / math.log(2)
         figures |= {"perplexity": math.exp(loss), "bits_per_byte": bits / facts["validation_predicted_bytes"]}
-    return {**facts_of(metrics), **figures, **metrics}
+    return {**select_facts(metrics), **figures, **metrics}
 
 
 def model_card(
@@ -283,7 +283,7 @@ context {network.context}, vocabulary {network.vocabulary:,}; the architecture i
 | `tokenizer.json`, `tokenizer_config.json` | the tokenizer, as transformers reads it |
 | `generation_config.json` | special tokens, and the largest length of a text, for transformers |
 | `lexloom.json`, `tokenizer/` | shape and tokenizer, as Lexloom reads them |
-| `metrics.json` | how training went |
+| `metrics.json` | metrics of the training |
 
 {GENERATE}
 transformers computes the same ids, logits and greedy text:

@@ -27,7 +27,7 @@ from lexloom.models.window_lm import (
 from lexloom.tasks.bpe_tokens import TOKENIZER, read_tokenizer
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.embeddings import read_embeddings
-from lexloom.tasks.generate import written
+from lexloom.tasks.generate import sample_in_training
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.outputs import GENERATE, describe_training, restore, save_records, summarize
@@ -150,14 +150,14 @@ def train_window_lm(
         TorchTrainable,
         make_model,
         window_loss,
-        partial(adam, config.learning_rate, config.weight_decay),
+        partial(make_optimizer, config.learning_rate, config.weight_decay),
         schedule=partial(linear, warm_up=config.warm_up),
         bfloat16=partial(use_bfloat16, config.precision, layer),
         threads=config.threads,
         seed=config.seed,
     )
     others, sync = [embeddings, tokens], config.synchronisation()
-    sample = partial(written, tokens.folder / TOKENIZER, WindowDecoder)
+    sample = partial(sample_in_training, tokens.folder / TOKENIZER, WindowDecoder)
     job = plan_job(config, make_trainable, windows, COLUMNS, others, scratch, sync, sample)
     metrics, tensors = run_job(job, config, unit="windows")
     model = restore(make_model(), tensors)
@@ -172,7 +172,7 @@ def new_model(shape: WindowLMConfig, embeddings: Artifact, counts: torch.Tensor)
     return WindowLM(shape, scale_to_unit_rms(read_embeddings(embeddings)), counts)
 
 
-def adam(learning_rate: float, weight_decay: float, module: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(learning_rate: float, weight_decay: float, module: nn.Module) -> torch.optim.Optimizer:
     """Return AdamW with weight decay of all but embeddings, biases and norms."""
     trained = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
     decays = [each.ndim > 1 and name != "embeddings" for name, each in trained]
@@ -199,9 +199,9 @@ Predicts {target} from the {shape.context} before it: {shape.depth} dense layers
 | file | content |
 |---|---|
 | `model.safetensors` | the weights and the embeddings |
-| `config.json`, `metrics.json` | the network's shape, the training's parameters, and its course |
+| `config.json`, `metrics.json` | the network's shape, the parameters and metrics of the training |
 | `tokenizer/` | the tokenizer |
 
 {GENERATE}
-transformers can't load this folder: none of its architectures is this network.
+transformers can't load this folder, since it has no such architecture.
 """

@@ -1,7 +1,7 @@
 """The training stage of word vectors.
 
 A model folder holds `model.safetensors`, `vocabulary.json`, `config.json`, `metrics.json`, a model card and
-what gensim reads (`word2vec.bin`, `word2vec.vocab`, and `contexts.bin` where it is asked for).
+the files for gensim (`word2vec.bin`, `word2vec.vocab`, and `contexts.bin` if requested).
 """
 
 from functools import partial
@@ -29,9 +29,9 @@ from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.sync.config import SyncConfig
 
 DOCUMENTS_AT_ONCE = 1 << 20
-# of a step's tokens in each lane, at least: so about one pair in 100 is lost where a step cuts the text
+# minimum length of a step's part per lane; about 1 pair in 100 is lost at the boundaries of steps
 WINDOWS_PER_LANE = 64
-# what gensim reads: word2vec's binary format, and the counts beside it
+# read by gensim: word2vec's binary format, and the counts
 VECTORS, CONTEXTS, COUNTS = "word2vec.bin", "contexts.bin", "word2vec.vocab"
 
 
@@ -44,7 +44,7 @@ def default_batch_size(workers: int = 1, device: str = "cpu", **_: object) -> in
 class TrainWord2VecConfig(TrainConfig):
     """Skip-gram with negative sampling (Mikolov et al., 2013)."""
 
-    # several workers agree after a step, and must do so often (benchmarks/LOG.md)
+    # several workers synchronise after each step, which must happen often (benchmarks/LOG.md)
     batch_size: int = Field(
         default_factory=lambda given: default_batch_size(**given),
         ge=LANES,
@@ -94,16 +94,18 @@ class TrainWord2VecConfig(TrainConfig):
         if self.sync_rare_period < self.sync_period:
             raise ValueError(
                 f"sync_rare_period {self.sync_rare_period} is below sync_period {self.sync_period}:"
-                " rare words are not exchanged more often than frequent ones"
+                " rare words can't be synchronised more often than frequent ones"
             )
         if self.threads > 1 and self.device == "cuda":
-            raise ValueError("threads are a CPU's: leave them out with --device cuda (programs are a GPU's)")
+            raise ValueError(
+                "threads only apply to a CPU: omit --threads with --device cuda (use --programs)"
+            )
         if self.programs is not None and self.device != "cuda":
-            raise ValueError("programs are a GPU's: say --device cuda, or leave them out")
+            raise ValueError("programs only apply to a GPU: use --device cuda, or omit --programs")
         return self
 
     def reading(self, pairs: PairsConfig) -> "TrainWord2VecConfig":
-        """Return this config for a mode of pairs: streamed pairs are drawn in training."""
+        """Return the config for the mode of pairs; streamed pairs are drawn during training."""
         if pairs.mode == "stored":
             return self
         drawn = SkipGramsConfig(**pairs.model_dump(include=set(SkipGramsConfig.model_fields)))
@@ -153,33 +155,33 @@ def train_word2vec(
     )
     unit = "pairs"
     if isinstance(config, TrainFromTokensConfig):
-        skipgrams = skipgrams_of(config.pairs, counts)
+        skipgrams = make_skipgrams(config.pairs, counts)
         make_model = partial(Word2VecFromTokens, skipgrams, *make_model.args, **make_model.keywords)
-        unit, columns, own = "tokens", ("tokens",), from_tokens(skipgrams, pairs, counts, config)
+        unit, columns, own = "tokens", ("tokens",), streaming_fields(skipgrams, pairs, counts, config)
     job = plan_job(config, make_model, pairs, columns, [noise, vocabulary], scratch, sync, **own)
     metrics, tensors = run_job(job, config, unit)
-    if metrics["loss"] == 0:  # the sum over no pair
+    if metrics["loss"] == 0:  # there was no pair
         raise ValueError(
-            f"not one pair can be made of {counted(metrics['examples'], unit)}: no document keeps two words."
+            f"no pair can be made of {counted(metrics['examples'], unit)}: no document keeps two words."
             " Make the documents longer, lower min_count, or set --subsample 0"
         )
     metrics["unit"] = unit
     vectors = WordVectors(words.to_pylist(), tensors["vectors"][:, : config.dim])
     vectors.save(out)
     vectors.save_word2vec(out / VECTORS, binary=True)
-    uncountable = sum(map(has_white_space, vectors.words))
-    if not uncountable:
+    with_spaces = sum(map(has_white_space, vectors.words))
+    if not with_spaces:
         save_word2vec_counts(vectors.words, counts.tolist(), out / COUNTS)
     if config.save_context:
         contexts = WordVectors(vectors.words, tensors["contexts"][:, : config.dim])
         contexts.save_word2vec(out / CONTEXTS, binary=True)
     write_json(out / "config.json", {KIND: FAMILY.kind, **canonical(config), **vocabulary.normalization})
-    save_records(out, metrics, model_card(config, metrics, len(words), has_counts=not uncountable))
-    notes = {f"words with white space, so no {COUNTS}": uncountable} if uncountable else {}
+    save_records(out, metrics, model_card(config, metrics, len(words), has_counts=not with_spaces))
+    notes = {f"words with white space, so no {COUNTS}": with_spaces} if with_spaces else {}
     return summarize(metrics, unit, len(words), "word vectors", notes=notes)
 
 
-def skipgrams_of(config: SkipGramsConfig, counts: NDArray[np.int64]) -> SkipGrams:
+def make_skipgrams(config: SkipGramsConfig, counts: NDArray[np.int64]) -> SkipGrams:
     return SkipGrams(
         keep_thresholds=keep_thresholds(counts, config.subsample),
         window=config.window,
@@ -189,7 +191,7 @@ def skipgrams_of(config: SkipGramsConfig, counts: NDArray[np.int64]) -> SkipGram
     )
 
 
-def from_tokens(
+def streaming_fields(
     skipgrams: SkipGrams, tokens: Artifact, counts: NDArray[np.int64], config: TrainFromTokensConfig
 ) -> dict[str, Any]:
     """Return the job's fields for drawing pairs from tokens: the token shards, and the tokens of a step.
@@ -208,8 +210,7 @@ def from_tokens(
     )
     if skipgrams.held_out_share and not any(skipgrams.held_out(piece).any() for piece in pieces):
         raise ValueError(
-            f"not one of {counted(documents, 'documents')} is held out: raise validation_share, or set it to"
-            " 0"
+            f"none of {counted(documents, 'documents')} is held out: raise validation_share, or set it to 0"
         )
     tokens_per_step = round(config.batch_size / max(1.0, skipgrams.pairs_per_token(counts)))
     return {
@@ -245,7 +246,7 @@ def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int,
 | `model.safetensors` | `vectors`: float32, one row a word |
 | `vocabulary.json` | word -> row |
 | `{VECTORS}` | the same vectors in word2vec's binary format, for gensim |
-{rows}| `config.json`, `metrics.json` | the training's parameters and its course |
+{rows}| `config.json`, `metrics.json` | parameters and metrics of the training |
 {note}
 ```python
 from lexloom import WordVectors

@@ -1,4 +1,4 @@
-"""Where a command's files go if the home directory is not writable."""
+"""Tests of the folders that are used if the home directory is not writable."""
 
 import os
 import stat
@@ -15,7 +15,7 @@ VARIABLES = ("PREFECT_HOME", "NUMBA_CACHE_DIR")
 
 @pytest.fixture(autouse=True)
 def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A home that nobody, not even root, can write to; another folder for temporary files."""
+    """Set a home that even root cannot write to, and a folder for temporary files."""
     monkeypatch.setenv("HOME", "/dev/null")
     for name in VARIABLES:
         monkeypatch.setenv(name, "")  # so that what is set in a test is undone
@@ -24,7 +24,7 @@ def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-def test_prefects_records_move_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prefects_records_move_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     move_from_unwritable_home()
     assert Path(os.environ["PREFECT_HOME"]).parent == tmp_path / f"lexloom-{os.getuid()}"
     (line,) = capsys.readouterr().err.splitlines()
@@ -41,7 +41,7 @@ def test_compiled_code_moves_only_if_it_cannot_stay_beside_the_source(
     assert "NUMBA_CACHE_DIR" in os.environ
 
 
-def test_folders_that_the_user_has_set_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_folders_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.setenv(name, "/chosen")
     move_from_unwritable_home()
@@ -69,7 +69,7 @@ def test_the_temporary_folder_is_private_and_the_same_for_each_command(tmp_path:
     assert private_folder() == first
 
 
-def test_a_folder_that_someone_else_has_prepared_is_not_used(tmp_path: Path) -> None:
+def test_a_folder_of_another_user_is_not_used(tmp_path: Path) -> None:
     theirs = tmp_path / f"lexloom-{os.getuid()}"
     theirs.symlink_to(tmp_path)
     assert private_folder() != theirs

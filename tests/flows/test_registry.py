@@ -1,4 +1,4 @@
-"""The flows that Lexloom knows: its own, and those of other packages."""
+"""Tests of the registry of flows, including those of other packages."""
 
 import sys
 from pathlib import Path

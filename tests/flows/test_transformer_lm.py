@@ -51,7 +51,7 @@ def test_real_text_becomes_a_model_that_writes(
     assert "Ж" in capsys.readouterr().err
 
 
-def test_windows_are_contexts_side_by_side_with_one_token_more() -> None:
+def test_windows_are_adjacent_contexts_plus_one_token() -> None:
     config = TransformerLMFlowConfig(train=TrainTransformerConfig(context=16, heads=2))
     assert (config.windows().size, config.windows().stride) == (17, 16)
     assert config.windows().across_documents

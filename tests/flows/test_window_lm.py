@@ -60,7 +60,7 @@ def test_real_text_becomes_a_model_that_writes(
     assert (again["stages"], again["cached"]) == (11, 11)
 
 
-def test_defaults_are_those_of_text_as_it_was_written() -> None:
+def test_defaults_keep_the_text_unchanged() -> None:
     config = WindowLMFlowConfig()
     assert not config.corpus.normalization.strip_markup
     assert not config.corpus.normalization.lower

@@ -23,7 +23,7 @@ TEXT = "the cat sat on the mat and the dog sat on the rug\n" * 200
 
 
 def built_by(run: Word2VecConfig) -> tuple[Outcome, list[str]]:
-    """A run's outcome, and the stages that it built, in order."""
+    """Return a run's outcome, and the stages that it built, in order."""
     before = {(each.stage, each.created) for each in Store().manifests()}
     outcome = word2vec(run)
     built = [each.stage for each in Store().manifests() if (each.stage, each.created) not in before]
@@ -51,7 +51,7 @@ def small(prefect_server: None, tmp_path: Path) -> Small:
     return run
 
 
-def test_only_what_changed_or_is_damaged_is_built_again(small: Small) -> None:
+def test_only_changed_or_damaged_artifacts_are_rebuilt(small: Small) -> None:
     first, built = small()
     assert built == STAGES
     other, built = small(window=3)
@@ -64,7 +64,7 @@ def test_only_what_changed_or_is_damaged_is_built_again(small: Small) -> None:
     assert again.model == first.model
 
 
-def test_streamed_pairs_leave_the_stage_out_and_their_options_are_those_of_training(small: Small) -> None:
+def test_streamed_pairs_skip_the_pairs_stage(small: Small) -> None:
     def run(**pairs: Any) -> list[str]:
         return small(mode="streamed", **pairs)[1]
 

@@ -1,4 +1,4 @@
-"""Model cards: their code is run as it stands, so that what they say of other libraries is true."""
+"""Runs the code of model cards, so that what they say about other libraries is tested."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def run_card(folder: Path, replace: dict[str, str] | None = None, **given: Any) -> dict[str, Any]:
-    """Runs all Python of a folder's card, with `given` names; returns the names that it leaves.
+    """Run all Python code of a folder's card with the `given` names; return the resulting names.
 
-    The folder's name is filled in, and what `replace` names is replaced.
+    The folder's name is filled in, and `replace` is applied to the code.
     """
     code = "\n".join(BLOCK.findall((folder / "README.md").read_text()))
     for old, new in {**(replace or {}), "this folder": str(folder)}.items():

@@ -1,4 +1,4 @@
-"""A split of invented reviews, good and bad, for the stages that read one."""
+"""A synthetic split of positive and negative reviews, for stages that read one."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ LABELS = ["negative", "positive"]
 
 
 def write_split(store: Store, row_group: int = 16, reviews: int = REVIEWS) -> Artifact:
-    """Reviews of one to twenty words, by turns bad (0) and good (1); a quarter as many in held-out parts."""
+    """Write reviews of 1 to 20 words, labelled 0 and 1 in turn; held-out parts have a quarter as many."""
     folder = store.folder("split", "reviews")
     folder.mkdir(parents=True)
     for number, part in enumerate(("train", "validation", "test")):

@@ -1,4 +1,4 @@
-"""Stages called without Prefect, for tests of what the store does."""
+"""Stages without Prefect, for tests of the store."""
 
 from typing import Any
 
@@ -10,6 +10,6 @@ from lexloom.tasks.store.stage import Stage
 
 
 def call_stage(stage: Stage, *inputs: Any, config: BaseModel) -> Artifact:
-    """What `Stage.__call__` does, in no task run; stands in its place."""
+    """Replacement of `Stage.__call__` without a Prefect task run."""
     found = stage._run(inputs, config)
     return found.data if isinstance(found, State) else found

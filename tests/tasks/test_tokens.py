@@ -1,4 +1,4 @@
-"""Tokens: the compiled look-up against a plain split and look-up, and every word accounted for."""
+"""Tests of tokens: the compiled lookup against a plain one, and counts of all words."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,18 +31,18 @@ def rows(artifact: Artifact) -> list[list[int]]:
     return [row for path in artifact.files() for row in pq.read_table(path)["tokens"].to_pylist()]
 
 
-def test_documents_become_the_ids_of_their_words_in_order(made: Artifact) -> None:
+def test_documents_are_encoded_in_order(made: Artifact) -> None:
     assert rows(made) == [[0, 1, 0, 2], [0, 2], [1]]
 
 
-def test_every_word_is_accounted_for(made: Artifact) -> None:
+def test_all_words_are_counted(made: Artifact) -> None:
     summary = made.summary
     assert (summary.rows_in, summary.unit_in, summary.rows, summary.unit) == (12, "words", 7, "tokens")
     assert summary.dropped == {"out-of-vocabulary words": 5}
     assert made.facts == {"tokens": 7, "documents": 3, "emptied_documents": 2, "shards": 1}
 
 
-def test_the_shards_have_the_promised_form(made: Artifact) -> None:
+def test_the_shards_have_the_documented_schema(made: Artifact) -> None:
     assert [path.name for path in made.files()] == ["shard-00000.parquet"]
     schema = pq.read_schema(made.files()[0])
     assert schema.names == ["tokens"]
@@ -62,10 +62,10 @@ def test_shards_are_closed_at_their_size(
     assert [" ".join(spelled[token] for token in row) for row in rows(made)] == texts
 
 
-def test_a_vocabulary_of_another_corpus_is_refused(build: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_a_vocabulary_of_another_corpus_is_rejected(build: Callable[..., Artifact], tmp_path: Path) -> None:
     words = build(vocabulary, corpus_of(tmp_path / "one", ["a b"] * 5), config=VocabularyConfig())
     with pytest.raises(
-        ValueError, match="no word of the corpus is in the vocabulary: was it made from another"
+        ValueError, match="no word of the corpus is in the vocabulary: use the vocabulary of this"
     ):
         build(tokens, corpus_of(tmp_path / "two", ["c d"] * 5), words, config=TokensConfig())
 
@@ -81,7 +81,7 @@ DOCUMENTS = st.lists(st.lists(WORDS | SPACES, max_size=30).map(" ".join), min_si
     vocabulary=st.lists(WORDS, min_size=1, max_size=20, unique=True),
     skipped=st.integers(0, 3),
 )
-def test_the_look_up_is_a_plain_split_and_look_up(
+def test_the_lookup_equals_a_plain_split_and_lookup(
     texts: list[str], vocabulary: list[str], skipped: int
 ) -> None:
     encoded, unknown, empty = WordTable(pa.array(vocabulary)).encode(pa.array(texts).slice(skipped))
@@ -93,7 +93,7 @@ def test_the_look_up_is_a_plain_split_and_look_up(
     assert empty == sum(not document for document in expected)
 
 
-def test_the_look_up_is_what_arrow_finds() -> None:
+def test_the_lookup_equals_arrows() -> None:
     random = np.random.default_rng(0)
     vocabulary = pa.array([f"{number:x}" for number in range(50_000)])
     texts = pa.array([" ".join(f"{n:x}" for n in random.integers(0, 60_000, 500)) for _ in range(200)])
@@ -103,7 +103,7 @@ def test_the_look_up_is_what_arrow_finds() -> None:
     assert unknown == found.null_count > 0
 
 
-def test_words_of_one_hash_code_are_told_apart() -> None:
+def test_hash_collisions_are_resolved() -> None:
     table = WordTable(pa.array(["one", "two"]))
     table._codes[:] = table._codes[table._slots == 0]  # as if all words had the code of "one"
     assert table.encode(pa.array(["one one"]))[0].to_pylist() == [[0, 0]]

@@ -1,4 +1,4 @@
-"""The vocabulary: counts and order by an independent count in plain Python."""
+"""Tests of the vocabulary against an independent count in plain Python."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.vocabulary import (
     VocabularyConfig,
     WordCounts,
-    buckets,
+    assign_buckets,
     count_words,
     read_vocabulary,
     split_words,
@@ -30,7 +30,7 @@ TEXTS = ["the cat and the dog", "the dog", "a ant and", "zebra", "été the"]
 def corpus_of(
     folder: Path, texts: list[str], row_group: int = 2, shards: int = 2, continues: list[bool] | None = None
 ) -> Artifact:
-    """A corpus artifact with these rows, documents where none `continues`."""
+    """Write a corpus artifact with these rows, which are documents unless `continues` is given."""
     folder.mkdir()
     size = -(-len(texts) // shards)
     for n in range(shards):
@@ -50,7 +50,7 @@ def words_of(build: Callable[..., Artifact], tmp_path: Path) -> Callable[..., Ar
 
 
 def ranked(texts: list[str], min_count: int = 1) -> list[tuple[str, int]]:
-    """Most frequent first, ties by code points: plain Python."""
+    """Count words in plain Python, most frequent first, ties by code points."""
     counts = Counter(word for text in texts for word in text.split())
     return sorted(((w, n) for w, n in counts.items() if n >= min_count), key=lambda pair: (-pair[1], pair[0]))
 
@@ -60,7 +60,7 @@ def pairs(artifact: Artifact) -> list[tuple[str, int]]:
     return list(zip(words.to_pylist(), counts.tolist(), strict=True))
 
 
-def test_the_most_frequent_word_comes_first_and_ties_go_by_code_point(
+def test_words_are_sorted_by_count_then_by_code_point(
     words_of: Callable[..., Artifact],
 ) -> None:
     made = words_of(TEXTS, min_count=1)
@@ -68,7 +68,7 @@ def test_the_most_frequent_word_comes_first_and_ties_go_by_code_point(
     assert [word for word, _ in pairs(made)[3:]] == ["a", "ant", "cat", "zebra", "été"]
 
 
-def test_the_file_has_the_promised_form(words_of: Callable[..., Artifact]) -> None:
+def test_the_file_has_the_documented_schema(words_of: Callable[..., Artifact]) -> None:
     made = words_of(TEXTS, min_count=2)
     assert pq.read_schema(made.folder / "vocabulary.parquet").remove_metadata() == pa.schema(
         [("word", pa.string()), ("count", pa.int64())]
@@ -80,7 +80,7 @@ def test_the_file_has_the_promised_form(words_of: Callable[..., Artifact]) -> No
     assert sorted(path.name for path in made.folder.iterdir()) == ["vocabulary.json", "vocabulary.parquet"]
 
 
-def test_every_word_is_accounted_for(words_of: Callable[..., Artifact]) -> None:
+def test_all_words_are_counted(words_of: Callable[..., Artifact]) -> None:
     made = words_of(TEXTS, min_count=2, max_size=2)
     assert pairs(made) == [("the", 4), ("and", 2)]
     summary = made.summary
@@ -89,7 +89,7 @@ def test_every_word_is_accounted_for(words_of: Callable[..., Artifact]) -> None:
     assert made.facts == {"words": 6, "distinct": 8, "coverage": round(6 / 13, 6)}
 
 
-def test_nothing_frequent_enough_is_answered_with_what_there_is(words_of: Callable[..., Artifact]) -> None:
+def test_a_vocabulary_without_frequent_words_is_rejected(words_of: Callable[..., Artifact]) -> None:
     with pytest.raises(
         ValueError, match="no word occurs 5 times: the most frequent, 'the', occurs 4 times; lower min_count"
     ):
@@ -111,7 +111,7 @@ WORDS = st.lists(st.text(st.sampled_from("abéß漢😀"), min_size=1, max_size=
 
 @settings(deadline=None)
 @given(documents=st.lists(WORDS, min_size=1, max_size=8))
-def test_counting_is_what_plain_python_counts(documents: list[list[str]]) -> None:
+def test_counts_equal_plain_python(documents: list[list[str]]) -> None:
     texts = [" ".join(words) for words in documents]
     words, counts = count_words(pa.array(texts))
     assert dict(zip(words.to_pylist(), counts.to_pylist(), strict=True)) == Counter(" ".join(texts).split())
@@ -129,14 +129,14 @@ def test_spilling_and_merging_change_nothing(
         counts = WordCounts(tmp_path_factory.mktemp("spill") / "spill")
         for words in documents:
             counts.add(*count_words(pa.array([" ".join(words)])))
-        kept = counts.at_least(2).to_pydict()
+        kept = counts.select_frequent(2).to_pydict()
     expected = Counter(word for words in documents for word in words)
     assert dict(zip(kept["word"], kept["count"], strict=True)) == {w: n for w, n in expected.items() if n > 1}
     assert (counts.total, counts.distinct) == (sum(expected.values()), len(expected))
     assert counts.most_frequent[1] == max(expected.values())
 
 
-def test_a_spill_leaves_nothing_behind(
+def test_spilled_files_are_removed(
     words_of: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vocabulary_module, "SPILL_ROWS", 0)
@@ -145,11 +145,11 @@ def test_a_spill_leaves_nothing_behind(
     assert sorted(path.name for path in made.folder.iterdir()) == ["vocabulary.json", "vocabulary.parquet"]
 
 
-def test_buckets_share_words_evenly_and_go_by_the_word_alone() -> None:
+def test_buckets_are_even_and_depend_on_the_word_only() -> None:
     words = pa.array([f"word{n}" for n in range(20_000)], pa.large_string())
-    shares = np.bincount(buckets(words), minlength=vocabulary_module.BUCKETS)
+    shares = np.bincount(assign_buckets(words), minlength=vocabulary_module.BUCKETS)
     assert shares.min() > 100
-    assert buckets(words.slice(7, 100)).tolist() == buckets(words)[7:107].tolist()
+    assert assign_buckets(words.slice(7, 100)).tolist() == assign_buckets(words)[7:107].tolist()
 
 
 def test_white_space_of_any_length_separates_words() -> None:
@@ -167,7 +167,7 @@ CLAUSES = {
 
 
 @pytest.mark.parametrize("language", CLAUSES)
-def test_a_text_without_spaces_is_said_to_be_one(
+def test_text_without_spaces_gives_a_warning(
     language: str, words_of: Callable[..., Artifact], capfd: pytest.CaptureFixture[str]
 ) -> None:
     clause = CLAUSES[language]
@@ -178,7 +178,7 @@ def test_a_text_without_spaces_is_said_to_be_one(
     assert "use --segment characters" in said
 
 
-def test_a_text_without_spaces_is_the_reason_where_no_word_is_frequent(
+def test_text_without_spaces_explains_an_empty_vocabulary(
     words_of: Callable[..., Artifact],
 ) -> None:
     with pytest.raises(ValueError, match=r"100% of the corpus has no spaces between words .*--segment"):
@@ -196,14 +196,14 @@ def test_a_text_without_spaces_is_the_reason_where_no_word_is_frequent(
         "достопримечательностями überraschungsparty",
     ],
 )
-def test_a_text_with_spaces_is_no_matter(
+def test_text_with_spaces_gives_no_warning(
     text: str, words_of: Callable[..., Artifact], capfd: pytest.CaptureFixture[str]
 ) -> None:
     words_of([text, text], min_count=1)
     assert "no spaces" not in capfd.readouterr().err
 
 
-def test_the_normalisation_is_handed_on(words_of: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_the_normalisation_is_passed_on(words_of: Callable[..., Artifact], tmp_path: Path) -> None:
     assert "normalization" not in words_of(TEXTS, min_count=1).facts
     corpus = corpus_of(tmp_path / "normalised", TEXTS)
     corpus.facts["normalization"] = {"lower": True}

@@ -1,4 +1,4 @@
-"""Windows: those of a plain loop over documents, in shards of exact sizes, read back by the stream."""
+"""Tests of windows against a plain loop, their shard sizes, and reading them back."""
 
 from collections.abc import Callable
 from itertools import count
@@ -34,7 +34,7 @@ texts = st.lists(st.lists(st.integers(0, END), max_size=12), min_size=1, max_siz
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Made]:
-    """Runs the stage on documents; returns its summary, each part's windows, and where they lie."""
+    """Run the stage on documents; return its summary, each part's windows, and their folder."""
 
     def run(
         train: list[list[int]],
@@ -72,7 +72,7 @@ def read(out: Path, part: str) -> list[Window]:
 
 
 def by_hand(documents: list[list[int]], size: int, stride: int, across: bool, partial: bool) -> list[Window]:
-    """Every slice of `size` tokens that begins at a multiple of `stride`."""
+    """Return every slice of `size` tokens that starts at a multiple of `stride`."""
     rows = [[token for document in documents for token in document]] if across else documents
     padding = [END] * (size - 1) if partial else []
     return [
@@ -85,7 +85,7 @@ def by_hand(documents: list[list[int]], size: int, stride: int, across: bool, pa
 # which windows
 
 
-def test_a_sentence_by_hand(make):
+def test_a_hand_computed_sentence(make):
     summary, found, _ = make([[0, 1, 2, 3, 4], [5, 6], [7, 0, 1, 2]], [[3, 4, 5, 6]])
     assert found["train"] == [(0, 1, 2, 3), (1, 2, 3, 4), (7, 0, 1, 2)]
     assert found["validation"] == [(3, 4, 5, 6)]
@@ -122,7 +122,7 @@ def test_the_windows_of_a_transformer_label_every_token_but_the_first_once(make)
     tokens_per_batch=st.integers(1, 20),
     rows_per_group=st.integers(1, 9),
 )
-def test_windows_are_those_of_a_plain_loop(
+def test_windows_equal_a_plain_loop(
     make, documents, size, stride, across, partial, shards, tokens_per_batch, rows_per_group
 ):
     expected = by_hand(documents, size, stride, across, partial)
@@ -194,10 +194,8 @@ def test_row_groups_have_one_size(make, monkeypatch):
 # errors
 
 
-def test_no_window_at_all_says_what_to_do(make):
-    with pytest.raises(
-        ValueError, match=r"not one window of 4 tokens fits into the text to train on \(2 documents"
-    ):
+def test_a_text_without_windows_is_rejected_with_a_remedy(make):
+    with pytest.raises(ValueError, match=r"no window of 4 tokens fits into the training part \(2 documents"):
         make([[0, 1], [1, 2, 3], []])
     with pytest.raises(
         ValueError, match=r"fits into the validation part \(1 document shorter.*or raise validation_share"
@@ -206,6 +204,6 @@ def test_no_window_at_all_says_what_to_do(make):
 
 
 @pytest.mark.parametrize("options", [{"size": 1}, {"stride": 0}, {"size": 0}, {"stride": -2}])
-def test_options_out_of_bounds_are_refused(options):
+def test_options_out_of_bounds_are_rejected(options):
     with pytest.raises(ValidationError):
         WindowsConfig(**options)

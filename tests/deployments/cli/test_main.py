@@ -170,7 +170,7 @@ def test_a_local_run_has_one_worker(flow: str) -> None:
 
 def test_a_local_run_with_more_workers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     said = complaint(capsys, "word2vec", "--runner", "local", "--workers", "2")
-    assert said == "error: the local runner has one worker, not 2: say --workers 1, or --runner ray"
+    assert said == "error: the local runner has one worker, not 2: use --workers 1, or --runner ray"
 
 
 @pytest.mark.parametrize(

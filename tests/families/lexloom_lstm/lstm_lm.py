@@ -8,7 +8,7 @@ from pydantic import Field
 from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import Outcome, record_run
 from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
-from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate
+from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
 from lexloom.tasks.generate import SamplesConfig, samples
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
@@ -39,7 +39,7 @@ DEFAULT_CONFIG = LSTMFlowConfig()
 def lstm_lm(config: LSTMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Train an LSTM on a corpus, generate samples, and write a report."""
     with record_run("lstm-lm", config.train.cluster) as recorder:
-        text = corpus(locate(config.corpus), config=config.corpus)
+        text = corpus(locate_source(config.corpus), config=config.corpus)
         ids = subwords(text, locate_encoding(config.subwords), config=config.subwords)
         examples = windows(ids, config=config.windows())
         model = train_lstm_lm(examples, ids, config=config.train)

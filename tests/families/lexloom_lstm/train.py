@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from lexloom.models.language_model import causal_decoder
 from lexloom.tasks.bpe_tokens import TOKENIZER, read_tokenizer
-from lexloom.tasks.generate import written
+from lexloom.tasks.generate import sample_in_training
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.outputs import GENERATE, describe_training, restore, save_records, summarize
@@ -44,7 +44,7 @@ def train_lstm_lm(
         threads=config.threads,
         seed=config.seed,
     )
-    sample = partial(written, tokens.folder / TOKENIZER, causal_decoder)
+    sample = partial(sample_in_training, tokens.folder / TOKENIZER, causal_decoder)
     job = plan_job(
         config,
         make_trainable,

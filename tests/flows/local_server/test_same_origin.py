@@ -1,4 +1,4 @@
-"""Which requests reach an application behind `SameOrigin`, by the headers that a page cannot forge."""
+"""Tests of `SameOrigin`: which requests reach the application, by headers that a page cannot forge."""
 
 import asyncio
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def ask(
     query: str = "",
     local: str = LOCAL,
 ) -> list[Message]:
-    """The messages that answer one request."""
+    """Return the messages that answer one request."""
     pairs = headers.items() if isinstance(headers, dict) else headers
     scope: dict[str, Any] = {
         "type": kind,
@@ -128,7 +128,7 @@ def test_a_request_without_a_body_needs_no_content_type(method: str) -> None:
         {"Sec-Fetch-Site": "cross-site", "Origin": "http://127.0.0.1:4200"},
     ],
 )
-def test_other_origins_are_refused(headers: Headers) -> None:
+def test_other_origins_are_rejected(headers: Headers) -> None:
     headers = {**HOST, **headers}
     assert status(GUARD, headers) == 403
     assert status(GUARD, {**headers, **JSON}, method="POST") == 403
@@ -151,13 +151,13 @@ def test_other_origins_are_refused(headers: Headers) -> None:
         "",
     ],
 )
-def test_other_host_names_are_refused(host: str) -> None:
+def test_other_host_names_are_rejected(host: str) -> None:
     assert status(GUARD, {"Host": host}) == 403
     assert status(GUARD, {"Host": host, "Origin": f"http://{host}"}) == 403
     assert ask(GUARD, {"Host": host}, kind="websocket")[0]["type"] == "websocket.close"
 
 
-def test_headers_that_are_missing_or_given_twice_are_refused() -> None:
+def test_missing_or_duplicate_headers_are_rejected() -> None:
     host = ("Host", "127.0.0.1:4200")
     assert status(GUARD, []) == 403
     assert status(GUARD, [host, ("Host", "other.example")]) == 403
@@ -177,7 +177,7 @@ def test_headers_that_are_missing_or_given_twice_are_refused() -> None:
         {"Content-Length": "2", "Content-Type": ""},
     ],
 )
-def test_bodies_that_are_not_declared_as_json_are_refused(declared: Headers) -> None:
+def test_bodies_not_declared_as_json_are_rejected(declared: Headers) -> None:
     for method in ("POST", "DELETE"):
         answered = ask(GUARD, {**HOST, **declared}, method=method)
         assert answered[0]["status"] == 403
@@ -231,7 +231,7 @@ def test_a_proxys_name_is_served_if_it_is_allowed(
 
 
 @pytest.mark.parametrize("name", ["", "a b", "name:port", "ftp://books.example", "name/path", "name:70000"])
-def test_an_allowed_host_that_is_none_is_refused_in_one_sentence(name: str) -> None:
+def test_an_invalid_allowed_host_is_rejected(name: str) -> None:
     with pytest.raises(ValueError, match="is not a valid host: use NAME, NAME:PORT or http://NAME:PORT"):
         Address.parse(name)
 
@@ -239,7 +239,7 @@ def test_an_allowed_host_that_is_none_is_refused_in_one_sentence(name: str) -> N
 # answers
 
 
-def test_a_refusal_says_why() -> None:
+def test_a_rejection_has_a_reason() -> None:
     answered = ask(GUARD, {"Host": "books.example"})
     assert "unknown host books.example: add it with --allow-host" in text(answered)
     answered = ask(GUARD, {**HOST, "Origin": "http://other.example"})

@@ -21,7 +21,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def none_yet() -> Iterator[None]:
-    """As in a process that has just imported the flows, and in which Prefect has started no server."""
+    """Reset the state to that of a process in which Prefect has not started a server."""
     before = SubprocessASGIServer._instances.pop(None, None)
     TemporaryServer()
     yield
@@ -40,7 +40,7 @@ def test_prefect_starts_the_protected_server_whoever_asks(none_yet: None, starte
     assert started[2:] == ["TemporaryServer"], "the next one, too"
 
 
-def test_none_is_started_where_there_is_one_or_where_there_shall_be_none(
+def test_no_server_is_started_if_one_is_configured_or_disabled(
     monkeypatch: pytest.MonkeyPatch, started: list[str]
 ) -> None:
     monkeypatch.setattr(server, "require_server", lambda url: None)
@@ -55,7 +55,9 @@ def test_none_is_started_where_there_is_one_or_where_there_shall_be_none(
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "http://no-such-host.invalid/api", "nonsense"])
-def test_a_configured_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_a_configured_server_that_does_not_answer_is_reported(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
     monkeypatch.setattr(server, "RETRY_SECONDS", 0)
     with (
         temporary_settings({PREFECT_API_URL: url}),
@@ -66,7 +68,7 @@ def test_a_configured_server_that_does_not_answer_is_named(monkeypatch: pytest.M
         start_server()
 
 
-def test_a_configured_server_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_configured_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "RETRY_SECONDS", 0)
     monkeypatch.setattr(server, "ANSWER_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -75,5 +77,5 @@ def test_a_configured_server_that_is_silent_is_given_up(monkeypatch: pytest.Monk
             server.require_server(url)
 
 
-def test_the_patience_with_a_configured_server_ends_within_20_seconds() -> None:
+def test_waiting_for_a_configured_server_is_limited_to_20_seconds() -> None:
     assert server.ATTEMPTS * (server.ANSWER_SECONDS + server.RETRY_SECONDS) < 20

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Tests of number formatting."""
 
 import pytest
 
@@ -26,7 +26,7 @@ from lexloom.tasks.display.formatting import counted
         ("NaN cells read as no label", "1 NaN cell read as no label"),
     ],
 )
-def test_one_is_singular_and_all_else_plural(units: str, one: str) -> None:
+def test_singular_and_plural(units: str, one: str) -> None:
     assert counted(1, units) == one
     assert counted(0, units) == f"0 {units}"
     assert counted(1234, units) == f"1,234 {units}"

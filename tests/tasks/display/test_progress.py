@@ -39,7 +39,7 @@ def artifacts_of(run: str) -> dict[str, list[Any]]:
         return found
 
 
-def test_the_page_shows_the_last_point_and_a_curve_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefect_shows_the_last_point_and_a_reduced_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1_000))
     monkeypatch.setattr(live, "monotonic", lambda: float(next(clock)))
     updates: list[Any] = []
@@ -81,7 +81,7 @@ def test_the_page_shows_the_last_point_and_a_curve_of_few_rows(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("call", ["create_progress_artifact", "update_progress_artifact"])
-def test_a_server_that_is_gone_does_not_end_a_training(
+def test_training_continues_without_prefects_server(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
     def gone(*given: object, **named: object) -> None:
@@ -104,25 +104,25 @@ def test_a_server_that_is_gone_does_not_end_a_training(
     assert "training continues" in caplog.text
 
 
-def test_outside_of_a_run_nothing_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_prefect_run_nothing_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "PrefectProgress", None)
     with show_progress("pairs", "") as on_progress:
         on_progress(POINTS[0])
 
 
-def test_a_curve_is_spread_evenly_and_ends_at_the_end() -> None:
+def test_curve_rows_are_evenly_spaced_and_include_the_last() -> None:
     assert [row["step"] for row in curve_rows(POINTS[:3], "pairs")] == [1, 2, 3]
     assert [row["step"] for row in curve_rows(POINTS, "pairs")] == list(range(4, 101, 4))
     assert curve_rows([replace(POINTS[0], loss=0.123456)], "pairs")[0]["loss"] == 0.1235
 
 
-def test_a_row_has_the_losses_of_all_its_points_by_their_examples() -> None:
+def test_a_rows_loss_is_the_weighted_mean_of_its_points() -> None:
     points = [replace(point, loss=1.0) for point in POINTS[: 2 * CURVE_POINTS]]
     points[0] = replace(points[0], loss=4.0, loss_examples=10)
     assert curve_rows(points, "pairs")[0]["loss"] == round((10 * 4.0 + 1000 * 1.0) / 1010, 4)
 
 
-def test_a_point_takes_the_place_of_one_whose_examples_it_has_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_point_replaces_points_with_the_same_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PrefectProgress, "_fill", lambda *given: None)
     monkeypatch.setattr(PrefectProgress, "_draw", lambda *given: None)
     page = PrefectProgress("pairs")

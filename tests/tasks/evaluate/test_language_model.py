@@ -1,4 +1,4 @@
-"""Evaluation of language models: figures by hand, the same tokens for all, and an honest verdict."""
+"""Evaluation of language models: hand-computed metrics, equal tokens for all models, and the verdict."""
 
 import json
 import math
@@ -76,7 +76,7 @@ def windows(store: Store) -> Artifact:
 def evaluate(
     store: Store, tokens: Artifact, windows: Artifact, build: Callable[..., Artifact], monkeypatch: Any
 ) -> Evaluate:
-    """Runs the stage on a predictor."""
+    """Run the stage on a predictor."""
 
     def run(network: LanguageModel, **options: Any) -> LMEvaluation:
         model = artifact(store, "model")
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def always(best: list[int], nats: float | None, every_token: bool = False) -> LanguageModel:
-    """A model that predicts the same of every token: its five best, and the cross-entropy."""
+    """A model with a constant prediction: its five best tokens, and the cross-entropy."""
 
     def predict(inputs: torch.Tensor, labels: torch.Tensor, k: int) -> tuple[float | None, torch.Tensor]:
         assert inputs.shape == (len(labels), 3)
@@ -101,7 +101,7 @@ def always(best: list[int], nats: float | None, every_token: bool = False) -> La
 
 
 def test_figures_by_hand(evaluate: Evaluate) -> None:
-    """The labels are 8, the end, 0 and 8: 3 + 0 + 1 + 3 bytes."""
+    """The labels are 8, end of text, 0 and 8: 3 + 0 + 1 + 3 bytes."""
     found = evaluate(always([8, 0, 1, 2, 3], nats=2.0))
     score = found.scores[0]
     assert (found.tokens, found.bytes) == (4, 7)
@@ -174,7 +174,7 @@ def test_the_verdict_of_a_model_that_beats_all_baselines() -> None:
 
 
 def test_between_the_baselines_it_says_which_is_better(evaluate: Evaluate) -> None:
-    """On so little text that is the unigram."""
+    """With so little text, it is the unigram."""
     scores = evaluate(always([0, 1, 2, 3, 4], 1.0)).scores
     between = sum(score.bits_per_byte or 0 for score in scores[1:]) / 2
     found = module.verdict(scores[0].model_copy(update={"bits_per_byte": between}), scores[1:])
@@ -190,7 +190,7 @@ def test_without_a_distribution_only_accuracies_are_measured(evaluate: Evaluate)
 
 
 def test_at_most_max_tokens_are_measured_spread_evenly(evaluate: Evaluate) -> None:
-    """Two of the four windows: the first and the third, whose labels are 8 and 0."""
+    """Of four windows, the first and the third are used, with the labels 8 and 0."""
     found = evaluate(always([8, 0, 1, 2, 3], nats=2.0), max_tokens=2)
     assert (found.tokens, found.bytes) == (2, 4)
 

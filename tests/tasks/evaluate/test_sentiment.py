@@ -1,4 +1,4 @@
-"""Judging a sentiment classifier: figures against scikit-learn's and against sums done by hand."""
+"""Evaluation of sentiment classifiers: metrics against scikit-learn and hand-computed values."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,7 @@ def reviews(store: Store) -> Artifact:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Artifact:
-    """A classifier of invented weights: right about as often as not."""
+    """A classifier with random weights, with an accuracy of about one half."""
     backbone = write_backbone(tmp_path / "backbone")
     part = TrainedPart(load_classifier(backbone, LABELS), 1, from_activations=True)
     save_classifier(
@@ -51,7 +51,7 @@ def model(tmp_path: Path) -> Artifact:
 
 
 def random_scores(labels: int) -> tuple[np.ndarray, np.ndarray]:
-    """(probabilities, truth) of 500 reviews; rounded, so that some are tied."""
+    """Return (probabilities, labels) of 500 reviews, rounded so that some are tied."""
     chance = np.random.default_rng(0)
     raw = chance.random((500, labels)).round(2) + 0.01
     return raw / raw.sum(1, keepdims=True), chance.integers(0, labels, 500)
@@ -92,7 +92,7 @@ def test_a_label_that_does_not_occur_is_left_out_of_means() -> None:
 
 
 def test_calibration_of_one_label_by_hand() -> None:
-    """Five reviews scored 0.9 for their label, but for one that is scored so for the other."""
+    """Five reviews with a score of 0.9, of which one is for the wrong label."""
     scores = np.array([[0.1, 0.9]] * 4 + [[0.9, 0.1]])
     found = compute_scores(scores, np.ones(5, int), ["a", "b"])
     assert found.ece == pytest.approx(0.1)  # 0.9 against 4 of 5
@@ -145,7 +145,7 @@ def test_a_baseline_that_can_not_be_trained_is_omitted(
 
 
 def test_a_baseline_never_predicts_a_label_that_it_was_not_trained_on(tmp_path: Path) -> None:
-    """The label in the middle: the column behind it stays its own label's."""
+    """The missing label is in the middle; the columns after it keep their labels."""
     pq.write_table(
         pa.table({"text": ["bad film", "good film"] * 4, "label": [0, 2] * 4}),
         tmp_path / "train-00000.parquet",
@@ -182,7 +182,7 @@ def test_the_most_confident_mistakes_come_first(build: Build, model: Artifact, r
 
 
 def evaluation_of(accuracy: float, baseline: float | None) -> SentimentEvaluation:
-    """An evaluation with these accuracies; of the rest of it, something."""
+    """Return an evaluation with these accuracies and arbitrary other values."""
     scores = compute_scores(*random_scores(2), ["a", "b"])
     return SentimentEvaluation(
         model=scores.model_copy(update={"accuracy": accuracy}),
@@ -225,7 +225,7 @@ def test_a_run_ends_with_the_figures_of_both(tmp_path: Path, baseline: float | N
 
 
 def one_label(reviews: Artifact) -> Artifact:
-    """The test part, of which only the good reviews are left."""
+    """The test part, with positive reviews only."""
     (path,) = reviews.files("test-*.parquet")
     table = pq.read_table(path)
     pq.write_table(table.filter(pc.equal(table["label"], 1)), path)

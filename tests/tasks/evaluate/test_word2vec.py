@@ -1,4 +1,4 @@
-"""Scores are gensim's; sets are found and checked; neighbours are shown of words that say something."""
+"""Evaluation of word vectors: scores against gensim, evaluation sets, and example neighbours."""
 
 import json
 from collections.abc import Callable
@@ -237,7 +237,7 @@ def test_all_words_of_a_tiny_vocabulary_are_examples():
     assert example_words(["aa", "bb"]) == ["aa", "bb"]
 
 
-def test_options_out_of_bounds_are_refused():
+def test_options_out_of_bounds_are_rejected():
     for options in ({"neighbours": 0}, {"restrict": 0}, {"unheard": 1}):
         with pytest.raises(ValidationError):
             EvaluateConfig(**options)

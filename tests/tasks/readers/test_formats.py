@@ -1,4 +1,4 @@
-"""Formats: every kind of file gives the same documents, and every kind of damage is one clear sentence."""
+"""Tests of text formats: equal documents from all formats, and clear errors for damaged files."""
 
 import csv
 import gzip
@@ -21,12 +21,12 @@ from lexloom.tasks.readers import csv_dialects, parquet_files, text_files
 from lexloom.tasks.readers import formats as readers
 from lexloom.tasks.readers.csv_dialects import Dialect
 from lexloom.tasks.readers.formats import read
-from lexloom.tasks.readers.raw import InvalidText, Options, Raw, decode
+from lexloom.tasks.readers.raw import InvalidText, RawBatch, ReadOptions, decode
 
 DOCUMENTS = ["the first", "über allen Gipfeln", 'says "no", twice', "война и мир"]
 LABELS = [0, 1, 1, 0]
-EVERYTHING = Options()
-WITH_LABELS = Options(label_column="label")
+EVERYTHING = ReadOptions()
+WITH_LABELS = ReadOptions(label_column="label")
 
 
 def as_text(path: Path) -> None:
@@ -54,11 +54,11 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def texts(path: Path, options: Options = EVERYTHING, invalid: InvalidText = "refuse") -> list[str | None]:
+def texts(path: Path, options: ReadOptions = EVERYTHING, invalid: InvalidText = "refuse") -> list[str | None]:
     return [text for raw in read(path, options) for text in decode(raw, invalid)[0].to_pylist()]
 
 
-def labels(path: Path, options: Options = WITH_LABELS) -> list[str | None]:
+def labels(path: Path, options: ReadOptions = WITH_LABELS) -> list[str | None]:
     return [label for raw in read(path, options) for label in some(raw.labels).to_pylist()]
 
 
@@ -75,7 +75,7 @@ def file(folder: Path, name: str, content: bytes) -> Path:
 
 @pytest.mark.parametrize("packing", PACKERS)
 @pytest.mark.parametrize("kind", readers.FORMATS)
-def test_every_format_gives_the_same_documents(kind: str, packing: str, tmp_path: Path) -> None:
+def test_all_formats_yield_the_same_documents(kind: str, packing: str, tmp_path: Path) -> None:
     plain = tmp_path / f"plain{kind}"
     WRITERS[kind](plain)
     packed = file(tmp_path, f"packed{kind}{packing}", PACKERS[packing](plain.read_bytes()))
@@ -85,40 +85,38 @@ def test_every_format_gives_the_same_documents(kind: str, packing: str, tmp_path
 
 
 @pytest.mark.parametrize("kind", [".gz", ".zst"])
-def test_a_truncated_archive_is_named(kind: str, tmp_path: Path) -> None:
+def test_a_truncated_archive_is_rejected(kind: str, tmp_path: Path) -> None:
     packed = PACKERS[kind](bytes(range(256)).hex().encode() * 3)
     path = file(tmp_path, f"cut.txt{kind}", packed[: len(packed) // 2])
-    with pytest.raises(ValueError, match=rf"cut\.txt\{kind} is damaged or cut short.*download it again"):
+    with pytest.raises(ValueError, match=rf"cut\.txt\{kind} is damaged or truncated.*download it again"):
         texts(path)
 
 
-def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no\.txt\.gz is damaged"):
         texts(file(tmp_path, "no.txt.gz", b"plain text"))
 
 
-def test_a_truncated_parquet_file_is_named(tmp_path: Path) -> None:
+def test_a_truncated_parquet_file_is_rejected(tmp_path: Path) -> None:
     as_parquet(tmp_path / "whole.parquet")
     data = (tmp_path / "whole.parquet").read_bytes()
     for size in (0, 3, len(data) // 2, len(data) - 1):
-        with pytest.raises(ValueError, match=r"cut\.parquet is damaged or cut short"):
+        with pytest.raises(ValueError, match=r"cut\.parquet is damaged or truncated"):
             texts(file(tmp_path, "cut.parquet", data[:size]))
 
 
-def test_parquet_with_damaged_pages_is_named(tmp_path: Path) -> None:
+def test_parquet_with_damaged_pages_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "damaged.parquet"
     pq.write_table(pa.table({"text": [str(n) for n in range(9999)]}), path, compression="zstd")
     data = bytearray(path.read_bytes())
     data[200:2000] = bytes(1800)
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"damaged\.parquet is damaged or cut short"):
+    with pytest.raises(ValueError, match=r"damaged\.parquet is damaged or truncated"):
         texts(path)
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
-def test_a_parquet_file_that_repeats_a_long_text_is_read_in_bounded_memory(
-    kind: pa.DataType, tmp_path: Path
-) -> None:
+def test_repetitive_parquet_is_read_in_bounded_memory(kind: pa.DataType, tmp_path: Path) -> None:
     long = pa.array(["a" * (1 << 17), "b"]).cast(kind)
     rows = pa.DictionaryArray.from_arrays(pa.array([0] * 1000 + [None, 1], pa.int32()), long)
     path = tmp_path / "x.parquet"
@@ -134,20 +132,20 @@ def test_a_parquet_file_that_repeats_a_long_text_is_read_in_bounded_memory(
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
-def test_an_unknown_column_is_answered_with_those_there_are(kind: str, tmp_path: Path) -> None:
+def test_an_unknown_column_is_rejected_with_the_existing_ones(kind: str, tmp_path: Path) -> None:
     WRITERS[kind](tmp_path / f"x{kind}")
     with pytest.raises(ValueError, match=r"no column 'body': it has 'label', 'text'"):
-        texts(tmp_path / f"x{kind}", Options(text_column="body"))
+        texts(tmp_path / f"x{kind}", ReadOptions(text_column="body"))
 
 
 def test_plain_text_has_no_labels(tmp_path: Path) -> None:
     as_text(tmp_path / "x.txt")
     with pytest.raises(ValueError, match=r"x\.txt is plain text and has no column 'label'"):
-        texts(tmp_path / "x.txt", Options(label_column="label"))
+        texts(tmp_path / "x.txt", ReadOptions(label_column="label"))
 
 
 @pytest.mark.parametrize("values", [[1, 2], [[1.5], [2.5]], [True, False]])
-def test_a_text_column_of_another_type_is_refused_by_name(values: list, tmp_path: Path) -> None:
+def test_a_text_column_of_another_type_is_rejected(values: list, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": values}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"column 'text' of .*x\.parquet is .*, not text"):
         texts(tmp_path / "x.parquet")
@@ -157,12 +155,12 @@ def test_a_text_column_of_another_type_is_refused_by_name(values: list, tmp_path
     "kind",
     [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())],
 )
-def test_every_arrow_type_of_text_is_text(kind: pa.DataType, tmp_path: Path) -> None:
+def test_all_arrow_string_types_are_read(kind: pa.DataType, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array(["a", None, "ö"]).cast(kind)}), tmp_path / "x.parquet")
     assert texts(tmp_path / "x.parquet") == ["a", None, "ö"]
 
 
-def test_a_column_of_nulls_is_text_that_is_missing(tmp_path: Path) -> None:
+def test_a_null_column_has_missing_texts(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.nulls(3)}), tmp_path / "x.parquet")
     assert texts(tmp_path / "x.parquet") == [None, None, None]
 
@@ -170,7 +168,7 @@ def test_a_column_of_nulls_is_text_that_is_missing(tmp_path: Path) -> None:
 # text
 
 
-def test_lines_end_in_any_fashion(tmp_path: Path) -> None:
+def test_all_line_endings_are_recognized(tmp_path: Path) -> None:
     assert texts(file(tmp_path, "x.txt", b"\xef\xbb\xbfone\r\ntwo\n\nfour")) == ["one", "two", "", "four"]
     assert texts(file(tmp_path, "x.txt", b"one\rtwo\r\rfour\r")) == ["one", "two", "", "four"]
     assert texts(file(tmp_path, "x.csv", b"text,n\rone,1\rtwo,2\r")) == ["one", "two"]
@@ -192,54 +190,54 @@ def test_paragraphs_are_separated_by_empty_lines(
 ) -> None:
     monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
     path = file(tmp_path, "x.txt", b"\n\none\ntwo\n \t\nthree\r\n\r\n\r\nfour\nfive")
-    assert texts(path, Options(documents="paragraph")) == ["one\ntwo", "three", "four\nfive"]
+    assert texts(path, ReadOptions(documents="paragraph")) == ["one\ntwo", "three", "four\nfive"]
 
 
 @pytest.mark.parametrize("block", [4, 7, 30, 1 << 20])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_file_is_one_document_with_its_lines(
+def test_a_file_can_be_one_document(
     block: int, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
     text = "\n  Wir äßen süße Öläpfel,\n\nund 漢字漢字漢字漢字 dazu.\n"
     path = file(tmp_path, "x.txt", text.replace("\n", end).encode())
-    raws = list(read(path, Options(documents="file")))
+    raws = list(read(path, ReadOptions(documents="file")))
     assert "".join(text for raw in raws for text in decode(raw, "refuse")[0].to_pylist()) == text
     assert [raw.unfinished for raw in raws] == [True] * (len(raws) - 1) + [False]
     assert len(raws) > 2 or block > 30
 
 
-def test_a_paragraph_says_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_the_first_line_of_a_paragraph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in (3, 1 << 20):
         monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
         path = file(tmp_path, "x.txt", b" \n\na\nb\n\n \t\n\nc\n\nd\n  \n")
-        raws = list(read(path, Options(documents="paragraph")))
+        raws = list(read(path, ReadOptions(documents="paragraph")))
         assert [raw.where(row).split()[-1] for raw in raws for row in range(len(raw.text))] == [
             "3",
             "8",
             "10",
         ]
-        assert texts(path, Options(documents="paragraph")) == ["a\nb", "c", "d"]
+        assert texts(path, ReadOptions(documents="paragraph")) == ["a\nb", "c", "d"]
 
 
-def test_a_line_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overlong_line_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 16)
     monkeypatch.setattr(text_files, "MAX_RECORD_BYTES", 64)
     for name in ("x.txt", "x.jsonl"):
         with pytest.raises(ValueError, match=r"line 2: this document is longer than .* MB: split it"):
             texts(file(tmp_path, name, b'{"text": "a"}\n' + b"x" * 100))
     with pytest.raises(ValueError, match="line 1: this document is longer"):
-        texts(file(tmp_path, "p.txt", b"short line\n" * 10), Options(documents="paragraph"))
+        texts(file(tmp_path, "p.txt", b"short line\n" * 10), ReadOptions(documents="paragraph"))
 
 
 # UTF-8
 
 
-def test_invalid_utf8_is_refused_with_its_place(tmp_path: Path) -> None:
+def test_invalid_utf8_is_rejected_with_its_location(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.txt, line 3, byte 5: not UTF-8 \(0xff\), probably "):
         texts(file(tmp_path, "x.txt", b"one\ntwo\nfour\xff\nfive\n"))
     with pytest.raises(ValueError, match=r"p\.txt, line 4, byte 7: not UTF-8"):
-        texts(file(tmp_path, "p.txt", b"a\nb\n\nc\nfour\xff\n"), Options(documents="paragraph"))
+        texts(file(tmp_path, "p.txt", b"a\nb\n\nc\nfour\xff\n"), ReadOptions(documents="paragraph"))
     with pytest.raises(ValueError, match=r"x\.csv, row 3, byte 1: not UTF-8"):
         texts(file(tmp_path, "x.csv", b"text\none\n\xe4\n"))
     with pytest.raises(ValueError, match=r"x\.jsonl, line 2, byte 2: not UTF-8"):
@@ -247,7 +245,7 @@ def test_invalid_utf8_is_refused_with_its_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl", "x.parquet"])
-def test_invalid_utf8_is_replaced_or_dropped_where_that_is_wanted(name: str, tmp_path: Path) -> None:
+def test_invalid_utf8_is_replaced_or_dropped_on_request(name: str, tmp_path: Path) -> None:
     rows = [b"good", b"a\xe4", b"fine"]
     path = tmp_path / name
     if name == "x.parquet":
@@ -258,7 +256,7 @@ def test_invalid_utf8_is_replaced_or_dropped_where_that_is_wanted(name: str, tmp
         path.write_bytes(b"\n".join([b"text", *rows]) if name == "x.csv" else b"\n".join(rows))
     assert texts(path, invalid="replace") == ["good", "a\ufffd", "fine"]
     assert texts(path, invalid="drop") == ["good", None, "fine"]
-    counts = [decode(raw, "drop")[1] for raw in read(path, Options())]
+    counts = [decode(raw, "drop")[1] for raw in read(path, ReadOptions())]
     assert sum(counts, Counter()) == {"not UTF-8": 1}
 
 
@@ -279,7 +277,7 @@ def encoded(folder: Path, name: str, lines: list[str], encoding: str) -> Path:
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
 def test_a_byte_order_mark_names_the_encoding(encoding: str, name: str, tmp_path: Path) -> None:
     path = encoded(tmp_path, name, RUSSIAN, encoding)
-    assert texts(path) == texts(path, Options(encoding="latin-1")) == RUSSIAN
+    assert texts(path) == texts(path, ReadOptions(encoding="latin-1")) == RUSSIAN
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl"])
@@ -291,32 +289,32 @@ def test_a_byte_order_mark_names_the_encoding(encoding: str, name: str, tmp_path
         ("windows-1252", ["“quoted” café", "plain"]),
     ],
 )
-def test_another_encoding_is_refused_by_its_name_and_read_with_the_flag(
+def test_another_encoding_is_guessed_and_read_with_the_flag(
     encoding: str, lines: list[str], name: str, tmp_path: Path
 ) -> None:
     path = encoded(tmp_path, name, lines, encoding)
     with pytest.raises(ValueError, match=rf"x\..*set --text-encoding {encoding}") as refusal:
         texts(path)
     assert "drop" not in str(refusal.value)
-    assert texts(path, Options(encoding=encoding)) == lines
+    assert texts(path, ReadOptions(encoding=encoding)) == lines
 
 
-def test_an_encoding_that_can_not_be_guessed_is_asked_for(tmp_path: Path) -> None:
+def test_an_unknown_encoding_is_requested(tmp_path: Path) -> None:
     lines = ["日本語のテキスト", "です"]
     path = encoded(tmp_path, "x.txt", lines, "shift_jis")
     with pytest.raises(ValueError, match=r"not UTF-8 \(0x93\): convert the file, or set its encoding"):
         texts(path)
-    assert texts(path, Options(encoding="shift_jis")) == lines
+    assert texts(path, ReadOptions(encoding="shift_jis")) == lines
 
 
-def test_dropping_is_offered_where_little_is_invalid(tmp_path: Path) -> None:
+def test_dropping_is_suggested_if_few_documents_are_invalid(tmp_path: Path) -> None:
     path = file(tmp_path, "x.txt", b"a line\n" * 50 + b"caf\xe9\n")
     with pytest.raises(ValueError, match=r"line 51, byte 4: .*latin-1, or set --invalid-utf8 to"):
         texts(path)
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl", "x.parquet"])
-def test_a_nul_byte_is_refused_with_its_place(name: str, tmp_path: Path) -> None:
+def test_a_nul_byte_is_rejected_with_its_location(name: str, tmp_path: Path) -> None:
     rows = ["fine", "b\0d"]
     if name == "x.parquet":
         pq.write_table(pa.table({"text": rows}), tmp_path / name)
@@ -331,20 +329,20 @@ def test_a_nul_byte_is_refused_with_its_place(name: str, tmp_path: Path) -> None
     assert texts(tmp_path / name, invalid="drop") == ["fine", None]
 
 
-def test_bytes_that_an_encoding_does_not_have_are_invalid(tmp_path: Path) -> None:
+def test_bytes_outside_an_encoding_are_invalid(tmp_path: Path) -> None:
     path = file(tmp_path, "x.txt", b"good\na\x81b\n")
     with pytest.raises(ValueError, match=r"line 2, byte 2: not windows-1252 \(0x81\): convert"):
-        texts(path, Options(encoding="windows-1252"))
-    assert texts(path, Options(encoding="windows-1252"), invalid="replace") == ["good", "a\ufffdb"]
+        texts(path, ReadOptions(encoding="windows-1252"))
+    assert texts(path, ReadOptions(encoding="windows-1252"), invalid="replace") == ["good", "a\ufffdb"]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le"])
-def test_utf8_that_is_said_to_be_something_else_is_refused(encoding: str, tmp_path: Path) -> None:
+def test_utf8_declared_as_another_encoding_is_rejected(encoding: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"x\.txt is UTF-8, not {encoding}: omit --text-encoding"):
-        texts(encoded(tmp_path, "x.txt", RUSSIAN, "utf-8"), Options(encoding=encoding))
+        texts(encoded(tmp_path, "x.txt", RUSSIAN, "utf-8"), ReadOptions(encoding=encoding))
 
 
-def test_text_that_ends_inside_a_letter_is_refused(tmp_path: Path) -> None:
+def test_text_that_ends_inside_a_character_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.txt is not valid utf-16-le \(truncated data\)"):
         texts(file(tmp_path, "x.txt", "ab".encode("utf-16")[:-1]))
 
@@ -365,10 +363,10 @@ def test_text_that_ends_inside_a_letter_is_refused(tmp_path: Path) -> None:
         (b'{"text": "a", "label": {"b": 1}}', r"line 3: 'label' is an object, but a label must be"),
     ],
 )
-def test_a_malformed_json_line_is_named(line: bytes, complaint: str, tmp_path: Path) -> None:
+def test_a_malformed_json_line_is_rejected(line: bytes, complaint: str, tmp_path: Path) -> None:
     path = file(tmp_path, "x.jsonl", b'{"text": "fine", "label": 1}\n\n' + line + b"\n")
     with pytest.raises(ValueError, match=rf"x\.jsonl, {complaint}"):
-        texts(path, Options(label_column="label"))
+        texts(path, ReadOptions(label_column="label"))
 
 
 def test_json_lines_without_the_text_are_null(tmp_path: Path) -> None:
@@ -381,23 +379,23 @@ def test_a_key_may_be_missing_in_any_line(tmp_path: Path, monkeypatch: pytest.Mo
     rows = [{"id": 1}] * 20 + [{"text": "a", "label": "x"}] + [{"text": "b"}, {"label": None}]
     path = file(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows)).encode())
     assert texts(path) == [None] * 20 + ["a", "b", None]
-    assert labels(path, Options(label_column="label")) == [None] * 20 + ["x", None, None]
+    assert labels(path, ReadOptions(label_column="label")) == [None] * 20 + ["x", None, None]
     with pytest.raises(ValueError, match=r"x\.jsonl has no column 'body': it has 'id'"):
-        texts(path, Options(text_column="body"))
+        texts(path, ReadOptions(text_column="body"))
 
 
-def test_labels_that_are_all_missing_are_labels(tmp_path: Path) -> None:
+def test_a_label_column_may_be_all_missing(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": pa.nulls(1)}), tmp_path / "x.parquet")
-    assert labels(tmp_path / "x.parquet", Options(label_column="label")) == [None]
+    assert labels(tmp_path / "x.parquet", ReadOptions(label_column="label")) == [None]
 
 
-def test_lists_are_neither_text_nor_labels(tmp_path: Path) -> None:
+def test_lists_are_rejected_as_text_and_labels(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": [[1]]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"column 'label' of .*x\.parquet is list.*: a label must be"):
-        texts(tmp_path / "x.parquet", Options(label_column="label"))
+        texts(tmp_path / "x.parquet", ReadOptions(label_column="label"))
     path = file(tmp_path, "x.jsonl", b'{"text": "a", "label": [1]}\n')
     with pytest.raises(ValueError, match=r"line 1: 'label' is a list, but a label must be"):
-        texts(path, Options(label_column="label"))
+        texts(path, ReadOptions(label_column="label"))
     assert texts(file(tmp_path, "y.jsonl", b'{"text": "a", "other": [1, {"b": 2}]}\n')) == ["a"]
 
 
@@ -416,12 +414,12 @@ def test_cells_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
     assert texts(path) == ['a, "b"\nc', ""]
 
 
-def test_a_csv_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
+def test_a_csv_row_with_too_few_cells_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.csv, line 3: 1 column, but the header names 2"):
         texts(file(tmp_path, "x.csv", b"text,label\na,1\nb\nc,3\n"))
 
 
-def test_a_csv_row_that_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unterminated_csv_row_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_dialects, "MAX_RECORD_BYTES", 1 << 10)
     path = file(tmp_path, "x.csv", b'text,label\na,1\n"b,1\n' + b"c,1\n" * 999)
     with pytest.raises(
@@ -439,7 +437,7 @@ def csv_file(folder: Path, text: str) -> Path:
 
 
 def written(rows: list[str], **dialect: Any) -> str:
-    """A table of `text` and `n`, by Python's writer."""
+    """Write a table of `text` and `n` with Python's csv module."""
     out = io.StringIO()
     writer = csv.writer(out, **{"lineterminator": "\n", **dialect})
     writer.writerow(["text", "n"])
@@ -468,21 +466,21 @@ CELLS = [
     ids=str,
 )
 @pytest.mark.parametrize("size", [1, 7, 1 << 22])
-def test_every_dialect_gives_the_cells_that_were_written(
+def test_every_dialect_is_read_back(
     dialect: dict[str, Any], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(csv_dialects, "SCAN_BYTES", max(64, size))
-    rewrite = csv_dialects.Canonical._rewritten
+    rewrite = csv_dialects.QuoteRewriter._rewritten
 
-    def in_parts(self: csv_dialects.Canonical, data: bytes) -> bytes:
+    def in_parts(self: csv_dialects.QuoteRewriter, data: bytes) -> bytes:
         return b"".join(rewrite(self, data[start : start + size]) for start in range(0, len(data), size))
 
-    monkeypatch.setattr(csv_dialects.Canonical, "_rewritten", in_parts)
+    monkeypatch.setattr(csv_dialects.QuoteRewriter, "_rewritten", in_parts)
     assert texts(csv_file(tmp_path, written(CELLS, **dialect))) == CELLS
 
 
-def test_quotes_are_escaped_as_spark_does_it(tmp_path: Path) -> None:
-    """Spark escapes quotes alone, and leaves other backslashes as they are."""
+def test_quotes_escaped_by_spark_are_read(tmp_path: Path) -> None:
+    """Spark escapes quotes only, and keeps other backslashes."""
     rows = r"""text,n
 "She said \"no\" and left",1
 "a, \"b\"",2
@@ -499,7 +497,7 @@ C:\new\table,3
     ]
 
 
-def test_an_escape_far_down_the_file_counts(tmp_path: Path) -> None:
+def test_an_escape_late_in_the_file_is_detected(tmp_path: Path) -> None:
     rows = "text,n\n" + '"plain, text",1\n' * 300_000 + '"a \\"b\\" c",2\n'
     assert texts(csv_file(tmp_path, rows))[-1] == 'a "b" c'
 
@@ -519,32 +517,30 @@ def test_an_escape_far_down_the_file_counts(tmp_path: Path) -> None:
         ("text,text\na,b\n", r" has 2 columns named 'text': rename"),
     ],
 )
-def test_what_is_ambiguous_or_broken_is_refused_with_its_line(
-    rows: str, complaint: str, tmp_path: Path
-) -> None:
+def test_ambiguous_or_broken_csv_is_rejected_with_the_line(rows: str, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"x\.csv{complaint}"):
         texts(csv_file(tmp_path, rows))
 
 
-def test_a_dialect_that_is_named_is_taken(tmp_path: Path) -> None:
+def test_a_given_dialect_is_used(tmp_path: Path) -> None:
     ambiguous = csv_file(tmp_path, 'text,n\n"x\\",",a"\n')
     for doubled in ("none", '"'):
-        assert texts(ambiguous, Options(csv=Dialect(escape=doubled))) == ["x\\"]
-    assert texts(ambiguous, Options(csv=Dialect(escape="\\"))) == ['x",']
+        assert texts(ambiguous, ReadOptions(csv=Dialect(escape=doubled))) == ["x\\"]
+    assert texts(ambiguous, ReadOptions(csv=Dialect(escape="\\"))) == ['x",']
     single = csv_file(tmp_path, "text,n\n'a',1\n")
-    assert texts(single, Options(csv=Dialect(quote="'"))) == ["a"]
-    assert texts(single, Options(csv=Dialect(quote='"'))) == ["'a'"]
-    assert texts(csv_file(tmp_path, 'text,n\n"a" b,1\n'), Options(csv=Dialect(quote="none"))) == ['"a" b']
-    assert texts(csv_file(tmp_path, "text#n\na, b#1\n"), Options(csv=Dialect(delimiter="#"))) == ["a, b"]
+    assert texts(single, ReadOptions(csv=Dialect(quote="'"))) == ["a"]
+    assert texts(single, ReadOptions(csv=Dialect(quote='"'))) == ["'a'"]
+    assert texts(csv_file(tmp_path, 'text,n\n"a" b,1\n'), ReadOptions(csv=Dialect(quote="none"))) == ['"a" b']
+    assert texts(csv_file(tmp_path, "text#n\na, b#1\n"), ReadOptions(csv=Dialect(delimiter="#"))) == ["a, b"]
     unquoted = csv_file(tmp_path, "text,n\na\\, b,1\n")
-    assert texts(unquoted, Options(csv=Dialect(quote="none", escape="\\"))) == ["a, b"]
+    assert texts(unquoted, ReadOptions(csv=Dialect(quote="none", escape="\\"))) == ["a, b"]
 
 
 # memory and time
 
 
 class Endless:
-    """A stream that never ends, and fails where too much of it is read."""
+    """An infinite stream that fails if too much of it is read."""
 
     def __init__(self, head: bytes, body: bytes, most: int) -> None:
         self.head, self.body, self.most, self.given = head, body, most, 0
@@ -564,9 +560,7 @@ class Endless:
         (b'"', b"a, b\n"),
     ],
 )
-def test_a_row_without_an_end_is_refused_before_much_is_read(
-    cell: bytes, body: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_endless_row_is_rejected_early(cell: bytes, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_dialects, "SCAN_BYTES", 1 << 12)
     monkeypatch.setattr(csv_dialects, "MAX_RECORD_BYTES", 1 << 16)
 
@@ -584,32 +578,32 @@ def test_a_row_of_many_megabytes_is_read_whole(tmp_path: Path) -> None:
         assert texts(csv_file(tmp_path, written(cells, **dialect))) == cells
 
 
-def test_a_long_paragraph_takes_memory_for_its_bytes_and_not_for_its_lines(tmp_path: Path) -> None:
+def test_memory_of_a_long_paragraph_depends_on_bytes_not_lines(tmp_path: Path) -> None:
     path = file(tmp_path, "x.txt", b"ab\n" * (4 << 20))
     tracemalloc.start()
-    assert [len(text or "") for text in texts(path, Options(documents="paragraph"))] == [(12 << 20) - 1]
+    assert [len(text or "") for text in texts(path, ReadOptions(documents="paragraph"))] == [(12 << 20) - 1]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 * (12 << 20)
 
 
-def test_a_table_of_very_many_columns_names_some(tmp_path: Path) -> None:
+def test_only_some_of_many_columns_are_listed(tmp_path: Path) -> None:
     names = ",".join(f"c{n}" for n in range(5000))
     with pytest.raises(ValueError, match=r"it has 'c0', .*'c49' and 4,950 more$"):
         texts(csv_file(tmp_path, f"{names}\n"))
 
 
-def test_parquet_rows_of_any_size_come_in_batches_of_a_few_megabytes(tmp_path: Path) -> None:
+def test_parquet_batches_have_a_few_megabytes_for_any_row_size(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"text": [str(n) * (1 << 20) for n in range(10)]}), path, use_dictionary=False)
-    sizes = [raw.text.nbytes for raw in read(path, Options())]
+    sizes = [raw.text.nbytes for raw in read(path, ReadOptions())]
     assert len(sizes) > 1
     assert max(sizes) <= 4 * (1 << 20) + 64
 
 
-def test_reading_says_how_far_it_is(tmp_path: Path) -> None:
+def test_reading_reports_its_position(tmp_path: Path) -> None:
     for kind, write in WRITERS.items():
         path = tmp_path / f"x{kind}"
         write(path)
-        raws: list[Raw] = list(read(path, Options()))
+        raws: list[RawBatch] = list(read(path, ReadOptions()))
         assert raws[-1].position == path.stat().st_size

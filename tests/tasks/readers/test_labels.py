@@ -1,4 +1,4 @@
-"""Labels are what the file says, in every format and type of column."""
+"""Tests of labels in all formats and column types."""
 
 import json
 from collections import Counter
@@ -15,15 +15,15 @@ import pytest
 
 from lexloom.tasks.readers.formats import read
 from lexloom.tasks.readers.labels import NAN_CELLS, NEGATIVE_CLASSES, WRITTEN_AS_DECIMALS
-from lexloom.tasks.readers.raw import Options
+from lexloom.tasks.readers.raw import ReadOptions
 
 NAN = float("nan")
 
 
 def found(path: Path) -> tuple[list[str | None], dict[str, int]]:
-    """A file's labels, and the count of those that are not as the file has them."""
+    """Read a file's labels, and the counts of altered ones."""
     labels, notes = list[str | None](), Counter[str]()
-    for raw in read(path, Options(label_column="label")):
+    for raw in read(path, ReadOptions(label_column="label")):
         assert raw.labels is not None
         assert raw.labels.type == pa.string()
         labels += raw.labels.to_pylist()
@@ -66,7 +66,7 @@ def in_parquet(folder: Path, labels: pa.Array, names: list[str] | None = None) -
         (["3", "three"], ["3", "three"], {}),
     ],
 )
-def test_a_csv_cell_is_its_label(
+def test_csv_cells_are_labels(
     cells: list[str], expected: list[str | None], notes: dict[str, int], tmp_path: Path
 ) -> None:
     assert found(in_csv(tmp_path, cells)) == (expected, notes)
@@ -85,15 +85,13 @@ def test_a_csv_cell_is_its_label(
         (["1" + "0" * 20, "-" + "9" * 5000], ["1" + "0" * 20, "-" + "9" * 5000], {}),
     ],
 )
-def test_a_json_value_is_its_label(
+def test_json_values_are_labels(
     values: list[str], expected: list[str | None], notes: dict[str, int], tmp_path: Path
 ) -> None:
     assert found(in_json(tmp_path, values)) == (expected, notes)
 
 
-def test_json_labels_may_change_their_type_from_block_to_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_labels_may_change_type_between_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lexloom.tasks.readers.text_files.BLOCK_BYTES", 64)
     values = ["1"] * 9 + ["true"] * 9 + ['"x"'] * 9 + ["2.0"] * 9 + ["3"] * 9
     labels, notes = found(in_json(tmp_path, values))
@@ -120,14 +118,14 @@ def test_json_labels_may_change_their_type_from_block_to_block(
         (pa.nulls(2), [None, None], 0),
     ],
 )
-def test_a_parquet_value_is_its_label(
+def test_parquet_values_are_labels(
     labels: pa.Array, expected: list[str | None], whole: int, tmp_path: Path
 ) -> None:
     notes = {WRITTEN_AS_DECIMALS: whole} if whole else {}
     assert found(in_parquet(tmp_path, labels)) == (expected, notes)
 
 
-def test_a_negative_class_of_the_hub_is_no_label(tmp_path: Path) -> None:
+def test_negative_class_numbers_of_the_hub_are_missing_labels(tmp_path: Path) -> None:
     labels = pa.array([0, -1, 1, None])
     path = in_parquet(tmp_path, labels, ["negative", "positive"])
     assert found(path) == (["0", None, "1", None], {NEGATIVE_CLASSES: 1})
@@ -135,7 +133,7 @@ def test_a_negative_class_of_the_hub_is_no_label(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [[[1]], [{"a": 1}], [datetime(2020, 1, 1)]])
-def test_a_column_of_other_values_is_refused(labels: list[Any], tmp_path: Path) -> None:
+def test_label_columns_of_other_types_are_rejected(labels: list[Any], tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"column 'label' of .*x\.parquet is .*: a label must be a string, a number or"
     ):

@@ -1,4 +1,4 @@
-"""The report of a language model: figures beside the baselines', and samples with their prompts."""
+"""The report of a language model: metrics next to the baselines', and samples with prompts."""
 
 import json
 import re

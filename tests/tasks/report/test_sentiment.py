@@ -1,4 +1,4 @@
-"""The report of a sentiment classifier: figures beside the bag of words', and where the model errs."""
+"""The report of a sentiment classifier: metrics next to the baseline's, and its mistakes."""
 
 import json
 import re
@@ -25,7 +25,7 @@ Make = Callable[..., list[Artifact]]
 
 
 def scores_of(confusion: list[list[int]], certainty: float = 0.9) -> Scores:
-    """Scores of reviews of which all were found with one score, so many as the confusion matrix says."""
+    """Return constant scores for as many reviews as the confusion matrix has."""
     labels = len(confusion)
     truth, rows = [], []
     for true, counts in enumerate(confusion):
@@ -44,7 +44,7 @@ RIVAL = scores_of([[80, 20], [20, 80]])
 
 @pytest.fixture
 def made(store: Store) -> Make:
-    """A model and its evaluation in the store, with the features that it was trained on."""
+    """A model, its features and its evaluation in the store."""
 
     def put(stage: str, parents: list[str], content: dict[str, str], **facts: object) -> Artifact:
         building = store.new_folder(stage, "k")
@@ -100,7 +100,7 @@ def text_of(page: str) -> str:
 
 
 def test_figures_are_shown_with_those_of_the_baseline(build: Build, made: Make) -> None:
-    """Training took 75.4 s and its features 4.6; the error of one bin is 0.9 less the share that is right."""
+    """Training took 75.4 s and features 4.6 s; the calibration error of a bin is |0.9 - accuracy|."""
     text = text_of(page_of(build, made()))
     for tile in ("85.0% accuracy", "0.050 calibration error", "1,800 training reviews", "2 labels"):
         assert tile in text
@@ -143,7 +143,7 @@ def test_of_many_labels_the_most_frequent_confusions_are_listed(build: Build, ma
 
 
 def test_each_label_has_its_precision_and_recall(build: Build, made: Make) -> None:
-    """Negative: 90 of the 110 found so, 90 of the 100 that are."""
+    """Negative: 90 of 110 predicted, 90 of 100 actual."""
     text = text_of(page_of(build, made()))
     assert "negative 100 0.818 0.900 0.857" in text
     assert "positive 100 0.889 0.800 0.842" in text

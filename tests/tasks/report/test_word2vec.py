@@ -1,4 +1,4 @@
-"""The report: one file without script or network, that says what the run says, whatever the words are."""
+"""The report of word vectors: one file without scripts or external resources, with the run's figures."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.display.formatting import duration, short, size
 from lexloom.tasks.evaluate.word2vec import Evaluation, Neighbour, Neighbours
 from lexloom.tasks.evaluate.word_scores import AnalogyScore, SimilarityScore
-from lexloom.tasks.report.sections import flattened, lineage
+from lexloom.tasks.report.sections import flatten, lineage
 from lexloom.tasks.report.word2vec import ReportConfig, markdown, report
 from lexloom.tasks.store.artifacts import Artifact, InputEntry, Manifest, Store, Summary, list_files, now
 
@@ -291,11 +291,11 @@ def test_markdown_has_the_same_figures(made):
     ("value", "expected"),
     [(0, "0"), (950, "950"), (12_345, "12.3k"), (999_900, "1M"), (103_975_836, "104M"), (2.5e9, "2.5B")],
 )
-def test_figures_at_a_glance(value, expected):
+def test_short_numbers(value, expected):
     assert short(value) == expected
 
 
-def test_bytes_and_seconds_in_words():
+def test_sizes_and_durations():
     counts = (12, 3_400, 999_999, 7_890_000_000, 5_000_000_000_000)
     assert [size(count) for count in counts] == ["12 B", "3.4 kB", "1 MB", "7.89 GB", "5,000 GB"]
     assert [duration(s) for s in (0.04, 59.94, 59.97, 75.4, 3_599.8, 9_000)] == [
@@ -305,7 +305,7 @@ def test_bytes_and_seconds_in_words():
 
 def test_nested_values_have_dotted_names():
     values = {"a": {"b": 1, "c": [1, 2]}, "d": None, "e": [{"name": "x"}] * 10, "f": True}
-    assert dict(flattened(values)) == {
+    assert dict(flatten(values)) == {
         "a.b": "1",
         "a.c": "1, 2",
         "d": "–",

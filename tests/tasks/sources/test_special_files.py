@@ -1,4 +1,4 @@
-"""Pipes, sockets and devices in a store: no command waits for them, and each is named in one sentence."""
+"""Tests of pipes, sockets and devices in a store: no command blocks, and each is reported."""
 
 import os
 import socket
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lexloom.deployments.cli.main import main
-from lexloom.tasks.sources.fingerprints import MEMO
-from lexloom.tasks.sources.source import find
+from lexloom.tasks.sources.fingerprints import CACHE_FILE
+from lexloom.tasks.sources.source import find_source
 from lexloom.tasks.store.activity import list_active_stages, list_interrupted_stages
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.store.file_access import digest_file, file_kind, read_regular
@@ -50,7 +50,7 @@ def special(request: pytest.FixtureRequest) -> tuple[Callable[[Path], object], s
 
 
 def bounded(function: Callable[..., Any], *arguments: object) -> Any:
-    """What a function returns; fails where it does not come back. It may stay in its thread for ever."""
+    """Call a function in a thread and return its result; fail if it blocks."""
     returned: list[Any] = []
     thread = Thread(target=lambda: returned.append(function(*arguments)), daemon=True)
     thread.start()
@@ -69,7 +69,7 @@ def test_only_regular_files_are_read(tmp_path: Path, special: tuple[Callable[[Pa
 
 
 @pytest.mark.parametrize("place", ["manifest.json", "data.txt", "stray.txt", ""])
-def test_every_command_names_it_and_comes_back(
+def test_commands_report_special_files_without_blocking(
     store: Store,
     capsys: pytest.CaptureFixture[str],
     special: tuple[Callable[[Path], object], str],
@@ -97,7 +97,7 @@ def test_every_command_names_it_and_comes_back(
     assert store.manifest("corpus", "k0") is None, "collected"
 
 
-def test_a_stages_place_is_named_too(
+def test_a_special_file_at_a_stages_path_is_reported(
     store: Store,
     capsys: pytest.CaptureFixture[str],
     special: tuple[Callable[[Path], object], str],
@@ -109,7 +109,7 @@ def test_a_stages_place_is_named_too(
     assert capsys.readouterr().out.splitlines()[0] == f"corpus  corpus is {name}, not a folder"
 
 
-def test_nothing_else_in_a_store_is_waited_for(
+def test_special_files_in_a_store_do_not_block(
     store: Store,
     tmp_path: Path,
     special: tuple[Callable[[Path], object], str],
@@ -120,10 +120,10 @@ def test_nothing_else_in_a_store_is_waited_for(
     make(store.scratch("train_word2vec", "k2") / "checkpoints")
     make(store.root / ".scratch" / "pairs-k3")
     make(store.root / ".building" / "x")
-    make(store.root / MEMO)
+    make(store.root / CACHE_FILE)
     (work,) = bounded(list_active_stages, store)
     assert work.progress is None
     assert bounded(list_interrupted_stages, store, []) == []
     assert bounded(collect_garbage, store, 0) == []
     (tmp_path / "text.txt").write_text("one")
-    bounded(find, "text.txt")
+    bounded(find_source, "text.txt")

@@ -1,4 +1,4 @@
-"""What is at work in a store, by its own files."""
+"""Tests of the active and interrupted stages of a store."""
 
 import os
 import time
@@ -26,7 +26,7 @@ POINT = Progress(
 
 
 def train(store: Store, key: str, *checkpoints: int) -> Path:
-    """The scratch folder of a training that has told how far it is."""
+    """Write the scratch folder of a training stage with progress."""
     scratch = store.scratch("train_word2vec", key)
     for step in checkpoints:
         (scratch / "checkpoints" / f"step-{step:010d}").mkdir(parents=True)
@@ -34,12 +34,12 @@ def train(store: Store, key: str, *checkpoints: int) -> Path:
     return scratch
 
 
-def test_a_store_that_is_not_there_is_at_rest(store: Store) -> None:
+def test_a_missing_store_has_no_active_stages(store: Store) -> None:
     assert list_active_stages(store) == []
     assert list_interrupted_stages(store, []) == []
 
 
-def test_a_stage_at_work_is_known_by_the_folder_that_it_builds(store: Store) -> None:
+def test_an_active_stage_is_read_from_its_build_folder(store: Store) -> None:
     before = time.time()
     folder = store.new_folder("pairs", "k1")
     (folder / "shard-00000.parquet").write_bytes(b"12345")
@@ -49,7 +49,7 @@ def test_a_stage_at_work_is_known_by_the_folder_that_it_builds(store: Store) -> 
     assert (work.files, work.bytes, work.progress) == (1, 5, None)
 
 
-def test_the_dead_are_left_out_and_those_elsewhere_are_listed(store: Store) -> None:
+def test_stages_of_dead_processes_are_omitted_and_those_of_other_machines_listed(store: Store) -> None:
     alive = store.new_folder("pairs", "k1")
     mark = alive.name.rpartition("-")[2]
     alive.with_name(f"pairs-k2-{host_name()}-{2**22 + 1}-{mark}").mkdir()
@@ -60,7 +60,7 @@ def test_the_dead_are_left_out_and_those_elsewhere_are_listed(store: Store) -> N
     assert sorted(work.key for work in list_active_stages(store)) == ["k1", "k3"]
 
 
-def test_a_training_tells_how_far_it_is_and_what_it_left(store: Store) -> None:
+def test_progress_and_checkpoint_of_active_and_interrupted_training(store: Store) -> None:
     scratch = train(store, "k1", 10, 30)
     folder = store.new_folder("train_word2vec", "k1")
     (work,) = list_active_stages(store)
@@ -78,7 +78,7 @@ def test_a_training_tells_how_far_it_is_and_what_it_left(store: Store) -> None:
     assert list_interrupted_stages(store, []) == []
 
 
-def test_a_training_that_ended_before_its_first_figures_is_known_by_its_checkpoint(store: Store) -> None:
+def test_interrupted_training_without_progress_is_listed_by_its_checkpoint(store: Store) -> None:
     (store.scratch("train_word2vec", "k1") / "checkpoints" / "step-0000000007").mkdir(parents=True)
     store.scratch("train_word2vec", "k2")
     before = time.time()
@@ -88,20 +88,20 @@ def test_a_training_that_ended_before_its_first_figures_is_known_by_its_checkpoi
 
 
 @pytest.mark.parametrize("content", ["", '{"step": 1', "[1"])
-def test_figures_that_can_not_be_read_are_none(store: Store, content: str) -> None:
+def test_unreadable_progress_is_none(store: Store, content: str) -> None:
     store.new_folder("train_word2vec", "k1")
     (store.scratch("train_word2vec", "k1") / "progress.json").write_text(content)
     assert list_active_stages(store)[0].progress is None
 
 
-def test_a_training_in_words() -> None:
-    """600,000 examples are left at 40,000 a second: 15 s."""
+def test_progress_is_formatted() -> None:
+    """600,000 remaining examples at 40,000 per second take 15 s."""
     said = format_progress({**vars(POINT)}, "pairs")
     assert said == "400k of 1M pairs · epoch 2 · loss 2.500 · learning rate 0.03 · 40k/s · about 15.0 s left"
     assert format_progress({**vars(POINT), "examples": 1_000_000, "share": 1.0}, "pairs").endswith("100k/s")
 
 
-def test_a_training_that_its_time_will_end_says_how_much_of_that_is_left() -> None:
+def test_the_remaining_time_follows_the_time_limit() -> None:
     assert format_progress({**vars(POINT), "share": 0.8}, "pairs").endswith("about 2.5 s left")
     older = {name: value for name, value in vars(POINT).items() if name != "share"}
     assert format_progress(older, "pairs").endswith("about 15.0 s left")

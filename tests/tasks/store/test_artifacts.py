@@ -1,4 +1,4 @@
-"""The store: keys, whole artifacts or none, reasons, and house-keeping."""
+"""Tests of the store: keys, atomic commits, damage and garbage collection."""
 
 import os
 import subprocess
@@ -69,11 +69,11 @@ def read(artifact: Artifact) -> Manifest:
 
 
 def write(store: Store, manifest: Manifest) -> None:
-    """Replaces a manifest by another that is as valid."""
+    """Replace a manifest by another valid one."""
     (store.folder(manifest.stage, manifest.key) / "manifest.json").write_text(manifest.to_json())
 
 
-def test_a_key_depends_on_stage_version_config_and_inputs_and_on_nothing_else() -> None:
+def test_a_key_depends_only_on_stage_version_config_and_inputs() -> None:
     key = digest_key("pairs", 1, {"a": 1, "b": 2}, ["x"])
     assert key == digest_key("pairs", 1, {"b": 2, "a": 1}, ["x"])
     others = [
@@ -97,11 +97,11 @@ def test_a_key_is_the_same_in_another_process() -> None:
     assert printed.strip() == digest_key("s", 1, {"é": [1.5, None]}, ["k"])
 
 
-def test_fields_that_say_how_to_run_stay_out_of_the_key() -> None:
+def test_run_only_fields_are_not_part_of_the_key() -> None:
     assert canonical(Config(inner=Inner(address="auto"))) == {"window": 5, "inner": {"depth": 2}}
 
 
-def test_an_artifact_is_found_again_as_it_was_written(store: Store) -> None:
+def test_a_committed_artifact_is_read_back(store: Store) -> None:
     artifact = put(store, "corpus", "k1")
     manifest = store.manifest("corpus", "k1")
     assert manifest is not None
@@ -122,12 +122,12 @@ def test_an_artifact_is_found_again_as_it_was_written(store: Store) -> None:
         ),
     ],
 )
-def test_damage_is_named(store: Store, harm: object, complaint: str) -> None:
+def test_damage_is_described(store: Store, harm: object, complaint: str) -> None:
     harm(put(store, "corpus", "k1").folder)  # type: ignore[operator]
     assert complaint in str(store.find_damage("corpus", "k1"))
 
 
-def test_changed_content_of_the_same_size_is_seen_by_full_verification_only(store: Store) -> None:
+def test_only_full_verification_detects_changed_content_of_the_same_size(store: Store) -> None:
     (put(store, "corpus", "k1").folder / "data.txt").write_text("tEXT")
     assert store.find_damage("corpus", "k1") is None
     assert "does not match its digest" in str(store.find_damage("corpus", "k1", "full"))
@@ -142,7 +142,7 @@ def test_a_manifest_can_not_name_files_outside_its_folder(store: Store, name: st
     assert "outside the artifact" in str(store.find_damage("corpus", "k1"))
 
 
-def test_of_two_that_commit_the_same_key_the_first_stays(store: Store) -> None:
+def test_the_first_of_two_commits_of_a_key_is_kept(store: Store) -> None:
     put(store, "corpus", "k1", "one!")
     again = put(store, "corpus", "k1", "two!")
     assert (again.folder / "data.txt").read_text() == "one!"
@@ -162,7 +162,7 @@ def test_a_commit_replaces_an_artifact_whose_bytes_changed_under_the_same_size(s
     assert store.find_damage("corpus", "k1", "full") is None
 
 
-def test_garbage_collection_keeps_the_last_used_and_all_they_are_made_of(store: Store) -> None:
+def test_garbage_collection_keeps_the_last_used_artifacts_and_their_inputs(store: Store) -> None:
     corpora = [put(store, "corpus", f"c{number}") for number in range(3)]
     tokens = [put(store, "tokens", f"t{number}", inputs=[corpora[number]]) for number in range(3)]
     for age, artifact in enumerate([*reversed(corpora), *reversed(tokens)]):
@@ -175,7 +175,7 @@ def test_garbage_collection_keeps_the_last_used_and_all_they_are_made_of(store: 
     assert {manifest.key for manifest in store.manifests()} == {"c0", "c2", "t0"}
 
 
-def test_garbage_collection_removes_what_dead_processes_left(store: Store) -> None:
+def test_garbage_collection_removes_files_of_dead_processes(store: Store) -> None:
     alive = store.new_folder("corpus", "k1")
     dead = alive.with_name(f"corpus-k1-{host_name()}-{2**22 + 1}-abcdef01")
     elsewhere = alive.with_name("corpus-k1-another_machine-1-abcdef01")
@@ -191,7 +191,7 @@ def test_garbage_collection_removes_what_dead_processes_left(store: Store) -> No
     assert [path.exists() for path in (dead, forgotten, finished)] == [False, False, False]
 
 
-def test_what_a_run_at_work_has_used_is_not_collected_nor_what_it_was_made_from(store: Store) -> None:
+def test_garbage_collection_keeps_artifacts_of_active_runs_and_their_inputs(store: Store) -> None:
     corpus = put(store, "corpus", "c1")
     put(store, "tokens", "t1", inputs=[corpus])
     put(store, "tokens", "t2", inputs=[corpus])
@@ -200,7 +200,7 @@ def test_what_a_run_at_work_has_used_is_not_collected_nor_what_it_was_made_from(
     assert [what for what, _ in collect_garbage(store, keep=0)] == ["corpus/c1", "tokens/t1"]
 
 
-def test_a_folder_that_is_built_says_by_whom_and_since_when(store: Store) -> None:
+def test_a_build_folder_name_contains_process_and_start_time(store: Store) -> None:
     before = time.time()
     made = BuildFolder.parse(store.new_folder("train_word2vec", "k1"))
     assert made[:4] == ("train_word2vec", "k1", host_name(), os.getpid())
@@ -218,7 +218,7 @@ def test_a_scratch_folder_in_use_is_not_collected(store: Store) -> None:
     assert folder.exists()
 
 
-def test_a_store_that_can_not_be_written_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_an_unwritable_store_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"the store .* is not writable .*--store or LEXLOOM_STORE"):
         Store(tmp_path / "file" / "store").make_writable()

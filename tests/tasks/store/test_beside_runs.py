@@ -1,4 +1,4 @@
-"""Garbage collection and every look at the store beside runs that build, replace and remove."""
+"""Tests of garbage collection, verification and status during concurrent runs."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ SECONDS = 1.0
 
 @pytest.fixture
 def vanishing(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store whose artifacts are removed as soon as they were listed."""
+    """A store whose artifacts disappear as soon as they are listed."""
     put(store, "corpus", "k1")
     put(store, "tokens", "t1")
     manifests, places = Store.manifests, Store.list_places
@@ -43,19 +43,17 @@ def vanishing(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     return store
 
 
-def test_an_artifact_that_vanishes_meanwhile_is_not_collected_nor_missed(vanishing: Store) -> None:
+def test_garbage_collection_ignores_artifacts_that_disappear(vanishing: Store) -> None:
     assert collect_garbage(vanishing, keep=1) == []
     assert vanishing.manifest("tokens", "t1") is not None
 
 
-def test_an_artifact_that_vanishes_meanwhile_is_no_damage(vanishing: Store) -> None:
+def test_verification_ignores_artifacts_that_disappear(vanishing: Store) -> None:
     assert [each.name for each in verify(vanishing, vanishing.list_places())] == ["tokens/t1"]
     assert list(vanishing.manifests())
 
 
-def test_an_artifact_that_is_replaced_meanwhile_is_looked_at_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verification_checks_a_replaced_artifact_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     (put(store, "corpus", "k1").folder / "data.txt").unlink()
     damage = Store.find_damage
 
@@ -71,7 +69,7 @@ def test_an_artifact_that_is_replaced_meanwhile_is_looked_at_again(
 
 @pytest.fixture
 def folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A half-built folder that loses a file after it was listed, and what is listed next as well."""
+    """A half-built folder whose files disappear after they are listed."""
     folder = store.new_folder("corpus", "k1")
     (folder / "below").mkdir()
     for name in ("a", "b", "below/c"):
@@ -89,22 +87,22 @@ def folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_files_that_vanish_are_not_counted(store: Store, folder: Path) -> None:
+def test_files_that_disappear_are_not_counted(store: Store, folder: Path) -> None:
     assert measure_folder(folder) == (1, 4)
 
 
-def test_the_newest_change_is_that_of_what_is_left(folder: Path) -> None:
+def test_last_modification_ignores_files_that_disappear(folder: Path) -> None:
     os.utime(folder / "b", (1e9, 1e9))
     assert find_last_modification(folder) >= 1e9
     assert find_last_modification(folder / "gone") == 0
 
 
-def test_status_comes_through(store: Store, folder: Path) -> None:
+def test_status_works_while_files_disappear(store: Store, folder: Path) -> None:
     (work,) = look(store, [], 0).at_work
     assert (work.files, work.bytes) == (1, 4)
 
 
-def test_a_folder_that_somebody_else_removes_is_removed(
+def test_removal_succeeds_if_another_process_removes_the_folder(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = store.new_folder("corpus", "k1")
@@ -125,13 +123,13 @@ def test_a_folder_that_somebody_else_removes_is_removed(
     assert len(tries) == 2
 
 
-def test_a_folder_that_is_gone_or_none_is_empty(tmp_path: Path) -> None:
+def test_missing_folders_and_files_have_no_children(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert list_children(tmp_path / "gone") == list_children(tmp_path / "file") == []
 
 
-def test_beside_builds_nothing_fails_and_nothing_is_lost(store: Store) -> None:
-    """One thread builds, uses and discards; the others look, and collect what is not needed."""
+def test_concurrent_builds_status_and_garbage_collection_do_not_fail(store: Store) -> None:
+    """One thread builds, uses and discards; others read the status and collect garbage."""
     end = time.monotonic() + SECONDS
     kept = put(store, "corpus", "kept")
 

@@ -1,4 +1,4 @@
-"""A damaged store: what is wrong is named in one sentence, and built again; nothing of the user's is lost."""
+"""Tests of damaged stores: damage is described and repaired, and no user file is lost."""
 
 import errno
 import json
@@ -38,13 +38,13 @@ def loom(source: Text, config: Config, out: Path) -> Summary:
 
 
 def run() -> tuple[Artifact, bool]:
-    """The artifact, and whether it was there already. Without Prefect."""
+    """Run the stage without Prefect; return the artifact, and whether it was cached."""
     found = loom._run((Text(),), Config())
     return (found.data, True) if isinstance(found, State) else (found, False)
 
 
 def lose_entry(folder: Path, **changes: object) -> None:
-    """The manifest forgets one file, and the file is gone, too."""
+    """Remove a file and its entry in the manifest."""
     path = folder / "manifest.json"
     values = json.loads(path.read_text())
     lost = values["files"].pop(0)
@@ -72,7 +72,7 @@ def replace(path: Path, make: Harm) -> None:
         lambda folder: alter(folder, "config", {"width": 2}),
     ],
 )
-def test_a_manifest_that_says_less_or_something_else_is_damaged(store: Store, harm: Harm) -> None:
+def test_an_edited_manifest_is_damaged(store: Store, harm: Harm) -> None:
     artifact, _ = run()
     harm(artifact.folder)
     assert store.find_damage("loom", artifact.key) == "manifest.json is damaged"
@@ -89,7 +89,7 @@ def test_a_manifest_of_format_1_is_still_read(store: Store) -> None:
     assert run() == (artifact, True)
 
 
-def test_a_manifest_in_another_artifacts_place_is_damaged(store: Store) -> None:
+def test_a_manifest_of_another_artifact_is_damaged(store: Store) -> None:
     artifact, _ = run()
     (put(store, "loom", "other").folder / "manifest.json").replace(artifact.folder / "manifest.json")
     assert store.find_damage("loom", artifact.key) == "manifest.json belongs to loom/other"
@@ -115,7 +115,7 @@ def test_a_manifest_in_another_artifacts_place_is_damaged(store: Store) -> None:
         ),
     ],
 )
-def test_what_is_no_file_is_damage(store: Store, harm: Harm, complaint: str) -> None:
+def test_anything_but_a_regular_file_is_damage(store: Store, harm: Harm, complaint: str) -> None:
     artifact, _ = run()
     for name in ("part-1.txt", "manifest.json"):
         if complaint.startswith(name):
@@ -136,7 +136,7 @@ OBSTACLES: list[tuple[Harm, str]] = [
 
 @pytest.mark.parametrize("place", ["stage", "artifact"])
 @pytest.mark.parametrize(("make", "what"), OBSTACLES)
-def test_what_stands_in_an_artifacts_way_is_said_and_moved_aside(
+def test_obstacles_at_an_artifacts_path_are_reported_and_moved_aside(
     store: Store, capsys: pytest.CaptureFixture[str], place: str, make: Harm, what: str
 ) -> None:
     artifact, _ = run()
@@ -154,7 +154,7 @@ def test_what_stands_in_an_artifacts_way_is_said_and_moved_aside(
 
 @pytest.mark.parametrize("name", [".building", ".scratch", ".locks"])
 @pytest.mark.parametrize(("make", "what"), OBSTACLES)
-def test_what_stands_in_the_stores_own_way_is_said_and_moved_aside(
+def test_obstacles_at_the_stores_internal_paths_are_reported_and_moved_aside(
     store: Store, capsys: pytest.CaptureFixture[str], name: str, make: Harm, what: str
 ) -> None:
     store.root.mkdir()
@@ -184,9 +184,7 @@ def test_a_stage_may_be_a_link_to_a_folder(store: Store, tmp_path: Path) -> None
     assert store.list_places() == [("loom", artifact.key)]
 
 
-def test_a_part_of_a_store_on_another_disk_is_refused_in_one_sentence(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_on_two_file_systems_is_rejected(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def rename(path: Path, target: Path) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
@@ -195,7 +193,7 @@ def test_a_part_of_a_store_on_another_disk_is_refused_in_one_sentence(
         run()
 
 
-def test_a_lock_that_is_no_file_is_replaced(store: Store) -> None:
+def test_a_lock_path_that_is_not_a_file_is_replaced(store: Store) -> None:
     artifact, _ = run()
     for make in (Path.mkdir, os.mkfifo):
         (artifact.folder / "part-0.txt").unlink()
@@ -206,7 +204,7 @@ def test_a_lock_that_is_no_file_is_replaced(store: Store) -> None:
         assert lock.is_file()
 
 
-def test_what_was_moved_aside_is_kept_for_a_week_however_old_it_is(
+def test_displaced_files_are_kept_for_a_week_whatever_their_age(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.root.mkdir()
@@ -221,7 +219,7 @@ def test_what_was_moved_aside_is_kept_for_a_week_however_old_it_is(
     assert not list(store.root.glob(".displaced-*"))
 
 
-def test_what_another_run_has_made_in_the_meantime_is_not_moved_aside(
+def test_a_folder_that_another_run_just_created_is_not_displaced(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.root.mkdir()

@@ -1,4 +1,4 @@
-"""Why a stage ran: compared with the nearest earlier run, in words for a person, told once a run."""
+"""Tests of the reasons why a stage ran."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from lexloom.tasks.evaluate.word2vec import EvaluateConfig, locate_sets
-from lexloom.tasks.sources.source import FileSource, find
+from lexloom.tasks.sources.source import FileSource, find_source
 from lexloom.tasks.store.artifacts import Artifact, InputEntry, Manifest, Store, Summary
 from lexloom.tasks.store.explain import Change, compare_files, explain_change, new_reasons
 from lexloom.tasks.store.stage import Stage, make_input_entry, record_stages, stage
@@ -22,7 +22,7 @@ def why(manifest: Manifest, others: list[Manifest]) -> list[str]:
     return [change.text for change in explain_change(manifest, others)]
 
 
-def test_a_change_is_explained_down_to_the_field_that_caused_it(store: Store) -> None:
+def test_a_change_is_traced_to_the_field(store: Store) -> None:
     old = put(store, "tokens", "t1", inputs=[put(store, "corpus", "c1", limit=5, lower=1)])
     new = put(store, "tokens", "t2", inputs=[put(store, "corpus", "c2", limit=7, lower=1)])
     first, second = store.manifest("tokens", old.key), store.manifest("tokens", new.key)
@@ -33,7 +33,7 @@ def test_a_change_is_explained_down_to_the_field_that_caused_it(store: Store) ->
     assert why(second, manifests) == ["corpus.limit: 5 -> 7"]
 
 
-def test_what_was_made_from_other_kinds_of_inputs_explains_nothing(store: Store) -> None:
+def test_artifacts_with_inputs_of_other_stages_are_not_compared(store: Store) -> None:
     put(store, "evaluate", "e1", inputs=[put(store, "word2vec", "w1", dim=5)])
     other = put(store, "evaluate", "e2", inputs=[put(store, "transformer", "t1", layers=3)])
     manifest = store.manifest("evaluate", other.key)
@@ -56,7 +56,7 @@ def test_an_input_of_another_stage_is_not_compared_field_by_field(store: Store) 
     assert why(second, manifests) == ["model's examples: pairs -> tokens"]
 
 
-def test_an_input_that_has_left_the_store_is_called_another(store: Store) -> None:
+def test_an_input_that_was_removed_is_reported_as_different(store: Store) -> None:
     old = put(store, "corpus", "c1", limit=5)
     put(store, "tokens", "t1", inputs=[old])
     put(store, "tokens", "t2", inputs=[put(store, "corpus", "c2", limit=7)])
@@ -88,7 +88,7 @@ DIGESTS = {"a.txt": "1", "b.txt": "2", "c.txt": "3"}
         (DIGESTS, ""),
     ],
 )
-def test_files_of_a_source_are_named(new: dict[str, str], said: str) -> None:
+def test_changed_source_files_are_listed(new: dict[str, str], said: str) -> None:
     assert "; ".join(change.text for change in compare_files(DIGESTS, new)) == said
 
 
@@ -117,7 +117,7 @@ def without_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(
     without_prefect: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., list[str]]:
-    """Runs both stages on a folder of files; returns the lines on the terminal that begin with "because"."""
+    """Run both stages on a folder of files; return the printed lines that begin with "because"."""
     folder = tmp_path / "books"
     folder.mkdir()
 
@@ -128,7 +128,7 @@ def run(
             (folder / name).write_text(text)
         capsys.readouterr()
         with record_stages():
-            dye(loom(find("books"), config=Config(width=loom_width)), config=Config(width=dye_width))
+            dye(loom(find_source("books"), config=Config(width=loom_width)), config=Config(width=dye_width))
         return [line.strip() for line in capsys.readouterr().err.splitlines() if "because" in line]
 
     return both
@@ -137,7 +137,7 @@ def run(
 FILES = {"a.txt": "one", "b.txt": "two"}
 
 
-def test_a_reason_is_told_by_the_first_stage_that_it_concerns(run: Any, store: Store) -> None:
+def test_a_reason_is_printed_by_the_first_affected_stage_only(run: Any, store: Store) -> None:
     assert run(FILES) == []
     assert run(FILES | {"x.txt": "new"}) == ["because 1 file added: x.txt"]
     assert run(FILES, loom_width=2) == ["because loom.width: 1 -> 2"]
@@ -149,7 +149,7 @@ def test_a_reason_is_told_by_the_first_stage_that_it_concerns(run: Any, store: S
     assert last.why == ["dye.width: 1 -> 2", "loom.width: 2 -> 3"], "the store keeps all of it"
 
 
-def test_a_stage_behind_a_cached_one_tells_the_reason(run: Any, store: Store) -> None:
+def test_a_stage_after_a_cached_one_prints_the_reason(run: Any, store: Store) -> None:
     run(FILES)
     run(FILES, loom_width=2)
     for manifest in store.manifests():
@@ -158,7 +158,7 @@ def test_a_stage_behind_a_cached_one_tells_the_reason(run: Any, store: Store) ->
     assert run(FILES, loom_width=2) == ["because loom.width: 1 -> 2"]
 
 
-def test_the_nearest_earlier_run_counts_and_not_the_latest(run: Any) -> None:
+def test_the_most_similar_earlier_artifact_is_compared(run: Any) -> None:
     many = {f"{number}.txt": "text" for number in range(9)}
     run(many)
     run(FILES, loom_width=7)
@@ -168,7 +168,7 @@ def test_the_nearest_earlier_run_counts_and_not_the_latest(run: Any) -> None:
     assert run({"8.txt": "text"}) != []
 
 
-def test_a_source_without_names_of_files_never_shows_a_digest(store: Store) -> None:
+def test_digests_are_never_shown(store: Store) -> None:
     entries = [
         InputEntry(name="source", stage="", key=key, description={"name": "books", "digest": key})
         for key in ("k1", "k2")
@@ -181,7 +181,7 @@ def test_a_source_without_names_of_files_never_shows_a_digest(store: Store) -> N
     assert why(manifests[1], manifests) == ["the content of the source has changed"]
 
 
-def test_evaluation_sets_are_named_by_their_files(store: Store, tmp_path: Path) -> None:
+def test_changed_evaluation_sets_are_listed_by_file(store: Store, tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("a b 1\n")
     config = EvaluateConfig(similarity=[Path("pairs.tsv")], analogies=[])
     old = make_input_entry(store, "sets", locate_sets(config))
@@ -190,7 +190,7 @@ def test_evaluation_sets_are_named_by_their_files(store: Store, tmp_path: Path) 
     assert [change.text for change in compare_files(old.files, new.files)] == ["1 file changed: pairs"]
 
 
-def test_what_came_by_an_explained_input_is_no_news() -> None:
+def test_changes_through_an_explained_input_are_not_repeated() -> None:
     changes = [
         Change("pairs.window: 3 -> 8", frozenset({"p"})),
         Change("train.epochs: 1 -> 2"),

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from lexloom.tasks.embeddings import EmbeddingsConfig, locate_embeddings
-from lexloom.tasks.sources.source import find
+from lexloom.tasks.sources.source import find_source
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from lexloom.tasks.store.file_access import digest_file
 from lexloom.tasks.store.lineage import Call, check_inputs, find_outdated_input
@@ -67,7 +67,7 @@ def without_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(**widths: int) -> dict[str, StageRecord]:
-    """The four stages, of which each but the first reads the ones before; their records."""
+    """Run four stages, each reading the previous ones; return their records."""
     config = {name: Config(width=widths.get(name, 1)) for name in STAGES}
     with record_stages() as records:
         text = corpus(Text(), config=config["corpus"])
@@ -83,7 +83,7 @@ def built(records: dict[str, StageRecord]) -> list[str]:
 
 
 def content(store: Store) -> dict[str, str]:
-    """Every file of the store's artifacts that is not a manifest."""
+    """Return the content of all artifact files except manifests."""
     return {
         path.relative_to(store.root).as_posix(): path.read_text()
         for path in sorted(store.root.glob("[!.]*/*/*.txt"))
@@ -91,14 +91,14 @@ def content(store: Store) -> dict[str, str]:
 
 
 def flip(path: Path) -> None:
-    """Changes a byte, and neither the size nor the time of modification."""
+    """Change a byte, but not the size or modification time."""
     status = path.stat()
     path.write_text("X" + path.read_text()[1:])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def to_format_1(store: Store) -> None:
-    """All manifests as they were before the content of inputs was recorded."""
+    """Convert all manifests to format 1, without the content of inputs."""
     for manifest in store.manifests():
         values = json.loads(manifest.to_json())
         del values["digest"]
@@ -116,7 +116,7 @@ def injuries() -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("damaged", "name", "changed"), list(injuries()))
-def test_changed_bytes_are_never_built_from(store: Store, damaged: str, name: str, changed: str) -> None:
+def test_damaged_inputs_are_never_read(store: Store, damaged: str, name: str, changed: str) -> None:
     run()
     run(**{changed: 2})
     clean = content(store)
@@ -135,21 +135,19 @@ def test_changed_bytes_are_never_built_from(store: Store, damaged: str, name: st
         assert sum(content(store)[path] != clean[path] for path in clean) == 1
 
 
-def test_nothing_is_read_where_all_is_cached(store: Store) -> None:
+def test_a_cached_run_reads_no_files(store: Store) -> None:
     run()
     flip(next(store.root.glob("ids/*/one.txt")))
     assert built(run()) == []
 
 
-def test_what_is_built_again_to_the_same_bytes_keeps_its_descendants(store: Store) -> None:
+def test_rebuilding_the_same_bytes_keeps_descendants(store: Store) -> None:
     run()
     next(store.root.glob("corpus/*/one.txt")).unlink()
     assert built(run()) == ["corpus"]
 
 
-def test_what_is_built_again_to_other_bytes_takes_its_descendants_along(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rebuilding_other_bytes_rebuilds_descendants(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run()
     monkeypatch.setattr(words, "function", lambda corpus, config, out: copy(out, corpus.folder, width=3))
     flip(next(store.root.glob("words/*/one.txt")))
@@ -165,7 +163,7 @@ def test_what_is_built_again_to_other_bytes_takes_its_descendants_along(
     assert built(run()) == []
 
 
-def test_of_artifacts_of_format_1_those_older_than_their_parent_are_built_again(store: Store) -> None:
+def test_artifacts_of_format_1_are_rebuilt_if_older_than_their_parent(store: Store) -> None:
     run()
     to_format_1(store)
     assert built(run()) == []
@@ -177,7 +175,7 @@ def test_of_artifacts_of_format_1_those_older_than_their_parent_are_built_again(
     assert "was rebuilt later, possibly with different content" in records["ids"].why[0]
 
 
-def test_a_damaged_input_that_this_run_did_not_make_is_refused(store: Store) -> None:
+def test_a_damaged_input_of_another_run_is_rejected(store: Store) -> None:
     with record_stages():
         text = corpus(Text(), config=Config())
     flip(text.folder / "one.txt")
@@ -187,9 +185,7 @@ def test_a_damaged_input_that_this_run_did_not_make_is_refused(store: Store) -> 
     assert not list(store.root.glob(".building/*"))
 
 
-def test_a_disk_that_damages_all_that_is_written_ends_the_run(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_damages_every_write_fails_the_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with record_stages():
         text = corpus(Text(), config=Config())
         monkeypatch.setattr(Store, "find_damage", lambda *arguments: "one.txt is gone")
@@ -198,7 +194,7 @@ def test_a_disk_that_damages_all_that_is_written_ends_the_run(
 
 
 @pytest.mark.parametrize("how", ["damaged", "built again"])
-def test_an_input_that_changes_while_it_is_read_ends_the_build(
+def test_an_input_that_changes_during_a_build_fails_it(
     store: Store, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     def reads_slowly(corpus: Artifact, config: Config, out: Path) -> Summary:
@@ -216,7 +212,7 @@ def test_an_input_that_changes_while_it_is_read_ends_the_build(
     assert not list(store.root.glob("words/*"))
 
 
-def test_an_input_that_another_run_replaces_by_its_like_is_no_harm(
+def test_replacing_an_input_by_the_same_content_during_a_build_is_harmless(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reads_slowly(corpus: Artifact, config: Config, out: Path) -> Summary:
@@ -231,7 +227,7 @@ def test_an_input_that_another_run_replaces_by_its_like_is_no_harm(
 
 
 @pytest.mark.parametrize("left", ["verified", "before inputs were recorded"])
-def test_pieces_of_an_interrupted_build_are_used_only_with_the_content_that_they_were_made_from(
+def test_scratch_files_are_reused_only_with_the_same_input_content(
     store: Store, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
     @stage(version=1)
@@ -266,18 +262,18 @@ def test_pieces_of_an_interrupted_build_are_used_only_with_the_content_that_they
 # sources
 
 
-def test_a_source_is_compared_with_what_was_remembered_of_it(tmp_path: Path, store: Store) -> None:
+def test_a_source_is_verified_against_its_digests(tmp_path: Path, store: Store) -> None:
     path = tmp_path / "text.txt"
     path.write_text("one")
     os.utime(path, (1e9, 1e9))
-    text = find("text.txt")
+    text = find_source("text.txt")
     flip(path)
     with pytest.raises(ValueError, match=r"text.txt no longer has the content that was fingerprinted"):
         check_inputs(store, (text,), {})
-    assert find("text.txt").key != text.key, "a file that was written has another time of change"
+    assert find_source("text.txt").key != text.key, "a file that was written has another time of change"
 
 
-def test_a_table_of_embeddings_is_compared_with_its_digest(tmp_path: Path, store: Store) -> None:
+def test_an_embedding_table_is_verified_against_its_digest(tmp_path: Path, store: Store) -> None:
     (tmp_path / "vectors.txt").write_text("2 1\none 0.5\ntwo 0.5\n")
     table = locate_embeddings(EmbeddingsConfig(source="vectors.txt"))
     check_inputs(store, (table,), {})
@@ -297,7 +293,7 @@ def found(store: Store) -> dict[str, str]:
     }
 
 
-def test_verification_tells_what_is_damaged_and_what_may_come_of_it(store: Store) -> None:
+def test_verification_reports_damage_and_possibly_affected_artifacts(store: Store) -> None:
     run()
     assert found(store) == {}
     flip(next(store.root.glob("corpus/*/one.txt")))
@@ -310,7 +306,7 @@ def test_verification_tells_what_is_damaged_and_what_may_come_of_it(store: Store
     assert said["model"].endswith(" is outdated")
 
 
-def test_verification_tells_what_was_made_from_other_content(
+def test_verification_reports_artifacts_built_from_other_content(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = run()

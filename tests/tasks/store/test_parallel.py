@@ -42,7 +42,7 @@ class CancelError(BaseException):
     pass
 
 
-def test_a_cancel_while_ray_is_imported_is_not_lost_in_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancellation_during_the_import_of_ray_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def careless_import(name: str) -> ModuleType:
         try:
             os.kill(os.getpid(), signal.SIGUSR1)

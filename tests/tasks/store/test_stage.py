@@ -1,4 +1,4 @@
-"""`@stage`: cached, atomic, verified; Prefect's records say what happened."""
+"""Tests of `@stage`: caching, atomicity, verification, and Prefect's states."""
 
 import multiprocessing
 import os
@@ -48,7 +48,7 @@ def dye(cloth: Artifact, config: Config, out: Path) -> Summary:
 
 @stage(version=1)
 def tears(source: Text, config: Config, out: Path, scratch: Path) -> Summary:
-    """Fails half-way the first time, and goes on from what it left in its scratch folder."""
+    """A stage that fails half-way the first time and resumes from its scratch folder."""
     (out / "half.txt").write_text("half")
     if not (scratch / "been-here").exists():
         (scratch / "been-here").touch()
@@ -69,7 +69,7 @@ def far_away(source: Text, config: Config, out: Path) -> Summary:
 
 
 def run(width: int = 1, dye_width: int = 1) -> tuple[Artifact, list[StageRecord], dict[str, str]]:
-    """The two stages in a flow: the last artifact, the records, and Prefect's state names."""
+    """Run two stages in a flow; return the last artifact, the records, and Prefect's state names."""
     name = f"run-{uuid4()}"
 
     @flow(flow_run_name=name)
@@ -83,7 +83,7 @@ def run(width: int = 1, dye_width: int = 1) -> tuple[Artifact, list[StageRecord]
     return artifact, records, {task_run.name: str(task_run.state_name) for task_run in runs}
 
 
-def test_a_second_run_is_all_cached_in_the_store_and_in_prefects_records() -> None:
+def test_all_stages_of_a_second_run_are_cached_in_store_and_prefect() -> None:
     first, built, states = run()
     assert [record.cached for record in built] == [False, False]
     assert states == {"loom": "Completed", "dye": "Completed"}
@@ -93,7 +93,7 @@ def test_a_second_run_is_all_cached_in_the_store_and_in_prefects_records() -> No
     assert states == {"loom": "Cached", "dye": "Cached"}
 
 
-def test_a_changed_field_runs_its_stage_and_what_follows_and_says_why() -> None:
+def test_a_changed_field_rebuilds_its_stage_and_descendants_with_a_reason() -> None:
     run()
     _, records, _ = run(dye_width=2)
     assert [(record.stage, record.cached, record.why) for record in records] == [
@@ -105,7 +105,7 @@ def test_a_changed_field_runs_its_stage_and_what_follows_and_says_why() -> None:
     assert records[1].why == ["loom.width: 1 -> 3"]
 
 
-def test_what_a_run_has_used_stays_until_it_ends(store: Store) -> None:
+def test_artifacts_of_a_run_are_held_until_it_ends(store: Store) -> None:
     found = []
 
     @flow
@@ -126,7 +126,7 @@ def test_what_a_run_has_used_stays_until_it_ends(store: Store) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["cloth.txt", "manifest.json"])
-def test_what_is_missing_is_built_again_and_nothing_else(store: Store, damaged: str) -> None:
+def test_only_missing_artifacts_are_rebuilt(store: Store, damaged: str) -> None:
     artifact, _, _ = run()
     next(store.root.glob(f"loom/*/{damaged}")).unlink()
     again, records, states = run()
@@ -136,7 +136,7 @@ def test_what_is_missing_is_built_again_and_nothing_else(store: Store, damaged: 
     assert again == artifact
 
 
-def test_full_verification_sees_changed_content(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_verification_detects_changed_content(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run()
     next(store.root.glob("loom/*/cloth.txt")).write_text("HELLO")
     assert run()[1][0].cached
@@ -150,8 +150,8 @@ def test_full_verification_sees_changed_content(store: Store, monkeypatch: pytes
         run()
 
 
-def test_a_stage_that_reads_damaged_bytes_has_them_built_again_first(store: Store) -> None:
-    """On Prefect's page that is a second task run of the damaged artifact's stage."""
+def test_damaged_inputs_are_rebuilt_before_they_are_read(store: Store) -> None:
+    """In Prefect's UI, the rebuild is a second task run of the damaged artifact's stage."""
     run()
     next(store.root.glob("loom/*/cloth.txt")).write_text("HELLX")
     artifact, records, _ = run(dye_width=2)
@@ -160,7 +160,7 @@ def test_a_stage_that_reads_damaged_bytes_has_them_built_again_first(store: Stor
     assert (artifact.folder / "dyed.txt").read_text() == "HELLO"
 
 
-def test_a_failed_stage_leaves_nothing_but_its_scratch(store: Store) -> None:
+def test_a_failed_stage_leaves_only_its_scratch_folder(store: Store) -> None:
     @flow
     def fails() -> Artifact:
         return tears(Text(), config=Config())
@@ -174,7 +174,7 @@ def test_a_failed_stage_leaves_nothing_but_its_scratch(store: Store) -> None:
     assert not list(store.root.glob(".scratch/*"))
 
 
-def test_only_the_network_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_network_errors_are_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(far_away.task, "retry_delay_seconds", [0, 0, 0, 0])
 
     @flow
@@ -189,7 +189,7 @@ def test_only_the_network_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Path("tries").read_text() == "x"
 
 
-def test_a_full_disk_ends_in_one_sentence(store: Store) -> None:
+def test_a_full_disk_is_reported_in_one_sentence(store: Store) -> None:
     @stage(version=1)
     def floods(source: Text, config: Config, out: Path) -> Summary:
         raise OSError(28, "No space left on device")
@@ -215,7 +215,7 @@ def build_slowly(root: str) -> None:
     slow._run((Text(),), Config())
 
 
-def test_two_processes_that_build_the_same_key_do_no_harm(store: Store) -> None:
+def test_two_processes_can_build_the_same_key(store: Store) -> None:
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=build_slowly, args=(str(store.root),)) for _ in range(2)]
     for process in processes:

@@ -1,4 +1,4 @@
-"""What all training stages do after training: restore the network, write its records, summarize the run."""
+"""Tests of what all training stages share after training: restoring, records and summary."""
 
 import json
 from pathlib import Path
@@ -51,19 +51,19 @@ def test_shared_parameters_are_restored_from_the_one_that_is_saved() -> None:
     assert torch.equal(restored["head"].weight, trained["embedding"].weight)
 
 
-def test_a_checkpoint_of_another_network_is_a_mistake_of_the_stage() -> None:
+def test_a_checkpoint_of_another_network_fails() -> None:
     with pytest.raises(AssertionError, match="the checkpoint is of another network"):
         restore(nn.Linear(2, 3), {"module.weight": torch.zeros(3, 2)})
 
 
-def test_records_are_metrics_card_and_tokenizer(tmp_path: Path) -> None:
+def test_save_records_writes_metrics_card_and_tokenizer(tmp_path: Path) -> None:
     save_records(tmp_path, METRICS, "# A model\n", Tokenizer.of_characters("text"))
     assert json.loads((tmp_path / "metrics.json").read_text()) == METRICS
     assert (tmp_path / "README.md").read_text() == "# A model\n"
     assert Tokenizer.load(tmp_path / "tokenizer").encode("text")
 
 
-def test_the_summary_counts_examples_and_keeps_figures_but_no_curves() -> None:
+def test_the_summary_has_metrics_without_curves() -> None:
     summary = summarize(METRICS, "windows", 77, "parameters", {"backbone": "some"})
     assert (summary.rows_in, summary.unit_in) == (1234, "windows in 2 epochs")
     assert (summary.rows, summary.unit) == (77, "parameters")
@@ -72,7 +72,7 @@ def test_the_summary_counts_examples_and_keeps_figures_but_no_curves() -> None:
     assert not {"history", "scores"} & set(summary.facts)
 
 
-def test_the_card_says_how_long_and_how_well_the_model_was_trained() -> None:
+def test_the_card_describes_training() -> None:
     assert describe_training(METRICS, "windows") == (
         "Trained by Lexloom on 1,234 windows (2 epochs) in 3.2 seconds: training loss 1.2500 in the last"
         " epoch, validation loss 1.5000."

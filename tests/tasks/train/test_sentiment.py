@@ -1,4 +1,4 @@
-"""Training a sentiment classifier: the same model by every way, whole folders, runs that go on."""
+"""Tests of the training stage of sentiment classifiers."""
 
 import json
 import pickle
@@ -19,22 +19,22 @@ from lexloom.models.normalization import read_normalization
 from lexloom.models.sentiment.classifier import Classifier
 from lexloom.tasks.corpus import AsWritten
 from lexloom.tasks.frozen_features import FeaturesConfig, features
-from lexloom.tasks.sources.encoder import Backbone, BackboneConfig, locate_backbone
+from lexloom.tasks.sources.backbone import Backbone, BackboneConfig, locate_backbone
 from lexloom.tasks.store.artifacts import Artifact, Store
 from lexloom.tasks.train import sentiment as module
 from lexloom.tasks.train.sentiment import (
-    RunLoss,
+    FeatureLoss,
     TrainSentimentConfig,
-    balanced,
+    balanced_weights,
     make_optimizer,
+    make_trained_part,
     train_sentiment,
-    trained_part,
 )
 from tests.models.tiny import write_backbone
-from tests.tasks import promises
+from tests.tasks import guarantees
 from tests.tasks.cards import run_card
+from tests.tasks.guarantees import Plan, planner
 from tests.tasks.labelled import LABELS, texts_of, write_split
-from tests.tasks.promises import Plan, planner
 
 WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -54,7 +54,7 @@ def backbone(tmp_path: Path) -> Backbone:
 def read(
     reviews: Artifact, backbone: Backbone, build: Callable[..., Artifact], tmp_path: Path
 ) -> Callable[..., Artifact]:
-    """Computes features of the reviews."""
+    """Compute features of the reviews."""
 
     def run(**options: Any) -> Artifact:
         config = FeaturesConfig(**{"max_length": 16, "dtype": "float32"} | options)
@@ -67,7 +67,7 @@ def read(
 
 @pytest.fixture
 def train(backbone: Backbone, tmp_path: Path) -> Callable[..., Path]:
-    """Trains on features and returns the model folder, `name`."""
+    """Train on features and return the model folder `name`."""
 
     def run(found: Artifact, name: str = "model", **options: Any) -> Path:
         few: dict[str, Any] = {"runner": "local", "workers": 1, "batch_size": 8, "learning_rate": 0.02}
@@ -92,7 +92,7 @@ def metrics_of(model: Path) -> dict[str, Any]:
     return json.loads((model / "metrics.json").read_text())
 
 
-def test_it_learns_what_there_is_to_learn(read: Read, train: Train, reviews: Artifact) -> None:
+def test_the_classifier_learns(read: Read, train: Train, reviews: Artifact) -> None:
     texts = texts_of(reviews, "test")
     model = train(read(trainable_blocks=3), epochs=15, learning_rate=0.01)
     found = Classifier.load(model).classify(texts)
@@ -100,8 +100,8 @@ def test_it_learns_what_there_is_to_learn(read: Read, train: Train, reviews: Art
 
 
 @pytest.mark.parametrize("blocks", range(4))
-def test_from_the_cache_or_without_it_the_model_is_the_same(read: Read, train: Train, blocks: int) -> None:
-    """The plain way goes through the whole encoder in every step; without dropout both must agree."""
+def test_training_with_and_without_cache_is_equal(read: Read, train: Train, blocks: int) -> None:
+    """Without a cache, every step runs the whole encoder; without dropout, both must agree."""
     cached = weights(train(read(trainable_blocks=blocks), "cached"))
     plain = weights(train(read(trainable_blocks=blocks, cache_features=False), "plain"))
     assert cached.keys() == plain.keys()
@@ -109,7 +109,7 @@ def test_from_the_cache_or_without_it_the_model_is_the_same(read: Read, train: T
         torch.testing.assert_close(cached[name], value, rtol=1e-3, atol=1e-3)
 
 
-def test_only_the_last_block_and_what_follows_it_move(read: Read, train: Train, backbone: Backbone) -> None:
+def test_only_the_last_block_and_the_classifier_change(read: Read, train: Train, backbone: Backbone) -> None:
     before = load_file(backbone.folder / "model.safetensors")
     after = weights(train(read(trainable_blocks=1)))
     moved = {name for name, value in before.items() if not torch.equal(after[f"bert.{name}"], value)}
@@ -119,7 +119,7 @@ def test_only_the_last_block_and_what_follows_it_move(read: Read, train: Train, 
     }
 
 
-def test_the_folder_says_what_is_in_it(read: Read, train: Train) -> None:
+def test_the_folder_has_metadata_and_a_card(read: Read, train: Train) -> None:
     model = train(read(), epochs=2)
     config = json.loads((model / "config.json").read_text())
     own = json.loads((model / "lexloom.json").read_text())
@@ -136,7 +136,7 @@ def test_the_folder_says_what_is_in_it(read: Read, train: Train) -> None:
     assert "its last block and the classifier were trained. Trained by Lexloom on 160 reviews" in card
 
 
-def test_transformers_classifies_alike_by_the_code_of_the_card(read: Read, train: Train) -> None:
+def test_transformers_gives_the_same_predictions_by_the_cards_code(read: Read, train: Train) -> None:
     model = train(read(), epochs=1)
     run_card(model)
     texts = ["good film", "  bad\n\nfilm ", "ünïcödé 猫 🎉 good", "Q", "good " * 500, "[CLS] bad [SEP]"]
@@ -146,10 +146,8 @@ def test_transformers_classifies_alike_by_the_code_of_the_card(read: Read, train
     assert [score for _, score in ours] == pytest.approx([found["score"] for found in theirs], abs=1e-5)
 
 
-def test_the_best_model_is_kept_and_training_ends_when_the_error_ceases_to_shrink(
-    read: Read, train: Train, reviews: Artifact
-) -> None:
-    """At a rate far too high later epochs are worse; the folder holds the model that was best."""
+def test_the_best_model_is_kept_and_training_stops_early(read: Read, train: Train, reviews: Artifact) -> None:
+    """With a learning rate that is far too high, later epochs are worse; the folder has the best model."""
     model = train(read(), epochs=30, learning_rate=0.2, patience=2)
     metrics = metrics_of(model)
     losses = [score["loss"] for score in metrics["scores"]]
@@ -163,21 +161,21 @@ def test_the_best_model_is_kept_and_training_ends_when_the_error_ceases_to_shrin
     assert losses[-1] > min(losses)
 
 
-def test_a_run_that_died_is_resumed_and_ends_the_same_to_the_bit(
+def test_a_killed_run_is_resumed_bit_for_bit(
     read: Read, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = read()
     undisturbed = weights(train(found, "undisturbed", checkpoint_every=3))
-    call = RunLoss.__call__
+    call = FeatureLoss.__call__
     steps: list[int] = []
 
-    def dies_at_step_12(self: RunLoss, module: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def dies_at_step_12(self: FeatureLoss, module: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
         steps.append(len(batch["label"]))
         if len(steps) == 12:
             raise KeyboardInterrupt
         return call(self, module, batch)
 
-    monkeypatch.setattr(RunLoss, "__call__", dies_at_step_12)
+    monkeypatch.setattr(FeatureLoss, "__call__", dies_at_step_12)
     with pytest.raises(KeyboardInterrupt):
         train(found, "resumed", checkpoint_every=3)
     resumed = weights(train(found, "resumed", checkpoint_every=3))
@@ -193,20 +191,20 @@ def plan(read: Read, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("step", [3, 5, 8])
 def test_resumed_equals_uninterrupted_bit_for_bit(plan: Plan, step: int) -> None:
-    promises.assert_resumed_equals_uninterrupted(plan, step)
+    guarantees.assert_resumed_equals_uninterrupted(plan, step)
 
 
 def test_gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan: Plan) -> None:
-    promises.gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan)
+    guarantees.gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan)
 
 
 def test_balanced_weights_give_every_label_the_same_sum() -> None:
-    assert balanced([30, 10]) == pytest.approx([2 / 3, 2])
+    assert balanced_weights([30, 10]) == pytest.approx([2 / 3, 2])
     assert 30 * 2 / 3 == 10 * 2 == (30 + 10) / 2
 
 
-def test_rare_labels_count_more_by_option(read: Read, train: Train) -> None:
-    """Of eighty reviews half are bad: balanced weights are all 1, and the model is the same."""
+def test_class_weights_follow_the_label_counts(read: Read, train: Train) -> None:
+    """With equally frequent labels, all balanced weights are 1 and the model is the same."""
     found = read()
     plain, even = (weights(train(found, name, class_weights=name)) for name in ("none", "balanced"))
     assert all(torch.equal(plain[name], even[name]) for name in plain)
@@ -216,9 +214,9 @@ def test_rare_labels_count_more_by_option(read: Read, train: Train) -> None:
 
 
 def test_the_loss_is_the_weighted_mean_over_reviews(read: Read, backbone: Backbone) -> None:
-    """By hand, one review at a time; the groups by length that a batch is cut into must not show."""
+    """Computed one review at a time: batching by length must not change the loss."""
     folder = read().folder
-    part = trained_part(backbone.folder, LABELS, 1, from_activations=True).eval()
+    part = make_trained_part(backbone.folder, LABELS, 1, from_activations=True).eval()
     rows = {"shard": [0, 1, 0], "start": [0, 3, 15], "length": [15, 4, 7], "label": [1, 0, 0]}
     shards = [load_file(folder / f"features-{number:05d}.safetensors")["activations"] for number in (0, 1)]
     by_hand = []
@@ -226,19 +224,19 @@ def test_the_loss_is_the_weighted_mean_over_reviews(read: Read, backbone: Backbo
         logits = part(shards[shard][None, start : start + length], torch.ones(1, length, dtype=torch.int64))
         by_hand.append(-logits[0].log_softmax(0)[label] * (0.5, 3.0)[label])
     batch = {name: torch.tensor(values) for name, values in rows.items()}
-    torch.testing.assert_close(RunLoss(folder, [0.5, 3.0])(part, batch), torch.stack(by_hand).mean())
+    torch.testing.assert_close(FeatureLoss(folder, [0.5, 3.0])(part, batch), torch.stack(by_hand).mean())
 
 
-def test_what_goes_to_workers_is_small_and_is_opened_there(read: Read, backbone: Backbone) -> None:
-    loss = RunLoss(read().folder, None)
-    loss._runs.run(0, 0, 1)
+def test_workers_receive_paths_and_open_files_themselves(read: Read, backbone: Backbone) -> None:
+    loss = FeatureLoss(read().folder, None)
+    loss._features.read(0, 0, 1)
     assert len(pickle.dumps(loss)) < 1000
-    make = pickle.loads(pickle.dumps(partial(trained_part, backbone.folder, LABELS, 1)))
+    make = pickle.loads(pickle.dumps(partial(make_trained_part, backbone.folder, LABELS, 1)))
     assert make(from_activations=True).names
 
 
-def test_matrices_decay_and_nothing_else(backbone: Backbone) -> None:
-    part = trained_part(backbone.folder, LABELS, 1, from_activations=True)
+def test_only_matrices_have_weight_decay(backbone: Backbone) -> None:
+    part = make_trained_part(backbone.folder, LABELS, 1, from_activations=True)
     decaying, others = make_optimizer(part, learning_rate=0.1, weight_decay=0.3).param_groups
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     assert {parameter.ndim for parameter in decaying["params"]} == {2}

@@ -1,4 +1,4 @@
-"""The transformer's training stage: a model folder, resumed after a kill, the same to the bit."""
+"""Tests of the training stage of the transformer: model folder, and bit-identical resumption."""
 
 import json
 import math
@@ -27,15 +27,15 @@ from lexloom.tasks.train import transformer as module
 from lexloom.tasks.train.transformer import (
     PRESETS,
     TrainTransformerConfig,
-    rounded,
+    make_trainable,
+    round_up_vocabulary,
     train_transformer,
-    trainable,
 )
 from lexloom.tasks.windows import WindowsConfig, windows
 from lexloom.training.torch_trainable import TorchTrainable
-from tests.tasks import promises
+from tests.tasks import guarantees
 from tests.tasks.cards import run_card
-from tests.tasks.promises import Plan, planner
+from tests.tasks.guarantees import Plan, planner
 
 TEXT = "the cat sat on the mat and the dög ran. "  # every letter follows from the ones before it
 CONTEXT = 16
@@ -54,7 +54,7 @@ WINDOWS = WindowsConfig(size=CONTEXT + 1, stride=CONTEXT, across_documents=True)
 
 @pytest.fixture
 def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Artifact]:
-    """Windows and tokens of a text that says the same again and again."""
+    """Windows and tokens of a repetitive text."""
     tokenizer = Tokenizer.of_characters(TEXT)
     folder = store.folder("subwords", "key")
     tokenizer.save(folder / "tokenizer")
@@ -68,7 +68,7 @@ def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Arti
     return build(windows, tokens, config=WINDOWS), tokens
 
 
-def test_the_model_folder_holds_what_people_and_tools_read(
+def test_the_model_folder_has_all_files(
     inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     made = build(train_transformer, *inputs, config=CONFIG, scratch=tmp_path)
@@ -105,7 +105,7 @@ def test_the_model_folder_holds_what_people_and_tools_read(
 
 
 @pytest.mark.parametrize("style", ["modern", "gpt2"])
-def test_transformers_reads_the_folder_as_its_card_says(
+def test_transformers_loads_the_folder_by_the_cards_code(
     style: str, inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"style": style, "epochs": 1})
@@ -123,7 +123,7 @@ def test_transformers_reads_the_folder_as_its_card_says(
     assert found["generated_text"] == "the dög" + "".join(piece for (piece,) in pieces)
 
 
-def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
+def test_a_killed_stage_is_resumed_with_the_same_result(
     inputs: tuple[Artifact, Artifact], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = train_transformer.key(inputs, CONFIG)
@@ -166,27 +166,27 @@ def plan(inputs: tuple[Artifact, Artifact], tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("step", [3, 5, 8])
 def test_resumed_equals_uninterrupted_bit_for_bit(plan: Plan, step: int) -> None:
-    promises.assert_resumed_equals_uninterrupted(plan, step)
+    guarantees.assert_resumed_equals_uninterrupted(plan, step)
 
 
 def test_two_workers_resume_bit_for_bit_and_all_reduce_equals_one(plan: Plan) -> None:
-    promises.assert_two_workers_resume_and_equal_one(
+    guarantees.assert_two_workers_resume_and_equal_one(
         plan, dropout=0.0, optimizer="adamw"
     )  # Muon makes as much of a gradient of rounding errors as of any other
 
 
-def test_windows_of_another_length_are_refused(
+def test_windows_of_another_length_are_rejected(
     inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     longer = TrainTransformerConfig(runner="local", workers=1, context=20)
-    with pytest.raises(ValueError, match="the windows are of 17 tokens, but a context of 20 needs 21"):
+    with pytest.raises(ValueError, match="the windows have 17 tokens, but a context of 20 needs 21"):
         build(train_transformer, *inputs, config=longer, scratch=tmp_path)
 
 
-def test_a_text_shorter_than_a_window_is_refused_before_training(
+def test_a_text_shorter_than_a_window_is_rejected_before_training(
     inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact]
 ) -> None:
-    with pytest.raises(ValueError, match="not one window of 5,001 tokens fits into the text to train on"):
+    with pytest.raises(ValueError, match="no window of 5,001 tokens fits into the training part"):
         build(windows, inputs[1], config=WindowsConfig(size=5001, stride=5000, across_documents=True))
 
 
@@ -203,7 +203,7 @@ def test_without_held_out_text_there_is_no_score(
     assert "held-out text its loss" not in (folder / "README.md").read_text()
 
 
-def test_what_is_not_given_is_the_presets() -> None:
+def test_defaults_are_the_presets() -> None:
     assert TrainTransformerConfig().model_dump().items() >= PRESETS["tiny"].items()
     small = TrainTransformerConfig(preset="small", layers=3, width=None)
     assert (small.layers, small.width, small.micro_batch) == (3, 768, 16)
@@ -215,15 +215,16 @@ def test_what_is_not_given_is_the_presets() -> None:
     ("preset", "vocabulary", "parameters"),
     [("tiny", 66, 0.80e6), ("char", 66, 10.64e6), ("small", 50_257, 123.6e6)],
 )
-def test_presets_are_as_large_as_they_say(preset: Any, vocabulary: int, parameters: float) -> None:
-    network = TrainTransformerConfig(preset=preset).network(rounded(vocabulary))
+def test_presets_have_the_documented_sizes(preset: Any, vocabulary: int, parameters: float) -> None:
+    network = TrainTransformerConfig(preset=preset).network(round_up_vocabulary(vocabulary))
     with torch.device("meta"):
         found = sum(parameter.numel() for parameter in Transformer(network).parameters())
     assert found == pytest.approx(parameters, rel=0.01)
 
 
 def test_a_large_vocabulary_is_rounded_up() -> None:
-    assert [rounded(size) for size in (66, 4095, 4097, 50_257, 50_304)] == [66, 4095, 4160, 50_304, 50_304]
+    rounded = [round_up_vocabulary(size) for size in (66, 4095, 4097, 50_257, 50_304)]
+    assert rounded == [66, 4095, 4160, 50_304, 50_304]
 
 
 def test_options_reach_the_training() -> None:
@@ -236,18 +237,18 @@ def test_options_reach_the_training() -> None:
         precision="float32",
         threads=1,
     )
-    made = trainable(TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1), config)
+    made = make_trainable(TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1), config)
     made.prepare("cpu")
     assert made.learning_rate(0.3) == 0.5
     assert made.learning_rate(1.0) == pytest.approx(0.05)
     assert made.learning_rate(0.0) == pytest.approx(0.005)
     assert not made._bfloat16
-    use_bfloat16 = trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))
+    use_bfloat16 = make_trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))
     use_bfloat16.prepare("cpu")
     assert use_bfloat16._bfloat16
 
 
-def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_automatic_precision_measures_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Layer, str]] = []
 
     def pays(layer: Layer, device: str) -> bool:
@@ -258,7 +259,7 @@ def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPat
     network = TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1, ffn_dim=24)
     config = TrainTransformerConfig(workers=2, batch_size=16, context=4)
     for given, rows in ((config, 8 * 4), (config.model_copy(update={"micro_batch": 2}), 2 * 4)):
-        made = trainable(network, given)
+        made = make_trainable(network, given)
         assert not asked, "asked before it is on its worker"
         made.prepare("cpu")
         assert made.hardware_choices() == {"bfloat16": True}
@@ -278,8 +279,6 @@ def test_auto_asks_for_a_layer_of_the_models_shape(monkeypatch: pytest.MonkeyPat
         ({"depth": 3}, "Extra inputs are not permitted"),
     ],
 )
-def test_values_that_do_not_fit_are_refused_before_anything_runs(
-    fields: dict[str, Any], complaint: str
-) -> None:
+def test_inconsistent_values_are_rejected_early(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         TrainTransformerConfig(**fields)

@@ -1,4 +1,4 @@
-"""The training stage of the window language model: its folder, what is frozen, kills that leave no trace."""
+"""Tests of the training stage of the window language model: model folder, embeddings, resumption."""
 
 import io
 import json
@@ -25,9 +25,9 @@ from lexloom.tasks.train import window_lm as module
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
 from lexloom.tasks.windows import WindowsConfig, windows
 from lexloom.training.torch_trainable import TorchTrainable
-from tests.tasks import promises
+from tests.tasks import guarantees
 from tests.tasks.cards import run_card
-from tests.tasks.promises import Plan, planner
+from tests.tasks.guarantees import Plan, planner
 from tests.tasks.test_vocabulary import corpus_of
 
 SYLLABLES = ("ba", "de", "fi", "go", "ku")
@@ -48,14 +48,14 @@ Inputs = tuple[Artifact, Artifact, Artifact]
 
 
 def babble(documents: int = 60) -> list[str]:
-    """Texts in which a vowel follows from the consonant before it, and the next consonant is chance."""
+    """Return texts in which each vowel follows from the consonant before it, and consonants are random."""
     generator = np.random.default_rng(0)
     return ["".join(generator.choice(SYLLABLES, 20)) for _ in range(documents)]
 
 
 @pytest.fixture
 def inputs(build: Callable[..., Artifact], tmp_path: Path) -> Inputs:
-    """Windows of three letters, random embeddings, and the tokens that both are of."""
+    """Windows of three characters, random embeddings, and their tokens."""
     corpus = corpus_of(tmp_path / "corpus", babble())
     corpus.facts["normalization"] = AsWritten(lower=True).model_dump(mode="json")
     config = SubwordsConfig(encoding="characters", validation_share=0.2)
@@ -68,7 +68,7 @@ def inputs(build: Callable[..., Artifact], tmp_path: Path) -> Inputs:
     )
 
 
-def test_the_model_folder_holds_what_people_and_tools_read(
+def test_the_model_folder_has_all_files(
     inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     made = build(train_window_lm, *inputs, config=CONFIG, scratch=tmp_path)
@@ -87,8 +87,10 @@ def test_the_model_folder_holds_what_people_and_tools_read(
     assert made.facts["validation_loss"] == metrics["validation_loss"]
 
 
-def test_the_model_card_is_true(inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path) -> None:
-    """Its code runs as it stands, but for the folder's name and a prompt of known letters."""
+def test_the_code_of_the_model_card_runs(
+    inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    """The code runs unchanged except for the folder's name and a prompt of known characters."""
     made = build(train_window_lm, *inputs, config=CONFIG, scratch=tmp_path)
     card = (made.folder / "README.md").read_text()
     assert "Predicts the next token from the 2 before it: 2 dense layers of 32" in card
@@ -103,7 +105,7 @@ def test_the_model_card_is_true(inputs: Inputs, build: Callable[..., Artifact], 
 
 
 @pytest.mark.parametrize("fine_tuned", [False, True])
-def test_embeddings_stay_as_they_came_unless_they_are_fine_tuned(
+def test_embeddings_change_only_if_fine_tuned(
     inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path, fine_tuned: bool
 ) -> None:
     config = CONFIG.model_copy(update={"fine_tuned": fine_tuned})
@@ -121,7 +123,7 @@ def test_embeddings_stay_as_they_came_unless_they_are_fine_tuned(
         {"objective": "embedding", "error": "cosine"},
     ],
 )
-def test_other_outputs_and_objectives_learn_too(
+def test_all_outputs_and_objectives_learn(
     inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     config = TrainWindowLMConfig(**{**CONFIG.model_dump(), "epochs": 4, **changes})
@@ -132,7 +134,7 @@ def test_other_outputs_and_objectives_learn_too(
     assert predicted == "".join(syllable[1] for syllable in SYLLABLES)
 
 
-def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
+def test_a_killed_stage_is_resumed_with_the_same_result(
     inputs: Inputs, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run() -> bytes:
@@ -159,7 +161,7 @@ def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
     assert steps[17] == steps[14], "it went on from the checkpoint of step 14"
 
 
-# the core's promises, for this model
+# the guarantees of the training loop, for this model
 
 
 @pytest.fixture
@@ -170,17 +172,17 @@ def plan(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pla
 
 @pytest.mark.parametrize("step", [3, 5, 8])
 def test_resumed_equals_uninterrupted_bit_for_bit(plan: Plan, step: int) -> None:
-    promises.assert_resumed_equals_uninterrupted(plan, step)
+    guarantees.assert_resumed_equals_uninterrupted(plan, step)
 
 
 def test_gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan: Plan) -> None:
-    promises.gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan, dropout=0.0)
+    guarantees.gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan, dropout=0.0)
 
 
 # what does not fit
 
 
-def test_embeddings_of_other_tokens_are_refused(
+def test_embeddings_of_other_tokens_are_rejected(
     inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
@@ -191,7 +193,7 @@ def test_embeddings_of_other_tokens_are_refused(
         build(train_window_lm, inputs[0], other, inputs[2], config=CONFIG, scratch=tmp_path)
 
 
-def test_patience_without_held_out_windows_is_refused(
+def test_patience_without_held_out_windows_is_rejected(
     build: Callable[..., Artifact], inputs: Inputs, tmp_path: Path
 ) -> None:
     for path in inputs[0].files("validation-*.parquet"):
@@ -211,8 +213,6 @@ def test_patience_without_held_out_windows_is_refused(
         ({"depth": 0}, "greater than or equal to 1"),
     ],
 )
-def test_values_that_do_not_fit_are_refused_before_anything_runs(
-    fields: dict[str, Any], complaint: str
-) -> None:
+def test_inconsistent_values_are_rejected_early(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         TrainWindowLMConfig(**fields)

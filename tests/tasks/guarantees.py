@@ -109,7 +109,7 @@ def gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan: Plan, **determi
 
 
 def assert_two_workers_resume_and_equal_one(plan: Plan, **deterministic: Any) -> None:
-    """`deterministic`: options without random numbers in steps, since each worker draws its own."""
+    """`deterministic` are options without random numbers in steps, since each worker draws its own."""
     pairs = [
         [plan(f"{place}-{name}", sync) for name in ("whole", "killed")]
         for place, sync in enumerate(STRATEGIES)
