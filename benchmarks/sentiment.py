@@ -37,7 +37,7 @@ from lexloom.tasks.evaluate.sentiment import (
     evaluate_sentiment,
     read_sentiment_evaluation,
 )
-from lexloom.tasks.frozen_features import FeaturesConfig, features
+from lexloom.tasks.frozen_features import FeaturesConfig, frozen_features
 from lexloom.tasks.match_labels import MatchLabelsConfig, match_labels
 from lexloom.tasks.sources.backbone import BackboneConfig, locate_backbone
 from lexloom.tasks.split import SplitConfig, split
@@ -103,7 +103,7 @@ class Ours:
         made = emptied(folder / "scratch-features")
         self.features = self.timed(
             "features",
-            lambda: self._run(features, self.reviews, self.backbone, config=reading, scratch=made),
+            lambda: self._run(frozen_features, self.reviews, self.backbone, config=reading, scratch=made),
         )
 
     def corpus(self, path: Path) -> Artifact:

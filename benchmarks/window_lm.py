@@ -35,13 +35,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lexloom.flows.window_lm import WindowLMFlowConfig
 from lexloom.models.window_lm import WindowLMConfig
-from lexloom.tasks.bpe_tokens import locate_encoding, read_tokenizer, subwords
 from lexloom.tasks.corpus import corpus, locate_source
 from lexloom.tasks.embeddings import embeddings, read_embeddings
 from lexloom.tasks.evaluate.language_model import evaluate_lm, read_lm_evaluation
-from lexloom.tasks.negative_sampling import NoiseConfig, noise
+from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
 from lexloom.tasks.pairs import pairs
 from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.subwords import locate_encoding, read_tokenizer, subwords
 from lexloom.tasks.train.run import TRAIN
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
 from lexloom.tasks.train.word2vec import train_word2vec
@@ -60,7 +60,7 @@ def build(folder: Path) -> dict[str, Artifact]:
     text = run(corpus, locate_source(FLOW.corpus), config=FLOW.corpus)
     tokens = run(subwords, text, locate_encoding(FLOW.subwords), config=FLOW.subwords)
     skipgrams = run(pairs, tokens, tokens, config=FLOW.pairs)
-    negatives = run(noise, tokens, config=NoiseConfig())
+    negatives = run(negative_sampling, tokens, config=NoiseConfig())
     inputs = skipgrams, negatives, tokens
     vectors = run(train_word2vec, *inputs, config=FLOW.vectors, scratch=folder / "word2vec")
     return {

@@ -36,9 +36,9 @@ from measure import peak_megabytes, stage_runner, summary, table, write_results
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.subwords import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.tokens import read_token_batches
 from lexloom.tasks.windows import TOKENS_PER_GROUP, WindowsConfig, fill_windows, windows
 

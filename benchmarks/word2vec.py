@@ -54,7 +54,7 @@ from word2vec_score import SCORES, Scorer
 
 from lexloom.models.word2vec.cpu import padded_dim
 from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
-from lexloom.tasks.negative_sampling import NoiseConfig, noise
+from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
 from lexloom.tasks.pairs import PairsConfig, pairs
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.tokens import TokensConfig, tokens
@@ -95,7 +95,7 @@ class Texts:
         text = self._text(work / "train.parquet")
         self.vocabulary = self.stages(vocabulary, text, config=VocabularyConfig(min_count=MIN_COUNT))
         self.tokens = self._tokens(text)
-        self.noise = self.stages(noise, self.vocabulary, config=NoiseConfig())
+        self.noise = self.stages(negative_sampling, self.vocabulary, config=NoiseConfig())
         self.seconds = time.perf_counter() - begun
         held_out = self._tokens(self._text(work / "held-out.parquet"))
         self.scorer = Scorer(self.vocabulary, self._pairs(held_out, HELD_OUT_SEED))

@@ -17,7 +17,7 @@ from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import Outcome, record_run
 from lexloom.tasks.corpus import CorpusSource, Limit, WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.sentiment import EvaluateSentimentConfig, evaluate_sentiment, highlights
-from lexloom.tasks.frozen_features import FeaturesConfig, features
+from lexloom.tasks.frozen_features import FeaturesConfig, frozen_features
 from lexloom.tasks.match_labels import MatchLabelsConfig, match_labels
 from lexloom.tasks.report.sentiment import ReportSentimentConfig, markdown, report_sentiment
 from lexloom.tasks.sources.backbone import BackboneConfig, locate_backbone
@@ -105,7 +105,7 @@ def sentiment(config: SentimentFlowConfig = DEFAULT_CONFIG) -> Outcome:
         reviews = split(text, config=config.held_out())
         test = test_of(reviews, config)
         encoder = locate_backbone(config.backbone)
-        read = features(reviews, encoder, config=config.on_device(config.features))
+        read = frozen_features(reviews, encoder, config=config.on_device(config.features))
         model = train_sentiment(read, encoder, config=config.train)
         scores = evaluate_sentiment(model, reviews, test, config=config.on_device(config.evaluate))
         page = report_sentiment(model, scores, config=config.report)

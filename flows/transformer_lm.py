@@ -13,11 +13,11 @@ from pydantic import Field
 
 from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import Outcome, record_run
-from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
-from lexloom.tasks.generate import SamplesConfig, samples
+from lexloom.tasks.generate_samples import SamplesConfig, generate_samples
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
+from lexloom.tasks.subwords import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.train.transformer import TrainTransformerConfig, train_transformer
 from lexloom.tasks.windows import WindowsConfig, windows
 
@@ -77,7 +77,7 @@ def transformer_lm(config: TransformerLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
         examples = windows(ids, config=config.windows())
         model = train_transformer(examples, ids, config=config.train)
         scores = evaluate_lm(model, examples, ids, config=config.evaluate)
-        texts = samples(model, config=config.samples)
+        texts = generate_samples(model, config=config.samples)
         page = report_lm(model, scores, texts, config=config.report)
         create_markdown_artifact(markdown(model, scores, texts, config.report), key="report")
         return recorder.outcome(model, scores, page)

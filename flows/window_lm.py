@@ -13,7 +13,6 @@ from pydantic import Field
 
 from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import Outcome, record_run
-from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.embeddings import (
     FROM_FLOW,
@@ -23,11 +22,12 @@ from lexloom.tasks.embeddings import (
     locate_embeddings,
 )
 from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
-from lexloom.tasks.generate import SamplesConfig, samples
-from lexloom.tasks.negative_sampling import NoiseConfig, noise
+from lexloom.tasks.generate_samples import SamplesConfig, generate_samples
+from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
 from lexloom.tasks.pairs import PairsConfig, pairs
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
 from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.subwords import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.train.run import Runner, Workers
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
@@ -104,7 +104,7 @@ def window_lm(config: WindowLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
         examples = windows(ids, config=config.windows)
         model = train_window_lm(examples, table, ids, config=config.train)
         scores = evaluate_lm(model, examples, ids, config=config.evaluate)
-        texts = samples(model, config=config.samples)
+        texts = generate_samples(model, config=config.samples)
         page = report_lm(model, scores, texts, config=config.report)
         create_markdown_artifact(markdown(model, scores, texts, config.report), key="report")
         return recorder.outcome(model, scores, page)
@@ -115,5 +115,5 @@ def table_of(ids: Artifact, config: WindowLMFlowConfig) -> Artifact | EmbeddingS
     if config.embeddings.source != FROM_FLOW:
         return locate_embeddings(config.embeddings)
     skipgrams = pairs(ids, ids, config=config.pairs) if config.pairs.mode == "stored" else ids
-    negatives = noise(ids, config=NoiseConfig())
+    negatives = negative_sampling(ids, config=NoiseConfig())
     return train_word2vec(skipgrams, negatives, ids, config=config.vectors.reading(config.pairs))

@@ -16,10 +16,10 @@ from pydantic import Field, model_validator
 from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import Outcome, record_run
 from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
-from lexloom.tasks.evaluate.word2vec import EvaluateConfig, evaluate, highlights, locate_sets
-from lexloom.tasks.negative_sampling import NoiseConfig, noise
+from lexloom.tasks.evaluate.word2vec import EvaluateConfig, evaluate_word2vec, highlights, locate_sets
+from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
 from lexloom.tasks.pairs import PairsConfig, pairs
-from lexloom.tasks.report.word2vec import ReportConfig, markdown, report
+from lexloom.tasks.report.word2vec import ReportConfig, markdown, report_word2vec
 from lexloom.tasks.tokens import TokensConfig, tokens
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
 from lexloom.tasks.vocabulary import VocabularyConfig, vocabulary
@@ -75,9 +75,9 @@ def word2vec(config: Word2VecConfig = DEFAULT_CONFIG) -> Outcome:
         words = vocabulary(text, config=config.vocabulary)
         ids = tokens(text, words, config=config.tokens)
         skipgrams = pairs(ids, words, config=config.pairs) if config.pairs.mode == "stored" else ids
-        negatives = noise(words, config=config.noise)
+        negatives = negative_sampling(words, config=config.noise)
         model = train_word2vec(skipgrams, negatives, words, config=config.train.reading(config.pairs))
-        scores = evaluate(model, words, locate_sets(config.evaluate), config=config.evaluate)
-        page = report(model, scores, words, config=config.report)
+        scores = evaluate_word2vec(model, words, locate_sets(config.evaluate), config=config.evaluate)
+        page = report_word2vec(model, scores, words, config=config.report)
         create_markdown_artifact(markdown(model, scores, words, config.report), key="report")
         return recorder.outcome(model, scores, page)

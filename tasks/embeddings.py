@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from lexloom.models.registry import stages
 from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.models.word2vec.vectors import WordVectors
-from lexloom.tasks.bpe_tokens import read_tokenizer
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.readers.embedding_files import FORMATS, Matrix, find_vocabulary, read_table
 from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Store, Summary, digest_key
 from lexloom.tasks.store.lookup import find_place
 from lexloom.tasks.store.stage import stage
+from lexloom.tasks.subwords import read_tokenizer
 from lexloom.tasks.vocabulary import read_vocabulary
 
 FILE = "embeddings.safetensors"

@@ -91,7 +91,7 @@ class FeaturesConfig(BaseModel):
 
 
 @stage(version=3)
-def features(
+def frozen_features(
     reviews: Artifact, backbone: Backbone, config: FeaturesConfig, out: Path, scratch: Path
 ) -> Summary:
     """Compute the features of the train and validation parts.

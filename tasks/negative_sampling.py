@@ -35,7 +35,7 @@ class NoiseConfig(BaseModel):
 
 
 @stage(version=1)
-def noise(vocabulary: Artifact, config: NoiseConfig, out: Path) -> Summary:
+def negative_sampling(vocabulary: Artifact, config: NoiseConfig, out: Path) -> Summary:
     """Write `noise.parquet`: `probability` (float32) and `alias` (int32), one row per word."""
     _, counts = read_vocabulary(vocabulary)
     weights = counts.astype(np.float64) ** config.power
@@ -45,7 +45,7 @@ def noise(vocabulary: Artifact, config: NoiseConfig, out: Path) -> Summary:
 
 
 def read_noise(artifact: Artifact) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Read (probability, alias), each (V,), of a `noise` artifact."""
+    """Read (probability, alias), each (V,), of a `negative_sampling` artifact."""
     table = pq.read_table(artifact.folder / FILE)
     return table["probability"].to_numpy(), table["alias"].to_numpy()
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.tasks.bpe_tokens import read_tokenizer
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.store.shards import BlockWriter, Compression, block_writer
 from lexloom.tasks.store.stage import stage
+from lexloom.tasks.subwords import read_tokenizer
 from lexloom.tasks.tokens import count_tokens, read_token_batches
 
 TOKENS_PER_GROUP = 1 << 18  # 1 MB; training shuffles and reads row groups

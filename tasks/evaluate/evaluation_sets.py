@@ -27,7 +27,7 @@ class EvaluationSet(BaseModel):
 
 
 class EvaluationSets(BaseModel):
-    """The sets that a model is scored on: an input of `evaluate`, found by `find_sets`."""
+    """The sets that a model is scored on: an input of `evaluate_word2vec`, found by `find_sets`."""
 
     sets: list[EvaluationSet]
 

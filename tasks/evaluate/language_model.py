@@ -24,11 +24,11 @@ from lexloom.models.language_model import LanguageModel
 from lexloom.models.ngram import KneserNey
 from lexloom.models.registry import find_family
 from lexloom.models.tokenizer.tokenizer import Tokenizer
-from lexloom.tasks.bpe_tokens import read_tokenizer
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.stage import stage
+from lexloom.tasks.subwords import read_tokenizer
 from lexloom.tasks.tokens import read_token_batches
 from lexloom.tasks.train.run import TRAIN, VALIDATION
 

@@ -48,7 +48,7 @@ class EvaluateConfig(BaseModel):
 
 
 def locate_sets(config: EvaluateConfig) -> EvaluationSets:
-    """Find the config's evaluation sets, an input of `evaluate`; raise the errors of `find_sets`."""
+    """Find the config's evaluation sets, an input of `evaluate_word2vec`; raise the errors of `find_sets`."""
     return find_sets(config.similarity, config.analogies)
 
 
@@ -107,7 +107,7 @@ def highlights(artifact: Artifact, width: int) -> Text:
 
 
 @stage(version=2)
-def evaluate(
+def evaluate_word2vec(
     model: Artifact, vocabulary: Artifact, sets: EvaluationSets, config: EvaluateConfig, out: Path
 ) -> Summary:
     """Write `evaluation.json`: nearest neighbours, and a score for each evaluation set.

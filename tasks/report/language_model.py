@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lexloom.tasks.display.formatting import counted, duration, short
 from lexloom.tasks.evaluate.language_model import LMEvaluation, Score, read_lm_evaluation, shown
-from lexloom.tasks.generate import Sample, read_samples
+from lexloom.tasks.generate_samples import Sample, read_samples
 from lexloom.tasks.report.sections import (
     STAGE_COLUMNS,
     known,

@@ -84,7 +84,7 @@ def headline(
     model: Artifact, metrics: dict[str, Any], found: SentimentEvaluation, manifests: Sequence[Manifest]
 ) -> list[tuple[str, str]]:
     """Return (label, value) of the main figures, without unknown ones."""
-    trained_on = [each.summary.facts["train"] for each in manifests if each.stage == "features"]
+    trained_on = [each.summary.facts["train"] for each in manifests if each.stage == "frozen_features"]
     figures: list[tuple[str, str | None]] = [
         ("accuracy", f"{found.model.accuracy:.1%}"),
         ("F1", f"{found.model.f1:.3f}"),
@@ -132,7 +132,9 @@ def seconds_to_train(metrics: dict[str, Any], manifests: Sequence[Manifest]) -> 
     """Return the seconds of training and of computing its features."""
     if "seconds" not in metrics:
         return None
-    return float(metrics["seconds"]) + sum(each.seconds for each in manifests if each.stage == "features")
+    return float(metrics["seconds"]) + sum(
+        each.seconds for each in manifests if each.stage == "frozen_features"
+    )
 
 
 def scores_note(model: Artifact, found: SentimentEvaluation) -> str:

@@ -54,7 +54,7 @@ class Run:
 
 
 @stage(version=3)
-def report(
+def report_word2vec(
     model: Artifact, evaluation: Artifact, vocabulary: Artifact, config: ReportConfig, out: Path
 ) -> Summary:
     """Write `report.html`, one self-contained file."""

@@ -50,7 +50,7 @@ class BackboneConfig(BaseModel):
 
 
 class Backbone(BaseModel):
-    """A located backbone, which is an input of `features` and `train_sentiment`."""
+    """A located backbone, which is an input of `frozen_features` and `train_sentiment`."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -21,11 +21,11 @@ from lexloom.models.precision import Layer, use_bfloat16
 from lexloom.models.sampling import NextLogits
 from lexloom.models.transformer.hf_io import export_tokenizer, save
 from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig, next_token_loss
-from lexloom.tasks.bpe_tokens import TOKENIZER, read_tokenizer
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.generate import sample_in_training
+from lexloom.tasks.generate_samples import sample_in_training
 from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary
 from lexloom.tasks.store.stage import stage
+from lexloom.tasks.subwords import TOKENIZER, read_tokenizer
 from lexloom.tasks.train.outputs import (
     GENERATE,
     describe_training,

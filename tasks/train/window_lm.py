@@ -24,12 +24,12 @@ from lexloom.models.window_lm import (
     scale_to_unit_rms,
     window_loss,
 )
-from lexloom.tasks.bpe_tokens import TOKENIZER, read_tokenizer
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.embeddings import read_embeddings
-from lexloom.tasks.generate import sample_in_training
+from lexloom.tasks.generate_samples import sample_in_training
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
+from lexloom.tasks.subwords import TOKENIZER, read_tokenizer
 from lexloom.tasks.train.outputs import GENERATE, describe_training, restore, save_records, summarize
 from lexloom.tasks.train.run import (
     BatchSize,

@@ -24,7 +24,7 @@ from lexloom.models.language_model import load_language_model
 from lexloom.models.registry import families
 from lexloom.models.sampling import Sampling
 from lexloom.tasks.evaluate.language_model import LMEvaluation
-from lexloom.tasks.generate import Samples
+from lexloom.tasks.generate_samples import Samples
 from lexloom.tasks.store.artifacts import Store
 from tests.families.conftest import HERE, ROOT, Installed
 
@@ -34,7 +34,10 @@ FLAGS = [
     *("--runner", "local", "--epochs", "4", "--documents", "line", "--encoding", "characters"),
     *("--context", "16", "--width", "48"),
 ]
-STAGES = ["corpus", "subwords", "windows", "train_lstm_lm", "evaluate_lm", "samples", "report_lm"]
+STAGES = [
+    *("corpus", "subwords", "windows", "train_lstm_lm"),
+    *("evaluate_lm", "generate_samples", "report_lm"),
+]
 
 
 class Trained(NamedTuple):
@@ -81,7 +84,7 @@ def test_the_shared_stages_evaluate_sample_and_report_it(trained: Trained) -> No
     scores = {s.name: s for s in LMEvaluation.model_validate_json(file.read_bytes()).scores}
     assert list(scores) == ["LSTM language model", "5-gram", "unigram"]
     assert scores["LSTM language model"].bits_per_byte < scores["unigram"].bits_per_byte  # type: ignore[operator]
-    (file,) = trained.store.root.glob("samples/*/samples.json")
+    (file,) = trained.store.root.glob("generate_samples/*/samples.json")
     assert len(Samples.model_validate_json(file.read_bytes()).samples) == 3
     report = Path(trained.outcome["report"]).read_text()
     for text in ("LSTM language model", "Evaluation", "Samples", "parameters"):

@@ -55,7 +55,11 @@ def test_the_metrics_are_read_from_the_final_artifacts() -> None:
     built = StageRecord("train_word2vec", "m", [], False, 1.0, summary(loss=2.0), ["rebuilt: x is missing"])
     model, scores, page = (
         Artifact(stage=stage, key="m", folder=Path(stage), summary=summary(**facts))
-        for stage, facts in (("train_word2vec", {"loss": 1.0}), ("evaluate", {"score": 0.5}), ("report", {}))
+        for stage, facts in (
+            ("train_word2vec", {"loss": 1.0}),
+            ("evaluate_word2vec", {"score": 0.5}),
+            ("report_word2vec", {}),
+        )
     )
     assert RunRecorder("word2vec", [built]).outcome(model, scores, page).metrics == {
         "loss": 2.0,

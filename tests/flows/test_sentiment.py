@@ -20,7 +20,7 @@ from tests.models.tiny import BERT, WORDS, write_backbone, write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 STAGES = [
-    *("corpus", "split", "features", "train_sentiment", "evaluate_sentiment", "report_sentiment"),
+    *("corpus", "split", "frozen_features", "train_sentiment", "evaluate_sentiment", "report_sentiment"),
 ]
 
 
@@ -90,7 +90,7 @@ def test_reviews_are_trained_to_a_classifier_and_only_changes_rebuild(
     (features,) = Store().root.glob("features/*")
     next(features.glob("*.safetensors")).unlink()
     _, built, said = run(capsys, [*command, "--epochs", "6"])
-    assert built == ["features"]
+    assert built == ["frozen_features"]
     assert "rebuilding it" in said
 
     texts = ["the film was good", "the film was bad"]
@@ -162,7 +162,7 @@ def test_a_limit_is_spread_over_sorted_labels(
 ) -> None:
     command = flags(write_reviews(tmp_path / "reviews.parquet", range(200)), encoder)
     run(capsys, [*command, "--epochs", "1", "--limit", "60"])
-    (features,) = [manifest for manifest in Store().manifests() if manifest.stage == "features"]
+    (features,) = [manifest for manifest in Store().manifests() if manifest.stage == "frozen_features"]
     assert features.summary.facts["label_counts"] == [24, 24]
     assert "all reviews have the label 'bad'" in complaint(capsys, [*command, "--read-limit", "60"])
 

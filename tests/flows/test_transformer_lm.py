@@ -10,7 +10,7 @@ from lexloom.flows.transformer_lm import TransformerLMFlowConfig
 from lexloom.tasks.train.transformer import TrainTransformerConfig
 
 STAGES = [
-    *("corpus", "subwords", "windows", "train_transformer", "evaluate_lm", "samples", "report_lm"),
+    *("corpus", "subwords", "windows", "train_transformer", "evaluate_lm", "generate_samples", "report_lm"),
 ]
 
 

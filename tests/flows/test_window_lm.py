@@ -12,8 +12,8 @@ from lexloom.models.sampling import Sampling
 from lexloom.tasks.evaluate.language_model import LMEvaluation
 
 STAGES = [
-    *("corpus", "subwords", "pairs", "noise", "train_word2vec", "embeddings", "windows"),
-    *("train_window_lm", "evaluate_lm", "samples", "report_lm"),
+    *("corpus", "subwords", "pairs", "negative_sampling", "train_word2vec", "embeddings", "windows"),
+    *("train_window_lm", "evaluate_lm", "generate_samples", "report_lm"),
 ]
 
 

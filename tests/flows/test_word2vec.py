@@ -17,7 +17,8 @@ from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig
 
 STAGES = [
-    *("corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"),
+    *("corpus", "vocabulary", "tokens", "pairs", "negative_sampling"),
+    *("train_word2vec", "evaluate_word2vec", "report_word2vec"),
 ]
 TEXT = "the cat sat on the mat and the dog sat on the rug\n" * 200
 
@@ -55,7 +56,7 @@ def test_only_changed_or_damaged_artifacts_are_rebuilt(small: Small) -> None:
     first, built = small()
     assert built == STAGES
     other, built = small(window=3)
-    assert built == ["pairs", "train_word2vec", "evaluate", "report"]
+    assert built == ["pairs", "train_word2vec", "evaluate_word2vec", "report_word2vec"]
     assert other.model != first.model
 
     next(Store().root.glob("tokens/*/shard-00000.parquet")).unlink()
@@ -70,8 +71,8 @@ def test_streamed_pairs_skip_the_pairs_stage(small: Small) -> None:
 
     assert run() == [name for name in STAGES if name != "pairs"]
     assert run(compression="zstd") == []
-    assert run(window=3) == ["train_word2vec", "evaluate", "report"]
-    assert run(validation_share=0.2) == ["train_word2vec", "evaluate", "report"]
+    assert run(window=3) == ["train_word2vec", "evaluate_word2vec", "report_word2vec"]
+    assert run(validation_share=0.2) == ["train_word2vec", "evaluate_word2vec", "report_word2vec"]
 
 
 def published() -> dict[str, str | None]:

@@ -18,7 +18,7 @@ from lexloom.tasks import frozen_features as module
 from lexloom.tasks.frozen_features import (
     FeatureFiles,
     FeaturesConfig,
-    features,
+    frozen_features,
     read_features_config,
     read_label_counts,
 )
@@ -48,7 +48,7 @@ def compute(build: Build, reviews: Artifact, backbone: Backbone, tmp_path: Path)
         config = FeaturesConfig(**{"max_length": MAX_LENGTH, "dtype": "float32"} | options)
         scratch = tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
-        return build(features, reviews, backbone, config=config, scratch=scratch)
+        return build(frozen_features, reviews, backbone, config=config, scratch=scratch)
 
     return run
 
@@ -166,7 +166,9 @@ def test_a_run_stopped_while_moving_files_can_resume(
 
 
 def test_the_device_is_not_part_of_the_key(reviews: Artifact, backbone: Backbone) -> None:
-    keys = {features.key((reviews, backbone), FeaturesConfig(device=device)) for device in ("cpu", "cuda")}
+    keys = {
+        frozen_features.key((reviews, backbone), FeaturesConfig(device=device)) for device in ("cpu", "cuda")
+    }
     assert len(keys) == 1
 
 
@@ -175,12 +177,12 @@ def test_the_key_depends_on_weights_length_layer_dtype_and_cache(
 ) -> None:
     other = backbone.model_copy(update={"digest": "another"})
     keys = {
-        features.key((reviews, backbone), FeaturesConfig()),
-        features.key((reviews, other), FeaturesConfig()),
-        features.key((reviews, backbone), FeaturesConfig(max_length=99)),
-        features.key((reviews, backbone), FeaturesConfig(trainable_blocks=2)),
-        features.key((reviews, backbone), FeaturesConfig(dtype="float16")),
-        features.key((reviews, backbone), FeaturesConfig(cache_features=False)),
+        frozen_features.key((reviews, backbone), FeaturesConfig()),
+        frozen_features.key((reviews, other), FeaturesConfig()),
+        frozen_features.key((reviews, backbone), FeaturesConfig(max_length=99)),
+        frozen_features.key((reviews, backbone), FeaturesConfig(trainable_blocks=2)),
+        frozen_features.key((reviews, backbone), FeaturesConfig(dtype="float16")),
+        frozen_features.key((reviews, backbone), FeaturesConfig(cache_features=False)),
     }
     assert len(keys) == 6
 

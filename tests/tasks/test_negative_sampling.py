@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lexloom.tasks.negative_sampling import NoiseConfig, alias_table, noise, read_noise
+from lexloom.tasks.negative_sampling import NoiseConfig, alias_table, negative_sampling, read_noise
 from lexloom.tasks.store.artifacts import Artifact, Summary
 
 
@@ -53,7 +53,7 @@ def vocabulary(tmp_path: Path) -> Callable[[list[int]], Artifact]:
 
 
 def test_counts_are_raised_to_three_quarters(build, vocabulary):
-    made = build(noise, vocabulary([16, 1]), config=NoiseConfig())  # 16^0.75 = 8
+    made = build(negative_sampling, vocabulary([16, 1]), config=NoiseConfig())  # 16^0.75 = 8
     assert shares_of(*read_noise(made)) == pytest.approx([8 / 9, 1 / 9], abs=1e-6)
     assert made.summary.rows == 2
     schema = pq.read_schema(made.folder / "noise.parquet")
@@ -64,12 +64,12 @@ def test_counts_are_raised_to_three_quarters(build, vocabulary):
 
 
 def test_power_zero_is_uniform(build, vocabulary):
-    made = build(noise, vocabulary([1000, 10, 1]), config=NoiseConfig(power=0))
+    made = build(negative_sampling, vocabulary([1000, 10, 1]), config=NoiseConfig(power=0))
     assert shares_of(*read_noise(made)) == pytest.approx([1 / 3] * 3, abs=1e-6)
 
 
 def test_one_word_is_always_drawn(build, vocabulary):
-    probability, alias = read_noise(build(noise, vocabulary([7]), config=NoiseConfig()))
+    probability, alias = read_noise(build(negative_sampling, vocabulary([7]), config=NoiseConfig()))
     assert (probability.tolist(), alias.tolist()) == ([1.0], [0])
 
 

@@ -106,7 +106,7 @@ def test_a_diverging_run_names_its_step_and_what_was_built_stays(
     assert main([*command, "--runner", "local", "--workers", "1"]) == 1
     assert "error: the loss is nan at step 1" in capsys.readouterr().err
     assert {manifest.stage for manifest in store.manifests()} == {
-        *("corpus", "vocabulary", "tokens", "pairs", "noise")
+        *("corpus", "vocabulary", "tokens", "pairs", "negative_sampling")
     }
 
 

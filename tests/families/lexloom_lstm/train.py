@@ -9,10 +9,10 @@ from torch import nn
 from torch.optim import AdamW
 
 from lexloom.models.language_model import causal_decoder
-from lexloom.tasks.bpe_tokens import TOKENIZER, read_tokenizer
-from lexloom.tasks.generate import sample_in_training
+from lexloom.tasks.generate_samples import sample_in_training
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
+from lexloom.tasks.subwords import TOKENIZER, read_tokenizer
 from lexloom.tasks.train.outputs import GENERATE, describe_training, restore, save_records, summarize
 from lexloom.tasks.train.run import BatchSize, GradientTrainConfig, plan_job, run_job
 from lexloom.training.schedules import linear

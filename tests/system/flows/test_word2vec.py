@@ -14,7 +14,8 @@ from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig
 
 STAGES = [
-    *("corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"),
+    *("corpus", "vocabulary", "tokens", "pairs", "negative_sampling"),
+    *("train_word2vec", "evaluate_word2vec", "report_word2vec"),
 ]
 
 

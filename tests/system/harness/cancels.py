@@ -44,8 +44,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 START_SECONDS, RUN_SECONDS, CANCEL_SECONDS = 300, 900, 30
 CHAIN = ("stages", "starting Ray", "training", "training", "training")
-EARLY_STAGES = ("corpus", "vocabulary", "tokens", "pairs", "noise")
-FLOW_STAGES = (*EARLY_STAGES, "train_word2vec", "evaluate", "report")
+EARLY_STAGES = ("corpus", "vocabulary", "tokens", "pairs", "negative_sampling")
+FLOW_STAGES = (*EARLY_STAGES, "train_word2vec", "evaluate_word2vec", "report_word2vec")
 INTERRUPTED = 130
 ASK_SECONDS = 1.0
 RETRIES = 30  # of a question to a server that is busy

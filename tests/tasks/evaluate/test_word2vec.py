@@ -20,7 +20,7 @@ from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.evaluate.evaluation_sets import EvaluationSets, read_analogies, read_similarity
 from lexloom.tasks.evaluate.word2vec import (
     EvaluateConfig,
-    evaluate,
+    evaluate_word2vec,
     example_words,
     highlights,
     locate_sets,
@@ -151,7 +151,7 @@ def test_sets_are_identified_by_name_and_content(tmp_path):
     write(there, "old new 2\n")
     assert locate_sets(EvaluateConfig(similarity=[there], analogies=[])).key != keys[0]
     configs = [EvaluateConfig(similarity=[path]) for path in (here, there)]
-    assert evaluate.key((), configs[0]) == evaluate.key((), configs[1])
+    assert evaluate_word2vec.key((), configs[0]) == evaluate_word2vec.key((), configs[1])
 
 
 def test_gensims_sets_are_found_and_well_formed():
@@ -190,7 +190,7 @@ def test_the_evaluation_file_has_neighbours_and_scores(build, inputs, tmp_path):
     config = EvaluateConfig(
         neighbours_of=["east", "absent"], neighbours=2, similarity=[similarity], analogies=[analogies]
     )
-    made = build(evaluate, *inputs(WORDS, SQUARE), locate_sets(config), config=config)
+    made = build(evaluate_word2vec, *inputs(WORDS, SQUARE), locate_sets(config), config=config)
     found = read_evaluation(made)
     [east] = found.neighbours
     assert (east.word, east.count) == ("east", 3)
@@ -210,7 +210,7 @@ def test_the_evaluation_file_has_neighbours_and_scores(build, inputs, tmp_path):
 
 def test_without_evaluation_sets_the_summary_says_so(build, inputs):
     config = EvaluateConfig(**NO_SETS)
-    made = build(evaluate, *inputs(WORDS, SQUARE), EvaluationSets(sets=[]), config=config)
+    made = build(evaluate_word2vec, *inputs(WORDS, SQUARE), EvaluationSets(sets=[]), config=config)
     assert "install gensim" in made.facts["scores"]
     assert read_evaluation(made).similarity == []
 
@@ -220,7 +220,7 @@ def test_a_set_of_unknown_words_has_no_score(build, inputs, tmp_path):
         similarity=[write(tmp_path / "sim.tsv", "up down 1\n")],
         analogies=[write(tmp_path / "ana.txt", ": s\na b c d\n")],
     )
-    made = build(evaluate, *inputs(WORDS, SQUARE), locate_sets(config), config=config)
+    made = build(evaluate_word2vec, *inputs(WORDS, SQUARE), locate_sets(config), config=config)
     assert made.facts == {"sim": None, "ana": None}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lexloom.tasks.evaluate.language_model import LMEvaluation, Score
-from lexloom.tasks.generate import Sample, Samples
+from lexloom.tasks.generate_samples import Sample, Samples
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 

@@ -18,7 +18,7 @@ from lexloom.tasks.display.formatting import duration, short, size
 from lexloom.tasks.evaluate.word2vec import Evaluation, Neighbour, Neighbours
 from lexloom.tasks.evaluate.word_scores import AnalogyScore, SimilarityScore
 from lexloom.tasks.report.sections import flatten, lineage
-from lexloom.tasks.report.word2vec import ReportConfig, markdown, report
+from lexloom.tasks.report.word2vec import ReportConfig, markdown, report_word2vec
 from lexloom.tasks.store.artifacts import Artifact, InputEntry, Manifest, Store, Summary, list_files, now
 
 WORDS = ["the", "<script>alert(1)</script>", "peace", "a|b", "naïve"]
@@ -144,7 +144,7 @@ class Text(HTMLParser):
 
 
 def page_of(build: Callable[..., Artifact], artifacts: list[Artifact], **options: Any) -> str:
-    made = build(report, *artifacts, config=ReportConfig(**options))
+    made = build(report_word2vec, *artifacts, config=ReportConfig(**options))
     [file] = made.files("*")
     assert file.name == "report.html"
     return file.read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from transformers import pipeline
 from lexloom.models.normalization import read_normalization
 from lexloom.models.sentiment.classifier import Classifier
 from lexloom.tasks.corpus import AsWritten
-from lexloom.tasks.frozen_features import FeaturesConfig, features
+from lexloom.tasks.frozen_features import FeaturesConfig, frozen_features
 from lexloom.tasks.sources.backbone import Backbone, BackboneConfig, locate_backbone
 from lexloom.tasks.store.artifacts import Artifact, Store
 from lexloom.tasks.train import sentiment as module
@@ -58,9 +58,9 @@ def read(
 
     def run(**options: Any) -> Artifact:
         config = FeaturesConfig(**{"max_length": 16, "dtype": "float32"} | options)
-        scratch = tmp_path / f"scratch-{features.key((reviews, backbone), config)}"
+        scratch = tmp_path / f"scratch-{frozen_features.key((reviews, backbone), config)}"
         scratch.mkdir()
-        return build(features, reviews, backbone, config=config, scratch=scratch)
+        return build(frozen_features, reviews, backbone, config=config, scratch=scratch)
 
     return run
 

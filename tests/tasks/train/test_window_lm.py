@@ -17,10 +17,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from lexloom.models.language_model import load_language_model
 from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.models.window_lm import WindowLM, scale_to_unit_rms
-from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.corpus import AsWritten
 from lexloom.tasks.embeddings import EmbeddingsConfig, embeddings, locate_embeddings, read_embeddings
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
+from lexloom.tasks.subwords import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.train import window_lm as module
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
 from lexloom.tasks.windows import WindowsConfig, windows

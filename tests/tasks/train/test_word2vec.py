@@ -25,7 +25,7 @@ import lexloom.tasks.train.word2vec
 from lexloom.models.normalization import Normalization
 from lexloom.models.word2vec.trainable import Word2Vec
 from lexloom.models.word2vec.vectors import WordVectors
-from lexloom.tasks.negative_sampling import NoiseConfig, noise, read_noise
+from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling, read_noise
 from lexloom.tasks.pairs import PairsConfig
 from lexloom.tasks.store.activity import list_interrupted_stages
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary, canonical
@@ -71,7 +71,7 @@ def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Arti
             summary=Summary(rows_in=1, unit_in="rows", rows=1, unit="rows", facts=RULES),
         )
     vocabulary = artifacts["vocabulary"]
-    return artifacts["pairs"], build(noise, vocabulary, config=NoiseConfig()), vocabulary
+    return artifacts["pairs"], build(negative_sampling, vocabulary, config=NoiseConfig()), vocabulary
 
 
 def test_the_model_folder_has_all_files(

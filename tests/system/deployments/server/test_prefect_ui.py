@@ -40,7 +40,10 @@ from tests.system.harness.ui import COMMAND, environment_of, server_of, ui_in
 pytestmark = pytest.mark.timeout(900)  # with the start of everything, on a busy machine
 in_chromium = pytest.mark.needs("chromium")
 SECONDS = 180
-STAGES = ["corpus", "vocabulary", "tokens", "pairs", "noise", "train_word2vec", "evaluate", "report"]
+STAGES = [
+    *("corpus", "vocabulary", "tokens", "pairs", "negative_sampling"),
+    *("train_word2vec", "evaluate_word2vec", "report_word2vec"),
+]
 
 
 @dataclass
@@ -292,7 +295,7 @@ def test_a_run_of_the_api_is_cached_and_tells_how_its_stages_hang_together(ui: U
     first, second = ui.start(seed=5), ui.start(seed=5)  # two runs of one deployment at once
     assert [ui.finished(run).state.type for run in (first, second)] == ["COMPLETED"] * 2  # type: ignore[union-attr]
     built = [manifest.stage for manifest in ui.store.manifests() if manifest.key not in before]
-    assert {"train_word2vec", "evaluate", "report"} <= set(built)
+    assert {"train_word2vec", "evaluate_word2vec", "report_word2vec"} <= set(built)
     assert len(built) == len(set(built)), "each stage is in the store once, and whole"
     assert all(ui.store.find_damage(each.stage, each.key, "full") is None for each in ui.store.manifests())
 

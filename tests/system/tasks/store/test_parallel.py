@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from lexloom.tasks.bpe_tokens import SubwordsConfig, locate_encoding, subwords
-from lexloom.tasks.frozen_features import FeaturesConfig, features
-from lexloom.tasks.sources.encoder import BackboneConfig, locate_backbone
+from lexloom.tasks.frozen_features import FeaturesConfig, frozen_features
+from lexloom.tasks.sources.backbone import BackboneConfig, locate_backbone
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from lexloom.tasks.store.parallel import fan_out, use_cluster
 from lexloom.tasks.store.shards import RowGroup
 from lexloom.tasks.store.stage import Stage
+from lexloom.tasks.subwords import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.tokens import TokensConfig, tokens
 from lexloom.tasks.vocabulary import VocabularyConfig, vocabulary
 from tests.models.tiny import write_backbone
@@ -68,7 +68,7 @@ def test_a_stage_writes_the_same_bytes_on_a_cluster_as_here(
         scratch = tmp_path / f"{address or 'here'}-scratch"
         scratch.mkdir()
         config = FeaturesConfig(max_length=10)
-        return made(address, features, reviews, backbone, config=config, out=out, scratch=scratch)
+        return made(address, frozen_features, reviews, backbone, config=config, out=out, scratch=scratch)
 
     words = words_of(corpus, tmp_path / "words")
     if name == "features":

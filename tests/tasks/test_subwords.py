@@ -15,19 +15,19 @@ import tiktoken.load
 from pydantic import ValidationError
 
 from lexloom.models.tokenizer.bpe_ranks import PUBLISHED, read_ranks, write_ranks
-from lexloom.tasks import bpe_tokens as subwords_module
-from lexloom.tasks.bpe_tokens import (
-    SubwordsConfig,
-    locate_encoding,
-    read_tokenizer,
-    subwords,
-)
-from lexloom.tasks.negative_sampling import NoiseConfig, noise, read_noise
+from lexloom.tasks import subwords as subwords_module
+from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling, read_noise
 from lexloom.tasks.pairs import PairsConfig, pairs
 from lexloom.tasks.sources import encoding as encoding_module
 from lexloom.tasks.sources.encoding import read_published_ranks
 from lexloom.tasks.sources.huggingface import NetworkError
 from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.subwords import (
+    SubwordsConfig,
+    locate_encoding,
+    read_tokenizer,
+    subwords,
+)
 from lexloom.tasks.tokens import training_files
 from lexloom.tasks.vocabulary import read_vocabulary
 from tests.models.tokenizer.test_bpe_ranks import GPT2, tiktoken_of
@@ -246,7 +246,7 @@ def test_pairs_and_noise_use_the_training_part_only(make: Make, build: Make) -> 
     assert [path.name for path in training_files(made)] == ["train-00000.parquet"]
     drawn = build(pairs, made, made, config=PairsConfig())
     assert drawn.facts["tokens"] == made.facts["tokens"]
-    probability, _ = read_noise(build(noise, made, config=NoiseConfig()))
+    probability, _ = read_noise(build(negative_sampling, made, config=NoiseConfig()))
     assert len(probability) == made.facts["vocabulary"]
 
 

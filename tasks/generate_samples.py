@@ -63,7 +63,7 @@ def read_samples(artifact: Artifact) -> list[Sample]:
 
 
 @stage(version=2)
-def samples(model: Artifact, config: SamplesConfig, out: Path) -> Summary:
+def generate_samples(model: Artifact, config: SamplesConfig, out: Path) -> Summary:
     """Write `samples.json`: the text that the model generates for each prompt.
 
     Prompts are normalised like the training text. Raises ValueError if a prompt has a character that the
