@@ -80,9 +80,14 @@ def made(store: Store) -> Make:
             reviews_per_second=1234.5,
             mistakes=mistakes,
         )
-        put("features", [], {}, train=1800)
+        put("frozen_features", [], {}, train=1800)
         return [
-            put("train_sentiment", ["features"], {"metrics.json": json.dumps(METRICS)}, backbone=BACKBONE),
+            put(
+                "train_sentiment",
+                ["frozen_features"],
+                {"metrics.json": json.dumps(METRICS)},
+                backbone=BACKBONE,
+            ),
             put("evaluate_sentiment", ["train_sentiment"], {"evaluation.json": evaluation.model_dump_json()}),
         ]
 
