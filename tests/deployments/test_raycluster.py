@@ -81,7 +81,7 @@ def test_the_documented_commands_build_and_push_this_image_and_make_this_claim(s
     assert (claim["kind"], claim["metadata"]["name"]) == ("PersistentVolumeClaim", named)
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     assert "kuberay/kuberay-operator --version 1.5.1" in page
-    assert "(1.5.1 or newer, for the token)" in page
+    assert "1.5.1 or newer" in page
 
 
 def test_what_is_requested_is_the_limit_so_that_ray_counts_what_there_is(spec: dict[str, Any]) -> None:
