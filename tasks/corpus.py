@@ -30,8 +30,8 @@ from lexloom.models.normalization import (
 )
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.readers.charsets import TextEncoding
 from lexloom.tasks.readers.csv_dialects import CsvCharacter, Dialect
-from lexloom.tasks.readers.encodings import TextEncoding
 from lexloom.tasks.readers.raw import Documents, InvalidText, ReadOptions
 from lexloom.tasks.sources.huggingface import NetworkError
 from lexloom.tasks.sources.source import Source, find_source

@@ -27,8 +27,8 @@ from lexloom.models.tokenizer.bpe_ranks import PUBLISHED
 from lexloom.models.tokenizer.tokenizer import Encoding, Tokenizer
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.sources.encoding import LocatedEncoding
 from lexloom.tasks.sources.huggingface import NetworkError
+from lexloom.tasks.sources.token_encodings import LocatedEncoding
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.parallel import fan_out
 from lexloom.tasks.store.shards import Result, ShardWriter, list_row_groups, map_in_order

@@ -14,11 +14,15 @@ from rich.text import Text
 
 from lexloom.flows.registry import flows as registered_flows
 from lexloom.tasks.display.console import NAME_WIDTH, clipped
-from lexloom.tasks.display.formatting import counted, duration, size
+from lexloom.tasks.display.formatting import (
+    compute_progress_share,
+    counted,
+    duration,
+    format_progress,
+    size,
+)
 from lexloom.tasks.store.activity import (
     StageActivity,
-    compute_progress_share,
-    format_progress,
     list_active_stages,
     list_interrupted_stages,
 )

@@ -72,8 +72,8 @@ def read_file(path: Path, options: FileOptions) -> Iterator[str | None]:
 
 
 def documents(path: Path, options: FileOptions) -> Iterator[str | None]:
+    from lexloom.tasks.readers.charsets import check_encoding
     from lexloom.tasks.readers.csv_dialects import Dialect, check_character
-    from lexloom.tasks.readers.encodings import check_encoding
     from lexloom.tasks.readers.formats import read
     from lexloom.tasks.readers.raw import ReadOptions, decode
 

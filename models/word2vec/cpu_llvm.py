@@ -20,7 +20,15 @@ _literal_intrinsic: Any = intrinsic(prefer_literal=True)
 
 LANES = 16  # floats in a cache line; rows are multiples of it
 
-_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+
+def _has_avx512() -> bool:
+    try:
+        return bool(binding.get_host_cpu_features().get("avx512f"))
+    except RuntimeError:  # LLVM cannot tell on every system
+        return False
+
+
+_WIDE = _has_avx512()
 _WIDTH = 16 if _WIDE else 8  # floats in a register: AVX-512, or AVX2 (two of NEON)
 _ACCUMULATORS = 24 if _WIDE else 8  # dot products computed together: as many as fit in registers
 _FLOAT = ir.FloatType()

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,7 +12,9 @@ from rich.table import Column
 from rich.text import Text
 
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.store.artifacts import FIRST_OF_STAGE, Summary
+
+if TYPE_CHECKING:
+    from lexloom.tasks.store.artifacts import Summary
 
 BAR_AFTER_SECONDS = 2.0
 NAME_WIDTH = 18
@@ -20,20 +23,20 @@ SHOWN_REASONS = 3  # `lexloom store explain` lists all
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def stage_line(name: str, summary: Summary, *, cached: bool, seconds: float, why: list[str]) -> None:
+def stage_line(name: str, summary: "Summary", *, cached: bool, seconds: float, why: list[str]) -> None:
     """`pairs   3.1 s  1,905,634 words → 8,012,345 pairs · 612,000 dropped by subsampling` on stderr."""
     line = Text()
     line.append(f"{name:<{NAME_WIDTH}} ", style="bold")
     line.append("cached   " if cached else f"{seconds:6.1f} s ", style="green" if cached else "cyan")
     line.append(f" {describe(summary)}")
     stderr.print(line)
-    if why and not cached and why != [FIRST_OF_STAGE]:
+    if why and not cached:
         more = f"; and {len(why) - SHOWN_REASONS} more" if len(why) > SHOWN_REASONS else ""
         reasons = "; ".join(why[:SHOWN_REASONS])
         stderr.print(Text(f"{' ' * (NAME_WIDTH + 11)}because {reasons}{more}", style="dim"))
 
 
-def describe(summary: Summary) -> str:
+def describe(summary: "Summary") -> str:
     """Format the rows in and out, and the dropped rows by reason."""
     if summary.unit_in == summary.unit and summary.rows_in == summary.rows:
         phrase = counted(summary.rows, summary.unit)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 NO_NOUN = r"(?!(?:at|below|beyond|in|not|of|with|without)\b)"
 NOUN = r"[\w-]*[^\Ws]s\b"
@@ -47,3 +48,24 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def compute_progress_share(point: dict[str, Any]) -> float:
+    """Return the completed share of training, by the limit that will end it (`Progress.share`)."""
+    return point["share"] if "share" in point else point["examples"] / point["total_examples"]
+
+
+def format_progress(point: dict[str, Any], unit: str) -> str:
+    """Format a `Progress` as `16.8M of 40.9M pairs · epoch 3 · loss 1.234 · ...`."""
+    done, total, seconds = point["examples"], point["total_examples"], point["seconds"]
+    share = compute_progress_share(point)
+    figures = [
+        f"{short(done)} of {short(total)} {unit}",
+        f"epoch {point['epoch'] + 1}",
+        f"loss {point['loss']:.3f}",
+        f"learning rate {point['learning_rate']:.2g}",
+        f"{short(done / seconds)}/s",
+    ]
+    if share < 1:
+        figures.append(f"about {duration((1 - share) * seconds / share)} left")
+    return " · ".join(figures)

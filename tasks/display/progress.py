@@ -16,8 +16,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.context import TaskRunContext
 
 from lexloom.tasks.display import console
-from lexloom.tasks.display.formatting import short
-from lexloom.tasks.store.activity import format_progress
+from lexloom.tasks.display.formatting import format_progress, short
 from lexloom.training.progress import Progress
 
 SAMPLE_WIDTH = 80  # maximum characters of a sample in the terminal

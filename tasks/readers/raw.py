@@ -13,8 +13,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lexloom.tasks.readers.charsets import UTF_8, guess_narrow, is_utf_8
 from lexloom.tasks.readers.csv_dialects import Dialect
-from lexloom.tasks.readers.encodings import UTF_8, guess_narrow, is_utf_8
 from lexloom.tasks.readers.labels import class_names, from_values, without_blanks
 
 BLOCK_BYTES = 1 << 22

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lexloom.tasks.readers.encodings import UTF_8, guess_wide, is_surely_utf_8, is_utf_8, read_byte_order_mark
+from lexloom.tasks.readers.charsets import UTF_8, guess_wide, is_surely_utf_8, is_utf_8, read_byte_order_mark
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 HEAD_BYTES = 1 << 16

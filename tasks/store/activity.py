@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lexloom.tasks.display.formatting import duration, short
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.store.file_access import list_children, measure_folder, read_regular
 from lexloom.tasks.store.layout import BUILDING, SCRATCH, BuildFolder
@@ -117,24 +116,3 @@ def find_newest_checkpoint(store: Store, stage: str, key: str) -> int | None:
     folders = list_children(store.root / SCRATCH / f"{stage}-{key}" / CHECKPOINTS)
     steps = [path.name.removeprefix("step-") for path in folders if path.name.startswith("step-")]
     return max((int(step) for step in steps if step.isdecimal()), default=None)
-
-
-def compute_progress_share(point: dict[str, Any]) -> float:
-    """Return the completed share of training, by the limit that will end it (`Progress.share`)."""
-    return point["share"] if "share" in point else point["examples"] / point["total_examples"]
-
-
-def format_progress(point: dict[str, Any], unit: str) -> str:
-    """Format a `Progress` as `16.8M of 40.9M pairs · epoch 3 · loss 1.234 · ...`."""
-    done, total, seconds = point["examples"], point["total_examples"], point["seconds"]
-    share = compute_progress_share(point)
-    figures = [
-        f"{short(done)} of {short(total)} {unit}",
-        f"epoch {point['epoch'] + 1}",
-        f"loss {point['loss']:.3f}",
-        f"learning rate {point['learning_rate']:.2g}",
-        f"{short(done / seconds)}/s",
-    ]
-    if share < 1:
-        figures.append(f"about {duration((1 - share) * seconds / share)} left")
-    return " · ".join(figures)

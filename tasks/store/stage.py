@@ -34,6 +34,7 @@ from pydantic import BaseModel
 
 from lexloom.tasks.display import console
 from lexloom.tasks.store.artifacts import (
+    FIRST_OF_STAGE,
     Artifact,
     InputEntry,
     Manifest,
@@ -263,7 +264,8 @@ class Stage:
         run = _run.get()
         if run is not None:
             run.record(StageRecord(self.name, artifact.key, parents, cached, seconds, artifact.summary, why))
-        console.stage_line(self.name, artifact.summary, cached=cached, seconds=seconds, why=reported)
+        shown = [] if reported == [FIRST_OF_STAGE] else reported
+        console.stage_line(self.name, artifact.summary, cached=cached, seconds=seconds, why=shown)
         try:
             logger: Any = get_run_logger()
         except RuntimeError:  # outside a Prefect run

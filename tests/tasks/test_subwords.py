@@ -18,9 +18,9 @@ from lexloom.models.tokenizer.bpe_ranks import PUBLISHED, read_ranks, write_rank
 from lexloom.tasks import subwords as subwords_module
 from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling, read_noise
 from lexloom.tasks.pairs import PairsConfig, pairs
-from lexloom.tasks.sources import encoding as encoding_module
-from lexloom.tasks.sources.encoding import read_published_ranks
+from lexloom.tasks.sources import token_encodings as encoding_module
 from lexloom.tasks.sources.huggingface import NetworkError
+from lexloom.tasks.sources.token_encodings import read_published_ranks
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.subwords import (
     SubwordsConfig,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lexloom.tasks.store.activity import format_progress, list_active_stages, list_interrupted_stages
+from lexloom.tasks.display.formatting import format_progress
+from lexloom.tasks.store.activity import list_active_stages, list_interrupted_stages
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.store.layout import host_name
 from lexloom.training.progress import Progress
