@@ -135,7 +135,7 @@ def test_finished_groups_are_kept_if_a_run_is_stopped(
     monkeypatch.setattr(module.FeatureExtractor, "extract", stopped_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         compute()
-    shutil.rmtree(next((tmp_path / "store" / "features").iterdir()))
+    shutil.rmtree(next((tmp_path / "store" / "frozen_features").iterdir()))
     resumed = compute()
     assert windows == [16, 16, 8, 8, 10]  # the third window is done again, the first two are not
     again = runs_of(resumed, "train")
@@ -159,7 +159,7 @@ def test_a_run_stopped_while_moving_files_can_resume(
         patch.setattr(Path, "iterdir", lambda folder: iter(sorted(folder.glob("*"))))  # features-* come first
         with pytest.raises(KeyboardInterrupt):
             compute()
-    shutil.rmtree(next((tmp_path / "store" / "features").iterdir()))
+    shutil.rmtree(next((tmp_path / "store" / "frozen_features").iterdir()))
     made = compute()
     assert len(made.files("*.safetensors")) == len(made.files()) == 4
     assert len(runs_of(made, "train")) == REVIEWS

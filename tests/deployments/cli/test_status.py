@@ -192,11 +192,11 @@ def test_how_long_ago(seconds: float, words: str) -> None:
 
 
 def test_server_and_database_tell_the_same(prefect_server: None) -> None:
-    @flow(name="weave", flow_run_name="well")
+    @flow(name="braid", flow_run_name="well")
     def well() -> int:
         return 1
 
-    @flow(name="weave", flow_run_name="ill")
+    @flow(name="braid", flow_run_name="ill")
     def ill() -> None:
         raise ValueError("no text remains")
 
@@ -208,15 +208,15 @@ def test_server_and_database_tell_the_same(prefect_server: None) -> None:
     with pytest.raises(ValueError, match="no text remains"):
         ill()
     elsewhere()
-    where, asked = latest_runs(["weave", "spin"], 5)
+    where, asked = latest_runs(["braid", "spin"], 5)
     assert where == str(PREFECT_API_URL.value())
     assert [(run.flow, run.name, run.state) for run in asked] == [
-        ("weave", "ill", "Failed"),
-        ("weave", "well", "Completed"),
+        ("braid", "ill", "Failed"),
+        ("braid", "well", "Completed"),
     ]
     assert "no text remains" in str(asked[0].message)
-    assert len(ask_server(where, ["weave"], 1)) == 1
+    assert len(ask_server(where, ["braid"], 1)) == 1
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        file, read = latest_runs(["weave", "spin"], 5)
+        file, read = latest_runs(["braid", "spin"], 5)
     assert str(get_current_settings().server.database.connection_url.get_secret_value()).endswith(file)
     assert read == asked
