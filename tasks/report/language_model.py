@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lexloom.tasks.display.formatting import counted, duration, short
 from lexloom.tasks.display.sections import (
     STAGE_COLUMNS,
-    known,
+    format_metric,
     lineage,
     markdown_table,
     plain,
@@ -83,9 +83,9 @@ def headline(
         ("top-1 accuracy", f"{score.top_1:.1%}"),
         ("parameters", short(parameters[0]) if parameters else None),
         ("tokens", short(made["subwords"].rows) if "subwords" in made else None),
-        ("epochs", known(metrics, "epochs", "{:g}")),
+        ("epochs", format_metric(metrics, "epochs", "{:g}")),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
-        ("workers", known(metrics, "workers", "{:g}")),
+        ("workers", format_metric(metrics, "workers", "{:g}")),
     ]
     return [(label, value) for label, value in figures if value is not None]
 
