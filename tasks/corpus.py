@@ -180,10 +180,14 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
             shards.write(batch, pc.sum(pc.binary_length(batch["text"])).as_py() or 0)
             bar.update(reader.position, counted(reader.documents, "documents"))
     if texts == 0:
-        why = ", ".join(counted(count, reason) for reason, count in dropped.items() if count)
+        reasons = ", ".join(counted(count, reason) for reason, count in dropped.items() if count)
         raise ValueError(
             f"no text remains of {source.name}: {counted(reader.documents, 'documents')} read"
-            + (f" ({why}); check the text column and the normalisation" if why else "; check the source")
+            + (
+                f" ({reasons}); check the text column and the normalisation"
+                if reasons
+                else "; check the source"
+            )
         )
     notes = source.notes | dict(reader.notes) | dict(losses)
     return Summary(
@@ -204,7 +208,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
 
 
 def mark_continued(pieces: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Replace the documents' numbers by `continues`; each piece is yielded when the next one is known."""
+    """Replace the documents' numbers by `continues`; a piece is yielded when the next one is known."""
     held: pa.RecordBatch | None = None
     for piece in pieces:
         if held is not None:

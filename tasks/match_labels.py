@@ -44,14 +44,14 @@ def match_labels(corpus: Artifact, reviews: Artifact, config: MatchLabelsConfig,
     """
     numbers = LabelNumbers(corpus, reviews)
     known = digest_training_texts(reviews)
-    unlabelled = seen = rows = 0
+    unlabelled = duplicates = rows = 0
     with pq.ParquetWriter(out / "test-00000.parquet", SCHEMA, compression="zstd") as writer:
         for batch in read_batches(corpus.files(), ["text", "label"]):
             labels = numbers.of(batch["label"])
             is_new = ~np.isin(digest_texts(batch), known)
             chosen = np.flatnonzero((labels >= 0) & is_new)
             unlabelled += int((labels < 0).sum())
-            seen += int(((labels >= 0) & ~is_new).sum())
+            duplicates += int(((labels >= 0) & ~is_new).sum())
             rows += len(chosen)
             if len(chosen):
                 columns = [batch["text"].take(chosen), pa.array(labels[chosen])]
@@ -59,14 +59,14 @@ def match_labels(corpus: Artifact, reviews: Artifact, config: MatchLabelsConfig,
     if not rows:
         raise ValueError(
             f"no review of the test source can be used: {counted(unlabelled, 'reviews')} without a"
-            f" label, {counted(seen, 'reviews')} in the training data; use another test source"
+            f" label, {counted(duplicates, 'reviews')} in the training data; use another test source"
         )
     return Summary(
-        rows_in=rows + unlabelled + seen,
+        rows_in=rows + unlabelled + duplicates,
         unit_in="reviews",
         rows=rows,
         unit="reviews",
-        dropped={UNLABELLED: unlabelled, IN_TRAINING: seen},
+        dropped={UNLABELLED: unlabelled, IN_TRAINING: duplicates},
         facts={"labels": read_label_names(reviews), "test": rows},
     )
 
@@ -91,11 +91,11 @@ class LabelNumbers:
         coded = labels.dictionary_encode()
         values = coded.dictionary.to_pylist()
         if unknown := sorted(set(values) - self._numbers.keys()):
-            shown = ", ".join(map(repr, self._names[:SHOWN_LABELS]))
+            label_list = ", ".join(map(repr, self._names[:SHOWN_LABELS]))
             more = ", ..." if len(self._names) > SHOWN_LABELS else ""
             raise ValueError(
                 f"a test review has the label {unknown[0]!r}, but the training reviews only have"
-                f" {shown}{more}:"
+                f" {label_list}{more}:"
                 " remove such test reviews, or add training reviews with this label"
             )
         numbers = np.array([*(self._numbers[value] for value in values), -1], np.int32)

@@ -227,11 +227,11 @@ def at_least_one(share: float, rows: int) -> int:
 
 def find_duplicates(parts: NDArray[np.int8], digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Find held-out rows whose text is also in an earlier part: test in validation, and both in train."""
-    seen = np.zeros(len(parts), bool)
+    duplicates = np.zeros(len(parts), bool)
     for index in range(1, len(PARTS)):
         before = digests[(parts >= 0) & (parts < index)]
-        seen |= (parts == index) & np.isin(digests, before)
-    return seen
+        duplicates |= (parts == index) & np.isin(digests, before)
+    return duplicates
 
 
 def check_parts(

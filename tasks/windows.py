@@ -149,8 +149,10 @@ class WindowCutter:
             self.tokens += len(ids)
             if across:
                 row = np.concatenate([carried, ids])
-                begun = skip + self._write(row, np.array([min(skip, len(row)), len(row)]), 0, writer, measure)
-                carried, skip = row[begun:], max(0, begun - len(row))
+                next_start = skip + self._write(
+                    row, np.array([min(skip, len(row)), len(row)]), 0, writer, measure
+                )
+                carried, skip = row[next_start:], max(0, next_start - len(row))
             else:
                 lengths = np.diff(offsets)
                 self.short += int(

@@ -36,7 +36,7 @@ class Axis:
     """An axis: its label, the format of its values, and whether it is logarithmic."""
 
     label: str
-    shown: Callable[[float], str]
+    format: Callable[[float], str]
     log: bool = False
 
 
@@ -88,8 +88,8 @@ def line_chart(
     plot = Plot(
         x_label=x.label,
         y_label=y.label,
-        x_ticks=[(across(tick), x.shown(tick)) for tick in ticks(min(xs), max(xs), x.log)],
-        y_ticks=[(up(level), y.shown(level)) for level in levels],
+        x_ticks=[(across(tick), x.format(tick)) for tick in ticks(min(xs), max(xs), x.log)],
+        y_ticks=[(up(level), y.format(level)) for level in levels],
     )
     middles = [rounded(across(left) / 2 + across(right) / 2) for left, right in pairwise(xs)]
     borders = pairwise([plot.left, *middles, plot.right])

@@ -31,15 +31,15 @@ logger = logging.getLogger("lexloom.live")
 def show_progress(unit: str, first: str) -> Iterator[Callable[[Progress], None]]:
     """Yield a callback that shows a `Progress` in the terminal and, in a Prefect run, in Prefect's UI."""
     prefect = PrefectProgress(unit) if TaskRunContext.get() is not None else None
-    shown = ""
+    last_sample = ""
     with console.bar("training", first=first) as bar:
 
         def on_progress(point: Progress) -> None:
-            nonlocal shown
-            if point.sample != shown:
-                shown = point.sample
+            nonlocal last_sample
+            if point.sample != last_sample:
+                last_sample = point.sample
                 console.note(
-                    "training", f"step {point.step:,} sample: {console.clipped(shown, SAMPLE_WIDTH)}"
+                    "training", f"step {point.step:,} sample: {console.clipped(last_sample, SAMPLE_WIDTH)}"
                 )
             bar.update(
                 point.share,

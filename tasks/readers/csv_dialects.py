@@ -59,7 +59,7 @@ NO_QUOTE = "none"
 DOUBLED = "none"
 FLAGS = "--csv-delimiter, --csv-quote and --csv-escape"
 MAX_RECORD_BYTES = 1 << 25  # Arrow's CSV reader holds several blocks of this size
-GROWTH = 3  # maximum number of bytes that one byte becomes when escapes are rewritten
+GROWTH = 3  # maximum number of bytes for one byte when escapes are rewritten
 SCAN_BYTES = 1 << 22
 
 
@@ -165,7 +165,7 @@ def try_delimiters(
 def candidate_delimiters(
     head: bytes, given_dialect: Dialect, quote: str | None, wanted: list[str]
 ) -> list[str]:
-    """Delimiters with which the header has all wanted columns; else the one that yields most columns."""
+    """List the delimiters for which the header has all wanted columns; else the one with most columns."""
     if given_dialect.delimiter is not None:
         return [given_dialect.delimiter]
     named = {delimiter: read_names(head, delimiter, quote, None) for delimiter in DELIMITERS}

@@ -173,7 +173,7 @@ def read_header(path: Path) -> tuple[int | None, int, bool]:
     ends_with_space = fields[-1] == b""
     found = len(fields) - 1 - ends_with_space
     if found < 1 or dim not in (None, found):
-        expected = "numbers" if dim is None else f"{dim} numbers, as the first line says"
+        expected = "numbers" if dim is None else f"{dim} numbers, as declared in the first line"
         raise ValueError(f"{path}, row 1: {line[:40]!r} is not a word and {expected}: is this a text format?")
     return declared, found, ends_with_space
 

@@ -11,7 +11,7 @@ from lexloom.tasks.evaluate.language_model import LMEvaluation, Score, read_lm_e
 from lexloom.tasks.generate_samples import Sample, read_samples
 from lexloom.tasks.report.sections import (
     STAGE_COLUMNS,
-    known,
+    format_metric,
     lineage,
     markdown_table,
     plain,
@@ -78,9 +78,9 @@ def headline(
         ("top-1 accuracy", f"{score.top_1:.1%}"),
         ("parameters", short(parameters[0]) if parameters else None),
         ("tokens", short(made["subwords"].rows) if "subwords" in made else None),
-        ("epochs", known(metrics, "epochs", "{:g}")),
+        ("epochs", format_metric(metrics, "epochs", "{:g}")),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
-        ("workers", known(metrics, "workers", "{:g}")),
+        ("workers", format_metric(metrics, "workers", "{:g}")),
     ]
     return [(label, value) for label, value in figures if value is not None]
 

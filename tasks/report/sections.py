@@ -58,7 +58,7 @@ def read_metrics(model: Artifact) -> dict[str, Any]:
     return metrics
 
 
-def known(metrics: dict[str, Any], name: str, form: str) -> str | None:
+def format_metric(metrics: dict[str, Any], name: str, form: str) -> str | None:
     value = metrics.get(name)
     return form.format(value) if isinstance(value, int | float) else None
 
@@ -217,8 +217,8 @@ def write_report(
 
 
 def subtitle(model: Artifact, manifests: Sequence[Manifest]) -> str:
-    made = next((manifest.created for manifest in manifests if manifest.key == model.key), None)
-    when = f"{made:%d %B %Y, %H:%M} UTC · " if made else ""
+    created = next((manifest.created for manifest in manifests if manifest.key == model.key), None)
+    when = f"{created:%d %B %Y, %H:%M} UTC · " if created else ""
     return f"{when}{model.stage} {model.key[:8]}"
 
 

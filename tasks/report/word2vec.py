@@ -15,7 +15,7 @@ from lexloom.tasks.evaluate.word2vec import Evaluation, read_evaluation
 from lexloom.tasks.evaluate.word_scores import AnalogyScore
 from lexloom.tasks.report.sections import (
     STAGE_COLUMNS,
-    known,
+    format_metric,
     lineage,
     markdown_table,
     plain,
@@ -104,14 +104,14 @@ def headline(run: Run) -> list[tuple[str, str]]:
         ("words", f"{len(run.vectors):,}"),
         ("dimensions", f"{run.vectors.vectors.shape[1]:,}"),
         ("pairs", short(made["pairs"].rows) if "pairs" in made else None),
-        ("epochs", known(metrics, "epochs", "{:g}")),
-        ("loss, last epoch", known(metrics, "loss", "{:.4f}")),
+        ("epochs", format_metric(metrics, "epochs", "{:g}")),
+        ("loss, last epoch", format_metric(metrics, "loss", "{:.4f}")),
         (
             f"{unit_of(run)} a second",
             short(metrics["examples_per_second"]) if "examples_per_second" in metrics else None,
         ),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
-        ("workers", known(metrics, "workers", "{:g}")),
+        ("workers", format_metric(metrics, "workers", "{:g}")),
         *((name, figure(score)) for name, score in run.evaluation.scores().items()),
     ]
     return [(label, shown) for label, shown in figures if shown is not None]

@@ -108,7 +108,7 @@ def is_hidden(name: str) -> bool:
 
 
 def printable(path: Path | str) -> str:
-    """A path as text, even if its bytes are not valid UTF-8."""
+    """Convert a path to text, even if its bytes are not valid UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -87,7 +87,7 @@ class Artifact(BaseModel):
         return {NORMALIZATION: self.facts[NORMALIZATION]} if NORMALIZATION in self.facts else {}
 
     def files(self, pattern: str = "*.parquet") -> list[Path]:
-        """The artifact's files whose names match `pattern`, in order of name."""
+        """List the artifact's files that match `pattern`, in order of name."""
         return sorted(self.folder.glob(pattern))
 
 

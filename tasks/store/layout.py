@@ -135,7 +135,7 @@ class BuildFolder(NamedTuple):
 
     @property
     def alive(self) -> bool | None:
-        """Whether its process is running; None if it belongs to another machine."""
+        """Whether the process is running; None if it belongs to another machine."""
         return psutil.pid_exists(self.pid) if self.host == host_name() else None
 
 

@@ -83,7 +83,7 @@ class StageRecord:
 class Run:
     """State that the stages of one run share."""
 
-    held: ExitStack
+    holds: ExitStack
     records: list[StageRecord] = field(default_factory=list)
     calls: dict[tuple[str, str], Call] = field(default_factory=dict)
     damaged: dict[tuple[str, str], str] = field(default_factory=dict)  # found by a later stage
@@ -104,8 +104,8 @@ _run: ContextVar[Run | None] = ContextVar("run", default=None)
 @contextmanager
 def record_stages() -> Iterator[list[StageRecord]]:
     """Collect the records of all stages that run inside; their artifacts are safe from garbage collection."""
-    with ExitStack() as held:
-        run = Run(held)
+    with ExitStack() as holds:
+        run = Run(holds)
         token = _run.set(run)
         try:
             yield run.records
@@ -180,10 +180,10 @@ class Stage:
                     self._report(artifact, inputs, True, time.perf_counter() - started, [], [])
                     return Completed(name="Cached", data=artifact)
             else:
-                kept = (
+                displaced = (
                     f" and moving the obstacle to {DISPLACED}-*" if store.is_blocked(self.name, key) else ""
                 )
-                console.warn(f"{self.name}: {damage}; rebuilding it{kept}")
+                console.warn(f"{self.name}: {damage}; rebuilding it{displaced}")
                 why = [f"rebuilt: {damage}"]
         for sentence in store.make_writable():
             console.warn(sentence)
@@ -310,7 +310,7 @@ def hold(store: Store, name: str, key: str) -> None:
     run = _run.get()
     if run is not None:
         with suppress(OSError):
-            run.held.enter_context(store.hold(name, key))
+            run.holds.enter_context(store.hold(name, key))
 
 
 def read_verification_level() -> Verification:

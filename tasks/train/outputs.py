@@ -36,7 +36,7 @@ def restore(network: Network, tensors: Mapping[str, Tensor]) -> Network:
 
 
 def save_records(out: Path, metrics: dict[str, Any], card: str, tokenizer: Tokenizer | None = None) -> None:
-    """Write what every model folder has beside the weights: metrics, model card and, if given, tokenizer."""
+    """Write the files of a model folder besides the weights: metrics, model card and, if given, tokenizer."""
     write_json(out / "metrics.json", metrics)
     (out / "README.md").write_text(card, encoding="utf-8")
     if tokenizer is not None:

@@ -108,8 +108,8 @@ class TrainWord2VecConfig(TrainConfig):
         """Return the config for the mode of pairs; streamed pairs are drawn during training."""
         if pairs.mode == "stored":
             return self
-        drawn = SkipGramsConfig(**pairs.model_dump(include=set(SkipGramsConfig.model_fields)))
-        return TrainFromTokensConfig(**self.model_dump(), pairs=drawn)
+        skipgrams = SkipGramsConfig(**pairs.model_dump(include=set(SkipGramsConfig.model_fields)))
+        return TrainFromTokensConfig(**self.model_dump(), pairs=skipgrams)
 
 
 class TrainFromTokensConfig(TrainWord2VecConfig):

@@ -110,7 +110,10 @@ def test_words_with_spaces_are_skipped(tmp_path: Path) -> None:
         ("a 1 2\nb 3 4\nc 4 5 6\n", "row 3: 3 numbers, but the previous rows have 2"),
         ("3 2\na 1 2\nb 3 4\nc 5", "row 3: 1 number"),
         ("3 2\na 1 2\nb 3 4\n", "declares 3 words, but the file has 2"),
-        ("3 4\na 1 2\nb 3 4\nc 5 6\n", "row 1: .* is not a word and 4 numbers, as the first line says"),
+        (
+            "3 4\na 1 2\nb 3 4\nc 5 6\n",
+            "row 1: .* is not a word and 4 numbers, as declared in the first line",
+        ),
         ("a 1 2\nb 3 nan\n", "row 2: the vector of 'b' has a number that is not finite"),
         ("a 1 2\nb -inf 4\n", "row 2: the vector of 'b' has a number that is not finite"),
         ("a 1 2\nb 1 x4\n", "row 2: 'x4' is not a number"),
