@@ -74,7 +74,7 @@ def test_reviews_are_trained_to_a_classifier_and_only_changes_rebuild(
     assert outcome["metrics"]["labels"] == ["bad", "good"]
     assert "The classifier does NOT beat the bag of words: both are equally accurate." in said
     page = Path(outcome["report"]).read_text()
-    for text in ("How good it is", "Where it errs", "Label by label", "where the time went", "Stages"):
+    for text in ("Evaluation", "Errors", "Scores by label", "waiting for data", "Stages"):
         assert text in page
     with get_client(sync_client=True) as client:
         assert "report" in {artifact.key for artifact in client.read_artifacts()}
@@ -190,7 +190,10 @@ TEXTS = [review(row) for row in range(40)]
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (table(text=TEXTS, label=[1] * 40), "all reviews have the label '1': a classifier needs two"),
+        (
+            table(text=TEXTS, label=[1] * 40),
+            "all reviews have the label '1': a classifier needs at least two",
+        ),
         (table(text=TEXTS), "has no column 'label': it has 'text'"),
         (table(text=TEXTS, label=[[0], [1]] * 20), "is list<element: int64>: a label must be"),
         (table(text=TEXTS, label=["", " "] * 20), "none of 40 reviews has a label"),

@@ -36,8 +36,8 @@ def test_text_is_trained_to_a_model_that_generates(
     assert outcome["metrics"]["bits_per_byte"] < outcome["metrics"]["unigram bits_per_byte"]
     page = Path(outcome["report"]).read_text()
     assert "parameters</" in page, "among the main figures"
-    assert "How well it predicts" in page
-    assert "What it writes" in page
+    assert "<h2>Evaluation" in page
+    assert "<h2>Samples" in page
 
     capsys.readouterr()
     generate = ["generate", outcome["model"], "--tokens", "40", "--temperature", "0", "--prompt"]
