@@ -190,7 +190,10 @@ TEXTS = [review(row) for row in range(40)]
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (table(text=TEXTS, label=[1] * 40), "all reviews have the label '1': a classifier needs two"),
+        (
+            table(text=TEXTS, label=[1] * 40),
+            "all reviews have the label '1': a classifier needs at least two",
+        ),
         (table(text=TEXTS), "has no column 'label': it has 'text'"),
         (table(text=TEXTS, label=[[0], [1]] * 20), "is list<element: int64>: a label must be"),
         (table(text=TEXTS, label=["", " "] * 20), "none of 40 reviews has a label"),
