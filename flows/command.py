@@ -1,7 +1,7 @@
-"""Run one flow from the command line: its parameters as flags, its errors as one sentence.
+"""Run a flow from the command line. Parameters are flags, and an error is printed as one sentence.
 
-What is slow to import (Prefect, pydantic, rich) is imported by the functions that need it, so that `lexloom
---help` is fast, and so that the environment is configured before Prefect reads it.
+Slow imports (Prefect, pydantic, rich) are deferred to the functions that need them. This keeps `lexloom
+--help` fast, and lets the environment be configured before Prefect reads it.
 """
 
 import inspect
@@ -46,7 +46,7 @@ def new_app() -> App:
     """Return the `lexloom` command without subcommands, with the options that all commands share."""
     app = App(
         name="lexloom",
-        help="Raw text in, trained language models out.",
+        help="Train language models on your own text.",
         version=lambda: f"lexloom {version('lexloom')}",
         help_flags="--help",
         help_format="plaintext",
@@ -56,7 +56,7 @@ def new_app() -> App:
         print_error=False,
         suppress_keyboard_interrupt=False,
     )
-    shared = Group("Options for every command", sort_key=100)
+    shared = Group("Global options", sort_key=100)
 
     for flag in ("--help", "--version"):
         app[flag].group = shared
@@ -69,7 +69,7 @@ def new_app() -> App:
             Parameter(help="Folder of the store (default: $LEXLOOM_STORE or artifacts/).", group=shared),
         ] = None,
         verbose: Annotated[
-            bool, Parameter(help="Show the libraries' log messages, and tracebacks of errors.", group=shared)
+            bool, Parameter(help="Show log messages of libraries and full tracebacks.", group=shared)
         ] = False,
     ) -> int | None:
         if store:
@@ -81,7 +81,7 @@ def new_app() -> App:
 
 
 def shown_default(value: object) -> object:
-    """Return a default as `--help` shows it; None to show none."""
+    """Return the default to display in `--help`, or None to display nothing."""
     return None if value is None or value is False or value in ("", [], ()) else value
 
 
@@ -96,20 +96,20 @@ def run(build_app: Callable[[Sequence[str]], App], argv: Sequence[str]) -> int:
     try:
         return build_app(argv).meta(attach_hyphens(argv)) or 0
     except KeyboardInterrupt:
-        say("interrupted; run the same command again to continue from the finished stages", "yellow")
+        say("interrupted; run the same command again to resume from the finished stages", "yellow")
         return 130
     except BrokenPipeError:
         return 141
     except Exception as error:
         if verbose:
             raise
-        hint = "" if isinstance(error, USER_ERRORS) else " (run again with --verbose for the details)"
+        hint = "" if isinstance(error, USER_ERRORS) else " (run again with --verbose for details)"
         say("error: ", "bold red", error_message(error) + hint)
         return 1
 
 
 def say(text: str, style: str, rest: str = "") -> None:
-    """Print a line on stderr."""
+    """Print a line to stderr."""
     from rich.text import Text
 
     from lexloom.tasks.display.console import stderr
@@ -118,7 +118,7 @@ def say(text: str, style: str, rest: str = "") -> None:
 
 
 def attach_hyphens(argv: Sequence[str]) -> list[str]:
-    """Write the value `-` of a flag as `--flag=-`, since the parser takes a lone hyphen for a flag."""
+    """Rewrite `--flag -` as `--flag=-`, because the parser mistakes a lone hyphen for a flag."""
     attached: list[str] = []
     for word in argv:
         if word == "-" and attached and attached[-1].startswith("--"):
@@ -129,13 +129,13 @@ def attach_hyphens(argv: Sequence[str]) -> list[str]:
 
 
 def error_message(error: BaseException) -> str:
-    """Return an error's message as a user reads it, without Python's decorations."""
+    """Return the error message for the user, without Python's exception formatting."""
     if type(error).__name__ == "PrefectHTTPStatusError" and "401 Unauthorized" in str(error):
-        return "Prefect's server refuses the login: set PREFECT_API_AUTH_STRING to its name:password"
+        return "Prefect's server rejected the login: set PREFECT_API_AUTH_STRING to its name:password"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-        return f"this needs {error.name}: pip install 'lexloom[{EXTRAS[error.name]}]'"
+        return f"{error.name} is not installed: pip install 'lexloom[{EXTRAS[error.name]}]'"
     return str(error).rstrip(".") if isinstance(error, CycloptsError) else str(error) or type(error).__name__
 
 
@@ -145,7 +145,7 @@ FLOWS = Group("Train a model", sort_key=0)
 
 
 def flow_command(entry: FlowEntry, everything: bool = False) -> App:
-    """Return a flow's command, with a flag for each parameter; `--help` shows all or the main ones."""
+    """Return a flow's command with one flag per parameter; `--help` lists all, or only the main ones."""
     config = entry.config()
 
     def command(**given: Any) -> int:
@@ -154,7 +154,7 @@ def flow_command(entry: FlowEntry, everything: bool = False) -> App:
 
     parameters = list(flag_parameters(config, everything))
     command.__signature__ = inspect.Signature([*parameters, *RUN_OPTIONS])  # type: ignore[attr-defined]
-    more = f"lexloom {entry.name} --help-all lists all {len(parameters)} parameters."
+    more = f"Run lexloom {entry.name} --help-all to list all {len(parameters)} parameters."
     app = App(
         name=entry.name,
         help=f"{entry.purpose}.",
@@ -173,21 +173,22 @@ def keyword(name: str, annotation: Any, default: Any, /, **parameter: Any) -> in
 
 RUN_GROUP = Group("Run", sort_key=99)
 RUN_OPTIONS = (
-    keyword("json", bool, False, help="Print the result as a JSON object on the last line.", group=RUN_GROUP),
+    keyword("json", bool, False, help="Also print the result to stdout as a JSON object.", group=RUN_GROUP),
     keyword(
         "verify",
         Literal["size", "full"] | None,
         None,
-        help="How to check cached artifacts: by file sizes, or also by digests (default: size).",
+        help="How to verify cached artifacts: 'size' compares file sizes, 'full' also compares digests"
+        " (default: size).",
         group=RUN_GROUP,
     ),
 )
 
 
 def flag_parameters(config: "type[BaseModel]", everything: bool = False) -> Iterator[inspect.Parameter]:
-    """Yield a keyword parameter for every parameter of a config, named by its path, the main ones first.
+    """Yield a keyword parameter for each parameter of a config, named by its path, main parameters first.
 
-    In help, the main ones are a group; with `everything`, there is a group for each section instead.
+    The help shows the main parameters as one group; with `everything`, each section is a group.
     """
     from lexloom.flows.config import flags, in_flags, main_paths
 
@@ -212,7 +213,7 @@ def flag_parameters(config: "type[BaseModel]", everything: bool = False) -> Iter
 
 
 def parser_options(field: "FieldInfo") -> tuple[Any, dict[str, Any]]:
-    """Return the type and options with which a field is parsed; pydantic converts and checks the values."""
+    """Return the type and options for parsing a field's flag; pydantic converts and validates the value."""
     from lexloom.flows.config import takes_lines
 
     kind = without_none(field.annotation)

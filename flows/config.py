@@ -1,11 +1,11 @@
-"""The parameters of a flow, as flags of the command line and as a form in Prefect's UI.
+"""The parameters of a flow as command-line flags and as a form in Prefect's UI.
 
-`main_parameters` are the few that most users set: `--help` and the form show only these. `--help-all` lists
-all, and the form takes the others as JSON.
+`main_parameters` lists the few that most users set; `--help` and the form show only these. `--help-all` lists
+all parameters, and the form accepts the others as JSON.
 
 A parameter's flag is its name with dashes. If several sections have a field of the same name, those of the
-corpus and of training keep the plain name (`--source`, `--seed`); the others start with their section
-(`--pairs-seed`). A field can name its own flag with `json_schema_extra={"flag": ...}`.
+corpus and of training keep the plain name (`--source`, `--seed`); the others are prefixed with their section
+(`--pairs-seed`). A field can set its flag with `json_schema_extra={"flag": ...}`.
 """
 
 import re
@@ -33,7 +33,7 @@ FieldPath = tuple[str, ...]
 
 
 class FlowConfig(BaseModel):
-    """Base class of the flows' configs; their fields are the stages' configs and single parameters."""
+    """Base class of flow configs. A field is either the config of a stage or a single parameter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,7 +73,7 @@ def make_form(
     resolve: Callable[[dict[str, Any]], dict[str, Any]],
     prefix: FieldPath = (),
 ) -> None:
-    """Arrange the JSON schema of a config for Prefect's form; it accepts the same values as before.
+    """Rearrange a config's JSON schema for Prefect's form, without changing which values it accepts.
 
     The form shows `properties` in the order of their `position`, and an object without `properties` as JSON.
     It ignores `patternProperties`, which the API validates. So the main parameters become properties, and the
@@ -114,7 +114,7 @@ def mention_hidden(entry: dict[str, Any], section: dict[str, Any]) -> None:
     names = [f"`{pattern[1:-1]}`" for pattern, field in hidden if field.get("default") != {}]
     if names:
         described = entry.get("description") or section.get("description", "")  # if they are equal, once
-        entry["description"] = f"{described} Advanced (⋮, *Use JSON input*): {', '.join(names)}."
+        entry["description"] = f"{described} Advanced (menu ⋮, *Use JSON input*): {', '.join(names)}."
 
 
 def describe_bounds(field: dict[str, Any]) -> None:
@@ -134,7 +134,7 @@ def describe_bounds(field: dict[str, Any]) -> None:
 
 
 def simplify(field: dict[str, Any]) -> None:
-    """Show an optional value as an input that may stay empty, not as a choice between a type and None.
+    """Show an optional value as an input that can be left empty, not as a choice between a type and None.
 
     Prefect's API accepts null for a field without a default.
     """
@@ -153,7 +153,7 @@ def simplify(field: dict[str, Any]) -> None:
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the config of a field that is a section; None for a single parameter."""
+    """Return the config class of a section; None if the field is a single parameter."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
@@ -186,12 +186,12 @@ def own_flag(field: FieldInfo) -> str | None:
 
 
 def takes_lines(field: FieldInfo) -> bool:
-    """Return whether each value of the flag is a line of the field, so that a shell can expand patterns."""
+    """Return whether the flag accepts several values, such as the files that a shell pattern expands to."""
     return isinstance(field.json_schema_extra, dict) and "lines" in field.json_schema_extra
 
 
 def parse(given: dict[FieldPath, Any], config: type[BaseModel]) -> BaseModel:
-    """Return the config for the flags' values; None means not given.
+    """Build the config from the values of flags; None means that a flag was not given.
 
     Raises:
         ValueError: a value is out of bounds; the message names its flag.
@@ -211,7 +211,7 @@ def parse(given: dict[FieldPath, Any], config: type[BaseModel]) -> BaseModel:
 
 
 def sentence(error: ValidationError, config: type[BaseModel]) -> str:
-    """Return a validation error as one sentence that names flags."""
+    """Format a validation error as one sentence that names the flags."""
     names = {path: flag for path, _, flag in flags(config)}
     problems = []
     for problem in error.errors():
@@ -224,15 +224,15 @@ def sentence(error: ValidationError, config: type[BaseModel]) -> str:
         if problem["type"] == "string_unicode":
             message = "must be UTF-8: rename the file or folder"
         message = in_flags(message, config, path[0] if path else "")
-        value = "" if isinstance(problem["input"], dict) else f" (it is {problem['input']!r})"
+        value = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
         problems.append(f"{flag}{message}{value}")
     return "; ".join(problems)
 
 
 def in_flags(text: str, config: type[BaseModel], section: str = "") -> str:
-    """Replace the names of fields in a sentence by their flags, preferably those of a section.
+    """Replace field names in a sentence with their flags, preferring the flags of `section`.
 
-    Names of a single word are left alone: they cannot be distinguished from the word.
+    Single-word names are kept, because they cannot be distinguished from ordinary words.
     """
     names = {path: flag for path, _, flag in flags(config)}
     by_name: dict[str, list[FieldPath]] = {}

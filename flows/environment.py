@@ -41,7 +41,7 @@ def configure_environment(verbose: bool) -> None:
 def move_from_unwritable_home() -> None:
     """Use a temporary folder for Prefect's records and Numba's compiled code if theirs is not writable.
 
-    Folders that the user has set are left alone. One line says where the files go.
+    Folders that the user has configured are not changed. A warning names the folder of Prefect's records.
     """
     home = Path(os.path.expanduser("~"))
     places = {"PREFECT_HOME": home / ".prefect", "NUMBA_CACHE_DIR": home / ".cache" / "numba"}
@@ -77,7 +77,7 @@ def package_folder() -> Path:
 
 
 def private_folder() -> Path:
-    """Return this user's own folder for temporary files, the same one for each command if that is safe."""
+    """Return a private temporary folder; commands of a user share it unless its owner or mode is unsafe."""
     folder = Path(tempfile.gettempdir()) / f"lexloom-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700)

@@ -44,7 +44,7 @@ class FlowEntry:
 
     @property
     def entrypoint(self) -> str:
-        """The flow for a Prefect deployment, such as "lexloom.flows.word2vec.word2vec"."""
+        """The entrypoint of the Prefect deployment, such as "lexloom.flows.word2vec.word2vec"."""
         return f"{self.module}.{self.function}"
 
     @property
@@ -74,7 +74,7 @@ def flows() -> dict[str, FlowEntry]:
     """Return the flows by name: the built-in ones first, then those of other packages.
 
     Raises:
-        ValueError: another package registers a name that is taken.
+        ValueError: another package registers a name that is already in use.
     """
     modules = sorted(path for path in Path(__file__).parent.glob("*.py") if defines_flow(path))
     found = {path.stem.replace("_", "-"): f"{__package__}.{path.stem}" for path in modules}
@@ -83,7 +83,7 @@ def flows() -> dict[str, FlowEntry]:
 
 
 def defines_flow(path: Path) -> bool:
-    """Return whether a module defines a function of its own name that is decorated with `flow`."""
+    """Return whether a module defines a function that has the module's name and is decorated with `flow`."""
     functions = [node for node in parse(path).body if isinstance(node, ast.FunctionDef)]
     return any(
         function.name == path.stem and any("flow" in ast.unparse(each) for each in function.decorator_list)

@@ -19,7 +19,7 @@ from lexloom.tasks.store.parallel import use_cluster
 from lexloom.tasks.store.stage import StageRecord, record_stages
 
 SHOWN_KEY = 8  # characters of a key that identify it in the column of keys
-LINEAGE = "The stages of this run and their inputs. `lexloom store explain STAGE` explains why each one ran."
+LINEAGE = "The stages of this run and their inputs. `lexloom store explain STAGE` shows why a stage ran."
 
 logger = logging.getLogger("lexloom.outcome")
 
@@ -30,7 +30,7 @@ class Outcome(BaseModel):
     flow: str
     model: Path = Field(description="the model's folder")
     report: Path
-    evaluation: Artifact = Field(exclude=True, description="for the table at the end of a run")
+    evaluation: Artifact = Field(exclude=True, description="for the summary at the end of a run")
     metrics: dict[str, JsonValue]
     stages: int
     cached: int
@@ -38,7 +38,7 @@ class Outcome(BaseModel):
 
 
 class RunRecorder:
-    """Collects what the stages of a run did."""
+    """Creates the outcome of a run from the records of its stages."""
 
     def __init__(self, flow: str, records: list[StageRecord]) -> None:
         self._flow = flow
@@ -59,7 +59,7 @@ class RunRecorder:
         )
 
     def _facts(self, artifact: Artifact) -> dict[str, JsonValue]:
-        """Return an artifact's facts; if a later stage rebuilt the artifact, the new ones."""
+        """Return an artifact's facts, or the updated facts if a later stage rebuilt it."""
         place = artifact.stage, artifact.key
         summaries = [each.summary for each in self._records if (each.stage, each.key) == place]
         return summaries[0].facts if summaries else artifact.facts
@@ -96,9 +96,9 @@ def row(record: StageRecord) -> dict[str, Any]:
         "cached": "yes" if record.cached else "no",
         "seconds": round(record.seconds, 1),
         "rows": describe(record.summary),
-        "made from": ", ".join(shortened(parent) for parent in record.parents),
+        "inputs": ", ".join(shortened(parent) for parent in record.parents),
         "key": record.key,
-        "why it ran": "; ".join(record.why),
+        "reason": "; ".join(record.why),
     }
 
 

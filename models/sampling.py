@@ -58,7 +58,7 @@ class Sampling:
             (
                 "temperature",
                 0 <= self.temperature < float("inf"),
-                "at least 0, which takes the most probable token",
+                "at least 0 (0 selects the most probable token)",
             ),
             ("top_k", self.top_k >= 0, "at least 1, or 0 for all tokens"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),

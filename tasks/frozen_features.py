@@ -67,23 +67,23 @@ class FeaturesConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trainable_blocks: int = Field(
-        1, ge=0, description="Number of last encoder blocks to train with the classifier; the rest is frozen."
+        1, ge=0, description="Number of last encoder blocks to train with the classifier; others are frozen."
     )
     max_length: int = Field(
         256,
         ge=8,
         le=8192,
-        description="Maximum number of tokens of a review; longer reviews are cut at the end, or at the"
-        " start if the tokenizer is configured so.",
+        description="Maximum number of tokens per review; longer reviews are truncated at the end, or at the"
+        " start if the tokenizer is configured that way.",
     )
     cache_features: bool = Field(
         True,
-        description="Compute the frozen part's activations once and train on them, instead of in every step.",
+        description="Compute the activations of the frozen part once, instead of in every step.",
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16",
-        description="Data type of cached activations; with bfloat16 they are also computed in it where that"
-        " is faster. No effect without the cache.",
+        description="Data type of cached activations; bfloat16 is also used to compute them if it is faster."
+        " No effect without the cache.",
     )
     device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
         None, description="Device that computes the activations (default: the training device)."
@@ -290,5 +290,5 @@ class FeatureFiles:
             try:
                 (self._shards[shard],) = load_file(path).values()
             except (OSError, SafetensorError) as error:
-                raise OSError(f"the features {path} can't be read ({error}): compute them again") from error
+                raise OSError(f"the features {path} can't be read ({error}): rebuild them") from error
         return self._shards[shard][start : start + length]

@@ -28,18 +28,18 @@ class SamplesConfig(BaseModel):
         max_length=20,
         description="Prompts to continue, one sample each; an empty prompt begins a new text.",
     )
-    tokens: int = Field(120, ge=1, le=10_000, description="Maximum number of tokens of a sample.")
+    tokens: int = Field(120, ge=1, le=10_000, description="Maximum number of tokens per sample.")
     temperature: float = Field(
-        0.8, ge=0, le=10, description="Divisor of the logits; 0 always takes the most likely token."
+        0.8, ge=0, le=10, description="Sampling temperature, by which the logits are divided; 0 is greedy."
     )
     top_p: float = Field(
         0.95,
         gt=0,
         le=1,
-        description="Sample from the smallest set of tokens whose probabilities sum to this (nucleus"
+        description="Sample from the smallest set of tokens whose probabilities sum to at least this (nucleus"
         " sampling).",
     )
-    seed: int = Field(1, ge=0, description="Random seed of the samples.")
+    seed: int = Field(1, ge=0, description="Random seed for sampling.")
 
     def sampling(self) -> Sampling:
         return Sampling(
@@ -49,7 +49,7 @@ class SamplesConfig(BaseModel):
 
 class Sample(BaseModel):
     prompt: str
-    text: str = Field(description="what the model generated after the prompt")
+    text: str = Field(description="continuation that the model generated")
 
 
 class Samples(BaseModel):

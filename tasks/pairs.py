@@ -47,22 +47,23 @@ class SkipGramsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     window: int = Field(
-        5, ge=1, le=1000, description="Maximum distance in words of a context from its target."
+        5, ge=1, le=1000, description="Maximum distance between a target and its context, in words."
     )
     shrink_window: bool = Field(
         True,
-        description="Draw the window of each target from 1..window, as word2vec does, which weights near"
-        " words higher.",
+        description="Sample each target's window size uniformly from 1 to window, as word2vec does; this"
+        " gives nearby words more weight.",
     )
     subsample: float = Field(
         1e-3,
         ge=0,
         le=1,
-        description="Randomly drop words whose share of the text exceeds this; 0 keeps every word.",
+        description="Subsampling threshold: words with a higher relative frequency are randomly dropped; 0"
+        " disables subsampling.",
     )
-    seed: int = Field(1, ge=0, lt=1 << 63, description="Random seed of subsampling and window sizes.")
+    seed: int = Field(1, ge=0, lt=1 << 63, description="Random seed for subsampling and window sizes.")
     validation_share: float = Field(
-        0.0, ge=0, le=0.5, description="Share of the documents held out at random for validation."
+        0.0, ge=0, le=0.5, description="Share of the documents that are randomly held out for validation."
     )
 
 
@@ -75,7 +76,7 @@ class PairsConfig(SkipGramsConfig):
         " pairs from the tokens in every epoch and stores nothing.",
         json_schema_extra={"flag": "pairs-mode"},
     )
-    pairs_per_shard: int = Field(50_000_000, ge=1, description="Rows of a Parquet shard of stored pairs.")
+    pairs_per_shard: int = Field(50_000_000, ge=1, description="Number of stored pairs per Parquet shard.")
     compression: Compression = Field(
         "lz4",
         description="Compression of stored pairs: lz4 is at least twice as fast to read, zstd takes about"
@@ -158,7 +159,7 @@ def check_ids(ids: NDArray[np.int32], words: int, tokens: Artifact) -> None:
     if len(ids) and not 0 <= ids.min() <= ids.max() < words:
         raise ValueError(
             f"{tokens.folder}: a token is not in the vocabulary of {counted(words, 'words')} (ids {ids.min()}"
-            f" to {ids.max()}): make the tokens again with this vocabulary"
+            f" to {ids.max()}): rebuild the tokens with this vocabulary"
         )
 
 

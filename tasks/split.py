@@ -47,21 +47,21 @@ class SplitConfig(BaseModel):
         0.1,
         ge=0,
         lt=1,
-        description="Share of the reviews used to select the best model and to stop early; with 0 the last"
-        " model is kept.",
+        description="Share of the reviews held out to select the best checkpoint and for early stopping; with"
+        " 0, the last model is kept.",
     )
     test_share: float = Field(
-        0.1, ge=0, lt=1, description="Share of the reviews on which the final model is evaluated."
+        0.1, ge=0, lt=1, description="Share of the reviews held out to evaluate the final model."
     )
     limit: int | None = Field(
-        None, ge=1, description="Use at most this many reviews, in proportion to the sizes of the labels."
+        None, ge=1, description="Maximum number of reviews to use; each label keeps its share."
     )
     label_names: list[str] | None = Field(
         None,
-        description="Names of the labels, in their order (ascending numbers, or alphabetical); if not given,"
-        " the names in the source.",
+        description="Names of the labels, in the order of the labels (numeric or alphabetical); if not given,"
+        " the source's names.",
     )
-    seed: int = Field(1, ge=0, description="Random seed of the order of the reviews.")
+    seed: int = Field(1, ge=0, description="Random seed for shuffling the reviews.")
 
     @model_validator(mode="after")
     def check_shares(self) -> Self:

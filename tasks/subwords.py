@@ -58,11 +58,11 @@ class SubwordsConfig(BaseModel):
     # not part of the key: the located encoding has a key of its own, computed from its content
     ranks: Annotated[Path | None, RunOnly()] = Field(
         None,
-        description="File of ranks (.tiktoken, or merges such as vocab.bpe) that replaces the published"
-        " ranks of the byte-pair encoding; the encoding still splits text into words.",
+        description="File of merge ranks (.tiktoken, or merges such as vocab.bpe) that replaces the published"
+        " ranks of the byte-pair encoding; its pre-tokenization pattern still applies.",
     )
     compact: bool = Field(
-        True, description="Renumber the tokens by frequency, and leave out those that do not occur."
+        True, description="Keep only tokens that occur in the corpus, and renumber them by frequency."
     )
     join: bool = Field(
         True, description="End each document with an end-of-text token instead of a line feed."
@@ -72,10 +72,10 @@ class SubwordsConfig(BaseModel):
     )
     validation: Literal["documents", "tail"] = Field(
         "documents",
-        description="What to hold out: 'documents' selected by a hash of their text, or the 'tail' of the"
-        " tokens.",
+        description="What to hold out: 'documents' selected by a hash of their text, or the last tokens of"
+        " the corpus ('tail').",
     )
-    seed: int = Field(1, ge=0, lt=HASHES, description="Random seed of the selection of held-out documents.")
+    seed: int = Field(1, ge=0, lt=HASHES, description="Random seed for the selection of held-out documents.")
 
     @field_validator("encoding")
     @classmethod
@@ -148,7 +148,7 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
         rows=trained + validated,
         unit="tokens",
         notes={
-            "tokens for validation": validated,
+            "tokens held out for validation": validated,
             "documents split between training and validation": sum(rows.values()) - documents,
         },
         facts={

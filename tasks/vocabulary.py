@@ -37,12 +37,14 @@ COUNTS = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
 
 
 class VocabularyConfig(BaseModel):
-    """Which words get an id."""
+    """Which words are in the vocabulary."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_count: int = Field(5, ge=1, description="Ignore words that occur less often than this.")
-    max_size: int | None = Field(None, ge=1, description="Keep at most this many words, the most frequent.")
+    min_count: int = Field(5, ge=1, description="Minimum count of a word; rarer words are ignored.")
+    max_size: int | None = Field(
+        None, ge=1, description="Maximum size of the vocabulary; the most frequent words are kept."
+    )
 
 
 @stage(version=2)
@@ -74,8 +76,8 @@ def vocabulary(corpus: Artifact, config: VocabularyConfig, out: Path) -> Summary
         if runs.share > MOSTLY:
             raise ValueError(runs.warning(corpus))
         raise ValueError(
-            f"no word occurs {counted(config.min_count, 'times')}: the most frequent, {word!r}, occurs"
-            f" {counted(most, 'times')}; lower min_count or read more text"
+            f"no word occurs at least {counted(config.min_count, 'times')}: the most frequent, {word!r},"
+            f" occurs {counted(most, 'times')}; lower min_count or use more text"
         )
     if runs.share > MOSTLY:
         console.warn(runs.warning(corpus))

@@ -52,7 +52,7 @@ class WindowsConfig(BaseModel):
         4,
         ge=2,
         le=1 << 20,
-        description="Tokens of a window: all but the last are inputs, the last is the label.",
+        description="Number of tokens per window: the last one is the label, the others are the inputs.",
     )
     stride: int = Field(1, ge=1, description="Distance in tokens between the starts of adjacent windows.")
     across_documents: bool = Field(False, description="Let windows span documents.")

@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to resume exactly, written atomically.
 
     checkpoints/step-0000000400/model.safetensors    the trainable's state: weights and optimizer
-                                sync.safetensors     the synchronisation strategy's state
+                                sync.safetensors     the synchronization strategy's state
                                 worker-0001.safetensors ...    if the workers' states differ
                                 state.json           position, clock, history, scores
                                 manifest.json        written last: fingerprint and digests
@@ -155,8 +155,8 @@ class Checkpoints:
     def describe_resume(self) -> str:
         """Describe where the same command would resume, as the end of a sentence."""
         if (step := self.newest_step()) is None:
-            return "there is no checkpoint: the same command starts training from the beginning"
-        return f"there is a checkpoint: the same command resumes from step {step:,}"
+            return "no checkpoint was written: run the same command again to restart training"
+        return f"run the same command again to resume from step {step:,}"
 
     def _read(self, folder: Path, remedy: str, worker: int = 0, workers: int = 1) -> Checkpoint | None:
         try:
@@ -178,7 +178,7 @@ class Checkpoints:
         if fingerprint != self.fingerprint:
             raise ValueError(
                 f"the checkpoint {folder} belongs to another run (different configuration or data):"
-                " delete that folder, or train into another one"
+                " delete that folder, or use another one"
             )
         return Checkpoint(tensors, state, sync, local)
 

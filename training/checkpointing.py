@@ -1,9 +1,9 @@
-"""Saves and restores checkpoints: the model, the synchronisation strategy and the losses.
+"""Saves and restores checkpoints: the model, the synchronization strategy and the losses.
 
-A checkpoint does not affect training, whenever it is written. Between two exchanges the replicas of a model
-differ: every worker then saves its own state, the replicas are synchronised for the common copy, and each
-worker reloads its own state. The same number of workers resumes from its own states, bit for bit; a different
-number resumes from the common copy.
+Checkpoints do not affect training, whenever they are written. Between two synchronizations, the replicas of
+a model differ: each worker then saves its own state, the replicas are synchronized for the shared copy, and
+each worker reloads its own state. A run with the same number of workers resumes from the workers' states,
+bit for bit; a run with a different number resumes from the shared copy.
 """
 
 import logging

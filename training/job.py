@@ -1,4 +1,4 @@
-"""The job of a run, its planned length and step seeds, and the state of its training."""
+"""A training job: its parameters, its planned length, its step seeds, and its state."""
 
 import hashlib
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class Job:
         if not self.checkpoint_seconds > 0:
             raise ValueError(f"checkpoint_seconds is {self.checkpoint_seconds}: it must be above 0")
         if self.stopping.patience is not None and not self.validation:
-            raise ValueError("patience watches the validation loss: hold out some examples for validation")
+            raise ValueError("patience needs a validation loss: hold out some examples for validation")
 
 
 def plan_length(stream: ShardStream, stopping: Stopping) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """The training loop for all models, in one process or as one of many workers.
 
-    for batch in stream:  trainable.train_step(batch);  sync.after_step();  every so often: record, evaluate,
+    for batch in stream:  trainable.train_step(batch);  sync.after_step();  periodically: record, evaluate,
     checkpoint, and check whether the validation loss still improves
 
 The loop does not depend on Ray, Prefect or a particular model: it drives a `Trainable`. All its decisions are

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the factor of the base learning rate at a progress of 0 to 1 through the run.
+"""Learning-rate schedules: a factor of the base learning rate as a function of progress, from 0 to 1.
 
 Schedules are functions of progress only, so restarts and the number of workers do not affect them. Bind their
 options with `functools.partial`. Over the first `warm_up` share of the run the factor rises linearly from

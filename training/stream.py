@@ -99,13 +99,13 @@ class ShardStream:
             if empty.keys() != self._empty.keys():
                 raise ValueError(
                     f"the column {self.columns[0]} has variable-length lists in only one of the shards"
-                    f" {path} and {first}: build them again"
+                    f" {path} and {first}: rebuild them"
                 )
             for name, values in empty.items():
                 if (values.dtype, values.shape) != (self._empty[name].dtype, self._empty[name].shape):
                     raise ValueError(
                         f"the column {name} is {describe_dtype(values)} in the shard {path} and"
-                        f" {describe_dtype(self._empty[name])} in {first}: build them again"
+                        f" {describe_dtype(self._empty[name])} in {first}: rebuild them"
                     )
 
         self.shuffle_buffer_rows = shuffle_buffer_bytes // sum(
@@ -281,7 +281,7 @@ def read_metadata(path: Path, columns: list[str], first_row: int) -> tuple[list[
     try:
         metadata = pq.read_metadata(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"the shard {path} can't be read ({first_line(error)}): build it again") from error
+        raise ValueError(f"the shard {path} can't be read ({first_line(error)}): rebuild it") from error
     schema = metadata.schema.to_arrow_schema()
     if missing := set(columns) - set(schema.names):
         raise ValueError(f"the shard {path} has no column {sorted(missing)}; it has {schema.names}")

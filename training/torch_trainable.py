@@ -86,7 +86,7 @@ class TorchTrainable:
         option = self._bfloat16_option
         self._bfloat16 = option(device) if callable(option) else option
         if self._bfloat16 and self._device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            logger.warning("this GPU has no bfloat16: training in float32")
+            logger.warning("this GPU does not support bfloat16: training in float32")
             self._bfloat16 = False
 
     def hardware_choices(self) -> dict[str, bool]:

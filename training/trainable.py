@@ -1,6 +1,6 @@
 """The protocols between the training loop and a model.
 
-A kernel that updates its tables in place is only a `Trainable`. A model trained by gradients is also
+A kernel that updates its tables in place is only a `Trainable`. A model trained with gradients is also
 `Differentiable`, so that workers can exchange gradients between its backward pass and its update
 (training/torch_trainable.py makes one from any torch module). An `Evaluable` model can be measured on
 held-out data.

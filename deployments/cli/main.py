@@ -21,9 +21,9 @@ COMMANDS = {
         "store": ("store:app", "List, verify, explain and remove the artifacts of the store."),
     },
     "Serve": {
-        "app": ("servers:open_app", "Serve the web page that tries the models of the store."),
-        "ui": ("servers:open_ui", "Serve Prefect's UI with the flows deployed, and run what it schedules."),
-        "deploy": ("servers:deploy", "Register the flows on the Prefect server that PREFECT_API_URL names."),
+        "app": ("servers:open_app", "Serve a web page for trying out the models in the store."),
+        "ui": ("servers:open_ui", "Start a Prefect server with the flows deployed, and run their flow runs."),
+        "deploy": ("servers:deploy", "Deploy the flows to the Prefect server at PREFECT_API_URL."),
     },
 }
 

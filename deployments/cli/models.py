@@ -1,4 +1,4 @@
-"""Commands that use a trained model: neighbours, analogies, generated text, labels of texts."""
+"""Commands that use a trained model: `neighbours`, `analogy`, `generate` and `classify`."""
 
 import json as jsons
 import sys
@@ -13,8 +13,8 @@ from lexloom.tasks.display.console import warn
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.lookup import find_model_folder
 
-Model = Annotated[str, Parameter(help="Folder of a model, the beginning of its key in the store, or latest.")]
-Count = Annotated[int, Parameter(name="-k", help="How many words to list.")]
+Model = Annotated[str, Parameter(help="Model folder, a prefix of its key in the store, or latest.")]
+Count = Annotated[int, Parameter(name="-k", help="Number of words to list.")]
 
 
 def neighbours(model: Model, word: str, /, *words: str, k: Count = 10) -> None:
@@ -66,15 +66,15 @@ def generate(
     """Generate text with a language model.
 
     Args:
-        prompt: Text to continue; repeatable, for several texts.
+        prompt: Text to continue; repeatable.
         tokens: Maximum number of tokens to generate.
-        temperature: Divisor of the logits; 0 always takes the most likely token.
+        temperature: Sampling temperature, by which the logits are divided; 0 is greedy decoding.
         top_k: Sample from the k most likely tokens; 0 samples from all.
-        top_p: Sample from the smallest set of tokens whose probabilities sum to this.
-        min_p: Sample from tokens whose probability is at least this fraction of the highest.
-        repetition_penalty: Values above 1 make tokens that have occurred less likely.
+        top_p: Sample from the smallest set of tokens whose probabilities sum to at least this.
+        min_p: Sample from tokens whose probability is at least this fraction of the highest probability.
+        repetition_penalty: Penalty for tokens that have already occurred; 1 disables it.
         seed: Random seed; the same seed generates the same text.
-        stop: Stop before this text; repeatable.
+        stop: Stop generating at this text, which is not printed; repeatable.
     """
     from lexloom.models.sampling import Sampling
 
@@ -111,12 +111,12 @@ def classify(
 ) -> None:
     """Classify texts: print a label and a score for each, in order.
 
-    The line of a missing or blank text is empty (with --json, an object of nulls).
+    For a missing or blank text, the line is empty (with --json, an object whose values are null).
 
     Args:
-        texts: Texts to classify (default: the lines of standard input), after -- if one begins with a hyphen.
-        file: Classify the lines or rows of this file.
-        device: Where to run the model.
+        texts: Texts to classify (default: the lines of stdin). Put -- first if a text begins with a hyphen.
+        file: File whose lines or rows to classify.
+        device: Device that runs the model.
         json: Print a JSON object per text, with the scores of all labels.
     """
     read = read_texts(texts, file, options or FileOptions())
@@ -130,7 +130,7 @@ def classify(
         blank += batch.count(None)
         sys.stdout.flush()
     if blank:
-        warn(f"{counted(blank, 'texts')} without a word skipped")
+        warn(f"{counted(blank, 'texts')} skipped (missing or blank)")
 
 
 def as_columns(scores: dict[str, float] | None) -> str:

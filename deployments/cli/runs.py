@@ -53,7 +53,7 @@ def latest_runs(flows: Sequence[str], limit: int) -> tuple[str, list[FlowRun]]:
     """Return where runs are recorded, and the latest `limit` runs of these flows, latest first.
 
     Raises:
-        OSError: the server does not answer or refuses the login, or the database can't be read.
+        OSError: the server does not respond or rejects the login, or the database can't be read.
     """
     settings = get_current_settings()
     if settings.api.url is not None:
@@ -61,7 +61,7 @@ def latest_runs(flows: Sequence[str], limit: int) -> tuple[str, list[FlowRun]]:
     address = settings.server.database.connection_url
     given = str(address.get_secret_value()) if address is not None else ""
     if not given.startswith(SQLITE):
-        raise OSError("Prefect's database is not a file of this machine: name its server by PREFECT_API_URL")
+        raise OSError("Prefect's database is not a local SQLite file: set PREFECT_API_URL to its server")
     file = Path(given.removeprefix(SQLITE).partition("?")[0])
     return str(file), read_database(file, flows, limit)
 
@@ -82,7 +82,7 @@ def ask_server(url: str, flows: Sequence[str], limit: int) -> list[FlowRun]:
         if isinstance(error, HTTPStatusError) and error.response.status_code == 401:
             raise OSError(error_message(error)) from error
         raise OSError(
-            f"the Prefect server at {url} does not answer ({error}): is PREFECT_API_URL right?"
+            f"the Prefect server at {url} does not respond ({error}): check PREFECT_API_URL"
         ) from error
     names = {flow.id: flow.name for flow in found}
     return [
@@ -118,5 +118,5 @@ def read_database(file: Path, flows: Sequence[str], limit: int) -> list[FlowRun]
 
 
 def in_utc(text: str | None) -> datetime | None:
-    """Parse a time as the database stores it."""
+    """Parse a timestamp of the database, which is in UTC."""
     return None if text is None else datetime.fromisoformat(text).replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Commands that start the web page and Prefect's UI, and that register the flows on a Prefect server."""
+"""Commands that start the web page or Prefect's UI, or deploy the flows to a Prefect server."""
 
 import os
 import sys
@@ -26,9 +26,9 @@ def open_app(
     port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 7860,
     allow_host: AllowHost = None,
 ) -> None:
-    """Serve the web page that tries the models of the store."""
+    """Serve a web page for trying out the models in the store."""
     if find_spec("gradio") is None:
-        raise ModuleNotFoundError("the page needs Gradio: pip install 'lexloom[app]'")
+        raise ModuleNotFoundError("the web page needs Gradio: pip install 'lexloom[app]'")
     flags = ["--host", host, "--port", str(port)]
     flags += [part for name in allow_host or () for part in ("--allow-host", name)]
     # -P: do not import a module from the current folder
@@ -43,7 +43,7 @@ def open_ui(
     no_login: bool = False,
     link: bool = False,
 ) -> int:
-    """Serve Prefect's UI with the flows deployed, and run what it starts and schedules.
+    """Start a Prefect server with the flows deployed, and run their flow runs.
 
     Args:
         no_login: Disable the login: any user of this machine can then start runs.
@@ -58,12 +58,12 @@ def open_ui(
 
 
 def deploy(*, runs: int = 2) -> None:
-    """Register the flows on the Prefect server that PREFECT_API_URL names.
+    """Deploy the flows to the Prefect server at PREFECT_API_URL.
 
-    An existing work pool keeps its limit, and existing deployments keep their schedules.
+    An existing work pool keeps its concurrency limit, and existing deployments keep their schedules.
 
     Args:
-        runs: How many runs a new work pool runs at once.
+        runs: Concurrency limit of a new work pool.
     """
     from lexloom.deployments.server.register import register
 

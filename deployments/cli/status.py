@@ -36,7 +36,7 @@ COLOURS = {"Completed": "green", "Running": "cyan", "Failed": "red", "Crashed": 
 
 
 class StageTotal(BaseModel):
-    """A stage's artifacts in the store."""
+    """Number and size of a stage's artifacts in the store."""
 
     stage: str
     artifacts: int
@@ -45,7 +45,7 @@ class StageTotal(BaseModel):
 
 
 class Status(BaseModel):
-    """What `lexloom status --json` prints."""
+    """The output of `lexloom status --json`."""
 
     store: Path
     at_work: list[StageActivity]
@@ -64,7 +64,7 @@ def status(*, runs: int = 5, json: bool = False) -> None:
     """Show active stages, the latest runs and the size of the store.
 
     Args:
-        runs: How many of the latest runs to list.
+        runs: Number of latest runs to list.
         json: Print everything as one JSON object.
     """
     if runs < 0:
@@ -129,9 +129,9 @@ def existing(folder: Path) -> Path:
 
 
 def lines(found: Status) -> Iterator[Text]:
-    yield Text("at work", style="bold")
+    yield Text("active stages", style="bold")
     if not found.at_work:
-        yield Text("  nothing", style="dim")
+        yield Text("  none", style="dim")
     for work in found.at_work:
         yield named(work.stage, how_far(work), "cyan") + Text(doing(work), style="dim")
     for work in found.interrupted:
@@ -150,10 +150,10 @@ def lines(found: Status) -> Iterator[Text]:
         yield named(stage.stage, f"{artifacts} {size(stage.bytes):>8}") + Text(
             f"   latest {ago(stage.latest.timestamp())}", style="dim"
         )
-    unfinished = f", {size(found.unfinished_bytes)} half-made" if found.unfinished_bytes else ""
+    unfinished = f", {size(found.unfinished_bytes)} unfinished" if found.unfinished_bytes else ""
     yield Text(
         f"  {counted(found.artifacts, 'artifacts')}, {size(found.bytes)}{unfinished};"
-        f" {size(found.free_bytes)} free on its disk"
+        f" {size(found.free_bytes)} of disk space free"
     )
 
 
@@ -172,7 +172,7 @@ def how_far(work: StageActivity) -> str:
 def doing(work: StageActivity) -> str:
     """Return the progress of an active stage, its process and its host."""
     if work.progress is not None:
-        figures = f"{format_progress(work.progress, 'examples')} · as of {ago(work.progress_at or 0)}"
+        figures = f"{format_progress(work.progress, 'examples')} · updated {ago(work.progress_at or 0)}"
     else:
         figures = f"{counted(work.files, 'files')}, {size(work.bytes)} so far"
     where = "" if work.host == host_name() else f" on {work.host}"
@@ -181,8 +181,8 @@ def doing(work: StageActivity) -> str:
 
 def left_behind(work: StageActivity) -> str:
     step = max(work.checkpoint or 0, work.progress["step"] if work.progress else 0)
-    further = "restarts it" if work.checkpoint is None else f"resumes from step {work.checkpoint:,}"
-    return f"  interrupted {ago(work.left_at or 0)} at step {step:,}; the same command {further}"
+    further = "restart it" if work.checkpoint is None else f"resume from step {work.checkpoint:,}"
+    return f"  interrupted {ago(work.left_at or 0)} at step {step:,}; run the same command to {further}"
 
 
 def run_line(run: Any, working: bool) -> Text:
@@ -192,7 +192,7 @@ def run_line(run: Any, working: bool) -> Text:
     text.append(f" {duration((ended - run.started).total_seconds()):>11}")
     text.append(f"   {ago(run.started.timestamp()):<14} {run.name}", style="dim")
     if run.state == "Running" and not working:
-        text.append("   no stage at work in this store", style="yellow")
+        text.append("   no active stage in this store", style="yellow")
     elif run.state in ("Failed", "Crashed") and run.message:
         message = clipped(run.message.removeprefix(PREFIX), MESSAGE_WIDTH)
         text.append(f"\n  {'':{NAME_WIDTH}} {message}", style="dim")

@@ -35,15 +35,15 @@ def ls() -> None:
 
 @app.command
 def verify(*names: str, all: bool = False) -> int:
-    """Read every file and compare its digest; exit with status 1 if an artifact is damaged or outdated.
+    """Compare all files with their digests; exit with status 1 if an artifact is damaged or outdated.
 
     Args:
-        names: A stage, the beginning of an artifact's key, STAGE/KEY, or latest (default: all artifacts).
+        names: A stage, a prefix of an artifact's key, STAGE/KEY, or latest (default: all artifacts).
         all: Also list intact artifacts.
     """
     store = Store()
     if not store.root.is_dir():
-        raise FileNotFoundError(f"there is no store at {store.root}: name it with --store or LEXLOOM_STORE")
+        raise FileNotFoundError(f"there is no store at {store.root}: set --store or LEXLOOM_STORE")
     counts = Counter[str]()
     places = find_places(store, names) if names else store.list_places()
     for found in chain(verify_places(store, places), () if names else find_obstacles(store)):
@@ -55,21 +55,21 @@ def verify(*names: str, all: bool = False) -> int:
     print(", ".join(f"{counts[state]} {state}" for state in ("intact", "damaged", "outdated")))
     if counts["unrecorded"]:
         stderr.print(
-            f"{counts['unrecorded']} of them do not record the content of their inputs (manifest format 1):"
+            f"{counts['unrecorded']} of them have manifest format 1, which does not record input digests:"
             " they count as outdated if an input is damaged or newer"
         )
     wrong = counts["damaged"] + counts["outdated"]
     if wrong:
-        stderr.print("the next run that needs one of these rebuilds it", style="yellow")
+        stderr.print("the next run that needs a damaged or outdated artifact rebuilds it", style="yellow")
     return 1 if wrong else 0
 
 
 @app.command
 def explain(name: str, /) -> None:
-    """Explain why a stage ran: which field or file had changed.
+    """Explain why a stage ran: which parameters or files had changed.
 
     Args:
-        name: A stage, the beginning of an artifact's key, STAGE/KEY, or latest.
+        name: A stage, a prefix of an artifact's key, STAGE/KEY, or latest.
     """
     store = Store()
     places = find_places(store, [name])
@@ -83,7 +83,7 @@ def explain(name: str, /) -> None:
 
 
 def find_places(store: Store, names: Sequence[str]) -> list[Place]:
-    """Find the artifacts with these names; a stage means all of its artifacts. Raises like `find_place`."""
+    """Find the artifacts with these names; a stage selects all its artifacts. Raises like `find_place`."""
     found: list[Place] = []
     for name in names:
         of_stage = [place for place in store.list_places() if place[0] == name]
@@ -96,8 +96,8 @@ def gc(*, keep: int = 5, dry_run: bool = False) -> None:
     """Remove artifacts that the latest runs do not need.
 
     Args:
-        keep: How many artifacts of each stage to keep, with everything that they were made from.
-        dry_run: Only list what would be removed.
+        keep: Number of latest artifacts of each stage to keep, together with their inputs.
+        dry_run: List what would be removed, without removing it.
     """
     if keep < 0:
         raise ValueError(f"--keep is {keep}: it must be 0 or more")

@@ -18,15 +18,15 @@ MAX_CHARACTERS = 1 << 22  # of a batch
 @Parameter(name="*")
 @dataclass(frozen=True)
 class FileOptions:
-    """The format of a file of texts, as for a corpus.
+    """How to read `--file`; the same options as for a corpus.
 
     Args:
-        text_column: Column of the text in .csv, .jsonl and .parquet files.
+        text_column: Name of the text column in .csv, .jsonl and .parquet files.
         text_encoding: Encoding of a file without a byte order mark (default: UTF-8).
         csv_delimiter: Delimiter of a .csv file: one character, or 'tab' (default: detected).
         csv_quote: Quote character of a .csv file, or 'none' (default: detected).
         csv_escape: Character that escapes a quote in a .csv file, or 'none' (default: detected).
-        invalid_utf8: How to handle text that is invalid in the file's encoding.
+        invalid_utf8: Handling of text that is invalid in the file's encoding.
     """
 
     text_column: str = "text"
@@ -46,17 +46,17 @@ def read_texts(texts: Sequence[str], file: Path | None, options: FileOptions) ->
         OSError: the file can't be read.
     """
     if texts and file:
-        raise ValueError("texts and --file can't both be given: use one of them")
+        raise ValueError("pass either texts or --file, not both")
     if texts:
         for number, text in enumerate(texts, 1):
             if not text.strip():
-                raise ValueError(f"text {number} is empty: leave it out")
+                raise ValueError(f"text {number} is empty: remove it")
         # surrogateescape restores bytes that are not UTF-8, so that they are reported like those of a file
         return decoded((text.encode("utf-8", "surrogateescape") for text in texts), "text")
     if file:
         return read_file(file, options)
     if sys.stdin.isatty():
-        raise ValueError("there is no text to classify: pass texts or --file, or pipe lines in")
+        raise ValueError("there is no text to classify: pass texts or --file, or pipe lines to stdin")
     return decoded(sys.stdin.buffer, "stdin, line")
 
 
@@ -67,7 +67,7 @@ def read_file(path: Path, options: FileOptions) -> Iterator[str | None]:
     if not path.is_file():
         return decoded(closed_after(path.open("rb")), f"{path}, line")
     if not formats.is_supported(path):
-        raise ValueError(f"{path} can't be read: {formats.SUPPORTED}; to classify its lines, pipe them in")
+        raise ValueError(f"{path} can't be read: {formats.SUPPORTED}; to classify its lines, pipe it in")
     return documents(path, options)
 
 
@@ -110,6 +110,7 @@ def decoded(lines: Iterable[bytes], what: str) -> Iterator[str | None]:
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{what} {number}, byte {error.start + 1}: not UTF-8 (0x{line[error.start]:02x}): convert it"
+                " to UTF-8"
             ) from None
 
 

@@ -47,7 +47,7 @@ class Program:
         return self._process.poll() is not None
 
     def complain(self) -> NoReturn:
-        raise RuntimeError(f"the {self.name} has ended (exit {self._process.returncode}): see {self._log}")
+        raise RuntimeError(f"the {self.name} exited with status {self._process.returncode}: see {self._log}")
 
     def restart(self) -> None:
         self._process = self._start()
@@ -59,7 +59,7 @@ class Program:
             if self.has_ended():
                 self.complain()
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the {self.name} does not answer at {url}: see {self._log}")
+                raise RuntimeError(f"the {self.name} does not respond at {url}: see {self._log}")
             time.sleep(0.2)
 
     def end(self) -> None:

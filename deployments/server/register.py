@@ -21,7 +21,7 @@ from lexloom.flows.registry import FlowEntry, flows
 
 POOL, POOL_TYPE, RUNS_AT_ONCE = "lexloom", "process", 2
 DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
-REUSE = "Stages whose results are in the store are not run again. The report is among the run's artifacts."
+REUSE = "Stages with cached results are skipped. The report is one of the run's artifacts."
 PR_SET_PDEATHSIG = 1
 
 
@@ -78,8 +78,8 @@ def make_pool(client: Any, template: Mapping[str, Any], runs: int = RUNS_AT_ONCE
         return
     if pool.type != POOL_TYPE:
         raise ValueError(
-            f"the work pool {POOL} is of type {pool.type}, not {POOL_TYPE}: delete it by `prefect work-pool"
-            f" delete {POOL}`, and the next start creates it again"
+            f"the work pool {POOL} has the type {pool.type}, not {POOL_TYPE}: delete it with `prefect"
+            f" work-pool delete {POOL}`; the next start recreates it"
         )
     client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=dict(template)))
 
@@ -108,7 +108,7 @@ def deploy(
             preexec_fn=end_with_parent,
         )
     if done.returncode:
-        raise RuntimeError("the deployments could not be applied" + (f": see {log.name}" if log else ""))
+        raise RuntimeError("the flows could not be deployed" + (f": see {log.name}" if log else ""))
     return [entry["name"] for entry in document["deployments"]]
 
 

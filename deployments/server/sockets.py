@@ -12,7 +12,7 @@ def listen(host: str, port: int) -> socket.socket:
         ValueError: there is no such port.
     """
     if not 0 <= port < 1 << 16:
-        raise ValueError(f"--port is {port}: it must be from 0, which finds a free one, to 65535")
+        raise ValueError(f"--port is {port}: it must be between 1 and 65535, or 0 for any free port")
     listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -25,7 +25,7 @@ def listen(host: str, port: int) -> socket.socket:
             listener.close()
         if error.errno == errno.EADDRINUSE:
             raise OSError(
-                f"port {port} of {host} is in use: name another with --port, or 0 for any"
+                f"port {port} on {host} is in use: choose another with --port (0 for any free port)"
             ) from error
-        raise OSError(f"the page can't be served at {host}:{port} ({error.strerror or error})") from error
+        raise OSError(f"can't listen on {host}:{port} ({error.strerror or error})") from error
     return listener

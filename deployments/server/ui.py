@@ -95,7 +95,7 @@ def operate(host: str, port: int, store: Store, allow_hosts: Sequence[str], logi
         programs.append(server)
         client = client_of(environment)
         server.until_healthy(url)
-        tell("server", begun, f"its log, and the runs', in {log.name}")
+        tell("server", begun, f"logs of the server and the runs: {log.name}")
 
         begun = time.monotonic()
         mark_crashed(client)
@@ -105,7 +105,7 @@ def operate(host: str, port: int, store: Store, allow_hosts: Sequence[str], logi
         tell("deployments", begun, " · ".join(names))
 
         work = ["prefect", "worker", "start", "--pool", POOL, "--type", POOL_TYPE]
-        work += ["--name", f"of {platform.node()}"]
+        work += ["--name", f"lexloom ui on {platform.node()}"]
         programs.append(Program("worker", work, environment, log, before=lambda: cancel_runs(client, server)))
         with publish(Session(url=url, login=secret), prefect_home()) if secret else nullcontext():
             print(invitation(url, secret), flush=True)
@@ -155,7 +155,7 @@ def login_of(address: str, wanted: bool) -> str | None:
         )
     if not ip_address(address).is_loopback:
         raise ValueError(
-            f"--no-login requires a loopback address, and --host is {address}: omit --no-login or --host"
+            f"--no-login requires a loopback address, but --host is {address}: omit --no-login or --host"
         )
     return None
 
@@ -208,8 +208,7 @@ def log_file() -> Iterator[IO[bytes]]:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(
-                f"another lexloom ui is at work on Prefect's records in {home}: end it, or name another"
-                " folder by PREFECT_HOME"
+                f"another `lexloom ui` is using {home}: stop it, or set PREFECT_HOME to another folder"
             ) from None
         log.truncate(0)
         yield log
@@ -291,7 +290,7 @@ def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
             begun = time.monotonic()
             server.restart()
             server.until_healthy(url)
-            tell("server", begun, "had ended; started again")
+            tell("server", begun, "exited unexpectedly; restarted")
         with suppress(HTTPError), asked_once():  # it is busy: next time
             for run in reversed(read_runs(client, states, SHOWN_RUNS)):
                 if told.get(run.id) != run.state_name:

@@ -80,12 +80,16 @@ def web_app(store: Store, host: str = HOST, allow_hosts: Sequence[str] = ()) -> 
 
 def main(argv: list[str] | None = None) -> int:
     """Serve the page until Ctrl-C; return the exit status."""
-    parser = argparse.ArgumentParser(prog="lexloom app", description="A web page to try a store's models.")
+    parser = argparse.ArgumentParser(
+        prog="lexloom app", description="Serve a web page for trying out the models in the store."
+    )
     parser.add_argument("--host", default=HOST, help=f"address to bind to (default: {HOST})")
     parser.add_argument(
         "--port", type=int, default=PORT, help=f"port to listen on (default: {PORT}; 0 picks a free port)"
     )
-    parser.add_argument("--store", metavar="FOLDER", help="the store (default: $LEXLOOM_STORE or artifacts/)")
+    parser.add_argument(
+        "--store", metavar="FOLDER", help="store folder (default: $LEXLOOM_STORE or artifacts/)"
+    )
     parser.add_argument(
         "--allow-host", action="append", default=[], help="additional host name to accept; repeatable"
     )

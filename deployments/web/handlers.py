@@ -56,11 +56,11 @@ def show_errors(
                 raise ValueError("no model is selected: train one, and press Refresh")
             yield from handler(catalog, model, *args, **kwargs)
         except ModuleNotFoundError as error:
-            yield error_message(f"the package {error.name} is missing: pip install 'lexloom[sentiment]'")
+            yield error_message(f"{error.name} is not installed: pip install 'lexloom[sentiment]'")
         except (ValueError, LookupError, OSError) as error:
             yield error_message(str(error))
         except Exception as error:
-            logging.getLogger("lexloom").exception("a handler of the page failed")
+            logging.getLogger("lexloom").exception("a web page handler failed")
             yield error_message(f"internal error ({type(error).__name__}): see the terminal for details")
 
     return handle
@@ -82,7 +82,7 @@ def check_length(field: str, text: str | None) -> str:
     limit = MAX_CHARACTERS[field]
     if len(text or "") > limit:
         raise ValueError(
-            f"this {field} has {counted(len(text or ''), 'characters')}: the limit is {limit:,}; shorten it"
+            f"the {field} has {counted(len(text or ''), 'characters')}; the limit is {limit:,}: shorten it"
         )
     return text or ""
 
@@ -122,9 +122,9 @@ def attribution_content(
         parts += [(text[place:start], None), (words, mark)]
         place = start + len(words)
     truncated = bool(text[place:].strip())
-    note = f"Decrease of the log-odds of \u201c{label}\u201d when each word is removed."
+    note = f"Decrease in the log-odds of \u201c{label}\u201d when a word is removed."
     if truncated:
-        note += f" The model reads the first {counted(max_length, 'tokens')}; the rest is grey."
+        note += f" Only the first {counted(max_length, 'tokens')} are classified; the rest is shown in grey."
     return {
         "parts": parts,
         "unread": text[place:] if truncated else "",
@@ -175,9 +175,9 @@ def write(
     """Show the continuation of the prompt while the model generates it."""
     numbers = (tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     if any(number is None for number in numbers):
-        raise ValueError("a number under \u201cSampling options\u201d is empty: fill it in")
+        raise ValueError("a field under \u201cSampling options\u201d is empty: enter a number")
     if tokens > MAX_TOKENS:
-        raise ValueError(f"{tokens:,} tokens are too many: the limit of this page is {MAX_TOKENS:,}")
+        raise ValueError(f"{tokens:,} tokens exceed the limit of {MAX_TOKENS:,}: lower the maximum")
     prompt = check_length("prompt", prompt)
     sampling = Sampling(
         max_tokens=int(tokens),
@@ -221,8 +221,8 @@ def next_token(catalog: ModelCatalog, model: str, context: str) -> Iterator[Mark
         if language_model.context is None
         else f"the last {counted(language_model.context, 'tokens')}"
     )
-    note = f"The model reads {limit}" + (
-        f"; {SPACE_SIGN} is a space." if ids else ". The context is empty: these tokens begin a text."
+    note = f"The model sees {limit}" + (
+        f"; {SPACE_SIGN} is a space." if ids else ". The context is empty: these tokens start a text."
     )
     if language_model.has_probabilities:
         note += " Select a token to append it."
@@ -230,7 +230,7 @@ def next_token(catalog: ModelCatalog, model: str, context: str) -> Iterator[Mark
         shares = [float(value) for value in best.values]
         figures = [f"{value:.1%}" for value in shares]
     else:
-        note += " It predicts an embedding: bars show each token's similarity, not a probability."
+        note += " It predicts an embedding, so the bars show similarities, not probabilities."
         best = logits.topk(min(NEXT_TOKENS, len(logits)))
         low, high = float(logits.median()), float(best.values[0])
         shares = [(float(value) - low) / ((high - low) or 1.0) for value in best.values]
@@ -291,7 +291,7 @@ def find_word(vectors: WordVectors, word: str, field: str) -> str:
     """
     word = word.strip()
     if not word:
-        raise ValueError(f"the field \u201c{field.capitalize()}\u201d is empty: type a word")
+        raise ValueError(f"the field \u201c{field.capitalize()}\u201d is empty: enter a word")
     spellings = (SPACE_SIGN + word, SPACE_SIGN + word.lower(), word, word.lower())
     found = next((spelling for spelling in spellings if spelling in vectors), word)
     vectors[found]  # raises if it is unknown

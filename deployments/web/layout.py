@@ -48,12 +48,12 @@ TABS = {
     "classify": Tab(
         "Classify",
         "classify",
-        "Classify a text, and see which words decide.",
+        "Classify a text, and show how much each word contributes.",
         "This store has no classifier yet.",
         "lexloom sentiment",
     ),
     "write": Tab(
-        "Write",
+        "Generate",
         "generate",
         "Generate text with a language model.",
         "This store has no language model yet.",
@@ -62,7 +62,7 @@ TABS = {
     "next-token": Tab(
         "Next token",
         "generate",
-        "See which tokens a language model predicts next.",
+        "Show the most likely next tokens of a language model.",
         "This store has no language model yet.",
         "lexloom window-lm",
     ),
@@ -192,7 +192,7 @@ def write_tab(bind: Bind, models: gr.Dropdown) -> None:
             gr.Number(0, precision=0, minimum=0, label="Seed"),
         ]
     with gr.Row(elem_classes="ask"):
-        run = gr.Button("Write", variant="primary")
+        run = gr.Button("Generate", variant="primary")
         stop = gr.Button("Stop")
     result = gr.HTML(apply_default_css=False, elem_classes="answer")
     writing = gr.on(
@@ -232,7 +232,7 @@ def next_token_tab(bind: Bind, models: gr.Dropdown, tab: gr.Tab) -> None:
 def words_tab(bind: Bind, models: gr.Dropdown) -> None:
     with gr.Row(elem_classes="inline"):
         word = gr.Textbox(label="Word", placeholder="peace", lines=1, max_lines=1)
-        look_up = gr.Button("Neighbours", variant="primary")
+        look_up = gr.Button("Find neighbours", variant="primary")
     nearest = gr.HTML(apply_default_css=False, elem_classes="answer", js_on_load=PICK)
     request = {
         "fn": bind(handlers.neighbours),

@@ -173,7 +173,7 @@ def in_turn(
         try:
             if not await session.connected():
                 yield error_message(
-                    f"no client connected to read this result within {GRACE_SECONDS:g} seconds: try again"
+                    f"no client connected within {GRACE_SECONDS:g} seconds to receive the result: try again"
                 )
                 return
             try:

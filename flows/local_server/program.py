@@ -1,7 +1,7 @@
 """Prefect's temporary server as a program: python -m lexloom.flows.local_server.program PORT.
 
-It listens on loopback only, rejects cross-site requests, and exits when its parent exits, even by SIGKILL:
-the parent holds the write end of the server's standard input, and the kernel closes it.
+It listens on loopback only, rejects cross-site requests, and exits when its parent exits, even if the parent
+is killed by SIGKILL: the parent holds the write end of the server's standard input, and the kernel closes it.
 """
 
 import os

@@ -43,10 +43,10 @@ class TemporaryServer(SubprocessASGIServer):
 
 
 def start_server() -> None:
-    """Start the temporary server if this process needs one, or check that the configured one answers.
+    """Start the temporary server if this process needs one, or check that the configured server responds.
 
     Raises:
-        ConnectionError: the server that Prefect's settings name does not answer.
+        ConnectionError: the configured Prefect server does not respond.
     """
     if needs_server():
         SubprocessASGIServer().start()
@@ -63,8 +63,8 @@ def require_server(url: str) -> None:
         except httpx.HTTPError as error:
             if attempt == ATTEMPTS - 1:
                 raise ConnectionError(
-                    f"PREFECT_API_URL is {url}, but no Prefect server answers there ({error}): start one,"
-                    " correct the address, or unset it to use a temporary server"
+                    f"PREFECT_API_URL is {url}, but no Prefect server responds there ({error}): start one,"
+                    " correct the URL, or unset the variable to use a temporary server"
                 ) from error
             time.sleep(RETRY_SECONDS)
         except httpx.InvalidURL as error:

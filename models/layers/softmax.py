@@ -1,8 +1,8 @@
 """Output layers for large vocabularies: from features to the cross-entropy of the label, fast on CPUs.
 
-`AdaptiveSoftmax` (Grave et al. 2017, "Efficient softmax approximation for GPUs") uses that a few tokens make
-up most of a text: those have an entry each in a small *head*; the others are in *tails*, which are only
-computed for labels in them, from narrower features. It is exact: the probabilities sum to 1.
+`AdaptiveSoftmax` (Grave et al. 2017, "Efficient softmax approximation for GPUs") exploits that a few tokens
+make up most of a text. These have their own entries in a small *head*; the others are in *tails*, which are
+computed from narrower features and only for labels in them. It is exact: the probabilities sum to 1.
 
 Ids must be ordered by frequency, the most frequent first, for the adaptive softmax.
 

@@ -1,4 +1,4 @@
-"""Batches of texts of similar length, and their computation in threads."""
+"""Batching of texts by length, and computation of batches in threads."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -269,8 +269,8 @@ def check_ids(name: str, ids: np.ndarray, words: int) -> None:
     if lowest < 0 or highest >= words:
         offending = lowest if lowest < 0 else highest
         raise ValueError(
-            f"The batch's {name} column contains the id {offending}, but the vocabulary's ids are 0 to "
-            f"{words - 1}: use the vocabulary that the pairs were made with."
+            f"the batch's {name} column contains the id {offending}, but the vocabulary's ids are 0 to "
+            f"{words - 1}: use the vocabulary from which the pairs were built"
         )
 
 
@@ -278,10 +278,10 @@ def check_pairs(targets: np.ndarray, contexts: np.ndarray, words: int) -> None:
     """Raise a ValueError unless both are 1-dimensional, int32, of equal length, and in the vocabulary."""
     if targets.ndim != 1 or targets.shape != contexts.shape:
         raise ValueError(
-            f"target has the shape {targets.shape} and context {contexts.shape}: both must be (pairs,)."
+            f"target has the shape {targets.shape} and context {contexts.shape}: both must be (pairs,)"
         )
     if targets.dtype != np.int32 or contexts.dtype != np.int32:
-        raise ValueError(f"target is {targets.dtype} and context {contexts.dtype}: both must be int32.")
+        raise ValueError(f"target is {targets.dtype} and context {contexts.dtype}: both must be int32")
     check_ids("target", targets, words)
     check_ids("context", contexts, words)
 
@@ -317,13 +317,13 @@ def start_batch(
     words, stride = vectors.shape
     if outputs.shape != vectors.shape or probability.shape != (words,) or alias.shape != (words,):
         raise ValueError(
-            f"The tables are {vectors.shape} and {outputs.shape}, the noise {probability.shape} and "
-            f"{alias.shape}: all must have one row per word."
+            f"the tables are {vectors.shape} and {outputs.shape}, the noise {probability.shape} and "
+            f"{alias.shape}: all must have one row per word"
         )
     if stride % LANES:
-        raise ValueError(f"A row has {stride} floats: pad rows to a multiple of {LANES}.")
+        raise ValueError(f"a row has {stride} floats: pad rows to a multiple of {LANES}")
     if not all(table.flags.carray and table.dtype == np.float32 for table in (vectors, outputs)):
-        raise ValueError("The tables must be float32, contiguous and writeable.")
+        raise ValueError("the tables must be float32, contiguous and writeable")
     check_pairs(targets, contexts, words)
     if not len(targets):
         return PendingBatch([])

@@ -88,7 +88,7 @@ def _load_kernel(device: str, negatives: int, stride: int) -> Any:
     if sgns_triton.fits(negatives, stride):
         return sgns_triton
     logger.warning(
-        "Rows of %d floats with %d negatives are too large for the Triton kernel: training on the GPU with"
+        "rows of %d floats with %d negatives are too large for the Triton kernel: training on the GPU with"
         " plain torch, which is slower",
         stride,
         negatives,

@@ -98,22 +98,20 @@ class Word2Vec:
             ("programs", programs),
         ):
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: it must be at least 1.")
+                raise ValueError(f"{name} is {value}: it must be at least 1")
         if not 0 <= min_learning_rate <= learning_rate:
             raise ValueError(
-                f"The learning rate can't decay from {learning_rate} to {min_learning_rate}: "
-                f"0 <= min_learning_rate <= learning_rate must hold."
+                f"the learning rate can't decay from {learning_rate} to {min_learning_rate}: "
+                f"min_learning_rate must be between 0 and learning_rate"
             )
         words = len(probability)
         if words == 0 or probability.shape != (words,) or alias.shape != (words,):
             raise ValueError(
-                f"The alias table has the shapes {probability.shape} and {alias.shape}: "
-                f"it must have one probability and one alias per word, and at least one word."
+                f"the alias table has the shapes {probability.shape} and {alias.shape}: "
+                f"it must have one probability and one alias per word, and at least one word"
             )
         if alias.min() < 0 or alias.max() >= words:
-            raise ValueError(
-                f"The alias table has ids from {alias.min()} to {alias.max()} for {words} words."
-            )
+            raise ValueError(f"the alias table has ids from {alias.min()} to {alias.max()} for {words} words")
 
         self.dim = dim
         self.negatives = negatives
@@ -145,8 +143,8 @@ class Word2Vec:
             return
         if not torch.cuda.is_available():
             raise ValueError(
-                f"Word2Vec cannot train on the device {device!r}: torch finds no GPU on this machine "
-                f"(torch.cuda.is_available() is False). Train on 'cpu', or install torch for CUDA."
+                f"Word2Vec can't train on the device {device!r}: torch finds no GPU on this machine "
+                f"(torch.cuda.is_available() is False): train on 'cpu', or install torch for CUDA"
             )
         self.to_device(torch.device(device))
 
@@ -259,16 +257,16 @@ class Word2Vec:
         """
         tables = self.tables()
         if state.keys() != tables.keys():
-            raise ValueError(f"A state of Word2Vec has the tables {sorted(tables)}, not {sorted(state)}.")
+            raise ValueError(f"a state of Word2Vec has the tables {sorted(tables)}, not {sorted(state)}")
         for name, table in tables.items():
             if state[name].shape != table.shape:
                 raise ValueError(
-                    f"The table '{name}' is {tuple(state[name].shape)} in the state, but "
-                    f"{tuple(table.shape)} in the model: use the same vocabulary and dim."
+                    f"the table '{name}' is {tuple(state[name].shape)} in the state, but "
+                    f"{tuple(table.shape)} in the model: use the same vocabulary and dim"
                 )
             if state[name][:, self.dim :].any():
                 raise ValueError(
-                    f"The table '{name}' is not zero from column {self.dim} on: use the same dim."
+                    f"the table '{name}' is not zero from column {self.dim} on: use the same dim"
                 )
         for name, table in tables.items():
             table.copy_(state[name])
@@ -293,8 +291,8 @@ class Word2VecFromTokens(Word2Vec):
         self._skipgrams = skipgrams
         if skipgrams.keep_thresholds.shape != probability.shape:
             raise ValueError(
-                f"The alias table has {len(probability)} words, but the subsampling thresholds have"
-                f" {len(skipgrams.keep_thresholds)}: make both from the same vocabulary."
+                f"the alias table has {len(probability)} words, but the subsampling thresholds have"
+                f" {len(skipgrams.keep_thresholds)}: build both from the same vocabulary"
             )
 
     def prepare(self, device: str) -> None:

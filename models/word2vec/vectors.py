@@ -1,4 +1,4 @@
-"""Word vectors of any origin: nearest neighbours, analogies, and file formats.
+"""Word vectors: nearest neighbours, analogies, and file formats.
 
 Lexloom's own format is safetensors and JSON; word2vec's text and binary formats are for other tools.
 
@@ -68,17 +68,17 @@ class WordVectors:
         self._ids = {word: i for i, word in enumerate(self.words)}
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.words):
             raise ValueError(
-                f"{len(self.words)} words do not match vectors of shape {tuple(self.vectors.shape)}."
+                f"{len(self.words)} words do not match vectors of shape {tuple(self.vectors.shape)}"
             )
         if len(self._ids) != len(self.words):
             twice = next(word for i, word in enumerate(self.words) if self._ids[word] != i)
             raise ValueError(
-                f"The word '{twice}' occurs twice in the vocabulary: every word must have one row."
+                f"the word '{twice}' occurs twice in the vocabulary: every word must have one row"
             )
         norms = torch.linalg.vector_norm(self.vectors, dim=1, dtype=torch.float64)  # (V,), no overflow
         if not norms.isfinite().all():
             row = int((~norms.isfinite()).nonzero()[0])
-            raise ValueError(f"The vector of '{self.words[row]}' (row {row}) is not finite.")
+            raise ValueError(f"the vector of '{self.words[row]}' (row {row}) is not finite")
         self._inverse_norms = (1.0 / norms.clamp_min(torch.finfo(torch.float32).tiny)).float()
 
     def __len__(self) -> int:
@@ -101,17 +101,17 @@ class WordVectors:
             return self._ids[spelling]
         if not spelling:
             raise UnknownWordError(
-                f"This model's normalization removes all of '{word}': use a word of letters."
+                f"this model's normalization removes all of '{word}': use a word with letters"
             )
         parts = spelling.split()
         if len(parts) > 1:
             raise UnknownWordError(
-                f"This model splits '{word}' into {len(parts)} words ({', '.join(parts)}): use one of them."
+                f"this model splits '{word}' into {len(parts)} words ({', '.join(parts)}): use one of them"
             )
         alike = [spelling.lower()] if spelling.lower() in self._ids else []
         near = alike or get_close_matches(spelling, self.words[:_MAX_SPELLINGS])
-        hint = f" Similar: {', '.join(near)}." if near else ""
-        raise UnknownWordError(f"'{spelling}' is not one of the {len(self):,} words of this model.{hint}")
+        hint = f"; similar words: {', '.join(near)}" if near else ""
+        raise UnknownWordError(f"'{spelling}' is not in the vocabulary of {len(self):,} words{hint}")
 
     def _unit(self, ids: list[int]) -> Tensor:
         return self.vectors[ids] * self._inverse_norms[ids, None]
@@ -130,7 +130,7 @@ class WordVectors:
         queries = torch.as_tensor(vectors, dtype=torch.float32)
         if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
             raise ValueError(
-                f"The vectors have the shape {tuple(queries.shape)}: it must be (Q, {self.vectors.shape[1]})."
+                f"the vectors have the shape {tuple(queries.shape)}: it must be (Q, {self.vectors.shape[1]})"
             )
         return self._nearest(normalize(queries), k, torch.empty(len(queries), 0, dtype=torch.long))
 
@@ -150,7 +150,7 @@ class WordVectors:
     def _nearest(self, queries: Tensor, k: int, excluded: Tensor) -> list[Neighbours]:
         """Search in blocks. queries: (Q, dim) of length 1; excluded: (Q, E) ids."""
         if k < 1:
-            raise ValueError(f"k is {k}: it must be at least 1.")
+            raise ValueError(f"k is {k}: it must be at least 1")
         found: list[Neighbours] = []
         for first in range(0, len(queries), _QUERY_BLOCK):
             block = slice(first, first + _QUERY_BLOCK)
@@ -226,20 +226,20 @@ class WordVectors:
         model, vocabulary = Path(folder) / "model.safetensors", Path(folder) / "vocabulary.json"
         for path in (model, vocabulary):
             if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing: {folder} holds no word vectors.")
+                raise FileNotFoundError(f"{path} is missing: {folder} does not contain word vectors")
         try:
             ids = json.loads(vocabulary.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{vocabulary} is not JSON ({error}): save it again.") from None
+            raise ValueError(f"{vocabulary} is not JSON ({error}): save it again") from None
         if not isinstance(ids, dict) or not all(isinstance(i, int) for i in ids.values()):
-            raise ValueError(f"{vocabulary} does not map words to ids: save it again.")
+            raise ValueError(f"{vocabulary} does not map words to ids: save it again")
         words = sorted(ids, key=ids.__getitem__)
         if [ids[word] for word in words] != list(range(len(words))):
-            raise ValueError(f"{vocabulary}: the ids are not 0 to {len(words) - 1}: save it again.")
+            raise ValueError(f"{vocabulary}: the ids are not 0 to {len(words) - 1}: save it again")
         try:
             vectors = load_file(model)["vectors"]
         except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{model} has no tensor 'vectors' ({error}): save it again.") from None
+            raise ValueError(f"{model} has no tensor 'vectors' ({error}): save it again") from None
         rules = read_normalization(folder)
         try:
             return cls(words, vectors, rules)
@@ -306,8 +306,8 @@ def save_word2vec_counts(words: Sequence[str], counts: Sequence[int], path: str 
     for row, word in enumerate(words):
         if has_white_space(word):
             raise ValueError(
-                f"The word {word!r} (row {row + 1}) contains white space, which this format does not support:"
-                " remove it."
+                f"the word {word!r} (row {row + 1}) contains white space, which this format does not support:"
+                " remove it"
             )
     with open(path, "wb") as file:
         for word, count in zip(words, counts, strict=True):
@@ -324,15 +324,15 @@ def _writable(row: int, word: str) -> bytes:
         if word and " " not in word and "\n" not in word:
             return word.encode()
     raise ValueError(
-        f"The word {word!r} (row {row + 1}) can't be written in word2vec's format, where words are UTF-8, "
-        f"not empty, and without spaces and line breaks: remove it, or use save()."
+        f"the word {word!r} (row {row + 1}) can't be written in word2vec's format, where words are UTF-8, "
+        f"not empty, and without spaces and line breaks: remove it, or use save()"
     )
 
 
 def _malformed(path: str | Path, row: int, what: str) -> ValueError:
     return ValueError(
-        f"{path}, row {row + 1}: {what}. Check that the file is complete and that binary= is correct, "
-        f"or export it again."
+        f"{path}, row {row + 1}: {what}: check that the file is complete and that binary= is correct, "
+        f"or export it again"
     )
 
 
@@ -342,7 +342,7 @@ def _header(path: str | Path, file: BinaryIO, binary: bool) -> tuple[int, int]:
     fields = line.split()
     if not line.endswith(b"\n") or len(fields) != 2 or not all(field.isdigit() for field in fields):
         raise ValueError(
-            f"{path}: the first line is {line[:40]!r}, not '<words> <dimensions>' as in word2vec's format."
+            f"{path}: the first line is {line[:40]!r}, not '<words> <dimensions>' as in word2vec's format"
         )
     words, dim = int(fields[0]), int(fields[1])
     room = os.fstat(file.fileno()).st_size - len(line)
@@ -350,7 +350,7 @@ def _header(path: str | Path, file: BinaryIO, binary: bool) -> tuple[int, int]:
     if dim < 1 or words * shortest_row > room:
         raise ValueError(
             f"{path}: the first line announces {words} words of {dim} numbers, but only {room} bytes follow: "
-            f"the file is truncated, or not in {'binary' if binary else 'text'} format."
+            f"the file is truncated, or not in {'binary' if binary else 'text'} format"
         )
     return words, dim
 

@@ -114,7 +114,7 @@ def ignore_server_errors() -> Iterator[None]:
     try:
         yield
     except Exception:
-        logger.warning("Prefect's UI could not be updated; training continues", exc_info=True)
+        logger.warning("could not update Prefect's UI; training continues", exc_info=True)
 
 
 def curve_rows(points: list[Progress], unit: str) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Scores of a classifier's probabilities: accuracy, F1, ROC AUC, confusion and calibration.
 
-Calibration compares scores with accuracy: of all texts scored about 0.9, nine in ten should be right
+Calibration compares scores with accuracy: of all texts with a score of about 0.9, 90% should be correct
 (expected calibration error; Guo et al. 2017, "On Calibration of Modern Neural Networks").
 """
 
@@ -16,8 +16,7 @@ BINS = 10
 class LabelScore(BaseModel):
     """Precision, recall and F1 of one label.
 
-    Precision is None for a label that is never predicted, recall for one that no review has, and F1 for one
-    that is neither.
+    Precision is None if the label is never predicted, recall if no review has it, and F1 if both are None.
     """
 
     label: str
@@ -40,10 +39,10 @@ class Bin(BaseModel):
 class Scores(BaseModel):
     """Scores of a classifier on the test reviews.
 
-    `f1` is the mean over the labels that occur, as a true or a predicted one (macro). `roc_auc` is the mean
-    over labels, each against the others (with two labels, the usual one), and None if all reviews have one
-    label. `confusion` has a row for each true label and a column for each predicted one. `ece`, the expected
-    calibration error, is the mean distance of score and accuracy over bins, weighted by their reviews.
+    `f1` is the macro average over labels that occur as true or predicted labels. `roc_auc` is the one-vs-rest
+    average over labels (for two labels, the binary ROC AUC), and None if all reviews have the same label.
+    `confusion` has a row for each true label and a column for each predicted one. `ece`, the expected
+    calibration error, is the mean |score - accuracy| over bins, weighted by their number of reviews.
     """
 
     accuracy: float
@@ -58,7 +57,7 @@ class Scores(BaseModel):
 def compute_scores(
     probabilities: NDArray[np.floating], truth: NDArray[np.int64], labels: list[str]
 ) -> Scores:
-    """Score probabilities, (N, C), against true label numbers, (N,)."""
+    """Compute the scores of probabilities, (N, C), for true label indices, (N,)."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # its import takes a second
 
     predicted, known = probabilities.argmax(1), range(len(labels))

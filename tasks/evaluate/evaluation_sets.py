@@ -1,4 +1,4 @@
-"""Files with questions for word vectors: word similarity and analogies, the user's or those of gensim."""
+"""Evaluation sets for word vectors: word similarity and analogies, from the user or from gensim."""
 
 import importlib.util
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ Kind = Literal["similarity", "analogies"]
 
 
 class EvaluationSet(BaseModel):
-    """A file of questions, identified by its content and not by its path."""
+    """An evaluation file, identified by its content and not by its path."""
 
     name: str
     kind: Kind
@@ -48,7 +48,7 @@ class EvaluationSets(BaseModel):
 
 
 def find_sets(similarity: list[Path] | None, analogies: list[Path] | None) -> EvaluationSets:
-    """Find the named files of both kinds; None stands for those that gensim installs, if it is installed.
+    """Find the given files of both kinds; None selects those that gensim includes, if it is installed.
 
     Raises:
         FileNotFoundError: a named file does not exist.
@@ -94,7 +94,7 @@ def read_similarity(path: Path) -> list[tuple[str, str, float]]:
             first, second, score = fields
             pairs.append((first, second, float(score)))
         except ValueError:
-            raise ValueError(f"{place}: not 'word word score': {' '.join(fields)[:80]!r}") from None
+            raise ValueError(f"{place}: expected 'word word score', got {' '.join(fields)[:80]!r}") from None
     return pairs
 
 
@@ -111,17 +111,17 @@ def read_analogies(path: Path) -> dict[str, list[list[str]]]:
             questions = sections.setdefault(" ".join(fields[1:]), [])
         elif questions is None:
             raise ValueError(
-                f"{place}: a question before the first section: put ': name of the section' above"
+                f"{place}: a question before the first section: put a line ': section name' above it"
             )
         elif len(fields) != 4:
-            raise ValueError(f"{place}: {len(fields)} words instead of four: {' '.join(fields)[:80]!r}")
+            raise ValueError(f"{place}: expected four words, got {len(fields)}: {' '.join(fields)[:80]!r}")
         else:
             questions.append(fields)
     return sections
 
 
 def fields_of(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield ("file:line", fields between white space) of each line that is neither empty nor a comment."""
+    """Yield ("file:line", white-space separated fields) of each line that is neither empty nor a comment."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             try:

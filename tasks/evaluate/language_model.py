@@ -1,8 +1,8 @@
-"""Evaluation of a language model on held-out text, beside an n-gram and a unigram of the same training text.
+"""Evaluation of a language model on held-out text, compared with n-gram and unigram baselines.
 
-- perplexity: exp of the mean cross-entropy per token; comparable between models with one tokenizer.
-- bits per byte: the summed cross-entropy over the bytes of the text in UTF-8; comparable between tokenizers.
-- top-1, top-5: the share of tokens that are the most probable one, or among the five most probable.
+- perplexity: exp of the mean cross-entropy per token; comparable between models with the same tokenizer.
+- bits per byte: the total cross-entropy in bits over the number of UTF-8 bytes; comparable across tokenizers.
+- top-1, top-5: the share of tokens predicted as the most probable, or among the five most probable.
 
 All are measured on the same tokens: those that the model predicts in the held-out windows. A model that
 predicts embeddings has no distribution, so only its accuracies are measured.
@@ -58,7 +58,7 @@ class EvaluateLMConfig(BaseModel):
     max_tokens: int = Field(
         1_000_000,
         ge=1,
-        description="Approximate maximum of held-out tokens to evaluate on, in evenly spaced windows.",
+        description="Approximate maximum number of held-out tokens to evaluate on, in evenly spaced windows.",
     )
     device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
         "cpu", description="Device that evaluates the model."
@@ -69,7 +69,7 @@ class EvaluateLMConfig(BaseModel):
 
 
 class Score(BaseModel):
-    """The figures of one model; None if a figure is not defined for it."""
+    """The metrics of one model; None if a metric is not defined for it."""
 
     name: str
     perplexity: float | None
@@ -79,7 +79,7 @@ class Score(BaseModel):
 
 
 class LMEvaluation(BaseModel):
-    """The content of `evaluation.json`: scores of the model and then the baselines, and their test text."""
+    """The content of `evaluation.json`: scores of the model and the baselines, and the size of the text."""
 
     scores: list[Score]
     tokens: int
@@ -92,7 +92,7 @@ def read_lm_evaluation(artifact: Artifact) -> LMEvaluation:
 
 
 def highlights(artifact: Artifact, width: int) -> Text:
-    """Return what a run prints of its evaluation."""
+    """Return the evaluation summary that a run prints."""
     found = read_lm_evaluation(artifact)
     longest = max(len(score.name) for score in found.scores)
     lines = [Text(f"\n{'':{longest}}  bits/byte  perplexity  top-1  top-5", style="bold")]
@@ -122,7 +122,7 @@ def evaluate_lm(
     """
     held_out = windows.files(VALIDATION)
     if not held_out:
-        raise ValueError("no text was held out to measure the model on: set validation_share above 0")
+        raise ValueError("no text was held out for evaluation: set validation_share above 0")
     family = find_family(model.folder, "generate")
     network: LanguageModel = family.load(model.folder, config.device)
     size = windows.facts["size"]
@@ -164,7 +164,7 @@ def evaluate_lm(
 
 
 def verdict(model: Score, baselines: list[Score]) -> str:
-    """Return one sentence on whether the model beats the baselines, by each figure."""
+    """Return one sentence on whether the model beats the baselines, for each metric."""
     figures: dict[str, Callable[[Score], float]] = {"top-1 accuracy": lambda score: score.top_1}
     if model.bits_per_byte is not None:
         figures = {"bits per byte": lambda score: -(score.bits_per_byte or 0.0), **figures}
@@ -178,11 +178,11 @@ def verdict(model: Score, baselines: list[Score]) -> str:
     for verb, found in (("beats", better), ("does NOT beat", worse)):
         names_in = [f"the {names} in {' and '.join(by)}" for names, by in found.items()]
         parts += [f"{verb} {' and '.join(names_in)}"] if names_in else []
-    return f"{model.name} {', but '.join(parts)}{': train longer, or wider' if worse else ''}."
+    return f"{model.name} {', but '.join(parts)}{': train longer, or use a larger model' if worse else ''}."
 
 
 class Tally:
-    """Sums that become one model's score."""
+    """Accumulates the metrics of one model."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -190,7 +190,7 @@ class Tally:
         self._nats: float | None = 0.0
 
     def add(self, nats: float | None, best: NDArray[np.integer], labels: Ids) -> None:
-        """`best` is (n, BEST), `labels` (n,)."""
+        """Add the most probable tokens, (n, BEST), and the labels, (n,)."""
         hits = best == labels[:, None]
         self.tokens += len(labels)
         self.first += int(hits[:, 0].sum())
@@ -211,7 +211,7 @@ class Tally:
 def count_baselines(
     tokens: Artifact, tokenizer: Tokenizer, order: int, config: EvaluateLMConfig
 ) -> dict[str, KneserNey]:
-    """Return the n-gram and the unigram by name."""
+    """Return the n-gram and unigram baselines by name."""
     ids, offsets = training_tokens(tokens, config.baseline_tokens)
     names = {order: f"{order}-gram", 1: "unigram"}
     return {
@@ -252,7 +252,7 @@ def spread_windows(files: list[Path], size: int, step: int, rows: int) -> Iterat
 def contexts_of(windows: Ids, predicted: int, length: int) -> Ids:
     """Return the tokens before each of the last `predicted` tokens of windows (B, T + 1).
 
-    (B predicted, length), at most `length` tokens each, padded with NO_TOKEN.
+    The shape is (B * predicted, length); shorter contexts are padded with NO_TOKEN.
     """
     padded = np.pad(windows[:, :-1], ((0, 0), (length, 0)), constant_values=NO_TOKEN)
     if not length:

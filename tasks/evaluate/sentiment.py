@@ -1,7 +1,7 @@
-"""Evaluation of a classifier on test reviews, beside a bag-of-words baseline.
+"""Evaluation of a classifier on test reviews, compared with a bag-of-words baseline.
 
-The baseline is a logistic regression on tf-idf weighted words, by scikit-learn, trained on the same reviews
-in the same run: a neural model that does not beat it is not worth its cost.
+The baseline is scikit-learn's logistic regression on tf-idf features, trained on the same reviews in the same
+run. A neural model that does not beat it is not worth its cost.
 """
 
 import heapq
@@ -28,12 +28,12 @@ from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.run import TRAIN
 
 FILE = "evaluation.json"
-MODEL, BASELINE = "classifier", "bag of words"
+MODEL, BASELINE = "classifier", "bag-of-words baseline"
 TEST = "test-*.parquet"
 
 
 class EvaluateSentimentConfig(BaseModel):
-    """Size of the baseline, and what the report shows."""
+    """Size of the baseline, and number of mistakes in the report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,7 +62,8 @@ class Mistake(BaseModel):
 class SentimentEvaluation(BaseModel):
     """The content of `evaluation.json`.
 
-    `met_before` test reviews were also in the training or validation part; `reviews` does not count them.
+    `met_before` is the number of test reviews that also occur in the training or validation part; `reviews`
+    excludes them.
     """
 
     model: Scores
@@ -87,16 +88,16 @@ def named_scores(found: SentimentEvaluation) -> list[tuple[str, Scores]]:
 def verdict(found: SentimentEvaluation) -> str:
     """Return one sentence on whether the model beats the baseline."""
     if found.baseline is None:
-        return "There was no baseline to compare it with."
+        return "There is no baseline for comparison."
     apart = 100 * (found.model.accuracy - found.baseline.accuracy)
     if apart > 0:
-        return f"The {MODEL} beats the {BASELINE} by {apart:.1f} points of accuracy."
-    behind = f"it is {-apart:.1f} points of accuracy behind" if apart else "both are equally accurate"
-    return f"The {MODEL} does NOT beat the {BASELINE}: {behind}. Train more blocks, or on more reviews."
+        return f"The {MODEL} beats the {BASELINE} by {apart:.1f} percentage points of accuracy."
+    behind = f"its accuracy is {-apart:.1f} percentage points lower" if apart else "the accuracy is the same"
+    return f"The {MODEL} does NOT beat the {BASELINE}: {behind}. Train more blocks, or use more reviews."
 
 
 def highlights(artifact: Artifact, width: int) -> Text:
-    """Return what a run prints of its evaluation."""
+    """Return the evaluation summary that a run prints."""
     found = read_sentiment_evaluation(artifact)
     names = [name for name, _ in named_scores(found)]
     longest = max(map(len, names))
@@ -116,7 +117,7 @@ def one_label_note(found: SentimentEvaluation) -> list[str]:
     if found.model.roc_auc is not None:
         return []
     (only,) = [each.label for each in found.model.labels if each.reviews]
-    return [f"There is no ROC AUC, which needs test reviews of two labels: all have the label {only!r}."]
+    return [f"ROC AUC is undefined, because all test reviews have the label {only!r}."]
 
 
 def shown(figure: float | None) -> str:
@@ -127,13 +128,13 @@ def shown(figure: float | None) -> str:
 def evaluate_sentiment(
     model: Artifact, reviews: Artifact, test: Artifact, config: EvaluateSentimentConfig, out: Path
 ) -> Summary:
-    """Write `evaluation.json`: the scores of model and baseline on test reviews, and the worst mistakes.
+    """Write `evaluation.json`: scores of model and baseline on test reviews, and most confident mistakes.
 
-    `reviews` is the split that the model was trained on. `test` is the same again, for its test part, or
-    reviews of another source with matched labels.
+    `reviews` is the split that the model was trained on. `test` is the same split, whose test part is used,
+    or reviews of another source with matched labels.
 
     Raises:
-        ValueError: there is no test review.
+        ValueError: there are no test reviews.
         ImportError: scikit-learn is not installed.
     """
     classifier = load_model(model.folder, "classify", config.device or "cpu")
@@ -198,7 +199,7 @@ def predict(classifier: TextClassifier, baseline: Any, test: Artifact, mistakes:
             bar.update(done, f"{done / seconds:.0f} reviews/s")
     if not done:
         raise ValueError(
-            "there is no test review to evaluate the model on: hold some out with --test-share, or name a"
+            "there are no test reviews to evaluate the model on: hold some out with --test-share, or set"
             " --test-source"
         )
     theirs = np.concatenate(others) if others else None
@@ -206,7 +207,7 @@ def predict(classifier: TextClassifier, baseline: Any, test: Artifact, mistakes:
 
 
 class WorstMistakes:
-    """The mistakes with the highest scores of all that were added."""
+    """Keeps the mistakes with the highest scores."""
 
     def __init__(self, labels: Sequence[str], most: int) -> None:
         self._labels, self._most, self._added = labels, most, 0
@@ -234,7 +235,7 @@ class WorstMistakes:
 def bag_of_words(reviews: Artifact, most: int) -> Any:
     """Return the baseline, trained on the first `most` training reviews, which are in random order.
 
-    None, with a warning, if it can't be trained: all have one label, or none has words.
+    Return None, with a warning, if it can't be trained: all reviews have the same label, or none has words.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -254,7 +255,7 @@ def bag_of_words(reviews: Artifact, most: int) -> Any:
             break
     if len(set(labels[:most])) < 2:
         console.warn(
-            f"no {BASELINE} to compare with: one label in the first {counted(len(labels[:most]), 'reviews')};"
+            f"no {BASELINE}: only one label in the first {counted(len(labels[:most]), 'reviews')};"
             " raise --baseline-reviews"
         )
         return None
@@ -263,12 +264,12 @@ def bag_of_words(reviews: Artifact, most: int) -> Any:
             texts[:most], labels[:most]
         )
     except ValueError as error:  # such as of reviews without a word of two letters
-        console.warn(f"no {BASELINE} to compare with: {error}")
+        console.warn(f"no {BASELINE}: {error}")
         return None
 
 
 def baseline_probabilities(baseline: Any, texts: list[str], labels: int) -> NDArray[np.floating]:
-    """Return the baseline's probabilities, (N, C); 0 for a label that none of its reviews had."""
+    """Return the baseline's probabilities, (N, C); 0 for labels that do not occur in its training reviews."""
     found = np.zeros((len(texts), labels))
     found[:, baseline.classes_] = baseline.predict_proba(texts)
     return found

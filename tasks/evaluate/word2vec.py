@@ -29,12 +29,12 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     neighbours_of: list[str] | None = Field(
-        None, description="Words whose nearest neighbours to list; if not given, eight frequent words."
+        None, description="Words for which to list neighbours; if not given, eight frequent words."
     )
     neighbours: int = Field(8, ge=1, le=100, description="Number of neighbours to list for each word.")
     similarity: Annotated[list[Path] | None, RunOnly()] = Field(
         None,
-        description="Word-similarity files with lines of word, word, score; if not given, WordSim-353 and"
+        description="Word-similarity files with lines 'word word score'; if not given, WordSim-353 and"
         " SimLex-999 if gensim is installed.",
     )
     analogies: Annotated[list[Path] | None, RunOnly()] = Field(
@@ -42,9 +42,7 @@ class EvaluateConfig(BaseModel):
         description="Analogy files with ': section' lines and lines of four words; if not given, Google's"
         " analogies if gensim is installed.",
     )
-    restrict: int = Field(
-        300_000, ge=1, description="Number of most frequent words to which the scores are restricted."
-    )
+    restrict: int = Field(300_000, ge=1, description="Restrict the scores to this many most frequent words.")
 
 
 def locate_sets(config: EvaluateConfig) -> EvaluationSets:
@@ -89,7 +87,7 @@ def read_evaluation(artifact: Artifact) -> Evaluation:
 
 
 def highlights(artifact: Artifact, width: int) -> Text:
-    """Return what a run prints of its evaluation, in lines of at most `width` characters."""
+    """Return the evaluation summary that a run prints, in lines of at most `width` characters."""
     evaluation = read_evaluation(artifact)
     found = evaluation.neighbours
     longest = max(map(len, [*(entry.word for entry in found), *evaluation.unknown]), default=0)
@@ -102,7 +100,7 @@ def highlights(artifact: Artifact, width: int) -> Text:
                 line = Text.assemble(line, cell)
         lines.append(line)
     for word in evaluation.unknown:
-        lines.append(Text.assemble((f"{word:<{longest}}", "bold"), ("  is none of the model's words", "dim")))
+        lines.append(Text.assemble((f"{word:<{longest}}", "bold"), ("  is not in the vocabulary", "dim")))
     return Text("\n").join(lines)
 
 
@@ -149,22 +147,22 @@ def evaluate_word2vec(
     (out / FILE).write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
     facts: dict[str, JsonValue] = dict(evaluation.scores())
     if not sets.sets:
-        facts["scores"] = "none: no evaluation set at hand; install gensim, or name files"
+        facts["scores"] = "none: no evaluation sets found; install gensim, or set --similarity or --analogies"
     return Summary(
         rows_in=len(vectors),
         unit_in="words",
         rows=len(known) + len(sets.sets),
-        unit="figures",
-        dropped={"asked for and unknown": len(unknown)},
+        unit="results",
+        dropped={"requested words not in the vocabulary": len(unknown)},
         facts=facts,
     )
 
 
 def example_words(words: list[str]) -> list[str]:
-    """Return eight words whose neighbours are informative, by the vocabulary alone.
+    """Select eight words with informative neighbours, from the vocabulary alone.
 
     The most frequent words of any language are its function words, and frequent words are short (Zipf), so
-    the examples are spread over the longer half of the words that follow. Models of one text get the same.
+    the examples are spread over the longer half of the words that follow. All models of a text get the same.
     """
     frequent = words[EXAMPLE_RANKS] or words
     median = float(np.median([len(word) for word in frequent]))

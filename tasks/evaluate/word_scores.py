@@ -1,8 +1,8 @@
 """Scores of word vectors on word similarity and analogies.
 
-They are those of gensim's `evaluate_word_pairs` and `evaluate_word_analogies`: only the `restrict` most
-frequent words take part, case is ignored, and questions with an unknown word are skipped and counted
-(coverage). Matrix products run in batches of bounded size.
+They match gensim's `evaluate_word_pairs` and `evaluate_word_analogies`: only the `restrict` most frequent
+words are used, case is ignored, and questions with an unknown word are skipped and counted (coverage). Matrix
+products are computed in batches of bounded size.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ SCORES_AT_ONCE = 1 << 26  # float32: 256 MB
 
 
 class SimilarityScore(BaseModel):
-    """Spearman's rank correlation of human judgements and cosines; None if either is constant."""
+    """Spearman's rank correlation between human and cosine similarities; None if either is constant."""
 
     name: str
     pairs: int
@@ -50,7 +50,7 @@ class AnalogyScore(BaseModel):
 
 
 class Scorer:
-    """Scores the vectors of the `restrict` most frequent words; of words that differ in case, the first."""
+    """Scores the `restrict` most frequent words; of words that differ only in case, the most frequent one."""
 
     def __init__(self, vectors: WordVectors, restrict: int) -> None:
         self._unit = torch.nn.functional.normalize(vectors.vectors[:restrict])  # (V, dim)
@@ -62,7 +62,7 @@ class Scorer:
                 self._variants.setdefault(first, []).append(word_id)
 
     def similarity(self, name: str, pairs: list[tuple[str, str, float]]) -> SimilarityScore:
-        """Return Spearman's correlation of human scores and cosines."""
+        """Return Spearman's correlation between human scores and cosine similarities."""
         known = [
             (self._ids[folded(a)], self._ids[folded(b)], score)
             for a, b, score in pairs

@@ -44,7 +44,7 @@ def find_vocabulary(table: Path, named: Path | None) -> Path | None:
         if not named.is_file():
             raise FileNotFoundError(f"the vocabulary {named} does not exist: correct its path")
         if named.suffix not in VOCABULARIES:
-            raise ValueError(f"a vocabulary is read from {' '.join(VOCABULARIES)}, not from {named.name}")
+            raise ValueError(f"the vocabulary {named.name} must be one of {' '.join(VOCABULARIES)}")
         return named
     candidates = [
         path
@@ -81,7 +81,7 @@ def read_table(path: Path, vocabulary: Path | None) -> tuple[list[str], Matrix]:
         if len(words) != len(matrix):
             raise ValueError(
                 f"{path} has {counted(len(matrix), 'rows')}, but its vocabulary {vocabulary} has"
-                f" {len(words):,} words: they do not belong together"
+                f" {len(words):,} words: use the matching vocabulary"
             )
     for start in range(0, len(matrix), ROWS_AT_ONCE):
         finite = np.isfinite(matrix[start : start + ROWS_AT_ONCE]).all(axis=1)
@@ -174,7 +174,7 @@ def read_header(path: Path) -> tuple[int | None, int, bool]:
     found = len(fields) - 1 - ends_with_space
     if found < 1 or dim not in (None, found):
         expected = "numbers" if dim is None else f"{dim} numbers, as declared in the first line"
-        raise ValueError(f"{path}, row 1: {line[:40]!r} is not a word and {expected}: is this a text format?")
+        raise ValueError(f"{path}, row 1: {line[:40]!r} is not a word and {expected}: check the format")
     return declared, found, ends_with_space
 
 
@@ -227,7 +227,7 @@ def read_parquet(path: Path) -> tuple[list[str], Matrix]:
     if len(lists) == 1:
         column = table.column(lists[0]).combine_chunks()
         if column.null_count:
-            raise ValueError(f"{path}, row {column.is_null().index(True).as_py() + 1}: no vector")
+            raise ValueError(f"{path}, row {column.is_null().index(True).as_py() + 1}: the vector is missing")
         lengths = column.value_lengths().to_numpy(zero_copy_only=False)
         if (lengths != lengths[0]).any():
             row = int((lengths != lengths[0]).argmax())
@@ -263,7 +263,7 @@ def text_column(table: pa.Table, path: Path) -> list[str]:
             words: list[str] = table.column(field.name).to_pylist()
             if None in words:
                 row = next(row for row, word in enumerate(words, 1) if word is None)
-                raise ValueError(f"{path}, row {row}: no word in the column {field.name}")
+                raise ValueError(f"{path}, row {row}: the word is missing in the column {field.name}")
             return words
     raise ValueError(f"{path} has no text column for the words, only {table.schema.names}")
 
@@ -278,7 +278,7 @@ def read_words(path: Path) -> list[str]:
             return text.removesuffix("\n").split("\n")
         content = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"the vocabulary {path} can't be read ({error}): write it again") from error
+        raise ValueError(f"the vocabulary {path} can't be read ({error}): export it again") from error
     if isinstance(content, dict):
         words = sorted(content, key=lambda word: content[word])
         if [content[word] for word in words] == list(range(len(words))):

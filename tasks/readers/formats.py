@@ -14,7 +14,7 @@ from lexloom.tasks.readers.streams import COMPRESSIONS, split_name
 from lexloom.tasks.readers.text_files import read_text
 
 FORMATS = {".txt": read_text, ".jsonl": read_json_lines, ".csv": read_csv, ".parquet": read_parquet}
-SUPPORTED = f"supported are {', '.join(FORMATS)}, each also as {' or '.join(COMPRESSIONS)}"
+SUPPORTED = f"supported formats are {', '.join(FORMATS)}, also as {' or '.join(COMPRESSIONS)}"
 
 
 def is_supported(path: Path) -> bool:

@@ -19,8 +19,8 @@ NAN = r"^(NaN|nan)$"
 MAX_EXACT_INTEGER = 1 << 53  # not every larger integer is a double
 
 WRITTEN_AS_DECIMALS = "labels like 4.0 read as 4"
-NEGATIVE_CLASSES = "negative class labels read as no label"
-NAN_CELLS = "NaN cells read as no label"
+NEGATIVE_CLASSES = "negative class labels treated as missing"
+NAN_CELLS = "NaN cells treated as missing"
 
 
 def from_values(values: pa.Array, names: list[str] | None) -> tuple[pa.StringArray, Counter[str]] | None:

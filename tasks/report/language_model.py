@@ -1,4 +1,4 @@
-"""The report on a language model: its scores, those of the n-gram baselines, and samples of its text."""
+"""The report on a language model: scores of the model and its baselines, and generated samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +68,7 @@ def report_lm(
 def headline(
     metrics: dict[str, Any], found: LMEvaluation, manifests: Sequence[Manifest]
 ) -> list[tuple[str, str]]:
-    """Return (label, value) of the main figures, without unknown ones."""
+    """Return (label, value) of the main metrics, without unknown ones."""
     made = {manifest.stage: manifest.summary for manifest in manifests}
     score = found.scores[0]
     parameters = [each.summary.rows for each in manifests if each.summary.unit.endswith("parameters")]
@@ -99,7 +99,7 @@ def score_rows(scores: Sequence[Score]) -> list[list[str]]:
 
 
 def training_samples(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (caption, text) of samples written during training: the first, the last, and some in between."""
+    """Return (caption, text) of samples from training: the first, the last, and some in between."""
     scores = [score for score in metrics.get("scores", []) if score.get("sample", "").strip()]
     last = len(scores) - 1
     places = sorted({round(last * shown / (SHOWN_SAMPLES - 1)) for shown in range(SHOWN_SAMPLES)})
@@ -114,7 +114,7 @@ def markdown(model: Artifact, evaluation: Artifact, samples: Artifact, config: R
     found, manifests = read_lm_evaluation(evaluation), lineage(model, evaluation, samples)
     parts = [
         f"# {plain(config.title)}",
-        markdown_table(["figure", "value"], headline(read_metrics(model), found, manifests)),
+        markdown_table(["metric", "value"], headline(read_metrics(model), found, manifests)),
         "## Evaluation",
         plain(found.verdict),
         markdown_table(SCORE_COLUMNS, score_rows(found.scores)),

@@ -1,4 +1,4 @@
-"""Content that every report shares: training curves and times, stages and configuration.
+"""Content shared by all reports: training curves and times, stages and configuration.
 
 A report is a template (tasks/display/templates/) that extends report.html.j2; this module and the report
 stages compute the values that it shows.
@@ -32,9 +32,9 @@ SHOWN_VALUES = 8  # of a list in the configuration
 SHOWN_VERSIONS = ("lexloom", "torch", "ray", "prefect", "numba", "pyarrow")
 
 STOP_REASONS = {
-    "max_epochs": "Training stopped after the last epoch.",
-    "max_steps": "Training stopped after the last step.",
-    "max_seconds": "Training stopped at its time limit.",
+    "max_epochs": "Training completed all epochs.",
+    "max_steps": "Training stopped at the maximum number of steps.",
+    "max_seconds": "Training stopped at the time limit.",
     "patience": "Training stopped early: the validation loss no longer improved.",
 }
 
@@ -97,7 +97,7 @@ def training_content(metrics: dict[str, Any], unit: str) -> dict[str, Any]:
     ]
     note = STOP_REASONS.get(str(metrics.get("stop_reason")), "")
     if best:
-        note += f" The model is from step {metrics['best_step']:,}, which had the lowest validation loss."
+        note += f" The saved model is that of step {metrics['best_step']:,}, with the lowest validation loss."
     return {
         "charts": [chart for chart in charts if chart],
         "times": time_rows(metrics),
@@ -120,7 +120,7 @@ def curve(
 ) -> Markup | None:
     """Plot a metric against the examples seen; return None if it has fewer than two values.
 
-    Set `smooth` for a metric that is a mean over the examples since the point before.
+    Set `smooth` for a metric that is a mean over the examples since the previous point.
     """
     known = [(entry["examples"], entry[name]) for entry in points if is_number(entry.get(name))]
     if len(known) < 2:
@@ -196,7 +196,7 @@ def write_report(
     unit_in: str,
     **content: Any,
 ) -> Summary:
-    """Render `template` with `content` into `report.html`, one file without a script or other files.
+    """Render `template` with `content` to `report.html`, a self-contained file without scripts.
 
     `rows_in` and `unit_in` say what was evaluated, for the summary.
     """

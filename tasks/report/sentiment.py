@@ -1,4 +1,4 @@
-"""The report on a sentiment classifier: its scores, those of a bag-of-words baseline, and its errors."""
+"""The report on a sentiment classifier: scores of the classifier and its baseline, and errors."""
 
 import re
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from lexloom.tasks.report.sections import (
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Summary
 from lexloom.tasks.store.stage import stage
 
-SCORE_COLUMNS = ["", "accuracy", "F1", "ROC AUC", "calibration error", "time to train"]
+SCORE_COLUMNS = ["", "accuracy", "F1", "ROC AUC", "calibration error", "training time"]
 LABEL_COLUMNS = ["label", "reviews", "precision", "recall", "F1"]
 MATRIX_LABELS = 7  # with more labels, the most frequent confusions are listed instead
 MATRIX_ROOM, CELL_LEAST_ROOM = 84, 6  # pixels of padding: of a column of cells, and the minimum of a cell
@@ -83,7 +83,7 @@ def report_sentiment(
 def headline(
     model: Artifact, metrics: dict[str, Any], found: SentimentEvaluation, manifests: Sequence[Manifest]
 ) -> list[tuple[str, str]]:
-    """Return (label, value) of the main figures, without unknown ones."""
+    """Return (label, value) of the main metrics, without unknown ones."""
     trained_on = [each.summary.facts["train"] for each in manifests if each.stage == "frozen_features"]
     figures: list[tuple[str, str | None]] = [
         ("accuracy", f"{found.model.accuracy:.1%}"),
@@ -129,7 +129,7 @@ def score_rows(
 
 
 def seconds_to_train(metrics: dict[str, Any], manifests: Sequence[Manifest]) -> float | None:
-    """Return the seconds of training and of computing its features."""
+    """Return the time of training, including the computation of features, in seconds."""
     if "seconds" not in metrics:
         return None
     return float(metrics["seconds"]) + sum(
@@ -138,13 +138,13 @@ def seconds_to_train(metrics: dict[str, Any], manifests: Sequence[Manifest]) -> 
 
 
 def scores_note(model: Artifact, found: SentimentEvaluation) -> str:
-    excluded = f" ({found.met_before:,} that occur in the training set excluded)" if found.met_before else ""
+    excluded = f" (without {found.met_before:,} that occur in the training data)" if found.met_before else ""
     notes = [
         verdict(found),
         *one_label_note(found),
-        f"Evaluated on {counted(found.reviews, 'held-out reviews')}{excluded}, "
-        f"{found.reviews_per_second:,.0f} reviews per second. The encoder is {backbone_of(model)}; the"
-        " training time includes its features.",
+        f"Evaluated on {counted(found.reviews, 'held-out reviews')}{excluded} at"
+        f" {found.reviews_per_second:,.0f} reviews per second. The encoder is {backbone_of(model)}; the"
+        " training time includes computing its features.",
     ]
     if found.baseline is not None:
         notes.append("The baseline is a logistic regression on tf-idf features, trained in the same run.")
@@ -205,11 +205,11 @@ def labels_note(scores: Scores) -> str:
     more = len(scores.labels) - LABELS_SHOWN
     if more <= 0:
         return ""
-    return f"The {LABELS_SHOWN} most frequent labels; evaluation.json has the other {more:,}."
+    return f"The {LABELS_SHOWN} most frequent labels; the other {more:,} are in evaluation.json."
 
 
 def mistake_card(mistake: Mistake) -> dict[str, str]:
-    """Return a mistake for the template: the beginning of its text, and the rest, which is folded."""
+    """Return a mistake for the template: the beginning of its text, and the rest, which is collapsed."""
     beginning, rest = excerpt(mistake.text.strip())
     return {
         "label": mistake.label,
@@ -237,7 +237,7 @@ def markdown(model: Artifact, evaluation: Artifact, config: ReportSentimentConfi
     manifests = lineage(model, evaluation)
     parts = [
         f"# {plain(config.title)}",
-        markdown_table(["figure", "value"], headline(model, metrics, found, manifests)),
+        markdown_table(["metric", "value"], headline(model, metrics, found, manifests)),
         "## Evaluation",
         *(plain(note) for note in (verdict(found), *one_label_note(found))),
         markdown_table(SCORE_COLUMNS, score_rows(metrics, found, manifests)),

@@ -98,7 +98,7 @@ def read_run(model: Artifact, evaluation: Artifact, vocabulary: Artifact) -> Run
 
 
 def headline(run: Run) -> list[tuple[str, str]]:
-    """Return (label, value) of the main figures, without unknown ones."""
+    """Return (label, value) of the main metrics, without unknown ones."""
     metrics, made = run.metrics, {manifest.stage: manifest.summary for manifest in run.manifests}
     figures: list[tuple[str, str | None]] = [
         ("words", f"{len(run.vectors):,}"),
@@ -107,7 +107,7 @@ def headline(run: Run) -> list[tuple[str, str]]:
         ("epochs", format_metric(metrics, "epochs", "{:g}")),
         ("loss, last epoch", format_metric(metrics, "loss", "{:.4f}")),
         (
-            f"{unit_of(run)} a second",
+            f"{unit_of(run)} per second",
             short(metrics["examples_per_second"]) if "examples_per_second" in metrics else None,
         ),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
@@ -118,7 +118,7 @@ def headline(run: Run) -> list[tuple[str, str]]:
 
 
 def unit_of(run: Run) -> str:
-    """Return the unit of training examples: pairs, or tokens if pairs were drawn while training."""
+    """Return the unit of training examples: pairs, or tokens if pairs were sampled during training."""
     return str(run.metrics.get("unit", "pairs"))
 
 
@@ -147,15 +147,15 @@ def score_rows(evaluation: Evaluation) -> list[list[str]]:
     ]
 
 
-SCORE_COLUMNS = ["set", "measure", "score", "coverage"]
+SCORE_COLUMNS = ["set", "metric", "score", "coverage"]
 
 
 def markdown(model: Artifact, evaluation: Artifact, vocabulary: Artifact, config: ReportConfig) -> str:
     """Return the report's figures as Markdown, for the flow run's page in Prefect's UI."""
     run = read_run(model, evaluation, vocabulary)
-    parts = [f"# {plain(config.title)}", markdown_table(["figure", "value"], headline(run))]
+    parts = [f"# {plain(config.title)}", markdown_table(["metric", "value"], headline(run))]
     if run.evaluation.similarity or run.evaluation.analogies:
-        parts += ["## Scores", markdown_table(SCORE_COLUMNS, score_rows(run.evaluation))]
+        parts += ["## Evaluation", markdown_table(SCORE_COLUMNS, score_rows(run.evaluation))]
     if run.evaluation.neighbours:
         rows = [
             [entry.word, ", ".join(f"{near.word} {near.similarity:.2f}" for near in entry.neighbours)]
@@ -215,7 +215,7 @@ def frequency_content(run: Run) -> dict[str, Any] | None:
     ]
     total = sum(run.counts)
     shares = [
-        [f"the first {short(top)}", f"{sum(run.counts[:top]) / total:.1%}"]
+        [f"top {short(top)}", f"{sum(run.counts[:top]) / total:.1%}"]
         for top in (10, 100, 1_000, 10_000, 100_000)
         if top < len(run.counts)
     ]

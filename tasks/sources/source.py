@@ -48,7 +48,7 @@ class Source(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str = Field(description="what the user called it")
+    name: str = Field(description="name given by the user")
 
     @abstractmethod
     def identity(self) -> list[JsonValue]:
@@ -77,9 +77,9 @@ class Source(BaseModel, ABC):
 class FileSource(Source):
     """Files on disk, read in order of name."""
 
-    digest: str = Field(description="of all names, sizes and contents")
+    digest: str = Field(description="digest of all names, sizes and contents")
     files: list[SourceFile] = Field(exclude=True, repr=False)
-    left_out: dict[str, int] = Field({}, exclude=True, description="reason -> files that are not read")
+    left_out: dict[str, int] = Field({}, exclude=True, description="reason -> number of skipped files")
 
     def identity(self) -> list[JsonValue]:
         return ["files", self.digest]

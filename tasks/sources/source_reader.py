@@ -128,7 +128,7 @@ class SourceReader:
 
 
 def split_long(batch: pa.RecordBatch, most: int) -> tuple[pa.RecordBatch, int]:
-    """Split texts longer than `most` bytes into rows marked as parts; return the batch and their number."""
+    """Split texts longer than `most` bytes into rows marked as parts; return the batch and their count."""
     if (pc.max(pc.binary_length(batch["text"])).as_py() or 0) <= most:
         return batch, 0
     parts: list[bytes] = []

@@ -16,11 +16,11 @@ ID_FILES = ("encoder.json", "vocab.json")
 
 
 class LocatedEncoding(BaseModel):
-    """An encoding by its name and content, which is an input of the stage `subwords`."""
+    """An encoding, identified by its name and content; an input of the stage `subwords`."""
 
     name: str
-    digest: str = Field(description="sha256 of the file of ranks; empty where there is none")
-    path: Path | None = Field(exclude=True, description="a file that the user named")
+    digest: str = Field(description="SHA-256 of the rank file; empty if there is none")
+    path: Path | None = Field(exclude=True, description="rank file given by the user")
 
     @property
     def key(self) -> str:
@@ -54,7 +54,7 @@ class LocatedEncoding(BaseModel):
 
 
 def read_published_ranks(name: str) -> bytes:
-    """Return the content of a published file of ranks, from an installed package or by tiktoken."""
+    """Return the content of a published rank file, from an installed package or downloaded by tiktoken."""
     published = PUBLISHED[name]
     advice = ""
     if published.distribution is not None:

@@ -57,13 +57,13 @@ class RunOnly:
 class Summary(BaseModel):
     """A stage's row counts and results, for the terminal, the manifest and the report."""
 
-    rows_in: int = Field(ge=0, description="rows that came in")
-    unit_in: str = Field(description="what such a row is: 'documents', 'words', ...")
-    rows: int = Field(ge=0, description="rows that went out")
-    unit: str = Field(description="what such a row is")
-    dropped: dict[str, int] = Field(default={}, description="reason -> rows of `unit_in` that it cost")
-    notes: dict[str, int] = Field(default={}, description="what else befell rows that went on -> how many")
-    facts: dict[str, JsonValue] = Field(default={}, description="figures that later stages or people read")
+    rows_in: int = Field(ge=0, description="number of input rows")
+    unit_in: str = Field(description="unit of input rows: 'documents', 'words', ...")
+    rows: int = Field(ge=0, description="number of output rows")
+    unit: str = Field(description="unit of output rows")
+    dropped: dict[str, int] = Field(default={}, description="reason -> number of dropped input rows")
+    notes: dict[str, int] = Field(default={}, description="what happened to rows that were kept -> count")
+    facts: dict[str, JsonValue] = Field(default={}, description="values for later stages and for reports")
 
 
 class Artifact(BaseModel):

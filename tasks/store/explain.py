@@ -63,7 +63,7 @@ def compare_manifests(old: Manifest, new: Manifest, by_key: dict[str, Manifest])
         for name, before, after in changed_fields(old.config, new.config)
     ]
     if old.version != new.version:
-        found.append(Change(f"{new.stage} itself: version {old.version} -> {new.version}"))
+        found.append(Change(f"{new.stage}: version {old.version} -> {new.version}"))
     old_inputs = {entry.name: entry for entry in old.inputs}
     for name in old_inputs.keys() - {entry.name for entry in new.inputs}:
         found.append(Change(f"{new.stage} no longer has the input {name}"))

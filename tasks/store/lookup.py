@@ -46,8 +46,7 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
         return found[0]
     if found:
         raise ValueError(
-            f"{name} is ambiguous ({format_places(found)}): give more characters of the key, or STAGE/ before"
-            " it"
+            f"{name} is ambiguous ({format_places(found)}): give more characters of the key, or use STAGE/KEY"
         )
     if matches:
         raise ValueError(f"{name} is {format_places(matches)}, but this command needs a {wanted} artifact")

@@ -181,7 +181,7 @@ class Stage:
                     return Completed(name="Cached", data=artifact)
             else:
                 displaced = (
-                    f" and moving the obstacle to {DISPLACED}-*" if store.is_blocked(self.name, key) else ""
+                    f" and moving what is there to {DISPLACED}-*" if store.is_blocked(self.name, key) else ""
                 )
                 console.warn(f"{self.name}: {damage}; rebuilding it{displaced}")
                 why = [f"rebuilt: {damage}"]
@@ -300,7 +300,7 @@ def scratch_folder(
     with store.lock(f"{name}-{key}", wait=False) as alone:
         folder = store.scratch(name, key) if alone else store.new_folder(f"{name}-scratch", key)
         if clear_stale_scratch(folder, read):
-            console.note(name, "starts again: its inputs have changed since its progress was saved")
+            console.note(name, "restarting: the inputs have changed since the progress was saved")
         yield {"scratch": folder}
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -341,7 +341,7 @@ def is_retriable(state: Any, kind: type[Exception]) -> bool:
     try:
         state.result()
     except kind as error:
-        console.warn(f"{error}; trying again")
+        console.warn(f"{error}; retrying")
         return True
     except Exception:
         return False

@@ -1,7 +1,7 @@
-"""What the training stages have in common after training: the trained network, its folder and its summary.
+"""Shared by the training stages: restores the trained network, and writes metrics, model card and summary.
 
-Each stage writes the weights in the form of its model. The metrics, the model card and the summary are the
-same for all.
+Each stage writes the weights in the format of its model. Metrics, model card and summary have the same form
+for all models.
 """
 
 import json
@@ -68,12 +68,12 @@ def select_facts(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_training(metrics: dict[str, Any], examples: str) -> str:
-    """Return a sentence of a model card: how long the model was trained, and its losses."""
+    """Return the model card's sentence on training: examples, epochs, time and losses."""
     losses = f"training loss {metrics['loss']:.4f} in the last epoch"
     if "validation_loss" in metrics:
         losses += f", validation loss {metrics['validation_loss']:.4f}"
     return (
-        f"Trained by Lexloom on {counted(metrics['examples'], examples)}"
+        f"Trained with Lexloom on {counted(metrics['examples'], examples)}"
         f" ({counted(metrics['epochs'], 'epochs')}) in {metrics['seconds']:.1f} seconds: {losses}."
     )
 

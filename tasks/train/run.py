@@ -1,7 +1,7 @@
-"""What the training stages have in common: their parameters, the run of a training job, and its metrics.
+"""Shared by the training stages: their parameters, the execution of a training job, and its metrics.
 
-Each model has a stage of its own (word2vec.py and so on) that connects it with the training loop and writes
-the model folder (model_folder.py).
+Each model has its own stage (word2vec.py and others), which connects the model to the training loop and
+writes the model folder (model_folder.py).
 """
 
 import os
@@ -38,14 +38,17 @@ SHUFFLE_BUFFER_BYTES = 1 << 24  # in each lane: a few thousand contexts of 1,024
 ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
 
-Epochs = Annotated[int, Field(ge=1, description="Passes over all examples.")]
-BatchSize = Annotated[int, Field(ge=LANES, description="Examples per step, over all workers.")]
+Epochs = Annotated[int, Field(ge=1, description="Number of passes over the training examples.")]
+BatchSize = Annotated[
+    int, Field(ge=LANES, description="Global batch size: examples per step, over all workers.")
+]
 Workers = Annotated[
     int,
     Field(
         ge=1,
         le=LANES,
-        description="Data-parallel workers, each with a replica of the model; 1 with the local runner.",
+        description="Number of data-parallel workers, each with a replica of the model; 1 with the local"
+        " runner.",
     ),
 ]
 Runner = Annotated[
@@ -56,7 +59,9 @@ Runner = Annotated[
         " Ray."
     ),
 ]
-SyncPeriod = Annotated[int, Field(ge=1, description="Steps between two exchanges (average and diloco).")]
+SyncPeriod = Annotated[
+    int, Field(ge=1, description="Number of steps between synchronizations (average and diloco).")
+]
 GradientSync = Annotated[
     Literal["all_reduce", "average", "diloco"],
     Field(
@@ -68,14 +73,14 @@ GradientSync = Annotated[
 MatrixPrecision = Annotated[
     Precision,
     Field(
-        description="Precision of matrix products; 'auto' uses bfloat16 if it is measured to be faster, and"
-        " keeps the choice when a run is resumed."
+        description="Precision of matrix multiplications; 'auto' uses bfloat16 if a measurement shows that it"
+        " is faster. A resumed run keeps the choice."
     ),
 ]
 
 
 class TrainConfig(BaseModel):
-    """Parameters of the training of any model.
+    """Training parameters of all models.
 
     `shuffle_buffer_bytes`: bytes of examples that each lane shuffles at a time (`Job.shuffle_buffer_bytes`).
     """
@@ -91,51 +96,57 @@ class TrainConfig(BaseModel):
         None,
         ge=1,
         le=LANES,
-        description="Train with as few workers as this while the cluster has no room for all.",
+        description="Minimum number of workers; training uses fewer workers while the cluster has no room for"
+        " all. If not given, all are required.",
     )
     threads: int = Field(
         1,
         ge=1,
         le=256,
-        description="Threads per worker; a CPU run with more than one is fast but not reproducible to the"
-        " bit.",
+        description="Threads per worker; more than one is faster on a CPU, but not bit-for-bit reproducible.",
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="'cuda' gives each worker a GPU.")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Training device; with 'cuda', each worker uses one GPU."
+    )
     batch_size: BatchSize = 32_768  # below what a subclass computes its default from
     max_steps: int | None = Field(None, ge=1, description="Maximum number of steps.")
     max_seconds: float | None = Field(
         None,
         gt=0,
-        description="Maximum training time in seconds. The learning rate then follows the time, so the result"
-        " depends on the speed of the machine.",
+        description="Maximum training time in seconds. The learning rate schedule then follows the elapsed"
+        " time, so the result depends on the speed of the machine.",
     )
     patience: int | None = Field(
         None,
         ge=1,
-        description="Stop after this many evaluations in a row without a better validation loss.",
+        description="Early stopping: stop after this many consecutive evaluations without an improvement of"
+        " the validation loss.",
     )
-    min_delta: float = Field(0.0, ge=0, description="Decrease of the validation loss that counts as better.")
+    min_delta: float = Field(
+        0.0, ge=0, description="Minimum decrease of the validation loss that counts as an improvement."
+    )
     evaluate_every: int | None = Field(
         None,
         ge=1,
-        description="Steps between two evaluations on held-out examples; if not given, one per epoch.",
+        description="Number of steps between evaluations on held-out examples; if not given, one evaluation"
+        " per epoch.",
     )
     seed: int = Field(
-        1, ge=0, description="Random seed of initialization, order of examples and everything else."
+        1, ge=0, description="Random seed for initialization, order of examples and everything else."
     )
     runner: Runner = "ray"
     ray_address: Annotated[str, RunOnly()] = Field(
         "",
-        description="Address of the Ray cluster that trains and processes the text ('auto' finds one); if not"
-        " given, RAY_ADDRESS, or Ray is started on this machine.",
+        description="Address of the Ray cluster for training and text processing; 'auto' finds a running one."
+        " If not given, RAY_ADDRESS is used, or else Ray is started on this machine.",
     )
     checkpoint_every: Annotated[int | None, RunOnly()] = Field(
-        None, ge=1, description="Steps between two checkpoints, in addition to those by time."
+        None, ge=1, description="Number of steps between checkpoints, in addition to those by time."
     )
     checkpoint_seconds: Annotated[float, RunOnly()] = Field(
         60.0,
         gt=0,
-        description="Seconds between two checkpoints; longer if they would take more than 2% of the time.",
+        description="Seconds between checkpoints; longer if checkpoints would take more than 2% of the time.",
     )
 
     @model_validator(mode="before")
@@ -150,7 +161,7 @@ class TrainConfig(BaseModel):
     def workers_fit(self) -> Self:
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(
-                f"min_workers {self.min_workers} is above the {counted(self.workers, 'workers')}: lower it"
+                f"min_workers {self.min_workers} exceeds the {counted(self.workers, 'workers')}: lower it"
             )
         if self.runner == "local" and self.workers != 1:
             raise ValueError(
@@ -174,7 +185,7 @@ class TrainConfig(BaseModel):
 
 
 class GradientTrainConfig(TrainConfig):
-    """Options of training with gradients, which can use all strategies of training/sync/config.py."""
+    """Parameters of gradient-based training, which supports all_reduce, average and diloco."""
 
     shuffle_buffer_bytes: ClassVar[int] = SHUFFLE_BUFFER_BYTES  # mixes examples of many texts in each batch
 
@@ -183,15 +194,15 @@ class GradientTrainConfig(TrainConfig):
     warm_up_steps: int = Field(0, ge=0, description="Steps of all_reduce before average or diloco begins.")
     optimizer_state: Literal["average", "keep"] = Field(
         "average",
-        description="The optimizer's state at an exchange (average): 'average' averages it, 'keep' leaves"
-        " each worker its own.",
+        description="Optimizer state when parameters are averaged (average): 'average' averages it too,"
+        " 'keep' keeps each worker's own.",
     )
     outer_learning_rate: float = Field(
         0.7, gt=0, le=10, description="Learning rate of diloco's outer optimizer."
     )
     outer_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of diloco's outer optimizer.")
     comm_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Data type in which diloco's updates are sent."
+        "float32", description="Data type of the updates that diloco exchanges."
     )
 
     @model_validator(mode="after")
@@ -226,8 +237,8 @@ def plan_job(
 
     Its checkpoints, in `scratch`, are valid for this config and these inputs only.
 
-    `others` are the stage's other inputs. `sample` makes a sample of a trainable at each evaluation. `own`
-    overrides fields of the job.
+    `others` are the stage's other inputs. `sample` generates a sample from a trainable at each evaluation.
+    `own` overrides fields of the job.
     """
     keys = [examples.key, *(other.key for other in others)]
     fields: dict[str, Any] = {
@@ -287,7 +298,7 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
 
 
 def train_here(job: Job, on_progress: Callable[[Progress], None], note: Callable[[str], None]) -> None:
-    """Train with one worker in this process; a first SIGINT or SIGTERM waits for a step and a checkpoint."""
+    """Train with one worker in this process; the first SIGINT or SIGTERM stops it after a checkpoint."""
 
     def report_progress(point: Progress) -> None:
         write_progress(job.checkpoints.parent / PROGRESS, point)  # `lexloom status` reads it
@@ -310,8 +321,8 @@ def load_results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
     best = last if step is None or step == last.state["step"] else checkpoints.load_step(step)
     if best is None:
         raise OSError(
-            f"the best model's checkpoint, of step {step:,} in {checkpoints.folder}, is damaged: remove that"
-            " folder and train again"
+            f"the checkpoint of the best model (step {step:,} in {checkpoints.folder}) is damaged: delete"
+            " that folder and train again"
         )
     return last, best
 

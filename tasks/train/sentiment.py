@@ -1,6 +1,6 @@
-"""The training stage of the sentiment classifier: an encoder's last blocks and its classifier are trained.
+"""The training stage of the sentiment classifier: trains an encoder's last blocks and classification head.
 
-They read features that were computed once, or token ids (see tasks/frozen_features.py). The model folder is a
+Their inputs are cached features, or token ids (see tasks/frozen_features.py). The model folder is a
 checkpoint of the backbone's own architecture, `*ForSequenceClassification`, with its tokenizer:
 transformers.pipeline loads it, and so does lexloom.models.sentiment.classifier.
 """
@@ -55,13 +55,13 @@ class TrainSentimentConfig(GradientTrainConfig):
 
     epochs: Epochs = 3
     batch_size: BatchSize = 32
-    learning_rate: float = Field(2e-4, gt=0, le=1, description="Learning rate after the warm-up.")
-    warm_up: float = Field(0.1, ge=0, lt=1, description="Share of training in which the learning rate rises.")
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate, after the warm-up.")
+    warm_up: float = Field(0.1, ge=0, lt=1, description="Share of training used for learning-rate warm-up.")
     weight_decay: float = Field(
-        0.01, ge=0, le=1, description="Weight decay (AdamW) of matrices; biases and norms have none."
+        0.01, ge=0, le=1, description="Weight decay (AdamW) of matrices; biases and norms are not decayed."
     )
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="'balanced' weights the loss so that each label counts the same."
+        "none", description="'balanced' weights the loss so that all labels contribute equally."
     )
 
 
@@ -108,7 +108,7 @@ def train_sentiment(
 def make_trained_part(
     backbone: Path, labels: Sequence[str], trainable_blocks: int, *, from_activations: bool
 ) -> TrainedPart:
-    """Return the part to train, of a classifier whose new weights torch's random state draws."""
+    """Return the trained part of a classifier; torch's global generator initializes its new weights."""
     model = load_classifier(backbone, labels)
     return TrainedPart(model, trainable_blocks, from_activations=from_activations)
 
@@ -150,7 +150,7 @@ class FeatureLoss:
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:
-    """Return a weight for each label, so that all labels count alike and a review's mean weight is 1."""
+    """Return a weight for each label, so that all labels contribute equally and the mean weight is 1."""
     return [sum(counts) / (len(counts) * count) for count in counts]
 
 
@@ -165,13 +165,13 @@ def model_card(
 
     `rules` are those of the training text's normalization.
     """
-    blocks = {0: "the classifier alone", 1: "its last block and the classifier"}.get(
-        read.trainable_blocks, f"its last {read.trainable_blocks} blocks and the classifier"
+    blocks = {0: "classification head", 1: "last block and classification head"}.get(
+        read.trainable_blocks, f"last {read.trainable_blocks} blocks and classification head"
     )
     return f"""# Sentiment classifier
 
-Predicts which of {counted(len(labels), "labels")} ({", ".join(labels)}) a text has, from its first
-{counted(read.max_length, "tokens")}. Of the encoder {backbone}, {blocks} were trained.
+Assigns one of {counted(len(labels), "labels")} ({", ".join(labels)}) to a text, based on its first
+{counted(read.max_length, "tokens")}. Fine-tuned from {backbone} (trained part: {blocks}).
 {describe_training(metrics, "reviews")}
 
 ```python

@@ -1,7 +1,7 @@
 """The training stage of the transformer.
 
-A model folder holds `model.safetensors`, `config.json`, `tokenizer.json` and more as transformers reads them,
-`lexloom.json`, `tokenizer/`, `metrics.json` and a model card.
+A model folder contains `model.safetensors`, `config.json`, `tokenizer.json` and others for transformers,
+`lexloom.json` and `tokenizer/` for Lexloom, `metrics.json` and a model card.
 """
 
 import math
@@ -90,15 +90,15 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 
 
 def preset_field(description: str, **bounds: Any) -> Any:
-    """Return a field whose default is the preset's; `from_preset` fills it in."""
-    return Field(None, description=f"{description} (default: the preset's).", **bounds)
+    """Return a field whose default comes from the preset; `from_preset` fills it in."""
+    return Field(None, description=f"{description} (default: from the preset).", **bounds)
 
 
 class TrainTransformerConfig(GradientTrainConfig):
-    """A transformer language model. Parameters that are not given are the preset's."""
+    """Training of a transformer language model. The preset sets parameters that are not given."""
 
-    epochs: int = preset_field("Passes over all windows", ge=1)
-    batch_size: int = preset_field("Windows per step, over all workers", ge=LANES)
+    epochs: int = preset_field("Number of passes over the training windows", ge=1)
+    batch_size: int = preset_field("Global batch size: windows per step, over all workers", ge=LANES)
 
     preset: Preset = Field(
         "tiny",
@@ -119,28 +119,30 @@ class TrainTransformerConfig(GradientTrainConfig):
 
     optimizer: Literal["muon", "adamw"] = Field(
         "muon",
-        description="'muon' trains hidden matrices with Muon and the rest with AdamW; 'adamw' trains all.",
+        description="'muon' trains hidden matrices with Muon and the rest with AdamW; 'adamw' trains all with"
+        " AdamW.",
     )
     matrix_learning_rate: float = preset_field("Learning rate of the hidden matrices", gt=0, le=10)
     learning_rate: float = preset_field("Learning rate of all other parameters", gt=0, le=10)
     momentum: float = preset_field("Momentum of Muon", ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0, le=10, description="Weight decay of matrices and embeddings.")
-    warm_up: float = Field(0.0, ge=0, lt=1, description="Share of training in which the learning rates rise.")
+    warm_up: float = Field(0.0, ge=0, lt=1, description="Share of training used for learning-rate warm-up.")
     decay: float = Field(
-        0.5, ge=0, le=1, description="Share of training, at its end, in which the learning rates fall."
+        0.5, ge=0, le=1, description="Share of training, at its end, used for learning-rate decay."
     )
-    final: float = Field(0.0, ge=0, le=1, description="Learning rates at the end, as a share of their peaks.")
-    clip: float | None = Field(None, gt=0, description="Maximum norm of the gradients.")
+    final: float = Field(0.0, ge=0, le=1, description="Final learning rates, as a fraction of their peaks.")
+    clip: float | None = Field(None, gt=0, description="Gradient clipping: maximum norm of the gradients.")
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="Windows per forward and backward pass; if not given, the preset's, or all at once.",
+        description="Micro-batch size: windows per forward and backward pass (default: from the preset, or"
+        " the whole batch).",
     )
     precision: MatrixPrecision = "auto"
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Use torch.compile; 'auto' does so on a GPU only, since on a CPU it takes longer than a"
-        " short run.",
+        description="Whether to use torch.compile; 'auto' uses it only on a GPU, since compilation on a CPU"
+        " takes longer than a short run.",
     )
 
     @model_validator(mode="before")
@@ -160,7 +162,7 @@ class TrainTransformerConfig(GradientTrainConfig):
         """Return the network's config.
 
         Raises:
-            ValueError: the sizes do not fit each other.
+            ValueError: the sizes are inconsistent.
         """
         sizes = ("layers", "width", "heads", "kv_heads", "ffn_dim", "context")
         names = (*sizes, "style", "tie_embeddings", "dropout")
@@ -175,7 +177,7 @@ def train_transformer(
     """Train on windows of context + 1 tokens and write the model folder.
 
     Raises:
-        ValueError: the windows have another length.
+        ValueError: the windows do not have context + 1 tokens.
     """
     size = cast(int, windows.summary.facts["size"])
     if size != config.context + 1:
@@ -205,7 +207,7 @@ def round_up_vocabulary(vocabulary: int) -> int:
 
 
 def make_trainable(network: TransformerConfig, config: TrainTransformerConfig) -> TorchTrainable:
-    """Return what the training loop trains."""
+    """Return the trainable for the training loop."""
     optimizer = OptimizerConfig(
         config.optimizer,
         config.matrix_learning_rate,
@@ -248,7 +250,7 @@ def make_transformer_optimizer(config: OptimizerConfig, model: nn.Module) -> Opt
 
 
 def add_token_metrics(metrics: dict[str, Any], windows: Artifact, context: int) -> dict[str, Any]:
-    """Add tokens per second, and the loss in units that do not depend on the tokenizer, before the curves."""
+    """Add tokens per second, perplexity and bits per byte to the metrics, before the curves."""
     figures: dict[str, Any] = {"tokens_per_second": metrics["examples_per_second"] * context}
     if "validation_loss" in metrics:
         loss, facts = metrics["validation_loss"], windows.summary.facts
@@ -296,6 +298,6 @@ pipeline("text-generation", folder)("The ")
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 ```
 
-transformers ends a text at {network.context} tokens, prompt included. Lexloom continues: it drops the older
-half of the context whenever that is full.
+transformers stops at {network.context} tokens, including the prompt. Lexloom continues: whenever the context
+is full, it drops the older half.
 {card_note(rules)}"""

@@ -47,47 +47,45 @@ COLUMNS = ("inputs", "label")
 
 
 class TrainWindowLMConfig(GradientTrainConfig):
-    """Parameters of the training of a window language model, by Adam."""
+    """Training of a window language model with AdamW."""
 
     batch_size: BatchSize = 1024
     sync: GradientSync = "average"
     objective: Objective = Field(
         "token",
-        description="What is predicted: the label's 'token' (cross-entropy) or its 'embedding' (regression).",
+        description="Prediction target: the label's 'token' (cross-entropy) or its 'embedding' (regression).",
     )
-    fine_tuned: bool = Field(False, description="Also train the embeddings, instead of keeping them fixed.")
+    fine_tuned: bool = Field(False, description="Also train the embeddings, instead of freezing them.")
     width: int = Field(512, ge=1, le=65_536, description="Width of the dense layers.")
     depth: int = Field(2, ge=1, le=100, description="Number of dense layers.")
     activation: Activation = Field("relu", description="Activation function of the dense layers.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability after each dense layer.")
     output: Output = Field(
         "adaptive",
-        description="Output layer (objective token): an adaptive softmax, a full one, or a full one tied to"
-        " the embeddings.",
+        description="Output layer (objective token): 'adaptive' softmax, 'full' softmax, or full softmax"
+        " 'tied' to the embeddings.",
     )
     features: int = Field(
         128,
         ge=1,
         le=65_536,
-        description="Inputs of the softmax; with 'tied', the dimension of the embeddings is used.",
+        description="Input dimension of the softmax; with 'tied', it is the dimension of the embeddings.",
     )
     cutoffs: tuple[int, ...] = Field(
         (2000, 10_000), description="Token ids at which the adaptive softmax's tail clusters begin."
     )
     error: Error = Field(
-        "cosine", description="Loss (objective embedding): the squared error, or 1 - cosine similarity."
+        "cosine", description="Loss (objective embedding): 'squared' error, or 1 - 'cosine' similarity."
     )
-    learning_rate: float = Field(0.002, gt=0, le=10, description="Peak learning rate of Adam.")
+    learning_rate: float = Field(0.002, gt=0, le=10, description="Peak learning rate of AdamW.")
     warm_up: float = Field(
         0.02,
         ge=0,
         lt=1,
-        description="Share of training in which the learning rate rises linearly; then it falls linearly to"
-        " 0.",
+        description="Share of training used for linear learning-rate warm-up, which is followed by linear"
+        " decay to 0.",
     )
-    weight_decay: float = Field(
-        0.0, ge=0, le=1, description="Weight decay (AdamW), as a multiple of the learning rate."
-    )
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay coefficient of AdamW.")
     precision: MatrixPrecision = "auto"
 
     @model_validator(mode="after")
@@ -129,14 +127,14 @@ def train_window_lm(
     If windows are held out, the model is the one with the lowest validation loss; otherwise the last one.
 
     Raises:
-        ValueError: the embeddings are of other tokens.
+        ValueError: the embeddings do not match the tokens.
     """
     tokenizer = read_tokenizer(tokens)
     table = read_embeddings(embeddings)
     if len(table) != tokenizer.size:
         raise ValueError(
-            f"there are embeddings of {counted(len(table), 'tokens')}, but the tokenizer has"
-            f" {tokenizer.size:,}: make them from the same tokens as the windows"
+            f"there are embeddings for {counted(len(table), 'tokens')}, but the tokenizer has"
+            f" {tokenizer.size:,}: build them from the same tokens as the windows"
         )
     size = windows.facts["size"]
     assert isinstance(size, int)
@@ -168,12 +166,12 @@ def train_window_lm(
 
 
 def new_model(shape: WindowLMConfig, embeddings: Artifact, counts: torch.Tensor) -> WindowLM:
-    """Make the network on a worker, which reads the embeddings itself: they are not sent to it."""
+    """Create the network on a worker, which reads the embeddings from the store instead of receiving them."""
     return WindowLM(shape, scale_to_unit_rms(read_embeddings(embeddings)), counts)
 
 
 def make_optimizer(learning_rate: float, weight_decay: float, module: nn.Module) -> torch.optim.Optimizer:
-    """Return AdamW with weight decay of all but embeddings, biases and norms."""
+    """Return AdamW with weight decay for all parameters except embeddings, biases and norms."""
     trained = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
     decays = [each.ndim > 1 and name != "embeddings" for name, each in trained]
     groups = [

@@ -48,39 +48,44 @@ class TrainWord2VecConfig(TrainConfig):
     batch_size: int = Field(
         default_factory=lambda given: default_batch_size(**given),
         ge=LANES,
-        description="Pairs per step, over all workers; if not given, 131072 for one worker, 1048576 if it"
-        " has a GPU, and 32768 for more workers. Approximate with streamed pairs, and at least the pairs of"
-        f" {LANES * WINDOWS_PER_LANE} windows.",
+        description="Global batch size: pairs per step, over all workers. If not given, 131072 for one worker"
+        " on a CPU, 1048576 for one on a GPU, and 32768 for several workers. With streamed pairs it is"
+        f" approximate, and at least the pairs of {LANES * WINDOWS_PER_LANE} windows.",
     )
     dim: int = Field(100, ge=1, le=4096, description="Dimension of the word vectors.")
     negatives: int = Field(5, ge=1, le=100, description="Negative samples per target.")
     # not word2vec's 0.025: at one and at five epochs 0.05 gives better vectors (benchmarks/LOG.md)
-    learning_rate: float = Field(0.05, gt=0, le=10, description="Learning rate at the start.")
+    learning_rate: float = Field(0.05, gt=0, le=10, description="Initial learning rate.")
     min_learning_rate: float = Field(
-        0.0001, ge=0, le=10, description="Learning rate at the end; it falls linearly."
+        0.0001, ge=0, le=10, description="Final learning rate; the decay is linear."
     )
-    sync_period: int = Field(1, ge=1, description="Steps between two exchanges of the frequent words' rows.")
-    sync_rare_period: int = Field(16, ge=1, description="Steps between two exchanges of all words' rows.")
+    sync_period: int = Field(
+        1, ge=1, description="Number of steps between synchronizations of the frequent words' rows."
+    )
+    sync_rare_period: int = Field(
+        16, ge=1, description="Number of steps between synchronizations of all rows."
+    )
     frequent_words: int = Field(
-        1000, ge=0, description="Number of most frequent words that are exchanged every sync_period steps."
+        1000, ge=0, description="Number of most frequent words that are synchronized every sync_period steps."
     )
     # two workers are stable without; four diverge (benchmarks/LOG.md)
     sync_cap: float = Field(
         2.0,
         ge=1,
         le=LANES,
-        description="Maximum norm of a row's summed update, as a multiple of the workers' mean update; used"
-        " with more workers than this.",
+        description="Maximum norm of a row's summed update, as a multiple of the workers' mean update; no"
+        " effect with this many workers or fewer.",
     )
     programs: int | None = Field(
         None,
         ge=1,
-        description="Words that a GPU processes at once. More are faster, but too many harm training, since"
-        " they do not see each other's updates; if not given, as many as training tolerates.",
+        description="Number of target words that a GPU processes concurrently. More are faster, but too many"
+        " degrade the vectors, because concurrent words do not see each other's updates; if not given, the"
+        " largest number that does not.",
     )
     save_context: bool = Field(
         False,
-        description="Also write the context vectors (contexts.bin), from which gensim can continue training;"
+        description="Also write the context vectors (contexts.bin), with which gensim can continue training;"
         " this doubles the size of the folder.",
     )
 
@@ -127,10 +132,10 @@ def train_word2vec(
     out: Path,
     scratch: Path,
 ) -> Summary:
-    """Train the two tables and write the model folder.
+    """Train the input and output embeddings, and write the model folder.
 
-    `pairs` are pairs; with a `TrainFromTokensConfig` they are the tokens that pairs are drawn from, and the
-    examples that are counted are tokens.
+    `pairs` are stored pairs. With a `TrainFromTokensConfig` they are tokens, from which pairs are sampled,
+    and examples are counted in tokens.
     """
     words, counts = read_vocabulary(vocabulary)
     columns: tuple[str, ...] = ("target", "context")
@@ -201,7 +206,7 @@ def streaming_fields(
     tokens, so that memory stays bounded.
 
     Raises:
-        ValueError: documents should be held out, but none is.
+        ValueError: a validation share is set, but no document is held out.
     """
     files = tuple(training_files(tokens))
     documents = count_documents(list(files))
@@ -226,9 +231,9 @@ def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int,
     `has_counts`: whether the folder has the words' counts.
     """
     rows, loaded, count = "", f'KeyedVectors.load_word2vec_format(f"{{folder}}/{VECTORS}", binary=True)', ""
-    note = f"\nThere is no `{COUNTS}`, since a word has white space: gensim makes up counts from ranks.\n"
+    note = f"\nThere is no `{COUNTS}`, since a word contains white space; gensim derives counts from ranks.\n"
     if has_counts:
-        rows = f"| `{COUNTS}` | how often each word occurs in the training text, for gensim's `fvocab` |\n"
+        rows = f"| `{COUNTS}` | word counts in the training text, for gensim's `fvocab` |\n"
         loaded = (
             f'KeyedVectors.load_word2vec_format(\n    f"{{folder}}/{VECTORS}", fvocab=f"{{folder}}/{COUNTS}",'
             " binary=True\n)"
@@ -243,7 +248,7 @@ def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int,
 
 | file | content |
 |---|---|
-| `model.safetensors` | `vectors`: float32, one row a word |
+| `model.safetensors` | `vectors`: float32, one row per word |
 | `vocabulary.json` | word -> row |
 | `{VECTORS}` | the same vectors in word2vec's binary format, for gensim |
 {rows}| `config.json`, `metrics.json` | parameters and metrics of the training |

@@ -1,4 +1,4 @@
-"""A quick check that a Ray cluster answers: Ray itself retries for many minutes and ignores signals."""
+"""A quick check that a Ray cluster responds: Ray itself retries for many minutes and ignores signals."""
 
 import os
 import socket
@@ -28,13 +28,13 @@ def require_cluster(address: str, head: str | None = None) -> None:
         with socket.create_connection((host.strip("[]"), int(digits)), timeout=SECONDS) as connection:
             connection.sendall(PREFACE)
             found = connection.recv(FRAME_HEADER_BYTES)
-            problem = None if found[3:4] == bytes([SETTINGS]) else "what answers is not Ray"
+            problem = None if found[3:4] == bytes([SETTINGS]) else "the service there is not Ray"
     except TimeoutError:
-        problem = f"no answer within {SECONDS:.0f} s"
+        problem = f"no response within {SECONDS:.0f} s"
     except (OSError, OverflowError, UnicodeError) as error:
         problem = getattr(error, "strerror", None) or str(error)
     if problem is not None:
         raise ConnectionError(
-            f"{setting}, but no Ray cluster answers there ({problem}): start one with `ray start --head`,"
+            f"{setting}, but no Ray cluster responds there ({problem}): start one with `ray start --head`,"
             " correct the address, or unset it to train on this machine"
         )

@@ -48,7 +48,7 @@ def describe_loss(failure: Failure) -> str:
     errors = failure.worker_failures.items()
     rank, error = min(errors, key=lambda entry: (not isinstance(entry[1], PROCESS_DIED), entry[0]))
     if isinstance(error, PROCESS_DIED):
-        return f"training worker {rank} was lost (its process ended)"
+        return f"training worker {rank} was lost (its process exited)"
     return f"training worker {rank} failed ({last_line(error)})"
 
 

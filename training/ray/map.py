@@ -74,7 +74,7 @@ def wait_for_result(item: Item, reference: Any, future: "Future[Result]") -> Res
     except RayError as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RuntimeError(
-            f"{item} was lost with its process {1 + RETRIES} times on the cluster: {line}"
+            f"the process for {item} died {1 + RETRIES} times on the cluster: {line}"
         ) from error
 
 

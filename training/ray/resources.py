@@ -25,11 +25,11 @@ def check_capacity(workers: int, device: str, cluster: Resources) -> None:
     cpus = int(cluster.get("CPU", 0))
     if workers > cpus:
         raise ValueError(
-            f"{workers} workers need as many CPUs, and the Ray cluster has {cpus}: ask for fewer, or let"
-            " fewer do (--min-workers)"
+            f"{workers} workers need one CPU each, but the Ray cluster has {cpus}: use fewer workers, or set"
+            " --min-workers"
         )
     if device == "cuda" and cluster.get("GPU", 0) < 1:
-        raise ValueError("the Ray cluster has no GPU: train on the CPU, or join a cluster that has one")
+        raise ValueError("the Ray cluster has no GPU: train on the CPU, or use a cluster that has one")
 
 
 def worker_capacity(device: str, resources: Resources) -> int:
@@ -54,8 +54,8 @@ def available_workers(minimum: int, maximum: int, device: str, cluster: Resource
             for name in resource_names(device)
         ]
         raise ValueError(
-            f"there is no room for {minimum} workers: other work keeps {' and '.join(busy)} of the Ray"
-            " cluster busy; wait until it is done, or ask for fewer workers"
+            f"there is no room for {minimum} workers: {' and '.join(busy)} of the Ray cluster are in use;"
+            " wait until they are free, or use fewer workers"
         )
     return min(fitting, maximum)
 
@@ -65,7 +65,7 @@ def describe_cluster(cluster: Resources, address: str | None, nodes: int) -> str
     found = " and ".join(format_count(cluster[name], name) for name in ("CPU", "GPU") if cluster.get(name))
     if address is None:
         return f"Ray: started on this machine, with {found}"
-    return f"Ray: joined the cluster at {address}, with {found} on {format_count(nodes, 'node')}"
+    return f"Ray: connected to the cluster at {address}, with {found} on {format_count(nodes, 'node')}"
 
 
 def format_count(number: float, noun: str) -> str:

@@ -51,7 +51,7 @@ def wait_for_room(minimum: int, maximum: int, device: str, on_note: Callable[[st
             if time.monotonic() - started > (NODE_SECONDS if too_small else CLEANUP_SECONDS):
                 raise
         if too_small and not noted:
-            on_note(f"the Ray cluster has lost a node: waiting up to {NODE_SECONDS} seconds for another")
+            on_note(f"the Ray cluster has lost a node: waiting up to {NODE_SECONDS} seconds for a new one")
             noted = True
         time.sleep(1)
 
@@ -120,8 +120,8 @@ def is_authentication_error(error: BaseException) -> bool:
 
 def refused_token_error(address: str | None) -> PermissionError:
     return PermissionError(
-        f"the Ray cluster at {address} refuses the token: RAY_AUTH_TOKEN, or the file that"
-        " RAY_AUTH_TOKEN_PATH names, must hold the one that it was started with"
+        f"the Ray cluster at {address} rejected the token: set RAY_AUTH_TOKEN, or the content of the file at"
+        " RAY_AUTH_TOKEN_PATH, to the token of the cluster"
     )
 
 

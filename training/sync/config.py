@@ -1,4 +1,4 @@
-"""Configuration of the synchronisation of model replicas between workers.
+"""Configuration of the synchronization of model replicas between workers.
 
 | strategy | what is sent | when | for |
 |---|---|---|---|
@@ -8,7 +8,7 @@
 periods |
 | `delta_sum` | deltas of changed rows, summed | every `period` steps | sparse tables, in-place kernels |
 
-A single worker does not synchronise, except with `diloco`, whose outer optimizer also works alone.
+A single worker does not synchronize, except with `diloco`, whose outer optimizer also works alone.
 """
 
 from dataclasses import dataclass
@@ -70,20 +70,23 @@ class SyncConfig:
             ("comm_dtype", self.comm_dtype, tuple(COMM_DTYPES)),
         ):
             if value not in known:
-                raise ValueError(f"the synchronisation's {name} is {value!r}: it must be one of {known}")
+                raise ValueError(f"the synchronization {name} is {value!r}: it must be one of {known}")
         for name, least in (("period", 1), ("rare_period", 1), ("warm_up_steps", 0), ("frequent_rows", 0)):
             steps = getattr(self, name)
             if steps is not None and steps < least:
-                raise ValueError(f"the synchronisation's {name} is {steps}: it must be at least {least}")
+                raise ValueError(f"the synchronization {name} is {steps}: it must be at least {least}")
         if not self.outer_learning_rate > 0 or not 0 <= self.outer_momentum < 1:
             raise ValueError(
                 f"the outer optimizer's learning rate {self.outer_learning_rate} must be above 0, and its"
                 f" momentum {self.outer_momentum} at least 0 and below 1"
             )
         if self.cap is not None and not self.cap >= 1:
-            raise ValueError(f"the synchronisation's cap is {self.cap}: it must be at least 1")
+            raise ValueError(f"the synchronization cap is {self.cap}: it must be at least 1")
         if self.warm_up_steps and self.strategy not in ("average", "diloco"):
-            raise ValueError(f"only average and diloco can warm up with all_reduce, not {self.strategy}")
+            raise ValueError(
+                f"only average and diloco support a warm-up with all_reduce, not {self.strategy}: set"
+                " warm_up_steps to 0"
+            )
 
 
 def make_synchronisation(config: SyncConfig, world_size: int) -> Synchronisation:

@@ -1,6 +1,6 @@
-"""Synchronisation strategies for dense models.
+"""Synchronization strategies for dense models.
 
-They share the interface `Synchronisation`, which does nothing by itself: it is used for a single worker.
+They share the interface `Synchronisation`, whose own methods do nothing: it is used for a single worker.
 Every worker calls every method at the same steps. training/sync/config.py selects a strategy from a
 configuration.
 """
