@@ -155,7 +155,7 @@ def test_elastic_workers_make_do_with_what_other_work_leaves(
     with other_work(cpus=1):
         train_on_ray(job(tmp_path), workers=(1, 3), on_progress=points.append, on_note=notes.append)
     assert points[-1].workers == 2
-    assert notes == ["the Ray cluster is busy: going on with 2 workers at most"]
+    assert notes == ["the Ray cluster is busy: continuing with at most 2 workers"]
 
 
 def test_a_busy_cluster_is_an_error_and_no_endless_wait(
