@@ -90,7 +90,7 @@ def test_the_shared_stages_evaluate_sample_and_report_it(trained: Trained) -> No
     for text in ("LSTM language model", "Evaluation", "Samples", "parameters"):
         assert text in report
     card = (Path(trained.outcome["model"]) / "README.md").read_text()
-    assert "Trained by Lexloom on" in card
+    assert "Trained with Lexloom on" in card
 
 
 @pytest.mark.usefixtures("installed")

@@ -21,7 +21,7 @@ def test_a_row_has_a_stages_inputs_and_reasons() -> None:
         "rows": "5 words → 3 tokens · 2 unknown",
         "made from": "corpus/01234567, vocabulary/fedcba98",
         "key": "aaaa",
-        "why it ran": "pairs.window: 5 -> 8; more",
+        "reason": "pairs.window: 5 -> 8; more",
     }
 
 

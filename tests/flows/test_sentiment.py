@@ -132,7 +132,7 @@ def test_a_separate_test_source_replaces_the_test_part(
 
 
 def test_without_test_reviews_nothing_is_trained() -> None:
-    with pytest.raises(ValidationError, match="test_share 0 leaves no reviews to test on"):
+    with pytest.raises(ValidationError, match="test_share is 0, so there are no test reviews"):
         SentimentFlowConfig.model_validate({"split": {"test_share": 0}})
     SentimentFlowConfig.model_validate({"split": {"test_share": 0}, "test_source": "x.csv"})
 

@@ -387,7 +387,7 @@ def test_altered_labels_are_counted(read: Callable[..., Artifact], tmp_path: Pat
     (tmp_path / "x.csv").write_text("text,label\na,4.0\nb,\nc,5.0\nd,NaN\n")
     made = read(source="x.csv", label_column="label")
     assert labels(made) == ["4", None, "5", None]
-    assert made.summary.notes == {"labels like 4.0 read as 4": 2, "NaN cells read as no label": 1}
+    assert made.summary.notes == {"labels like 4.0 read as 4": 2, "NaN cells treated as missing": 1}
 
 
 def test_a_misspelt_option_is_rejected() -> None:

@@ -232,5 +232,5 @@ def test_float16_overflow_is_rejected(compute: Build, monkeypatch: pytest.Monkey
 def test_a_damaged_feature_file_is_rejected(compute: Build) -> None:
     made = compute()
     (made.folder / "features-00000.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(OSError, match=r"features-00000.safetensors can't be read .*compute them again"):
+    with pytest.raises(OSError, match=r"features-00000.safetensors can't be read .*rebuild them"):
         FeatureFiles(made.folder).read(0, 0, 1)

@@ -178,10 +178,10 @@ def test_a_local_run_with_more_workers_is_refused(capsys: pytest.CaptureFixture[
     [
         (
             ["word2vec", "--min-workers", "2", "--workers", "1"],
-            "--min-workers 2 is above the 1 worker: lower",
+            "--min-workers 2 exceeds the 1 worker: lower",
         ),
-        (["window-lm", "--vectors-min-workers", "2"], "--vectors-min-workers 2 is above the 1 worker"),
-        (["window-lm", "--min-workers", "3"], "error: --min-workers 3 is above the 2 workers"),
+        (["window-lm", "--vectors-min-workers", "2"], "--vectors-min-workers 2 exceeds the 1 worker"),
+        (["window-lm", "--min-workers", "3"], "error: --min-workers 3 exceeds the 2 workers"),
         (["word2vec", "--min-learning-rate", "0.5"], "--min-learning-rate 0.5 is above --learning-rate 0.05"),
         (
             ["sentiment", "--test-share", "0"],

@@ -102,9 +102,9 @@ def test_runs_have_their_state_their_time_and_what_went_wrong(
     assert "Completed       31.5 s   1 minute ago   wise-owl" in text
     assert "no text remains of a.txt" in text
     assert re.search(r"1 min 3\d s", text)  # a run that is not over takes longer while one asks
-    assert "no stage at work in this store" in text
+    assert "no active stage in this store" in text
     store.new_folder("pairs", "p1")
-    assert "no stage at work" not in said(capsys)
+    assert "no active stage" not in said(capsys)
     assert said(capsys, "--runs", "1").count("wise-owl") == 1
 
 
@@ -132,7 +132,7 @@ def test_without_prefect_the_store_is_still_shown(capsys: pytest.CaptureFixture[
     postgres = {PREFECT_SERVER_DATABASE_CONNECTION_URL: "postgresql+asyncpg://u:secret@nowhere/prefect"}
     with temporary_settings(postgres, restore_defaults={PREFECT_API_URL}):
         text = said(capsys)
-    assert "name its server by PREFECT_API_URL" in text
+    assert "set PREFECT_API_URL to its server" in text
     assert "secret" not in text
 
 
@@ -164,7 +164,7 @@ def test_a_login_that_the_server_refuses_is_said_beside_the_store(
             text = said(capsys)
         server.shutdown()
         thread.join()
-    assert "Prefect's server refuses the login: set PREFECT_API_AUTH_STRING to its name:password" in text
+    assert "Prefect's server rejected the login: set PREFECT_API_AUTH_STRING to its name:password" in text
     assert "1 artifact," in text
 
 

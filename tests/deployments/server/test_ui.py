@@ -233,7 +233,7 @@ def test_a_port_in_use_is_said_before_anything_starts(
         taken.listen()
         port = taken.getsockname()[1]
         said = said_by_main(capsys, "--port", str(port))
-    assert said == f"error: port {port} of 127.0.0.1 is in use: name another with --port, or 0 for any"
+    assert said == f"error: port {port} on 127.0.0.1 is in use: choose another with --port (0 for any free port)"
 
 
 def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(

@@ -46,7 +46,7 @@ def test_a_port_in_use_ends_in_one_sentence(capsys: pytest.CaptureFixture[str]) 
         port = taken.getsockname()[1]
         assert main(["--port", str(port)]) == 1
     said = capsys.readouterr().err.strip()
-    assert said == f"error: port {port} of 127.0.0.1 is in use: name another with --port, or 0 for any"
+    assert said == f"error: port {port} on 127.0.0.1 is in use: choose another with --port (0 for any free port)"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_every_endpoint_answers(url: str, filled: Store, names: Names) -> None:
         assert "%" in ask("/next_token", names["window"], "the people")
         draws = (20, 0.8, 0, 1, 0, 1, 7)
         assert ask("/write", names["transformer"], "the people", *draws).startswith("the people")
-        assert "is not one of the 6 words" in ask("/neighbours", names["words"], "nonsense")
+        assert "is not in the vocabulary of 6 words" in ask("/neighbours", names["words"], "nonsense")
     finally:
         client.close()
 

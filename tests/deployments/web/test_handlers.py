@@ -116,7 +116,7 @@ def test_input_is_escaped(catalog: ModelCatalog, names: Names) -> None:
     assert "<script" not in answer
     assert "<img" not in answer
     said = complaint(handlers.neighbours(catalog, names["words"], "<b>war</b>"))
-    assert "'<b>war</b>' is not one of the 6 words" in said
+    assert "'<b>war</b>' is not in the vocabulary of 6 words" in said
 
 
 # generation
@@ -172,15 +172,15 @@ def test_a_window_model_generates_text(catalog: ModelCatalog, names: Names) -> N
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"prompt": "p" * 4001}, "This prompt has 4,001 characters: the limit is 4,000; shorten it."),
+        ({"prompt": "p" * 4001}, "The prompt has 4,001 characters; the limit is 4,000: shorten it."),
         ({"prompt": "é"}, "The character 'é' (U+00E9) is not one of this"),
-        ({"tokens": 1001}, "1,001 tokens are too many: the limit of this page is 1,000."),
+        ({"tokens": 1001}, "1,001 tokens exceed the limit of 1,000: lower the maximum."),
         ({"tokens": 0}, "Max_tokens is 0: it must be at least 1."),
         (
             {"temperature": -1},
-            "Temperature is -1: it must be at least 0, which takes the most",
+            "Temperature is -1: it must be at least 0 (0 selects the most",
         ),
-        ({"seed": None}, "A number under “Sampling options” is empty: fill it in."),
+        ({"seed": None}, "A field under “Sampling options” is empty: enter a number."),
     ],
 )
 def test_bad_sampling_options_and_prompts_are_one_sentence(
@@ -218,7 +218,7 @@ def test_without_a_context_the_tokens_begin_a_text(catalog: ModelCatalog, names:
         chances = window_model().log_probabilities(torch.tensor([[padding] * CONTEXT])).exp()
     answer = last(handlers.next_token(catalog, names["window"], ""))
     assert rows(answer)[0][0] == tokenizer().display_names()[int(chances.argmax())]
-    assert "these tokens begin a text" in answer
+    assert "these tokens start a text" in answer
 
 
 def test_a_model_that_predicts_embeddings_shows_similarities_not_probabilities(store: Store) -> None:
@@ -236,7 +236,7 @@ def test_a_model_that_predicts_embeddings_shows_similarities_not_probabilities(s
     nearness = WindowDecoder(model)([tokenizer().encode("the")])[0, : tokenizer().size]
     assert rows(answer)[0][1] == f"{float(nearness.max()):.3f}"
     assert "%" not in text_of(answer)
-    assert "not a probability" in answer
+    assert "not probabilities" in answer
 
 
 # words
@@ -277,9 +277,9 @@ def test_a_token_that_begins_a_word_is_preferred() -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("", "The field “Word” is empty: type a word."),
-        ("battles", "'battles' is not one of the 6 words of this model. Similar: battle."),
-        ("w" * 101, "This word has 101 characters: the limit is 100; shorten it."),
+        ("", "The field “Word” is empty: enter a word."),
+        ("battles", "'battles' is not in the vocabulary of 6 words; similar words: battle."),
+        ("w" * 101, "The word has 101 characters; the limit is 100: shorten it."),
     ],
 )
 def test_a_word_that_can_not_be_looked_up_is_one_sentence(
@@ -290,7 +290,7 @@ def test_a_word_that_can_not_be_looked_up_is_one_sentence(
 
 def test_an_empty_field_of_an_analogy_is_named(catalog: ModelCatalog, names: Names) -> None:
     said = complaint(handlers.analogy(catalog, names["words"], "war", "", "tea"))
-    assert said == "The field “B” is empty: type a word."
+    assert said == "The field “B” is empty: enter a word."
 
 
 # all handlers
@@ -299,7 +299,7 @@ def test_an_empty_field_of_an_analogy_is_named(catalog: ModelCatalog, names: Nam
 def test_empty_and_long_texts_are_refused(catalog: ModelCatalog, names: Names) -> None:
     assert complaint(handlers.classify(catalog, names["classifier"], " \n")).startswith("The text is empty")
     said = complaint(handlers.classify(catalog, names["classifier"], "word " * 100_000))
-    assert said == "This text has 500,000 characters: the limit is 20,000; shorten it."
+    assert said == "The text has 500,000 characters; the limit is 20,000: shorten it."
 
 
 def test_without_a_model_there_is_an_error(catalog: ModelCatalog) -> None:

@@ -62,7 +62,7 @@ def test_a_request_without_a_client_is_not_started() -> None:
         page = Page()
         answers = await asyncio.gather(*(drained(page.ask(f"gone {number}")) for number in range(300)))
         assert {str(piece) for answer in answers for piece in answer} == {
-            "no client connected to read this result within 0.1 seconds: try again"
+            "no client connected within 0.1 seconds to receive the result: try again"
         }
         assert page.made == 0
         page.open("next")

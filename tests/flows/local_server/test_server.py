@@ -62,7 +62,7 @@ def test_a_configured_server_that_does_not_answer_is_reported(
     with (
         temporary_settings({PREFECT_API_URL: url}),
         pytest.raises(
-            ConnectionError, match=rf"^PREFECT_API_URL is {url}, but no Prefect server answers there"
+            ConnectionError, match=rf"^PREFECT_API_URL is {url}, but no Prefect server responds there"
         ),
     ):
         start_server()

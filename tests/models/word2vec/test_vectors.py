@@ -323,7 +323,7 @@ def test_words_are_normalized_like_the_training_text(tmp_path: Path) -> None:
     assert vectors.analogy(*asked[:3], 2) == vectors.analogy("наташа", "o'neill", "co-op", 2)
     for word, said in (
         ("New York", r"This model splits 'New York' into 2 words \(new, york\)"),
-        ("1984!", "This model's normalization removes all of '1984!'"),
+        ("1984!", "this model's normalization removes all of '1984!'"),
         ("Natasha", "'natasha' is not one of the 5 words"),
     ):
         with pytest.raises(UnknownWordError, match=said):

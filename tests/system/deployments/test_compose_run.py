@@ -84,7 +84,7 @@ def test_a_run_started_by_the_api_trains_on_rays_workers(stack: Stack) -> None:
     said = stack.log("worker").read_text()
     assert state["type"] == "COMPLETED", said
     # the worker's own node and the head have no CPUs: both training workers were on ray-worker's
-    assert re.search(r"Ray: joined the cluster at 127\.0\.0\.1:\d+, with 2 CPUs on 3 nodes", said)
+    assert re.search(r"Ray: connected to the cluster at 127\.0\.0\.1:\d+, with 2 CPUs on 3 nodes", said)
     (metrics,) = stack.folder.glob("store/train_word2vec/*/metrics.json")
     assert json.loads(metrics.read_text())["workers"] == 2
 

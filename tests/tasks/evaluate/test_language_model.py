@@ -162,7 +162,7 @@ def test_with_order_1_there_is_one_unigram(evaluate: Evaluate) -> None:
 )
 def test_the_verdict_says_so_when_a_baseline_is_better(evaluate: Evaluate, nats: float, verdict: str) -> None:
     found = evaluate(always([0, 1, 2, 3, 4], nats)).verdict
-    assert found == f"a guess {verdict}: train longer, or wider."
+    assert found == f"a guess {verdict}: train longer, or use a larger model."
 
 
 def test_the_verdict_of_a_model_that_beats_all_baselines() -> None:

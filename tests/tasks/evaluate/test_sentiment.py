@@ -199,9 +199,9 @@ def evaluation_of(accuracy: float, baseline: float | None) -> SentimentEvaluatio
     ("accuracy", "baseline", "says"),
     [
         (0.9, 0.875, "The classifier beats the bag of words by 2.5 points of accuracy."),
-        (0.875, 0.9, "does NOT beat the bag of words: it is 2.5 points of accuracy behind."),
+        (0.875, 0.9, "does NOT beat the bag-of-words baseline: its accuracy is 2.5 percentage points lower."),
         (0.9, 0.9, "does NOT beat the bag of words: both are equally accurate."),
-        (0.9, None, "There was no baseline to compare it with."),
+        (0.9, None, "There is no baseline for comparison."),
     ],
 )
 def test_the_verdict_says_so_when_the_bag_of_words_is_as_good(
@@ -252,5 +252,5 @@ def test_reviews_of_one_label_have_no_roc_auc(build: Build, model: Artifact, rev
 def test_a_split_without_a_test_part_is_refused(build: Build, model: Artifact, reviews: Artifact) -> None:
     for path in reviews.files("test-*.parquet"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"there is no test review to evaluate the model on: hold some out"):
+    with pytest.raises(ValueError, match=r"there are no test reviews to evaluate the model on: hold some out"):
         build(evaluate_sentiment, model, reviews, reviews, config=WITHOUT_BASELINE)

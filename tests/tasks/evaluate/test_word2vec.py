@@ -125,12 +125,12 @@ def test_a_malformed_judgement_names_its_line(tmp_path):
     path = write(tmp_path / "bad.tsv", "# header\nold new 1.5\nsmart clever\n")
     with pytest.raises(ValueError, match=r"bad\.tsv:3: not 'word word score': 'smart clever'"):
         read_similarity(path)
-    with pytest.raises(ValueError, match=r"worse\.tsv:1: not 'word word score'"):
+    with pytest.raises(ValueError, match=r"worse\.tsv:1: expected 'word word score'"):
         read_similarity(write(tmp_path / "worse.tsv", "old new high\n"))
 
 
 def test_a_malformed_question_names_its_line(tmp_path):
-    with pytest.raises(ValueError, match=r"three\.txt:3: 3 words instead of four"):
+    with pytest.raises(ValueError, match=r"three\.txt:3: expected four words, got 3"):
         read_analogies(write(tmp_path / "three.txt", ": s\na b c d\na b c\n"))
     with pytest.raises(ValueError, match=r"bare\.txt:1: a question before the first section"):
         read_analogies(write(tmp_path / "bare.txt", "a b c d\n"))

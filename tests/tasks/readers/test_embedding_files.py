@@ -197,7 +197,7 @@ def test_safetensors_with_several_matrices_or_truncated_are_rejected(tmp_path: P
     ("columns", "complaint"),
     [
         ({"word": ["a", "b"], "v": [[1.0, 2.0], [3.0]]}, "row 2: 1 number, but the first row has 2"),
-        ({"word": ["a", "b"], "v": [[1.0, 2.0], None]}, "row 2: no vector"),
+        ({"word": ["a", "b"], "v": [[1.0, 2.0], None]}, "row 2: the vector is missing"),
         ({"word": ["a", "b"], "v": [[1.0, 2.0], [3.0, None]]}, "row 2: the vector of 'b'"),
         ({"word": ["a", None], "v": [[1.0], [2.0]]}, "row 2: no word"),
         ({"v": [[1.0], [2.0]]}, "no text column"),

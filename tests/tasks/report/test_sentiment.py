@@ -110,26 +110,26 @@ def test_figures_are_shown_with_those_of_the_baseline(build: Build, made: Make) 
     for tile in ("85.0% accuracy", "0.050 calibration error", "1,800 training reviews", "2 labels"):
         assert tile in text
     assert "1 min 15 s training time some-encoder encoder" in text
-    assert "beats the bag of words by 5.0 points of accuracy. Evaluated on 200 held-out reviews" in text
+    assert "beats the bag-of-words baseline by 5.0 percentage points of accuracy. Evaluated on 200 held-out reviews" in text
     assert "classifier 85.0% 0.850 0.850 0.050 1 min 20 s" in text
-    assert "bag of words 80.0% 0.800 0.800 0.100 1.2 s" in text
+    assert "bag-of-words baseline 80.0% 0.800 0.800 0.100 1.2 s" in text
     assert BACKBONE in text
 
 
 def test_excluded_reviews_are_counted(build: Build, made: Make) -> None:
     text = text_of(page_of(build, made(met_before=1200)))
-    assert "Evaluated on 200 held-out reviews (1,200 that occur in the training set excluded), 1," in text
+    assert "Evaluated on 200 held-out reviews (without 1,200 that occur in the training data), 1," in text
 
 
 def test_a_better_baseline_is_reported(build: Build, made: Make) -> None:
     text = text_of(page_of(build, made(model=RIVAL, baseline=MODEL)))
-    assert "does NOT beat the bag of words: it is 5.0 points of accuracy behind." in text
+    assert "does NOT beat the bag-of-words baseline: its accuracy is 5.0 percentage points lower." in text
 
 
 def test_without_a_baseline_none_is_mentioned(build: Build, made: Make) -> None:
     text = text_of(page_of(build, made(baseline=None)))
-    assert "There was no baseline to compare it with." in text
-    assert "bag of words" not in text
+    assert "There is no baseline for comparison." in text
+    assert "bag-of-words" not in text
 
 
 def test_the_confusion_matrix_has_counts_and_shares_of_the_true_label(build: Build, made: Make) -> None:
@@ -174,8 +174,8 @@ def test_without_a_mistake_there_is_no_section_of_them(build: Build, made: Make)
 def test_markdown_has_the_same_figures(made: Make) -> None:
     text = markdown(*made(), ReportSentimentConfig(title="Films"))
     assert text.startswith("# Films\n")
-    assert "beats the bag of words by 5.0 points of accuracy." in text
-    assert "| bag of words | 80.0% | 0.800 | 0.800 | 0.100 | 1.2 s |" in text
+    assert "beats the bag-of-words baseline by 5.0 percentage points of accuracy." in text
+    assert "| bag-of-words baseline | 80.0% | 0.800 | 0.800 | 0.100 | 1.2 s |" in text
     assert "| negative | 100 | 0.818 | 0.900 | 0.857 |" in text
     assert (
         "> true label **negative**, predicted **positive** (98.7%): I &lt;b>loathe&lt;/b> it \\| truly"

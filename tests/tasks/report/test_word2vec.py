@@ -209,7 +209,7 @@ def test_validation_and_times_are_shown(build, made):
     page = page_of(build, made(metrics=metrics))
     text = " ".join(Text(page).text.split())
     assert "2M pairs · validation loss 2" in page
-    assert "no longer improved. The model is from step 20, which had the lowest validation loss." in text
+    assert "no longer improved. The saved model is that of step 20, with the lowest validation loss." in text
     assert "computation 1 min 0 s synchronization 25.0 s other 15.0 s total 1 min 40 s" in text
 
 

@@ -64,7 +64,7 @@ def far_away(source: Text, config: Config, out: Path) -> Summary:
     if config.width == 100:
         raise ValueError("nobody is there")
     if count < config.width:
-        raise NetworkError("no answer")
+        raise NetworkError("no response")
     return ONE
 
 

@@ -74,7 +74,7 @@ def test_the_summary_has_metrics_without_curves() -> None:
 
 def test_the_card_describes_training() -> None:
     assert describe_training(METRICS, "windows") == (
-        "Trained by Lexloom on 1,234 windows (2 epochs) in 3.2 seconds: training loss 1.2500 in the last"
+        "Trained with Lexloom on 1,234 windows (2 epochs) in 3.2 seconds: training loss 1.2500 in the last"
         " epoch, validation loss 1.5000."
     )
     shorter = {name: value for name, value in METRICS.items() if name != "validation_loss"}

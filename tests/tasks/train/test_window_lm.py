@@ -94,7 +94,7 @@ def test_the_code_of_the_model_card_runs(
     made = build(train_window_lm, *inputs, config=CONFIG, scratch=tmp_path)
     card = (made.folder / "README.md").read_text()
     assert "Predicts the next token from the 2 before it: 2 dense layers of 32" in card
-    assert "Trained by Lexloom on" in card
+    assert "Trained with Lexloom on" in card
     with redirect_stdout(io.StringIO()) as printed:
         run_card(made.folder, {"The people": "baf", "temperature=0.8": "temperature=0"})
     assert printed.getvalue().startswith("i")

@@ -330,7 +330,7 @@ except OSError as error:
     ("fields", "complaint"),
     [
         ({"runner": "local", "workers": 2}, "the local runner has one worker"),
-        ({"workers": 2, "min_workers": 3}, "min_workers 3 is above the 2 workers"),
+        ({"workers": 2, "min_workers": 3}, "min_workers 3 exceeds the 2 workers"),
         ({"learning_rate": 0.00001}, "is above learning_rate"),
         ({"sync_period": 17}, "sync_rare_period 16 is below sync_period 17"),
         ({"epochs": 0}, "greater than or equal to 1"),

@@ -48,7 +48,7 @@ def test_grpc_server_is_accepted() -> None:
 def test_other_server_is_rejected(answer: Callable[[socket.socket], None]) -> None:
     with (
         answering(answer) as address,
-        pytest.raises(ConnectionError, match=rf"--ray-address is '{address}', but no Ray cluster answers"),
+        pytest.raises(ConnectionError, match=rf"--ray-address is '{address}', but no Ray cluster responds"),
     ):
         require_cluster(address)
 
@@ -57,7 +57,7 @@ def test_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "SECONDS", 0.2)
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
-        pytest.raises(ConnectionError, match="no answer within 0 s"),
+        pytest.raises(ConnectionError, match="no response within 0 s"),
     ):
         require_cluster(f"127.0.0.1:{listener.getsockname()[1]}")
 
@@ -67,7 +67,7 @@ def test_closed_port_error_names_the_setting(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConnectionError) as refused:
         require_cluster("127.0.0.1:9")
     assert str(refused.value) == (
-        "RAY_ADDRESS is '127.0.0.1:9', but no Ray cluster answers there (Connection refused): start one with"
+        "RAY_ADDRESS is '127.0.0.1:9', but no Ray cluster responds there (Connection refused): start one with"
         " `ray start --head`, correct the address, or unset it to train on this machine"
     )
 

@@ -31,7 +31,7 @@ def test_nccl_with_a_gpu_per_worker_and_gloo_with_shared_gpus(
 
 def test_too_small_cluster_is_rejected() -> None:
     check_capacity(4, "cpu", {"CPU": 4.0})
-    with pytest.raises(ValueError, match=r"^5 workers need as many CPUs, and the Ray cluster has 4: ask"):
+    with pytest.raises(ValueError, match=r"^5 workers need one CPU each, but the Ray cluster has 4"):
         check_capacity(5, "cpu", {"CPU": 4.0})
     check_capacity(4, "cuda", {"CPU": 4.0, "GPU": 1.0})
     with pytest.raises(ValueError, match=r"^the Ray cluster has no GPU: train on the CPU, or join"):
@@ -48,7 +48,7 @@ def test_busy_cluster_fits_fewer_workers_or_raises() -> None:
     cluster = {"CPU": 8.0, "GPU": 4.0}
     assert available_workers(1, 8, "cpu", cluster, {"CPU": 3.0}) == 3
     assert available_workers(1, 8, "cuda", cluster, {"CPU": 3.0, "GPU": 2.0}) == 2
-    with pytest.raises(ValueError, match=r"no room for 4 workers: other work keeps 5 of 8 CPUs of the Ray"):
+    with pytest.raises(ValueError, match=r"no room for 4 workers: 5 of 8 CPUs of the Ray"):
         available_workers(4, 8, "cpu", cluster, {"CPU": 3.0})
     with pytest.raises(ValueError, match=r"keeps 8 of 8 CPUs and 3 of 4 GPUs of the Ray cluster busy; wait"):
         available_workers(2, 2, "cuda", cluster, {"GPU": 1.0})
@@ -58,4 +58,4 @@ def test_busy_cluster_fits_fewer_workers_or_raises() -> None:
 def test_description_of_the_runtime() -> None:
     assert describe_cluster({"CPU": 2.0}, None, 1) == "Ray: started on this machine, with 2 CPUs"
     joined = describe_cluster({"CPU": 16.0, "GPU": 1.0, "memory": 1e9}, "10.0.0.1:6379", 3)
-    assert joined == "Ray: joined the cluster at 10.0.0.1:6379, with 16 CPUs and 1 GPU on 3 nodes"
+    assert joined == "Ray: connected to the cluster at 10.0.0.1:6379, with 16 CPUs and 1 GPU on 3 nodes"

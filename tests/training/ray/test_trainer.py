@@ -57,13 +57,13 @@ def test_a_run_waits_for_a_node_in_the_place_of_a_lost_one(monkeypatch: pytest.M
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
     notes: list[str] = []
     assert wait_for_room(3, 3, "cpu", notes.append) == 3
-    assert notes == ["the Ray cluster has lost a node: waiting up to 600 seconds for another"]
+    assert notes == ["the Ray cluster has lost a node: waiting up to 600 seconds for a new one"]
 
 
 def test_missing_replacement_node_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray_runtime_module, "NODE_SECONDS", 0)
-    with pytest.raises(ValueError, match=r"^3 workers need as many CPUs, and the Ray cluster has 2: ask"):
+    with pytest.raises(ValueError, match=r"^3 workers need one CPU each, but the Ray cluster has 2"):
         wait_for_room(3, 3, "cpu", lambda note: None)
 
 
@@ -106,9 +106,9 @@ def test_signal_during_ray_start_is_raised_after_shutdown(
 
 
 def test_more_workers_than_cpus_are_refused_at_once(tmp_path: Path, local_ray: list[str]) -> None:
-    with pytest.raises(ValueError, match=rf"{CPUS + 1} workers need as many CPUs, .* has {CPUS}"):
+    with pytest.raises(ValueError, match=rf"{CPUS + 1} workers need one CPU each, .* has {CPUS}"):
         train_on_ray(job(tmp_path), workers=CPUS + 1)
-    with pytest.raises(ValueError, match=rf"{CPUS + 1} workers need as many CPUs"):
+    with pytest.raises(ValueError, match=rf"{CPUS + 1} workers need one CPU each"):
         train_on_ray(job(tmp_path), workers=(CPUS + 1, CPUS + 2))
 
 
@@ -132,8 +132,8 @@ GLOO = "[/src/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0
 @pytest.mark.parametrize(
     ("failures", "sentence"),
     [
-        ({0: RuntimeError(GLOO), 1: died()}, "training worker 1 was lost (its process ended)"),
-        ({1: ActorDiedError()}, "training worker 1 was lost (its process ended)"),
+        ({0: RuntimeError(GLOO), 1: died()}, "training worker 1 was lost (its process exited)"),
+        ({1: ActorDiedError()}, "training worker 1 was lost (its process exited)"),
         (
             {1: RuntimeError(GLOO), 0: RuntimeError(GLOO)},
             "training worker 0 failed (Connection closed by peer [127.0.0.1]:5003)",

@@ -296,7 +296,7 @@ def test_configuration_selects_the_strategy() -> None:
         ({"outer_momentum": 1.0}, "momentum 1.0 at least 0 and below 1"),
         ({"outer_learning_rate": 0.0}, "learning rate 0.0 must be above 0"),
         ({"cap": 0.5}, "cap is 0.5: it must be at least 1"),
-        ({"warm_up_steps": 5}, "only average and diloco can warm up"),
+        ({"warm_up_steps": 5}, "only average and diloco support a warm-up"),
     ],
 )
 def test_invalid_numbers_are_rejected(numbers: dict[str, Any], message: str) -> None:

@@ -62,7 +62,7 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
     browser.wait(f"document.querySelector('{panel} .caret') === null")
 
     panel = show(browser, "Next token")
-    assert "these tokens begin a text" in until_shown(
+    assert "these tokens start a text" in until_shown(
         browser, f"{panel} .answer .note"
     )  # before anything is typed
     fill_in(browser, f"{panel} .tall textarea", "th")

@@ -139,7 +139,7 @@ def test_a_piece_that_kills_every_process_is_given_up(cluster: str, tmp_path: Pa
 
     with (
         use_cluster(cluster),
-        pytest.raises(RuntimeError, match="shard-7 was lost with its process 4 times on the cluster"),
+        pytest.raises(RuntimeError, match="the process for shard-7 died 4 times on the cluster"),
         fan_out(work, ["shard-7"]) as found,
     ):
         list(found)

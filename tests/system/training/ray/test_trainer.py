@@ -108,7 +108,7 @@ def test_an_interrupt_waits_for_a_checkpoint_from_which_the_next_run_goes_on(
     assert notes == ["stopping after this step; interrupt again to stop without a checkpoint"]
     assert 0 < result(plan).state["step"] < 400
     assert Checkpoints(plan.checkpoints, plan.fingerprint).describe_resume() == (
-        f"there is a checkpoint: the same command resumes from step {result(plan).state['step']}"
+        f"run the same command again to resume from step {result(plan).state['step']}"
     )
     train_on_ray(plan, workers=2)
     assert torch.equal(result(plan).tensors["table"], result(without_ray[40]).tensors["table"])
@@ -163,7 +163,7 @@ def test_a_busy_cluster_is_an_error_and_no_endless_wait(
 ) -> None:
     assert float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]) * 3 <= 50  # the controller's start
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "0.5")
-    message = rf"no room for {CPUS} workers: other work keeps 1 of {CPUS} CPUs of the Ray cluster busy"
+    message = rf"no room for {CPUS} workers: 1 of {CPUS} CPUs of the Ray cluster are in use"
     with other_work(cpus=1), pytest.raises(ValueError, match=message):
         train_on_ray(job(tmp_path), workers=CPUS)
 
@@ -193,4 +193,4 @@ with ray_runtime(1, sys.argv[1], False, on_note=print):
 def test_a_cluster_that_is_joined_is_named(tmp_path: Path) -> None:
     address = ray.get_runtime_context().gcs_address
     run = subprocess.run([sys.executable, "-c", JOINING, address], capture_output=True, text=True, check=True)
-    assert run.stdout == f"Ray: joined the cluster at {address}, with {CPUS} CPUs on 1 node\n"
+    assert run.stdout == f"Ray: connected to the cluster at {address}, with {CPUS} CPUs on 1 node\n"
