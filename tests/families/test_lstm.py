@@ -144,7 +144,7 @@ def test_the_page_generates_text_and_predicts_tokens_with_the_model(trained: Tra
     *_, written = handlers.write(catalog, trained.name, "the ", 20, 0.8, 0, 1, 0, 1, 3)
     *_, predicted = handlers.next_token(catalog, trained.name, "the peopl")
     assert len(unescape(re.sub("<[^>]+>", "", written))) > len("the ")
-    assert "The model reads the whole context" in predicted
+    assert "The model sees the whole context" in predicted
     assert "%" in predicted
 
 

@@ -79,7 +79,7 @@ def test_values_of_a_flag_that_takes_lines_are_joined_by_newlines() -> None:
             parsed = parse(given(["--source", *words], Flow), Flow)
             assert parsed == Flow(corpus=Corpus(source="\n".join(words)))
         else:
-            with pytest.raises(ValueError, match=r"^--source must be UTF-8: .*\(it is 'caf\\udce9\.txt'\)"):
+            with pytest.raises(ValueError, match=r"^--source must be UTF-8: .*\(got 'caf\\udce9\.txt'\)"):
                 parse(given(["--source", *words], Flow), Flow)
 
 
@@ -110,7 +110,7 @@ def test_values_reach_their_fields_in_their_types() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--window", "0"], r"--window should be greater than or equal to 1 \(it is '0'\)"),
+        (["--window", "0"], r"--window should be greater than or equal to 1 \(got '0'\)"),
         (["--learning-rate", "fast"], r"--learning-rate should be a valid number.*'fast'"),
         (["--window", "0", "--seed", "x"], r"--window .*; --seed [^;]*$"),
     ],

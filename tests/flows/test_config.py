@@ -75,9 +75,9 @@ def test_a_section_without_main_parameters_is_shown_as_json_with_its_defaults() 
 
 def test_the_description_of_a_section_names_its_other_parameters() -> None:
     assert CONFIG["properties"]["train"]["description"] == (
-        "Training. Advanced (⋮, *Use JSON input*): `seed`, `name`, `options`."
+        "Training. Advanced (menu ⋮, *Use JSON input*): `seed`, `name`, `options`."
     )
-    assert CONFIG["description"] == "All parameters. Advanced (⋮, *Use JSON input*): `check`."
+    assert CONFIG["description"] == "All parameters. Advanced (menu ⋮, *Use JSON input*): `check`."
 
 
 def test_an_optional_value_is_a_plain_input() -> None:

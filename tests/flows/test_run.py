@@ -19,7 +19,7 @@ def test_a_row_has_a_stages_inputs_and_reasons() -> None:
         "cached": "no",
         "seconds": 1.3,
         "rows": "5 words → 3 tokens · 2 unknown",
-        "made from": "corpus/01234567, vocabulary/fedcba98",
+        "inputs": "corpus/01234567, vocabulary/fedcba98",
         "key": "aaaa",
         "reason": "pairs.window: 5 -> 8; more",
     }

@@ -72,9 +72,9 @@ def test_reviews_are_trained_to_a_classifier_and_only_changes_rebuild(
     assert built == STAGES
     assert outcome["metrics"]["accuracy"] == 1.0
     assert outcome["metrics"]["labels"] == ["bad", "good"]
-    assert "The classifier does NOT beat the bag of words: both are equally accurate." in said
+    assert "The classifier does NOT beat the bag-of-words baseline: the accuracy is the same." in said
     page = Path(outcome["report"]).read_text()
-    for text in ("Evaluation", "Errors", "Scores by label", "activity", "Stages"):
+    for text in ("Evaluation", "Confusion matrix", "Scores by label", "activity", "Stages"):
         assert text in page
     with get_client(sync_client=True) as client:
         assert "report" in {artifact.key for artifact in client.read_artifacts()}

@@ -74,8 +74,8 @@ def test_defaults_keep_the_text_unchanged() -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--size", "1"], "--size should be greater than or equal to 2 (it is '1')"),
-        (["--stride", "0"], "--stride should be greater than or equal to 1 (it is '0')"),
+        (["--size", "1"], "--size should be greater than or equal to 2 (got '1')"),
+        (["--stride", "0"], "--stride should be greater than or equal to 1 (got '0')"),
         (["--encoding", "gpt3"], "there is no encoding 'gpt3'"),
     ],
 )

@@ -142,12 +142,12 @@ def test_a_folder_can_not_name_code_to_import(tmp_path: Path, monkeypatch: pytes
 
 def test_a_model_that_lacks_the_capability_is_refused(tmp_path: Path) -> None:
     describe(tmp_path, model="word2vec")
-    with pytest.raises(ValueError, match=r"holds a word2vec model, which can't generate text: name a model"):
+    with pytest.raises(ValueError, match=r"holds a word2vec model, which can't generate text: use a model"):
         load_model(tmp_path, "generate")
 
 
 def test_a_missing_folder_and_a_damaged_description_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no model folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist: `lexloom store ls`"):
         load_model(tmp_path / "nowhere", "generate")
     for content in ("[1]", "{", '"text"'):
         (tmp_path / "config.json").write_text(content)

@@ -91,7 +91,8 @@ def test_all_words_are_counted(words_of: Callable[..., Artifact]) -> None:
 
 def test_a_vocabulary_without_frequent_words_is_rejected(words_of: Callable[..., Artifact]) -> None:
     with pytest.raises(
-        ValueError, match="no word occurs 5 times: the most frequent, 'the', occurs 4 times; lower min_count"
+        ValueError,
+        match="no word occurs at least 5 times: the most frequent, 'the', occurs 4 times",
     ):
         words_of(TEXTS)
 

@@ -33,4 +33,4 @@ def test_without_gradio_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr("lexloom.deployments.cli.servers.find_spec", lambda name: None)
     assert main(["app"]) == 1
-    assert capsys.readouterr().err.strip() == "error: the page needs Gradio: pip install 'lexloom[app]'"
+    assert capsys.readouterr().err.strip() == "error: the web page needs Gradio: pip install 'lexloom[app]'"

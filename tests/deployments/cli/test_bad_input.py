@@ -66,7 +66,7 @@ def write_bytes(content: bytes) -> Callable[[Path], str]:
         (write_bytes(b"fine\ncaf\xe9\n"), [], "text.txt, line 2"),
         (broken_parquet, [], "text.parquet"),
         (broken_gzip, [], "text.txt.gz"),
-        (write_text, ["--min-count", "1000"], "lower --min-count or read more text"),
+        (write_text, ["--min-count", "1000"], "lower --min-count or use more text"),
         (write_bytes(b"word\n" * 9), ["--subsample", "0"], "no pair can be made of 9 documents"),
         (write_text, ["--workers", "2"], "the local runner has one worker, not 2"),
         (write_text, ["--learning-rate", "0.00001"], "--min-learning-rate 0.0001 is above --learning-rate"),

@@ -184,7 +184,7 @@ def test_texts_without_a_word_keep_their_line(
     out, said = capsys.readouterr()
     one, two, three = expected(classifier, TEXTS).splitlines()
     assert out.splitlines() == ["", one, "", "", two, three, ""]
-    assert said.splitlines()[-1] == "warning: 4 texts without a word skipped"
+    assert said.splitlines()[-1] == "warning: 4 texts skipped (missing or blank)"
 
 
 def test_a_text_without_a_word_is_null_in_json(
@@ -196,7 +196,7 @@ def test_a_text_without_a_word_is_null_in_json(
     first, second, third = map(json.loads, out.splitlines())
     assert second == dict.fromkeys(first)
     assert None not in third.values()
-    assert said.splitlines()[-1] == "warning: 1 text without a word skipped"
+    assert said.splitlines()[-1] == "warning: 1 text skipped (missing or blank)"
 
 
 def test_a_header_is_no_text_and_a_file_is_read_as_its_flags_say(
@@ -223,7 +223,7 @@ def test_a_file_of_another_format_is_refused(
 ) -> None:
     (tmp_path / "x.tsv").write_text("text\tn\n")
     said = complaint(capsys, "classify", classifier, "--file", "x.tsv")
-    assert "x.tsv can't be read: supported are .txt, .jsonl, .csv, .parquet" in said
+    assert "x.tsv can't be read: supported formats are .txt, .jsonl, .csv, .parquet" in said
 
 
 def test_what_can_not_be_classified_is_said(
@@ -238,7 +238,7 @@ def test_what_can_not_be_classified_is_said(
     assert "text 2 is empty" in said(classifier, "good", " ")
     assert "text 1, byte 1: not UTF-8" in said(classifier, os.fsdecode(b"\xff"))
     assert "No such file or directory: nowhere.txt" in said(classifier, "--file", "nowhere.txt")
-    assert "can't both be given" in said(classifier, "good", "--file", "nowhere.txt")
+    assert "pass either texts or --file, not both" in said(classifier, "good", "--file", "nowhere.txt")
     assert f"there is no model in {tmp_path}" in said(str(tmp_path), "good")
     assert "contains a model of the kind BertModel, not a text" in said(str(tmp_path / "backbone"), "good")
     assert vectors in said(vectors, "good")

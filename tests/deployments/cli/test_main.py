@@ -185,7 +185,7 @@ def test_a_local_run_with_more_workers_is_refused(capsys: pytest.CaptureFixture[
         (["word2vec", "--min-learning-rate", "0.5"], "--min-learning-rate 0.5 is above --learning-rate 0.05"),
         (
             ["sentiment", "--test-share", "0"],
-            "--test-share 0 leaves no reviews to test on: raise it, or set --test-source",
+            "--test-share is 0, so there are no test reviews: raise it, or set --test-source",
         ),
         (
             ["sentiment", "--validation-share", "0.6", "--test-share", "0.5"],
@@ -294,6 +294,6 @@ def test_a_missing_optional_package_is_reported_with_its_extra(
     for name in ("family", "classifier"):
         monkeypatch.delitem(sys.modules, f"lexloom.models.sentiment.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    assert "this needs tokenizers: pip install 'lexloom[sentiment]'" in complaint(
+    assert "tokenizers is not installed: pip install 'lexloom[sentiment]'" in complaint(
         capsys, "classify", "model", "good"
     )

@@ -50,7 +50,7 @@ def test_a_store_that_is_not_there_yet_is_empty(
     capsys: pytest.CaptureFixture[str], recorded: list[FlowRun]
 ) -> None:
     text = said(capsys)
-    assert "nothing" in text
+    assert "active stages\n  none" in text
     assert "none yet" in text
     assert "0 artifacts, 0 B;" in text
 
@@ -67,7 +67,7 @@ def test_stages_are_counted_and_sized(
         ["corpus", "2", "artifacts", "12", "B"],
         ["tokens", "1", "artifact", "8", "B"],
     ]
-    assert "3 artifacts, 20 B, 3 B half-made;" in text
+    assert "3 artifacts, 20 B, 3 B unfinished;" in text
     assert "1 file, 3 B so far" in text
     assert f"process {os.getpid()}" in text
 
@@ -76,13 +76,13 @@ def test_a_training_shows_how_far_it_is_and_one_that_was_killed_where_it_goes_on
     capsys: pytest.CaptureFixture[str], store: Store, recorded: list[FlowRun]
 ) -> None:
     train(store, "k1", 30)
-    assert "interrupted 0 s ago at step 40; the same command resumes from step 30" in said(capsys)
+    assert "interrupted 0 s ago at step 40; run the same command to resume from step 30" in said(capsys)
     train(store, "k2")
-    assert "the same command restarts it" in said(capsys)
+    assert "run the same command to restart it" in said(capsys)
     train(store, "k4", 55)  # its last figures are older than its checkpoint
-    assert "interrupted 0 s ago at step 55; the same command resumes from step 55" in said(capsys)
+    assert "interrupted 0 s ago at step 55; run the same command to resume from step 55" in said(capsys)
     (store.scratch("train_word2vec", "k5") / "checkpoints" / "step-0000000007").mkdir(parents=True)
-    assert "interrupted 0 s ago at step 7; the same command resumes from step 7" in said(capsys)
+    assert "interrupted 0 s ago at step 7; run the same command to resume from step 7" in said(capsys)
     store.new_folder("train_word2vec", "k1")
     train(store, "k1", 35)
     line = next(line for line in said(capsys).splitlines() if "process" in line)
@@ -127,7 +127,7 @@ def test_without_prefect_the_store_is_still_shown(capsys: pytest.CaptureFixture[
     put(store, "corpus", "c1")
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
         text = said(capsys)
-    assert "the Prefect server at http://127.0.0.1:1/api does not answer" in text
+    assert "the Prefect server at http://127.0.0.1:1/api does not respond" in text
     assert "1 artifact," in text
     postgres = {PREFECT_SERVER_DATABASE_CONNECTION_URL: "postgresql+asyncpg://u:secret@nowhere/prefect"}
     with temporary_settings(postgres, restore_defaults={PREFECT_API_URL}):

@@ -25,7 +25,7 @@ def test_every_deployment_has_the_purpose_of_its_flow() -> None:
     client = SimpleNamespace(read_deployments=list)
     found = {entry["name"]: entry["description"] for entry in read_deployments(client)["deployments"]}
     assert found.keys() == flows().keys()
-    assert found["word2vec"].startswith("Train word vectors: skip-gram with negative sampling. Stages whose")
+    assert found["word2vec"].startswith("Train word vectors: skip-gram with negative sampling. Stages with")
 
 
 def test_a_registered_flow_without_an_entry_is_deployed(monkeypatch: pytest.MonkeyPatch) -> None:

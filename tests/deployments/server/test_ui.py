@@ -233,7 +233,9 @@ def test_a_port_in_use_is_said_before_anything_starts(
         taken.listen()
         port = taken.getsockname()[1]
         said = said_by_main(capsys, "--port", str(port))
-    assert said == f"error: port {port} on 127.0.0.1 is in use: choose another with --port (0 for any free port)"
+    assert (
+        said == f"error: port {port} on 127.0.0.1 is in use: choose another with --port (0 for any free port)"
+    )
 
 
 def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
@@ -257,7 +259,7 @@ def test_others_are_not_served_without_a_login(
     with temporary_settings(restore_defaults={PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING}):
         said = said_by_main(capsys, "--host", "0.0.0.0", "--port", "0", "--no-login")
     assert said == (
-        "error: --no-login requires a loopback address, and --host is 0.0.0.0: omit --no-login or --host"
+        "error: --no-login requires a loopback address, but --host is 0.0.0.0: omit --no-login or --host"
     )
 
 
@@ -306,13 +308,13 @@ def test_a_second_one_does_not_take_the_records_of_the_first(
         operate.log_file(),
     ):
         said = said_by_main(capsys, "--port", "0")
-    assert said.startswith(f"error: another lexloom ui is at work on Prefect's records in {tmp_path}/home")
+    assert said.startswith(f"error: another `lexloom ui` is using {tmp_path}/home")
 
 
 def test_a_program_that_ends_by_itself_says_where_its_log_is(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
         program = operate.Program("server", ["no_such_module"], dict(os.environ), log)
-        with pytest.raises(RuntimeError, match=rf"the server has ended \(exit 1\): see {tmp_path}/log"):
+        with pytest.raises(RuntimeError, match=rf"the server exited with status 1: see {tmp_path}/log"):
             program.until_healthy("http://127.0.0.1:9")
 
 
@@ -361,7 +363,7 @@ def test_a_pool_that_is_there_keeps_its_limit_and_is_resumed_by_a_start() -> Non
 
 
 def test_a_pool_whose_runs_are_not_processes_is_refused() -> None:
-    with pytest.raises(ValueError, match="is of type docker, not process: delete it by `prefect work-pool d"):
+    with pytest.raises(ValueError, match="has the type docker, not process: delete it with `prefect"):
         deploy.make_pool(Pool("docker"), TEMPLATE)
 
 
@@ -398,8 +400,8 @@ def test_it_is_watched_by_asking_once(monkeypatch: pytest.MonkeyPatch, asked: tu
     rounds = iter([False, False, True])
     worker = SimpleNamespace(has_ended=lambda: next(rounds), complain=lambda: sys.exit("it has ended"))
     server = SimpleNamespace(has_ended=lambda: False)
-    look, first = operate.runs, iter([True])
-    monkeypatch.setattr(operate, "runs", lambda *given: [] if next(first, False) else look(*given))
+    look, first = operate.read_runs, iter([True])
+    monkeypatch.setattr(operate, "read_runs", lambda *given: [] if next(first, False) else look(*given))
     with pytest.raises(SystemExit):
         operate.watch(operate.client_of({"PREFECT_API_URL": url}), [server, worker], url)
     assert len(requests) == 2, "once in a round"

@@ -46,14 +46,16 @@ def test_a_port_in_use_ends_in_one_sentence(capsys: pytest.CaptureFixture[str]) 
         port = taken.getsockname()[1]
         assert main(["--port", str(port)]) == 1
     said = capsys.readouterr().err.strip()
-    assert said == f"error: port {port} on 127.0.0.1 is in use: choose another with --port (0 for any free port)"
+    assert (
+        said == f"error: port {port} on 127.0.0.1 is in use: choose another with --port (0 for any free port)"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--port", "70000"], "--port is 70000: it must be from 0, which finds a free one, to 65535"),
-        (["--host", "203.0.113.7", "--port", "0"], "the page can't be served at 203.0.113.7:0"),
+        (["--port", "70000"], "--port is 70000: it must be between 1 and 65535, or 0 for any free port"),
+        (["--host", "203.0.113.7", "--port", "0"], "can't listen on 203.0.113.7:0"),
     ],
 )
 def test_an_address_that_can_not_be_served_ends_in_one_sentence(

@@ -332,7 +332,7 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, "lexloom.models.sentiment.family", None)
     catalog = ModelCatalog(catalog.store)
     said = complaint(handlers.classify(catalog, names["classifier"], REVIEW))
-    assert said == "The package lexloom.models.sentiment.family is missing: pip install 'lexloom[sentiment]'."
+    assert said == "Lexloom.models.sentiment.family is not installed: pip install 'lexloom[sentiment]'."
 
 
 # normalization

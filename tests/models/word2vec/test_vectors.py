@@ -93,9 +93,9 @@ def test_unknown_word_error_suggests_similar_spellings():
     vectors = WordVectors(["cinema", "actor", "film"], np.eye(3))
     with pytest.raises(UnknownWordError) as unknown:
         vectors.neighbours(["actor", "cinemas"])
-    assert str(unknown.value) == "'cinemas' is not one of the 3 words of this model. Similar: cinema."
+    assert str(unknown.value) == "'cinemas' is not in the vocabulary of 3 words; similar words: cinema"
     assert isinstance(unknown.value, KeyError)
-    with pytest.raises(UnknownWordError, match=r"'Film' is not one of .* Similar: film\.$"):
+    with pytest.raises(UnknownWordError, match=r"'Film' is not in the vocabulary .* similar words: film$"):
         vectors["Film"]
     with pytest.raises(UnknownWordError, match=r"^'xyz' is not one of the 3 words of this model\.$"):
         vectors["xyz"]
@@ -322,9 +322,9 @@ def test_words_are_normalized_like_the_training_text(tmp_path: Path) -> None:
     assert vectors.neighbours(asked, 2) == vectors.neighbours(words, 2)
     assert vectors.analogy(*asked[:3], 2) == vectors.analogy("наташа", "o'neill", "co-op", 2)
     for word, said in (
-        ("New York", r"This model splits 'New York' into 2 words \(new, york\)"),
+        ("New York", r"this model splits 'New York' into 2 words \(new, york\)"),
         ("1984!", "this model's normalization removes all of '1984!'"),
-        ("Natasha", "'natasha' is not one of the 5 words"),
+        ("Natasha", "'natasha' is not in the vocabulary of 5 words"),
     ):
         with pytest.raises(UnknownWordError, match=said):
             vectors[word]
@@ -334,5 +334,5 @@ def test_words_are_not_normalized_without_rules(tmp_path: Path) -> None:
     WordVectors(["peace"], torch.ones(1, 2)).save(tmp_path)
     vectors = WordVectors.load(tmp_path)
     assert "Peace" not in vectors
-    with pytest.raises(UnknownWordError, match=r"'Peace' is not one of .* Similar: peace"):
+    with pytest.raises(UnknownWordError, match=r"'Peace' is not in the vocabulary .* similar words: peace"):
         vectors["Peace"]

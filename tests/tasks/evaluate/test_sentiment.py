@@ -141,7 +141,7 @@ def test_a_baseline_that_can_not_be_trained_is_omitted(
     made = build(evaluate_sentiment, model, reviews, reviews, config=config)
     assert read_sentiment_evaluation(made).baseline is None
     said = " ".join(capsys.readouterr().err.split())
-    assert "no bag of words to compare with: one label in the first 1 review;" in said
+    assert "no bag-of-words baseline: only one label in the first 1 review;" in said
 
 
 def test_a_baseline_never_predicts_a_label_that_it_was_not_trained_on(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_reviews_without_words_have_no_baseline(tmp_path: Path, capsys: pytest.C
     pq.write_table(table, tmp_path / "train-00000.parquet")
     reviews = Artifact(stage="split", key="k", folder=tmp_path, summary=NOTHING)
     assert bag_of_words(reviews, 2) is None
-    assert "no bag of words to compare with" in capsys.readouterr().err
+    assert "no bag-of-words baseline" in capsys.readouterr().err
 
 
 def test_the_most_confident_mistakes_come_first(build: Build, model: Artifact, reviews: Artifact) -> None:
@@ -198,9 +198,9 @@ def evaluation_of(accuracy: float, baseline: float | None) -> SentimentEvaluatio
 @pytest.mark.parametrize(
     ("accuracy", "baseline", "says"),
     [
-        (0.9, 0.875, "The classifier beats the bag of words by 2.5 points of accuracy."),
+        (0.9, 0.875, "The classifier beats the bag-of-words baseline by 2.5 percentage points of accuracy."),
         (0.875, 0.9, "does NOT beat the bag-of-words baseline: its accuracy is 2.5 percentage points lower."),
-        (0.9, 0.9, "does NOT beat the bag of words: both are equally accurate."),
+        (0.9, 0.9, "does NOT beat the bag-of-words baseline: the accuracy is the same."),
         (0.9, None, "There is no baseline for comparison."),
     ],
 )
@@ -220,7 +220,7 @@ def test_a_run_ends_with_the_figures_of_both(tmp_path: Path, baseline: float | N
     figures = {row.split("  ")[0]: row.split()[-4:] for row in rows}
     f1, ece = f"{found.model.f1:.3f}", f"{found.model.ece:.3f}"
     assert figures["classifier"] == ["90.0%", f1, f"{found.model.roc_auc:.3f}", ece]
-    assert ("bag of words" in figures) == (baseline is not None)
+    assert ("bag-of-words baseline" in figures) == (baseline is not None)
     assert all(len(row) == len(header) for row in rows)
 
 
@@ -245,12 +245,12 @@ def test_reviews_of_one_label_have_no_roc_auc(build: Build, model: Artifact, rev
     assert found.baseline.f1 == 1.0  # all are found: the label that does not occur is none of the mean
     negative = found.baseline.labels[0]
     assert (negative.precision, negative.recall, negative.f1) == (None, None, None)
-    note = "There is no ROC AUC, which needs test reviews of two labels: all have the label 'positive'."
+    note = "ROC AUC is undefined, because all test reviews have the label 'positive'."
     assert str(highlights(made, 80)).splitlines()[-1] == note
 
 
 def test_a_split_without_a_test_part_is_refused(build: Build, model: Artifact, reviews: Artifact) -> None:
     for path in reviews.files("test-*.parquet"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"there are no test reviews to evaluate the model on: hold some out"):
+    with pytest.raises(ValueError, match=r"there are no test reviews to evaluate the model on"):
         build(evaluate_sentiment, model, reviews, reviews, config=WITHOUT_BASELINE)

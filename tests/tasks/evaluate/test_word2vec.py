@@ -123,7 +123,7 @@ def test_ties_have_their_mean_rank(judged):
 
 def test_a_malformed_judgement_names_its_line(tmp_path):
     path = write(tmp_path / "bad.tsv", "# header\nold new 1.5\nsmart clever\n")
-    with pytest.raises(ValueError, match=r"bad\.tsv:3: not 'word word score': 'smart clever'"):
+    with pytest.raises(ValueError, match=r"bad\.tsv:3: expected 'word word score', got 'smart clever'"):
         read_similarity(path)
     with pytest.raises(ValueError, match=r"worse\.tsv:1: expected 'word word score'"):
         read_similarity(write(tmp_path / "worse.tsv", "old new high\n"))
@@ -202,10 +202,10 @@ def test_the_evaluation_file_has_neighbours_and_scores(build, inputs, tmp_path):
     assert (score.questions, score.scored, score.correct, score.accuracy) == (2, 1, 1, 1.0)
     assert score.coverage == 0.5
     assert made.facts == {"sim": 1.0, "ana": 1.0}
-    assert made.summary.dropped == {"asked for and unknown": 1}
+    assert made.summary.dropped == {"requested words not in the vocabulary": 1}
     *_, east_shown, absent_shown = highlights(made, 80).plain.splitlines()
     assert east_shown.startswith("east    eastern 0.99  Northern ")
-    assert absent_shown == "absent  is none of the model's words"
+    assert absent_shown == "absent  is not in the vocabulary"
 
 
 def test_without_evaluation_sets_the_summary_says_so(build, inputs):

@@ -199,7 +199,7 @@ def test_safetensors_with_several_matrices_or_truncated_are_rejected(tmp_path: P
         ({"word": ["a", "b"], "v": [[1.0, 2.0], [3.0]]}, "row 2: 1 number, but the first row has 2"),
         ({"word": ["a", "b"], "v": [[1.0, 2.0], None]}, "row 2: the vector is missing"),
         ({"word": ["a", "b"], "v": [[1.0, 2.0], [3.0, None]]}, "row 2: the vector of 'b'"),
-        ({"word": ["a", None], "v": [[1.0], [2.0]]}, "row 2: no word"),
+        ({"word": ["a", None], "v": [[1.0], [2.0]]}, "row 2: the word is missing"),
         ({"v": [[1.0], [2.0]]}, "no text column"),
         ({"word": ["a", "b"]}, "needs one with lists of numbers"),
         ({"word": ["a", "b"], "x": [1.0, None]}, "row 2: the vector of 'b'"),
@@ -230,7 +230,7 @@ def test_a_vocabulary_is_required_only_without_words_in_the_table(tmp_path: Path
     with pytest.raises(FileNotFoundError, match=r"v.json does not exist"):
         find_vocabulary(tmp_path / "t.npy", tmp_path / "v.json")
     (tmp_path / "v.csv").touch()
-    with pytest.raises(ValueError, match=r"read from .json .txt .parquet, not from v.csv"):
+    with pytest.raises(ValueError, match=r"the vocabulary v.csv must be one of .json .txt .parquet"):
         find_vocabulary(tmp_path / "t.npy", tmp_path / "v.csv")
     with pytest.raises(ValueError, match="already has words"):
         find_vocabulary(tmp_path / "t.txt", tmp_path / "v.csv")

@@ -67,7 +67,7 @@ def test_figures_are_shown_with_those_of_the_baselines(build: Callable[..., Arti
     assert "window language model 1.123 80.0 25.0% 50.0%" in text
     assert "4-gram 1.200 90.0 20.0% 40.0%" in text
     assert "1 min 15 s training time" in text
-    assert "no longer improved. The model is from step 20" in text
+    assert "no longer improved. The saved model is that of step 20" in text
 
 
 def test_a_sample_keeps_its_lines_and_can_not_become_markup(

@@ -160,7 +160,7 @@ def test_the_figures_of_the_run_are_on_the_page(build, made):
         "5 words",
         "2M pairs",
         "0.2345 loss, last epoch",
-        "2.5M pairs a second",
+        "2.5M pairs per second",
         "1 min 15 s",
         "2 workers",
     ):

@@ -222,10 +222,14 @@ def test_failed_hub_requests_are_retried(results: dict[str, dict[str, Any]]) -> 
 @pytest.mark.parametrize(
     ("scenario", "error", "message"),
     [
-        ("down", "NetworkError", "the hub failed for hf:owner/down (status 503)"),
+        ("down", "NetworkError", "the Hugging Face Hub failed for hf:owner/down (status 503)"),
         ("unplugged", "NetworkError", "the hub can't be reached for hf:owner/unplugged ("),
-        ("failing late", "NetworkError", f"the hub failed for hf:owner/down@{COMMIT} (status 503)"),
-        ("missing", "FileNotFoundError", "hf:owner/missing: no such data set on the hub"),
+        (
+            "failing late",
+            "NetworkError",
+            f"the Hugging Face Hub failed for hf:owner/down@{COMMIT} (",
+        ),
+        ("missing", "FileNotFoundError", "hf:owner/missing: the data set does not exist"),
         ("no revision", "FileNotFoundError", "hf:owner/lines@gone: the data set has no such revision"),
         ("gated", "PermissionError", "hf:owner/gated requires a login"),
         ("no split", "ValueError", "hf:owner/lines::test can't be read from the hub"),
@@ -316,7 +320,7 @@ def test_a_nonexistent_model_is_not_looked_up_in_the_cache(monkeypatch: pytest.M
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("it was fetched"))
-    with pytest.raises(FileNotFoundError, match="no such model on the hub"):
+    with pytest.raises(FileNotFoundError, match="does not exist on the Hugging Face Hub"):
         hub.download_model("owner/name", "owner/name", None, [])
 
 

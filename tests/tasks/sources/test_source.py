@@ -90,7 +90,7 @@ def test_a_pattern_yields_matching_files(tmp_path: Path) -> None:
             r"'nothing\.txt' does not exist \(working directory: .*\): name a file, .*hf:owner/name",
         ),
         ("*.txt", r"no file matches '\*\.txt' \(working directory: "),
-        ("empty", r"no file in empty can be read: supported are \.txt, \.jsonl, \.csv, \.parquet"),
+        ("empty", r"no file in empty can be read: supported formats are \.txt, \.jsonl, \.csv, \.parquet"),
     ],
 )
 def test_a_missing_source_is_rejected(name: str, complaint: str, tmp_path: Path) -> None:
@@ -102,10 +102,10 @@ def test_a_missing_source_is_rejected(name: str, complaint: str, tmp_path: Path)
 def test_an_unsupported_file_is_rejected_with_the_supported_formats(tmp_path: Path) -> None:
     folder_of(tmp_path, {"a.docx": "x", "b.txt": "x"})
     with pytest.raises(
-        ValueError, match=r"a\.docx can't be read: supported are \.txt, .* also as \.gz or \.zst"
+        ValueError, match=r"a\.docx can't be read: supported formats are \.txt, .* also as \.gz or \.zst"
     ):
         find_source("a.docx")
-    with pytest.raises(FileNotFoundError, match=r"no file in \*\.d\* can be read: supported are"):
+    with pytest.raises(FileNotFoundError, match=r"no file in \*\.d\* can be read: supported formats are"):
         find_source("*.d*")
 
 
@@ -212,7 +212,7 @@ def test_stdin_that_is_not_text_is_rejected(
     pipe(monkeypatch, content)
     with pytest.raises(ValueError, match=rf"stdin looks like {ending}, .*: use --source=-{ending}, or"):
         find_source("-")
-    with pytest.raises(ValueError, match=r"stdin can't be read as '-\.doc': supported are"):
+    with pytest.raises(ValueError, match=r"stdin can't be read as '-\.doc': supported formats are"):
         find_source("-.doc")
 
 

@@ -133,7 +133,7 @@ def test_the_folder_has_metadata_and_a_card(read: Read, train: Train) -> None:
     assert rules.model_dump() == AsWritten().model_dump()
     assert metrics["examples"] == 160
     card = " ".join((model / "README.md").read_text().split())
-    assert "its last block and the classifier were trained. Trained by Lexloom on 160 reviews" in card
+    assert "Trained with Lexloom on 160 reviews" in card
 
 
 def test_transformers_gives_the_same_predictions_by_the_cards_code(read: Read, train: Train) -> None:

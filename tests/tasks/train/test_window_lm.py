@@ -189,7 +189,7 @@ def test_embeddings_of_other_tokens_are_rejected(
     save_file({"embeddings": torch.ones(99, 8)}, tmp_path / "other" / "embeddings.safetensors")
     summary = Summary(rows_in=1, unit_in="tokens", rows=1, unit="embeddings")
     other = Artifact(stage="embeddings", key="k", folder=tmp_path / "other", summary=summary)
-    with pytest.raises(ValueError, match="embeddings of 99 tokens, but the tokenizer has 11"):
+    with pytest.raises(ValueError, match="embeddings for 99 tokens, but the tokenizer has 11"):
         build(train_window_lm, inputs[0], other, inputs[2], config=CONFIG, scratch=tmp_path)
 
 

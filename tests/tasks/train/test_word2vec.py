@@ -213,7 +213,7 @@ def test_a_killed_stage_is_resumed_with_the_same_result(
         run()
     assert not list(store.root.glob("train_word2vec/*"))
     before = len(steps)
-    assert "stopped; there is a checkpoint: the same command resumes from step 14" in capsys.readouterr().err
+    assert "stopped; run the same command again to resume from step 14" in capsys.readouterr().err
     run()
     assert "resumes from the checkpoint of step 14" in capsys.readouterr().err
     assert len(steps) - before == all_steps - 14, "it did not go on from the checkpoint of step 14"
@@ -257,7 +257,7 @@ def test_an_interrupt_saves_a_checkpoint_and_prints_its_step(
         signal.signal(number, before)
     said = capsys.readouterr().err
     assert "stopping after this step; interrupt again to stop without a checkpoint" in said
-    assert "stopped; there is a checkpoint: the same command resumes from step 11" in said
+    assert "stopped; run the same command again to resume from step 11" in said
     (left,) = list_interrupted_stages(store, [])
     assert left.checkpoint == 11
     again, *_ = train_word2vec._build(store, key, inputs, config, [])
@@ -282,7 +282,7 @@ def test_a_run_stopped_before_its_first_checkpoint_says_so(
     with pytest.raises(KeyboardInterrupt):
         build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path)
     assert (
-        "stopped; there is no checkpoint: the same command starts training from the beginning"
+        "stopped; no checkpoint was written: run the same command again to restart training"
         in capsys.readouterr().err
     )
 

@@ -34,7 +34,7 @@ def test_too_small_cluster_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"^5 workers need one CPU each, but the Ray cluster has 4"):
         check_capacity(5, "cpu", {"CPU": 4.0})
     check_capacity(4, "cuda", {"CPU": 4.0, "GPU": 1.0})
-    with pytest.raises(ValueError, match=r"^the Ray cluster has no GPU: train on the CPU, or join"):
+    with pytest.raises(ValueError, match=r"^the Ray cluster has no GPU: train on the CPU, or use"):
         check_capacity(1, "cuda", {"CPU": 4.0})
 
 
@@ -50,7 +50,7 @@ def test_busy_cluster_fits_fewer_workers_or_raises() -> None:
     assert available_workers(1, 8, "cuda", cluster, {"CPU": 3.0, "GPU": 2.0}) == 2
     with pytest.raises(ValueError, match=r"no room for 4 workers: 5 of 8 CPUs of the Ray"):
         available_workers(4, 8, "cpu", cluster, {"CPU": 3.0})
-    with pytest.raises(ValueError, match=r"keeps 8 of 8 CPUs and 3 of 4 GPUs of the Ray cluster busy; wait"):
+    with pytest.raises(ValueError, match=r"8 of 8 CPUs and 3 of 4 GPUs of the Ray cluster are in use; wait"):
         available_workers(2, 2, "cuda", cluster, {"GPU": 1.0})
     assert available_workers(3, 3, "cpu", cluster, {"CPU": 8.0}) == 3  # it has become free since
 

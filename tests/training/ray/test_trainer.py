@@ -62,6 +62,7 @@ def test_a_run_waits_for_a_node_in_the_place_of_a_lost_one(monkeypatch: pytest.M
 
 def test_missing_replacement_node_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray_runtime_module, "NODE_SECONDS", 0)
     with pytest.raises(ValueError, match=r"^3 workers need one CPU each, but the Ray cluster has 2"):
         wait_for_room(3, 3, "cpu", lambda note: None)
