@@ -87,7 +87,7 @@ def test_reviews_are_trained_to_a_classifier_and_only_changes_rebuild(
     assert built == ["train_sentiment", "evaluate_sentiment", "report_sentiment"]
     assert "because train_sentiment.epochs: 6 -> 1" in said
 
-    (features,) = Store().root.glob("features/*")
+    (features,) = Store().root.glob("frozen_features/*")
     next(features.glob("*.safetensors")).unlink()
     _, built, said = run(capsys, [*command, "--epochs", "6"])
     assert built == ["frozen_features"]
