@@ -5,10 +5,8 @@ queries and keys normalized per head, a gated feed-forward, no biases, and optio
 "gpt2" is the architecture of GPT-2: LayerNorm, learned positions, GELU, biases. `models/transformer/hf_io.py`
 saves either so that `transformers` can load it.
 
-- Blocks are pre-norm. The output matrices of attention and feed-forward are initialized to zero, so every
-  block starts as the identity.
-- The logits of a batch are never all in memory (models/layers/cross_entropy.py).
-- Generation uses a KV cache (`CachedDecoder`).
+Blocks are pre-norm. The output matrices of attention and feed-forward start at zero, so every block starts as
+the identity. A batch's logits are never all in memory (models/layers/cross_entropy.py).
 
 Vaswani et al. 2017, "Attention Is All You Need"; Radford et al. 2019, "Language Models are Unsupervised
 Multitask Learners"; Su et al. 2021, "RoFormer"; Zhang and Sennrich 2019, "Root Mean Square Layer
@@ -47,12 +45,10 @@ class TransformerConfig:
         context: the maximum T.
         layers, width, heads: number of blocks, C, H.
         kv_heads: K, a divisor of H; 0 for H.
-        ffn_dim: F; 0 for 4 C, or 8/3 C rounded down to a multiple of 16 for a gated feed-forward, which has
-            the same number of parameters.
+        ffn_dim: F; 0 for 4 C, or as many parameters in a gated feed-forward (8/3 C, a multiple of 16).
         style: see above.
         tie_embeddings: use the token embedding matrix as the output projection.
-        dropout: dropout rate in training, of embeddings, attention weights, and the outputs of attention and
-            feed-forward.
+        dropout: dropout rate of embeddings, attention weights, and attention and feed-forward outputs.
         rope_base: base of the rotary frequencies; the lowest is about 1 / rope_base (modern).
         end_of_text: id of the end-of-text token, for tools that read the model's folder.
 

@@ -1,12 +1,11 @@
 """The inner loop of the skip-gram CPU kernel: a block of contexts of a run against all of its outputs.
 
 It is written in LLVM IR, since the code of LLVM's own vectorizer takes 1.5 times as long. All vectors have
-the width of a register: segments of rows, and scores, errors and losses.
-
-models/word2vec/cpu.py uses it, and defines runs and blocks.
+the width of a register: segments of rows, and scores, errors and losses. cpu.py defines runs and blocks.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# type checkers do not know that callers omit the first argument
-_literal_intrinsic: Any = intrinsic(prefer_literal=True)
+_literal_intrinsic: Any = intrinsic(prefer_literal=True)  # Any: callers omit the first argument
 
 LANES = 16  # floats in a cache line; rows are multiples of it
 
 
 def _has_avx512() -> bool:
-    try:
+    with suppress(RuntimeError):  # LLVM cannot tell on every system
         return bool(binding.get_host_cpu_features().get("avx512f"))
-    except RuntimeError:  # LLVM cannot tell on every system
-        return False
+    return False
 
 
 _WIDE = _has_avx512()
