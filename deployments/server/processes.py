@@ -1,4 +1,4 @@
-"""The processes of `lexloom ui`, which end when it ends, in order."""
+"""The child processes of `lexloom ui`, which end with it, the last one first."""
 
 import os
 import signal
@@ -15,12 +15,12 @@ from rich.text import Text
 from lexloom.deployments.server.register import end_with_parent, python
 from lexloom.tasks.display.console import stderr
 
-START_SECONDS = 300  # a busy machine is slow
+START_SECONDS = 300  # for busy machines
 END_SECONDS = 15
 
 
 class Program:
-    """A Python module in a session of its own, out of reach of Ctrl-C; it ends with this process."""
+    """A Python module in its own session, which Ctrl-C does not reach; it ends with this process."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Program:
         self._process = self._start()
 
     def until_healthy(self, url: str) -> None:
-        """Waits until the server answers."""
+        """Wait until the server responds."""
         deadline = time.monotonic() + START_SECONDS
         while not is_healthy(url):
             if self.has_ended():
@@ -63,7 +63,7 @@ class Program:
             time.sleep(0.2)
 
     def end(self) -> None:
-        """Does what is to be done before, lets it end, and then ends what it may have left behind."""
+        """Call `before`, terminate the process, and kill what it may have left."""
         if not self.has_ended():
             self._before()
             self._process.terminate()
@@ -76,7 +76,7 @@ class Program:
 
 @contextmanager
 def ended_in_order() -> Iterator[list[Program]]:
-    """Programs that end when this does, the last one first; no signal interrupts that."""
+    """Yield a list of programs; they end with the block, the last one first, despite signals."""
     programs: list[Program] = []
     try:
         yield programs

@@ -1,11 +1,11 @@
-"""Where a program of this folder is to be reached."""
+"""Listening sockets of the servers."""
 
 import errno
 import socket
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at the address.
+    """Return a socket that listens on the address.
 
     Raises:
         OSError: one sentence; the port is in use, or the address is not this machine's.

@@ -1,9 +1,8 @@
-"""`lexloom ui`: Prefect's page with the flows ready to run on this machine.
+"""`lexloom ui`: Prefect's UI, with the flows deployed on this machine.
 
-Three things of Prefect's own: a server, the deployments of prefect.yaml beside this file, and a worker that
-runs them with this Python, this store and this folder (from which a run's relative paths count). When it
-ends, it pauses the work pool, cancels what runs, as the page would, and then ends the worker and the server;
-runs that wait begin next time, when the pool is resumed.
+It starts Prefect's server, applies the deployments of all flows, and starts a worker that runs them with this
+Python, this store and this working directory. On exit, it pauses the work pool, cancels active runs, and
+stops the worker and the server. Runs that have not started begin the next time, when the pool is resumed.
 """
 
 import fcntl
@@ -34,7 +33,7 @@ from lexloom.flows.local_server.same_origin import Address
 from lexloom.tasks.display.console import NAME_WIDTH, clipped, stderr
 from lexloom.tasks.store.artifacts import Store
 
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # not an address to ask at
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # the address for requests
 LOG = "lexloom-ui.log"
 POLL_SECONDS = 2
 CANCEL_SECONDS = 60
@@ -169,20 +168,20 @@ def prefect_home() -> Path:
 
 
 def environment_of(api: str, store: Store, login: str | None) -> dict[str, str]:
-    """What server, worker and runs find in their environment; what the user has set there stays."""
+    """Return the environment of server, worker and runs; variables that the user has set are kept."""
     from prefect.settings import get_current_settings
 
     configured = get_current_settings()
     quiet = os.environ.get("PREFECT_LOGGING_LEVEL") == QUIET_LIBRARIES["PREFECT_LOGGING_LEVEL"]
     defaults = {
-        "PREFECT_SERVER_UI_API_URL": "/api",  # wherever the browser is
-        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),  # no other page
-        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that page counts its visits at another host
+        "PREFECT_SERVER_UI_API_URL": "/api",  # relative to the address in the browser
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),  # no other origin
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the new UI reports visits to another host
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
     }
     login_settings = {} if login is None else {"PREFECT_API_AUTH_STRING": login}
-    if configured.server.api.auth_string:  # the user's login; the user's client may have one of its own
+    if configured.server.api.auth_string:  # the user's login, which the client may override
         defaults |= login_settings
         login_settings = {}
     elif login is not None:
@@ -191,7 +190,7 @@ def environment_of(api: str, store: Store, login: str | None) -> dict[str, str]:
         "PREFECT_API_URL": api,
         "LEXLOOM_STORE": str(store.root),
         **login_settings,
-        **({"PREFECT_LOGGING_LEVEL": "INFO"} if quiet else {}),  # the stages' lines, for the run's page
+        **({"PREFECT_LOGGING_LEVEL": "INFO"} if quiet else {}),  # the stages' log lines for the run's page
     }
     return {**defaults, **os.environ, **settled}
 
@@ -201,7 +200,7 @@ def environment_of(api: str, store: Store, login: str | None) -> dict[str, str]:
 
 @contextmanager
 def log_file() -> Iterator[IO[bytes]]:
-    """What the processes say, of this time only; while one of them lives, nobody else has the file."""
+    """Open the log of the processes, emptied and locked while one of them is alive."""
     home = prefect_home()
     with (home / LOG).open("ab") as log:
         try:
@@ -214,7 +213,7 @@ def log_file() -> Iterator[IO[bytes]]:
         yield log
 
 
-# what the server is told
+# requests to the server
 
 
 def client_of(environment: dict[str, str]) -> Any:
@@ -225,37 +224,37 @@ def client_of(environment: dict[str, str]) -> Any:
 
 
 def asked_once() -> AbstractContextManager[Any]:
-    """A client that tries again for a minute would neither see that the server is dead nor end."""
+    """Disable the retries of Prefect's client, which would hide for a minute that the server is dead."""
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
 def on_this_machine() -> dict[str, Any]:
-    """The job template of runs by this Python in this folder."""
+    """Return the job template of runs with this Python in the working directory."""
     return job_template(shlex.join(python("prefect.engine")), os.getcwd())
 
 
 def resume_pool(client: Any) -> None:
-    """The end of the last `lexloom ui` has paused it."""
+    """Resume the work pool, which the exit of the last `lexloom ui` paused."""
     from prefect.client.schemas.actions import WorkPoolUpdate
 
     client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False))
 
 
 def cancel_runs(client: Any, server: Program) -> None:
-    """Cancels what runs, and waits until it has ended; what waits goes on waiting."""
+    """Cancel active runs and wait until they have ended; scheduled runs are kept."""
     from prefect.client.schemas.actions import WorkPoolUpdate
     from prefect.states import Cancelling
 
     deadline = time.monotonic() + CANCEL_SECONDS
     while not server.has_ended() and time.monotonic() < deadline:
-        with suppress(HTTPError), asked_once():  # it is busy: again
+        with suppress(HTTPError), asked_once():  # the server is busy: try again
             client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
             found = read_runs(client, ACTIVE_STATES)
             if not found:
                 return
-            for run in found:  # again and again: the worker may have taken one before the pause
+            for run in found:  # repeatedly: the worker may have started one before the pause
                 if not run.state.is_cancelling():
                     client.set_flow_run_state(
                         run.id, Cancelling(message="lexloom ui was stopped"), force=True
@@ -263,7 +262,7 @@ def cancel_runs(client: Any, server: Program) -> None:
         time.sleep(0.5)
 
 
-# what a person sees
+# terminal output
 
 
 def tell(name: str, begun: float, what: str) -> None:
@@ -273,7 +272,7 @@ def tell(name: str, begun: float, what: str) -> None:
 
 
 def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
-    """A line for each change of a run's state, until an exception; a server that died is started again."""
+    """Print each change of a run's state until an exception; restart the server if it dies."""
     server, worker = programs
     states = (*ACTIVE_STATES, "COMPLETED", "FAILED", "CRASHED", "CANCELLED")
     told: dict[UUID, str] = {run.id: run.state_name for run in read_runs(client, states, SHOWN_RUNS)}
@@ -291,7 +290,7 @@ def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
             server.restart()
             server.until_healthy(url)
             tell("server", begun, "exited unexpectedly; restarted")
-        with suppress(HTTPError), asked_once():  # it is busy: next time
+        with suppress(HTTPError), asked_once():  # the server is busy: next time
             for run in reversed(read_runs(client, states, SHOWN_RUNS)):
                 if told.get(run.id) != run.state_name:
                     told[run.id] = run.state_name
