@@ -23,7 +23,7 @@ from lexloom.tasks.display.formatting import counted
         ("truncated to 16 tokens", "1 truncated to 16 tokens"),
         ("words below min_count", "1 word below min_count"),
         ("empty", "1 empty"),
-        ("NaN cells treated as missing", "1 NaN cell read as no label"),
+        ("NaN cells treated as missing", "1 NaN cell treated as missing"),
     ],
 )
 def test_singular_and_plural(units: str, one: str) -> None:
