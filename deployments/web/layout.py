@@ -53,7 +53,7 @@ TABS = {
         "lexloom sentiment",
     ),
     "write": Tab(
-        "Generate",
+        "Write",  # short, so that all tabs fit on a phone
         "generate",
         "Generate text with a language model.",
         "This store has no language model yet.",

@@ -164,7 +164,7 @@ def test_models_that_are_trained_while_the_page_is_open_appear(
     said = until_shown(browser, f"{panel} .missing")
     assert said.split("\n\n") == [
         "This store has no word vectors yet.",
-        "Train one, then press Refresh: lexloom word2vec",
+        "Train one with lexloom word2vec, then press Refresh.",
     ]
     assert browser.run(f"document.querySelector('{panel} input[placeholder=peace]')") is None
     shelve(growing, "train_word2vec", "fresh", write_words)
