@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -178,7 +179,8 @@ class Stack:
         # the agents of a Ray node wait a minute, unless a container ends: they are killed soon
         _, left = psutil.wait_procs(family, timeout=2 if name in WITH_RAY else 15)
         for each in left:
-            each.kill()
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                each.kill()
         psutil.wait_procs(left)
         return left
 

@@ -130,7 +130,9 @@ def test_what_was_set_on_the_page_stays_when_all_is_deployed_again(stack: Stack)
 def test_a_wrong_password_is_said_in_one_sentence(stack: Stack) -> None:
     said = stack.ask("worker", "lexloom", "word2vec", *FLAGS, PREFECT_API_AUTH_STRING="lexloom:wrong")
     assert said.returncode == 1
-    assert "error: Prefect's server refuses the login: set PREFECT_API_AUTH_STRING to its name" in said.stderr
+    assert (
+        "error: Prefect's server rejected the login: set PREFECT_API_AUTH_STRING to its name" in said.stderr
+    )
 
 
 def test_a_wrong_token_is_said_in_one_sentence(stack: Stack) -> None:
@@ -140,7 +142,7 @@ def test_a_wrong_token_is_said_in_one_sentence(stack: Stack) -> None:
     )
     assert said.returncode == 1
     assert re.search(
-        r"error: the Ray cluster at 127\.0\.0\.1:\d+ refuses the token: RAY_AUTH_TOKEN, or", said.stderr
+        r"error: the Ray cluster at 127\.0\.0\.1:\d+ rejected the token: set RAY_AUTH_TOKEN, or", said.stderr
     )
 
 

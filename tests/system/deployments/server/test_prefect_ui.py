@@ -417,7 +417,7 @@ def test_a_login_that_the_server_refuses_is_said_in_a_sentence(prefect_home: Pat
     *_, stopping, said = done.stderr.splitlines()
     assert stopping == "stopping"
     assert said == (
-        "error: Prefect's server refuses the login: set PREFECT_API_AUTH_STRING to its name:password"
+        "error: Prefect's server rejected the login: set PREFECT_API_AUTH_STRING to its name:password"
     )
 
 
