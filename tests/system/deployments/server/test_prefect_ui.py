@@ -157,10 +157,11 @@ def test_a_run_is_started_by_the_form_and_watched_to_its_end(ui: Ui, browser: Br
     browser.run("[...document.querySelectorAll('a')].find(a => a.innerText.trim() === 'word2vec').click()")
     browser.wait("document.body.innerText.includes('nightly')", SECONDS)
     show(browser, f"{ui.url}/deployments/deployment/{ui.deployment().id}/run?", "Text Column")
+    labels = ("Source", "Min Count", "Window", "Dim", "Epochs", "Noise", "Report")
+    for label in labels:  # the form appears section by section
+        browser.wait(f"document.body.innerText.includes('{label}')", SECONDS)
     shown = browser.text()
-    places = [
-        shown.index(label) for label in ("Source", "Min Count", "Window", "Dim", "Epochs", "Noise", "Report")
-    ]
+    places = [shown.index(label) for label in labels]
     assert places == sorted(places), "the sections with main parameters come first"
     assert "each with a replica of the model; 1 with the local runner (at least 1, at most 8)" in shown
     assert "Tokens" not in shown
