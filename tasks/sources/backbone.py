@@ -9,8 +9,6 @@ the Hub are the same backbone. On a cluster, all nodes must share the folder or 
 """
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lexloom.tasks.display import console
 from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
 from lexloom.tasks.sources.huggingface import NetworkError, download_model, with_retries
+from lexloom.tasks.sources.packages import find_installed
 from lexloom.tasks.store.artifacts import RunOnly, digest_key
 
 DEFAULT = "distilbert/distilbert-base-uncased"
@@ -138,18 +137,14 @@ def find_packaged(name: str) -> Backbone:
             f"the backbone {PACKAGE_PREFIX}{name} does not exist: the packaged ones are {', '.join(PACKAGES)}"
         )
     package = PACKAGES[name]
-    spec = find_spec(package.module)
-    try:
-        installed = version(name)
-    except PackageNotFoundError:
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
+    located = find_installed(name, package.module)
+    if located is None:
         raise FileNotFoundError(
             f"the backbone {PACKAGE_PREFIX}{name} is a Python package that is not installed: pip install"
             " 'lexloom[sentiment]'"
         )
-    label = f"{package.model} (package {name} {installed})"
-    found = read_folder(label, Path(spec.submodule_search_locations[0]) / package.folder)
+    folder, installed = located
+    found = read_folder(f"{package.model} (package {name} {installed})", folder / package.folder)
     if (installed, found.digest) != (package.version, package.digest):
         raise ValueError(
             f"{name} {installed} differs from the published {name}=={package.version}: pip install"

