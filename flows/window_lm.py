@@ -84,7 +84,7 @@ class WindowLMFlowConfig(FlowConfig):
     vectors: TokenVectorsConfig = Field(
         TokenVectorsConfig(), description="Training of token vectors, for embeddings from flow:word2vec."
     )
-    windows: EveryTokenConfig = Field(EveryTokenConfig(), description="Inputs and labels.")
+    windows: EveryTokenConfig = Field(EveryTokenConfig(), description="Size and stride of the windows.")
     train: TrainWindowLMConfig = Field(TrainWindowLMConfig(), description="Model and training.")
     evaluate: EvaluateLMConfig = Field(EvaluateLMConfig(), description="Metrics and baselines.")
     samples: SamplesConfig = Field(SamplesConfig(), description="Sample texts that the model generates.")

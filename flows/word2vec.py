@@ -49,8 +49,8 @@ class Word2VecConfig(FlowConfig):
     )
 
     corpus: CorpusConfig = Field(CorpusConfig(), description="Source and normalization of the text.")
-    vocabulary: VocabularyConfig = Field(VocabularyConfig(), description="Words to keep.")
-    tokens: TokensConfig = Field(TokensConfig(), description="Conversion of words to ids.")
+    vocabulary: VocabularyConfig = Field(VocabularyConfig(), description="Size of the vocabulary.")
+    tokens: TokensConfig = Field(TokensConfig(), description="Conversion of words to token ids.")
     pairs: PairsConfig = Field(PairsConfig(), description="Sampling of (target, context) pairs.")
     noise: NoiseConfig = Field(NoiseConfig(), description="Distribution of the negative samples.")
     train: TrainWord2VecConfig = Field(TrainWord2VecConfig(), description="Model and training.")

@@ -43,11 +43,11 @@ def load_network(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the folder holds another kind of model, or its files are damaged or do not fit each other.
+        ValueError: the folder contains another kind of model, or its files are damaged or do not match.
     """
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing: {folder} holds no {kind} model")
+            raise FileNotFoundError(f"{folder / name} is missing: {folder} does not contain a {kind} model")
     try:
         description = json.loads((folder / CONFIG).read_bytes())
         if description[KIND] != kind:

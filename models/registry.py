@@ -138,7 +138,7 @@ def find_family(folder: Path | str, capability: Capability) -> ModelFamily:
     """Return the family of the model in `folder`.
 
     Raises:
-        FileNotFoundError: the folder is missing or holds no model.
+        FileNotFoundError: the folder is missing or contains no model.
         ValueError: its kind is unknown or lacks the capability, or its description is damaged.
     """
     kind = read_kind(Path(folder))
@@ -153,12 +153,12 @@ def find_family(folder: Path | str, capability: Capability) -> ModelFamily:
         return reader
     if kind not in families():
         raise ValueError(
-            f"{folder} holds a model of the unknown kind {kind!r} (known: {', '.join(families())}): install"
-            " the package that adds this kind"
+            f"{folder} contains a model of the unknown kind {kind!r} (known: {', '.join(families())}):"
+            " install the package that adds this kind"
         )
     if families()[kind] not in able:
         raise ValueError(
-            f"{folder} holds a {kind} model, which can't {PURPOSES[capability]}: use a model of the kind"
+            f"{folder} contains a {kind} model, which can't {PURPOSES[capability]}: use a model of the kind"
             f" {' or '.join(family.kind for family in able)}"
         )
     return families()[kind]
@@ -180,7 +180,7 @@ def load_model(folder: Path | str, capability: Capability, device: str = "cpu") 
     """Load the model in `folder`, of any family with this capability.
 
     Raises:
-        FileNotFoundError: the folder is missing or holds no model, or a file of the model is missing.
+        FileNotFoundError: the folder is missing or contains no model, or a file of the model is missing.
         ValueError: see `find_family`; or a file is damaged, or the device is not available.
     """
     return find_family(folder, capability).load(Path(folder), device)

@@ -63,7 +63,7 @@ class Sampling:
             ("top_k", self.top_k >= 0, "at least 1, or 0 for all tokens"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0; 1 changes nothing"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0 (1 has no effect)"),
             ("seed", 0 <= self.seed < 1 << 63, "at least 0"),
         ):
             if not fits:

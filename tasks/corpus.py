@@ -1,7 +1,7 @@
-"""The corpus: documents from any source, normalised, as Parquet shards.
+"""The corpus: documents from any source, normalized, as Parquet shards.
 
 `locate_source` locates and fingerprints the source. The stage `corpus` reads it in pieces of a few MB,
-normalises them with Arrow's kernels in threads, and writes the remaining documents in the source's order.
+normalizes them with Arrow's kernels in threads, and writes the remaining documents in the source's order.
 Memory does not grow with the corpus: each thread holds a few pieces at most.
 
 A document longer than `max_document_bytes` is split at spaces into several rows, so that rows stay within
@@ -56,7 +56,8 @@ CorpusSource = Annotated[
     ),
 ]
 DocumentUnit = Annotated[
-    Documents, Field(description="What is a document in a .txt file: a line, a paragraph, or the file.")
+    Documents,
+    Field(description="What counts as a document in a .txt file: a line, a paragraph, or the whole file."),
 ]
 Limit = Annotated[int | None, Field(ge=1, description="Maximum number of documents to read.")]
 
@@ -185,9 +186,9 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
     if texts == 0:
         reasons = ", ".join(counted(count, reason) for reason, count in dropped.items() if count)
         raise ValueError(
-            f"no text remains of {source.name}: {counted(reader.documents, 'documents')} read"
+            f"no text remains in {source.name}: {counted(reader.documents, 'documents')} read"
             + (
-                f" ({reasons}); check the text column and the normalisation"
+                f" ({reasons}); check the text column and the normalization"
                 if reasons
                 else "; check the source"
             )

@@ -66,7 +66,7 @@ def read_samples(artifact: Artifact) -> list[Sample]:
 def generate_samples(model: Artifact, config: SamplesConfig, out: Path) -> Summary:
     """Write `samples.json`: the text that the model generates for each prompt.
 
-    Prompts are normalised like the training text. Raises ValueError if a prompt has a character that the
+    Prompts are normalized like the training text. Raises ValueError if a prompt has a character that the
     model does not know.
     """
     model_to_sample = load_language_model(model.folder)

@@ -129,12 +129,13 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
             bar.update(words, counted(writer.rows, "pairs"))
     if not writer.rows:
         raise ValueError(
-            f"no pair can be made of {counted(documents, 'documents')} with {counted(words, 'words')}:"
-            " none keeps two words. Make the documents longer, lower min_count, or set --subsample 0"
+            f"no pairs can be generated from {counted(documents, 'documents')} with"
+            f" {counted(words, 'words')}: no document keeps two words. Use longer"
+            " documents, lower min_count, or set --subsample 0"
         )
     if config.validation_share and not held_out_writer.rows:
         raise ValueError(
-            f"no pair is held out of {counted(documents, 'documents')}: raise validation_share, or set"
+            f"no pairs are held out from {counted(documents, 'documents')}: raise validation_share, or set"
             " it to 0"
         )
     return Summary(

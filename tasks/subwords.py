@@ -295,8 +295,8 @@ def check_parts(train: int, validation: int, documents: int, config: SubwordsCon
     """Raise ValueError if a requested part is empty."""
     if config.validation_share and not validation:
         raise ValueError(
-            f"no document is held out for validation: a share of {config.validation_share} of {documents:,}"
-            " documents; raise validation_share, set --validation tail, or set validation_share to 0 for none"
+            f"no document is held out for validation (a share of {config.validation_share} of {documents:,}"
+            " documents): raise validation_share, set --validation tail, or set validation_share to 0"
         )
     if not train:
         raise ValueError(

@@ -90,7 +90,7 @@ class TransformerConfig:
                 f"rotary embeddings need an even width per head: width / heads is {self.head_width}"
             )
         if not modern and self.kv_heads != self.heads:
-            raise ValueError("GPT-2 does not support grouped-query attention: leave kv_heads out")
+            raise ValueError("GPT-2 does not support grouped-query attention: omit kv_heads")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
         if not self.rope_base > 1:
@@ -362,7 +362,7 @@ class CachedDecoder:
         """Return (B, V) float32 logits. Raises ValueError for an empty text."""
         config = self.model.config
         if not all(texts):
-            raise ValueError("a text is empty: give at least one token")
+            raise ValueError("a text is empty: pass at least one token")
         lengths = [len(text) for text in texts]
         starts = [window_start(length, config.context) for length in lengths]
         grown = [length + 1 for length in self._lengths]

@@ -133,7 +133,7 @@ def calibration_chart(bins: Sequence[tuple[float, float, float | None]], hints: 
         if share is not None
     ]
     if not known:
-        raise ValueError("a calibration chart needs a range with something in it")
+        raise ValueError("a calibration chart needs at least one range with an accuracy")
     start, bottom = known[0][0], CHART_HEIGHT - BOTTOM
     across, up = scale(start, 1, False, LEFT, CHART_WIDTH - RIGHT), scale(0, 1, False, bottom, TOP)
     plot = Plot(

@@ -111,7 +111,7 @@ def locate_backbone(config: BackboneConfig) -> Backbone:
         raise FileNotFoundError(
             f"the backbone {name!r} does not exist (working directory: {Path.cwd()}): use a folder,"
             " owner/name on the"
-            f" Hugging Face hub, or {PACKAGE_PREFIX}{DEFAULT_PACKAGE}"
+            f" Hugging Face Hub, or {PACKAGE_PREFIX}{DEFAULT_PACKAGE}"
         )
     return with_retries(lambda: find_on_hub(name))
 

@@ -64,8 +64,8 @@ def verify_files(files: list[SourceFile]) -> None:
     for file in files:
         if digest_file(file.path) != file.xxh3:
             raise ValueError(
-                f"{file.path} no longer has the content that was fingerprinted: rerun when nothing writes to"
-                " it; if the error persists, check the disk, or `touch` the file if its content is correct"
+                f"{file.path} has changed since it was fingerprinted: rerun when no process writes to it;"
+                " if the error persists, check the disk, or `touch` the file if its content is correct"
             )
 
 

@@ -111,7 +111,7 @@ def translate_error(name: str, kind: str, error: Exception) -> Exception:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if "GatedRepoError" in kinds:
         return PermissionError(
-            f"{name} requires a login: accept its terms on the hub, then run `hf auth login`"
+            f"{name} requires a login: accept its terms on the Hub, then run `hf auth login`"
         )
     if "RevisionNotFoundError" in kinds:
         return FileNotFoundError(
@@ -122,8 +122,8 @@ def translate_error(name: str, kind: str, error: Exception) -> Exception:
             f"{name}: the {kind} does not exist on the Hugging Face Hub, or is private: check the name"
         )
     if kinds & NETWORK_ERRORS:
-        return NetworkError(f"the hub can't be reached for {name} ({reason})")
-    return ValueError(f"{name} can't be read from the hub: {reason}")
+        return NetworkError(f"the Hugging Face Hub can't be reached for {name} ({reason})")
+    return ValueError(f"{name} can't be read from the Hugging Face Hub: {reason}")
 
 
 def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:

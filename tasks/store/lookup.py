@@ -46,13 +46,14 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
         return found[0]
     if found:
         raise ValueError(
-            f"{name} is ambiguous ({format_places(found)}): give more characters of the key, or use STAGE/KEY"
+            f"{name} is ambiguous ({format_places(found)}): specify more characters of the key,"
+            " or use STAGE/KEY"
         )
     if matches:
         raise ValueError(f"{name} is {format_places(matches)}, but this command needs a {wanted} artifact")
     if stages:
         raise FileNotFoundError(
-            f"{name} is neither a model folder nor the beginning of a key in the store {store.root}:"
+            f"{name} is neither a model folder nor a prefix of a key in the store {store.root}:"
             " list its artifacts with `lexloom store ls`"
         )
     known = sorted({stage for stage, _ in store.list_places()})

@@ -181,7 +181,9 @@ class Stage:
                     return Completed(name="Cached", data=artifact)
             else:
                 displaced = (
-                    f" and moving what is there to {DISPLACED}-*" if store.is_blocked(self.name, key) else ""
+                    f" and moving the existing file or link to {DISPLACED}-*"
+                    if store.is_blocked(self.name, key)
+                    else ""
                 )
                 console.warn(f"{self.name}: {damage}; rebuilding it{displaced}")
                 why = [f"rebuilt: {damage}"]

@@ -31,7 +31,7 @@ def restore(network: Network, tensors: Mapping[str, Tensor]) -> Network:
     """Load the tensors that training returned (`run_job`) into a network of the same shape, and return it."""
     found = network.load_state_dict(network_tensors(tensors), strict=False)  # shared tensors are saved once
     missing = set(found.missing_keys) & {name for name, _ in network.named_parameters()}
-    assert not missing | set(found.unexpected_keys), f"the checkpoint is of another network: {found}"
+    assert not missing | set(found.unexpected_keys), f"the checkpoint belongs to another network: {found}"
     return network
 
 

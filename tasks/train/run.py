@@ -132,7 +132,7 @@ class TrainConfig(BaseModel):
         " per epoch.",
     )
     seed: int = Field(
-        1, ge=0, description="Random seed for initialization, order of examples and everything else."
+        1, ge=0, description="Random seed for initialization, the order of examples and all other randomness."
     )
     runner: Runner = "ray"
     ray_address: Annotated[str, RunOnly()] = Field(
@@ -141,12 +141,12 @@ class TrainConfig(BaseModel):
         " If not given, RAY_ADDRESS is used, or else Ray is started on this machine.",
     )
     checkpoint_every: Annotated[int | None, RunOnly()] = Field(
-        None, ge=1, description="Number of steps between checkpoints, in addition to those by time."
+        None, ge=1, description="Number of steps between checkpoints, in addition to the time-based ones."
     )
     checkpoint_seconds: Annotated[float, RunOnly()] = Field(
         60.0,
         gt=0,
-        description="Seconds between checkpoints; longer if checkpoints would take more than 2% of the time.",
+        description="Seconds between checkpoints; longer if checkpoints take over 2% of the training time.",
     )
 
     @model_validator(mode="before")

@@ -198,7 +198,7 @@ TEXTS = [review(row) for row in range(40)]
         (table(text=TEXTS, label=[[0], [1]] * 20), "is list<element: int64>: a label must be"),
         (table(text=TEXTS, label=["", " "] * 20), "none of 40 reviews has a label"),
         (table(text=TEXTS, label=pa.nulls(40, pa.int64())), "none of 40 reviews has a label"),
-        (table(text=["", "  "] * 20, label=[0, 1] * 20), "no text remains of reviews.parquet"),
+        (table(text=["", "  "] * 20, label=[0, 1] * 20), "no text remains in reviews.parquet"),
         (table(text=TEXTS, label=[0] * 39 + [1]), "the label '1' has no review in the"),
     ],
 )
@@ -255,7 +255,7 @@ def test_the_packaged_backbone_is_used_after_one_failed_request(
 
     def unplugged(name: str, *_: object) -> Path:
         asked.append(name)
-        raise backbone.NetworkError(f"the hub can't be reached for {name}")
+        raise backbone.NetworkError(f"the Hugging Face Hub can't be reached for {name}")
 
     monkeypatch.setattr(backbone, "download_model", unplugged)
     monkeypatch.setattr(
@@ -266,7 +266,7 @@ def test_the_packaged_backbone_is_used_after_one_failed_request(
     outcome, _, said = run(capsys, [*arguments[:place], *arguments[place + 2 :], "--epochs", "1"])
     assert asked == [backbone.DEFAULT]
     assert [line for line in said.splitlines() if line.startswith("warning: ")] == [
-        f"warning: the hub can't be reached for {backbone.DEFAULT}: the package is used instead"
+        f"warning: the Hugging Face Hub can't be reached for {backbone.DEFAULT}: the package is used instead"
     ]
     assert outcome["metrics"]["backbone"] == "the package"
 

@@ -46,7 +46,7 @@ def test_weights_can_be_read_by_whoever_may_read_the_config(network: nn.Linear, 
         ({"model": "other"}, ValueError, "it is a model of the kind 'other'"),
         ({"shape": {"in_features": 4, "out_features": 3}}, ValueError, "linear model in .* can't be read"),
         ({"shape": {"colour": 1}}, ValueError, "colour"),
-        (None, FileNotFoundError, r"config\.json is missing: .* holds no linear model"),
+        (None, FileNotFoundError, r"config\.json is missing: .* does not contain a linear model"),
     ],
 )
 def test_a_wrong_folder_is_one_sentence(

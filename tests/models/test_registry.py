@@ -142,7 +142,7 @@ def test_a_folder_can_not_name_code_to_import(tmp_path: Path, monkeypatch: pytes
 
 def test_a_model_that_lacks_the_capability_is_refused(tmp_path: Path) -> None:
     describe(tmp_path, model="word2vec")
-    with pytest.raises(ValueError, match=r"holds a word2vec model, which can't generate text: use a model"):
+    with pytest.raises(ValueError, match=r"contains a word2vec model, which can't generate text: use"):
         load_model(tmp_path, "generate")
 
 

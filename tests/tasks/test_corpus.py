@@ -1,4 +1,4 @@
-"""Tests of the corpus: normalisation against plain Python, and counts of all documents."""
+"""Tests of the corpus: normalization against plain Python, and counts of all documents."""
 
 import json
 import threading
@@ -60,7 +60,7 @@ def texts(artifact: Artifact) -> list[str]:
     return table(artifact)["text"].to_pylist()
 
 
-# normalisation
+# normalization
 
 
 def test_a_language_model_reads_unchanged_text(read: Callable[..., Artifact]) -> None:
@@ -244,7 +244,7 @@ def test_the_parts_of_a_document_keep_its_label(read: Callable[..., Artifact], t
         ("Ⱥ", {"lower": True}),  # 3 bytes of 2
     ],
 )
-def test_documents_that_normalisation_lengthens_are_split_again(
+def test_documents_that_normalization_lengthens_are_split_again(
     letter: str, rules: dict[str, Any], read: Callable[..., Artifact]
 ) -> None:
     document = letter * 300 + " " + letter * 300
@@ -330,7 +330,7 @@ def test_skipped_files_are_counted_in_the_summary(build: Build, tmp_path: Path) 
 
 @pytest.mark.parametrize("lines", [[], ["", " "], ["...", "123"]])
 def test_an_empty_corpus_is_rejected_with_counts(lines: list[str], read: Callable[..., Artifact]) -> None:
-    with pytest.raises(ValueError, match=r"no text remains of .*x\.txt: \d documents read"):
+    with pytest.raises(ValueError, match=r"no text remains in .*x\.txt: \d documents read"):
         read(lines)
 
 

@@ -189,7 +189,7 @@ def test_whole_documents_are_held_out_and_no_pair_is_lost(make):
 
 
 def test_a_share_that_holds_out_nothing_is_rejected(make):
-    with pytest.raises(ValueError, match="no pair is held out of 3 documents: raise validation_share"):
+    with pytest.raises(ValueError, match="no pairs are held out from 3 documents: raise validation_share"):
         make([[0, 1, 2]] * 3, validation_share=0.001, **PLAIN)
 
 
@@ -256,7 +256,7 @@ def test_a_document_may_be_longer_than_a_block(make, monkeypatch):
 
 
 def test_a_text_without_pairs_is_rejected_with_a_remedy(make):
-    with pytest.raises(ValueError, match=r"no pair can be made of 3 documents with 2 words.*subsample"):
+    with pytest.raises(ValueError, match=r"no pairs can be .* from 3 documents with 2 words.*subsample"):
         make([[1], [], [2]], **PLAIN)
 
 

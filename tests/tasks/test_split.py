@@ -246,7 +246,7 @@ def test_at_least_one_review_is_held_out(store: Store, build: Build) -> None:
     ]
 
 
-def test_the_normalisation_is_passed_on(store: Store, tmp_path: Path) -> None:
+def test_the_normalization_is_passed_on(store: Store, tmp_path: Path) -> None:
     texts, labels = sorted_reviews(20)
     reviews = corpus(store, texts, labels)
     reviews.facts["normalization"] = {"lower": False}

@@ -367,7 +367,7 @@ def test_a_damaged_ranks_file_is_rejected_with_the_line(make: Make, tmp_path: Pa
 
 def test_an_empty_part_is_reported_with_a_remedy(make: Make) -> None:
     with pytest.raises(
-        ValueError, match=r"no document is held out.*0\.001 of 3 documents; raise validation_share"
+        ValueError, match=r"no document is held out.*0\.001 of 3 documents\): raise validation_share"
     ):
         make(["a", "b", "c"], validation_share=0.001)
     with pytest.raises(ValueError, match="no training documents remain: 3 documents of 3 held out"):

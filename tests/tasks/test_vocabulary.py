@@ -204,9 +204,9 @@ def test_text_with_spaces_gives_no_warning(
     assert "no spaces" not in capfd.readouterr().err
 
 
-def test_the_normalisation_is_passed_on(words_of: Callable[..., Artifact], tmp_path: Path) -> None:
+def test_the_normalization_is_passed_on(words_of: Callable[..., Artifact], tmp_path: Path) -> None:
     assert "normalization" not in words_of(TEXTS, min_count=1).facts
-    corpus = corpus_of(tmp_path / "normalised", TEXTS)
+    corpus = corpus_of(tmp_path / "normalized", TEXTS)
     corpus.facts["normalization"] = {"lower": True}
     (out := tmp_path / "out").mkdir()
     found = vocabulary.function(corpus, VocabularyConfig(min_count=1), out)

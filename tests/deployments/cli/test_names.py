@@ -1,4 +1,4 @@
-"""Models and artifacts are named by a folder, by the beginning of a key, or as the latest."""
+"""Models and artifacts are named by a folder, by a prefix of a key, or as the latest."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_a_beginning_that_two_keys_share_lists_them(store: Store) -> None:
     for number in range(20):
         shelve(store, WORD2VEC, f"aaaaaaaaaaaa{number:02d}")
     with pytest.raises(
-        ValueError, match=r"aa is ambiguous \((train_word2vec/a{12}\d\d or ){8}12 more\): give more"
+        ValueError, match=r"aa is ambiguous \((train_word2vec/a{12}\d\d or ){8}12 more\): specify more"
     ):
         find_model_folder("aa", WORD2VEC)
 
@@ -68,7 +68,7 @@ def test_only_models_that_the_command_can_use_are_meant(store: Store) -> None:
         ):
             find_model_folder(f"{WORD2VEC}/{name}", SENTIMENT)
     with pytest.raises(
-        FileNotFoundError, match=r"9 is neither a model folder nor the beginning of a key in the store"
+        FileNotFoundError, match=r"9 is neither a model folder nor a prefix of a key in the store"
     ):
         find_model_folder("9", WORD2VEC)
 
@@ -99,9 +99,7 @@ def test_every_command_takes_such_a_name(store: Store, capsys: pytest.CaptureFix
         assert main(command) == 0
     said = capsys.readouterr().out
     assert said.count("treaty") == 3
-    assert "9 is neither a model folder nor the beginning of a key" in complaint(
-        capsys, "classify", "9", "good"
-    )
+    assert "9 is neither a model folder nor a prefix of a key" in complaint(capsys, "classify", "9", "good")
     assert "has no train_sentiment" in complaint(capsys, "classify", "latest", "good")
     assert main(["store", "verify", "1baece", f"{WINDOW_LM}/latest", "--all"]) == 0
     assert capsys.readouterr().out.splitlines() == [

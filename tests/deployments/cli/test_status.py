@@ -95,12 +95,12 @@ def test_runs_have_their_state_their_time_and_what_went_wrong(
 ) -> None:
     recorded += [
         a_run("Completed"),
-        a_run("Failed", "no text remains of a.txt"),
+        a_run("Failed", "no text remains in a.txt"),
         a_run("Running", ended=False),
     ]
     text = said(capsys)
     assert "Completed       31.5 s   1 minute ago   wise-owl" in text
-    assert "no text remains of a.txt" in text
+    assert "no text remains in a.txt" in text
     assert re.search(r"1 min 3\d s", text)  # a run that is not over takes longer while one asks
     assert "no active stage in this store" in text
     store.new_folder("pairs", "p1")

@@ -218,7 +218,7 @@ def test_generated_text_does_not_depend_on_the_batch() -> None:
         ({"kv_heads": -1}, "kv_heads is -1"),
         ({"ffn_dim": -4}, "ffn_dim is -4"),
         ({"width": 36, "heads": 4}, "need an even width per head"),
-        ({"style": "gpt2", "kv_heads": 2}, "leave kv_heads out"),
+        ({"style": "gpt2", "kv_heads": 2}, "omit kv_heads"),
         ({"style": "gpt3"}, "must be 'modern' or 'gpt2'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"rope_base": 1.0}, "rope_base is 1.0"),
@@ -233,5 +233,5 @@ def test_empty_and_long_texts_are_rejected() -> None:
     model = transformer()
     with pytest.raises(ValueError, match="17 tokens exceed the context of 16"):
         model(tokens(1, T + 1))
-    with pytest.raises(ValueError, match="give at least one token"):
+    with pytest.raises(ValueError, match="pass at least one token"):
         model.next_logits([[1], []])

@@ -270,5 +270,5 @@ def test_a_model_that_predicts_no_tokens_is_refused(
 ) -> None:
     model = artifact(store, "model")
     (model.folder / "config.json").write_text(json.dumps({"model": "word2vec"}))
-    with pytest.raises(ValueError, match="holds a word2vec model, which can't generate text"):
+    with pytest.raises(ValueError, match="contains a word2vec model, which can't generate text"):
         build(evaluate_lm, model, windows, tokens, config=EvaluateLMConfig())

@@ -19,7 +19,7 @@ def located(name: str | Path | None) -> Backbone:
 
 
 def unplugged(*_: object) -> Path:
-    raise NetworkError("the hub can't be reached")
+    raise NetworkError("the Hugging Face Hub can't be reached")
 
 
 @pytest.fixture
@@ -103,7 +103,10 @@ def test_without_a_network_the_packaged_backbone_is_used(
     monkeypatch.setattr(module, "download_model", unplugged)
     monkeypatch.setattr(module, "find_packaged", lambda name: module.read_folder(f"the {name}", folder))
     assert located(None).name == f"the {DEFAULT_PACKAGE}"
-    assert f"the hub can't be reached: the {DEFAULT_PACKAGE} is used instead" in capsys.readouterr().err
+    assert (
+        f"the Hugging Face Hub can't be reached: the {DEFAULT_PACKAGE} is used instead"
+        in capsys.readouterr().err
+    )
 
 
 def test_without_network_and_package_the_error_suggests_both(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,7 +223,7 @@ def test_failed_hub_requests_are_retried(results: dict[str, dict[str, Any]]) -> 
     ("scenario", "error", "message"),
     [
         ("down", "NetworkError", "the Hugging Face Hub failed for hf:owner/down (status 503)"),
-        ("unplugged", "NetworkError", "the hub can't be reached for hf:owner/unplugged ("),
+        ("unplugged", "NetworkError", "the Hugging Face Hub can't be reached for hf:owner/unplugged ("),
         (
             "failing late",
             "NetworkError",
@@ -232,7 +232,7 @@ def test_failed_hub_requests_are_retried(results: dict[str, dict[str, Any]]) -> 
         ("missing", "FileNotFoundError", "hf:owner/missing: the data set does not exist"),
         ("no revision", "FileNotFoundError", "hf:owner/lines@gone: the data set has no such revision"),
         ("gated", "PermissionError", "hf:owner/gated requires a login"),
-        ("no split", "ValueError", "hf:owner/lines::test can't be read from the hub"),
+        ("no split", "ValueError", "hf:owner/lines::test can't be read from the Hugging Face Hub"),
         ("no column", "ValueError", "hf:owner/lines has no column 'body': it has 'text', 'label'"),
     ],
 )

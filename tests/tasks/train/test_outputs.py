@@ -52,7 +52,7 @@ def test_shared_parameters_are_restored_from_the_one_that_is_saved() -> None:
 
 
 def test_a_checkpoint_of_another_network_fails() -> None:
-    with pytest.raises(AssertionError, match="the checkpoint is of another network"):
+    with pytest.raises(AssertionError, match="the checkpoint belongs to another network"):
         restore(nn.Linear(2, 3), {"module.weight": torch.zeros(3, 2)})
 
 

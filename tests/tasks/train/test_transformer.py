@@ -271,7 +271,7 @@ def test_automatic_precision_measures_a_layer_of_the_models_shape(monkeypatch: p
     [
         ({"preset": "huge"}, "'tiny', 'char' or 'small'"),
         ({"heads": 3}, "width is 128: it must be a multiple of heads, 3"),
-        ({"style": "gpt2", "kv_heads": 1}, "leave kv_heads out"),
+        ({"style": "gpt2", "kv_heads": 1}, "omit kv_heads"),
         ({"layers": 0}, "greater than or equal to 1"),
         ({"dropout": 1}, "less than 1"),
         ({"batch_size": 4}, "greater than or equal to 8"),
