@@ -1,4 +1,4 @@
-"""One store of four models for the whole session: they are only read."""
+"""A store of four models, shared by the whole session because tests only read it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A store of four tiny models, made without training."""
+"""A store of four tiny models, created without training."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -58,7 +58,7 @@ def shelve(
 
 
 def made_from(stage: str, key: str, name: str = "input", called: str | None = None) -> InputEntry:
-    """An input; a source has no stage, but is `called` something."""
+    """An input; a source has no stage, but a name (`called`)."""
     return InputEntry(name=name, stage=stage, key=key, description={"name": called} if called else {})
 
 
@@ -82,7 +82,7 @@ def window_model() -> WindowLM:
 
 
 def stirred(model: AnyModel) -> AnyModel:
-    """The model with weights so large that what was read is felt; a fresh one's last layer is zero."""
+    """Randomize the weights, so that inputs affect outputs; a new model's last layer is zero."""
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model

@@ -1,4 +1,4 @@
-"""The example for Kubernetes: its fields agree with each other, and with the Ray that is installed."""
+"""The Kubernetes example: its fields are consistent with each other and with the installed Ray."""
 
 import re
 import tomllib
@@ -27,19 +27,19 @@ def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
 
 
-def test_its_ray_is_the_one_that_is_installed_and_wants_a_token(spec: dict[str, Any]) -> None:
+def test_the_cluster_uses_the_installed_ray_version_and_requires_a_token(spec: dict[str, Any]) -> None:
     assert spec["rayVersion"] == ray.__version__
     assert spec["authOptions"] == {"mode": "token"}
 
 
-def test_groups_have_names_of_their_own_and_sizes_that_fit(spec: dict[str, Any]) -> None:
+def test_worker_groups_have_unique_names_and_valid_sizes(spec: dict[str, Any]) -> None:
     names = [group["groupName"] for group in spec["workerGroupSpecs"]]
     assert len(set(names)) == len(names)
     for group in spec["workerGroupSpecs"]:
         assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
-def test_every_pod_has_the_store_at_one_place_from_one_claim_and_one_image(spec: dict[str, Any]) -> None:
+def test_all_pods_use_the_same_image_and_mount_the_same_store(spec: dict[str, Any]) -> None:
     found = set()
     for pod in pods(spec):
         (container,), (volume,) = pod["containers"], pod["volumes"]
@@ -51,14 +51,14 @@ def test_every_pod_has_the_store_at_one_place_from_one_claim_and_one_image(spec:
     assert len(found) == 1
 
 
-def test_the_images_user_may_write_the_store_and_at_home(spec: dict[str, Any]) -> None:
+def test_the_image_user_can_write_to_the_store_and_home(spec: dict[str, Any]) -> None:
     (user,) = re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)
     assert f"useradd --uid {user} --create-home " in DOCKERFILE
     assert {pod["securityContext"]["fsGroup"] for pod in pods(spec)} == {int(user)}
 
 
-def test_the_image_answers_kuberays_probes(spec: dict[str, Any]) -> None:
-    """By wget in a pod, or, from KubeRay 1.6 on, from outside: both ask Ray's agent, without a token."""
+def test_the_image_supports_kuberays_probes(spec: dict[str, Any]) -> None:
+    """KubeRay probes Ray's agent without a token: by wget in the pod, or from outside since KubeRay 1.6."""
     assert re.search(r"apt-get install .*\bwget\b", DOCKERFILE)
     (extras,) = re.findall(r'"\.\[([\w,]+)\]"', DOCKERFILE)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -69,7 +69,7 @@ def test_the_image_answers_kuberays_probes(spec: dict[str, Any]) -> None:
     assert {"/api/healthz", "/api/local_raylet_healthz"} <= set(re.findall(r'"(.*?)"', public))
 
 
-def test_the_documented_commands_build_and_push_this_image_and_make_this_claim(spec: dict[str, Any]) -> None:
+def test_the_documented_commands_build_the_image_and_create_the_claim(spec: dict[str, Any]) -> None:
     page = (ROOT / "docs" / "cluster.md").read_text()
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for pod in pods(spec):
@@ -84,13 +84,13 @@ def test_the_documented_commands_build_and_push_this_image_and_make_this_claim(s
     assert "1.5.1 or newer" in page
 
 
-def test_what_is_requested_is_the_limit_so_that_ray_counts_what_there_is(spec: dict[str, Any]) -> None:
+def test_resource_requests_equal_limits(spec: dict[str, Any]) -> None:
     for pod in pods(spec):
         resources = pod["containers"][0]["resources"]
         assert resources["requests"] == resources["limits"]
 
 
-def test_the_heads_settings_are_known_to_ray(spec: dict[str, Any]) -> None:
+def test_ray_accepts_the_head_settings(spec: dict[str, Any]) -> None:
     server = (Path(ray.__file__).parent / "core" / "src" / "ray" / "gcs" / "gcs_server").read_bytes()
     environment = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
     named = {entry["name"] for entry in environment if entry["name"].startswith("RAY_")}

@@ -1,4 +1,4 @@
-"""`lexloom app` becomes the page's program, or says what is missing."""
+"""`lexloom app` replaces its process with the web page, or reports a missing package."""
 
 import os
 import sys
@@ -9,10 +9,12 @@ from lexloom.deployments.cli.main import main
 
 
 class BecameAnotherError(BaseException):
-    """Stands for `exec`, after which this program is no more."""
+    """Raised instead of `exec`, which does not return."""
 
 
-def test_it_becomes_the_pages_program_with_its_flags_and_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_is_replaced_by_the_web_page_with_its_flags_and_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("LEXLOOM_STORE", "overwritten")
 
     def become(path: str, arguments: list[str]) -> None:
@@ -28,7 +30,7 @@ def test_it_becomes_the_pages_program_with_its_flags_and_its_store(monkeypatch: 
     )
 
 
-def test_without_gradio_it_says_how_to_get_it(
+def test_a_missing_gradio_is_reported_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("lexloom.deployments.cli.servers.find_spec", lambda name: None)

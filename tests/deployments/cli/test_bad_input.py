@@ -1,4 +1,4 @@
-"""Bad input, as a user meets it: one sentence, status 1, and nothing half-made in the store."""
+"""Bad input ends in a one-line error with status 1, and leaves no partial artifact in the store."""
 
 import gzip
 import os
@@ -74,7 +74,7 @@ def write_bytes(content: bytes) -> Callable[[Path], str]:
         (lambda _: "hf:", [], "hf:"),
     ],
 )
-def test_it_ends_in_one_sentence_and_leaves_nothing_half_made(
+def test_bad_input_is_a_one_line_error_and_leaves_no_partial_artifact(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     store: Store,
@@ -96,7 +96,7 @@ def test_it_ends_in_one_sentence_and_leaves_nothing_half_made(
         assert store.find_damage(manifest.stage, manifest.key, "full") is None
 
 
-def test_a_diverging_run_names_its_step_and_what_was_built_stays(
+def test_a_diverging_run_names_its_step_and_keeps_finished_stages(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -110,7 +110,7 @@ def test_a_diverging_run_names_its_step_and_what_was_built_stays(
     }
 
 
-def test_a_store_that_can_not_be_written_is_named(
+def test_an_error_names_a_store_that_is_not_writable(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -123,7 +123,7 @@ def test_a_store_that_can_not_be_written_is_named(
 
 @pytest.fixture
 def small_volume(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB; only root may make one."""
+    """A disk of 1 MB; only root can create it."""
     folder = tmp_path / "volume"
     folder.mkdir()
     if os.geteuid():
@@ -134,7 +134,7 @@ def small_volume(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_volume_is_said_and_left_clean(
+def test_a_full_disk_is_reported_and_leaves_no_partial_artifact(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, small_volume: Path
 ) -> None:
     (tmp_path / "text.txt").write_bytes(os.urandom(3 << 20).hex().encode())

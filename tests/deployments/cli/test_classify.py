@@ -1,4 +1,4 @@
-"""`lexloom classify`: texts of the command line, of stdin and of files of every format."""
+"""`lexloom classify`: texts from arguments, stdin and files of every format."""
 
 import gzip
 import io
@@ -44,7 +44,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
-def test_texts_lines_of_a_file_and_of_stdin_are_classified_alike(
+def test_arguments_files_and_stdin_are_classified_alike(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classifier: str
 ) -> None:
     lines = b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode()  # as an editor on Windows saves it
@@ -67,7 +67,7 @@ def test_json_has_the_scores_of_all_labels(capsys: pytest.CaptureFixture[str], c
     assert all(sum(line["scores"].values()) == pytest.approx(1, abs=2e-4) for line in found)
 
 
-def test_flags_may_stand_anywhere(capsys: pytest.CaptureFixture[str], classifier: str) -> None:
+def test_flags_can_be_anywhere(capsys: pytest.CaptureFixture[str], classifier: str) -> None:
     one, two, three = TEXTS
     said = []
     for given in (["--json", *TEXTS], [one, "--json", two, three], [*TEXTS, "--json"]):
@@ -80,15 +80,13 @@ def test_flags_may_stand_anywhere(capsys: pytest.CaptureFixture[str], classifier
     )
 
 
-def test_a_text_of_a_hundred_thousand_words_is_cut(
-    capsys: pytest.CaptureFixture[str], classifier: str
-) -> None:
+def test_a_very_long_text_is_truncated(capsys: pytest.CaptureFixture[str], classifier: str) -> None:
     assert main(["classify", classifier, "the film was good " * 25_000]) == 0
     assert capsys.readouterr().out == expected(classifier, ["the film was good " * 5])
 
 
-def test_input_is_read_as_it_is_needed() -> None:
-    """The first labels come after a few texts, and no more than a batch is held."""
+def test_input_is_read_lazily() -> None:
+    """The first labels are printed after a few texts, and at most one batch is in memory."""
     taken = []
 
     def texts() -> Iterator[str]:
@@ -110,7 +108,7 @@ def test_input_is_read_as_it_is_needed() -> None:
         (b"good\ncaf\xe9\n", "stdin, line 2, byte 4: not UTF-8 (0xe9): convert it"),
     ],
 )
-def test_lines_that_are_no_text_are_named(
+def test_lines_that_are_not_utf8_are_named(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     classifier: str,
@@ -121,7 +119,7 @@ def test_lines_that_are_no_text_are_named(
     assert says in complaint(capsys, "classify", classifier)
 
 
-def test_texts_before_a_line_that_is_refused_have_their_labels(
+def test_texts_before_an_invalid_line_are_classified(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, classifier: str
 ) -> None:
     pipe(monkeypatch, "\n".join(TEXTS).encode() + b"\ncaf\xe9\nbad")
@@ -167,7 +165,7 @@ def write_table(path: Path) -> None:
         ("stdin", write_lines),
     ],
 )
-def test_texts_without_a_word_keep_their_line(
+def test_texts_without_words_have_an_empty_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -187,7 +185,7 @@ def test_texts_without_a_word_keep_their_line(
     assert said.splitlines()[-1] == "warning: 4 texts skipped (missing or blank)"
 
 
-def test_a_text_without_a_word_is_null_in_json(
+def test_a_text_without_words_is_null_in_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, classifier: str
 ) -> None:
     pipe(monkeypatch, b"good\n\nbad\n")
@@ -199,7 +197,7 @@ def test_a_text_without_a_word_is_null_in_json(
     assert said.splitlines()[-1] == "warning: 1 text skipped (missing or blank)"
 
 
-def test_a_header_is_no_text_and_a_file_is_read_as_its_flags_say(
+def test_a_csv_header_is_skipped_and_flags_set_how_a_file_is_read(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, classifier: str
 ) -> None:
     (tmp_path / "x.csv").write_bytes("text;n\n'the; film';1\nétait bon;2\n".encode("latin-1"))
@@ -218,7 +216,7 @@ def test_a_header_is_no_text_and_a_file_is_read_as_its_flags_say(
     assert capsys.readouterr().out == expected(classifier, ["the; film"]) + "\n"
 
 
-def test_a_file_of_another_format_is_refused(
+def test_an_unsupported_file_format_is_an_error(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, classifier: str
 ) -> None:
     (tmp_path / "x.tsv").write_text("text\tn\n")
@@ -226,7 +224,7 @@ def test_a_file_of_another_format_is_refused(
     assert "x.tsv can't be read: supported formats are .txt, .jsonl, .csv, .parquet" in said
 
 
-def test_what_can_not_be_classified_is_said(
+def test_unusable_input_is_an_error(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, classifier: str
 ) -> None:
     vectors = str(tmp_path / "vectors")
@@ -244,7 +242,7 @@ def test_what_can_not_be_classified_is_said(
     assert vectors in said(vectors, "good")
 
 
-def test_a_terminal_is_not_waited_for(
+def test_stdin_of_a_terminal_is_not_read(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, classifier: str
 ) -> None:
     pipe(monkeypatch, b"")

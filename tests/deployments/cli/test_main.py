@@ -1,4 +1,4 @@
-"""The command: bad input ends in one sentence, and the store answers questions."""
+"""The `lexloom` command: one-line errors, help texts and the commands on the store."""
 
 import json
 import re
@@ -34,14 +34,14 @@ def model(tmp_path: Path) -> str:
 
 
 def record(folder: Path, rules: Normalization, **description: str) -> None:
-    """Writes the rules into a model's description."""
+    """Write the normalization rules into a model's description."""
     path = next(each for name in DESCRIPTIONS if (each := folder / name).is_file() or name == "config.json")
     described = json.loads(path.read_text()) if path.is_file() else description
     path.write_text(json.dumps({**described, "normalization": rules.model_dump()}))
 
 
 def config_of(flow: str, *flags: str) -> BaseModel:
-    """The config that a flow gets from these flags."""
+    """Return the config that a flow gets from these flags."""
     given = parse_command([flow, *flags])
     return parse({tuple(name.split("__")): value for name, value in given.items()}, flows()[flow].config())
 
@@ -84,7 +84,7 @@ def test_neighbours_and_analogies_are_printed(capsys: pytest.CaptureFixture[str]
     assert "tea" in capsys.readouterr().out
 
 
-def test_words_and_prompts_are_normalised_as_the_training_text_was(
+def test_query_words_are_normalized_like_the_training_text(
     capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
     record(Path(model), Normalization(), model="word2vec")
@@ -95,7 +95,7 @@ def test_words_and_prompts_are_normalised_as_the_training_text_was(
     assert "splits 'war peace' into 2 words" in complaint(capsys, "neighbours", model, "war peace")
 
 
-def test_a_prompt_is_normalised_as_the_training_text_was(
+def test_prompts_are_normalized_like_the_training_text(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from tests.deployments.store import write_transformer, write_windows

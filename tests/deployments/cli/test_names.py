@@ -1,4 +1,4 @@
-"""Models and artifacts are named by a folder, by a prefix of a key, or as the latest."""
+"""Models and artifacts are named by a folder, by a prefix of a key, or by `latest`."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ FIRST, SECOND, OTHER = "1baecedb9cad2dca49326ce2", "1baec00000ad2dca49326ce2", "
 
 
 @pytest.mark.parametrize("name", ["1baece", f"{WORD2VEC}/1baece", FIRST, "latest", f"{WORD2VEC}/latest", "1"])
-def test_a_model_is_named_by_the_beginning_of_its_key_or_as_the_latest(store: Store, name: str) -> None:
+def test_a_model_is_found_by_key_prefix_or_as_latest(store: Store, name: str) -> None:
     shelve(store, WORD2VEC, FIRST)
     shelve(store, "report", OTHER, day=2)
     assert find_model_folder(name, WORD2VEC) == store.folder(WORD2VEC, FIRST)
 
 
 @pytest.mark.parametrize("given", ["model", "./model", "store/train_word2vec/" + FIRST])
-def test_a_folder_counts_first(store: Store, tmp_path: Path, given: str) -> None:
+def test_an_existing_folder_takes_precedence(store: Store, tmp_path: Path, given: str) -> None:
     shelve(store, WORD2VEC, FIRST)
     (tmp_path / "model").mkdir()
     assert find_model_folder(given, WORD2VEC) == Path(given)
@@ -31,7 +31,7 @@ def test_a_folder_counts_first(store: Store, tmp_path: Path, given: str) -> None
     assert find_model_folder("latest", WORD2VEC) == Path("latest")
 
 
-def test_a_beginning_that_two_keys_share_lists_them(store: Store) -> None:
+def test_an_ambiguous_prefix_lists_the_matching_keys(store: Store) -> None:
     shelve(store, WORD2VEC, FIRST)
     shelve(store, WORD2VEC, SECOND, day=2)
     with pytest.raises(
@@ -47,13 +47,13 @@ def test_a_beginning_that_two_keys_share_lists_them(store: Store) -> None:
         find_model_folder("aa", WORD2VEC)
 
 
-def test_a_key_that_begins_another_is_itself(store: Store) -> None:
+def test_a_full_key_takes_precedence_over_a_longer_key(store: Store) -> None:
     shelve(store, WORD2VEC, "1b")
     shelve(store, WORD2VEC, "1ba")
     assert find_model_folder("1b", WORD2VEC).name == "1b"
 
 
-def test_only_models_that_the_command_can_use_are_meant(store: Store) -> None:
+def test_only_models_that_the_command_can_use_are_considered(store: Store) -> None:
     shelve(store, WORD2VEC, FIRST, day=3)
     shelve(store, WINDOW_LM, SECOND)
     assert find_model_folder("1baec", TRANSFORMER, WINDOW_LM).name == SECOND
@@ -73,7 +73,7 @@ def test_only_models_that_the_command_can_use_are_meant(store: Store) -> None:
         find_model_folder("9", WORD2VEC)
 
 
-def test_vectors_of_a_language_models_tokens_are_the_latest_only_without_others(
+def test_token_vectors_of_a_language_model_are_latest_only_without_others(
     store: Store,
 ) -> None:
     shelve(store, WORD2VEC, SECOND, inputs=[made_from("subwords", "s")], day=3)
@@ -84,7 +84,7 @@ def test_vectors_of_a_language_models_tokens_are_the_latest_only_without_others(
     assert find_place(store, "latest") == (WORD2VEC, OTHER)
 
 
-def test_every_command_takes_such_a_name(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_accepts_these_names(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     shelve(store, WORD2VEC, FIRST, write_words)
     shelve(store, TRANSFORMER, SECOND, write_transformer, day=2)
     shelve(store, WINDOW_LM, OTHER, write_windows, day=3)
@@ -113,7 +113,7 @@ def test_every_command_takes_such_a_name(store: Store, capsys: pytest.CaptureFix
     assert "1baec is ambiguous" in complaint(capsys, "store", "explain", "1baec")
 
 
-def test_a_damaged_artifact_is_named_as_well(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_artifact_can_be_named(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     shelve(store, WORD2VEC, FIRST, write_words)
     (store.folder(WORD2VEC, FIRST) / "manifest.json").unlink()
     assert main(["store", "verify", "1ba"]) == 1

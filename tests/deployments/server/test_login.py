@@ -1,4 +1,4 @@
-"""One-time links: who gets one, and that each gives the login to one browser, for an hour."""
+"""One-time login links: creation requires the login, and a link works once within an hour."""
 
 import json
 import stat
@@ -35,7 +35,7 @@ def client() -> TestClient:
     return TestClient(LoginLinks(prefect, LOGIN))
 
 
-def test_a_link_gives_the_login_once(client: TestClient) -> None:
+def test_a_link_works_once(client: TestClient) -> None:
     token = client.post(LINK_PATH, headers=OWN).json()["token"]
     first = client.post(LOGIN_PATH, json={"token": token})
     assert first.json() == {"login": ENCODED}
@@ -64,7 +64,7 @@ def test_a_link_expires(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> 
         {"Authorization": f"Bearer {ENCODED}"},
     ],
 )
-def test_who_has_no_login_gets_no_link(client: TestClient, headers: dict[str, str]) -> None:
+def test_creating_a_link_requires_the_login(client: TestClient, headers: dict[str, str]) -> None:
     answer = client.post(LINK_PATH, headers=headers)
     assert answer.status_code == 401
     assert "token" not in answer.text
@@ -73,18 +73,18 @@ def test_who_has_no_login_gets_no_link(client: TestClient, headers: dict[str, st
 @pytest.mark.parametrize(
     "body", ["", "no JSON", "[]", "null", "{}", '{"token": 1}', '{"token": null}', '{"token": ["a"]}']
 )
-def test_what_is_no_token_is_a_bad_request(client: TestClient, body: str) -> None:
+def test_a_malformed_token_is_a_bad_request(client: TestClient, body: str) -> None:
     answer = client.post(LOGIN_PATH, content=body)
     assert answer.status_code == 400
     assert "login" not in answer.json()
 
 
-def test_wrong_and_endless_tokens_are_refused(client: TestClient) -> None:
+def test_wrong_and_oversized_tokens_are_rejected(client: TestClient) -> None:
     assert client.post(LOGIN_PATH, json={"token": "wrong"}).status_code == 403
     assert client.post(LOGIN_PATH, json={"token": "a" * 100_000}).status_code == 413
 
 
-def test_the_page_has_no_secret_and_all_else_is_prefects(client: TestClient) -> None:
+def test_the_login_page_has_no_secret_and_other_requests_reach_prefect(client: TestClient) -> None:
     page = client.get(LOGIN_PATH)
     assert page.status_code == 200
     assert ENCODED not in page.text
@@ -101,7 +101,7 @@ def test_logins_are_random() -> None:
 # the session's file
 
 
-def test_only_its_user_can_read_the_sessions_file_which_ends_with_the_session(tmp_path: Path) -> None:
+def test_the_session_file_is_private_and_removed_on_exit(tmp_path: Path) -> None:
     session = Session(url="http://127.0.0.1:4200", login=LOGIN)
     (tmp_path / login.SESSION).write_text("left by one that was killed")
     (tmp_path / login.SESSION).chmod(0o644)
@@ -114,13 +114,13 @@ def test_only_its_user_can_read_the_sessions_file_which_ends_with_the_session(tm
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"url": 1}'])
-def test_without_a_session_a_link_is_refused_in_one_sentence(tmp_path: Path, content: str | None) -> None:
+def test_a_link_without_a_session_is_an_error(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / login.SESSION).write_text(content)
     with pytest.raises(OSError, match=r"^no `lexloom ui` with a login is running for PREFECT_HOME="):
         running_session(tmp_path)
 
 
-def test_a_session_that_was_killed_gives_no_link() -> None:
+def test_a_killed_session_gives_no_link() -> None:
     with pytest.raises(OSError, match=r"could not get a login link from http://127\.0\.0\.1:9"):
         Session(url="http://127.0.0.1:9", login=LOGIN).new_link()

@@ -1,4 +1,4 @@
-"""Runs that a killed worker left at work: ended when the next worker begins, and only those."""
+"""Active runs of a killed worker are ended when the next worker starts; other runs are not changed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def client(prefect_server: None) -> Iterator[Any]:
 def some_flow() -> None: ...
 
 
-def test_runs_at_work_are_ended_with_a_word_why(client: Any) -> None:
+def test_runs_of_a_dead_worker_are_marked_as_crashed_with_a_reason(client: Any) -> None:
     client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
     deployment = client.create_deployment(client.create_flow(some_flow), "one", work_pool_name=POOL)
     runs = {}

@@ -1,4 +1,4 @@
-"""The deployments that are applied to a server, and what is kept as a user has set it."""
+"""The deployments that are applied to a server, and the user's settings that are kept."""
 
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ def test_schedules_of_existing_deployments_are_kept() -> None:
     assert all(entry["schedules"] == ENTRIES[entry["name"]]["schedules"] for entry in others)
 
 
-def test_every_deployment_has_the_purpose_of_its_flow() -> None:
+def test_deployments_have_the_description_of_their_flow() -> None:
     client = SimpleNamespace(read_deployments=list)
     found = {entry["name"]: entry["description"] for entry in read_deployments(client)["deployments"]}
     assert found.keys() == flows().keys()

@@ -1,4 +1,4 @@
-"""What `lexloom ui` would tell Prefect: deployments, schedules, forms and the notice of a failure."""
+"""What `lexloom ui` sends to Prefect: deployments, schedules, forms and the failure notification."""
 
 import os
 import re
@@ -66,7 +66,7 @@ def test_every_flow_of_the_command_line_is_deployed() -> None:
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_a_deployments_parameters_are_what_its_flow_takes(name: str) -> None:
+def test_deployment_parameters_match_the_flow(name: str) -> None:
     entry, flow = ENTRIES[name], flow_of(name)
     assert flow.name == name
     assert entry["enforce_parameter_schema"] is True
@@ -77,7 +77,7 @@ def test_a_deployments_parameters_are_what_its_flow_takes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_a_schedule_has_a_timezone_and_a_slug_and_sleeps(name: str) -> None:
+def test_schedules_have_a_timezone_and_a_slug_and_are_inactive(name: str) -> None:
     (schedule,) = ENTRIES[name]["schedules"]
     assert set(schedule) == {"slug", "cron", "timezone", "active"}
     assert schedule["active"] is False
@@ -85,13 +85,13 @@ def test_a_schedule_has_a_timezone_and_a_slug_and_sleeps(name: str) -> None:
     assert ZoneInfo(schedule["timezone"])
 
 
-def test_no_two_schedules_begin_at_the_same_time() -> None:
+def test_schedules_start_at_different_times() -> None:
     times = [tuple(entry["schedules"][0]["cron"].split()) for entry in ENTRIES.values()]
     assert len({(minute, hour, day) for minute, hour, _, _, day in times}) == len(times)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_every_parameter_is_described_and_those_of_the_form_have_a_position(name: str) -> None:
+def test_every_parameter_has_a_description_and_form_parameters_have_a_position(name: str) -> None:
     schema = parameter_schema(flow_of(name)).model_dump()
     for title, definition in schema["definitions"].items():
         shown = definition.get("properties", {})
@@ -102,13 +102,13 @@ def test_every_parameter_is_described_and_those_of_the_form_have_a_position(name
             assert described, f"{title}.{field} is not described"
 
 
-def test_the_files_are_part_of_the_installed_package() -> None:
+def test_the_installed_package_contains_the_files() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     (pattern,) = project["tool"]["setuptools"]["package-data"]["lexloom.deployments"]
     assert deploy.DEPLOYMENTS in deploy.DEPLOYMENTS.parent.glob(pattern)
 
 
-def test_on_this_machine_runs_have_this_python_and_this_folder(tmp_path: Path) -> None:
+def test_local_runs_use_the_current_python_and_folder(tmp_path: Path) -> None:
     job = operate.on_this_machine()["job_configuration"]
     python, *flags = shlex.split(job["command"])
     assert python == sys.executable
@@ -117,7 +117,7 @@ def test_on_this_machine_runs_have_this_python_and_this_folder(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("template", [operate.on_this_machine, deploy.job_template])
-def test_a_run_can_override_nothing_of_its_job(template: Callable[[], dict[str, Any]]) -> None:
+def test_a_run_cannot_override_its_job(template: Callable[[], dict[str, Any]]) -> None:
     """Prefect checks a run's variables against the schema, and fills them into the configuration."""
     schema = template()["variables"]
     for variable in ("command", "env", "env.PATH", "working_dir", "stream_output", "name", "labels"):
@@ -127,7 +127,7 @@ def test_a_run_can_override_nothing_of_its_job(template: Callable[[], dict[str, 
     assert "{{" not in str(template()["job_configuration"])
 
 
-def test_schedules_that_are_there_stay_as_they_were_set() -> None:
+def test_existing_schedules_are_not_changed() -> None:
     client = SimpleNamespace(read_deployments=lambda: [SimpleNamespace(name="word2vec")])
     first, *others = deploy.read_deployments(client)["deployments"]
     assert "schedules" not in first
@@ -137,7 +137,7 @@ def test_schedules_that_are_there_stay_as_they_were_set() -> None:
 # the environment
 
 
-def test_server_worker_and_runs_share_one_store_and_log_for_the_page(
+def test_server_worker_and_runs_share_a_store_and_log_for_the_ui(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
@@ -166,10 +166,10 @@ RANDOM = "lexloom:random"
         ),
     ],
 )
-def test_server_and_clients_get_the_login_through_their_environment(
+def test_server_and_clients_get_the_login_from_their_environment(
     monkeypatch: pytest.MonkeyPatch, settings: dict[Any, str], server: str, client: str
 ) -> None:
-    """The user's login from Prefect's settings, which know the profile, too; or else a random one."""
+    """The login is from Prefect's settings (including the profile), or else random."""
     monkeypatch.setattr(operate, "new_login", lambda: RANDOM)
     for setting, value in settings.items():
         monkeypatch.setenv(setting.name, value)
@@ -180,7 +180,7 @@ def test_server_and_clients_get_the_login_through_their_environment(
     assert found["PREFECT_API_AUTH_STRING"] == client
 
 
-def test_without_a_login_none_is_handed_on() -> None:
+def test_no_login_is_passed_on_if_there_is_none() -> None:
     assert operate.login_of("127.0.0.1", wanted=False) is None
     found = operate.environment_of("http://127.0.0.1:4200/api", Store(), None)
     assert not {name for name in found if name.endswith("AUTH_STRING")}
@@ -203,7 +203,7 @@ def test_a_login_is_random_unless_one_is_set() -> None:
         ("::", "http://[::1]:4200"),
     ],
 )
-def test_the_page_is_at_an_address_that_can_be_asked(host: str, url: str) -> None:
+def test_the_ui_url_is_reachable(host: str, url: str) -> None:
     assert operate.url_of(host, 4200) == url
 
 
@@ -211,38 +211,38 @@ def test_the_page_is_at_an_address_that_can_be_asked(host: str, url: str) -> Non
 
 
 @pytest.fixture
-def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def forbid_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*arguments: object, **named: object) -> None:
         raise AssertionError("something was started")
 
     monkeypatch.setattr(operate, "Program", start)
 
 
-def said_by_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def error_of_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(["ui", *arguments]) == 1
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     return said.strip()
 
 
-def test_a_port_in_use_is_said_before_anything_starts(
-    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+def test_a_port_in_use_is_reported_before_anything_starts(
+    forbid_start: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        said = said_by_main(capsys, "--port", str(port))
+        said = error_of_main(capsys, "--port", str(port))
     assert (
         said == f"error: port {port} on 127.0.0.1 is in use: choose another with --port (0 for any free port)"
     )
 
 
-def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
-    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+def test_a_configured_prefect_server_is_an_error(
+    forbid_start: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with temporary_settings({PREFECT_API_URL: "http://prefect.example/api"}):
-        said = said_by_main(capsys, "--port", "0")
+        said = error_of_main(capsys, "--port", "0")
     assert said.startswith(
         "error: PREFECT_API_URL is http://prefect.example/api, but `lexloom ui` starts its own"
     )
@@ -253,65 +253,63 @@ def test_a_server_that_prefect_is_told_to_use_is_not_passed_over(
     ]
 
 
-def test_others_are_not_served_without_a_login(
-    nothing_starts: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_login_requires_a_loopback_address(forbid_start: None, capsys: pytest.CaptureFixture[str]) -> None:
     with temporary_settings(restore_defaults={PREFECT_API_URL, PREFECT_SERVER_API_AUTH_STRING}):
-        said = said_by_main(capsys, "--host", "0.0.0.0", "--port", "0", "--no-login")
+        said = error_of_main(capsys, "--host", "0.0.0.0", "--port", "0", "--no-login")
     assert said == (
         "error: --no-login requires a loopback address, but --host is 0.0.0.0: omit --no-login or --host"
     )
 
 
-def test_a_login_that_is_set_is_not_left_out(
-    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+def test_no_login_conflicts_with_a_configured_login(
+    forbid_start: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with temporary_settings(
         {PREFECT_SERVER_API_AUTH_STRING: "ann:secret"}, restore_defaults={PREFECT_API_URL}
     ):
-        said = said_by_main(capsys, "--port", "0", "--no-login")
+        said = error_of_main(capsys, "--port", "0", "--no-login")
     assert said == (
         "error: --no-login conflicts with PREFECT_SERVER_API_AUTH_STRING: unset the variable or omit"
         " --no-login"
     )
 
 
-def test_an_allowed_host_that_is_none_is_said_before_anything_starts(
-    nothing_starts: None, capsys: pytest.CaptureFixture[str]
+def test_an_invalid_allowed_host_is_reported_before_anything_starts(
+    forbid_start: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = said_by_main(capsys, "--port", "0", "--allow-host", "a b")
+    said = error_of_main(capsys, "--port", "0", "--allow-host", "a b")
     assert said == "error: 'a b' is not a valid host: use NAME, NAME:PORT or http://NAME:PORT"
 
 
-def test_a_link_is_asked_for_where_nothing_runs(
-    nothing_starts: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_link_without_a_running_server_is_an_error(
+    forbid_start: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with temporary_settings({PREFECT_HOME: tmp_path / "home"}):
-        said = said_by_main(capsys, "--link")
+        said = error_of_main(capsys, "--link")
     assert said == (f"error: no `lexloom ui` with a login is running for PREFECT_HOME={tmp_path}/home")
 
 
-def test_a_store_that_can_not_be_written_is_said_before_anything_starts(
-    nothing_starts: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_store_that_is_not_writable_is_reported_before_anything_starts(
+    forbid_start: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        said = said_by_main(capsys, "--port", "0", "--store", str(tmp_path / "file" / "store"))
+        said = error_of_main(capsys, "--port", "0", "--store", str(tmp_path / "file" / "store"))
     assert said.startswith(f"error: the store {tmp_path}/file/store is not writable")
 
 
-def test_a_second_one_does_not_take_the_records_of_the_first(
-    nothing_starts: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_second_server_for_the_same_records_is_an_error(
+    forbid_start: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with (
         temporary_settings({PREFECT_HOME: tmp_path / "home"}, restore_defaults={PREFECT_API_URL}),
         operate.log_file(),
     ):
-        said = said_by_main(capsys, "--port", "0")
+        said = error_of_main(capsys, "--port", "0")
     assert said.startswith(f"error: another `lexloom ui` is using {tmp_path}/home")
 
 
-def test_a_program_that_ends_by_itself_says_where_its_log_is(tmp_path: Path) -> None:
+def test_an_unexpected_exit_reports_the_log_file(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
         program = operate.Program("server", ["no_such_module"], dict(os.environ), log)
         with pytest.raises(RuntimeError, match=rf"the server exited with status 1: see {tmp_path}/log"):
@@ -329,7 +327,7 @@ class Pool:
 
     def __init__(self, kind: str | None) -> None:
         self.kind = kind
-        self.told: list[WorkPoolCreate | WorkPoolUpdate] = []
+        self.requests: list[WorkPoolCreate | WorkPoolUpdate] = []
 
     def read_work_pool(self, name: str) -> SimpleNamespace:
         if self.kind is None:
@@ -337,32 +335,32 @@ class Pool:
         return SimpleNamespace(type=self.kind)
 
     def create_work_pool(self, pool: WorkPoolCreate) -> None:
-        self.told.append(pool)
+        self.requests.append(pool)
 
     def update_work_pool(self, name: str, change: WorkPoolUpdate) -> None:
-        self.told.append(change)
+        self.requests.append(change)
 
 
-def test_a_pool_that_is_not_there_is_made() -> None:
+def test_a_missing_pool_is_created() -> None:
     client = Pool(None)
     deploy.make_pool(client, TEMPLATE)
-    (pool,) = client.told
+    (pool,) = client.requests
     assert isinstance(pool, WorkPoolCreate)
     assert (pool.name, pool.type, pool.concurrency_limit) == ("lexloom", "process", 2)
     assert pool.base_job_template == TEMPLATE
 
 
-def test_a_pool_that_is_there_keeps_its_limit_and_is_resumed_by_a_start() -> None:
+def test_an_existing_pool_keeps_its_limit_and_is_resumed() -> None:
     client = Pool("process")
     deploy.make_pool(client, TEMPLATE)
     operate.resume_pool(client)
-    assert [change.model_dump(exclude_unset=True) for change in client.told] == [
+    assert [change.model_dump(exclude_unset=True) for change in client.requests] == [
         {"base_job_template": TEMPLATE},  # not that of an earlier version, which let runs name a command
         {"is_paused": False},
     ]
 
 
-def test_a_pool_whose_runs_are_not_processes_is_refused() -> None:
+def test_a_pool_of_another_type_is_an_error() -> None:
     with pytest.raises(ValueError, match="has the type docker, not process: delete it with `prefect"):
         deploy.make_pool(Pool("docker"), TEMPLATE)
 
@@ -371,8 +369,8 @@ def test_a_pool_whose_runs_are_not_processes_is_refused() -> None:
 
 
 @pytest.fixture
-def asked() -> Iterator[tuple[str, list[str]]]:
-    """The address of a server that answers nothing, and what it was asked."""
+def recording_server() -> Iterator[tuple[str, list[str]]]:
+    """The URL of a server that never responds, and the requests that it received."""
     requests: list[str] = []
 
     class Silent(StreamRequestHandler):
@@ -387,15 +385,17 @@ def asked() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
-def test_runs_are_cancelled_while_it_lives_and_no_longer(asked: tuple[str, list[str]]) -> None:
-    url, requests = asked
+def test_runs_are_cancelled_only_while_the_server_is_alive(recording_server: tuple[str, list[str]]) -> None:
+    url, requests = recording_server
     server = SimpleNamespace(has_ended=lambda: len(requests) == 2)
     operate.cancel_runs(operate.client_of({"PREFECT_API_URL": url}), server)
-    assert len(requests) == 2, "once in a round"
+    assert len(requests) == 2, "one request per round"
 
 
-def test_it_is_watched_by_asking_once(monkeypatch: pytest.MonkeyPatch, asked: tuple[str, list[str]]) -> None:
-    url, requests = asked
+def test_the_server_is_polled_once_per_round(
+    monkeypatch: pytest.MonkeyPatch, recording_server: tuple[str, list[str]]
+) -> None:
+    url, requests = recording_server
     monkeypatch.setattr(operate, "POLL_SECONDS", 0)
     rounds = iter([False, False, True])
     worker = SimpleNamespace(has_ended=lambda: next(rounds), complain=lambda: sys.exit("it has ended"))
@@ -404,13 +404,13 @@ def test_it_is_watched_by_asking_once(monkeypatch: pytest.MonkeyPatch, asked: tu
     monkeypatch.setattr(operate, "read_runs", lambda *given: [] if next(first, False) else look(*given))
     with pytest.raises(SystemExit):
         operate.watch(operate.client_of({"PREFECT_API_URL": url}), [server, worker], url)
-    assert len(requests) == 2, "once in a round"
+    assert len(requests) == 2, "one request per round"
 
 
 # failures
 
 
-def test_the_notice_of_a_failure_is_one_of_prefects_automations() -> None:
+def test_the_failure_notification_is_a_valid_automation() -> None:
     (automation,) = [AutomationCore.model_validate(entry) for entry in AUTOMATIONS]
     trigger = automation.trigger
     assert isinstance(trigger, EventTrigger)
@@ -420,7 +420,7 @@ def test_the_notice_of_a_failure_is_one_of_prefects_automations() -> None:
     assert action.type == "send-notification"
 
 
-def test_it_watches_the_tag_that_all_deployments_have() -> None:
+def test_the_automation_matches_the_tag_of_all_deployments() -> None:
     related = AUTOMATIONS[0]["trigger"]["match_related"]
     assert related["prefect.resource.role"] == "tag"
     tag = related["prefect.resource.id"].removeprefix("prefect.tag.")

@@ -1,4 +1,4 @@
-"""The page, served by a process of its own: on the filled store, and with a model that writes slowly."""
+"""The web page, served by a separate process: on the filled store, and with a slow model."""
 
 import os
 import re
@@ -18,7 +18,7 @@ Names = dict[str, str]
 
 @contextmanager
 def served(store: Path, *program: str) -> Iterator[str]:
-    """The page's address, while a process of its own serves it."""
+    """Serve the page in a separate process, and yield its URL."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -67,7 +67,7 @@ sys.exit(app.main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Store]]:
-    """A page on a store of one language model, which writes for minutes; and the store."""
+    """A page on a store with one language model, which generates text for minutes; and the store."""
     growing = Store(tmp_path_factory.mktemp("growing"))
     shelve(growing, "train_transformer", "t1", write_transformer)
     with served(growing.root, "-c", WRITES_SLOWLY) as address:

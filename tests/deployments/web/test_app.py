@@ -1,4 +1,4 @@
-"""The page as it is served, by its API."""
+"""The served web page, tested through its API."""
 
 import json
 import re
@@ -26,12 +26,12 @@ def text_of(answer: str) -> str:
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "README.md", str(Path(__file__)), "../../../../etc/passwd", "{store}/.lexloom"]
 )
-def test_no_file_of_the_machine_is_served(url: str, filled_and_names: tuple[Store, Names], path: str) -> None:
+def test_local_files_are_not_served(url: str, filled_and_names: tuple[Store, Names], path: str) -> None:
     asked = httpx.get(f"{url}/gradio_api/file={path.format(store=filled_and_names[0].root)}")
     assert asked.status_code in (403, 404)
 
 
-def test_no_upload_is_taken(url: str) -> None:
+def test_uploads_are_rejected(url: str) -> None:
     asked = httpx.post(f"{url}/gradio_api/upload", files={"files": b"content"})
     assert asked.status_code == 403
 
@@ -39,7 +39,7 @@ def test_no_upload_is_taken(url: str) -> None:
 # starting
 
 
-def test_a_port_in_use_ends_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -58,7 +58,7 @@ def test_a_port_in_use_ends_in_one_sentence(capsys: pytest.CaptureFixture[str]) 
         (["--host", "203.0.113.7", "--port", "0"], "can't listen on 203.0.113.7:0"),
     ],
 )
-def test_an_address_that_can_not_be_served_ends_in_one_sentence(
+def test_an_invalid_address_is_a_one_line_error(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     assert main(arguments) == 1
@@ -70,7 +70,7 @@ def test_an_address_that_can_not_be_served_ends_in_one_sentence(
 # the API
 
 
-def test_every_endpoint_answers(url: str, filled: Store, names: Names) -> None:
+def test_every_endpoint_responds(url: str, filled: Store, names: Names) -> None:
     from gradio_client import Client
 
     client = Client(url, verbose=False, analytics_enabled=False)
@@ -94,7 +94,7 @@ def test_every_endpoint_answers(url: str, filled: Store, names: Names) -> None:
         client.close()
 
 
-def test_the_browser_is_told_to_ask_no_other_host(url: str) -> None:
+def test_the_content_security_policy_forbids_other_hosts(url: str) -> None:
     with urlopen(url) as answer:
         policy = answer.headers["Content-Security-Policy"]
         page = answer.read().decode()
@@ -107,8 +107,8 @@ def test_the_browser_is_told_to_ask_no_other_host(url: str) -> None:
     assert not [address for address in loaded if re.match(r"(https?:)?//", address)]
 
 
-def test_requests_whose_readers_have_gone_do_not_hold_up_the_next(slow: tuple[str, Store]) -> None:
-    """Each would write for minutes, two at a time. Half of the readers never came, the others left."""
+def test_requests_of_disconnected_clients_do_not_block_others(slow: tuple[str, Store]) -> None:
+    """Each request takes minutes, two at a time. Half of the clients never connect, half disconnect."""
     from gradio_client import Client
 
     address, _ = slow

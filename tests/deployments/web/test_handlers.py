@@ -1,4 +1,4 @@
-"""The handlers of the page: their results are those of the models, and bad input is one sentence."""
+"""The page's handlers: their results equal the models', and bad input is a one-sentence error."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def catalog(filled: Store) -> ModelCatalog:
 
 
 def last(pieces: Iterator[Markup]) -> str:
-    """Return the final result, which is no error."""
+    """Return the final result, and assert that it is not an error."""
     result = list(pieces)[-1]
     assert 'role="alert"' not in result
     return result
@@ -69,7 +69,7 @@ def rows(answer: str) -> list[tuple[str, str]]:
 
 
 def complaint(pieces: Iterator[Markup]) -> str:
-    """Return the one sentence that a result consists of."""
+    """Return the error sentence of a result."""
     (said,) = list(pieces)
     assert 'role="alert"' in said
     sentence = text_of(said)

@@ -1,4 +1,4 @@
-"""The catalog: which models the page lists, their labels, and how many stay in memory."""
+"""The catalog: the models that the page lists, their labels, and the number kept in memory."""
 
 import shutil
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Queues: clients that have disconnected delay nobody, and a full queue is reported."""
+"""Queues: disconnected clients do not delay others, and a full queue is reported."""
 
 import asyncio
 import threading
@@ -138,7 +138,7 @@ def test_a_full_queue_refuses_the_next_request_at_once() -> None:
 
 
 def test_a_cancelled_request_lets_the_next_one_start() -> None:
-    """As the Stop button does: Gradio cancels the task that asks for the next piece."""
+    """The Stop button makes Gradio cancel the task that requests the next piece."""
 
     async def run() -> None:
         page = Page(max_running=1)

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through its DevTools: no more of the protocol than these tests need."""
+"""A headless Chromium, controlled by the part of the DevTools protocol that these tests need."""
 
 import base64
 import itertools
@@ -97,7 +97,7 @@ class Browser:
         self._folder.cleanup()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command of the protocol; returns its result."""
+        """Send a command of the protocol; return its result."""
         number = next(self._ids)
         self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
@@ -122,13 +122,13 @@ class Browser:
             self.errors.append(f"{details['entry']['text']} {details['entry'].get('url', '')}")
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression; promises are awaited."""
+        """Return the value of a JavaScript expression; promises are awaited."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def wait(self, script: str, seconds: float = SECONDS) -> Any:
-        """Waits until an expression is true, and returns it."""
+        """Wait until an expression is true, and return its value."""
         end = time.monotonic() + seconds
         while not (value := self._value_now(script)):
             if time.monotonic() > end:
@@ -137,7 +137,7 @@ class Browser:
         return value
 
     def _value_now(self, script: str) -> Any:
-        """The expression's value; None while the page is being replaced by another one."""
+        """Return the expression's value; None while another page is loading."""
         try:
             return self.run(script)
         except NavigatedError:
@@ -172,7 +172,7 @@ class Browser:
             )
 
     def type(self, text: str) -> None:
-        """Types into what has the focus."""
+        """Type into the focused element."""
         self.call("Input.insertText", text=text)
 
     def screenshot(self, path: Path, whole: bool = True) -> None:

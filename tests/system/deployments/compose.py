@@ -1,7 +1,7 @@
 """docker-compose.yml without Docker: its services as plain processes on this machine.
 
-What they are told comes from the file, as docker-compose itself resolves it. Only the places differ: host
-names become this machine, ports free ones, and volumes folders of the test.
+Their commands and environments come from the file, as docker-compose resolves it. Only host names (this
+machine), ports (free ones) and volumes (folders of the test) differ.
 """
 
 import json
@@ -35,7 +35,7 @@ Service = dict[str, Any]
 
 
 def docker_compose(*arguments: str, secrets: dict[str, str], **variables: str) -> subprocess.CompletedProcess:
-    """What `docker compose` says of our file, with these variables and no others of ours."""
+    """Run `docker compose` on the file, with only these variables set."""
     return subprocess.run(
         [
             SCRIPTS / "docker-compose",
@@ -53,14 +53,14 @@ def docker_compose(*arguments: str, secrets: dict[str, str], **variables: str) -
 
 
 def services(**variables: str) -> dict[str, Service]:
-    """All services, those of profiles too, with `$$` as the shells in them see it."""
+    """Return all services, including those of profiles, with `$$` replaced by `$`."""
     said = docker_compose("--profile", "*", "config", "--format", "json", secrets=SECRETS, **variables)
     assert said.returncode == 0, said.stderr
     return json.loads(said.stdout.replace("$$", "$"))["services"]
 
 
 def programs_of_postgres() -> str | None:
-    """The folder of Postgres' programs, which Debian keeps off the PATH."""
+    """Return the folder of Postgres' programs, which is not on Debian's PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [shutil.which("initdb")]
     return str(Path(found[-1]).parent) if found[-1] else None
 
@@ -74,7 +74,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Stack:
-    """The services of the file as processes; a context manager that ends them all."""
+    """The services of the file as processes; a context manager that stops them all."""
 
     def __init__(self) -> None:
         # not pytest's folder: Postgres' user must get in, and Ray's sockets want a short path
@@ -100,7 +100,7 @@ class Stack:
     # where things are
 
     def here(self, text: str) -> str:
-        """The text with the places of this machine."""
+        """Return the text with the hosts, ports and folders of this machine."""
         ports = "|".join(sorted(self.ports, key=len, reverse=True))
         text = re.sub(rf"\b({ports})\b", lambda found: self._port(found[0]), text)
         text = re.sub(r"(?<![\w-])((server|ray-head)(?=:)|localhost\b|0\.0\.0\.0)", "127.0.0.1", text)
@@ -113,7 +113,7 @@ class Stack:
         return f"http://127.0.0.1:{self.ports[port]}"
 
     def environment(self, name: str) -> dict[str, str]:
-        """The service's own, and what finds our programs; nothing of the test's environment."""
+        """Return the service's variables and PATH, without the test's own environment."""
         own = {key: self.here(value) for key, value in self.services[name].get("environment", {}).items()}
         if own.get("PREFECT_SERVER_DATABASE_HOST") == "postgres":
             own["PREFECT_SERVER_DATABASE_HOST"] = "127.0.0.1"
@@ -129,13 +129,13 @@ class Stack:
     # what runs
 
     def start(self, name: str) -> None:
-        """Starts a service, in a session of its own."""
+        """Start a service in a new session."""
         if name == "postgres":
             self._make_database()
         self.running[name] = self._process(name, self.services[name]["command"])
 
     def run(self, name: str) -> None:
-        """Runs a service that ends, and expects that it ends well."""
+        """Run a one-off service, and assert that it succeeds."""
         self.start(name)
         status = self.running[name].wait(SECONDS)
         assert status == 0, f"{name} ended with {status}: {self.log(name).read_text()}"
@@ -156,7 +156,7 @@ class Stack:
             time.sleep(0.2)
 
     def ask(self, name: str, *command: str, **variables: str) -> subprocess.CompletedProcess:
-        """Runs another command in a service's environment, as `docker compose exec` would."""
+        """Run another command in a service's environment, as `docker compose exec` would."""
         return subprocess.run(
             command,
             env=self.environment(name) | variables,
@@ -167,7 +167,7 @@ class Stack:
         )
 
     def end(self, name: str) -> list[psutil.Process]:
-        """Ends a service as Docker does, SIGTERM and then SIGKILL for all; returns those that were killed."""
+        """Stop a service as Docker does, by SIGTERM and then SIGKILL; return the killed processes."""
         process = self.running.pop(name)
         family = [] if process.poll() is not None else psutil.Process(process.pid).children(recursive=True)
         process.terminate()
@@ -206,23 +206,23 @@ class Stack:
             )
 
     def _make_database(self) -> None:
-        """What the image's entry point does at its first start."""
-        told = self.environment("postgres")
+        """Initialize the database as the image's entry point does at its first start."""
+        variables = self.environment("postgres")
         data = self.folder / "postgres"
         data.mkdir()
         if as_postgres():
             shutil.chown(data, "postgres", "postgres")
         password = self.folder / "password"
-        password.write_text(told["POSTGRES_PASSWORD"])
-        initdb = ["initdb", f"--username={told['POSTGRES_USER']}", f"--pwfile={password}", "--no-sync"]
+        password.write_text(variables["POSTGRES_PASSWORD"])
+        initdb = ["initdb", f"--username={variables['POSTGRES_USER']}", f"--pwfile={password}", "--no-sync"]
         for command in (
-            [*initdb, *told["POSTGRES_INITDB_ARGS"].split()],
+            [*initdb, *variables["POSTGRES_INITDB_ARGS"].split()],
             ["postgres", "--single", "postgres"],
         ):
             subprocess.run(
                 command,
-                env=told,
-                input=f"CREATE DATABASE {told['POSTGRES_DB']};\n" if "--single" in command else None,
+                env=variables,
+                input=f"CREATE DATABASE {variables['POSTGRES_DB']};\n" if "--single" in command else None,
                 check=True,
                 capture_output=True,
                 text=True,
@@ -232,5 +232,5 @@ class Stack:
 
 
 def as_postgres() -> dict[str, Any]:
-    """Postgres refuses to be root."""
+    """Return the arguments to run as the user postgres, since Postgres does not run as root."""
     return {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}

@@ -1,4 +1,4 @@
-"""docker-compose.yml, its image and its secrets, read as Docker would. No service is started here."""
+"""docker-compose.yml, its image and its secrets, as Docker reads them. No service is started."""
 
 import os
 import re
@@ -43,14 +43,14 @@ OURS = {
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, dict[str, Any]]:
+def default_services() -> dict[str, dict[str, Any]]:
     return services()
 
 
-# what Docker is told
+# configuration of the services
 
 
-def test_the_one_line_of_the_example_makes_all_secrets(tmp_path: Path) -> None:
+def test_the_documented_command_generates_all_secrets(tmp_path: Path) -> None:
     (line,) = (each for each in example().splitlines() if "printf" in each)
     subprocess.run(["bash", "-c", line.lstrip("# ")], cwd=tmp_path, check=True)
     assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
@@ -63,14 +63,14 @@ def test_the_one_line_of_the_example_makes_all_secrets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("value", [None, ""])
-def test_a_secret_that_is_missing_is_asked_for(name: str, value: str | None) -> None:
+def test_a_missing_secret_is_an_error(name: str, value: str | None) -> None:
     given = {key: secret for key, secret in SECRETS.items() if key != name}
     said = docker_compose("config", "--quiet", secrets=given if value is None else {**given, name: value})
     assert said.returncode != 0
     assert re.search(rf"set {name}\S* in \.env, as \.env\.example shows", said.stderr)
 
 
-def test_each_secret_reaches_only_those_who_need_it(told: dict[str, Any]) -> None:
+def test_each_secret_is_passed_only_to_the_services_that_need_it(default_services: dict[str, Any]) -> None:
     prefect = {"server", "background", "deploy", "worker"}
     allowed = {
         "LEXLOOM_DATABASE_PASSWORD": {"postgres", "migrate", "server", "background"},
@@ -78,10 +78,12 @@ def test_each_secret_reaches_only_those_who_need_it(told: dict[str, Any]) -> Non
         "LEXLOOM_RAY_TOKEN": {"worker", "ray-head", "ray-worker", "ray-gpu-worker"},
     }
     for secret, value in SECRETS.items():
-        assert {name for name, service in told.items() if value in str(service)} == allowed[secret]
+        assert {name for name, service in default_services.items() if value in str(service)} == allowed[
+            secret
+        ]
 
 
-def test_ports_are_open_to_this_machine_alone_unless_asked_otherwise() -> None:
+def test_ports_are_published_on_loopback_by_default() -> None:
     def published(**variables: str) -> set[tuple[str, str]]:
         ports = [port for service in services(**variables).values() for port in service.get("ports", [])]
         return {(port["host_ip"], port["published"]) for port in ports}
@@ -93,8 +95,8 @@ def test_ports_are_open_to_this_machine_alone_unless_asked_otherwise() -> None:
     }
 
 
-def test_prefects_page_uses_the_api_of_its_own_address(told: dict[str, Any]) -> None:
-    assert told["server"]["environment"]["PREFECT_SERVER_UI_API_URL"] == "/api"
+def test_the_prefect_ui_uses_the_api_of_its_own_origin(default_services: dict[str, Any]) -> None:
+    assert default_services["server"]["environment"]["PREFECT_SERVER_UI_API_URL"] == "/api"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_prefects_page_uses_the_api_of_its_own_address(told: dict[str, Any]) -> 
         ("page", {"LEXLOOM_PAGE_URL": "https://models.example.org"}, ["https://models.example.org"]),
     ],
 )
-def test_a_page_is_served_under_the_names_that_browsers_and_services_use(
+def test_pages_accept_the_host_names_of_browsers_and_services(
     service: str, variables: dict[str, str], names: list[str]
 ) -> None:
     command = services(**variables)[service]["command"]
@@ -122,66 +124,66 @@ def test_a_page_is_served_under_the_names_that_browsers_and_services_use(
         Address.parse(name)
 
 
-def test_every_service_is_confined(told: dict[str, Any]) -> None:
-    for name, service in told.items():
+def test_every_service_has_restricted_privileges(default_services: dict[str, Any]) -> None:
+    for name, service in default_services.items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert {"cpus", "memory"} <= service["deploy"]["resources"]["limits"].keys(), name
         assert not {"privileged", "network_mode", "pid"} & service.keys(), name
-    assert {name: told[name]["user"] for name in told.keys() - OURS} == {
+    assert {name: default_services[name]["user"] for name in default_services.keys() - OURS} == {
         "postgres": "postgres",
         "redis": "redis",
     }
     assert re.search(r"^USER [1-9]\d*$", dockerfile(), re.MULTILINE)
 
 
-def test_postgres_and_redis_are_out_of_reach_of_runs(told: dict[str, Any]) -> None:
-    inside = {name for name, service in told.items() if "records" in service["networks"]}
+def test_runs_cannot_reach_postgres_and_redis(default_services: dict[str, Any]) -> None:
+    inside = {name for name, service in default_services.items() if "records" in service["networks"]}
     assert inside == {"postgres", "redis", "migrate", "server", "background"}
     assert "records: {internal: true}" in (ROOT / "docker-compose.yml").read_text()
 
 
-def test_every_service_that_stays_comes_back_and_says_how_it_is(told: dict[str, Any]) -> None:
-    for name in told.keys() - ONCE:
-        assert told[name]["restart"] == "unless-stopped", name
-    unheard = {name for name in told.keys() - ONCE if "healthcheck" not in told[name]}
+def test_long_running_services_restart_and_have_a_health_check(default_services: dict[str, Any]) -> None:
+    for name in default_services.keys() - ONCE:
+        assert default_services[name]["restart"] == "unless-stopped", name
+    unheard = {name for name in default_services.keys() - ONCE if "healthcheck" not in default_services[name]}
     assert unheard == {"background"}  # it has no port to ask at: it ends when it fails
 
 
-def test_images_are_pinned_and_lexloom_has_one(told: dict[str, Any]) -> None:
-    for name in told.keys() - OURS:
-        assert re.fullmatch(r"\w+:\d+\.\d+(\.\d+)?-bookworm", told[name]["image"]), name
-    assert {told[name]["image"] for name in OURS} == {f"lexloom:{project()['version']}"}
+def test_images_are_pinned_and_lexloom_uses_a_single_one(default_services: dict[str, Any]) -> None:
+    for name in default_services.keys() - OURS:
+        assert re.fullmatch(r"\w+:\d+\.\d+(\.\d+)?-bookworm", default_services[name]["image"]), name
+    assert {default_services[name]["image"] for name in OURS} == {f"lexloom:{project()['version']}"}
     assert re.search(r"^ARG PYTHON=python:3\.\d+\.\d+-slim-\w+$", dockerfile(), re.MULTILINE)
 
 
-def test_training_can_only_go_to_rays_workers(told: dict[str, Any]) -> None:
+def test_training_runs_only_on_ray_workers(default_services: dict[str, Any]) -> None:
     for name in ("worker", "ray-head"):
-        assert "--num-cpus=0" in " ".join(told[name]["command"]), name
-        assert "--num-gpus=0" in " ".join(told[name]["command"]), name
-    assert "--num-cpus=2" in told["ray-worker"]["command"]
+        assert "--num-cpus=0" in " ".join(default_services[name]["command"]), name
+        assert "--num-gpus=0" in " ".join(default_services[name]["command"]), name
+    assert "--num-cpus=2" in default_services["ray-worker"]["command"]
     assert "--num-cpus=7" in services(LEXLOOM_RAY_CPUS="7")["ray-worker"]["command"]
     for name in ("worker", "ray-head", "ray-worker", "ray-gpu-worker"):
-        places = {each["target"]: each.get("source") for each in told[name]["volumes"]}
+        places = {each["target"]: each.get("source") for each in default_services[name]["volumes"]}
         assert places["/store"] == "store", name
 
 
-def test_gpus_are_asked_for_by_the_profile_alone(told: dict[str, Any]) -> None:
+def test_only_the_gpu_profile_requests_gpus(default_services: dict[str, Any]) -> None:
     devices = {
         name: service["deploy"]["resources"]["reservations"]["devices"]
-        for name, service in told.items()
+        for name, service in default_services.items()
         if "reservations" in service["deploy"]["resources"]
     }
     assert devices == {"ray-gpu-worker": [{"driver": "nvidia", "count": -1, "capabilities": ["gpu"]}]}
-    assert told["ray-gpu-worker"]["profiles"] == ["gpu"]
+    assert default_services["ray-gpu-worker"]["profiles"] == ["gpu"]
 
 
-# what the programs are told
+# commands and variables of the programs
 
 
-def test_every_command_is_one_that_its_program_knows(told: dict[str, Any]) -> None:
-    lines = [line for service in told.values() for line in command_lines(service["command"])]
+def test_every_command_line_is_valid(default_services: dict[str, Any]) -> None:
+    lines = [line for service in default_services.values() for line in command_lines(service["command"])]
     assert {line[0] for line in lines} == {"postgres", "redis-server", "prefect", "ray", "lexloom", "python"}
     for line in lines:
         parse(line)
@@ -196,12 +198,12 @@ def test_every_command_is_one_that_its_program_knows(told: dict[str, Any]) -> No
         "lexloom deploy --limit=1",
     ],
 )
-def test_a_command_that_its_program_does_not_know_is_noticed(line: str) -> None:
+def test_an_invalid_command_line_is_detected(line: str) -> None:
     with pytest.raises(BaseException, match=r"(?i)--no-service|no such option|--hosts|--limit"):
         parse(line.split())
 
 
-def test_every_variable_is_one_that_someone_reads(told: dict[str, Any]) -> None:
+def test_every_variable_is_read_by_some_program(default_services: dict[str, Any]) -> None:
     models = (Settings, RedisMessagingSettings, RedisWorkerCleanupQueueSettings)
     prefect = set().union(*(_get_valid_setting_names(model) for model in models))
     ours = {
@@ -209,30 +211,34 @@ def test_every_variable_is_one_that_someone_reads(told: dict[str, Any]) -> None:
     }
     library = Path(ray.__file__).parent
     rays = names_in([Path(ray._raylet.__file__), *library.glob("_*/**/*.py")], "RAY")
-    for name, service in told.items():
+    for name, service in default_services.items():
         for variable in service.get("environment", {}):
             if variable not in OTHERS:
                 assert variable in prefect | ours | rays, f"{name}: {variable}"
 
 
-def test_nothing_is_reported_to_anyone(told: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the command line keeps at home, the services do, too."""
+def test_usage_statistics_are_disabled(
+    default_services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The services disable the same statistics as the command line."""
     monkeypatch.setattr(os, "environ", settled := {})
     configure_environment(verbose=True)
     reports = {
         name: value for name, value in settled.items() if re.search("TRACK|TELEMETRY|ANALYTICS|USAGE", name)
     }
     assert len(reports) == 5
-    for name, service in told.items():
+    for name, service in default_services.items():
         for variable, value in service.get("environment", {}).items():
             assert reports.get(variable, value) == value, name
     for name in OURS:
-        assert {"DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"} <= told[name]["environment"].keys(), name
+        assert {"DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"} <= default_services[name]["environment"].keys(), (
+            name
+        )
     for name in ("worker", "ray-head", "ray-worker", "ray-gpu-worker"):
-        assert "RAY_USAGE_STATS_ENABLED" in told[name]["environment"], name
+        assert "RAY_USAGE_STATS_ENABLED" in default_services[name]["environment"], name
     for name in ("migrate", "server", "background"):
-        assert "PREFECT_SERVER_ANALYTICS_ENABLED" in told[name]["environment"], name
-    assert "GRADIO_ANALYTICS_ENABLED" in told["page"]["environment"]
+        assert "PREFECT_SERVER_ANALYTICS_ENABLED" in default_services[name]["environment"], name
+    assert "GRADIO_ANALYTICS_ENABLED" in default_services["page"]["environment"]
 
 
 # the image
@@ -245,15 +251,15 @@ def test_the_dockerfile_passes_its_linter() -> None:
     assert said.returncode == 0, said.stdout
 
 
-def test_the_image_is_built_with_the_torch_of_the_makefile(told: dict[str, Any]) -> None:
+def test_the_image_uses_the_torch_version_of_the_makefile(default_services: dict[str, Any]) -> None:
     (torch,) = re.findall(r"^TORCH \?= (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    given = told["worker"]["build"]["args"]
+    given = default_services["worker"]["build"]["args"]
     assert given == dict(re.findall(r"^ARG (TORCH\w*)=(\S+)$", dockerfile(), re.MULTILINE))
     assert given["TORCH"] == torch
     assert given["TORCH_INDEX"].endswith("/cpu")
 
 
-def test_the_image_has_the_packages_of_the_project_and_no_more() -> None:
+def test_the_image_installs_exactly_the_project_packages() -> None:
     folders = {path.name for path in (ROOT / "lexloom").iterdir() if path.is_symlink()} | {"lexloom"}
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert let_in == {*folders, "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
@@ -279,20 +285,20 @@ def dockerfile() -> str:
 
 
 def command_lines(command: list[str]) -> list[list[str]]:
-    """The programs that a service starts; those of a shell's script, too."""
+    """Return the programs that a service starts, including those in a shell script."""
     if command[0] != "sh":
         return [command]
     return [start.split() for start in re.findall(r"(?:prefect|ray|python) [^;|\n)]+", command[-1])]
 
 
 def names_in(files: Iterable[Path], prefix: str) -> set[str]:
-    """All words of some files that begin like this."""
+    """Return all words in files that begin with this prefix."""
     pattern = re.compile(rb"\b" + prefix.encode() + rb"_\w+")
     return {word.decode() for file in files for word in pattern.findall(file.read_bytes())}
 
 
 def parse(line: list[str]) -> None:
-    """Has the program's own parser read a command line."""
+    """Parse a command line with the program's own parser."""
     program, *arguments = line
     if program == "prefect":
         prefect_cli.parse_args(arguments, exit_on_error=False, print_error=False)

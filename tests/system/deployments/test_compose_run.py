@@ -1,4 +1,4 @@
-"""Every service of docker-compose.yml as a plain process, and one run through them all.
+"""Every service of docker-compose.yml as a plain process, and one flow run that uses all of them.
 
 Wants Postgres and Redis (Debian: postgresql, redis-server); without them these tests are skipped.
 """
@@ -31,7 +31,7 @@ CONFIG = {"vocabulary": {"min_count": 1}, "train": {"epochs": 1, "workers": 2, "
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """All services but the page, in the order in which they wait for each other."""
+    """All services except the page, started in the order of their dependencies."""
     with Stack() as stack:
         text = "\n".join(f"the {what} sees the {which}" for what in COLOURS for which in COLOURS)
         (stack.folder / "data" / "colours.txt").write_text(text)
@@ -58,7 +58,7 @@ COLOURS = ["red", "green", "blue", "white", "black", "grey", "pink", "brown"]
 def api(
     stack: Stack, path: str, login: str = SECRETS["LEXLOOM_LOGIN"], method: str | None = None, **body: Any
 ) -> Any:
-    """What the server's API answers, if anything; to a GET where there is no body, and else to a POST."""
+    """Return the API's response, if any, to a GET without a body or a POST with one."""
     headers = {"Content-Type": "application/json"}
     if login:
         headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
@@ -68,7 +68,7 @@ def api(
         return json.loads(answer.read() or "null")
 
 
-def test_a_run_started_by_the_api_trains_on_rays_workers(stack: Stack) -> None:
+def test_a_run_started_by_the_api_trains_on_ray_workers(stack: Stack) -> None:
     deployment = api(stack, "/deployments/name/word2vec/word2vec")
     config = CONFIG | {"corpus": {"source": stack.here("/data/colours.txt")}}
     run = api(
@@ -93,24 +93,24 @@ OVER = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 @pytest.mark.parametrize("login", ["", "lexloom:wrong", "wrong"])
-def test_the_api_is_closed_to_those_without_the_password(stack: Stack, login: str) -> None:
+def test_the_api_requires_the_password(stack: Stack, login: str) -> None:
     with pytest.raises(HTTPError, match="401"):
         api(stack, "/work_pools/filter", login, limit=1)
 
 
-def test_a_run_can_override_nothing_of_its_job(stack: Stack) -> None:
+def test_a_run_cannot_override_its_job(stack: Stack) -> None:
     deployment = api(stack, "/deployments/name/word2vec/word2vec")
     path = f"/deployments/{deployment['id']}/create_flow_run"
     with pytest.raises(HTTPError, match="422"):
         api(stack, path, job_variables={"command": "touch /tmp/x"}, state={"type": "SCHEDULED"})
 
 
-def test_the_pool_has_the_limit_that_was_asked_for(stack: Stack) -> None:
+def test_the_pool_has_the_configured_limit(stack: Stack) -> None:
     pool = api(stack, "/work_pools/lexloom")
     assert (pool["type"], pool["concurrency_limit"]) == ("process", 1)
 
 
-def test_what_was_set_on_the_page_stays_when_all_is_deployed_again(stack: Stack) -> None:
+def test_settings_from_the_ui_are_kept_by_a_new_deployment(stack: Stack) -> None:
     def found() -> tuple[bool, bool, int]:
         (schedule,) = api(stack, "/deployments/name/word2vec/word2vec")["schedules"]
         pool = api(stack, "/work_pools/lexloom")
@@ -127,7 +127,7 @@ def test_what_was_set_on_the_page_stays_when_all_is_deployed_again(stack: Stack)
     api(stack, "/work_pools/lexloom", method="PATCH", is_paused=False, concurrency_limit=1)
 
 
-def test_a_wrong_password_is_said_in_one_sentence(stack: Stack) -> None:
+def test_a_wrong_password_is_a_one_line_error(stack: Stack) -> None:
     said = stack.ask("worker", "lexloom", "word2vec", *FLAGS, PREFECT_API_AUTH_STRING="lexloom:wrong")
     assert said.returncode == 1
     assert (
@@ -135,7 +135,7 @@ def test_a_wrong_password_is_said_in_one_sentence(stack: Stack) -> None:
     )
 
 
-def test_a_wrong_token_is_said_in_one_sentence(stack: Stack) -> None:
+def test_a_wrong_token_is_a_one_line_error(stack: Stack) -> None:
     source = stack.here("/data/colours.txt")
     said = stack.ask(
         "worker", "lexloom", "word2vec", "--source", source, *FLAGS, "--seed", "2", RAY_AUTH_TOKEN="no"
@@ -167,20 +167,20 @@ OTHERS = [
 
 @pytest.mark.parametrize("port", ["4200", "7860"])
 @pytest.mark.parametrize("headers", OTHERS, ids=str)
-def test_pages_of_other_sites_are_refused(stack: Stack, port: str, headers: dict[str, str]) -> None:
+def test_requests_from_other_sites_are_rejected(stack: Stack, port: str, headers: dict[str, str]) -> None:
     with pytest.raises(HTTPError, match="403"):
         urlopen(Request(f"{stack.url(port)}/", headers=headers), timeout=60)
 
 
 @pytest.mark.parametrize(("name", "port"), [("server", "4200"), ("ray-head", "6379"), ("page", "7860")])
-def test_a_port_in_use_is_said(stack: Stack, name: str, port: str) -> None:
+def test_a_port_in_use_is_reported(stack: Stack, name: str, port: str) -> None:
     said = stack.ask(name, *(stack.here(word) for word in stack.services[name]["command"]))
     assert said.returncode != 0
     assert str(stack.ports[port]) in said.stdout + said.stderr
     assert re.search("in use|already running", said.stdout + said.stderr)
 
 
-def test_the_worker_ends_with_its_ray_node_and_so_comes_back_with_a_new_one(stack: Stack) -> None:
+def test_the_worker_exits_with_its_ray_node(stack: Stack) -> None:
     family = psutil.Process(stack.running["worker"].pid).children(recursive=True)
     (raylet,) = (process for process in family if process.name() == "raylet")
     raylet.kill()
@@ -190,7 +190,7 @@ def test_the_worker_ends_with_its_ray_node_and_so_comes_back_with_a_new_one(stac
             process.kill()
 
 
-def test_runs_whose_worker_was_killed_do_not_keep_their_places(stack: Stack) -> None:
+def test_runs_of_a_killed_worker_do_not_block_the_pool(stack: Stack) -> None:
     left = [(run_in_the_state(stack, state), end) for state, end in ENDS.items()]
     stack.start("worker")
     stack.await_health("worker")
@@ -204,7 +204,7 @@ ENDS = {"PENDING": "CRASHED", "RUNNING": "CRASHED", "CANCELLING": "CANCELLED"}
 
 
 def run_in_the_state(stack: Stack, state: str) -> str:
-    """The id of a run that has got there without a worker."""
+    """Return the ID of a run that reached this state without a worker."""
     deployment = api(stack, "/deployments/name/word2vec/word2vec")
     never = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
     run = api(
@@ -216,18 +216,18 @@ def run_in_the_state(stack: Stack, state: str) -> str:
 
 
 def test_a_node_of_the_gpu_profile_joins(stack: Stack) -> None:
-    """In the place of the other one, whose port it has, and here perhaps with no GPU."""
+    """It replaces the other Ray worker, whose port it uses, possibly without a GPU here."""
     stack.end("ray-worker")
     stack.start("ray-gpu-worker")
     stack.await_health("ray-gpu-worker")
 
 
-def test_the_automations_template_tells_of_a_failed_run(stack: Stack) -> None:
-    told: Queue[dict[str, str]] = Queue()
+def test_the_automation_template_notifies_of_a_failed_run(stack: Stack) -> None:
+    notifications: Queue[dict[str, str]] = Queue()
 
     class Webhook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            notifications.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()
 
@@ -248,7 +248,7 @@ def test_the_automations_template_tells_of_a_failed_run(stack: Stack) -> None:
             assert time.monotonic() < end, stack.log("background").read_text()
             run_in_the_state(stack, "FAILED")
             with suppress(Empty):
-                found = told.get(timeout=10)
+                found = notifications.get(timeout=10)
         server.shutdown()
     assert found["subject"] == "Lexloom: word2vec failed"
     assert "Finished stages are kept" in found["body"]
@@ -262,7 +262,7 @@ print(CustomWebhookNotificationBlock(name="lexloom", url=sys.argv[1], json_data=
 """
 
 
-def test_no_service_complains_and_all_end_when_told_to(stack: Stack) -> None:
+def test_services_log_no_errors_and_all_stop_on_sigterm(stack: Stack) -> None:
     logs = {name: stack.log(name) for name in stack.services}
     complaints = {name: log.read_text() for name, log in logs.items() if log.exists()}
     assert not {name for name, said in complaints.items() if re.search("Traceback|ERROR|Error ", said)}, (

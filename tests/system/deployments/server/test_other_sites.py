@@ -74,7 +74,7 @@ ATTACKS = """(async () => {
 
 @dataclass
 class Target:
-    """A server, and what is worth asking of it."""
+    """A server, and the requests that an attacker would send."""
 
     url: str
     read: str
@@ -82,12 +82,12 @@ class Target:
     body: dict[str, Any]
     socket: str
     is_unharmed: Callable[[], bool]
-    """Whether no attack has had an effect."""
+    """Whether no attack had an effect."""
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    """The address of the attacker's site."""
+    """The URL of the attacker's site."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -205,7 +205,7 @@ uvicorn.run(watched, port=int(sys.argv[3]), log_level="critical")
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """The web page of the models, whose answers are written to a file."""
+    """The web page of the models; its results are written to a file."""
     folder = tmp_path_factory.mktemp("page")
     seen, port = folder / "seen", free_port()
     url = f"http://127.0.0.1:{port}"
@@ -230,7 +230,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 
 def attack(browser: Browser, site: str, target: Target) -> dict[str, str]:
-    """What a page of the site has got from a server."""
+    """Return what a page of the site could read from a server."""
     browser.call("Page.navigate", url=site)
     browser.wait("document.body?.innerText === 'harmless'")
     assert browser.run("location.hostname") == ATTACKER
@@ -255,18 +255,18 @@ def expect_nothing(found: dict[str, str], target: Target) -> None:
     assert target.is_unharmed(), "something was changed"
 
 
-def test_a_page_of_another_site_reads_nothing_and_starts_nothing(
+def test_another_site_cannot_read_from_or_start_runs_on_prefects_server(
     browser: Browser, site: str, prefect: Target
 ) -> None:
     expect_nothing(attack(browser, site, prefect), prefect)
 
 
-def test_nor_does_it_through_the_page_of_the_models(browser: Browser, site: str, page: Target) -> None:
+def test_another_site_cannot_read_from_the_models_page(browser: Browser, site: str, page: Target) -> None:
     expect_nothing(attack(browser, site, page), page)
 
 
 def rebind(browser: Browser, target: Target) -> None:
-    """A page whose name now leads to the server: for the browser it is of the same origin."""
+    """Open a page whose host name then resolves to the server, so that the browser sees the same origin."""
     address = target.url.replace("127.0.0.1", ATTACKER)
     browser.call("Page.navigate", url=address)
     browser.wait("document.body?.innerText.includes('nknown host')")
@@ -275,30 +275,30 @@ def rebind(browser: Browser, target: Target) -> None:
         (target.write, {"method": "POST", "body": json.dumps(target.body)}),
     ):
         options["headers"] = {"Content-Type": "application/json"} if options else {}
-        asked = f"fetch({path!r}, {json.dumps(options)}).then(answer => answer.status)"
-        assert browser.run(asked) == 403
-    assert connected(browser, target.socket) == "refused"
+        fetch = f"fetch({path!r}, {json.dumps(options)}).then(answer => answer.status)"
+        assert browser.run(fetch) == 403
+    assert open_websocket(browser, target.socket) == "refused"
     assert target.is_unharmed()
 
 
-def test_a_name_that_is_rebound_to_this_machine_is_refused(browser: Browser, prefect: Target) -> None:
+def test_dns_rebinding_is_rejected_by_prefects_server(browser: Browser, prefect: Target) -> None:
     rebind(browser, prefect)
 
 
-def test_a_rebound_name_is_refused_by_the_page_of_the_models(browser: Browser, page: Target) -> None:
+def test_dns_rebinding_is_rejected_by_the_models_page(browser: Browser, page: Target) -> None:
     rebind(browser, page)
 
 
-def test_the_same_requests_of_the_servers_own_page_are_served(browser: Browser, prefect: Target) -> None:
-    """Or the tests above would prove nothing."""
+def test_the_same_requests_from_the_same_origin_succeed(browser: Browser, prefect: Target) -> None:
+    """Otherwise the tests above would pass without testing anything."""
     browser.call("Page.navigate", url=f"{prefect.url}/api/health")
     browser.wait("document.body?.innerText.includes('true')")
-    assert asked(browser, "/api/flows/", {"name": "of the own page"}) == 201
-    assert connected(browser, prefect.socket) == "open"
+    assert request_status(browser, "/api/flows/", {"name": "of the own page"}) == 201
+    assert open_websocket(browser, prefect.socket) == "open"
 
 
-def asked(browser: Browser, path: str, body: dict[str, Any] | None = None) -> int:
-    """The status of the answer to a request of the page that is open."""
+def request_status(browser: Browser, path: str, body: dict[str, Any] | None = None) -> int:
+    """Return the status of a request that the open page sends."""
     options: dict[str, Any] = {}
     if body is not None:
         headers = {"Content-Type": "application/json"}
@@ -306,8 +306,8 @@ def asked(browser: Browser, path: str, body: dict[str, Any] | None = None) -> in
     return int(browser.run(f"fetch({path!r}, {json.dumps(options)}).then(answer => answer.status)"))
 
 
-def connected(browser: Browser, path: str) -> str:
-    """What comes of a WebSocket of the page that is open."""
+def open_websocket(browser: Browser, path: str) -> str:
+    """Return the result of opening a WebSocket from the open page."""
     return str(
         browser.run(
             f"new Promise(done => {{ const socket = new WebSocket('ws://' + location.host + {path!r});"

@@ -1,4 +1,4 @@
-"""`lexloom ui` as a person uses it: one server for all, a small corpus, and Prefect's page in a real browser.
+"""End-to-end tests of `lexloom ui`: one server, a small corpus, and Prefect's UI in a real browser.
 
 The browser tests need Debian's chromium and are skipped where it is missing; the others ask the API.
 """
@@ -48,7 +48,7 @@ STAGES = [
 
 @dataclass
 class Ui:
-    """`lexloom ui` at work, and a client of its server."""
+    """A running `lexloom ui`, and a client of its server."""
 
     process: subprocess.Popen[str]
     url: str
@@ -79,7 +79,7 @@ class Ui:
         return self.client.read_task_runs(flow_run_filter=given)
 
     def artifacts(self, run: UUID) -> dict[str, Any]:
-        """Key -> content of what the run has published."""
+        """Return the run's artifacts: key -> content."""
         given = {"flow_runs": {"id": {"any_": [str(run)]}}}
         found = self.client._client.post("/artifacts/filter", json=given).json()
         return {artifact["key"]: artifact for artifact in found}
@@ -93,7 +93,7 @@ def wait(condition: Callable[[], object], seconds: float = SECONDS) -> None:
 
 
 def processes_of(run: UUID) -> list[str]:
-    """The command lines of the living processes of a run, Ray's among them: they inherit its ID."""
+    """Return the command lines of a run's processes, including Ray's: they inherit its ID."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -105,7 +105,7 @@ def processes_of(run: UUID) -> list[str]:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Ui]:
+def start_ui(folder: Path) -> Iterator[Ui]:
     text = folder / "books" / "text.txt"
     text.parent.mkdir()
     text.write_text("the cat sat on the mat and the dog sat on the rug\n" * 200)
@@ -121,26 +121,26 @@ def opened(folder: Path) -> Iterator[Ui]:
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
-    with opened(tmp_path_factory.mktemp("ui")) as started:
+    with start_ui(tmp_path_factory.mktemp("ui")) as started:
         yield started
 
 
 @pytest.fixture
 def browser(ui: Ui) -> Iterator[Browser]:
-    """One for each test, logged in by a link: a page that stays open is drawn on and on."""
-    with Browser() as opened:
-        show(opened, running_session(ui.home).new_link(), "Deployments")
-        yield opened
+    """One browser per test, logged in by a link, because an open page keeps redrawing."""
+    with Browser() as page:
+        show(page, running_session(ui.home).new_link(), "Deployments")
+        yield page
 
 
 def show(browser: Browser, address: str, text: str) -> None:
-    """Opens a page, and waits until it shows a text."""
+    """Open a page, and wait until it shows a text."""
     browser.call("Page.navigate", url=address)
     browser.wait(f"document.body?.innerText.includes({text!r})", SECONDS)
 
 
 def press(browser: Browser, label: str) -> None:
-    """Presses the button of this label, once it is there."""
+    """Click the button with this label once it exists."""
     button = f"[...document.querySelectorAll('button')].find(b => b.innerText.trim() === {label!r})"
     browser.wait(f"!!({button}) && !({button}).disabled")
     browser.run(f"({button}).click()")
@@ -150,7 +150,7 @@ def press(browser: Browser, label: str) -> None:
 
 
 @in_chromium
-def test_a_run_is_started_by_the_form_and_watched_to_its_end(ui: Ui, browser: Browser) -> None:
+def test_a_run_can_be_started_from_the_form_and_followed_to_its_end(ui: Ui, browser: Browser) -> None:
     show(browser, f"{ui.url}/deployments", "word2vec")
     assert all(name in browser.text() for name in ("window-lm", "transformer-lm", "sentiment"))
 
@@ -196,8 +196,8 @@ def test_a_run_is_started_by_the_form_and_watched_to_its_end(ui: Ui, browser: Br
 
 
 @in_chromium
-def test_a_link_logs_a_browser_in_once(ui: Ui, browser: Browser) -> None:
-    """The fixture's link has done so."""
+def test_a_link_logs_in_one_browser_once(ui: Ui, browser: Browser) -> None:
+    """The fixture has already used a link."""
     login = b64encode(running_session(ui.home).login.encode()).decode()
     assert browser.run("localStorage.getItem('prefect-password')") == login
     link = ask_for_link(ui)
@@ -211,13 +211,13 @@ def test_a_link_logs_a_browser_in_once(ui: Ui, browser: Browser) -> None:
 
 
 def ask_for_link(ui: Ui) -> str:
-    """What `lexloom ui --link` prints."""
+    """Return the output of `lexloom ui --link`."""
     command = [*COMMAND[: COMMAND.index("ui") + 1], "--link"]
     done = subprocess.run(command, env=environment_of(ui.home), capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
-def test_the_login_is_in_no_argument_and_in_no_log(ui: Ui) -> None:
+def test_the_login_is_not_in_arguments_or_logs(ui: Ui) -> None:
     _, _, secret = running_session(ui.home).login.partition(":")
     logs = [*ui.home.glob("*.log"), *Path("/proc").glob("[0-9]*/cmdline")]
     assert len(logs) > 1
@@ -232,7 +232,7 @@ def content(path: Path) -> str:
 
 
 def fill_in(browser: Browser, label: str, text: str) -> None:
-    """Types into the form's first field of this label."""
+    """Type into the form's first field with this label."""
     browser.run(
         f"(() => {{ const field = {field(label)}.querySelector('input, textarea');"
         " field.focus(); field.select(); })()"
@@ -255,7 +255,7 @@ def field(label: str) -> str:
 # the API
 
 
-def test_what_the_form_would_not_allow_is_refused_with_the_field_and_its_bound(ui: Ui) -> None:
+def test_invalid_parameters_are_rejected_with_the_field_and_its_bound(ui: Ui) -> None:
     with pytest.raises(PrefectHTTPStatusError) as refused:
         ui.start(epochs=0)
     assert refused.value.response.status_code == 409
@@ -267,7 +267,7 @@ def test_what_the_form_would_not_allow_is_refused_with_the_field_and_its_bound(u
 
 
 @pytest.mark.parametrize("variable", ["command", "working_dir", "env", "env.PATH", "stream_output", "name"])
-def test_a_run_can_override_nothing_of_its_job(ui: Ui, variable: str) -> None:
+def test_a_run_cannot_override_its_job(ui: Ui, variable: str) -> None:
     before = ui.client.read_flow_runs()
     with pytest.raises(PrefectHTTPStatusError) as refused:
         ui.client.create_flow_run_from_deployment(ui.deployment().id, job_variables={variable: "touch x"})
@@ -276,7 +276,7 @@ def test_a_run_can_override_nothing_of_its_job(ui: Ui, variable: str) -> None:
     assert not ui.new_runs(before)
 
 
-def test_without_the_login_nothing_is_read_or_started(ui: Ui) -> None:
+def test_all_requests_require_the_login(ui: Ui) -> None:
     with httpx.Client(base_url=ui.url) as stranger:
         path = f"/api/deployments/{ui.deployment().id}/create_flow_run"
         assert stranger.post(path, json={}).status_code == 401
@@ -291,7 +291,7 @@ def test_without_the_login_nothing_is_read_or_started(ui: Ui) -> None:
             socket.recv(SECONDS)
 
 
-def test_a_run_of_the_api_is_cached_and_tells_how_its_stages_hang_together(ui: Ui) -> None:
+def test_a_run_from_the_api_is_cached_and_shows_the_dependencies_of_its_stages(ui: Ui) -> None:
     before = {manifest.key for manifest in ui.store.manifests()}
     first, second = ui.start(seed=5), ui.start(seed=5)  # two runs of one deployment at once
     assert [ui.finished(run).state.type for run in (first, second)] == ["COMPLETED"] * 2  # type: ignore[union-attr]
@@ -309,7 +309,7 @@ def test_a_run_of_the_api_is_cached_and_tells_how_its_stages_hang_together(ui: U
 
 
 @in_chromium
-def test_a_schedule_is_switched_on_and_off_by_its_toggle(ui: Ui, browser: Browser) -> None:
+def test_a_schedule_can_be_toggled_in_the_ui(ui: Ui, browser: Browser) -> None:
     show(browser, f"{ui.url}/deployments/deployment/{ui.deployment().id}", "nightly")
     toggle = "document.querySelector('.deployment-schedule-card .p-toggle__control')"
     for active in (True, False):
@@ -318,7 +318,7 @@ def test_a_schedule_is_switched_on_and_off_by_its_toggle(ui: Ui, browser: Browse
         wait(lambda active=active: ui.deployment().schedules[0].active is active)
 
 
-def test_a_schedule_that_is_switched_on_starts_runs_and_stays_on(ui: Ui, tmp_path: Path) -> None:
+def test_an_active_schedule_starts_runs_and_stays_active(ui: Ui, tmp_path: Path) -> None:
     deployment = ui.deployment()
     (schedule,) = deployment.schedules
     assert schedule.active is False
@@ -365,7 +365,7 @@ def scheduled() -> Any:
 
 
 @in_chromium
-def test_a_run_that_is_cancelled_in_training_leaves_no_process(ui: Ui, browser: Browser) -> None:
+def test_a_run_cancelled_in_training_leaves_no_process(ui: Ui, browser: Browser) -> None:
     run = ui.start(runner="ray", workers=2, epochs=100_000, checkpoint_every=20)
     wait(lambda: any(ui.store.root.glob(".scratch/*/*/step-*")))
     assert len(processes_of(run)) > 3, "the run, and Ray's"
@@ -380,22 +380,22 @@ def test_a_run_that_is_cancelled_in_training_leaves_no_process(ui: Ui, browser: 
 # failures
 
 
-def test_a_run_outlives_the_servers_death_and_repeats_no_stage(ui: Ui) -> None:
+def test_a_run_survives_a_killed_server_and_repeats_no_stage(ui: Ui) -> None:
     run = ui.start(epochs=100_000, max_seconds=10, seed=7)
     wait(lambda: "training" in ui.artifacts(run))
     assert ui.client.read_flow_run(run).state.is_running()  # type: ignore[union-attr]
     killed = server_of(ui.process)
     os.kill(killed, signal.SIGKILL)
-    wait(lambda: is_another(ui, killed) and is_healthy(ui.url))
+    wait(lambda: has_restarted(ui, killed) and is_healthy(ui.url))
     ended = ui.finished(run)
     assert ended.state.is_completed()  # type: ignore[union-attr]
     assert ended.run_count == 1
-    wait(lambda: all(task.state.is_final() for task in ui.stages(run)), 60)  # they are told of by and by
+    wait(lambda: all(task.state.is_final() for task in ui.stages(run)), 60)  # task states arrive with a delay
     assert sorted(task.name for task in ui.stages(run)) == sorted(STAGES)
     assert {task.run_count for task in ui.stages(run)} == {1}
 
 
-def is_another(ui: Ui, killed: int) -> bool:
+def has_restarted(ui: Ui, killed: int) -> bool:
     try:
         return server_of(ui.process) != killed
     except (StopIteration, OSError):
@@ -405,7 +405,7 @@ def is_another(ui: Ui, killed: int) -> bool:
 # bad input
 
 
-def test_a_login_that_the_server_refuses_is_said_in_a_sentence(prefect_home: Path, tmp_path: Path) -> None:
+def test_a_rejected_login_is_a_one_line_error(prefect_home: Path, tmp_path: Path) -> None:
     logins = {"PREFECT_SERVER_API_AUTH_STRING": "ann:secret", "PREFECT_API_AUTH_STRING": "ann:wrong"}
     done = subprocess.run(
         COMMAND,
@@ -425,21 +425,21 @@ def test_a_login_that_the_server_refuses_is_said_in_a_sentence(prefect_home: Pat
 # the end
 
 
-def test_ctrl_c_ends_the_server_the_worker_and_what_runs(ui: Ui) -> None:
+def test_ctrl_c_stops_the_server_the_worker_and_active_runs(ui: Ui) -> None:
     run = ui.start(epochs=100_000, dim=16)
     wait(lambda: "training" in ui.artifacts(run))
     assert processes_of(run)
     os.killpg(ui.process.pid, signal.SIGINT)
     assert ui.process.wait(SECONDS) == 0
     assert not processes_of(run)
-    assert not living(ui.home)
+    assert not list_processes(ui.home)
 
 
-def test_sigterm_lets_what_waits_wait_on(prefect_home: Path, tmp_path: Path) -> None:
-    """On a server with a login, which stands in Prefect's profile."""
+def test_sigterm_keeps_scheduled_runs(prefect_home: Path, tmp_path: Path) -> None:
+    """The server has a login from Prefect's profile."""
     profile = prefect_home / "profiles.toml"
     profile.write_text('active = "here"\n[profiles.here]\nPREFECT_SERVER_API_AUTH_STRING = "ann:secret"\n')
-    with opened(tmp_path) as ui:
+    with start_ui(tmp_path) as ui:
         assert running_session(ui.home).login == "ann:secret"
         ui.client.update_work_pool("lexloom", WorkPoolUpdate(concurrency_limit=1))
         running = ui.start(epochs=100_000)
@@ -447,7 +447,7 @@ def test_sigterm_lets_what_waits_wait_on(prefect_home: Path, tmp_path: Path) -> 
         waiting = ui.start()
         ui.process.send_signal(signal.SIGTERM)
         assert ui.process.wait(SECONDS) == 0
-        assert not living(ui.home)
+        assert not list_processes(ui.home)
     with closing(sqlite3.connect(ui.home / "prefect.db")) as database:
         found = dict(database.execute("select id, state_type from flow_run"))
         begun = database.execute("select id from flow_run where start_time is not null").fetchall()
@@ -455,7 +455,7 @@ def test_sigterm_lets_what_waits_wait_on(prefect_home: Path, tmp_path: Path) -> 
     assert begun == [(str(running),)]
 
 
-def living(home: Path) -> list[Path]:
+def list_processes(home: Path) -> list[Path]:
     return [path for path in Path("/proc").glob("[0-9]*/environ") if is_of(path, home)]
 
 

@@ -1,4 +1,4 @@
-"""The stores and pages of the fast tests."""
+"""Fixtures of the fast tests: stores and pages."""
 
 from tests.deployments.conftest import filled, filled_and_names, names
 from tests.deployments.web.conftest import slow, url

@@ -1,4 +1,4 @@
-"""The page in a real browser, Debian's chromium."""
+"""The web page in Debian's Chromium."""
 
 import json
 import time
@@ -22,7 +22,7 @@ def browser() -> Iterator[Browser]:
 
 
 def show(browser: Browser, tab: str) -> str:
-    """Opens a tab; returns the selector of its panel."""
+    """Open a tab; return the selector of its panel."""
     browser.run(
         f"[...document.querySelectorAll('[role=tab]')].find(tab => tab.innerText.trim() === '{tab}').click()"
     )
@@ -39,13 +39,13 @@ def fill_in(browser: Browser, selector: str, text: str) -> None:
     browser.type(text)
 
 
-def until_shown(browser: Browser, selector: str) -> str:
-    """The text of an element, once it is there."""
+def wait_for_text(browser: Browser, selector: str) -> str:
+    """Wait for an element, and return its text."""
     browser.wait(f"document.querySelector('{selector}') !== null")
     return str(browser.run(f"document.querySelector('{selector}').innerText"))
 
 
-def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
+def test_every_tab_works_by_keyboard_without_requests_to_other_hosts(
     browser: Browser, url: str, names: Names
 ) -> None:
     browser.open(url)
@@ -53,7 +53,7 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
     panel = show(browser, "Classify")
     fill_in(browser, f"{panel} textarea", "the film was {{7*7}} ${7*7} good")
     browser.press("Enter")
-    assert until_shown(browser, f"{panel} .shaded") == "the film was {{7*7}} ${7*7} good"  # no template
+    assert wait_for_text(browser, f"{panel} .shaded") == "the film was {{7*7}} ${7*7} good"  # no template
 
     panel = show(browser, "Write")
     fill_in(browser, f"{panel} textarea", "the people")
@@ -62,7 +62,7 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
     browser.wait(f"document.querySelector('{panel} .caret') === null")
 
     panel = show(browser, "Next token")
-    assert "these tokens start a text" in until_shown(
+    assert "these tokens start a text" in wait_for_text(
         browser, f"{panel} .answer .note"
     )  # before anything is typed
     fill_in(browser, f"{panel} .tall textarea", "th")
@@ -71,7 +71,7 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
     panel = show(browser, "Words")
     fill_in(browser, f"{panel} input[placeholder=peace]", "war")
     browser.press("Enter")
-    assert until_shown(browser, f"{panel} .near").split()[:2] == ["wars", "0.98"]
+    assert wait_for_text(browser, f"{panel} .near").split()[:2] == ["wars", "0.98"]
     map_width, card_width = (
         browser.run(f"document.querySelector('{panel} {part}').getBoundingClientRect().width")
         for part in (".map-wide svg", ".map-wide")
@@ -86,13 +86,11 @@ def test_every_tab_answers_by_keyboard_and_asks_no_other_host(
     assert browser.errors == []
 
 
-def test_a_chosen_token_is_appended_and_the_keyboard_stays_among_the_tokens(
-    browser: Browser, url: str
-) -> None:
+def test_a_selected_token_is_appended_and_focus_stays_on_the_tokens(browser: Browser, url: str) -> None:
     browser.open(url)
     panel = show(browser, "Next token")
     so_far = f"document.querySelector('{panel} .tall textarea').value"
-    until_shown(browser, f"{panel} [data-pick]")
+    wait_for_text(browser, f"{panel} [data-pick]")
     picked = ""
     for _ in range(2):
         picked += browser.run(f"document.querySelector('{panel} [data-pick]').dataset.pick")
@@ -103,28 +101,28 @@ def test_a_chosen_token_is_appended_and_the_keyboard_stays_among_the_tokens(
         browser.wait("document.activeElement.dataset.pick !== undefined")
 
 
-def test_a_neighbour_that_is_chosen_is_looked_up(browser: Browser, url: str) -> None:
+def test_a_selected_neighbour_is_looked_up(browser: Browser, url: str) -> None:
     browser.open(url)
     panel = show(browser, "Words")
     fill_in(browser, f"{panel} input[placeholder=peace]", "war")
     browser.press("Enter")
-    until_shown(browser, f"{panel} [data-pick=treaty]")
+    wait_for_text(browser, f"{panel} [data-pick=treaty]")
     browser.run(f"document.querySelector('{panel} [data-pick=treaty]').click()")
     browser.wait(f"document.querySelector('{panel} h3')?.innerText === 'treaty'")
     assert browser.run(f"document.querySelector('{panel} input[placeholder=peace]').value") == "treaty"
 
 
-def test_bad_input_is_answered_in_a_sentence_in_its_place(browser: Browser, url: str) -> None:
+def test_bad_input_shows_an_error_in_place(browser: Browser, url: str) -> None:
     browser.open(url)
     panel = show(browser, "Classify")
     browser.wait(f"document.querySelector('{panel} textarea') !== null")
     browser.run(f"document.querySelector('{panel} button.primary').click()")
-    said = until_shown(browser, f"{panel} [role=alert]")
+    said = wait_for_text(browser, f"{panel} [role=alert]")
     assert said == "The text is empty: enter a sentence or a review."
     panel = show(browser, "Write")
     fill_in(browser, f"{panel} textarea", "Ü")
     browser.press("Enter")
-    assert until_shown(browser, f"{panel} [role=alert]").startswith(
+    assert wait_for_text(browser, f"{panel} [role=alert]").startswith(
         "The character 'Ü' (U+00DC) is not one of"
     )
 
@@ -133,7 +131,7 @@ def test_bad_input_is_answered_in_a_sentence_in_its_place(browser: Browser, url:
     ("dark", "paper", "ink"),
     [(False, "rgb(246, 244, 240)", "rgb(34, 32, 29)"), (True, "rgb(21, 22, 26)", "rgb(233, 230, 225)")],
 )
-def test_it_fits_a_phone_in_the_colours_that_its_reader_prefers(
+def test_the_page_fits_a_phone_and_follows_the_color_scheme(
     browser: Browser, url: str, dark: bool, paper: str, ink: str
 ) -> None:
     browser.resize(390, 844)
@@ -145,7 +143,7 @@ def test_it_fits_a_phone_in_the_colours_that_its_reader_prefers(
             if tab == "Words":
                 fill_in(browser, f"{panel} input[placeholder=peace]", "war")
                 browser.press("Enter")
-                until_shown(browser, f"{panel} .map-narrow svg")
+                wait_for_text(browser, f"{panel} .map-narrow svg")
                 assert browser.run(f"document.querySelector('{panel} .map-wide').offsetParent") is None
             assert browser.run("document.documentElement.scrollWidth") == 390
         assert browser.run("getComputedStyle(document.body).backgroundColor") == paper
@@ -155,13 +153,11 @@ def test_it_fits_a_phone_in_the_colours_that_its_reader_prefers(
         browser.scheme(False)
 
 
-def test_models_that_are_trained_while_the_page_is_open_appear(
-    browser: Browser, slow: tuple[str, Store]
-) -> None:
+def test_new_models_appear_while_the_page_is_open(browser: Browser, slow: tuple[str, Store]) -> None:
     address, growing = slow
     browser.open(address)
     panel = show(browser, "Words")
-    said = until_shown(browser, f"{panel} .missing")
+    said = wait_for_text(browser, f"{panel} .missing")
     assert said.split("\n\n") == [
         "This store has no word vectors yet.",
         "Train one with lexloom word2vec, then press Refresh.",
@@ -171,11 +167,11 @@ def test_models_that_are_trained_while_the_page_is_open_appear(
     browser.run(f"document.querySelector('{panel} .purpose button').click()")
     fill_in(browser, f"{panel} input[placeholder=peace]", "war")
     browser.press("Enter")
-    assert until_shown(browser, f"{panel} .near").startswith("wars")
+    assert wait_for_text(browser, f"{panel} .near").startswith("wars")
     assert browser.run(f"document.querySelector('{panel} .missing')") is None
 
 
-def test_what_is_being_written_can_be_stopped(browser: Browser, slow: tuple[str, Store]) -> None:
+def test_text_generation_can_be_stopped(browser: Browser, slow: tuple[str, Store]) -> None:
     address, _ = slow
     browser.open(address)
     panel = show(browser, "Write")
