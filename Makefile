@@ -14,14 +14,14 @@ PIP = $(VENV)/bin/pip install -qq --disable-pip-version-check --constraint $(CON
 run: $(VENV)/demo.installed
 	@$(VENV)/bin/lexloom word2vec
 
-# A web page to try the models of the store, until Ctrl-C.
+# Serves a web page to try the models in the store, until Ctrl-C.
 app: $(VENV)/app.installed
 	@$(VENV)/bin/lexloom app
 
 test: $(VENV)/dev.installed
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-# With a browser, Postgres, Redis, Ray clusters, and processes that are killed; `.ci/run` installs what they need.
+# System tests: with a browser, Postgres, Redis and Ray clusters; `.ci/run` installs the requirements.
 test-system: $(VENV)/dev.installed
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile tests/system
 
@@ -32,15 +32,15 @@ lint: $(VENV)/dev.installed
 	$(VENV)/bin/lint-imports
 
 # Updates the tested versions in constraints.txt, for all supported Pythons and systems. torch and the packages of
-# CUDA are left out: TORCH chooses them.
+# CUDA are omitted, because TORCH selects them.
 constraints: $(VENV)/dev.installed
 	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-annotate \
 	  --no-header --no-emit-package torch --no-emit-package triton pyproject.toml \
 	  | grep -Ev '^(cuda|nvidia)-' > constraints.new
 	mv constraints.new constraints.txt
 
-# Measures what the README quotes; DATA is a folder of Parquet files with a `text` column. (The parts `loss` of
-# benchmarks/transformer.py and benchmarks/sentiment.py want texts of their own: they say which.)
+# Measures the figures of the README; DATA is a folder of Parquet files with a `text` column. (The parts `loss` of
+# benchmarks/transformer.py and benchmarks/sentiment.py need other texts, which they name.)
 bench: $(VENV)/dev.installed
 	@test -n "$(DATA)" || { echo "say where the corpus is: make bench DATA=folder-of-parquet-files"; exit 2; }
 	$(VENV)/bin/python benchmarks/text.py --data $(DATA)
@@ -54,17 +54,17 @@ bench: $(VENV)/dev.installed
 	$(VENV)/bin/python benchmarks/transformer.py speed
 	$(VENV)/bin/python benchmarks/neighbours.py
 
-# Kills workers and drivers, and cancels runs, ninety times in all: an hour or two.
+# Fault injection: kills workers and drivers, and cancels runs, ninety times in total. Takes an hour or two.
 soak: $(VENV)/dev.installed
 	$(VENV)/bin/python -m tests.system.harness.soak
 
-# Measures what Prefect and Ray cost, and kills the server and hosts: half an hour or more.
+# Measures the overhead of Prefect and Ray, and kills the server and hosts. Takes half an hour or more.
 operate: $(VENV)/dev.installed
 	$(VENV)/bin/python -m tests.system.harness.operate
 	$(VENV)/bin/python -m tests.system.harness.cluster
 	$(VENV)/bin/python benchmarks/overhead.py
 
-# Prefect's page to start, schedule and watch runs on this machine, until Ctrl-C.
+# Serves Prefect's UI to start, schedule and watch runs on this machine, until Ctrl-C.
 ui: $(VENV)/demo.installed
 	@$(VENV)/bin/lexloom ui
 

@@ -160,7 +160,7 @@ def test_columns_are_as_high_as_their_share_and_the_axis_begins_with_the_first()
 
 
 def test_calibration_without_a_column_is_refused() -> None:
-    with pytest.raises(ValueError, match="something in it"):
+    with pytest.raises(ValueError, match="at least one range with an accuracy"):
         calibration_chart([(0, 1, None)], [""])
 
 
