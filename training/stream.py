@@ -14,8 +14,6 @@ So batches have a fixed size whatever the lengths, and a list may be split betwe
 with the number of its list and its position in the list.
 """
 
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -26,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-READ_AHEAD_BATCHES = 4
+from lexloom.training.read_ahead import read_ahead
+
 BLOCKS_PER_LANE = 16  # minimum: the lengths of lanes then differ by at most a sixteenth
-STOP_POLL_SECONDS = 0.2
 CACHE_BYTES = 128 << 20  # of row groups that are split into blocks, which are read at different times
 
 Batch = dict[str, np.ndarray]
@@ -136,37 +134,7 @@ class ShardStream:
         They are read ahead in a thread. A share is empty if all of the worker's lanes have ended: every
         worker gets `epoch.steps` batches.
         """
-        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(READ_AHEAD_BATCHES)
-        stopped = threading.Event()
-
-        def put(item: Batch | BaseException | None) -> None:
-            while not stopped.is_set():
-                try:
-                    ready.put(item, timeout=STOP_POLL_SECONDS)
-                    return
-                except queue.Full:
-                    continue
-
-        def fill() -> None:
-            try:
-                for batch in self._read_now(epoch, start):
-                    put(batch)
-                    if stopped.is_set():
-                        return
-                put(None)
-            except BaseException as error:
-                put(error)
-
-        reader = threading.Thread(target=fill, name="read-ahead", daemon=True)
-        reader.start()
-        try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stopped.set()
-            reader.join()
+        return read_ahead(self._read_now(epoch, start))
 
     def _read_now(self, epoch: "Epoch", start: int) -> Iterator[Batch]:
         lanes = [

@@ -60,11 +60,9 @@ class _Emitter:
     def zeros(self) -> Any:
         return self.splat(0.0)
 
-    def row_pointer(self, tables: tuple[Any, Any], n_hot: Any, number: Any, stride: int) -> Any:
-        """Return the address of a word's row: in the private table if it is one of the first `n_hot`."""
-        shared, private = tables
-        wide = self.builder.sext(number, _INT64) if number.type.width < 64 else number
-        table = self.builder.select(self.builder.icmp_signed("<", wide, n_hot), private, shared)
+    def row_pointer(self, table: Any, number: Any, stride: int) -> Any:
+        """Return the address of row `number`, an unsigned integer, of a table."""
+        wide = self.builder.zext(number, _INT64) if number.type.width < 64 else number
         return self.builder.gep(table, [self.builder.mul(wide, _INT64(stride))])
 
     def pointer(self, base: Any, offset: Any, kind: Any) -> Any:
@@ -329,15 +327,14 @@ def _addresses(context: Any, builder: Any, kind: Any, arrays: Any) -> tuple[Any,
     return _address(context, builder, kind.dtype, first), _address(context, builder, kind.dtype, second)
 
 
-# Intrinsics for compiled code. `vectors` or `tables` are a shared table, (V * stride,), and a thread's
-# private copy of its first rows, (n_hot * stride,). `count` and `stride` must be constants.
+# Intrinsics for compiled code. `vectors` and `table` are (rows * stride,); ids are unsigned. `count` and
+# `stride` must be constants.
 
 
 @_literal_intrinsic
 def train_block(
     _typing: Any,
     vectors: Any,
-    n_hot: Any,
     contexts: Any,  # a tuple of distinct ids
     # (count,) int64 each: distinct addresses of the rows of the run's target and noise words; and those
     # of the next run, or of any rows
@@ -353,48 +350,48 @@ def train_block(
     """Train on a block of contexts of a run; return the sum of their losses."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        inputs, width = _addresses(context, builder, vectors, arguments[0]), stride.literal_value
-        copies_at = _address(context, builder, copies, arguments[4])
-        weights_at = _address(context, builder, weights, arguments[5])
-        words = [builder.extract_value(arguments[2], i) for i in range(len(contexts))]
+        inputs, width = _address(context, builder, vectors, arguments[0]), stride.literal_value
+        copies_at = _address(context, builder, copies, arguments[3])
+        weights_at = _address(context, builder, weights, arguments[4])
+        words = [builder.extract_value(arguments[1], i) for i in range(len(contexts))]
         output_rows, next_rows = (
             [
                 builder.inttoptr(builder.load(builder.gep(rows, [_INT64(j)])), _FLOAT.as_pointer())
                 for j in range(count.literal_value)
             ]
-            for rows in _addresses(context, builder, outputs, arguments[3])
+            for rows in _addresses(context, builder, outputs, arguments[2])
         )
-        rows = [_Emitter(builder).row_pointer(inputs, arguments[1], word, width) for word in words]
+        rows = [_Emitter(builder).row_pointer(inputs, word, width) for word in words]
         block = _Block(builder, rows, output_rows, next_rows, width)
-        return block.train(copies_at, weights_at, block.broadcast(arguments[6]), arguments[7], arguments[8])
+        return block.train(copies_at, weights_at, block.broadcast(arguments[5]), arguments[6], arguments[7])
 
     return types.float32(
-        vectors, n_hot, contexts, outputs, copies, weights, lr, is_first, is_last, count, stride
+        vectors, contexts, outputs, copies, weights, lr, is_first, is_last, count, stride
     ), generate
 
 
 @_literal_intrinsic
-def row_address(_typing: Any, tables: Any, n_hot: Any, word: Any, stride: Any) -> Any:
+def row_address(_typing: Any, table: Any, word: Any, stride: Any) -> Any:
     """Return the address of the word's row as an integer."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        tables_at = _addresses(context, builder, tables, arguments[0])
-        row = _Emitter(builder).row_pointer(tables_at, arguments[1], arguments[2], stride.literal_value)
+        table_at = _address(context, builder, table, arguments[0])
+        row = _Emitter(builder).row_pointer(table_at, arguments[1], stride.literal_value)
         return builder.ptrtoint(row, _INT64)
 
-    return types.int64(tables, n_hot, word, stride), generate
+    return types.int64(table, word, stride), generate
 
 
 @_literal_intrinsic
-def prefetch_row(_typing: Any, tables: Any, n_hot: Any, word: Any, stride: Any) -> Any:
+def prefetch_row(_typing: Any, table: Any, word: Any, stride: Any) -> Any:
     """Prefetch the cache lines of the word's row for writing."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        tables_at = _addresses(context, builder, tables, arguments[0])
+        table_at = _address(context, builder, table, arguments[0])
         emitter = _Emitter(builder)
-        row = emitter.row_pointer(tables_at, arguments[1], arguments[2], stride.literal_value)
+        row = emitter.row_pointer(table_at, arguments[1], stride.literal_value)
         for column in range(0, stride.literal_value, LANES):
             emitter.prefetch(row, _INT64(column))
         return context.get_dummy_value()
 
-    return types.void(tables, n_hot, word, stride), generate
+    return types.void(table, word, stride), generate

@@ -16,6 +16,8 @@ import numpy as np
 from numba import njit, uint64
 from numpy.typing import NDArray
 
+from lexloom.models.word2vec.blocks import make_blocks
+from lexloom.models.word2vec.grid import Blocks, Contexts, Grid
 from lexloom.models.word2vec.splitmix import GOLDEN_GAMMA, mix
 
 HALF = np.uint64(32)
@@ -86,56 +88,36 @@ def draw_documents(documents, seed, threshold) -> np.ndarray:  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def fill_block(  # type: ignore[no-untyped-def]
-    kept, offsets, first_document, wanted, seed, window, shrink, cursor, targets, contexts, filled, limit
-) -> int:
-    """Write pairs of the wanted documents from row `filled` on, until `limit` or the end of the batch.
-
-    `cursor` (document, position) is where to continue, and is updated. The last target's pairs are completed,
-    so up to 2 * window - 1 rows may be written beyond `limit`. Returns the new `filled`.
-    """
-    document, position = cursor
-    while document < len(offsets) - 1:
-        if not wanted[document]:
-            document, position = document + 1, 0
-            continue
-        begin, end = offsets[document], offsets[document + 1]
+def draw_windows(offsets, first_document, seed, window, shrink, reach) -> None:  # type: ignore[no-untyped-def]
+    """Fill `reach` with the window of each position as a target, after subsampling."""
+    for document in range(len(offsets) - 1):
         # a separate stream, so that windows are independent of the draws of `keep_words`
         stream = random_bits(document_stream(seed, first_document + document), -1)
-        for target in range(begin + position, end):
-            if filled >= limit:
-                cursor[0], cursor[1] = document, target - begin
-                return filled
-            reach = window
+        for i in range(offsets[document], offsets[document + 1]):
+            reach[i] = window
             if shrink:  # a draw's upper half, scaled to 1..window
-                reach = 1 + int(((random_bits(stream, target - begin) >> HALF) * uint64(window)) >> HALF)
-            for context in range(max(begin, target - reach), target):
-                targets[filled], contexts[filled] = kept[target], kept[context]
-                filled += 1
-            for context in range(target + 1, min(end, target + reach + 1)):
-                targets[filled], contexts[filled] = kept[target], kept[context]
-                filled += 1
-        document, position = document + 1, 0
-    cursor[0], cursor[1] = document, 0
-    return filled
+                bits = random_bits(stream, i - offsets[document]) >> HALF
+                reach[i] = 1 + int((bits * uint64(window)) >> HALF)
 
 
 @dataclass(frozen=True)
 class SkipGrams:
-    """Draws pairs from tokens during training, different ones in every step.
+    """How pairs are drawn from tokens.
 
     Attributes:
         keep_thresholds: (V,) uint64, see `keep_thresholds`.
-        window: maximum distance of a context from its target.
+        window: maximum distance of a context from its target, at most 65,535.
         shrink_window: draw each target's window from 1..window.
-        seed: of all draws, combined with the step's seed.
+        seed: of all draws.
         held_out_share: share of the documents, drawn at random, that is held out for validation.
+        grid: the parts of the vocabulary.
     """
 
     keep_thresholds: NDArray[np.uint64]
     window: int
     shrink_window: bool
     seed: int
+    grid: Grid
     held_out_share: float = 0.0
 
     def held_out(self, documents: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -143,36 +125,61 @@ class SkipGrams:
         return draw_documents(documents, self.seed, int(self.held_out_share * THRESHOLD_ONE))
 
     def draw(
-        self, batch: Mapping[str, np.ndarray], seed: int, *, held_out: bool = False
-    ) -> dict[str, NDArray[np.int32]]:
-        """Draw the pairs of a batch's training documents, or of its held-out documents.
+        self,
+        ids: NDArray[np.int32],
+        offsets: NDArray[np.int64],
+        wanted: NDArray[np.bool_],
+        *,
+        first_document: int = 0,
+        seed: int | None = None,
+    ) -> Contexts:
+        """Subsample the words of documents, and draw the windows of those that are kept.
+
+        Args:
+            ids: (words,) int32, below V.
+            offsets: (documents + 1,) int64.
+            wanted: (documents,), which documents to return. The draws do not depend on it.
+            first_document: number of the first document.
+            seed: replaces the own seed.
+        """
+        seed = self.seed if seed is None else seed
+        kept, kept_offsets = subsample(ids, offsets, first_document, seed, self.keep_thresholds)
+        reach = np.empty(len(kept), np.uint16)
+        draw_windows(kept_offsets, first_document, seed, self.window, self.shrink_window, reach)
+        if not wanted.all():
+            lengths = np.diff(kept_offsets)
+            selected = np.repeat(wanted, lengths)
+            kept, reach = kept[selected], reach[selected]
+            kept_offsets = np.concatenate([[0], np.cumsum(lengths[wanted])])
+        return Contexts(self.grid.codes(kept), reach, kept_offsets, 0, len(kept))
+
+    def draw_blocks(
+        self, batch: Mapping[str, np.ndarray], seed: int, own: range, *, held_out: bool = False
+    ) -> Blocks:
+        """Draw the pairs of a batch's training documents, or of its held-out documents, in blocks.
 
         Args:
             batch: `tokens` int32, below V; and of each token the document `row` and the `position` in it,
                 int64. Tokens are neighbours if they are adjacent in the batch and their positions are
                 consecutive.
             seed: of this batch.
-
-        Returns:
-            `target` and `context`, (pairs,) int32 each; the pairs of a target position are adjacent.
+            own: the input parts.
         """
         ids, row, position = batch["tokens"], batch["row"], batch["position"]
         begins = np.ones(len(ids), np.bool_)  # of a document, or of a part of one
         begins[1:] = (row[1:] != row[:-1]) | (position[1:] != position[:-1] + 1)
         starts = np.flatnonzero(begins)
-        offsets = np.append(starts, len(ids))
         wanted = self.held_out(row[starts]) == held_out
         own_seed = int(random_bits(np.uint64(seed), ~self.seed)) >> 1  # `seed` itself draws the step's noise
-        kept, kept_offsets = subsample(ids, offsets, 0, own_seed, self.keep_thresholds)
-        room = 2 * self.window * len(kept)
-        targets, contexts = np.empty(room, np.int32), np.empty(room, np.int32)
-        filled = fill_block(
-            *(kept, kept_offsets, 0, wanted, own_seed, self.window, self.shrink_window),
-            *(np.zeros(2, np.int64), targets, contexts, 0, room),
-        )
-        return {"target": targets[:filled], "context": contexts[:filled]}
+        contexts = self.draw(ids, np.append(starts, len(ids)), wanted, seed=own_seed)
+        return make_blocks([contexts], self.grid, window=self.window, own=own)
 
     def pairs_per_token(self, counts: NDArray[np.int64]) -> float:
         """Estimate the pairs per token of a text of long documents with these `counts` (V,)."""
         kept = float((counts * (self.keep_thresholds / THRESHOLD_ONE)).sum() / counts.sum())
-        return kept * (self.window + 1 if self.shrink_window else 2 * self.window)
+        return kept * self.pairs_per_kept_token
+
+    @property
+    def pairs_per_kept_token(self) -> int:
+        """The pairs per token that subsampling keeps, in a text of long documents."""
+        return self.window + 1 if self.shrink_window else 2 * self.window

@@ -1,19 +1,20 @@
-"""The skip-gram model in training: two embedding tables, trained in place.
+"""The skip-gram model in training: the parts of two embedding tables that one worker holds.
 
-models/word2vec/cpu.py and models/word2vec/gpu.py have the arithmetic; models/word2vec/vectors.py is the
-result.
+models/word2vec/grid.py defines parts, blocks and diagonals; models/word2vec/cpu.py and models/word2vec/gpu.py
+have the arithmetic; models/word2vec/vectors.py is the result.
 
 Mikolov et al. (2013), "Efficient Estimation of Word Representations in Vector Space" and "Distributed
 Representations of Words and Phrases and their Compositionality".
 
-Shapes: V words, dim floats per vector.
+Shapes: V words in P parts of `rows` words, n of which are a worker's own; dim floats per vector, padded to
+stride.
 """
 
 import mmap
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 import numpy as np
 import torch
@@ -21,68 +22,89 @@ from torch import Tensor
 
 from lexloom.models.word2vec import cpu as sgns_cpu
 from lexloom.models.word2vec import gpu as sgns_gpu
+from lexloom.models.word2vec.alias import alias_tables
 from lexloom.models.word2vec.gpu_batches import BatchPrefetcher, from_numpy
-from lexloom.models.word2vec.skipgram import SkipGrams
+from lexloom.models.word2vec.grid import Grid
+from lexloom.models.word2vec.splitmix import GOLDEN_GAMMA, mix
 from lexloom.models.word2vec.vectors import WordVectors
 
 EVALUATION_SEED = 0
-_MAX_PENDING_BATCHES = 2  # besides the newest one, so that no thread waits for another
+MAX_PENDING_STEPS = 2  # besides the newest one, so that no thread is idle
+VECTORS, CONTEXTS = "vectors", "contexts"  # names of the tables
 
 
-def _allocate_table(rows: int, stride: int) -> Tensor:
-    """Allocate zeros, (rows, stride) float32, on huge pages if Linux offers them.
+def _allocate_table(parts: int, rows: int, stride: int) -> Tensor:
+    """Allocate zeros, (parts, rows, stride) float32, on huge pages if Linux offers them.
 
     Rows are accessed in random order, which misses the TLB with small pages; huge pages train a fifth faster.
     """
-    size = rows * stride * 4  # bytes
+    size = parts * rows * stride * 4  # bytes
     if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(rows, stride)
+        return torch.zeros(parts, rows, stride)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32).view(rows, stride)
+    return torch.frombuffer(memory, dtype=torch.float32).view(parts, rows, stride)
 
 
-class BatchLoss:
-    """The mean loss of a batch; reading it waits for the batch."""
+def piece_name(table: str, part: int) -> str:
+    """Return the name of a table's part in a state."""
+    return f"{table}.{part:05d}"
 
-    def __init__(self, pending: sgns_cpu.PendingBatch, pairs: int) -> None:
-        self._pending, self._pairs = pending, pairs
+
+def hash_seed(seed: int, number: int) -> int:
+    """Return 64 random bits, a function of both arguments."""
+    with np.errstate(over="ignore"):
+        return int(mix(mix(np.uint64(seed % 2**64)) + np.uint64(number + 1) * GOLDEN_GAMMA))
+
+
+class StepLoss:
+    """The mean loss of a step; reading it waits for the step."""
+
+    def __init__(self, step: sgns_cpu.Step, pairs: int) -> None:
+        self._step, self._pairs = step, pairs
 
     def __float__(self) -> float:
-        return self._pending.loss() / self._pairs
+        return self._step.loss() / self._pairs
 
     def done(self) -> bool:
-        """Whether the batch is finished."""
-        return self._pending.done()
+        """Whether the step is finished."""
+        return self._step.done()
 
 
 class Word2Vec:
-    """Skip-gram with negative sampling, trained in place.
+    """Skip-gram with negative sampling, trained in place: the parts of one worker.
+
+    A worker has the same input parts for the whole run. Its output parts are, in step number s, those of the
+    blocks (i, (i + s) mod P) of its input parts i; between two steps one of them moves to the previous worker
+    (`outgoing`, `incoming`, `rotate`). A model that is alone has all parts, and only counts its steps.
 
     Args:
-        probability, alias: (V,) float32 and int32, the noise distribution as an alias table (Walker 1977).
+        weights: (V,) float64, proportional to the words' probability in the noise distribution.
+        parts: of the vocabulary, P.
         dim: floats per vector.
-        negatives: noise words per target position.
+        negatives: noise words per run.
         learning_rate, min_learning_rate: the learning rate decays linearly from the one to the other.
         seed: of the initial vectors.
-        threads: CPU threads that share the tables without locks; with one, training is deterministic.
-        programs: the same for a GPU (models/word2vec/gpu.py); None takes as many as training tolerates.
+        threads: CPU threads. They do not affect the result.
+        programs: runs that a GPU processes concurrently; None takes as many as training tolerates. A GPU's
+            results are not reproducible.
 
     Attributes:
-        vectors: (V, stride) float32, the input table and the result; initially uniform within ±0.5/dim.
-        contexts: (V, stride) float32, the output table; initially zero.
+        vectors: (n, rows, stride) float32, the input table and the result; initially uniform within ±0.5/dim.
+        contexts: (n or n + 1, rows, stride) float32, the output table; initially zero. The additional part is
+            free: it receives the part that arrives next.
             stride is dim rounded up to a multiple of 16. The columns from dim on are always zero.
 
     Raises:
-        ValueError: the noise is not an alias table, or a number is out of range.
+        ValueError: a weight is negative, there is no word, or a number is out of range.
     """
 
     def __init__(
         self,
-        probability: np.ndarray,
-        alias: np.ndarray,
+        weights: np.ndarray,
         *,
+        parts: int = 1,
         dim: int = 100,
         negatives: int = 5,
         learning_rate: float = 0.05,
@@ -104,30 +126,81 @@ class Word2Vec:
                 f"the learning rate can't decay from {learning_rate} to {min_learning_rate}: "
                 f"min_learning_rate must be between 0 and learning_rate"
             )
-        words = len(probability)
-        if words == 0 or probability.shape != (words,) or alias.shape != (words,):
+        if weights.ndim != 1 or not len(weights) or not (weights >= 0).all():
             raise ValueError(
-                f"the alias table has the shapes {probability.shape} and {alias.shape}: "
-                f"it must have one probability and one alias per word, and at least one word"
+                f"the noise weights have the shape {weights.shape}: there must be one weight, at least 0, for"
+                " each of at least one word"
             )
-        if alias.min() < 0 or alias.max() >= words:
-            raise ValueError(f"the alias table has ids from {alias.min()} to {alias.max()} for {words} words")
-
-        self.dim = dim
-        self.negatives = negatives
-        self.threads = threads
+        self.grid = Grid(len(weights), parts)
+        self.dim, self.negatives = dim, negatives
+        self.stride = sgns_cpu.padded_dim(dim)
         self.programs = programs
-        self._initial_lr = learning_rate
-        self._final_lr = min_learning_rate
-        self._probability = np.ascontiguousarray(probability, dtype=np.float32)
-        self._alias = np.ascontiguousarray(alias, dtype=np.int32)
-
-        self._pending = deque[sgns_cpu.PendingBatch]()
+        self._initial_lr, self._final_lr = learning_rate, min_learning_rate
+        self._seed = seed
+        self._noise = alias_tables(weights.astype(np.float64), self.grid)
+        self._words = np.array([len(self.grid.words_of(part)) for part in range(parts)], np.int64)
+        self._threads = sgns_cpu.BlockThreads(threads)
+        self._pending = deque[sgns_cpu.Step]()
+        self._newest: sgns_cpu.Step | None = None
+        self._step = 0
+        self._device = torch.device("cpu")
         self._prefetcher: BatchPrefetcher | None = None  # on a GPU
-        self.vectors = _allocate_table(words, sgns_cpu.padded_dim(dim))
-        self.contexts = _allocate_table(words, sgns_cpu.padded_dim(dim))
-        generator = torch.Generator().manual_seed(seed)
-        self.vectors[:, :dim].uniform_(-0.5 / dim, 0.5 / dim, generator=generator)
+        self.own(0, 1)
+
+    # The division between workers.
+
+    def own(self, rank: int, world_size: int) -> None:
+        """Hold the parts of worker `rank`, with their initial values.
+
+        Raises:
+            ValueError: there are more workers than parts.
+        """
+        self._own = self.grid.own(rank, world_size)
+        self._alone = world_size == 1
+        self.vectors, self.contexts = torch.empty(0), torch.empty(0)  # frees memory before more is allocated
+        self.vectors = _allocate_table(len(self._own), self.grid.rows, self.stride)
+        self.contexts = _allocate_table(len(self._own) + (not self._alone), self.grid.rows, self.stride)
+        for vectors, part in zip(self.vectors, self._own, strict=True):
+            words = int(self._words[part])
+            generator = torch.Generator().manual_seed(hash_seed(self._seed, part) >> 1)
+            vectors[:words, : self.dim].uniform_(-0.5 / self.dim, 0.5 / self.dim, generator=generator)
+
+    def start_at(self, step: int) -> None:
+        """Continue at step number `step`, with the output parts that it needs; load a state afterwards."""
+        self.wait()
+        self._step = step
+
+    def _slot(self, index: int) -> int:
+        """The place in `contexts` of the output part of the index-th own block of this step."""
+        if self._alone:
+            return (self._own.start + self._step + index) % self.grid.parts
+        return (self._step + index) % len(self.contexts)
+
+    def _output_parts(self) -> list[int]:
+        """The output part of each own block of this step."""
+        return [(part + self._step) % self.grid.parts for part in self._own]
+
+    def outgoing(self) -> Tensor:
+        """Wait for the step's first block; return its output part, which the previous worker needs next."""
+        if self._newest is not None:
+            self._newest.wait(groups=1)
+        return self.contexts[self._slot(0)]
+
+    def incoming(self) -> Tensor:
+        """The free part, which must be filled with the next worker's `outgoing` before `rotate`."""
+        return self.contexts[self._slot(len(self._own))]
+
+    def rotate(self) -> None:
+        """Proceed to the next step's blocks."""
+        self._step += 1
+
+    def idle_since(self) -> float | None:
+        """The `time.perf_counter()` at which all blocks were finished; None if some are not."""
+        if self._newest is not None and not self._newest.done():
+            return None
+        return self._threads.finished_at
+
+    # Training.
 
     def prepare(self, device: str) -> None:
         """Prepare for training on a device.
@@ -139,7 +212,7 @@ class Word2Vec:
             ValueError: there is no such GPU.
         """
         if device == "cpu":
-            sgns_cpu.compile_kernel(self.vectors.shape[1], self.negatives)
+            sgns_cpu.compile_kernel(self.stride, self.negatives)
             return
         if not torch.cuda.is_available():
             raise ValueError(
@@ -150,169 +223,190 @@ class Word2Vec:
 
     def to_device(self, device: torch.device) -> None:
         """Move the tables to a device, and train there with the GPU code, even on a CPU."""
+        self._device = device
         self.vectors, self.contexts = self.vectors.to(device), self.contexts.to(device)
-        self._noise = (
-            from_numpy(self._probability).to(device),
-            from_numpy(self._alias).to(device),
+        probability, alias = self._noise
+        self._device_noise = (
+            from_numpy(probability).to(device),
+            from_numpy(alias.astype(np.int32)).to(device),
         )
         self._prefetcher = BatchPrefetcher(device)
         if self.programs is None:
-            self.programs = sgns_gpu.default_programs(self.vectors, self.negatives, self._initial_lr)
+            self.programs = sgns_gpu.default_programs(self.vectors[0], self.negatives, self._initial_lr)
 
     def learning_rate(self, progress: float) -> float:
         """The learning rate at `progress`, the completed share (0 to 1) of training."""
         return self._initial_lr + (self._final_lr - self._initial_lr) * min(max(progress, 0.0), 1.0)
 
     def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> SupportsFloat:
-        """Train on a batch in place.
+        """Train on the own blocks of a diagonal in place.
 
         Args:
-            batch: `target` and `context`, (pairs,) int32 each; the pairs of a target position are adjacent.
+            batch: `target` and `context`, (pairs,) uint16 each: rows within the blocks' parts, and `bounds`,
+                (n + 1,) int64: the k-th own block's pairs are bounds[k]:bounds[k + 1].
             progress: completed share of training, 0 to 1; it sets the learning rate.
-            seed: of this batch's noise.
+            seed: of the step's noise.
 
         Returns:
             The mean over the pairs of -log s(score) - sum over the noise of log s(-score); 0 for no pairs.
-            With several threads, and on a GPU, converting it to `float` waits for the batch.
+            Converting it to `float` waits for the step.
 
         Raises:
-            ValueError: the columns do not match, or an id is not in the vocabulary. Nothing is changed then.
+            ValueError: the columns do not match, or a row is not in its part. Nothing is changed then.
         """
-        if self._prefetcher is not None:
-            losses = self._train_on_gpu(self._prefetcher, batch, self.learning_rate(progress), seed)
-            return losses / max(len(batch["target"]), 1)
-        pending = self._start(batch, self.learning_rate(progress), seed)
-        self._pending.append(pending)
-        if len(self._pending) > _MAX_PENDING_BATCHES:
-            self._pending.popleft().loss()
-        loss = BatchLoss(pending, max(len(batch["target"]), 1))
-        return loss if self.threads > 1 else float(loss)
+        return self._train(batch, self.learning_rate(progress), seed)
 
     def evaluate(self, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
         """Return the sum of the losses of held-out pairs, with fixed noise, and the number of pairs.
 
         It is a training step with learning rate 0, which writes every row back unchanged.
         """
-        self.wait()
-        if self._prefetcher is not None:
-            return float(self._train_on_gpu(self._prefetcher, batch, 0.0, EVALUATION_SEED)), len(
-                batch["target"]
-            )
-        return self._start(batch, 0.0, EVALUATION_SEED).loss(), len(batch["target"])
+        loss = self._train(batch, 0.0, EVALUATION_SEED)
+        pairs = len(batch["target"])
+        return float(loss) * pairs, pairs
 
-    def _start(
-        self, batch: Mapping[str, np.ndarray], learning_rate: float, seed: int
-    ) -> sgns_cpu.PendingBatch:
-        return sgns_cpu.start_batch(
-            self.vectors.numpy(),
-            self.contexts.numpy(),
-            batch["target"],
-            batch["context"],
-            self._probability,
-            self._alias,
-            negatives=self.negatives,
-            learning_rate=learning_rate,
-            seed=seed,
-            threads=self.threads,
-        )
+    def _train(self, batch: Mapping[str, np.ndarray], learning_rate: float, seed: int) -> SupportsFloat:
+        targets, contexts = (np.ascontiguousarray(batch[name]) for name in ("target", "context"))
+        bounds = np.ascontiguousarray(batch["bounds"])
+        parts = np.array(self._output_parts(), np.int64)
+        self._check(targets, contexts, bounds, parts)
+        if not len(targets):
+            return 0.0
+        seeds = np.array([hash_seed(seed, part) for part in self._own], np.uint64)
+        if self._prefetcher is not None:
+            return self._train_on_gpu(self._prefetcher, targets, contexts, bounds, learning_rate, seeds)
+        kernel = sgns_cpu.compile_kernel(self.stride, self.negatives)
+        vectors, outputs = (table.numpy().reshape(len(table), -1) for table in (self.vectors, self.contexts))
+        inputs_at = np.arange(len(self._own))
+        outputs_at = np.array([self._slot(index) for index in range(len(self._own))])
+        losses, lr = np.zeros(len(self._own)), np.float32(learning_rate)
+
+        def train(first: int, last: int) -> None:
+            kernel(
+                *(vectors, outputs, targets, contexts, bounds[first : last + 1]),
+                *(inputs_at[first:last], outputs_at[first:last], *self._noise, parts[first:last]),
+                *(self._words, seeds[first:last], lr, losses[first:last]),
+            )
+
+        self._newest = self._threads.submit(train, losses, step=self._step, circular=self._alone)
+        self._pending.append(self._newest)
+        if len(self._pending) > MAX_PENDING_STEPS:
+            self._pending.popleft().wait()
+        return StepLoss(self._newest, len(targets))
 
     def _train_on_gpu(
-        self, prefetcher: BatchPrefetcher, batch: Mapping[str, np.ndarray], learning_rate: float, seed: int
+        self,
+        prefetcher: BatchPrefetcher,
+        targets: np.ndarray,
+        contexts: np.ndarray,
+        bounds: np.ndarray,
+        learning_rate: float,
+        seeds: np.ndarray,
     ) -> Tensor:
-        """Train on a batch, and return the sum of its pairs' losses."""
+        """Train on the blocks one after another, and return the mean loss of their pairs."""
         assert self.programs is not None  # set by to_device
-        sgns_cpu.check_pairs(batch["target"], batch["context"], len(self.vectors))
-        return sgns_gpu.train_batch(
-            self.vectors,
-            self.contexts,
-            prefetcher(batch["target"], batch["context"]),
-            *self._noise,
-            negatives=self.negatives,
-            learning_rate=learning_rate,
-            seed=seed,
-            programs=self.programs,
-        )
+        probability, alias = self._device_noise
+        loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        for index, part in enumerate(self._output_parts()):
+            pairs = slice(int(bounds[index]), int(bounds[index + 1]))
+            if pairs.start == pairs.stop:
+                continue
+            words = int(self._words[part])
+            loss += sgns_gpu.train_batch(
+                self.vectors[index],
+                self.contexts[self._slot(index)],
+                prefetcher(targets[pairs].astype(np.int32), contexts[pairs].astype(np.int32)),
+                probability[part, :words],
+                alias[part, :words],
+                negatives=self.negatives,
+                learning_rate=learning_rate,
+                seed=int(seeds[index]),
+                programs=self.programs,
+            )
+        return loss / len(targets)
+
+    def _check(
+        self, targets: np.ndarray, contexts: np.ndarray, bounds: np.ndarray, parts: np.ndarray
+    ) -> None:
+        """Raise a ValueError unless the columns are the blocks of this step."""
+        for name, ids in (("target", targets), ("context", contexts)):
+            if ids.shape != (len(targets),) or ids.dtype != np.uint16:
+                raise ValueError(
+                    f"the batch's column {name} is {ids.dtype} with the shape {ids.shape}: both columns must"
+                    " be uint16 of equal length"
+                )
+        if len(bounds) != len(self._own) + 1 or bounds[0] != 0 or bounds[-1] != len(targets):
+            raise ValueError(
+                f"the batch has {len(bounds) - 1} blocks and {len(targets)} pairs, of which the blocks have"
+                f" {bounds[-1] - bounds[0]}: the model has {len(self._own)} parts; make the pairs for its grid"
+            )
+        for name, ids, counts in (
+            ("target", targets, self._words[parts]),
+            ("context", contexts, self._words[self._own.start : self._own.stop]),
+        ):
+            if not len(ids) or ids.max() < counts.min():
+                continue
+            for index, words in enumerate(counts):
+                block = ids[bounds[index] : bounds[index + 1]]
+                if len(block) and block.max() >= words:
+                    raise ValueError(
+                        f"the batch's {name} column contains the row {block.max()}, but the part has {words}"
+                        " words: use the vocabulary from which the pairs were built"
+                    )
 
     def wait(self) -> None:
-        """Wait for all pending batches, until the tables are consistent."""
-        for pending in self._pending:
-            pending.wait()
+        """Wait for all pending steps, until the tables are consistent."""
         while self._pending:
-            self._pending.popleft().loss()
+            self._pending.popleft().wait()
+
+    # State.
 
     def tables(self) -> dict[str, Tensor]:
-        """Both live tables, after all pending batches; training continues from changes to them."""
-        self.wait()
-        return {"vectors": self.vectors, "contexts": self.contexts}
+        """The live tables of all own parts, after all pending steps."""
+        return self.state_dict()
+
+    def piece_names(self) -> list[str]:
+        """The names of the parts that this worker holds at this step."""
+        return [
+            *(piece_name(VECTORS, part) for part in self._own),
+            *(piece_name(CONTEXTS, part) for part in self._output_parts()),
+        ]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Both live tables, like `torch.nn.Module.state_dict`; clone them to keep them."""
-        return self.tables()
+        """The live parts of both tables, (rows, stride) each; clone them to keep them."""
+        self.wait()
+        outputs = [self.contexts[self._slot(index)] for index in range(len(self._own))]
+        return dict(zip(self.piece_names(), [*self.vectors, *outputs], strict=True))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy a state into the tables.
 
         Raises:
-            ValueError: a table is missing, unknown or has another shape. Nothing is changed then.
+            ValueError: a part is missing, unknown or has another shape. Nothing is changed then.
         """
-        tables = self.tables()
-        if state.keys() != tables.keys():
-            raise ValueError(f"a state of Word2Vec has the tables {sorted(tables)}, not {sorted(state)}")
-        for name, table in tables.items():
-            if state[name].shape != table.shape:
+        pieces = self.state_dict()
+        if missing := pieces.keys() - state.keys():
+            raise ValueError(f"the state has no part {min(missing)!r}: use the same grid")
+        for name, piece in pieces.items():
+            if state[name].shape != piece.shape:
                 raise ValueError(
-                    f"the table '{name}' is {tuple(state[name].shape)} in the state, but "
-                    f"{tuple(table.shape)} in the model: use the same vocabulary and dim"
+                    f"the part '{name}' is {tuple(state[name].shape)} in the state, but "
+                    f"{tuple(piece.shape)} in the model: use the same vocabulary, parts and dim"
                 )
             if state[name][:, self.dim :].any():
-                raise ValueError(
-                    f"the table '{name}' is not zero from column {self.dim} on: use the same dim"
-                )
-        for name, table in tables.items():
-            table.copy_(state[name])
+                raise ValueError(f"the part '{name}' is not zero from column {self.dim} on: use the same dim")
+        for name, piece in pieces.items():
+            piece.copy_(state[name])
 
     def word_vectors(self, words: Sequence[str]) -> WordVectors:
         """Return a copy of the trained vectors with the vocabulary's words, in the order of their ids."""
-        self.wait()
-        return WordVectors(words, self.vectors[:, : self.dim].to("cpu", copy=True))
+        return WordVectors(words, assemble(VECTORS, self.state_dict(), self.grid, self.dim))
 
 
-class Word2VecFromTokens(Word2Vec):
-    """Skip-gram trained on tokens: each step draws its batch's pairs with its seed.
-
-    Batches have `tokens`, `row` and `position` (see `SkipGrams.draw`); the other arguments are those of
-    `Word2Vec`.
-    """
-
-    def __init__(
-        self, skipgrams: SkipGrams, probability: np.ndarray, alias: np.ndarray, **options: Any
-    ) -> None:
-        super().__init__(probability, alias, **options)
-        self._skipgrams = skipgrams
-        if skipgrams.keep_thresholds.shape != probability.shape:
-            raise ValueError(
-                f"the alias table has {len(probability)} words, but the subsampling thresholds have"
-                f" {len(skipgrams.keep_thresholds)}: build both from the same vocabulary"
-            )
-
-    def prepare(self, device: str) -> None:
-        """Compile the kernel and the code that draws pairs; see `Word2Vec`."""
-        super().prepare(device)
-        empty = np.empty(0, np.int64)
-        self._pairs({"tokens": np.empty(0, np.int32), "row": empty, "position": empty}, seed=0)
-
-    def train_step(self, batch: Mapping[str, np.ndarray], *, progress: float, seed: int) -> SupportsFloat:
-        """Train in place on the pairs of the documents that are not held out; return their mean loss."""
-        return super().train_step(self._pairs(batch, seed), progress=progress, seed=seed)
-
-    def evaluate(self, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
-        """Return the sum of the losses of the held-out documents' pairs, drawn with a fixed seed, and their
-        number.
-        """
-        return super().evaluate(self._pairs(batch, EVALUATION_SEED, held_out=True))
-
-    def _pairs(
-        self, batch: Mapping[str, np.ndarray], seed: int, held_out: bool = False
-    ) -> Mapping[str, np.ndarray]:
-        sgns_cpu.check_ids("tokens", batch["tokens"], len(self.vectors))
-        return self._skipgrams.draw(batch, seed, held_out=held_out)
+def assemble(table: str, state: Mapping[str, Tensor], grid: Grid, dim: int) -> Tensor:
+    """Return a table, (V, dim) in the order of the words' ids, from the state of all workers."""
+    rows = torch.empty(grid.words, dim)
+    for part in range(grid.parts):
+        ids = torch.from_numpy(grid.words_of(part))
+        rows[ids] = state[piece_name(table, part)][: len(ids), :dim].cpu()
+    return rows

@@ -6,7 +6,7 @@ the files for gensim (`word2vec.bin`, `word2vec.vocab`, and `contexts.bin` if re
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,43 +14,48 @@ from pydantic import Field, model_validator
 
 from lexloom.models.registry import KIND
 from lexloom.models.word2vec.family import FAMILY
-from lexloom.models.word2vec.skipgram import SkipGrams, keep_thresholds
-from lexloom.models.word2vec.trainable import Word2Vec, Word2VecFromTokens
+from lexloom.models.word2vec.grid import Grid
+from lexloom.models.word2vec.skipgram import SkipGrams
+from lexloom.models.word2vec.trainable import CONTEXTS, VECTORS, Word2Vec, assemble
 from lexloom.models.word2vec.vectors import WordVectors, has_white_space, save_word2vec_counts
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.negative_sampling import read_noise
 from lexloom.tasks.pairs import PairsConfig, SkipGramsConfig
-from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
+from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.tokens import count_documents, training_files
 from lexloom.tasks.train.outputs import describe_training, save_records, summarize, write_json
-from lexloom.tasks.train.run import LANES, TrainConfig, plan_job, run_job
+from lexloom.tasks.train.run import MAX_WORKERS, TRAIN, TrainConfig, plan_job, run_job
 from lexloom.tasks.vocabulary import read_vocabulary
+from lexloom.training.grid_stream import DrawnEpisodes, GridStream, StoredEpisodes
+from lexloom.training.job import Job
 from lexloom.training.sync.config import SyncConfig
 
 DOCUMENTS_AT_ONCE = 1 << 20
-# minimum length of a step's part per lane; about 1 pair in 100 is lost at the boundaries of steps
-WINDOWS_PER_LANE = 64
 # read by gensim: word2vec's binary format, and the counts
-VECTORS, CONTEXTS, COUNTS = "word2vec.bin", "contexts.bin", "word2vec.vocab"
-
-
-def default_batch_size(workers: int = 1, device: str = "cpu", **_: object) -> int:
-    if workers > 1:
-        return 32_768
-    return 1 << 20 if device == "cuda" else 131_072
+VECTORS_FILE, CONTEXTS_FILE, COUNTS_FILE = "word2vec.bin", "contexts.bin", "word2vec.vocab"
 
 
 class TrainWord2VecConfig(TrainConfig):
     """Skip-gram with negative sampling (Mikolov et al., 2013)."""
 
-    # several workers synchronise after each step, which must happen often (benchmarks/LOG.md)
-    batch_size: int = Field(
-        default_factory=lambda given: default_batch_size(**given),
-        ge=LANES,
-        description="Global batch size: pairs per step, over all workers. If not given, 131072 for one worker"
-        " on a CPU, 1048576 for one on a GPU, and 32768 for several workers. With streamed pairs it is"
-        f" approximate, and at least the pairs of {LANES * WINDOWS_PER_LANE} windows.",
+    # the result is the same for any number of workers and threads
+    workers: Annotated[int, RunOnly()] = Field(
+        1,
+        ge=1,
+        le=MAX_WORKERS,
+        description="Number of workers, each of which trains the words of its own parts of the vocabulary; at"
+        " most one per part. They do not affect the result. 1 with the local runner.",
+    )
+    min_workers: Annotated[int | None, RunOnly()] = Field(
+        None,
+        ge=1,
+        le=MAX_WORKERS,
+        description="Minimum number of workers; training uses fewer workers while the cluster has no room for"
+        " all. If not given, all are required.",
+    )
+    threads: Annotated[int, RunOnly()] = Field(
+        1, ge=1, le=256, description="CPU threads per worker. They do not affect the result."
     )
     dim: int = Field(100, ge=1, le=4096, description="Dimension of the word vectors.")
     negatives: int = Field(5, ge=1, le=100, description="Negative samples per target.")
@@ -59,28 +64,11 @@ class TrainWord2VecConfig(TrainConfig):
     min_learning_rate: float = Field(
         0.0001, ge=0, le=10, description="Final learning rate; the decay is linear."
     )
-    sync_period: int = Field(
-        1, ge=1, description="Number of steps between synchronizations of the frequent words' rows."
-    )
-    sync_rare_period: int = Field(
-        16, ge=1, description="Number of steps between synchronizations of all rows."
-    )
-    frequent_words: int = Field(
-        1000, ge=0, description="Number of most frequent words that are synchronized every sync_period steps."
-    )
-    # two workers are stable without; four diverge (benchmarks/LOG.md)
-    sync_cap: float = Field(
-        2.0,
-        ge=1,
-        le=LANES,
-        description="Maximum norm of a row's summed update, as a multiple of the workers' mean update; no"
-        " effect with this many workers or fewer.",
-    )
     programs: int | None = Field(
         None,
         ge=1,
-        description="Number of target words that a GPU processes concurrently. More are faster, but too many"
-        " degrade the vectors, because concurrent words do not see each other's updates; if not given, the"
+        description="Number of runs of pairs that a GPU processes concurrently. More are faster, but too many"
+        " degrade the vectors, because concurrent runs do not see each other's updates; if not given, the"
         " largest number that does not.",
     )
     save_context: bool = Field(
@@ -90,16 +78,11 @@ class TrainWord2VecConfig(TrainConfig):
     )
 
     @model_validator(mode="after")
-    def rates_fall_and_periods_fit(self) -> Self:
+    def rates_fall_and_devices_fit(self) -> Self:
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}:"
                 " lower it"
-            )
-        if self.sync_rare_period < self.sync_period:
-            raise ValueError(
-                f"sync_rare_period {self.sync_rare_period} is below sync_period {self.sync_period}:"
-                " rare words can't be synchronised more often than frequent ones"
             )
         if self.threads > 1 and self.device == "cuda":
             raise ValueError(
@@ -123,7 +106,7 @@ class TrainFromTokensConfig(TrainWord2VecConfig):
     pairs: SkipGramsConfig
 
 
-@stage(version=4)
+@stage(version=5)
 def train_word2vec(
     pairs: Artifact,
     noise: Artifact,
@@ -138,11 +121,21 @@ def train_word2vec(
     and examples are counted in tokens.
     """
     words, counts = read_vocabulary(vocabulary)
-    columns: tuple[str, ...] = ("target", "context")
-    own: dict[str, Any] = {}
-    make_model: partial[Any] = partial(
+    unit, columns = "pairs", ("target", "context")
+    if isinstance(config, TrainFromTokensConfig):
+        unit = "tokens"
+        grid = config.pairs.grid(len(counts))
+        files = tuple(training_files(pairs))
+        has_validation = check_held_out(files, config.pairs.skipgrams(counts))
+        open_stream: Any = partial(open_drawn, config.pairs, counts)
+    else:
+        grid = Grid(len(counts), pairs.facts["parts"])
+        files, has_validation = tuple(pairs.files(TRAIN)), bool(pairs.facts["validation_pairs"])
+        open_stream = partial(open_stored, pairs.folder, grid)
+    make_model = partial(
         Word2Vec,
-        *read_noise(noise),
+        read_noise(noise),
+        parts=grid.parts,
         dim=config.dim,
         negatives=config.negatives,
         learning_rate=config.learning_rate,
@@ -151,64 +144,73 @@ def train_word2vec(
         threads=config.threads,
         programs=config.programs,
     )
-    sync = SyncConfig(
-        "delta_sum",
-        period=config.sync_period,
-        frequent_rows=config.frequent_words,
-        rare_period=config.sync_rare_period,
-        cap=config.sync_cap,
+    job = plan_job(
+        *(config, make_model, pairs, columns, [noise, vocabulary], scratch, SyncConfig("rotation")),
+        files=files,
+        validation=files if has_validation else (),
+        open_stream=open_stream,
+        max_workers=grid.parts,
     )
-    unit = "pairs"
-    if isinstance(config, TrainFromTokensConfig):
-        skipgrams = make_skipgrams(config.pairs, counts)
-        make_model = partial(Word2VecFromTokens, skipgrams, *make_model.args, **make_model.keywords)
-        unit, columns, own = "tokens", ("tokens",), streaming_fields(skipgrams, pairs, counts, config)
-    job = plan_job(config, make_model, pairs, columns, [noise, vocabulary], scratch, sync, **own)
     metrics, tensors = run_job(job, config, unit)
     if metrics["loss"] == 0:  # there was no pair
         raise ValueError(
-            f"no pair can be made of {counted(metrics['examples'], unit)}: no document keeps two words."
-            " Make the documents longer, lower min_count, or set --subsample 0"
+            f"no pairs can be generated from {counted(metrics['examples'], unit)}: no document keeps two"
+            " words. Make the documents longer, lower min_count, or set --subsample 0"
         )
     metrics["unit"] = unit
-    vectors = WordVectors(words.to_pylist(), tensors["vectors"][:, : config.dim])
+    vectors = WordVectors(words.to_pylist(), assemble(VECTORS, tensors, grid, config.dim))
     vectors.save(out)
-    vectors.save_word2vec(out / VECTORS, binary=True)
+    vectors.save_word2vec(out / VECTORS_FILE, binary=True)
     with_spaces = sum(map(has_white_space, vectors.words))
     if not with_spaces:
-        save_word2vec_counts(vectors.words, counts.tolist(), out / COUNTS)
+        save_word2vec_counts(vectors.words, counts.tolist(), out / COUNTS_FILE)
     if config.save_context:
-        contexts = WordVectors(vectors.words, tensors["contexts"][:, : config.dim])
-        contexts.save_word2vec(out / CONTEXTS, binary=True)
+        contexts = WordVectors(vectors.words, assemble(CONTEXTS, tensors, grid, config.dim))
+        contexts.save_word2vec(out / CONTEXTS_FILE, binary=True)
     write_json(out / "config.json", {KIND: FAMILY.kind, **canonical(config), **vocabulary.normalization})
     save_records(out, metrics, model_card(config, metrics, len(words), has_counts=not with_spaces))
-    notes = {f"words with white space, so no {COUNTS}": with_spaces} if with_spaces else {}
+    notes = {f"words with white space, so no {COUNTS_FILE}": with_spaces} if with_spaces else {}
     return summarize(metrics, unit, len(words), "word vectors", notes=notes)
 
 
-def make_skipgrams(config: SkipGramsConfig, counts: NDArray[np.int64]) -> SkipGrams:
-    return SkipGrams(
-        keep_thresholds=keep_thresholds(counts, config.subsample),
-        window=config.window,
-        shrink_window=config.shrink_window,
-        seed=config.seed,
-        held_out_share=config.validation_share,
+def open_stored(folder: Path, grid: Grid, job: Job, rank: int, world_size: int, held_out: bool) -> GridStream:
+    """Open a worker's stream of stored pairs."""
+    episodes = StoredEpisodes(
+        folder,
+        "validation" if held_out else "train",
+        parts=grid.parts,
+        seed=job.seed,
+        shuffle=not held_out,
     )
+    return GridStream(episodes, grid.parts, grid.own(rank, world_size), shuffle=not held_out)
 
 
-def streaming_fields(
-    skipgrams: SkipGrams, tokens: Artifact, counts: NDArray[np.int64], config: TrainFromTokensConfig
-) -> dict[str, Any]:
-    """Return the job's fields for drawing pairs from tokens: the token shards, and the tokens of a step.
+def open_drawn(
+    config: SkipGramsConfig, counts: NDArray[np.int64], job: Job, rank: int, world_size: int, held_out: bool
+) -> GridStream:
+    """Open a worker's stream of pairs that are drawn from the job's token shards.
 
-    A step has about as many tokens as make `batch_size` pairs, and more if the lanes' parts would be short in
-    comparison with the window. If subsampling leaves less than one pair per token, it has `batch_size`
-    tokens, so that memory stays bounded.
+    An episode has about as many tokens as make its number of pairs. If subsampling leaves less than one pair
+    per token, it has that number of tokens, so that memory stays bounded.
+    """
+    skipgrams, grid = config.skipgrams(counts), config.grid(len(counts))
+    episodes = DrawnEpisodes(
+        job.files,
+        partial(skipgrams.draw_blocks, held_out=held_out),
+        tokens=round(config.episode(len(counts)) / max(1.0, skipgrams.pairs_per_token(counts))),
+        parts=grid.parts,
+        seed=job.seed,
+        shuffle=not held_out,
+    )
+    return GridStream(episodes, grid.parts, grid.own(rank, world_size), shuffle=not held_out)
+
+
+def check_held_out(files: tuple[Path, ...], skipgrams: SkipGrams) -> bool:
+    """Return whether documents are held out.
 
     Raises:
         ValueError: a validation share is set, but no document is held out.
     """
-    files = tuple(training_files(tokens))
     documents = count_documents(list(files))
     pieces = (
         np.arange(i, min(i + DOCUMENTS_AT_ONCE, documents)) for i in range(0, documents, DOCUMENTS_AT_ONCE)
@@ -217,12 +219,7 @@ def streaming_fields(
         raise ValueError(
             f"none of {counted(documents, 'documents')} is held out: raise validation_share, or set it to 0"
         )
-    tokens_per_step = round(config.batch_size / max(1.0, skipgrams.pairs_per_token(counts)))
-    return {
-        "files": files,
-        "validation": files if skipgrams.held_out_share else (),
-        "batch_size": max(tokens_per_step, LANES * WINDOWS_PER_LANE * skipgrams.window),
-    }
+    return skipgrams.held_out_share > 0
 
 
 def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int, *, has_counts: bool) -> str:
@@ -230,17 +227,21 @@ def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int,
 
     `has_counts`: whether the folder has the words' counts.
     """
-    rows, loaded, count = "", f'KeyedVectors.load_word2vec_format(f"{{folder}}/{VECTORS}", binary=True)', ""
-    note = f"\nThere is no `{COUNTS}`, since a word contains white space; gensim derives counts from ranks.\n"
+    rows, loaded, count = (
+        "",
+        f'KeyedVectors.load_word2vec_format(f"{{folder}}/{VECTORS_FILE}", binary=True)',
+        "",
+    )
+    note = f"\nThere is no `{COUNTS_FILE}`, since a word contains white space; gensim derives counts from ranks.\n"
     if has_counts:
-        rows = f"| `{COUNTS}` | word counts in the training text, for gensim's `fvocab` |\n"
+        rows = f"| `{COUNTS_FILE}` | word counts in the training text, for gensim's `fvocab` |\n"
         loaded = (
-            f'KeyedVectors.load_word2vec_format(\n    f"{{folder}}/{VECTORS}", fvocab=f"{{folder}}/{COUNTS}",'
+            f'KeyedVectors.load_word2vec_format(\n    f"{{folder}}/{VECTORS_FILE}", fvocab=f"{{folder}}/{COUNTS_FILE}",'
             " binary=True\n)"
         )
         count, note = '\nvectors.get_vecattr(vectors.index_to_key[0], "count")', ""
     if config.save_context:
-        rows += f"| `{CONTEXTS}` | the context vectors, in word2vec's binary format |\n"
+        rows += f"| `{CONTEXTS_FILE}` | the context vectors, in word2vec's binary format |\n"
     return f"""# Word vectors
 
 {words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples.
@@ -250,7 +251,7 @@ def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int,
 |---|---|
 | `model.safetensors` | `vectors`: float32, one row per word |
 | `vocabulary.json` | word -> row |
-| `{VECTORS}` | the same vectors in word2vec's binary format, for gensim |
+| `{VECTORS_FILE}` | the same vectors in word2vec's binary format, for gensim |
 {rows}| `config.json`, `metrics.json` | parameters and metrics of the training |
 {note}
 ```python
@@ -279,7 +280,7 @@ Continue training in gensim, on `sentences` (lists of words):
 ```python
 from gensim.models import Word2Vec
 
-contexts = KeyedVectors.load_word2vec_format(f"{{folder}}/{CONTEXTS}", binary=True)
+contexts = KeyedVectors.load_word2vec_format(f"{{folder}}/{CONTEXTS_FILE}", binary=True)
 model = Word2Vec(vector_size=vectors.vector_size, sg=1, negative={config.negatives}, min_count=1)
 model.build_vocab_from_freq({{word: vectors.get_vecattr(word, "count") for word in vectors.index_to_key}})
 model.wv.vectors[:] = vectors[model.wv.index_to_key]
