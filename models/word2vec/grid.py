@@ -1,0 +1,129 @@
+"""The grid: the vocabulary in parts, and the pairs of an episode in blocks that can be trained in parallel.
+
+The V words are dealt into P parts. The pairs of an *episode* (some millions) are sorted into P x P *blocks* by
+the part of their context, which indexes the input table, and of their target, which indexes the output table.
+The blocks (i, (i + d) mod P) of *diagonal* d share no row of either table, so any number of threads and
+workers can train them at the same time without a lock, and the result does not depend on who trains which.
+An episode is trained diagonal by diagonal. Noise for an output part is drawn from the words of that part.
+
+This is the schedule of GraphVite (Zhu et al. 2019), "A High-Performance CPU-GPU Hybrid System for Node
+Embedding", for the negative samples of words.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_ROWS = 1 << 16  # of a part, so that a row's number within its part is a uint16
+DEFAULT_PARTS, DEFAULT_ROWS = 8, 16_384
+MIN_ROWS = 64
+PAIRS_PER_WORD = 128  # in an episode; more lower analogy accuracy (benchmarks/LOG.md)
+MIN_EPISODE, MAX_EPISODE = 1 << 20, 1 << 25  # pairs; the maximum limits memory
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The division of a vocabulary, which is sorted by frequency, into parts of nearly equal weight.
+
+    Words are dealt to the parts back and forth: for P = 3, words 0 to 5 belong to the parts 0 1 2 2 1 0. So
+    word r is row r // P of its part. The last row of some parts is unused.
+
+    Raises:
+        ValueError: `parts` is not between 1 and `words`, or a part has more than 65,536 words.
+    """
+
+    words: int
+    parts: int
+
+    def __post_init__(self) -> None:
+        least = -(-self.words // MAX_ROWS)
+        if not max(1, least) <= self.parts <= self.words:
+            raise ValueError(
+                f"parts is {self.parts}: it must be between {max(1, least)} and {self.words} for a vocabulary"
+                f" of {self.words} words"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Rows of a part in each table."""
+        return -(-self.words // self.parts)
+
+    def own(self, rank: int, world_size: int) -> range:
+        """The input parts of worker `rank`.
+
+        Raises:
+            ValueError: there are more workers than parts.
+        """
+        if world_size > self.parts:
+            raise ValueError(
+                f"{world_size} workers can't share {self.parts} parts: use at most {self.parts} workers"
+            )
+        return range(self.parts * rank // world_size, self.parts * (rank + 1) // world_size)
+
+    def words_of(self, part: int) -> NDArray[np.int64]:
+        """The ids of a part's words, in the order of its rows."""
+        groups = np.arange(self.rows)
+        ids = groups * self.parts + np.where(groups % 2 == 0, part, self.parts - 1 - part)
+        return ids[ids < self.words]
+
+    def codes(self, ids: NDArray[np.integer]) -> NDArray[np.uint32]:
+        """Encode words by part and row, as part << 16 | row."""
+        group, place = np.divmod(ids, self.parts)
+        part = np.where(group % 2 == 0, place, self.parts - 1 - place)
+        return (part << 16 | group).astype(np.uint32)
+
+
+def default_parts(words: int) -> int:
+    """Return the default number of parts: a power of two; 8, unless parts would be very large or small."""
+    parts = DEFAULT_PARTS
+    while words > parts * DEFAULT_ROWS:
+        parts *= 2
+    while parts > 1 and words < parts * MIN_ROWS:
+        parts //= 2
+    return parts
+
+
+def default_episode(words: int) -> int:
+    """Return the default number of pairs of an episode."""
+    return min(max(PAIRS_PER_WORD * words, MIN_EPISODE), MAX_EPISODE)
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """A range of text positions whose words are the contexts of pairs.
+
+    Attributes:
+        codes: (positions,) uint32, of the words (`Grid.codes`), after subsampling.
+        reach: (positions,) uint16, the window of each position as a target.
+        offsets: (documents + 1,) int64, of the documents in them.
+        first, last: the range.
+    """
+
+    codes: NDArray[np.uint32]
+    reach: NDArray[np.uint16]
+    offsets: NDArray[np.int64]
+    first: int
+    last: int
+
+    def split(self, parts: int) -> Iterator["Contexts"]:
+        """Split the range into `parts` ranges of nearly equal length."""
+        bounds = np.linspace(self.first, self.last, parts + 1).astype(int).tolist()
+        for first, last in zip(bounds, bounds[1:], strict=False):
+            yield Contexts(self.codes, self.reach, self.offsets, first, last)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Pairs in blocks, in runs of at most `MAX_RUN` pairs of one target.
+
+    Attributes:
+        targets, contexts: (pairs,) uint16, row numbers within the parts.
+        bounds: (inputs, P + 1) int64: the block of the i-th input part and output part j is
+            bounds[i, j]:bounds[i, j + 1].
+    """
+
+    targets: NDArray[np.uint16]
+    contexts: NDArray[np.uint16]
+    bounds: NDArray[np.int64]
