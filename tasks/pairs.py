@@ -1,4 +1,4 @@
-"""Stores the (target, context) pairs that word2vec's skip-gram would draw from the text, in blocks of the grid.
+"""Stores the (target, context) pairs that word2vec's skip-gram would draw from the text, in blocks of a grid.
 
 models/word2vec/skipgram.py defines the pairs, and models/word2vec/grid.py parts, episodes and blocks. In mode
 `streamed` this stage is skipped: training draws pairs of the same distribution from the tokens.
@@ -132,8 +132,8 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
 
     There is one shard for each input part, with one row group for each episode: the pairs whose context is in
     that part, in blocks by the part of their target. `blocks-train.parquet` has the lengths of the blocks:
-    one row group for each episode, one row for each input part. The pairs of held-out documents are written to
-    `validation-*.parquet` in the same way.
+    one row group for each episode, one row for each input part. The pairs of held-out documents are written
+    to `validation-*.parquet` in the same way.
 
     Raises:
         ValueError: the vocabulary does not belong to the tokens or has too few words for the parts, or there
@@ -164,8 +164,9 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
             bar.update(words, counted(writer.pairs, "pairs"))
     if not writer.pairs:
         raise ValueError(
-            f"no pairs can be generated from {counted(documents, 'documents')} with {counted(words, 'words')}:"
-            " none keeps two words. Make the documents longer, lower min_count, or set --subsample 0"
+            f"no pairs can be generated from {counted(documents, 'documents')} with"
+            f" {counted(words, 'words')}: none keeps two words. Make the documents longer, lower min_count,"
+            " or set --subsample 0"
         )
     if config.validation_share and not held_out_writer.pairs:
         raise ValueError(

@@ -88,8 +88,8 @@ class GridEpoch:
 class GridStream:
     """The shares of one worker in the diagonals of a grid.
 
-    Batches have `target` and `context`, (pairs,), and `bounds`, (inputs + 1,) int64: the block of the k-th own
-    input part is bounds[k]:bounds[k + 1].
+    Batches have `target` and `context`, (pairs,), and `bounds`, (inputs + 1,) int64: the block of the k-th
+    own input part is bounds[k]:bounds[k + 1].
 
     Args:
         parts: of the grid, P.
@@ -149,8 +149,7 @@ class StoredEpisodes:
         i = np.arange(parts)
         with self._open(self._blocks) as file:
             lengths = [self._lengths(file, number) for number in range(file.num_row_groups)]
-        # (episodes, P) each: the pairs of each diagonal d, those of the blocks (i, (i + d) mod P), and of each
-        # input part
+        # pairs of each diagonal d (blocks (i, (i + d) mod P)), and of each input part; (episodes, P) each
         shape = (len(lengths), parts)
         self._diagonals = np.array(
             [[each[i, (i + d) % parts].sum() for d in range(parts)] for each in lengths], np.int64

@@ -9,9 +9,10 @@ The pairs are enumerated twice, to count and to place them, instead of being sto
 and the gathering run in any number of threads; the result does not depend on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -67,7 +68,7 @@ def place_pairs(  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def gather_runs(targets, contexts, bounds, rows, run_targets, run_contexts):  # type: ignore[no-untyped-def]
-    """Copy the blocks, whose pairs are bounds[b]:bounds[b + 1], with each block's pairs gathered into runs."""
+    """Copy the blocks bounds[b]:bounds[b + 1], and gather each block's pairs into runs."""
     waiting = np.empty(rows * MAX_RUN, np.uint16)  # contexts of the incomplete run of each target
     filled = np.zeros(rows, np.int64)
     for block in range(len(bounds) - 1):
@@ -106,11 +107,7 @@ def make_blocks(
     parts = grid.parts
     own = range(parts) if own is None else own
     pieces = [piece for one in ranges for piece in one.split(threads)]
-    run = (
-        (lambda f, *columns: list(pool.map(f, *columns)))
-        if pool
-        else (lambda f, *columns: list(map(f, *columns)))
-    )
+    run: Callable[..., Any] = map if pool is None else pool.map
     shared = (window, own.start, own.stop, parts)
 
     def count(piece: Contexts) -> NDArray[np.int64]:
@@ -118,7 +115,7 @@ def make_blocks(
         count_pairs(piece.codes, piece.reach, piece.offsets, piece.first, piece.last, *shared, counts)
         return counts
 
-    counts = np.array(run(count, pieces)).reshape(len(pieces), len(own) * parts)
+    counts = np.array(list(run(count, pieces))).reshape(len(pieces), len(own) * parts)
     bounds = np.concatenate([[0], np.cumsum(counts.sum(0))])
     cursors = bounds[:-1] + np.cumsum(counts, 0) - counts
     targets, contexts = (np.empty(bounds[-1] + 1, np.uint16) for _ in range(2))
@@ -129,7 +126,7 @@ def make_blocks(
             *(*shared, cursor, targets, contexts),
         )
 
-    run(place, pieces, cursors)
+    list(run(place, pieces, cursors))
     run_targets, run_contexts = (np.empty(bounds[-1], np.uint16) for _ in range(2))
 
     def gather(first: int, last: int) -> None:
@@ -137,6 +134,6 @@ def make_blocks(
 
     cuts = np.searchsorted(bounds, np.linspace(0, bounds[-1], threads + 1)[1:-1]).tolist()
     some = [(a, b) for a, b in pairwise([0, *cuts, len(bounds) - 1]) if a < b]
-    run(gather, *zip(*some, strict=True))
+    list(run(gather, *zip(*some, strict=True)))
     at_rows = np.arange(len(own))[:, None] * parts + np.arange(parts + 1)
     return Blocks(run_targets, run_contexts, bounds[at_rows])

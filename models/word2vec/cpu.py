@@ -257,8 +257,8 @@ class BlockThreads:
     """Threads that train the blocks of one diagonal after the other.
 
     A diagonal's blocks are submitted in groups of adjacent input parts. A group waits only for the groups of
-    the previous diagonal that used its rows, so no thread is idle at the end of a diagonal. Since groups start
-    in the order of submission, those that a group waits for are never behind it.
+    the previous diagonal that used its rows, so no thread is idle at the end of a diagonal. Groups start in
+    the order of submission, so those that a group waits for are never behind it.
     """
 
     def __init__(self, threads: int) -> None:

@@ -1,17 +1,19 @@
 """The grid: the vocabulary in parts, and the pairs of an episode in blocks that can be trained in parallel.
 
-The V words are dealt into P parts. The pairs of an *episode* (some millions) are sorted into P x P *blocks* by
-the part of their context, which indexes the input table, and of their target, which indexes the output table.
-The blocks (i, (i + d) mod P) of *diagonal* d share no row of either table, so any number of threads and
-workers can train them at the same time without a lock, and the result does not depend on who trains which.
-An episode is trained diagonal by diagonal. Noise for an output part is drawn from the words of that part.
+The V words are dealt into P parts. The pairs of an *episode* (some millions) are sorted into P x P *blocks*
+by the part of their context, which indexes the input table, and of their target, which indexes the output
+table. The blocks (i, (i + d) mod P) of *diagonal* d share no row of either table, so any number of threads
+and workers can train them at the same time without a lock, and the result does not depend on which of them
+trains which block. An episode is trained diagonal by diagonal. Noise for an output part is drawn from the
+words of that part.
 
-This is the schedule of GraphVite (Zhu et al. 2019), "A High-Performance CPU-GPU Hybrid System for Node
-Embedding", for the negative samples of words.
+Zhu et al. (2019), "GraphVite: A High-Performance CPU-GPU Hybrid System for Node Embedding", train node
+embeddings on several GPUs in this way.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +112,7 @@ class Contexts:
     def split(self, parts: int) -> Iterator["Contexts"]:
         """Split the range into `parts` ranges of nearly equal length."""
         bounds = np.linspace(self.first, self.last, parts + 1).astype(int).tolist()
-        for first, last in zip(bounds, bounds[1:], strict=False):
+        for first, last in pairwise(bounds):
             yield Contexts(self.codes, self.reach, self.offsets, first, last)
 
 

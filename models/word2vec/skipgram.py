@@ -100,6 +100,17 @@ def draw_windows(offsets, first_document, seed, window, shrink, reach) -> None: 
                 reach[i] = 1 + int((bits * uint64(window)) >> HALF)
 
 
+def check_ids(ids: NDArray[np.int32], words: int) -> None:
+    """Raise a ValueError unless all ids are in a vocabulary of so many words."""
+    lowest, highest = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
+    if lowest < 0 or highest >= words:
+        offending = lowest if lowest < 0 else highest
+        raise ValueError(
+            f"the tokens contain the id {offending}, but the vocabulary's ids are 0 to {words - 1}: rebuild"
+            " the tokens with this vocabulary"
+        )
+
+
 @dataclass(frozen=True)
 class SkipGrams:
     """How pairs are drawn from tokens.
@@ -164,8 +175,12 @@ class SkipGrams:
                 consecutive.
             seed: of this batch.
             own: the input parts.
+
+        Raises:
+            ValueError: an id is not in the vocabulary.
         """
         ids, row, position = batch["tokens"], batch["row"], batch["position"]
+        check_ids(ids, self.grid.words)
         begins = np.ones(len(ids), np.bool_)  # of a document, or of a part of one
         begins[1:] = (row[1:] != row[:-1]) | (position[1:] != position[:-1] + 1)
         starts = np.flatnonzero(begins)

@@ -338,7 +338,8 @@ class Word2Vec:
         if len(bounds) != len(self._own) + 1 or bounds[0] != 0 or bounds[-1] != len(targets):
             raise ValueError(
                 f"the batch has {len(bounds) - 1} blocks and {len(targets)} pairs, of which the blocks have"
-                f" {bounds[-1] - bounds[0]}: the model has {len(self._own)} parts; make the pairs for its grid"
+                f" {bounds[-1] - bounds[0]}: the model has {len(self._own)} parts; draw the pairs for its"
+                " grid"
             )
         for name, ids, counts in (
             ("target", targets, self._words[parts]),

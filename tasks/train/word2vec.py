@@ -33,7 +33,7 @@ from lexloom.training.sync.config import SyncConfig
 
 DOCUMENTS_AT_ONCE = 1 << 20
 # read by gensim: word2vec's binary format, and the counts
-VECTORS_FILE, CONTEXTS_FILE, COUNTS_FILE = "word2vec.bin", "contexts.bin", "word2vec.vocab"
+VECTORS_BIN, CONTEXTS_BIN, COUNTS = "word2vec.bin", "contexts.bin", "word2vec.vocab"
 
 
 class TrainWord2VecConfig(TrainConfig):
@@ -160,16 +160,16 @@ def train_word2vec(
     metrics["unit"] = unit
     vectors = WordVectors(words.to_pylist(), assemble(VECTORS, tensors, grid, config.dim))
     vectors.save(out)
-    vectors.save_word2vec(out / VECTORS_FILE, binary=True)
+    vectors.save_word2vec(out / VECTORS_BIN, binary=True)
     with_spaces = sum(map(has_white_space, vectors.words))
     if not with_spaces:
-        save_word2vec_counts(vectors.words, counts.tolist(), out / COUNTS_FILE)
+        save_word2vec_counts(vectors.words, counts.tolist(), out / COUNTS)
     if config.save_context:
         contexts = WordVectors(vectors.words, assemble(CONTEXTS, tensors, grid, config.dim))
-        contexts.save_word2vec(out / CONTEXTS_FILE, binary=True)
+        contexts.save_word2vec(out / CONTEXTS_BIN, binary=True)
     write_json(out / "config.json", {KIND: FAMILY.kind, **canonical(config), **vocabulary.normalization})
     save_records(out, metrics, model_card(config, metrics, len(words), has_counts=not with_spaces))
-    notes = {f"words with white space, so no {COUNTS_FILE}": with_spaces} if with_spaces else {}
+    notes = {f"words with white space, so no {COUNTS}": with_spaces} if with_spaces else {}
     return summarize(metrics, unit, len(words), "word vectors", notes=notes)
 
 
@@ -229,19 +229,19 @@ def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int,
     """
     rows, loaded, count = (
         "",
-        f'KeyedVectors.load_word2vec_format(f"{{folder}}/{VECTORS_FILE}", binary=True)',
+        f'KeyedVectors.load_word2vec_format(f"{{folder}}/{VECTORS_BIN}", binary=True)',
         "",
     )
-    note = f"\nThere is no `{COUNTS_FILE}`, since a word contains white space; gensim derives counts from ranks.\n"
+    note = f"\nThere is no `{COUNTS}`, since a word contains white space; gensim derives counts from ranks.\n"
     if has_counts:
-        rows = f"| `{COUNTS_FILE}` | word counts in the training text, for gensim's `fvocab` |\n"
+        rows = f"| `{COUNTS}` | word counts in the training text, for gensim's `fvocab` |\n"
         loaded = (
-            f'KeyedVectors.load_word2vec_format(\n    f"{{folder}}/{VECTORS_FILE}", fvocab=f"{{folder}}/{COUNTS_FILE}",'
-            " binary=True\n)"
+            f'KeyedVectors.load_word2vec_format(\n    f"{{folder}}/{VECTORS_BIN}", '
+            f'fvocab=f"{{folder}}/{COUNTS}", binary=True\n)'
         )
         count, note = '\nvectors.get_vecattr(vectors.index_to_key[0], "count")', ""
     if config.save_context:
-        rows += f"| `{CONTEXTS_FILE}` | the context vectors, in word2vec's binary format |\n"
+        rows += f"| `{CONTEXTS_BIN}` | the context vectors, in word2vec's binary format |\n"
     return f"""# Word vectors
 
 {words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples.
@@ -251,7 +251,7 @@ def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int,
 |---|---|
 | `model.safetensors` | `vectors`: float32, one row per word |
 | `vocabulary.json` | word -> row |
-| `{VECTORS_FILE}` | the same vectors in word2vec's binary format, for gensim |
+| `{VECTORS_BIN}` | the same vectors in word2vec's binary format, for gensim |
 {rows}| `config.json`, `metrics.json` | parameters and metrics of the training |
 {note}
 ```python
@@ -280,7 +280,7 @@ Continue training in gensim, on `sentences` (lists of words):
 ```python
 from gensim.models import Word2Vec
 
-contexts = KeyedVectors.load_word2vec_format(f"{{folder}}/{CONTEXTS_FILE}", binary=True)
+contexts = KeyedVectors.load_word2vec_format(f"{{folder}}/{CONTEXTS_BIN}", binary=True)
 model = Word2Vec(vector_size=vectors.vector_size, sg=1, negative={config.negatives}, min_count=1)
 model.build_vocab_from_freq({{word: vectors.get_vecattr(word, "count") for word in vectors.index_to_key}})
 model.wv.vectors[:] = vectors[model.wv.index_to_key]
