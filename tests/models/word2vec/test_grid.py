@@ -1,0 +1,70 @@
+"""The division of the vocabulary into parts."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lexloom.models.word2vec.grid import MAX_ROWS, Grid, default_episode, default_parts
+
+
+@given(st.integers(1, 500), st.data())
+def test_each_word_has_one_row(words, data):
+    grid = Grid(words, data.draw(st.integers(1, words)))
+    ids = np.arange(words)
+    codes = grid.codes(ids)
+    assert len(np.unique(codes)) == words
+    for part in range(grid.parts):
+        own = grid.words_of(part)
+        assert (codes[own] == (part << 16 | np.arange(len(own)))).all()
+        assert grid.rows - 1 <= len(own) <= grid.rows
+    assert sum(len(grid.words_of(part)) for part in range(grid.parts)) == words
+
+
+def test_words_are_dealt_back_and_forth():
+    grid = Grid(8, 3)
+    assert [grid.words_of(part).tolist() for part in range(3)] == [[0, 5, 6], [1, 4, 7], [2, 3]]
+
+
+def test_parts_of_natural_text_have_nearly_equal_weight():
+    counts = 1 / (np.arange(60_000) + 2.7)
+    grid = Grid(60_000, 8)
+    weights = np.sqrt(counts)  # about what subsampling leaves
+    shares = np.array([weights[grid.words_of(part)].sum() for part in range(8)]) / weights.sum()
+    assert shares == pytest.approx(1 / 8, rel=0.01)
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_each_part_has_one_owner(parts, workers):
+    grid = Grid(100, parts)
+    if workers > parts:
+        with pytest.raises(ValueError, match=f"{workers} workers can't share {parts} parts"):
+            grid.own(0, workers)
+        return
+    owned = [grid.own(rank, workers) for rank in range(workers)]
+    assert [part for own in owned for part in own] == list(range(parts))
+    assert max(map(len, owned)) - min(map(len, owned)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "parts", "least"), [(5, 6, 1), (5, 0, 1), (0, 1, 1), (MAX_ROWS + 1, 1, 2), (200_000, 3, 4)]
+)
+def test_unsuitable_number_of_parts_is_rejected(words, parts, least):
+    with pytest.raises(ValueError, match=f"parts is {parts}: it must be between {least} and {words}"):
+        Grid(words, parts)
+
+
+@given(st.integers(1, 10_000_000))
+def test_default_parts_fit_every_vocabulary(words):
+    parts = default_parts(words)
+    assert Grid(words, parts).rows <= MAX_ROWS
+    assert parts & (parts - 1) == 0
+    assert default_episode(words) <= default_episode(words + 1)
+
+
+def test_large_vocabularies_have_more_parts():
+    sizes = (1, 100, 1_000, 10_000, 60_000, 500_000, 2_500_000)
+    parts = [default_parts(words) for words in sizes]
+    assert parts == sorted(parts)
+    assert parts[0] == 1
+    assert parts[-1] >= 64
