@@ -151,13 +151,7 @@ def train_word2vec(
         threads=config.threads,
         programs=config.programs,
     )
-    sync = SyncConfig(
-        "delta_sum",
-        period=config.sync_period,
-        frequent_rows=config.frequent_words,
-        rare_period=config.sync_rare_period,
-        cap=config.sync_cap,
-    )
+    sync = SyncConfig("rotation")
     unit = "pairs"
     if isinstance(config, TrainFromTokensConfig):
         skipgrams = make_skipgrams(config.pairs, counts)
