@@ -112,7 +112,20 @@ class Job:
 
 
 def plan_length(stream: Stream, stopping: Stopping) -> tuple[int, int]:
-    """Count the examples and steps until max_epochs or max_steps ends a run (steps: estimated)."""
+    """Count the examples and steps until max_epochs or max_steps ends a run (steps: estimated).
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    examples, steps = count_steps(stream, stopping)
+    if not examples:
+        raise ValueError(
+            f"the first {steps} training steps have no examples: train for more steps, or on more data"
+        )
+    return examples, steps
+
+
+def count_steps(stream: Stream, stopping: Stopping) -> tuple[int, int]:
     if stopping.max_steps is None:
         assert stopping.max_epochs is not None  # checked by Stopping
         return stopping.max_epochs * stream.examples, stopping.max_epochs * stream.epoch(0).steps

@@ -211,8 +211,7 @@ class Training:
         self.records.make_due(wait=reason is not None)
         if reason is not None and not state.history:
             raise ValueError(
-                f"none of the {state.step} training steps had an example: train for more steps, or on more"
-                " data"
+                f"none of the {state.step} training steps had an example: train for longer, or on more data"
             )
         state.stop_reason = reason
         improved = evaluated and state.best_step == state.step

@@ -85,9 +85,10 @@ class Partitioned(Trainable, Protocol):
     step `outgoing`, `incoming` and `rotate` (only `rotate` if there is a single worker). An evaluation batch
     is a step in this sense; evaluations take as many steps as bring every piece back to its place.
 
-    For the same results with any number of workers, a step's pieces must not depend on each other, and a
-    worker's mean loss must be a sum over pieces, each rounded to a multiple of `LOSS_RESOLUTION`, divided by
-    the worker's examples. So must the sums of `evaluate`. The seeds are the same on all workers.
+    The results are the same with any number of workers if a step changes each piece by that piece's examples
+    only, does not change a piece without examples, and derives its random numbers from the seed (the same on
+    all workers) and the piece. A worker's mean loss must be a sum over pieces, each rounded to a multiple of
+    `LOSS_RESOLUTION`, divided by the worker's examples; the sum of `evaluate` must be rounded likewise.
     """
 
     def own(self, rank: int, world_size: int) -> None:
