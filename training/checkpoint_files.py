@@ -3,8 +3,10 @@
     checkpoints/step-0000000400/model.safetensors    the trainable's state: weights and optimizer
                                 sync.safetensors     the synchronization strategy's state
                                 worker-0001.safetensors ...    if the workers' states differ
+                                pieces-0000.safetensors ...    every worker's pieces of a partitioned model,
+                                                     instead of model.safetensors
                                 state.json           position, clock, history, scores
-                                manifest.json        written last: fingerprint and digests
+                                manifest.json        written last: fingerprint, digests, names of pieces
 
 A folder is written under a temporary name and renamed, so a reader sees a complete checkpoint or none. If a
 checkpoint's digests do not match, it is skipped with a warning, and the one before it is used. No random
@@ -40,7 +42,9 @@ class Checkpoint:
     """The contents of a checkpoint.
 
     Attributes:
-        tensors: the trainable's state; worker 0's if the workers' states differ.
+        tensors: the trainable's state; worker 0's if the workers' states differ. Of a partitioned model, the
+            pieces of all workers; empty when it is saved. Loaded tensors are mapped files, of which only
+            those that are used occupy memory.
         state: plain JSON values (position, history, clock).
         sync: the synchronisation strategy's state.
         local: this worker's own state; None if none was saved for it. Only in loaded checkpoints.
@@ -86,11 +90,11 @@ class Checkpoints:
 
         Returns the file's path, which is valid until worker 0 has called `save`.
         """
-        temporary = self._temporary(step)
-        temporary.mkdir(parents=True, exist_ok=True)
-        path = temporary / local_name(worker)
-        write_tensors(path, tensors)
-        return path
+        return self._save_early(step, local_name(worker), tensors)
+
+    def save_pieces(self, step: int, worker: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write one worker's pieces for the checkpoint of `step`, before worker 0 calls `save`."""
+        self._save_early(step, pieces_name(worker), tensors)
 
     def save(
         self,
@@ -99,28 +103,33 @@ class Checkpoints:
         *,
         workers: int = 1,
         local: Collection[int] = (),
+        partitioned: bool = False,
         best: int | None = None,
     ) -> Path:
         """Write the checkpoint of `step`; then delete all but the newest ones and that of step `best`.
 
-        `workers` is the number of workers, and `local` lists those that have called `save_local`. Returns the
-        checkpoint's folder.
+        `workers` is the number of workers, and `local` lists those that have called `save_local`. If the
+        model is `partitioned`, all have called `save_pieces`. Returns the checkpoint's folder.
         """
         temporary = self._temporary(step)
-        names = [local_name(worker) for worker in local]
+        pieces = [pieces_name(worker) for worker in range(workers)] if partitioned else []
+        names = [*(local_name(worker) for worker in local), *pieces]
         temporary.mkdir(parents=True, exist_ok=True)
         for leftover in temporary.iterdir():  # of a run that was killed while writing
             if leftover.name not in names:
                 leftover.unlink()
-        write_tensors(temporary / MODEL, checkpoint.tensors)
+        if not partitioned:
+            write_tensors(temporary / MODEL, checkpoint.tensors)
+            names.append(MODEL)
         write_tensors(temporary / SYNC, checkpoint.sync)
         write_json(temporary / STATE, checkpoint.state)
-        files = [MODEL, SYNC, STATE, *names]
         manifest = {
             "fingerprint": self.fingerprint,
             "workers": workers,
-            "sha256": {name: digest(temporary / name) for name in files},
+            "sha256": {name: digest(temporary / name) for name in [SYNC, STATE, *names]},
         }
+        if partitioned:
+            manifest["pieces"] = sorted(read_pieces(temporary, workers))
         write_json(temporary / MANIFEST, manifest)
         final = self._final(step)
         shutil.rmtree(final, ignore_errors=True)  # a damaged one that was skipped
@@ -166,7 +175,13 @@ class Checkpoints:
                     raise ValueError(f"its manifest names {name!r}, which is outside its folder")
                 if digest(folder / name) != expected:
                     raise ValueError(f"the digest of {name} differs")
-            tensors, sync = load_file(folder / MODEL), load_file(folder / SYNC)
+            if (pieces := manifest.get("pieces")) is None:
+                tensors = load_file(folder / MODEL)
+            else:
+                tensors = read_pieces(folder, manifest["workers"])
+                if missing := sorted(set(pieces) - tensors.keys()):
+                    raise ValueError(f"the piece {missing[0]} is missing")
+            sync = load_file(folder / SYNC)
             own = local_name(worker)
             has_local = own in manifest["sha256"] and manifest["workers"] == workers
             local = load_file(folder / own) if has_local else None
@@ -182,6 +197,12 @@ class Checkpoints:
             )
         return Checkpoint(tensors, state, sync, local)
 
+    def _save_early(self, step: int, name: str, tensors: Mapping[str, Tensor]) -> Path:
+        temporary = self._temporary(step)
+        temporary.mkdir(parents=True, exist_ok=True)
+        write_tensors(temporary / name, tensors)
+        return temporary / name
+
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
@@ -194,6 +215,25 @@ class Checkpoints:
 
 def local_name(worker: int) -> str:
     return f"worker-{worker:04d}.safetensors"
+
+
+def pieces_name(worker: int) -> str:
+    return f"pieces-{worker:04d}.safetensors"
+
+
+def read_pieces(folder: Path, workers: int) -> dict[str, Tensor]:
+    """Map the pieces that `workers` workers have written; they are read when they are used.
+
+    Raises:
+        ValueError: two workers have written the same piece.
+    """
+    pieces: dict[str, Tensor] = {}
+    for worker in range(workers):
+        found = load_file(folder / pieces_name(worker))
+        if twice := sorted(pieces.keys() & found.keys()):
+            raise ValueError(f"{folder} has the piece {twice[0]} of several workers")
+        pieces |= found
+    return pieces
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,9 @@ Checkpoints do not affect training, whenever they are written. Between two synch
 a model differ: each worker then saves its own state, the replicas are synchronized for the shared copy, and
 each worker reloads its own state. A run with the same number of workers resumes from the workers' states,
 bit for bit; a run with a different number resumes from the shared copy.
+
+The workers of a partitioned model save their pieces, and no worker ever holds all of them. A run with any
+number of workers resumes from them, bit for bit.
 """
 
 import logging
@@ -18,7 +21,7 @@ from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 from lexloom.training.job import Job, TrainState
 from lexloom.training.sync.collectives import sum_over_workers
 from lexloom.training.sync.strategies import Synchronisation
-from lexloom.training.trainable import Differentiable, Trainable
+from lexloom.training.trainable import Differentiable, Partitioned, Trainable
 
 MODEL, OPTIMIZER, ROUND = "model.", "optimizer.", "round."  # prefixes of names in a worker's own state
 
@@ -45,8 +48,11 @@ class Checkpointer:
 
         Raises:
             OSError: the workers found different checkpoints.
+            ValueError: the checkpoint of a partitioned model has other pieces.
         """
-        if checkpoint is not None:
+        if isinstance(self.trainable, Partitioned):
+            self._restore_pieces(self.trainable, state, checkpoint)
+        elif checkpoint is not None:
             self.trainable.load_state_dict(checkpoint.tensors)
             self._load_replica(checkpoint.local or {})
             if self.rank and checkpoint.local is None and self._optimizer_tables():
@@ -69,6 +75,9 @@ class Checkpointer:
         """Write a checkpoint of `state`, with every worker's sum of losses and number of examples."""
         # exchanges for a checkpoint do not count as training
         sync_costs = self.sync.bytes_sent, self.sync.seconds
+        partitioned = isinstance(self.trainable, Partitioned)
+        if partitioned:
+            self.checkpoints.save_pieces(state.step, self.rank, self.trainable.state_dict())
         in_sync = self.sync.in_sync
         local = range(0 if not in_sync else 1, self.world_size) if self._states_differ() else ()
         own = Path()
@@ -78,17 +87,33 @@ class Checkpointer:
             self.sync.flush()
             if self.rank:
                 self._reload_own_state(own)
-        if local:
+        if local or partitioned:
             sum_over_workers([0.0], self.world_size, self.device)  # barrier: all have written and reloaded
         if self.rank == 0:
             values = asdict(state) | {"losses": losses}
-            checkpoint = Checkpoint(self.trainable.state_dict(), values, self.sync.state_dict())
+            model = {} if partitioned else self.trainable.state_dict()
             folder = self.checkpoints.save(
-                state.step, checkpoint, workers=self.world_size, local=local, best=state.best_step
+                state.step,
+                Checkpoint(model, values, self.sync.state_dict()),
+                workers=self.world_size,
+                local=local,
+                partitioned=partitioned,
+                best=state.best_step,
             )
             if not in_sync:
                 self._reload_own_state(folder / own.name)
         self.sync.bytes_sent, self.sync.seconds = sync_costs
+
+    def _restore_pieces(self, model: Partitioned, state: TrainState, checkpoint: Checkpoint | None) -> None:
+        model.start_at(state.step)
+        if checkpoint is not None:
+            names = model.piece_names()
+            if missing := sorted(set(names) - checkpoint.tensors.keys()):
+                raise ValueError(
+                    f"the checkpoint in {self.checkpoints.folder} does not have the model's piece"
+                    f" {missing[0]}: delete that folder to train from the beginning"
+                )
+            model.load_state_dict({name: checkpoint.tensors[name] for name in names})
 
     def _states_differ(self) -> bool:
         return not self.sync.in_sync or bool(self._optimizer_tables())

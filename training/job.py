@@ -1,17 +1,60 @@
-"""A training job: its parameters, its planned length, its step seeds, and its state."""
+"""A training job: its parameters, its stream, its planned length, its step seeds, and its state."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lexloom.training.progress import Accounts
 from lexloom.training.stopping import Score, Stopping, best_score
 from lexloom.training.stream import ShardStream
 from lexloom.training.sync.config import SyncConfig
 from lexloom.training.trainable import Batch, Trainable
+
+
+class EpochPlan(Protocol):
+    """One pass over a stream's examples; the same on every worker."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def steps(self) -> int:
+        """The number of global batches."""
+
+    def examples_until(self, step: int) -> int:
+        """Count the examples that all workers together have seen after the first `step` batches."""
+
+
+class Stream(Protocol):
+    """A source of global batches, of which each worker gets its share."""
+
+    @property
+    def examples(self) -> int:
+        """The number of examples of an epoch."""
+
+    def epoch(self, number: int) -> EpochPlan:
+        """Plan an epoch. For held-out examples, `number` is the step after which they are evaluated."""
+
+    def read(self, epoch: Any, start: int = 0) -> Generator[Batch]:
+        """Yield this worker's shares of the batches of a plan of `epoch()`, from batch `start` on."""
+
+
+def open_shard_stream(job: "Job", rank: int, world_size: int, held_out: bool) -> Stream:
+    """Open the job's shards: those of training shuffled, the held-out ones in order."""
+    return ShardStream(
+        job.validation if held_out else job.files,
+        job.columns,
+        batch_size=job.batch_size,
+        lanes=job.lanes,
+        seed=job.seed,
+        rank=rank,
+        world_size=world_size,
+        shuffle=not held_out,
+        shuffle_buffer_bytes=0 if held_out else job.shuffle_buffer_bytes,
+    )
 
 
 @dataclass(frozen=True)
@@ -31,6 +74,8 @@ class Job:
         sample: makes a text sample of the model, on worker 0 at each evaluation. It must not change torch's
             global random state.
         shuffle_buffer_bytes: bytes of rows that each lane shuffles in memory (training/stream.py).
+        open_stream: opens worker `rank`'s stream of the training or the held-out examples; called with (job,
+            rank, world_size, held_out). The column `columns[0]` of its batches has a row for each example.
         on_batch: called with (epoch, step in epoch, worker, batch) before each step; tests record batches.
     """
 
@@ -52,6 +97,7 @@ class Job:
     keep_checkpoints: int = 2
     sample: Callable[[Trainable], str] | None = None
     shuffle_buffer_bytes: int = 0
+    open_stream: Callable[["Job", int, int, bool], Stream] = open_shard_stream
     on_batch: Callable[[int, int, int, Batch], None] | None = None
 
     def __post_init__(self) -> None:
@@ -65,8 +111,21 @@ class Job:
             raise ValueError("patience needs a validation loss: hold out some examples for validation")
 
 
-def plan_length(stream: ShardStream, stopping: Stopping) -> tuple[int, int]:
-    """Count the examples and steps until max_epochs or max_steps ends a run (steps: estimated)."""
+def plan_length(stream: Stream, stopping: Stopping) -> tuple[int, int]:
+    """Count the examples and steps until max_epochs or max_steps ends a run (steps: estimated).
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    examples, steps = count_steps(stream, stopping)
+    if not examples:
+        raise ValueError(
+            f"the first {steps} training steps have no examples: train for more steps, or on more data"
+        )
+    return examples, steps
+
+
+def count_steps(stream: Stream, stopping: Stopping) -> tuple[int, int]:
     if stopping.max_steps is None:
         assert stopping.max_epochs is not None  # checked by Stopping
         return stopping.max_epochs * stream.examples, stopping.max_epochs * stream.epoch(0).steps

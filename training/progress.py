@@ -2,9 +2,15 @@
 fast.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 PROGRESS = "progress.json"  # the newest `Progress` of a run, next to its checkpoints
+
+Account = Literal["data", "compute", "evaluation", "checkpoint"]
 
 
 @dataclass
@@ -18,6 +24,14 @@ class Accounts:
     evaluation_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
     sync_bytes: int = 0
+
+    @contextmanager
+    def timed(self, account: Account) -> Iterator[None]:
+        """Add the block's time to an account."""
+        started = time.perf_counter()
+        yield
+        name = f"{account}_seconds"
+        setattr(self, name, getattr(self, name) + time.perf_counter() - started)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Checkpoints: complete or absent; the newest undamaged one of the same run is loaded."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -56,6 +57,73 @@ def test_every_worker_loads_its_own_state(checkpoints: Checkpoints) -> None:
     found = checkpoints.load(worker=1, workers=2)
     assert found is not None
     assert found.local is None  # it was saved by another number of workers
+
+
+def save_pieces(checkpoints: Checkpoints, step: int, workers: int) -> None:
+    """Save pieces 0 to 5, whose values are 10 times the step and their numbers, of some workers."""
+    for worker in range(workers):
+        numbers = range(6 * worker // workers, 6 * (worker + 1) // workers)
+        pieces = {f"rows.{number}": torch.tensor(10.0 * step + number) for number in numbers}
+        checkpoints.save_pieces(step, worker, pieces)
+    checkpoints.save(step, Checkpoint({}, {"step": step}), workers=workers, partitioned=True)
+
+
+def test_pieces_of_all_workers_are_loaded_by_any_worker(checkpoints: Checkpoints) -> None:
+    left = checkpoints.folder / ".writing-0000000003"  # by three workers that died while they wrote
+    left.mkdir(parents=True)
+    (left / "pieces-0002.safetensors").write_bytes(b"half")
+    save_pieces(checkpoints, 3, workers=2)
+    assert {path.name for path in checkpoints.folder.glob("*/*")} == {
+        "pieces-0000.safetensors",
+        "pieces-0001.safetensors",
+        "state.json",
+        "sync.safetensors",
+        "manifest.json",
+    }
+    for worker, workers in ((0, 1), (1, 2), (4, 5)):
+        found = checkpoints.load(worker=worker, workers=workers)
+        assert found is not None
+        assert {name: piece.item() for name, piece in found.tensors.items()} == {
+            f"rows.{number}": 30.0 + number for number in range(6)
+        }
+        assert found.local is None
+
+
+def test_piece_of_two_workers_is_rejected(checkpoints: Checkpoints) -> None:
+    for worker in range(2):
+        checkpoints.save_pieces(1, worker, {"rows.0": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"has the piece rows\.0 of several workers"):
+        checkpoints.save(1, Checkpoint({}, {}), workers=2, partitioned=True)
+    assert checkpoints.load() is None
+
+
+def rewrite_manifest(folder: Path, **changes: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: (folder / "pieces-0001.safetensors").unlink(),
+        lambda folder: (folder / "pieces-0000.safetensors").write_bytes(b"short"),
+        lambda folder: rewrite_manifest(folder, pieces=["rows.0", "rows.6"]),
+        lambda folder: rewrite_manifest(folder, workers=3),
+    ],
+    ids=["no file", "damaged", "no piece", "another number"],
+)
+def test_checkpoint_without_a_piece_falls_back_to_the_previous_one(
+    checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture, harm: object
+) -> None:
+    for step in (1, 2):
+        save_pieces(checkpoints, step, workers=2)
+    harm(checkpoints.folder / "step-0000000002")  # type: ignore[operator]
+    with caplog.at_level(logging.WARNING, "lexloom"):
+        found = checkpoints.load()
+    assert found is not None
+    assert found.state["step"] == 1
+    assert "step-0000000002 is damaged" in caplog.text
+    assert "step-0000000001" not in caplog.text
 
 
 def test_unwritable_folder_is_reported(tmp_path: Path) -> None:

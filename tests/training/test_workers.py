@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lexloom.models.word2vec.trainable import Word2Vec
 from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 from lexloom.training.job import Job, TrainState, step_seed
 from lexloom.training.loop import train
@@ -45,31 +43,10 @@ STRATEGIES = {
     "warmed up": SyncConfig("diloco", period=2, warm_up_steps=6),
     "warmed up average": SyncConfig("average", period=3, warm_up_steps=3, optimizer_state="keep"),
 }
-KERNEL_STRATEGIES = {
-    "delta_sum": SyncConfig("delta_sum", period=2, frequent_rows=20, rare_period=3),
+COUNTER_STRATEGIES = {
     "average": SyncConfig("average", period=3),
     "diloco": SyncConfig("diloco", period=3),
 }
-WORDS = 60
-
-
-def word2vec() -> Word2Vec:
-    share = np.linspace(0.2, 1.0, WORDS).astype(np.float32)
-    alias = np.arange(WORDS, dtype=np.int32)[::-1].copy()
-    return Word2Vec(share, alias, dim=8, negatives=3, learning_rate=0.1, seed=3, threads=1)
-
-
-def pairs_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
-    """About 1,000 pairs in 10 steps per epoch, made from the points' labels."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shard = folder / "pairs.parquet"
-    if not shard.exists():
-        generator = np.random.default_rng(1)
-        target = np.repeat(generator.integers(0, WORDS, 150), 4).astype(np.int32)
-        context = ((target + generator.integers(1, 4, target.size)) % WORDS).astype(np.int32)
-        pq.write_table(pa.table({"target": target, "context": context}), shard, row_group_size=37)
-    changes = {"files": (shard,), "columns": ("target", "context"), "sync": sync, **changes}
-    return job(folder, word2vec, **changes)
 
 
 def classifier_job(folder: Path, sync: SyncConfig, **changes: Any) -> Job:
@@ -116,7 +93,7 @@ def group_of_two(rank: int, world_size: int, jobs: list[Job], stopped: list[Job]
     train_in_pieces(rank, world_size, jobs)
     for plan in stopped:
         stop_and_resume(rank, world_size, plan)
-    for sync in (SyncConfig("delta_sum", period=3), SyncConfig("average", period=4)):
+    for sync in (SyncConfig("diloco", period=3), SyncConfig("average", period=4)):
         model = Annealed()
         limits = Stopping(max_epochs=10_000, max_seconds=0.3)
         timed = job(folder / "broken", lambda model=model: model, sync=sync, stopping=limits)
@@ -135,9 +112,6 @@ def group_of_two(rank: int, world_size: int, jobs: list[Job], stopped: list[Job]
     broken = job(folder / "broken", BreaksOnOneWorker)
     with pytest.raises(FloatingPointError, match=r"loss is inf at step 15 \(epoch 2, learning rate 0.\d+\)"):
         train(broken, rank=rank, world_size=world_size)
-    flat = exact(folder / "flat" / str(rank), SyncConfig("delta_sum"))
-    with pytest.raises(ValueError, match=r"rows of matrices, but 0.bias has the shape \(16,\)"):
-        train(flat, rank=rank, world_size=world_size)
 
 
 def stop_and_resume(rank: int, world_size: int, plan: Job) -> None:
@@ -208,8 +182,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resumable() -> list[tuple[str, Any, SyncConfig]]:
     return [
         *((f"classifier {name}", classifier_job, sync) for name, sync in STRATEGIES.items()),
-        *((f"kernel {name}", pairs_job, sync) for name, sync in KERNEL_STRATEGIES.items()),
-        ("counter", counter_job, SyncConfig("delta_sum", period=3)),
+        *((f"counter {name}", counter_job, sync) for name, sync in COUNTER_STRATEGIES.items()),
     ]
 
 

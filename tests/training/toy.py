@@ -1,7 +1,10 @@
 """Trainables small enough to check by hand, and a way to train on several processes without Ray."""
 
 import multiprocessing
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,11 @@ from lexloom.training.stopping import Stopping
 from lexloom.training.sync.collectives import sum_over_workers
 from lexloom.training.sync.config import SyncConfig
 from lexloom.training.torch_trainable import TorchTrainable
-from lexloom.training.trainable import Batch
+from lexloom.training.trainable import LOSS_RESOLUTION, Batch
 
 ROWS = 12
 FEATURES, CLASSES = 4, 3
+PARTS, EPISODES, WIDTH = 5, 3, 4
 
 
 class Counter:
@@ -92,6 +96,187 @@ def classifier(
     return TorchTrainable(partial(perceptron, dropout), cross_entropy, optimizer, **options)
 
 
+@dataclass
+class Block:
+    """A block of a `Grid`: its examples, and the two pieces that it changes. Its loss is None before that."""
+
+    row: Tensor
+    column: Tensor
+    values: np.ndarray
+    shift: float
+    loss: float | None = None
+
+    def train(self) -> None:
+        self.row.copy_(torch.sin(self.row + self.column / 2 + float(self.values.sum()) + self.shift))
+        self.column.mul_(0.9).add_(self.row)
+        self.loss = self.sum_losses()
+
+    def sum_losses(self) -> float:
+        loss = float((self.row - self.column).square().sum()) * len(self.values)
+        return round(loss / LOSS_RESOLUTION) * LOSS_RESOLUTION
+
+
+class Grid:
+    """A partitioned model: pieces of two tables. A block (i, j) of examples changes row i and column j.
+
+    The rows stay with their workers, and the columns move on. The updates depend on both pieces, so a wrong
+    order and a lost or stale piece change the result. Blocks are trained late: when the piece leaves, a loss
+    is read or the state is requested. `overlaps` counts the exchanges during which blocks were pending.
+    """
+
+    def __init__(self) -> None:
+        self.own(0, 1)
+
+    def own(self, rank: int, world_size: int) -> None:
+        if world_size > PARTS:
+            raise ValueError(f"{world_size} workers can't share {PARTS} parts")
+        self.world_size = world_size
+        self.parts = range(PARTS * rank // world_size, PARTS * (rank + 1) // world_size)
+
+    def prepare(self, device: str) -> None:
+        self.rows = {part: first_piece(part) for part in self.parts}
+        self.spare = torch.full((WIDTH,), float("nan"))
+        self.blocks = deque[Block]()
+        self.finished_at, self.overlaps, self.evaluated = 0.0, 0, 0
+        self.start_at(0)
+
+    def start_at(self, step: int) -> None:
+        self.steps = step
+        self.columns = {self.opposite(part): first_piece(-1 - self.opposite(part)) for part in self.parts}
+
+    def opposite(self, row: int) -> int:
+        return (row + self.steps) % PARTS
+
+    def learning_rate(self, progress: float) -> float:
+        return 1.0 - progress
+
+    def select(self, batch: Batch, shift: float) -> list[Block]:
+        """The batch's blocks that have examples; that of the column that leaves comes first."""
+        blocks = []
+        for row in self.parts:
+            chosen = batch["row"] == row
+            assert (batch["column"][chosen] == self.opposite(row)).all(), "of another diagonal"
+            column = self.columns[self.opposite(row)]
+            blocks.append(Block(self.rows[row], column, batch["value"][chosen], shift + row))
+        return [block for block in blocks if len(block.values)]
+
+    def train_step(self, batch: Batch, *, progress: float, seed: int) -> "GridLoss":
+        blocks = self.select(batch, progress + seed % 1000 / 1000)
+        self.blocks += blocks
+        return GridLoss(self, blocks)
+
+    def evaluate(self, batch: Batch) -> tuple[float, float]:
+        assert not self.blocks, "a step is pending"
+        self.evaluated += 1
+        return sum(block.sum_losses() for block in self.select(batch, 0.0)), len(batch["value"])
+
+    def finish(self, is_done: Callable[[], bool]) -> None:
+        while self.blocks and not is_done():
+            self.blocks.popleft().train()
+            self.finished_at = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        self.finish(lambda: False)
+        rows = {f"rows.{part:04d}": piece for part, piece in self.rows.items()}
+        return rows | {f"columns.{part:04d}": piece for part, piece in self.columns.items()}
+
+    def piece_names(self) -> list[str]:
+        return list(self.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        live = self.state_dict()
+        assert state.keys() == live.keys()
+        for name, piece in live.items():
+            piece.copy_(state[name])
+
+    def outgoing(self) -> Tensor:
+        leaving = self.columns[self.opposite(self.parts[0])]
+        self.finish(lambda: all(block.column is not leaving for block in self.blocks))
+        self.overlaps += bool(self.blocks)
+        return leaving
+
+    def incoming(self) -> Tensor:
+        return self.spare
+
+    def rotate(self) -> None:
+        leaving = self.columns.pop(self.opposite(self.parts[0]))
+        self.steps += 1
+        arrived, self.spare = (self.spare, leaving) if self.world_size > 1 else (leaving, self.spare)
+        self.columns[self.opposite(self.parts[-1])] = arrived
+
+    def idle_since(self) -> float | None:
+        return None if self.blocks else self.finished_at
+
+
+class GridLoss:
+    def __init__(self, model: Grid, blocks: list[Block]) -> None:
+        self.model, self.blocks = model, blocks
+
+    def done(self) -> bool:
+        return all(block.loss is not None for block in self.blocks)
+
+    def __float__(self) -> float:
+        self.model.finish(self.done)
+        total = sum(block.loss for block in self.blocks if block.loss is not None)
+        return total / sum(len(block.values) for block in self.blocks)
+
+
+def first_piece(part: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(part % 100).normal(size=WIDTH).astype(np.float32))
+
+
+@dataclass
+class GridEpoch:
+    number: int
+    blocks: list[tuple[int, int]]  # of each step: the episode and the diagonal
+    sizes: list[int]  # examples of each step
+
+    @property
+    def steps(self) -> int:
+        return len(self.blocks)
+
+    def examples_until(self, step: int) -> int:
+        return sum(self.sizes[:step])
+
+
+class GridStream:
+    """Episodes of PARTS x PARTS blocks of random numbers; a step's batch is a diagonal of an episode.
+
+    Some blocks are empty, and so is a diagonal of every episode. `Job.open_stream` of a `Grid`.
+    """
+
+    def __init__(self, job: Job, rank: int, world_size: int, held_out: bool) -> None:
+        self.seeds, self.held_out = [job.seed, int(held_out)], held_out
+        self.parts = range(PARTS * rank // world_size, PARTS * (rank + 1) // world_size)
+        self.sizes = np.random.default_rng(self.seeds).integers(0, 5, (EPISODES, PARTS, PARTS))
+        for episode, row in np.ndindex(EPISODES, PARTS):
+            self.sizes[episode, row, (row + episode) % PARTS] = 0
+        self.examples = int(self.sizes.sum())
+
+    def epoch(self, number: int) -> GridEpoch:
+        first, order = number % PARTS, np.arange(EPISODES)
+        if not self.held_out:
+            first = 0
+            np.random.default_rng([*self.seeds, number]).shuffle(order)
+        blocks = [(int(order[step // PARTS]), (first + step) % PARTS) for step in range(EPISODES * PARTS)]
+        sizes = [
+            sum(int(self.sizes[episode, row, (row + diagonal) % PARTS]) for row in range(PARTS))
+            for episode, diagonal in blocks
+        ]
+        return GridEpoch(number, blocks, sizes)
+
+    def read(self, epoch: GridEpoch, start: int = 0) -> Generator[Batch]:
+        for episode, diagonal in epoch.blocks[start:]:
+            sides = [(row, (row + diagonal) % PARTS) for row in self.parts]
+            sizes = [int(self.sizes[episode, row, column]) for row, column in sides]
+            values = [
+                np.random.default_rng([*self.seeds, episode, row, column]).normal(size=size)
+                for (row, column), size in zip(sides, sizes, strict=True)
+            ]
+            rows, columns = np.repeat(np.array(sides), sizes, axis=0).T
+            yield {"value": np.concatenate(values), "row": rows, "column": columns}
+
+
 def write_numbers(path: Path, rows: int = 600) -> Path:
     numbers = np.random.default_rng(0).integers(0, ROWS - 2, rows).astype(np.int32)
     pq.write_table(pa.table({"number": numbers}), path, row_group_size=37)
@@ -120,12 +305,19 @@ def job(folder: Path, make: Callable[[], Any] = Counter, *, epochs: int = 2, **c
         "batch_size": 64,
         "lanes": 4,
         "stopping": Stopping(max_epochs=epochs),
-        "sync": SyncConfig("delta_sum", period=3),
+        "sync": SyncConfig("average", period=3),
         "checkpoint_every": 5,
         "seed": 7,
         **changes,
     }
     return Job(make_trainable=make, checkpoints=folder / "checkpoints", fingerprint="fingerprint", **options)
+
+
+def grid_job(folder: Path, make: Callable[[], Any] = Grid, **changes: Any) -> Job:
+    """15 steps per epoch for a `Grid`; `evaluate_every` adds held-out examples."""
+    held_out = (folder / "held-out",) if "evaluate_every" in changes else ()
+    options = {"columns": ("value",), "open_stream": GridStream, "sync": SyncConfig("rotation")}
+    return job(folder, make, **{**options, "batch_size": 8, "validation": held_out, **changes})
 
 
 def points_job(

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lexloom.training.sync.collectives import WeightedMean
-from lexloom.training.trainable import Differentiable, Trainable
+from lexloom.training.trainable import Differentiable, Replicated, Trainable
 
 OptimizerState = Literal["average", "keep"]
 
@@ -28,9 +28,11 @@ class Synchronisation:
         bytes_sent: bytes that this worker has sent.
         seconds: time that it has waited for exchanges.
         local_optimizer: whether the workers' optimizer states differ, so that each must be saved.
+        reads_tables: whether `after_step` reads the model's tables, so that the step must be finished.
     """
 
     local_optimizer = False
+    reads_tables = False
 
     def __init__(self) -> None:
         self.bytes_sent = 0
@@ -53,6 +55,9 @@ class Synchronisation:
 
     def after_step(self, step: int, examples: int, all_examples: int) -> None:
         """Called after step number `step`, of whose `all_examples` this worker trained on `examples`."""
+
+    def after_evaluation_step(self) -> None:
+        """Called after every batch of an evaluation."""
 
     def flush(self) -> None:
         """Synchronise the replicas now; does nothing if they are in sync."""
@@ -84,6 +89,11 @@ class Synchronisation:
         self.seconds += time.perf_counter() - started
 
 
+def replica_tables(trainable: Trainable) -> dict[str, Tensor]:
+    assert isinstance(trainable, Replicated)  # check_strategy
+    return trainable.tables()
+
+
 class AllReduce(Synchronisation):
     """Averages every step's gradients over the workers, weighted by their examples.
 
@@ -92,7 +102,7 @@ class AllReduce(Synchronisation):
     """
 
     def setup(self, trainable: Trainable, world_size: int) -> None:
-        self._mean = WeightedMean(list(trainable.tables().values()), world_size)
+        self._mean = WeightedMean(list(replica_tables(trainable).values()), world_size)
 
     def wants_gradients(self, step: int) -> bool:
         return True
@@ -111,6 +121,7 @@ class Periodic(Synchronisation, ABC):
     """
 
     local_optimizer = True
+    reads_tables = True
 
     def __init__(self, period: int) -> None:
         super().__init__()
@@ -158,7 +169,7 @@ class Average(Periodic):
         self.local_optimizer = optimizer_state == "keep"
 
     def setup(self, trainable: Trainable, world_size: int) -> None:
-        self._tensors = list(trainable.tables().values())
+        self._tensors = list(replica_tables(trainable).values())
         self._counters: list[Tensor] = []
         if self.optimizer_state == "average" and isinstance(trainable, Differentiable):
             state = trainable.optimizer_tables().values()
@@ -198,7 +209,7 @@ class DiLoCo(Periodic):
         self.comm_dtype = comm_dtype
 
     def setup(self, trainable: Trainable, world_size: int) -> None:
-        self._tables = trainable.tables()
+        self._tables = replica_tables(trainable)
         self._reference = [table.clone() for table in self._tables.values()]
         self._momentum = [torch.zeros_like(table) for table in self._reference]
         self._mean = WeightedMean(self._reference, world_size, self.comm_dtype)
@@ -247,6 +258,7 @@ class WithWarmUp(Synchronisation):
         self.steps = steps
         self._first, self._next = AllReduce(), next_strategy
         self.local_optimizer = next_strategy.local_optimizer
+        self.reads_tables = next_strategy.reads_tables
 
     def wants_gradients(self, step: int) -> bool:
         return step <= self.steps

@@ -10,12 +10,9 @@ from torch import Tensor
 
 from lexloom.training.sync.collectives import WeightedMean, sum_over_workers
 from lexloom.training.sync.config import SyncConfig, check_strategy, make_synchronisation
-from lexloom.training.sync.delta_sum import DeltaSum
+from lexloom.training.sync.rotation import Rotation
 from lexloom.training.sync.strategies import Average, DiLoCo, Synchronisation
 from tests.training.toy import Counter, classifier, on_processes
-
-ROWS, WIDTH, STEPS, PERIOD = 50, 8, 7, 3
-FREQUENT = 6
 
 
 class Tables:
@@ -32,33 +29,6 @@ def begun(config: SyncConfig, world_size: int, *tables: Tensor) -> Synchronisati
     sync = make_synchronisation(config, world_size)
     sync.setup(Tables(**{str(place): table for place, table in enumerate(tables)}), world_size)  # type: ignore[arg-type]
     return sync
-
-
-def moves(rank: int, step: int) -> Tensor:
-    """The update of worker `rank` in `step`: a few rows change, most do not."""
-    generator = torch.Generator().manual_seed(100 * rank + step)
-    dense = torch.zeros(ROWS, WIDTH)
-    rows = torch.randint(0, ROWS // 2, (4,), generator=generator)
-    dense[rows] = torch.randn(4, WIDTH, generator=generator)
-    return dense
-
-
-def delta_sums(rank: int, world_size: int) -> dict[str, Tensor]:
-    table, rarely = torch.ones(ROWS, WIDTH), torch.ones(ROWS, WIDTH)
-    sync = begun(SyncConfig("delta_sum", period=PERIOD), world_size, table)
-    config = SyncConfig("delta_sum", period=1, frequent_rows=FREQUENT, rare_period=STEPS + 1)
-    rare_sync = begun(config, world_size, rarely)
-    for step in range(1, STEPS + 1):
-        for replica, strategy in ((table, sync), (rarely, rare_sync)):
-            replica += moves(rank, step)
-            strategy.after_step(step, 1, world_size)
-    before = rarely.clone()
-    sync.flush()
-    rare_sync.flush()
-    sent = sync.bytes_sent
-    sync.flush()  # nothing moved since: nothing is sent
-    assert sync.bytes_sent == sent
-    return {"table": table, "sent": torch.tensor(sent), "before": before, "after": rarely}
 
 
 def dense_ones(rank: int, world_size: int) -> dict[str, Tensor]:
@@ -96,23 +66,6 @@ def dense_ones(rank: int, world_size: int) -> dict[str, Tensor]:
         again.after_step(2, 1, 2)
         found[f"diloco {comm_dtype} 2"] = table
         assert again.bytes_sent == table.nbytes / (1 if comm_dtype == "float32" else 2)
-    return found
-
-
-def capped(rank: int, world_size: int) -> dict[str, Tensor]:
-    """Row 0 is changed equally by all, row 1 by worker 0, row 2 in opposite directions, row 3 by none."""
-    found = {}
-    for cap in (2.0, 3.0):
-        for frequent in (0, 4):
-            table = torch.zeros(4, 2)
-            config = SyncConfig("delta_sum", period=1, rare_period=2, frequent_rows=frequent, cap=cap)
-            sync = begun(config, world_size, table)
-            table[0] += torch.tensor([3.0, 4.0])
-            if rank == 0:
-                table[1] += 5.0
-            table[2] += torch.tensor([1.0, -1.0])[rank % 2]
-            sync.after_step(1 if frequent else 2, 1, world_size)
-            found[f"capped {cap} {frequent}"] = table
     return found
 
 
@@ -173,31 +126,8 @@ def results(world_size: int, folder: Path, *parts: Any) -> list[dict[str, Tensor
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """The results of two workers; one group for all tests, since starting one takes seconds."""
-    parts = (delta_sums, dense_ones, warmed_up, optimizer_states, many_tensors)
+    parts = (dense_ones, warmed_up, optimizer_states, many_tensors)
     return results(2, tmp_path_factory.mktemp("two"), *parts)
-
-
-def test_sum_of_deltas_equals_the_dense_sum(two: list[dict[str, Tensor]]) -> None:
-    agreed = torch.ones(ROWS, WIDTH)
-    for start in range(1, STEPS + 1, PERIOD):
-        replicas = [agreed.clone(), agreed.clone()]
-        for step in range(start, min(start + PERIOD, STEPS + 1)):
-            for rank, replica in enumerate(replicas):
-                replica += moves(rank, step)
-        agreed = agreed + ((replicas[0] - agreed) + (replicas[1] - agreed))
-    assert torch.equal(two[0]["table"], agreed)
-    assert torch.equal(two[1]["table"], agreed)
-    whole_tables = 3 * ROWS * WIDTH * 4
-    assert 0 < int(two[0]["sent"]) < whole_tables
-
-
-def test_frequent_rows_are_exchanged_more_often(two: list[dict[str, Tensor]]) -> None:
-    first, second = two
-    assert torch.equal(first["before"][:FREQUENT], second["before"][:FREQUENT])
-    assert not torch.equal(first["before"][FREQUENT:], second["before"][FREQUENT:])
-    assert torch.equal(first["after"], second["after"])
-    total = 1 + sum(moves(rank, step) for rank in (0, 1) for step in range(1, STEPS + 1))
-    assert torch.allclose(first["after"], torch.as_tensor(total), atol=1e-5)
 
 
 def test_gradients_are_weighted_by_examples(two: list[dict[str, Tensor]]) -> None:
@@ -247,55 +177,44 @@ def test_buckets_contain_every_tensor_once(two: list[dict[str, Tensor]]) -> None
 
 
 def test_three_workers_are_equal_bit_for_bit(tmp_path: Path) -> None:
-    found = results(3, tmp_path, delta_sums, dense_ones, warmed_up, capped)
-    for name in found[0].keys() - {"before", "sent"}:
+    found = results(3, tmp_path, dense_ones, warmed_up)
+    for name in found[0]:
         for first, second in pairwise(found):
             assert torch.equal(first[name], second[name]), name
-    for frequent in (0, 4):
-        # three equal moves go as far as two of them; what one worker moved, or what cancels, is left alone
-        expected = torch.tensor([[6.0, 8.0], [5.0, 5.0], [1.0, 1.0], [0.0, 0.0]])
-        assert torch.allclose(found[0][f"capped 2.0 {frequent}"], expected)
-        expected[0] = torch.tensor([9.0, 12.0])  # no more workers than the cap: the plain sum
-        assert torch.equal(found[0][f"capped 3.0 {frequent}"], expected)
 
 
 def test_single_worker_sends_nothing() -> None:
     table = torch.ones(1, 1)
-    for strategy in ("all_reduce", "average", "delta_sum"):
+    for strategy in ("all_reduce", "average"):
         sync = begun(SyncConfig(strategy), 1, table)  # type: ignore[arg-type]
         table += 1.0
         sync.after_step(1, 1, 1)
         sync.flush()
         assert (sync.bytes_sent, sync.seconds) == (0, 0.0)
-    assert table.item() == 4.0
+    assert table.item() == 3.0
     sync = begun(SyncConfig("diloco"), 1, table)
     table += 1.0
     sync.after_step(1, 1, 1)
-    assert table.item() == pytest.approx(4 + 0.7 * 1.9)
+    assert table.item() == pytest.approx(3 + 0.7 * 1.9)
     assert sync.bytes_sent == 0
 
 
 def test_configuration_selects_the_strategy() -> None:
     kinds = {
         strategy: type(make_synchronisation(SyncConfig(strategy), 2)).__name__
-        for strategy in ("average", "diloco")
+        for strategy in ("average", "diloco", "rotation")
     }  # type: ignore[arg-type]
-    assert kinds == {"average": Average.__name__, "diloco": DiLoCo.__name__}
-    delta_sum = make_synchronisation(SyncConfig("delta_sum", period=2, frequent_rows=5, rare_period=8), 2)
-    assert isinstance(delta_sum, DeltaSum)
-    assert (delta_sum.period, delta_sum.frequent_rows, delta_sum.rare_period) == (2, 5, 8)
+    assert kinds == {each.__name__.lower(): each.__name__ for each in (Average, DiLoCo, Rotation)}
 
 
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
         ({"period": 0}, "period is 0: it must be at least 1"),
-        ({"strategy": "delta_sum", "rare_period": 0}, "rare_period is 0"),
         ({"strategy": "gossip"}, "strategy is 'gossip': it must be one of"),
         ({"comm_dtype": "int8"}, "comm_dtype is 'int8'"),
         ({"outer_momentum": 1.0}, "momentum 1.0 at least 0 and below 1"),
         ({"outer_learning_rate": 0.0}, "learning rate 0.0 must be above 0"),
-        ({"cap": 0.5}, "cap is 0.5: it must be at least 1"),
         ({"warm_up_steps": 5}, "only average and diloco support a warm-up"),
     ],
 )
@@ -311,5 +230,3 @@ def test_unsupported_strategy_is_rejected() -> None:
         check_strategy(SyncConfig("diloco", warm_up_steps=5), Counter())
     check_strategy(SyncConfig("diloco"), Counter())
     check_strategy(SyncConfig("all_reduce"), classifier())
-    with pytest.raises(ValueError, match=r"rows of matrices, but 0 has the shape \(3,\)"):
-        begun(SyncConfig("delta_sum"), 2, torch.zeros(3))
