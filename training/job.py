@@ -30,7 +30,7 @@ class Job:
             model is always evaluated.
         sample: makes a text sample of the model, on worker 0 at each evaluation. It must not change torch's
             global random state.
-        shuffle_buffer_bytes: bytes of rows that each lane shuffles in memory (training/stream.py).
+        shuffle_buffer_bytes: bytes of rows shuffled in memory, over all workers (training/stream.py).
         on_batch: called with (epoch, step in epoch, worker, batch) before each step; tests record batches.
     """
 

@@ -31,22 +31,21 @@ from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig
 from lexloom.training.trainable import Trainable
 
-LANES = 8
-CHECKPOINT_FORMAT = 3  # raised by hand when the content of a checkpoint changes
+LANES = 8  # of word vectors: maximum number of workers
+MAX_LANES = 64  # of models that are trained by gradients: maximum number of workers
+CHECKPOINT_FORMAT = 4  # raised by hand when the content of a checkpoint changes
 TRAIN, VALIDATION = "train-*.parquet", "validation-*.parquet"  # training examples, and held-out ones
-SHUFFLE_BUFFER_BYTES = 1 << 24  # in each lane: a few thousand contexts of 1,024 tokens, or a million windows
+SHUFFLE_BUFFER_BYTES = 1 << 27  # over all workers: 32,000 contexts of 1,024 tokens, or 8 million windows
 ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
 
 Epochs = Annotated[int, Field(ge=1, description="Number of passes over the training examples.")]
-BatchSize = Annotated[
-    int, Field(ge=LANES, description="Global batch size: examples per step, over all workers.")
-]
+BatchSize = Annotated[int, Field(ge=1, description="Global batch size: examples per step, over all workers.")]
 Workers = Annotated[
     int,
     Field(
         ge=1,
-        le=LANES,
+        le=MAX_LANES,
         description="Number of data-parallel workers, each with a replica of the model; 1 with the local"
         " runner.",
     ),
@@ -82,10 +81,12 @@ MatrixPrecision = Annotated[
 class TrainConfig(BaseModel):
     """Training parameters of all models.
 
-    `shuffle_buffer_bytes`: bytes of examples that each lane shuffles at a time (`Job.shuffle_buffer_bytes`).
+    `max_lanes`: the number of lanes of the data order, if the batch is not smaller (training/stream.py).
+    `shuffle_buffer_bytes`: bytes of examples that are shuffled at a time (`Job.shuffle_buffer_bytes`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    max_lanes: ClassVar[int] = LANES
     shuffle_buffer_bytes: ClassVar[int] = (
         0  # word2vec's kernel needs the pairs of a target word to be adjacent
     )
@@ -95,7 +96,7 @@ class TrainConfig(BaseModel):
     min_workers: int | None = Field(
         None,
         ge=1,
-        le=LANES,
+        le=MAX_LANES,
         description="Minimum number of workers; training uses fewer workers while the cluster has no room for"
         " all. If not given, all are required.",
     )
@@ -167,7 +168,25 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"the local runner has one worker, not {self.workers}: use --workers 1, or --runner ray"
             )
+        if self.workers > self.max_lanes:
+            raise ValueError(
+                f"at most {self.max_lanes} workers train this model, not {self.workers}: use fewer"
+            )
+        if self.workers > self.lanes:
+            raise ValueError(
+                f"{self.workers} workers need a batch_size of at least {round_up_to_power(self.workers)}, not"
+                f" {self.batch_size}: raise it, or use at most {counted(self.lanes, 'workers')}"
+            )
         return self
+
+    @property
+    def lanes(self) -> int:
+        """The number of lanes of the data order: the largest power of two up to `max_lanes` and batch_size.
+
+        A power of two gives usual numbers of workers the same number of lanes each. With a lane per example
+        or fewer, every worker has examples of every full batch.
+        """
+        return min(self.max_lanes, 1 << self.batch_size.bit_length() - 1)
 
     @property
     def cluster(self) -> str:
@@ -187,6 +206,7 @@ class TrainConfig(BaseModel):
 class GradientTrainConfig(TrainConfig):
     """Parameters of gradient-based training, which supports all_reduce, average and diloco."""
 
+    max_lanes: ClassVar[int] = MAX_LANES
     shuffle_buffer_bytes: ClassVar[int] = SHUFFLE_BUFFER_BYTES  # mixes examples of many texts in each batch
 
     sync: GradientSync = "all_reduce"
@@ -222,6 +242,11 @@ class GradientTrainConfig(TrainConfig):
         )
 
 
+def round_up_to_power(number: int) -> int:
+    """Return the smallest power of two that is not below a positive number."""
+    return 1 << (number - 1).bit_length()
+
+
 def plan_job(
     config: TrainConfig,
     make_trainable: Callable[[], Trainable],
@@ -248,7 +273,7 @@ def plan_job(
         "checkpoints": scratch / CHECKPOINTS,
         "fingerprint": digest_key(type(config).__name__, CHECKPOINT_FORMAT, canonical(config), keys),
         "batch_size": config.batch_size,
-        "lanes": LANES,
+        "lanes": config.lanes,
         "stopping": config.stopping(),
         "sync": sync,
         "checkpoint_every": config.checkpoint_every,
