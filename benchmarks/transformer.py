@@ -59,7 +59,7 @@ TARGET = 1.88  # the loss that nanoGPT reports for its recipe
 PEER_STEPS, PEER_BATCH, PEER_HEADS = 2000, 12, 4
 BATCH, HEADS = 32, 2
 SHORT_STEPS, LONG_STEPS = 105, 540
-LANES, SHUFFLE_BUFFER_BYTES = 8, 1 << 24
+SHUFFLE_BUFFER_BYTES = 1 << 27
 
 
 # text
@@ -139,7 +139,7 @@ def train_lexloom(
                 checkpoints=Path(folder),
                 fingerprint="benchmark",
                 batch_size=batch,
-                lanes=LANES,
+                lanes=min(64, 1 << batch.bit_length() - 1),
                 stopping=Stopping(max_steps=steps),
                 sync=SyncConfig(),
                 checkpoint_every=steps,

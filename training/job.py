@@ -73,7 +73,7 @@ class Job:
             model is always evaluated.
         sample: makes a text sample of the model, on worker 0 at each evaluation. It must not change torch's
             global random state.
-        shuffle_buffer_bytes: bytes of rows that each lane shuffles in memory (training/stream.py).
+        shuffle_buffer_bytes: bytes of rows shuffled in memory, over all workers (training/stream.py).
         open_stream: opens worker `rank`'s stream of the training or the held-out examples; called with (job,
             rank, world_size, held_out). The column `columns[0]` of its batches has a row for each example.
         on_batch: called with (epoch, step in epoch, worker, batch) before each step; tests record batches.
@@ -84,11 +84,11 @@ class Job:
     columns: tuple[str, ...]
     checkpoints: Path
     fingerprint: str
-    batch_size: int
-    lanes: int
     stopping: Stopping
     sync: SyncConfig
     seed: int
+    batch_size: int = 1
+    lanes: int = 1
     checkpoint_every: int | None = None
     checkpoint_seconds: float = 60.0
     device: str = "cpu"

@@ -1,19 +1,22 @@
 """Batches from Parquet shards, in an order that does not depend on the number of workers.
 
-Blocks of rows are permuted by (seed, epoch) and dealt to a fixed number of *lanes*. A block is a row group,
-or a part of one if there are too few row groups to fill the lanes evenly. Global batch number b is the b-th
-slice of every lane. A worker owns whole lanes, so it reads only its own blocks, each from front to back,
-while the set of examples in batch b depends only on (seed, epoch, b). A position in the stream is therefore
-two integers: the epoch, and the number of batches completed in it.
+Blocks of rows are permuted by (seed, epoch), and the resulting sequence is cut into *lanes*, whose lengths
+differ by at most one. A block is a row group, or a part of one if there are few row groups. The order of the
+examples is round-robin over the lanes: example p of the epoch is row p // lanes of lane p % lanes, and a
+global batch consists of the next `batch_size` examples. A worker owns whole lanes, so it reads only its own
+blocks, each from front to back, while the set of examples in batch b depends only on (seed, epoch, b). All
+batches are full except the last one. A position in the stream is therefore two integers: the epoch, and the
+number of batches completed in it.
 
 Neighbouring rows of a block often come from the same text. If they should not be trained on together, each
-lane shuffles a group of blocks in memory (the shuffle buffer).
+lane shuffles a group of blocks in memory (its part of the shuffle buffer).
 
 In a column of variable-length lists, such as a text's tokens, the examples are the elements, not the lists.
 So batches have a fixed size whatever the lengths, and a list may be split between batches. Each element comes
 with the number of its list and its position in the list.
 """
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -26,8 +29,10 @@ import pyarrow.parquet as pq
 
 from lexloom.training.read_ahead import read_ahead
 
-BLOCKS_PER_LANE = 16  # minimum: the lengths of lanes then differ by at most a sixteenth
+BYTES_AT_ONCE = 1 << 20  # small batches are gathered together: 64 lanes have to be sliced for each gathering
+MIN_BLOCKS = 128  # row groups are split into at least so many, so that small data is shuffled too
 CACHE_BYTES = 128 << 20  # of row groups that are split into blocks, which are read at different times
+LANE_ENDS_CACHE_BYTES = 8 << 20  # of row groups, if only those at the end of a lane are split
 
 Batch = dict[str, np.ndarray]
 
@@ -53,9 +58,9 @@ class ShardStream:
             both int64.
         batch_size: examples of a global batch, over all workers.
         lanes: the maximum number of workers that can share the stream.
-        shuffle: permute the blocks; otherwise they are dealt in the order of the files.
-        shuffle_buffer_bytes: bytes of rows that each lane shuffles in memory; 0 keeps the order of a block's
-            rows.
+        shuffle: permute the blocks; otherwise the lanes are consecutive ranges of the files' rows.
+        shuffle_buffer_bytes: bytes of rows that all lanes together shuffle in memory; 0 keeps the order of a
+            block's rows.
     """
 
     def __init__(
@@ -72,14 +77,12 @@ class ShardStream:
         shuffle_buffer_bytes: int = 0,
     ) -> None:
         if batch_size < lanes:
-            raise ValueError(
-                f"batch_size is {batch_size}: it must be at least {lanes}, one example for each lane"
-            )
+            raise ValueError(f"batch_size is {batch_size}: it must be at least {lanes}, one example per lane")
         if world_size > lanes:
             raise ValueError(f"{world_size} workers can't share {lanes} lanes: use at most {lanes} workers")
         self.columns = list(columns)
         self.lanes = lanes
-        self.rows_per_lane = batch_size // lanes
+        self.batch_size = batch_size
         self.seed, self.shuffle = seed, shuffle
         self.rank, self.world_size = rank, world_size
         shards, rows = [], 0
@@ -87,8 +90,8 @@ class ShardStream:
             blocks, empty, rows = read_metadata(path, self.columns, rows)
             shards.append((path, blocks, empty))
         row_groups = [block for _, blocks, _ in shards for block in blocks]
-        parts = -(-BLOCKS_PER_LANE * lanes // len(row_groups)) if row_groups else 1
-        self.blocks = [part for block in row_groups for part in split_block(block, parts)]
+        parts = -(-MIN_BLOCKS // len(row_groups)) if row_groups else 1
+        self.blocks = [part for block in row_groups if block.rows for part in split_block(block, parts)]
         self.examples = sum(block.rows for block in self.blocks)
         if self.examples == 0:
             raise ValueError(f"the {len(files)} shards contain no rows")
@@ -106,13 +109,12 @@ class ShardStream:
                         f" {describe_dtype(self._empty[name])} in {first}: rebuild them"
                     )
 
-        self.shuffle_buffer_rows = shuffle_buffer_bytes // sum(
-            bytes_per_row(values) for values in self._empty.values()
-        )
+        self._row_bytes = sum(bytes_per_row(values) for values in self._empty.values())
+        self.lane_buffer_rows = -(-shuffle_buffer_bytes // (self._row_bytes * lanes))
         largest = max(block.rows for block in row_groups) * sum(
             bytes_per_row(self._empty[name]) for name in columns
         )
-        cached_groups = max(1, CACHE_BYTES // largest) if parts > 1 else 0
+        cached_groups = max(1, (CACHE_BYTES if parts > 1 else LANE_ENDS_CACHE_BYTES) // largest)
         self._read_block = partial(read_block, lru_cache(cached_groups)(read_row_group), tuple(columns))
 
     def epoch(self, number: int) -> "Epoch":
@@ -120,13 +122,9 @@ class ShardStream:
         order = np.arange(len(self.blocks))
         if self.shuffle:
             np.random.default_rng([self.seed, number]).shuffle(order)
-        lanes: list[list[Block]] = [[] for _ in range(self.lanes)]
-        rows = [0] * self.lanes
-        for index in order:
-            shortest = rows.index(min(rows))
-            lanes[shortest].append(self.blocks[index])
-            rows[shortest] += self.blocks[index].rows
-        return Epoch(number, lanes, np.array(rows, np.int64), self.rows_per_lane)
+        lengths = [count_lane_rows(self.examples, lane, self.lanes) for lane in range(self.lanes)]
+        lanes = cut_into_lanes([self.blocks[index] for index in order], lengths)
+        return Epoch(number, lanes, self.examples, self.batch_size)
 
     def read(self, epoch: "Epoch", start: int = 0) -> Generator[Batch]:
         """Yield this worker's shares of the global batches of `epoch` from number `start` on.
@@ -137,20 +135,52 @@ class ShardStream:
         return read_ahead(self._read_now(epoch, start))
 
     def _read_now(self, epoch: "Epoch", start: int) -> Iterator[Batch]:
-        lanes = [
+        own = range(self.rank, self.lanes, self.world_size)
+        read = [count_lane_rows(epoch.examples_until(start), lane, self.lanes) for lane in own]
+        readers = [
             LaneReader(
-                group_blocks(epoch.lanes[lane], self.shuffle_buffer_rows),
+                group_blocks(epoch.lanes[lane], self.lane_buffer_rows),
                 self._read_block,
-                self._empty,
-                self.rows_per_lane,
-                start,
-                shuffle_seed=[self.seed, epoch.number, lane] if self.shuffle_buffer_rows else None,
+                skip,
+                shuffle_seed=[self.seed, epoch.number, lane] if self.lane_buffer_rows else None,
             )
-            for lane in range(self.rank, self.lanes, self.world_size)
+            for lane, skip in zip(own, read, strict=True)
         ]
-        for _ in range(start, epoch.steps):
-            shares = [lane.next_slice() for lane in lanes]
-            yield {name: np.concatenate([share[name] for share in shares]) for name in self._empty}
+        batches = max(1, BYTES_AT_ONCE // (self.batch_size * self._row_bytes))
+        for first in range(start, epoch.steps, batches):
+            last = min(first + batches, epoch.steps)
+            ends = [count_lane_rows(epoch.examples_until(last), lane, self.lanes) for lane in own]
+            rows = self._allocate(sum(ends) - sum(read))
+            filled = 0
+            for reader, begin, end in zip(readers, read, ends, strict=True):
+                reader.read_into(rows, filled, end - begin)
+                filled += end - begin
+            if last == first + 1:
+                yield rows
+            else:
+                yield from self._split_into_batches(rows, own, read, ends, first, last)
+            read = ends
+
+    def _allocate(self, rows: int) -> Batch:
+        return {name: np.empty((rows, *like.shape[1:]), like.dtype) for name, like in self._empty.items()}
+
+    def _split_into_batches(
+        self, rows: Batch, lanes: Sequence[int], begins: list[int], ends: list[int], first: int, last: int
+    ) -> Iterator[Batch]:
+        """Split the rows `begins` to `ends` of `lanes`, lane after lane, into the batches `first` to `last`.
+
+        A batch has the rows of the first lane first, and so on, as if it had been read alone.
+        """
+        places = [
+            np.arange(begin, end) * self.lanes + lane
+            for lane, begin, end in zip(lanes, begins, ends, strict=True)
+        ]
+        batch = np.concatenate(places) // self.batch_size - first
+        order = np.argsort(batch, kind="stable")
+        bounds = np.searchsorted(batch[order], np.arange(last - first + 1)).tolist()
+        rows = {name: values.take(order, axis=0) for name, values in rows.items()}
+        for start, end in pairwise(bounds):
+            yield {name: values[start:end] for name, values in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -159,21 +189,21 @@ class Epoch:
 
     number: int
     lanes: list[list[Block]]
-    lane_rows: np.ndarray  # (lanes,) int64
-    rows_per_lane: int  # of one global batch
+    examples: int
+    batch_size: int
 
     @property
     def steps(self) -> int:
         """The number of global batches."""
-        return -(-int(self.lane_rows.max()) // self.rows_per_lane)
+        return -(-self.examples // self.batch_size)
 
     def examples_until(self, step: int) -> int:
         """Count the examples that all workers together have seen after the first `step` batches."""
-        return int(np.minimum(self.lane_rows, step * self.rows_per_lane).sum())
+        return min(self.examples, step * self.batch_size)
 
 
 class LaneReader:
-    """Cuts the blocks of one lane into slices of equal length, with one group of blocks in memory.
+    """Reads the blocks of one lane from front to back, with one group of blocks in memory.
 
     With `shuffle_seed` the rows of a group are permuted, by that seed and the group's number.
     """
@@ -182,49 +212,70 @@ class LaneReader:
         self,
         groups: list[list[Block]],
         read: Callable[[Block], Batch],
-        empty: Batch,
-        rows: int,
-        skip_slices: int,
+        skip_rows: int,
         shuffle_seed: list[int] | None = None,
     ) -> None:
-        self._read_block = read
-        self._empty = empty  # a batch with all columns and no rows
-        self._rows, self._shuffle_seed = rows, shuffle_seed
-        skip, number = rows * skip_slices, 0
+        self._read_block, self._shuffle_seed = read, shuffle_seed
         sizes = [sum(block.rows for block in blocks) for blocks in groups]
-        while number < len(sizes) and skip >= sizes[number]:
-            skip -= sizes[number]
+        number = 0
+        while number < len(sizes) and skip_rows >= sizes[number]:
+            skip_rows -= sizes[number]
             number += 1
         self._remaining = iter(list(enumerate(groups))[number:])
-        self._offset = skip if number < len(sizes) else 0
+        self._offset = skip_rows
         self._current: Batch | None = None
 
-    def next_slice(self) -> Batch:
-        """Return the next slice: fewer rows at the end of the lane, none after it."""
-        pieces = [self._empty]
-        missing = self._rows
-        while missing:
+    def read_into(self, out: Batch, start: int, rows: int) -> None:
+        """Copy the lane's next `rows` rows into `out` from row `start` on."""
+        while rows:
             if self._current is None:
-                next_group = next(self._remaining, None)
-                if next_group is None:
-                    break
-                self._current = self._read(*next_group)
-            rows = len(next(iter(self._current.values())))
-            end = min(rows, self._offset + missing)
-            pieces.append({name: values[self._offset : end] for name, values in self._current.items()})
-            missing -= end - self._offset
-            self._offset = end
-            if end == rows:
+                self._current = self._read(*next(self._remaining))
+                self._length = len(next(iter(self._current.values())))
+            count = min(rows, self._length - self._offset)
+            end = self._offset + count
+            for name, values in self._current.items():
+                out[name][start : start + count] = values[self._offset : end]
+            start, rows, self._offset = start + count, rows - count, end
+            if end == self._length:
                 self._current, self._offset = None, 0
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self._empty}
 
     def _read(self, number: int, blocks: list[Block]) -> Batch:
         parts = [self._read_block(block) for block in blocks]
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in self._empty}
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if self._shuffle_seed is None:
             return rows
         order = np.random.default_rng([*self._shuffle_seed, number]).permutation(sum(b.rows for b in blocks))
-        return {name: values[order] for name, values in rows.items()}
+        # `values[order]` takes up to nine times as long for short rows
+        return {name: values.take(order, axis=0) for name, values in rows.items()}
+
+
+def count_lane_rows(examples: int, lane: int, lanes: int) -> int:
+    """Count the rows of a lane among the first `examples` examples, which are round-robin over the lanes."""
+    return (examples - lane + lanes - 1) // lanes
+
+
+def cut_into_lanes(blocks: Sequence[Block], lengths: Sequence[int]) -> list[list[Block]]:
+    """Cut a sequence of blocks into lanes with the given numbers of rows.
+
+    A block that crosses the end of a lane is split. Both parts move to the front of their lanes: if a worker
+    has both lanes and a shuffle buffer, it reads the parts soon after each other and decodes them once.
+    """
+    remaining = deque(blocks)
+    lanes = []
+    for length in lengths:
+        lane = []
+        while length:
+            block = remaining.popleft()
+            if block.rows <= length:
+                lane.append(block)
+                length -= block.rows
+            else:
+                lane.insert(1, replace(block, rows=length))
+                rest = replace(block, start=block.start + length, rows=block.rows - length)
+                remaining.appendleft(rest)
+                length = 0
+        lanes.append(lane)
+    return lanes
 
 
 def group_blocks(blocks: list[Block], rows: int) -> list[list[Block]]:
@@ -288,7 +339,7 @@ def count_elements(group: pq.RowGroupMetaData, column: str) -> int:
 
 def split_block(block: Block, parts: int) -> list[Block]:
     """Split a block into at most `parts` non-empty parts of nearly equal length."""
-    bounds = np.linspace(0, block.rows, min(parts, max(1, block.rows)) + 1).astype(int).tolist()
+    bounds = np.linspace(0, block.rows, min(parts, block.rows) + 1).astype(int).tolist()
     return [replace(block, start=block.start + start, rows=end - start) for start, end in pairwise(bounds)]
 
 

@@ -362,10 +362,6 @@ class Word2Vec:
 
     # State.
 
-    def tables(self) -> dict[str, Tensor]:
-        """The live tables of all own parts, after all pending steps."""
-        return self.state_dict()
-
     def piece_names(self) -> list[str]:
         """The names of the parts that this worker holds at this step."""
         return [

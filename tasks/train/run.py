@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
@@ -31,22 +31,21 @@ from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig
 from lexloom.training.trainable import Trainable
 
-LANES = 8
-CHECKPOINT_FORMAT = 3  # raised by hand when the content of a checkpoint changes
+MAX_WORKERS = 1024
+MAX_LANES = 64  # of gradient-based training, and so its maximum number of workers
+CHECKPOINT_FORMAT = 4  # raised by hand when the content of a checkpoint changes
 TRAIN, VALIDATION = "train-*.parquet", "validation-*.parquet"  # training examples, and held-out ones
-SHUFFLE_BUFFER_BYTES = 1 << 24  # in each lane: a few thousand contexts of 1,024 tokens, or a million windows
+SHUFFLE_BUFFER_BYTES = 1 << 27  # over all workers: 32,000 contexts of 1,024 tokens, or 8 million windows
 ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
 
 Epochs = Annotated[int, Field(ge=1, description="Number of passes over the training examples.")]
-BatchSize = Annotated[
-    int, Field(ge=LANES, description="Global batch size: examples per step, over all workers.")
-]
+BatchSize = Annotated[int, Field(ge=1, description="Global batch size: examples per step, over all workers.")]
 Workers = Annotated[
     int,
     Field(
         ge=1,
-        le=LANES,
+        le=MAX_LANES,
         description="Number of data-parallel workers, each with a replica of the model; 1 with the local"
         " runner.",
     ),
@@ -80,22 +79,16 @@ MatrixPrecision = Annotated[
 
 
 class TrainConfig(BaseModel):
-    """Training parameters of all models.
-
-    `shuffle_buffer_bytes`: bytes of examples that each lane shuffles at a time (`Job.shuffle_buffer_bytes`).
-    """
+    """Training parameters of all models."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    shuffle_buffer_bytes: ClassVar[int] = (
-        0  # word2vec's kernel needs the pairs of a target word to be adjacent
-    )
 
     epochs: Epochs = 5
     workers: Workers = 2
     min_workers: int | None = Field(
         None,
         ge=1,
-        le=LANES,
+        le=MAX_LANES,
         description="Minimum number of workers; training uses fewer workers while the cluster has no room for"
         " all. If not given, all are required.",
     )
@@ -108,7 +101,6 @@ class TrainConfig(BaseModel):
     device: Literal["cpu", "cuda"] = Field(
         "cpu", description="Training device; with 'cuda', each worker uses one GPU."
     )
-    batch_size: BatchSize = 32_768  # below what a subclass computes its default from
     max_steps: int | None = Field(None, ge=1, description="Maximum number of steps.")
     max_seconds: float | None = Field(
         None,
@@ -187,7 +179,7 @@ class TrainConfig(BaseModel):
 class GradientTrainConfig(TrainConfig):
     """Parameters of gradient-based training, which supports all_reduce, average and diloco."""
 
-    shuffle_buffer_bytes: ClassVar[int] = SHUFFLE_BUFFER_BYTES  # mixes examples of many texts in each batch
+    batch_size: BatchSize = 256  # replaced by every model's own
 
     sync: GradientSync = "all_reduce"
     sync_period: SyncPeriod = 20
@@ -206,9 +198,27 @@ class GradientTrainConfig(TrainConfig):
     )
 
     @model_validator(mode="after")
+    def workers_fit_the_batch(self) -> Self:
+        if self.workers > self.lanes:
+            raise ValueError(
+                f"{self.workers} workers need a batch_size of at least {round_up_to_power(self.workers)}, not"
+                f" {self.batch_size}: raise it, or use at most {counted(self.lanes, 'workers')}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def strategy_fits(self) -> Self:
         self.synchronisation()
         return self
+
+    @property
+    def lanes(self) -> int:
+        """The number of lanes of the data order: the largest power of two up to `MAX_LANES` and batch_size.
+
+        A power of two gives usual numbers of workers the same number of lanes each. With a lane per example
+        or fewer, every worker has examples of every full batch.
+        """
+        return min(MAX_LANES, 1 << self.batch_size.bit_length() - 1)
 
     def synchronisation(self) -> SyncConfig:
         return SyncConfig(
@@ -220,6 +230,11 @@ class GradientTrainConfig(TrainConfig):
             outer_momentum=self.outer_momentum,
             comm_dtype=self.comm_dtype,
         )
+
+
+def round_up_to_power(number: int) -> int:
+    """Return the smallest power of two that is not below a positive number."""
+    return 1 << (number - 1).bit_length()
 
 
 def plan_job(
@@ -247,8 +262,6 @@ def plan_job(
         "columns": columns,
         "checkpoints": scratch / CHECKPOINTS,
         "fingerprint": digest_key(type(config).__name__, CHECKPOINT_FORMAT, canonical(config), keys),
-        "batch_size": config.batch_size,
-        "lanes": LANES,
         "stopping": config.stopping(),
         "sync": sync,
         "checkpoint_every": config.checkpoint_every,
@@ -258,8 +271,13 @@ def plan_job(
         "validation": tuple(examples.files(VALIDATION)),
         "evaluate_every": config.evaluate_every,
         "sample": sample,
-        "shuffle_buffer_bytes": config.shuffle_buffer_bytes,
     }
+    if isinstance(config, GradientTrainConfig):
+        fields |= {
+            "batch_size": config.batch_size,
+            "lanes": config.lanes,
+            "shuffle_buffer_bytes": SHUFFLE_BUFFER_BYTES,  # mixes examples of many texts in each batch
+        }
     return Job(**(fields | own))
 
 

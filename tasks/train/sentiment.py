@@ -65,7 +65,7 @@ class TrainSentimentConfig(GradientTrainConfig):
     )
 
 
-@stage(version=4)
+@stage(version=5)
 def train_sentiment(
     features: Artifact, backbone: Backbone, config: TrainSentimentConfig, out: Path, scratch: Path
 ) -> Summary:

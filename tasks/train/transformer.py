@@ -34,7 +34,7 @@ from lexloom.tasks.train.outputs import (
     select_facts,
     summarize,
 )
-from lexloom.tasks.train.run import LANES, GradientTrainConfig, MatrixPrecision, plan_job, run_job
+from lexloom.tasks.train.run import GradientTrainConfig, MatrixPrecision, plan_job, run_job
 from lexloom.training.schedules import warm_up_stable_decay
 from lexloom.training.torch_trainable import TorchTrainable
 
@@ -98,7 +98,7 @@ class TrainTransformerConfig(GradientTrainConfig):
     """Training of a transformer language model. The preset sets parameters that are not given."""
 
     epochs: int = preset_field("Number of passes over the training windows", ge=1)
-    batch_size: int = preset_field("Global batch size: windows per step, over all workers", ge=LANES)
+    batch_size: int = preset_field("Global batch size: windows per step, over all workers", ge=1)
 
     preset: Preset = Field(
         "tiny",
@@ -170,7 +170,7 @@ class TrainTransformerConfig(GradientTrainConfig):
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
 
 
-@stage(version=4)
+@stage(version=5)
 def train_transformer(
     windows: Artifact, tokens: Artifact, config: TrainTransformerConfig, out: Path, scratch: Path
 ) -> Summary:

@@ -113,7 +113,7 @@ class TrainWindowLMConfig(GradientTrainConfig):
         )
 
 
-@stage(version=4)
+@stage(version=5)
 def train_window_lm(
     windows: Artifact,
     embeddings: Artifact,

@@ -18,6 +18,7 @@ from lexloom.models.word2vec.grid import Grid
 from lexloom.models.word2vec.skipgram import SkipGrams
 from lexloom.models.word2vec.trainable import CONTEXTS, VECTORS, Word2Vec, assemble
 from lexloom.models.word2vec.vectors import WordVectors, has_white_space, save_word2vec_counts
+from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.negative_sampling import read_noise
 from lexloom.tasks.pairs import PairsConfig, SkipGramsConfig
@@ -25,7 +26,7 @@ from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.tokens import count_documents, training_files
 from lexloom.tasks.train.outputs import describe_training, save_records, summarize, write_json
-from lexloom.tasks.train.run import MAX_WORKERS, TRAIN, TrainConfig, plan_job, run_job
+from lexloom.tasks.train.run import MAX_WORKERS, TRAIN, VALIDATION, TrainConfig, plan_job, run_job
 from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.grid_stream import DrawnEpisodes, GridStream, StoredEpisodes
 from lexloom.training.job import Job
@@ -41,11 +42,11 @@ class TrainWord2VecConfig(TrainConfig):
 
     # the result is the same for any number of workers and threads
     workers: Annotated[int, RunOnly()] = Field(
-        1,
+        2,
         ge=1,
         le=MAX_WORKERS,
-        description="Number of workers, each of which trains the words of its own parts of the vocabulary; at"
-        " most one per part. They do not affect the result. 1 with the local runner.",
+        description="Number of workers, each of which trains the words of its own parts of the vocabulary; no"
+        " more than there are parts. It does not affect the result. 1 with the local runner.",
     )
     min_workers: Annotated[int | None, RunOnly()] = Field(
         None,
@@ -55,7 +56,7 @@ class TrainWord2VecConfig(TrainConfig):
         " all. If not given, all are required.",
     )
     threads: Annotated[int, RunOnly()] = Field(
-        1, ge=1, le=256, description="CPU threads per worker. They do not affect the result."
+        1, ge=1, le=256, description="CPU threads per worker. The number does not affect the result."
     )
     dim: int = Field(100, ge=1, le=4096, description="Dimension of the word vectors.")
     negatives: int = Field(5, ge=1, le=100, description="Negative samples per target.")
@@ -126,12 +127,21 @@ def train_word2vec(
         unit = "tokens"
         grid = config.pairs.grid(len(counts))
         files = tuple(training_files(pairs))
-        has_validation = check_held_out(files, config.pairs.skipgrams(counts))
+        validation = files if has_held_out(files, config.pairs.skipgrams(counts)) else ()
         open_stream: Any = partial(open_drawn, config.pairs, counts)
     else:
         grid = Grid(len(counts), pairs.facts["parts"])
-        files, has_validation = tuple(pairs.files(TRAIN)), bool(pairs.facts["validation_pairs"])
+        files, validation = tuple(pairs.files(TRAIN)), tuple(pairs.files(VALIDATION))
         open_stream = partial(open_stored, pairs.folder, grid)
+    if config.workers > grid.parts:
+        console.note(
+            "training",
+            f"only {grid.parts} of {config.workers} workers train, since the vocabulary has"
+            f" {counted(grid.parts, 'parts')} (--parts)",
+        )
+        config = config.model_copy(
+            update={"workers": grid.parts, "min_workers": min(config.min_workers or grid.parts, grid.parts)}
+        )
     make_model = partial(
         Word2Vec,
         read_noise(noise),
@@ -147,9 +157,8 @@ def train_word2vec(
     job = plan_job(
         *(config, make_model, pairs, columns, [noise, vocabulary], scratch, SyncConfig("rotation")),
         files=files,
-        validation=files if has_validation else (),
+        validation=validation,
         open_stream=open_stream,
-        max_workers=grid.parts,
     )
     metrics, tensors = run_job(job, config, unit)
     if metrics["loss"] == 0:  # there was no pair
@@ -205,7 +214,7 @@ def open_drawn(
     return GridStream(episodes, grid.parts, grid.own(rank, world_size), shuffle=not held_out)
 
 
-def check_held_out(files: tuple[Path, ...], skipgrams: SkipGrams) -> bool:
+def has_held_out(files: tuple[Path, ...], skipgrams: SkipGrams) -> bool:
     """Return whether documents are held out.
 
     Raises:

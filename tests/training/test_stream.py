@@ -57,10 +57,60 @@ def test_workers_share_the_batches_of_one_worker(
     shares = [batches(stream(files, rank, world_size, **options)) for rank in range(world_size)]
     assert [sorted(chain.from_iterable(parts)) for parts in zip(*shares, strict=True)] == alone
     assert sorted(chain.from_iterable(alone)) == list(range(sum(sizes)))
+    assert all(len(batch) == batch_size for batch in alone[:-1])
     epoch = stream(files, batch_size=batch_size).epoch(0)
     assert epoch.steps == len(alone)
     done = np.cumsum([0, *map(len, alone)])
     assert [epoch.examples_until(step) for step in range(len(alone) + 1)] == done.tolist()
+
+
+@pytest.mark.parametrize("batch_size", [64, 100])
+def test_any_number_of_workers_shares_64_lanes(tmp_path: Path, batch_size: int) -> None:
+    files = write_shards(tmp_path, [1500, 30, 477], rows_per_group=100)
+    options = {"batch_size": batch_size, "lanes": 64, "shuffle_buffer_bytes": 64 * 4 * 8}
+    alone = batches(stream(files, **options), epoch=1)
+    full, rest = divmod(2007, batch_size)
+    assert [len(batch) for batch in alone] == [*[batch_size] * full, rest]
+    assert sorted(chain.from_iterable(alone)) == list(range(2007))
+    for world_size in (3, 7, 64):
+        shares = [batches(stream(files, rank, world_size, **options), epoch=1) for rank in range(world_size)]
+        together = [sorted(chain.from_iterable(parts)) for parts in zip(*shares, strict=True)]
+        assert together == [sorted(batch) for batch in alone]
+        rows = [[len(batch) for batch in share[:-1]] for share in shares]
+        assert np.min(rows) >= batch_size // 64 * (64 // world_size)
+        assert np.max(rows) <= -(-batch_size // 64) * -(-64 // world_size)
+
+
+def test_fewer_rows_than_lanes_are_shared(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, [5])
+    shares = [batches(stream(files, rank, 8, batch_size=8, lanes=8)) for rank in range(8)]
+    assert sorted(map(len, chain.from_iterable(shares))) == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert sorted(chain(*chain(*shares))) == list(range(5))
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 4 * 13 * 5, 1 << 20])
+@pytest.mark.parametrize("start", [0, 7])
+def test_examples_are_round_robin_over_the_lanes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_at_once: int, start: int
+) -> None:
+    """Whether batches are gathered one by one or together: 13 numbers, of one lane after the other."""
+    monkeypatch.setattr(stream_module, "BYTES_AT_ONCE", bytes_at_once)
+    plain = stream(write_shards(tmp_path, [170, 31]), batch_size=13)
+    lanes = [
+        [
+            10 * block.row_group + block.start + row + 170 * (block.first_row >= 170)
+            for block in lane
+            for row in range(block.rows)
+        ]
+        for lane in plain.epoch(0).lanes
+    ]
+    assert [len(lane) for lane in lanes] == [51, 50, 50, 50]
+    places = [range(13 * batch, min(201, 13 * batch + 13)) for batch in range(start, 16)]
+    expected = [
+        [lanes[lane][place // 4] for lane in range(4) for place in batch if place % 4 == lane]
+        for batch in places
+    ]
+    assert batches(plain, start=start) == expected
 
 
 def test_order_depends_on_epoch_and_seed(tmp_path: Path) -> None:
@@ -75,7 +125,8 @@ def test_order_depends_on_epoch_and_seed(tmp_path: Path) -> None:
 def test_row_groups_of_small_data_are_decoded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: bool, groups_kept: int, least: int, most: int
 ) -> None:
-    """Ten row groups of ten int32, split into seven blocks each for four lanes of 16; one is cached."""
+    """Ten row groups of ten int32, split into seven blocks each; at least one is cached."""
+    monkeypatch.setattr(stream_module, "MIN_BLOCKS", 64)
     monkeypatch.setattr(stream_module, "CACHE_BYTES", groups_kept * 10 * 4)
     decoded, read = [], stream_module.read_row_group
     monkeypatch.setattr(
@@ -92,6 +143,21 @@ def test_row_groups_of_small_data_are_decoded_once(
     assert least <= len(decoded) <= most
 
 
+def test_row_groups_that_are_split_between_lanes_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """130 row groups are not split otherwise: three are, at the ends of four lanes of 325 rows."""
+    decoded, read = [], stream_module.read_row_group
+    monkeypatch.setattr(
+        stream_module,
+        "read_row_group",
+        lambda path, number, columns: decoded.append(number) or read(path, number, columns),
+    )
+    seen = batches(stream(write_shards(tmp_path, [1300]), shuffle_buffer_bytes=4 * 4 * 40))
+    assert sorted(chain.from_iterable(seen)) == list(range(1300))
+    assert sorted(decoded) == list(range(130))
+
+
 @pytest.mark.parametrize("start", [0, 1, 5, 18, 19])
 def test_stream_resumes_at_any_position(tmp_path: Path, start: int) -> None:
     files = write_shards(tmp_path, [170, 130])
@@ -100,13 +166,13 @@ def test_stream_resumes_at_any_position(tmp_path: Path, start: int) -> None:
 
 @pytest.mark.parametrize("start", [1, 5, 9, 18, 19])
 def test_shuffled_stream_resumes_at_any_position(tmp_path: Path, start: int) -> None:
-    mixed = stream(write_shards(tmp_path, [200, 100]), shuffle_buffer_bytes=100)
+    mixed = stream(write_shards(tmp_path, [200, 100]), shuffle_buffer_bytes=4 * 100)
     assert batches(mixed, start=start) == batches(mixed)[start:]
 
 
 def test_shuffle_buffer_mixes_rows_of_several_blocks(tmp_path: Path) -> None:
-    files = write_shards(tmp_path, [320], rows_per_group=5)
-    plain, mixed = stream(files), stream(files, shuffle_buffer_bytes=4 * 40)
+    files = write_shards(tmp_path, [640], rows_per_group=5)
+    plain, mixed = stream(files), stream(files, shuffle_buffer_bytes=4 * 4 * 40)
     (first, *_), (mixed_first, *_) = batches(plain), batches(mixed)
     blocks = [{number // 5 for number in batch} for batch in (first, mixed_first)]
     assert len(blocks[0]) == 4, "each lane is at its first block"
@@ -120,18 +186,20 @@ def test_shuffle_buffer_mixes_rows_of_several_blocks(tmp_path: Path) -> None:
 
 
 def test_worker_only_reads_its_own_row_groups(tmp_path: Path) -> None:
-    files = write_shards(tmp_path, [640])
+    files = write_shards(tmp_path, [1320])
     owned = [
         {number // 10 for number in chain.from_iterable(batches(stream(files, rank, 2)))} for rank in (0, 1)
     ]
-    assert owned[0].isdisjoint(owned[1])
-    assert owned[0] | owned[1] == set(range(64))
+    assert owned[0].isdisjoint(owned[1])  # the four lanes have 33 each
+    assert owned[0] | owned[1] == set(range(132))
 
 
 def test_few_row_groups_are_split_evenly_over_lanes(tmp_path: Path) -> None:
-    epoch = stream(write_shards(tmp_path, [1000], rows_per_group=900)).epoch(0)
-    assert epoch.lane_rows.sum() == 1000
-    assert epoch.lane_rows.max() - epoch.lane_rows.min() <= 900 / 32 + 1  # a block
+    few = stream(write_shards(tmp_path, [1000], rows_per_group=1000), lanes=7)
+    assert len(few.blocks) == 128
+    lanes = few.epoch(0).lanes
+    assert sorted(sum(block.rows for block in lane) for lane in lanes) == [142, *[143] * 6]
+    assert all(len({block.start // 100 for block in lane}) > 5 for lane in lanes), "from all over the file"
 
 
 def test_abandoned_reader_thread_ends(tmp_path: Path) -> None:

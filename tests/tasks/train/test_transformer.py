@@ -274,7 +274,7 @@ def test_automatic_precision_measures_a_layer_of_the_models_shape(monkeypatch: p
         ({"style": "gpt2", "kv_heads": 1}, "omit kv_heads"),
         ({"layers": 0}, "greater than or equal to 1"),
         ({"dropout": 1}, "less than 1"),
-        ({"batch_size": 4}, "greater than or equal to 8"),
+        ({"batch_size": 0}, "greater than or equal to 1"),
         ({"decay": 1.5}, "less than or equal to 1"),
         ({"depth": 3}, "Extra inputs are not permitted"),
     ],

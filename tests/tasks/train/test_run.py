@@ -1,0 +1,56 @@
+"""Parameters that all training stages share."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from lexloom.tasks.train.run import GradientTrainConfig
+from lexloom.tasks.train.sentiment import TrainSentimentConfig
+from lexloom.tasks.train.transformer import TrainTransformerConfig
+from lexloom.tasks.train.window_lm import TrainWindowLMConfig
+from lexloom.tasks.train.word2vec import TrainWord2VecConfig
+
+GRADIENT_MODELS = (TrainSentimentConfig, TrainTransformerConfig, TrainWindowLMConfig)
+
+
+@pytest.mark.parametrize("config", GRADIENT_MODELS)
+@pytest.mark.parametrize(
+    ("batch_size", "lanes"),
+    [(1, 1), (2, 2), (7, 4), (32, 32), (48, 32), (63, 32), (64, 64), (100, 64), (4096, 64)],
+)
+def test_lanes_are_a_power_of_two_up_to_64_and_to_the_batch(
+    config: type[GradientTrainConfig], batch_size: int, lanes: int
+) -> None:
+    assert config(workers=1, batch_size=batch_size).lanes == lanes
+    assert config(workers=lanes, batch_size=batch_size).workers == lanes, "as many workers as lanes"
+
+
+@pytest.mark.parametrize("config", GRADIENT_MODELS)
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        (
+            {"workers": 48, "batch_size": 48},
+            "48 workers need a batch_size of at least 64, not 48: raise it, or use at most 32 workers",
+        ),
+        (
+            {"workers": 2, "batch_size": 1},
+            "2 workers need a batch_size of at least 2, not 1: raise it, or use at most 1 worker",
+        ),
+        ({"workers": 65, "batch_size": 4096}, "less than or equal to 64"),
+        ({"workers": 64, "min_workers": 65, "batch_size": 4096}, "less than or equal to 64"),
+    ],
+)
+def test_more_workers_than_lanes_are_rejected(
+    config: type[GradientTrainConfig], fields: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValidationError, match=complaint) as raised:
+        config(**fields)
+    assert raised.value.error_count() == 1
+
+
+def test_word_vectors_have_eight_lanes() -> None:
+    assert TrainWord2VecConfig(workers=8).lanes == 8
+    with pytest.raises(ValidationError, match="at most 8 workers train this model, not 9: use fewer"):
+        TrainWord2VecConfig(workers=9)
