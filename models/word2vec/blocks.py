@@ -2,8 +2,8 @@
 
 A pair belongs to the block of its context's part and its target's part (models/word2vec/grid.py). Within a
 block, pairs are in the order of their contexts in the text, and then gathered into *runs*: up to `MAX_RUN`
-pairs of one target, which share noise words in training. A run is emitted when it is full, and the incomplete
-ones at the end of the block. Longer runs would be faster, but lower analogy accuracy (benchmarks/LOG.md).
+pairs of one target, which share noise words in training. Runs are in the order of their first pairs. Longer
+runs would be faster, but lower analogy accuracy; so does an order by target (benchmarks/LOG.md).
 
 The pairs are enumerated twice, to count and to place them, instead of being stored in between. Both passes
 and the gathering run in any number of threads; the result does not depend on it.
@@ -69,29 +69,32 @@ def place_pairs(  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def gather_runs(targets, contexts, bounds, rows, run_targets, run_contexts):  # type: ignore[no-untyped-def]
     """Copy the blocks bounds[b]:bounds[b + 1], and gather each block's pairs into runs."""
-    waiting = np.empty(rows * MAX_RUN, np.uint16)  # contexts of the incomplete run of each target
-    filled = np.zeros(rows, np.int64)
+    longest = np.max(bounds[1:] - bounds[:-1]) if len(bounds) > 1 else 0
+    run_of = np.empty(longest, np.int32)  # of each pair of the block
+    place = np.empty(longest + 1, np.int64)  # of each run's next pair
+    newest = np.full(rows, -1, np.int32)  # run of each target
     for block in range(len(bounds) - 1):
         first, last = bounds[block], bounds[block + 1]
-        at = first
+        runs = 0
         for i in range(first, last):
             target = np.int64(targets[i])
-            place = target * MAX_RUN
-            waiting[place + filled[target]] = contexts[i]
-            filled[target] += 1
-            if filled[target] == MAX_RUN:
-                for k in range(MAX_RUN):
-                    run_targets[at + k] = target
-                    run_contexts[at + k] = waiting[place + k]
-                at += MAX_RUN
-                filled[target] = 0
+            run = newest[target]
+            if run < 0 or place[run + 1] == MAX_RUN:
+                run = newest[target] = runs
+                runs += 1
+                place[runs] = 0
+            place[run + 1] += 1  # the length, until the next loop
+            run_of[i - first] = run
+        place[0] = first
+        for run in range(runs):
+            place[run + 1] += place[run]
         for i in range(first, last):
             target = np.int64(targets[i])
-            for k in range(filled[target]):
-                run_targets[at] = target
-                run_contexts[at] = waiting[target * MAX_RUN + k]
-                at += 1
-            filled[target] = 0
+            newest[target] = -1
+            run = run_of[i - first]
+            run_targets[place[run]] = target
+            run_contexts[place[run]] = contexts[i]
+            place[run] += 1
 
 
 def make_blocks(
