@@ -63,7 +63,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--dim", "5000", "less than or equal to 4096"),
         ("--negatives", "0", "greater than or equal to 1"),
         ("--epochs", "0", "greater than or equal to 1"),
-        ("--workers", "9", "less than or equal to 8"),
+        ("--workers", "65", "less than or equal to 64"),
         ("--learning-rate", "fast", "valid number"),
         ("--sync-period", "0", "greater than or equal to 1"),
     ],

@@ -24,6 +24,8 @@ from lexloom.tasks.subwords import SubwordsConfig, locate_encoding, subwords
 from lexloom.tasks.train import window_lm as module
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
 from lexloom.tasks.windows import WindowsConfig, windows
+from lexloom.training.loop import train
+from lexloom.training.sync.config import SyncConfig
 from lexloom.training.torch_trainable import TorchTrainable
 from tests.tasks import guarantees
 from tests.tasks.cards import run_card
@@ -173,6 +175,13 @@ def plan(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pla
 @pytest.mark.parametrize("step", [3, 5, 8])
 def test_resumed_equals_uninterrupted_bit_for_bit(plan: Plan, step: int) -> None:
     guarantees.assert_resumed_equals_uninterrupted(plan, step)
+
+
+@pytest.mark.parametrize(("batch_size", "lanes"), [(1, 1), (3, 2), (100, 64)])
+def test_a_batch_of_any_size_is_trained_in_full(plan: Plan, batch_size: int, lanes: int) -> None:
+    job = plan("job", SyncConfig("all_reduce"), batch_size=batch_size)
+    assert job.lanes == lanes
+    assert train(job).examples == guarantees.STEPS * batch_size
 
 
 def test_gradients_of_a_batchs_parts_have_the_mean_of_the_whole(plan: Plan) -> None:
