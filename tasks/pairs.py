@@ -28,6 +28,7 @@ from lexloom.models.cpus import available_cpus
 from lexloom.models.word2vec.blocks import make_blocks
 from lexloom.models.word2vec.grid import (
     DEFAULT_PARTS,
+    MAX_EPISODE,
     PAIRS_PER_WORD,
     Blocks,
     Contexts,
@@ -81,6 +82,7 @@ class SkipGramsConfig(BaseModel):
     pairs_per_episode: int | None = Field(
         None,
         ge=1,
+        le=MAX_EPISODE,
         description="Number of consecutive pairs, approximately, that are sorted by parts and trained"
         f" together. If not given, {PAIRS_PER_WORD} times the size of the vocabulary, within limits. Longer"
         " episodes are faster with many workers, but lower the quality of the vectors.",

@@ -21,7 +21,7 @@ models/word2vec/cpu_llvm.py has the arithmetic of a group of contexts.
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -243,8 +243,10 @@ class Step:
         return all(group.done() for group in self._groups)
 
     def wait(self, groups: int | None = None) -> None:
-        """Wait until the first groups (all) no longer write to the tables."""
-        for group in self._groups[:groups]:
+        """Wait until the first groups (all) no longer write to the tables; then raise an error of theirs."""
+        waited = self._groups[:groups]
+        wait(waited)
+        for group in waited:
             group.result()
 
     def loss(self) -> float:

@@ -1,9 +1,10 @@
 """Skip-gram with negative sampling on a GPU.
 
-models/word2vec/reference.py defines the update exactly. Several runs are processed in parallel: each of a
-number of *programs* goes through its own part of the batch, run by run, and does not see the updates of a
-concurrent run before that run is finished. One program computes the reference's update; several read stale
-rows, like the CPU's threads (Hogwild, Niu et al. 2011).
+A launch trains one block of the grid (models/word2vec/grid.py), and a GPU trains its blocks one after
+another. models/word2vec/reference.py defines the update exactly. Several runs of the block are processed in
+parallel: each of a number of *programs* goes through its own share of the block, run by run, and does not see
+the updates of a concurrent run before that run is finished. One program computes the reference's update;
+several read stale rows (Hogwild, Niu et al. 2011), so results are not reproducible.
 
 Triton's kernel is used if possible (models/word2vec/triton.py); `train_in_torch` computes the same in plain
 torch on any device, for all programs in lockstep.
@@ -50,9 +51,9 @@ def draw_negatives(
     """Draw the noise words of runs, the same as on the CPU.
 
     Args:
-        seed: of the batch.
-        positions: (R,) int64, the index in the batch of each run's first pair.
-        probability, alias: (V,) float32 and int32, the noise as an alias table.
+        seed: of the block.
+        positions: (R,) int64, the index in the block of each run's first pair.
+        probability, alias: (words,) float32 and int32, the alias table of the output part.
 
     Returns:
         (R, negatives) int64.
@@ -97,12 +98,16 @@ def _load_kernel(device: str, negatives: int, stride: int) -> Any:
 
 
 def default_programs(vectors: Tensor, negatives: int, learning_rate: float) -> int:
-    """Return the number of programs that the device holds at once, limited to what training tolerates."""
-    words, stride = vectors.shape
+    """Return the number of programs that the device holds at once, limited to what training tolerates.
+
+    `vectors`, (rows, stride), is a part of the table. There are no more programs than it has rows: the runs
+    of a block have only so many different targets, and concurrent runs of one target add up their updates.
+    """
+    rows, stride = vectors.shape
     kernel = _load_kernel(vectors.device.type, negatives, stride)
     max_programs = kernel.resident_programs(vectors.device, negatives, stride) if kernel else _MAX_PROGRAMS
     step = learning_rate * (1 + negatives)
-    return max(1, min(max_programs, words, int(_MAX_TOTAL_STEP / step) if step else max_programs))
+    return max(1, min(max_programs, rows, int(_MAX_TOTAL_STEP / step) if step else max_programs))
 
 
 def train_batch(
@@ -117,14 +122,14 @@ def train_batch(
     seed: int,
     programs: int,
 ) -> Tensor:
-    """Train both tables in place on a batch; return the loss summed over its pairs, float64 on the device.
+    """Train both parts in place on a block; return the loss summed over its pairs, float64 on the device.
 
-    The Triton kernel runs asynchronously. Ids are not checked: an id outside of the vocabulary causes an
+    The Triton kernel runs asynchronously. Row numbers are not checked: one outside of the part causes an
     out-of-bounds write.
 
     Args:
-        vectors, outputs: (V, stride) float32 or float64, the input and the output table.
-        probability, alias: (V,) float32 and int32: the noise as an alias table.
+        vectors, outputs: (rows, stride) float32 or float64, an input and an output part.
+        probability, alias: (words,) float32 and int32, the alias table of the output part.
         negatives: noise words per run, K.
         programs: runs processed in parallel.
     """

@@ -1,6 +1,6 @@
-"""Batches of pairs on a device: cut into runs, and prefetched to a GPU.
+"""Pairs of a block of the grid on a device: cut into runs, and prefetched to a GPU.
 
-Shapes: pairs of a batch; runs of a batch, a run being the adjacent pairs of one target position.
+Shapes: pairs of a block; runs of a block, a run being up to `MAX_RUN` adjacent pairs of one target.
 """
 
 from typing import NamedTuple
@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lexloom.models.word2vec.blocks import MAX_RUN
+
 
 class Pairs(NamedTuple):
-    """A batch on the device."""
+    """The pairs of a block on the device."""
 
     targets: Tensor  # (pairs,) int32
     contexts: Tensor  # (pairs,) int32
@@ -20,8 +22,12 @@ class Pairs(NamedTuple):
 
 def find_runs(targets: Tensor, contexts: Tensor) -> Pairs:
     """Find the runs of pairs that are on the device. On a GPU the host waits for the number of runs."""
-    begins = torch.ones(len(targets) + 1, dtype=torch.bool, device=targets.device)
+    pairs = len(targets)
+    begins = torch.ones(pairs + 1, dtype=torch.bool, device=targets.device)
     begins[1:-1] = targets[1:] != targets[:-1]
+    positions = torch.arange(pairs, device=targets.device)
+    changes = torch.where(begins[:-1], positions, 0).cummax(0).values  # the last change of target
+    begins[:-1] |= (positions - changes) % MAX_RUN == 0
     return Pairs(targets, contexts, begins.nonzero().squeeze(1))
 
 
@@ -31,16 +37,16 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 
 class BatchPrefetcher:
-    """Sends batches to a device.
+    """Sends the pairs of blocks to a device.
 
-    On a GPU a separate stream is used: while one batch is trained on, the next is copied and split into runs.
-    The host waits rather than get two batches ahead.
+    On a GPU a separate stream is used: while one block is trained, the next is copied and cut into runs. The
+    host waits rather than get two blocks ahead.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._previous: torch.cuda.Event | None = None  # after all work queued before the last batch
+        self._previous: torch.cuda.Event | None = None  # after all work queued before the last block
 
     def __call__(self, targets: np.ndarray, contexts: np.ndarray) -> Pairs:
         """Send `targets` and `contexts`, (pairs,) int32."""

@@ -11,22 +11,27 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from lexloom.models.word2vec.blocks import MAX_RUN
+
 
 def runs(targets: Sequence[int]) -> list[tuple[int, int]]:
-    """(start, stop) of every run: a maximal sequence of pairs with the same target."""
-    starts = [i for i in range(len(targets)) if i == 0 or targets[i] != targets[i - 1]]
+    """Return (start, stop) of every run: up to `MAX_RUN` adjacent pairs of one target."""
+    starts = list[int]()
+    for i, target in enumerate(targets):
+        if i == 0 or target != targets[i - 1] or i == starts[-1] + MAX_RUN:
+            starts.append(i)
     return list(pairwise([*starts, len(targets)]))
 
 
 def train_batch(
-    vectors: Tensor,  # (V, dim) input table, changed in place
-    outputs: Tensor,  # (V, dim) output table, changed in place
+    vectors: Tensor,  # (rows, dim) an input part, changed in place
+    outputs: Tensor,  # (rows, dim) an output part, changed in place
     targets: Sequence[int],  # (pairs,)
     contexts: Sequence[int],  # (pairs,)
     negatives: Sequence[Sequence[int]],  # (runs, K): the noise words of each run
     learning_rate: float,
 ) -> float:
-    """Train on a batch, run by run; return the loss summed over its pairs.
+    """Train on the pairs of one block, run by run; return the loss summed over them.
 
     Within a run the output rows keep their initial values, and their updates are accumulated; a context's
     input row is updated at once. A noise word equal to the target is skipped; one drawn twice counts twice.

@@ -14,6 +14,7 @@ import mmap
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import SupportsFloat
 
 import numpy as np
@@ -90,11 +91,7 @@ class Word2Vec:
         programs: runs that a GPU processes concurrently; None takes as many as training tolerates. A GPU's
             results are not reproducible.
 
-    Attributes:
-        vectors: (n, rows, stride) float32, the input table and the result; initially uniform within ±0.5/dim.
-        contexts: (n or n + 1, rows, stride) float32, the output table; initially zero. The additional part is
-            free: it receives the part that arrives next.
-            stride is dim rounded up to a multiple of 16. The columns from dim on are always zero.
+    stride is dim rounded up to a multiple of 16. The columns of the tables from dim on are always zero.
 
     Raises:
         ValueError: a weight is negative, there is no word, or a number is out of range.
@@ -142,6 +139,7 @@ class Word2Vec:
         self._threads = sgns_cpu.BlockThreads(threads)
         self._pending = deque[sgns_cpu.Step]()
         self._newest: sgns_cpu.Step | None = None
+        self._newest_step = 0
         self._step = 0
         self._device = torch.device("cpu")
         self._prefetcher: BatchPrefetcher | None = None  # on a GPU
@@ -152,18 +150,33 @@ class Word2Vec:
     def own(self, rank: int, world_size: int) -> None:
         """Hold the parts of worker `rank`, with their initial values.
 
+        The tables are allocated on first use, so a worker never allocates the parts of others.
+
         Raises:
             ValueError: there are more workers than parts.
         """
         self._own = self.grid.own(rank, world_size)
         self._alone = world_size == 1
-        self.vectors, self.contexts = torch.empty(0), torch.empty(0)  # frees memory before more is allocated
-        self.vectors = _allocate_table(len(self._own), self.grid.rows, self.stride)
-        self.contexts = _allocate_table(len(self._own) + (not self._alone), self.grid.rows, self.stride)
-        for vectors, part in zip(self.vectors, self._own, strict=True):
+        for table in (VECTORS, CONTEXTS):
+            self.__dict__.pop(table, None)
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """(n, rows, stride) float32, the input table and the result; initially uniform within ±0.5/dim."""
+        table = _allocate_table(len(self._own), self.grid.rows, self.stride)
+        for rows, part in zip(table, self._own, strict=True):
             words = int(self._words[part])
             generator = torch.Generator().manual_seed(hash_seed(self._seed, part) >> 1)
-            vectors[:words, : self.dim].uniform_(-0.5 / self.dim, 0.5 / self.dim, generator=generator)
+            rows[:words, : self.dim].uniform_(-0.5 / self.dim, 0.5 / self.dim, generator=generator)
+        return table
+
+    @cached_property
+    def contexts(self) -> Tensor:
+        """(n or n + 1, rows, stride) float32, the output table; initially zero.
+
+        The additional part is free: it receives the part that arrives next.
+        """
+        return _allocate_table(len(self._own) + (not self._alone), self.grid.rows, self.stride)
 
     def start_at(self, step: int) -> None:
         """Continue at step number `step`, with the output parts that it needs; load a state afterwards."""
@@ -183,7 +196,8 @@ class Word2Vec:
     def outgoing(self) -> Tensor:
         """Wait for the step's first block; return its output part, which the previous worker needs next."""
         if self._newest is not None:
-            self._newest.wait(groups=1)
+            # without pairs in this step, the part was last trained in another block of an earlier one
+            self._newest.wait(groups=1 if self._newest_step == self._step else None)
         return self.contexts[self._slot(0)]
 
     def incoming(self) -> Tensor:
@@ -289,6 +303,7 @@ class Word2Vec:
             )
 
         self._newest = self._threads.submit(train, losses, step=self._step, circular=self._alone)
+        self._newest_step = self._step
         self._pending.append(self._newest)
         if len(self._pending) > MAX_PENDING_STEPS:
             self._pending.popleft().wait()

@@ -1,7 +1,7 @@
 """Skip-gram with negative sampling on a GPU, in Triton: the kernel of models/word2vec/gpu.py.
 
-A program (a group of threads) processes an equal share of the batch's runs, contiguous in the text, one after
-the other. The grid is persistent: as many runs are in progress at any time as there are programs, and none of
+A program (a group of threads) processes an equal share of a block's runs, which are adjacent, one after the
+other. The launch is persistent: as many runs are in progress at any time as there are programs, and none of
 them sees the others' unfinished updates. So the number of programs determines the staleness.
 
 - The target's and the noise words' rows, and their accumulated updates, stay in registers for a whole run;
@@ -9,7 +9,9 @@ them sees the others' unfinished updates. So the number of programs determines t
   computed.
 - The noise is drawn here as on the CPU: the same seed gives the same words.
 - Rows are loaded bypassing the L1 cache, which does not see updates by other multiprocessors.
-- All additions to the tables are atomic: no update is lost, but their order is undefined.
+- All additions to the tables are atomic: no update is lost, but their order is undefined. With one program
+  for each of many smaller blocks, no additions would need to be atomic; it has not been measured whether that
+  is faster.
 """
 
 from contextlib import nullcontext
@@ -56,13 +58,13 @@ def _draw(
 
 @triton.jit(do_not_specialize=["runs", "words", "seed"])
 def _train_runs(
-    vectors: tl.tensor,  # (V, STRIDE)
-    outputs: tl.tensor,  # (V, STRIDE)
+    vectors: tl.tensor,  # (rows, STRIDE)
+    outputs: tl.tensor,  # (rows, STRIDE)
     targets: tl.tensor,  # (pairs,)
     contexts: tl.tensor,  # (pairs,)
     starts: tl.tensor,  # (runs + 1,)
-    probability: tl.tensor,  # (V,)
-    alias: tl.tensor,  # (V,)
+    probability: tl.tensor,  # (words,)
+    alias: tl.tensor,  # (words,)
     losses: tl.tensor,  # (programs,)
     runs: tl.tensor,
     words: tl.tensor,
@@ -155,7 +157,7 @@ def train_batch(
     programs: int,
 ) -> Tensor:
     """Same as `lexloom.models.word2vec.gpu.train_batch`, for tables that satisfy `fits`."""
-    words, stride = vectors.shape
+    stride = vectors.shape[1]
     fixed, warps = constants(negatives, stride)
     losses = torch.empty(programs, dtype=torch.float64, device=vectors.device)
     # Triton launches on torch's current device, which may not be the tables' device
@@ -168,7 +170,7 @@ def train_batch(
             alias,
             losses,
             len(pairs.starts) - 1,
-            words,
+            len(probability),
             seed % 2**64,
             learning_rate,
             **fixed,
