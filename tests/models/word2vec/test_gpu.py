@@ -13,14 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lexloom.models.word2vec import cpu as sgns_cpu
 from lexloom.models.word2vec import gpu as sgns_gpu
 from lexloom.models.word2vec import reference as sgns_reference
+from lexloom.models.word2vec.blocks import MAX_RUN
 from lexloom.models.word2vec.gpu_batches import BatchPrefetcher, Pairs, find_runs
 from lexloom.models.word2vec.trainable import Word2Vec
 from tests.models.word2vec.test_cpu import even_noise, noise_of, random_runs
+from tests.models.word2vec.test_trainable import diagonals, train_episodes
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -31,7 +35,7 @@ RATE = 0.125  # a power of two: the kernel's float32 holds it exactly
 
 @pytest.fixture(params=[pytest.param("sgns_triton", marks=needs_triton), "torch"])
 def way(request):
-    """Each of the two ways to train on a batch."""
+    """Each of the two ways to train on a block."""
     if request.param == "torch":
         return sgns_gpu.train_in_torch
     return importlib.import_module("lexloom.models.word2vec.triton").train_batch
@@ -47,13 +51,11 @@ def random_tables(words: int, stride: int) -> list[Tensor]:
 
 def uneven_noise(words: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(1)
-    return random.random(words, dtype=np.float32), random.integers(words, size=words, dtype=np.int32)
+    return random.random(words, dtype=np.float32), random.integers(words, size=words).astype(np.uint16)
 
 
 def on_device(targets, contexts) -> Pairs:
-    ids = (
-        torch.tensor(np.asarray(column), dtype=torch.int32, device=DEVICE) for column in (targets, contexts)
-    )
+    ids = (torch.tensor(np.array(column, np.int32), device=DEVICE) for column in (targets, contexts))
     return find_runs(*ids)
 
 
@@ -63,7 +65,8 @@ def train(way, tables, targets, contexts, noise, *, negatives=5, rate=RATE, seed
     loss = way(
         *moved,
         on_device(targets, contexts),
-        *(torch.from_numpy(part).to(DEVICE) for part in noise),
+        torch.from_numpy(noise[0]).to(DEVICE),
+        torch.from_numpy(noise[1].astype(np.int32)).to(DEVICE),
         negatives=negatives,
         learning_rate=rate,
         seed=seed,
@@ -77,7 +80,7 @@ def train(way, tables, targets, contexts, noise, *, negatives=5, rate=RATE, seed
 def assert_as_reference(way, words, stride, negatives, targets, contexts, programs=1) -> None:
     noise = uneven_noise(words)
     expected, tables = random_tables(words, stride), random_tables(words, stride)
-    targets, contexts = np.asarray(targets, dtype=np.int32), np.asarray(contexts, dtype=np.int32)
+    targets, contexts = np.asarray(targets), np.asarray(contexts)
     drawn = noise_of(targets, noise, negatives, seed=7)
     exact = sgns_reference.train_batch(*expected, targets.tolist(), contexts.tolist(), drawn, RATE)
     loss = train(way, tables, targets, contexts, noise, negatives=negatives, programs=programs)
@@ -91,16 +94,17 @@ def assert_as_reference(way, words, stride, negatives, targets, contexts, progra
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5, 2**64 - 1])
 def test_noise_equals_the_cpus(seed):
-    noise = uneven_noise(1000)
+    probability, alias = noise = uneven_noise(1000)
     positions = [0, 1, 2, 99_999, 2**31 - 1]
-    found = sgns_gpu.draw_negatives(seed, torch.tensor(positions), *map(torch.from_numpy, noise), 20)
+    table = torch.from_numpy(probability), torch.from_numpy(alias.astype(np.int32))
+    found = sgns_gpu.draw_negatives(seed, torch.tensor(positions), *table, 20)
     for position, row in zip(positions, found, strict=True):
-        out = np.empty(20, dtype=np.int32)
+        out = np.empty(20, np.uint16)
         sgns_cpu.draw_negatives(np.uint64(seed), position, *noise, out)
         assert row.tolist() == out.tolist()
 
 
-# Batches
+# Runs
 
 
 def test_runs_have_one_target():
@@ -109,11 +113,25 @@ def test_runs_have_one_target():
     assert on_device([], []).starts.tolist() == [0]
 
 
-def test_prefetcher_returns_the_given_batches():
+def test_longer_sequences_are_cut():
+    assert MAX_RUN == 8
+    assert on_device([3] * 20, [0] * 20).starts.tolist() == [0, 8, 16, 20]
+    assert on_device([5] * 3 + [3] * 17 + [4], [0] * 21).starts.tolist() == [0, 3, 11, 19, 20, 21]
+    assert on_device([3] * 8 + [4] * 8, [0] * 16).starts.tolist() == [0, 8, 16]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 30)), max_size=12))
+def test_runs_equal_the_references(repeats):
+    targets = [target for target, count in repeats for _ in range(count)]
+    firsts = [start for start, _ in sgns_reference.runs(targets)]
+    assert on_device(targets, [0] * len(targets)).starts.tolist() == [*firsts, len(targets)]
+
+
+def test_prefetcher_returns_the_given_pairs():
     feed = BatchPrefetcher(DEVICE)
-    batches = [random_runs(words=50, pairs=pairs, seed=pairs) for pairs in (1000, 10, 500, 0)]
-    for targets, contexts in batches:
-        strided = np.stack([targets, contexts], axis=1)
+    blocks = [random_runs(words=50, pairs=pairs, seed=pairs) for pairs in (1000, 10, 500, 0)]
+    for targets, contexts in blocks:
+        strided = np.stack([targets, contexts], axis=1).astype(np.int32)
         strided.flags.writeable = False
         fed = feed(strided[:, 0], strided[:, 1])
         assert fed.targets.tolist() == targets.tolist()
@@ -133,12 +151,18 @@ def test_prefetcher_returns_the_given_batches():
         (10_000, 5, 0.025, 1333),
         (10_000, 19, 0.05, 200),
         (10_000, 5, 0.0, 2048),
-        (50, 5, 0.05, 50),  # one for each word
+        (50, 5, 0.05, 50),  # one for each row of a part
         (50, 100, 10.0, 1),
     ],
 )
 def test_programs_decrease_with_the_total_step(words, negatives, rate, programs):
     assert sgns_gpu.default_programs(torch.zeros(words, 16), negatives, rate) == programs
+
+
+def test_number_of_programs_is_that_of_a_part():
+    model = Word2Vec(np.ones(2000), parts=4, dim=20)
+    model.to_device(DEVICE)
+    assert model.programs == sgns_gpu.default_programs(model.vectors[0], 5, 0.05) <= 500
 
 
 # The update
@@ -158,7 +182,8 @@ def test_one_program_equals_the_reference(way, stride, negatives):
         ([1, 1, 1, 1], [2, 0, 2, 0]),
         ([1, 1, 0], [1, 0, 0]),  # a word beside itself
         ([0, 1, 2, 0], [1, 2, 0, 1]),  # runs of one pair
-        ([2] * 40, [0, 1] * 20),  # one long run
+        ([2] * 40, [0, 1] * 20),  # one target in five runs
+        ([0] * 3 + [1] * 9 + [0] * 8, [0, 1] * 10),
     ],
 )
 @pytest.mark.parametrize("words", [3, 4])
@@ -169,10 +194,10 @@ def test_one_program_equals_the_reference_on_tiny_vocabularies(way, words, targe
 @pytest.mark.parametrize("programs", [2, 5, 8])
 def test_programs_equal_the_reference_without_shared_words(way, programs):
     targets, contexts = np.repeat(np.arange(8), [1, 5, 2, 3, 3, 1, 4, 2]), np.arange(100, 121)
-    drawn = noise_of(targets, uneven_noise(100_000), 3, seed=7)
+    drawn = noise_of(targets, uneven_noise(60_000), 3, seed=7)
     assert len(np.unique(drawn)) == 24
     assert np.min(drawn) > 121, "the noise meets the words of the batch"
-    assert_as_reference(way, 100_000, 16, 3, targets, contexts, programs)
+    assert_as_reference(way, 60_000, 16, 3, targets, contexts, programs)
 
 
 def test_programs_in_lockstep_do_not_see_each_others_updates():
@@ -204,6 +229,17 @@ def test_every_run_is_trained_once_by_any_number_of_programs(way):
     assert losses == pytest.approx([losses[0]] * 5, rel=1e-12)
     for table, same in zip(tables, random_tables(20, 16), strict=True):
         assert torch.equal(table, same), "a rate of 0 moves nothing"
+
+
+def test_noise_has_words_only(way):
+    """The last row of a part may be unused: then the alias table has one word less than the part has rows."""
+    (targets, contexts), noise = random_runs(words=12, pairs=60), uneven_noise(12)
+    drawn = noise_of(targets, noise, 5, seed=7)
+    expected, tables = random_tables(20, 16), random_tables(20, 16)
+    sgns_reference.train_batch(*expected, targets.tolist(), contexts.tolist(), drawn, RATE)
+    train(way, tables, targets, contexts, noise)
+    for table, same in zip(tables, expected, strict=True):
+        torch.testing.assert_close(table, same, rtol=1e-9, atol=1e-9)
 
 
 def test_single_word_vocabulary_has_no_noise(way):
@@ -280,8 +316,8 @@ print(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_war
 
 
 def learner(**options) -> Word2Vec:
-    options = {"dim": 20, "programs": 1, "seed": 4} | options
-    return Word2Vec(*uneven_noise(50), **options)
+    options = {"parts": 3, "dim": 20, "programs": 1, "seed": 4} | options
+    return Word2Vec(np.arange(50.0), **options)
 
 
 def on_gpu(**options) -> Word2Vec:
@@ -293,17 +329,30 @@ def on_gpu(**options) -> Word2Vec:
 
 def test_gpu_model_takes_the_cpus_steps():
     ours, theirs = on_gpu(), learner()
-    for step in range(3):
-        targets, contexts = random_runs(words=50, pairs=200, seed=step)
-        batch = {"target": targets, "context": contexts}
-        loss = ours.train_step(batch, progress=step / 3, seed=step)
-        assert isinstance(loss, Tensor)
-        assert float(loss) == pytest.approx(theirs.train_step(batch, progress=step / 3, seed=step), rel=1e-4)
+    episodes = [random_runs(words=50, pairs=400, seed=seed) for seed in range(3)]
+    losses = train_episodes([ours], episodes)
+    assert losses == pytest.approx(train_episodes([theirs], episodes), rel=1e-4)
+    batch = diagonals(*episodes[0], ours.grid)[0]
+    loss = ours.train_step(batch, progress=1.0, seed=0)
+    assert isinstance(loss, Tensor)
+    assert float(loss) == pytest.approx(float(theirs.train_step(batch, progress=1.0, seed=0)), rel=1e-4)
     assert ours.evaluate(batch) == pytest.approx(theirs.evaluate(batch), rel=1e-4)
     words = [f"w{word}" for word in range(50)]
     torch.testing.assert_close(
         ours.word_vectors(words).vectors, theirs.word_vectors(words).vectors, rtol=1e-3, atol=1e-5
     )
+
+
+def test_gpu_workers_take_the_steps_of_one():
+    one, two = on_gpu(), [learner(), learner()]
+    for rank, worker in enumerate(two):
+        worker.own(rank, 2)
+        worker.to_device(DEVICE)
+    episodes = [random_runs(words=50, pairs=400, seed=seed) for seed in range(2)]
+    assert train_episodes(two, episodes) == pytest.approx(train_episodes([one], episodes), rel=1e-4)
+    for worker in two:
+        for name, piece in worker.state_dict().items():
+            torch.testing.assert_close(piece, one.state_dict()[name], rtol=1e-3, atol=1e-5)
 
 
 def test_gpu_model_resumes_from_a_cpu_state():
@@ -319,27 +368,23 @@ def test_many_programs_learn_topics():
     """Ten topics of five words each: a word's four nearest neighbours are the others of its topic."""
     random = np.random.default_rng(0)
     topics = np.repeat(random.integers(10, size=1000) * 5, 5)
-    batch = {
-        "target": (topics + np.repeat(random.integers(5, size=1000), 5)).astype(np.int32),
-        "context": (topics + random.integers(5, size=5000)).astype(np.int32),
-    }
-    model = Word2Vec(*even_noise(50), dim=20)
+    pairs = topics + np.repeat(random.integers(5, size=1000), 5), topics + random.integers(5, size=5000)
+    model = Word2Vec(np.ones(50), parts=2, dim=20)
     model.to_device(DEVICE)
-    losses = [float(model.train_step(batch, progress=step / 20, seed=step)) for step in range(20)]
-    assert losses[-1] < 0.7 * losses[0]
+    losses = train_episodes([model], [pairs] * 20)
+    assert sum(losses[-2:]) < 0.7 * sum(losses[:2])
     trained = model.word_vectors([f"{topic}{i}" for topic in "abcdefghij" for i in range(5)])
     for word, found in zip(trained.words, trained.neighbours(trained.words, k=4), strict=True):
         assert {neighbour[0] for neighbour, _ in found} == {word[0]}
 
 
 @pytest.mark.parametrize("name", ["target", "context"])
-@pytest.mark.parametrize("offending", [-1, 50])
-def test_id_outside_of_the_vocabulary_is_rejected(name, offending):
+def test_row_outside_of_its_part_is_rejected(name):
     model = on_gpu()
     before = model.vectors.clone()
-    batch = {"target": np.zeros(4, dtype=np.int32), "context": np.zeros(4, dtype=np.int32)}
-    batch[name][2] = offending
-    with pytest.raises(ValueError, match=rf"{name} column contains the id {offending}, .* 0 to 49"):
+    batch = diagonals(*random_runs(words=50, pairs=100), model.grid)[0]
+    batch[name][2] = 17
+    with pytest.raises(ValueError, match=rf"{name} column contains the row 17, but the part has 17 words"):
         model.train_step(batch, progress=0.0, seed=0)
     assert torch.equal(model.vectors, before)
 
@@ -347,6 +392,5 @@ def test_id_outside_of_the_vocabulary_is_rejected(name, offending):
 def test_empty_batch_changes_nothing():
     model = on_gpu()
     before = model.vectors.clone()
-    none = np.zeros(0, dtype=np.int32)
-    assert float(model.train_step({"target": none, "context": none}, progress=0.0, seed=0)) == 0.0
+    assert float(model.train_step(diagonals([], [], model.grid)[0], progress=0.0, seed=0)) == 0.0
     assert torch.equal(model.vectors, before)
