@@ -23,6 +23,8 @@ from lexloom.training.job import step_seed
 from lexloom.training.read_ahead import read_ahead
 from lexloom.training.stream import Batch, ShardStream, first_line
 
+UNREADABLE = (OSError, KeyError, pa.ArrowInvalid)  # damaged files, and those without a column
+
 
 class Blocks(Protocol):
     """Pairs in blocks."""
@@ -161,12 +163,17 @@ class StoredEpisodes:
     def _open(self, path: Path) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(path)
-        except (OSError, pa.ArrowInvalid) as error:
+        except UNREADABLE as error:
             raise ValueError(f"the shard {path} can't be read ({first_line(error)}): rebuild it") from error
 
     def _lengths(self, file: pq.ParquetFile, episode: int) -> NDArray[np.int64]:
         """Read the lengths of an episode's blocks, (P, P)."""
-        lists = file.read_row_group(episode, columns=["pairs"])["pairs"].combine_chunks()
+        try:
+            lists = file.read_row_group(episode, columns=["pairs"])["pairs"].combine_chunks()
+        except UNREADABLE as error:
+            raise ValueError(
+                f"the shard {self._blocks} can't be read ({first_line(error)}): rebuild it"
+            ) from error
         lengths = lists.flatten().to_numpy()
         if lengths.size != self._parts**2 or len(lists) != self._parts:
             raise ValueError(
@@ -206,17 +213,18 @@ class StoredEpisodes:
         try:
             with pq.ParquetFile(path) as file:
                 table = file.read_row_group(row_group, columns=["target", "context"], use_threads=False)
-        except (OSError, pa.ArrowInvalid) as error:
+            targets, contexts = table["target"].to_numpy(), table["context"].to_numpy()
+        except UNREADABLE as error:
             raise OSError(
                 f"row group {row_group} of the shard {path} can't be read ({first_line(error)}):"
                 " run the flow again to rebuild it; training resumes from its newest checkpoint"
             ) from error
-        if table.num_rows != pairs:
+        if len(targets) != pairs:
             raise ValueError(
-                f"row group {row_group} of the shard {path} has {table.num_rows} pairs, not {pairs}: rebuild"
+                f"row group {row_group} of the shard {path} has {len(targets)} pairs, not {pairs}: rebuild"
                 " the pairs"
             )
-        return table["target"].to_numpy(), table["context"].to_numpy()
+        return targets, contexts
 
 
 class DrawnEpisodes:

@@ -246,8 +246,8 @@ def test_pairs_and_noise_use_the_training_part_only(make: Make, build: Make) -> 
     assert [path.name for path in training_files(made)] == ["train-00000.parquet"]
     drawn = build(pairs, made, made, config=PairsConfig())
     assert drawn.facts["tokens"] == made.facts["tokens"]
-    probability, _ = read_noise(build(negative_sampling, made, config=NoiseConfig()))
-    assert len(probability) == made.facts["vocabulary"]
+    noise = read_noise(build(negative_sampling, made, config=NoiseConfig()))
+    assert len(noise) == made.facts["vocabulary"]
 
 
 # where ranks come from

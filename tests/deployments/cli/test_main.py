@@ -63,9 +63,10 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--dim", "5000", "less than or equal to 4096"),
         ("--negatives", "0", "greater than or equal to 1"),
         ("--epochs", "0", "greater than or equal to 1"),
-        ("--workers", "65", "less than or equal to 64"),
+        ("--workers", "1025", "less than or equal to 1024"),
+        ("--parts", "0", "greater than or equal to 1"),
+        ("--pairs-per-episode", "0", "greater than or equal to 1"),
         ("--learning-rate", "fast", "valid number"),
-        ("--sync-period", "0", "greater than or equal to 1"),
     ],
 )
 def test_a_value_out_of_bounds_names_its_flag(

@@ -50,7 +50,9 @@ def test_more_workers_than_lanes_are_rejected(
     assert raised.value.error_count() == 1
 
 
-def test_word_vectors_have_eight_lanes() -> None:
-    assert TrainWord2VecConfig(workers=8).lanes == 8
-    with pytest.raises(ValidationError, match="at most 8 workers train this model, not 9: use fewer"):
-        TrainWord2VecConfig(workers=9)
+def test_word_vectors_have_no_lanes() -> None:
+    """The number of workers is limited by the parts of the vocabulary instead."""
+    assert TrainWord2VecConfig(workers=1024, min_workers=1024).workers == 1024
+    for field in ("workers", "min_workers"):
+        with pytest.raises(ValidationError, match="less than or equal to 1024"):
+            TrainWord2VecConfig(**{"workers": 1024, field: 1025})
