@@ -88,15 +88,15 @@ def _array(dtype: Any, dimensions: int = 1, *, readonly: bool = True) -> Any:
 
 
 _SIGNATURE = types.void(
-    _array(types.float32, 2, readonly=False),  # vectors
-    _array(types.float32, 2, readonly=False),  # outputs
-    _array(types.uint16),  # targets
-    _array(types.uint16),  # contexts
+    _array(types.float32, 2, readonly=False),  # input_parts
+    _array(types.float32, 2, readonly=False),  # output_parts
+    _array(types.uint16),  # all_targets
+    _array(types.uint16),  # all_contexts
     _array(types.int64),  # bounds
     _array(types.int64),  # inputs_at
     _array(types.int64),  # outputs_at
-    _array(types.float32, 2),  # probability
-    _array(types.uint16, 2),  # alias
+    _array(types.float32, 2),  # probabilities
+    _array(types.uint16, 2),  # aliases
     _array(types.int64),  # parts
     _array(types.int64),  # words
     _array(types.uint64),  # seeds
@@ -113,18 +113,25 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., None]:
     """
     count = 1 + negatives
 
-    @njit(nogil=True, error_model="numpy")
-    def train(
-        vectors: Any,  # (rows * stride,)
-        outputs: Any,  # (rows * stride,)
-        targets: Any,  # (pairs,)
-        contexts: Any,  # (pairs,)
-        probability: Any,  # (words,)
-        alias: Any,  # (words,)
-        seed: Any,
+    # One function, since Numba's disk cache does not find a function whose closure has another one.
+    @njit(_SIGNATURE, nogil=True, cache=True, error_model="numpy")
+    def train_blocks(
+        input_parts: Any,  # (parts, rows * stride)
+        output_parts: Any,  # (parts, rows * stride)
+        all_targets: Any,  # (pairs,)
+        all_contexts: Any,  # (pairs,)
+        bounds: Any,  # (blocks + 1,)
+        inputs_at: Any,  # (blocks,), the index in `input_parts` of each block's input part
+        outputs_at: Any,  # (blocks,), the index in `output_parts` of each block's output part
+        probabilities: Any,  # (P, rows)
+        aliases: Any,  # (P, rows)
+        parts: Any,  # (blocks,), the number of each block's output part
+        words: Any,  # (P,), of each part
+        seeds: Any,  # (blocks,)
         lr: Any,
-    ) -> Any:
-        """Train on the pairs of one block; return the sum of their losses."""
+        losses: Any,  # (blocks,)
+    ) -> None:
+        """Train on blocks, one after another; write the sum of the losses of each."""
         output_ids = np.empty(count, np.uint16)  # the target and the noise words of a run
         rows = np.empty(count, np.int64)  # addresses of their rows
         next_ids = np.empty(count, np.uint16)  # the target and the noise words of the next run
@@ -134,96 +141,71 @@ def compile_kernel(stride: int, negatives: int) -> Callable[..., None]:
         weights = np.zeros(count + LANES, np.float32)  # the weight of each word
         zero_row = np.zeros(stride, np.float32)  # the row of words with weight 0
         copies = np.empty(count * stride, np.float32)  # of the output rows, until the end of the run
-        loss = 0.0
-        stop, last = 0, len(targets)
-        if last:
-            next_ids[0] = targets[0]
-            draw_negatives(seed, 0, probability, alias, next_noise)
-            for j in range(count):
-                next_rows[j] = row_address(outputs, next_ids[j], stride)
-        while stop < last:
-            i = stop
-            target, end = targets[i], min(i + MAX_RUN, last)
-            while stop < end and targets[stop] == target:
-                stop += 1
-
-            for j in range(count):
-                output_ids[j] = next_ids[j]
-                rows[j] = next_rows[j]
-                weights[j] = 1
-                for earlier in range(j):
-                    if output_ids[earlier] == output_ids[j]:
-                        rows[j] = zero_row.ctypes.data
-                        weights[j] = 0
-                        weights[earlier] += (
-                            earlier > 0
-                        )  # noise equal to the target is skipped, as in word2vec.c
-                        break
-            if stop < last:
-                next_ids[0] = targets[stop]
-                draw_negatives(seed, stop, probability, alias, next_noise)
+        for block in range(len(inputs_at)):
+            vectors, outputs = input_parts[inputs_at[block]], output_parts[outputs_at[block]]
+            targets = all_targets[bounds[block] : bounds[block + 1]]
+            contexts = all_contexts[bounds[block] : bounds[block + 1]]
+            part, seed = parts[block], seeds[block]
+            probability, alias = probabilities[part, : words[part]], aliases[part, : words[part]]
+            loss = 0.0
+            stop, last = 0, len(targets)
+            if last:
+                next_ids[0] = targets[0]
+                draw_negatives(seed, 0, probability, alias, next_noise)
                 for j in range(count):
                     next_rows[j] = row_address(outputs, next_ids[j], stride)
+            while stop < last:
+                i = stop
+                target, end = targets[i], min(i + MAX_RUN, last)
+                while stop < end and targets[stop] == target:
+                    stop += 1
 
-            is_first = True
-            while i < stop:
-                for ahead in range(i + _AHEAD, min(i + _AHEAD + 4, stop + _AHEAD, last)):
-                    prefetch_row(vectors, contexts[ahead], stride)
+                for j in range(count):
+                    output_ids[j] = next_ids[j]
+                    rows[j] = next_rows[j]
+                    weights[j] = 1
+                    for earlier in range(j):
+                        if output_ids[earlier] == output_ids[j]:
+                            rows[j] = zero_row.ctypes.data
+                            weights[j] = 0
+                            weights[earlier] += (
+                                earlier > 0
+                            )  # noise equal to the target is skipped, as in word2vec.c
+                            break
+                if stop < last:
+                    next_ids[0] = targets[stop]
+                    draw_negatives(seed, stop, probability, alias, next_noise)
+                    for j in range(count):
+                        next_rows[j] = row_address(outputs, next_ids[j], stride)
 
-                if i + 4 <= stop and _are_distinct(contexts, i, 4):
-                    four = (contexts[i], contexts[i + 1], contexts[i + 2], contexts[i + 3])
-                    is_last = i + 4 == stop
-                    loss += train_block(
-                        vectors, four, addresses, copies, weights, lr, is_first, is_last, count, stride
-                    )
-                    i += 4
-                elif i + 2 <= stop and _are_distinct(contexts, i, 2):
-                    two = (contexts[i], contexts[i + 1])
-                    is_last = i + 2 == stop
-                    loss += train_block(
-                        vectors, two, addresses, copies, weights, lr, is_first, is_last, count, stride
-                    )
-                    i += 2
-                else:
-                    one = (contexts[i],)
-                    is_last = i + 1 == stop
-                    loss += train_block(
-                        vectors, one, addresses, copies, weights, lr, is_first, is_last, count, stride
-                    )
-                    i += 1
-                is_first = False
-        return loss
+                is_first = True
+                while i < stop:
+                    for ahead in range(i + _AHEAD, min(i + _AHEAD + 4, stop + _AHEAD, last)):
+                        prefetch_row(vectors, contexts[ahead], stride)
 
-    @njit(_SIGNATURE, nogil=True, cache=True, error_model="numpy")
-    def train_blocks(
-        vectors: Any,  # (parts, rows * stride)
-        outputs: Any,  # (parts, rows * stride)
-        targets: Any,  # (pairs,)
-        contexts: Any,  # (pairs,)
-        bounds: Any,  # (blocks + 1,)
-        inputs_at: Any,  # (blocks,), the index in `vectors` of each block's input part
-        outputs_at: Any,  # (blocks,), the index in `outputs` of each block's output part
-        probability: Any,  # (P, rows)
-        alias: Any,  # (P, rows)
-        parts: Any,  # (blocks,), the number of each block's output part
-        words: Any,  # (P,), of each part
-        seeds: Any,  # (blocks,)
-        lr: Any,
-        losses: Any,  # (blocks,)
-    ) -> None:
-        """Train on blocks, one after another; write the sum of the losses of each."""
-        for block in range(len(inputs_at)):
-            first, last = bounds[block], bounds[block + 1]
-            losses[block] = train(
-                vectors[inputs_at[block]],
-                outputs[outputs_at[block]],
-                targets[first:last],
-                contexts[first:last],
-                probability[parts[block], : words[parts[block]]],
-                alias[parts[block], : words[parts[block]]],
-                seeds[block],
-                lr,
-            )
+                    if i + 4 <= stop and _are_distinct(contexts, i, 4):
+                        four = (contexts[i], contexts[i + 1], contexts[i + 2], contexts[i + 3])
+                        is_last = i + 4 == stop
+                        loss += train_block(
+                            vectors, four, addresses, copies, weights, lr, is_first, is_last, count, stride
+                        )
+                        i += 4
+                    elif i + 2 <= stop and _are_distinct(contexts, i, 2):
+                        two = (contexts[i], contexts[i + 1])
+                        is_last = i + 2 == stop
+                        loss += train_block(
+                            vectors, two, addresses, copies, weights, lr, is_first, is_last, count, stride
+                        )
+                        i += 2
+                    else:
+                        one = (contexts[i],)
+                        is_last = i + 1 == stop
+                        loss += train_block(
+                            vectors, one, addresses, copies, weights, lr, is_first, is_last, count, stride
+                        )
+                        i += 1
+                    is_first = False
+            losses[block] = loss
 
     return train_blocks
 

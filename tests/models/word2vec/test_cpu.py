@@ -242,6 +242,14 @@ def test_digest_of_the_inner_loop_is_current():
     assert digest.startswith(sgns_cpu._BLOCK_DIGEST)
 
 
+def test_compiled_kernel_is_found_on_disk():
+    """Otherwise every process compiles it again, and the cache grows without end."""
+    compiled = [sgns_cpu.compile_kernel.__wrapped__(16, 2) for _ in range(2)]
+    assert compiled[0] is not compiled[1]
+    assert compiled[1].stats.cache_hits
+    assert not compiled[1].stats.cache_misses
+
+
 # Threads
 
 

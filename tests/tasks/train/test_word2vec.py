@@ -1,4 +1,4 @@
-"""Tests of the training stage of word2vec: model folder, and bit-identical resumption."""
+"""The training stage of word2vec: its files, and the same bits after restarts and with any workers."""
 
 import json
 import os
@@ -23,59 +23,101 @@ from safetensors.torch import load_file
 
 import lexloom.tasks.train.word2vec
 from lexloom.models.normalization import Normalization
-from lexloom.models.word2vec.trainable import Word2Vec
+from lexloom.models.word2vec.grid import Grid
+from lexloom.models.word2vec.trainable import CONTEXTS, VECTORS, Word2Vec, assemble
 from lexloom.models.word2vec.vectors import WordVectors
-from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling, read_noise
-from lexloom.tasks.pairs import PairsConfig
+from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
+from lexloom.tasks.pairs import PairsConfig, pairs
 from lexloom.tasks.store.activity import list_interrupted_stages
-from lexloom.tasks.store.artifacts import Artifact, Store, Summary, canonical
+from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from lexloom.tasks.train.run import ACCOUNTS, mean_loss
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
-from lexloom.training.checkpoint_files import Checkpoints
+from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
+from lexloom.training.job import Job
 from lexloom.training.stopping import Stopping
-from lexloom.training.sync.config import SyncConfig
 from tests.tasks.cards import run_card
-from tests.tasks.guarantees import assert_equal, broken, planner
-from tests.training.toy import on_processes, train_in_pieces
+from tests.training.test_rotation import comparable
+from tests.training.toy import KilledError, on_processes, train_in_pieces
 
 RULES = {"normalization": Normalization().model_dump(mode="json")}
-WORDS = 50
-PAIRS = 20_000
-CONFIG = TrainWord2VecConfig(
-    runner="local", workers=1, epochs=2, dim=16, batch_size=1000, checkpoint_every=7, negatives=3
-)
+WORDS, PARTS = 50, 4
+CONFIG = TrainWord2VecConfig(runner="local", workers=1, epochs=2, dim=16, checkpoint_every=7, negatives=3)
+PAIRS_OF = PairsConfig(window=3, subsample=0, parts=PARTS, pairs_per_episode=4000)
+STREAMED = CONFIG.reading(PAIRS_OF.model_copy(update={"mode": "streamed"}))
+Inputs = tuple[Artifact, Artifact, Artifact]
 
 
 @pytest.fixture
-def inputs(store: Store, build: Callable[..., Artifact]) -> tuple[Artifact, Artifact, Artifact]:
-    """Pairs, noise and vocabulary of a synthetic language in which even words co-occur with even words."""
-    generator = np.random.default_rng(0)
-    targets = np.repeat(generator.integers(0, WORDS, PAIRS // 5), 5).astype(np.int32)
-    contexts = (generator.integers(0, WORDS // 2, PAIRS) * 2 + targets % 2).astype(np.int32)
-    artifacts = {}
-    for stage, name, table in [
-        ("pairs", "train-00000.parquet", {"target": targets, "context": contexts}),
-        (
-            "vocabulary",
-            "vocabulary.parquet",
-            {"word": [f"w{i}" for i in range(WORDS)], "count": np.arange(WORDS, 0, -1)},
-        ),
-    ]:
-        folder = store.folder(stage, "key")
-        folder.mkdir(parents=True)
-        pq.write_table(pa.table(table), folder / name)
-        artifacts[stage] = Artifact(
-            stage=stage,
-            key="key",
-            folder=folder,
-            summary=Summary(rows_in=1, unit_in="rows", rows=1, unit="rows", facts=RULES),
-        )
-    vocabulary = artifacts["vocabulary"]
-    return artifacts["pairs"], build(negative_sampling, vocabulary, config=NoiseConfig()), vocabulary
+def tokens(store: Store) -> Artifact:
+    """400 documents of 10 to 29 words of a synthetic language: each is all even or all odd."""
+    generator = np.random.default_rng(1)
+    documents = [
+        (generator.integers(0, WORDS // 2, length) * 2 + number % 2).tolist()
+        for number, length in enumerate(generator.integers(10, 30, 400))
+    ]
+    return tokens_of(documents, store)
+
+
+def tokens_of(documents: list[list[int]], store: Store, key: str = "key") -> Artifact:
+    """Write documents in two shards."""
+    folder = store.folder("tokens", key)
+    folder.mkdir(parents=True)
+    for shard in (0, 1):
+        rows = pa.array(documents[shard * len(documents) // 2 :][: len(documents) // 2], pa.list_(pa.int32()))
+        pq.write_table(pa.table({"tokens": rows}), folder / f"shard-{shard:05d}.parquet", row_group_size=50)
+    total = sum(map(len, documents))
+    summary = Summary(rows_in=total, unit_in="words", rows=total, unit="tokens")
+    return Artifact(stage="tokens", key=key, folder=folder, summary=summary)
+
+
+@pytest.fixture
+def vocabulary(store: Store) -> Artifact:
+    folder = store.folder("vocabulary", "key")
+    folder.mkdir(parents=True)
+    table = {"word": [f"w{i}" for i in range(WORDS)], "count": np.arange(WORDS, 0, -1)}
+    pq.write_table(pa.table(table), folder / "vocabulary.parquet")
+    summary = Summary(rows_in=1, unit_in="rows", rows=1, unit="rows", facts=RULES)
+    return Artifact(stage="vocabulary", key="key", folder=folder, summary=summary)
+
+
+@pytest.fixture
+def inputs(tokens: Artifact, vocabulary: Artifact, build: Callable[..., Artifact]) -> Inputs:
+    """Pairs, in eight episodes, noise and vocabulary."""
+    stored = build(pairs, tokens, vocabulary, config=PAIRS_OF)
+    assert stored.facts["episodes"] == 8
+    return stored, build(negative_sampling, vocabulary, config=NoiseConfig()), vocabulary
+
+
+@pytest.fixture
+def validated(
+    inputs: Inputs, tokens: Artifact, vocabulary: Artifact, build: Callable[..., Artifact]
+) -> Inputs:
+    """The inputs with held-out documents."""
+    config = PAIRS_OF.model_copy(update={"validation_share": 0.1})
+    return build(pairs, tokens, vocabulary, config=config), *inputs[1:]
+
+
+@pytest.fixture
+def train_stage(store: Store) -> Callable[..., dict[str, bytes]]:
+    """Build the stage's artifact; return the files that do not depend on the time; and remove it."""
+
+    def run(inputs: Inputs, config: TrainWord2VecConfig) -> dict[str, bytes]:
+        key = train_word2vec.key(inputs, config)
+        made, *_ = train_word2vec._build(store, key, inputs, config, [])
+        files = {
+            path.name: path.read_bytes()
+            for path in made.folder.iterdir()
+            if path.name not in ("metrics.json", "README.md", "manifest.json")
+        }
+        assert {"model.safetensors", "word2vec.bin", "word2vec.vocab", "config.json"} <= files.keys()
+        store.discard("train_word2vec", key)
+        return files
+
+    return run
 
 
 def test_the_model_folder_has_all_files(
-    inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
+    inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     model = build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path)
     vectors = WordVectors.load(model.folder)
@@ -84,7 +126,8 @@ def test_the_model_folder_has_all_files(
     near = [word for word, _ in vectors.neighbours(["«W10»"], 10)[0]]
     assert sum(int(word[1:]) % 2 == 0 for word in near) >= 9
     metrics = json.loads((model.folder / "metrics.json").read_text())
-    assert metrics["examples"] == 2 * PAIRS
+    assert metrics["examples"] == 2 * inputs[0].facts["pairs"]
+    assert metrics["steps"] == 2 * 8 * PARTS
     assert metrics["loss"] < metrics["history"][0]["loss"]
     assert "dim" in json.loads((model.folder / "config.json").read_text())
     assert "runner" not in json.loads((model.folder / "config.json").read_text())
@@ -92,7 +135,7 @@ def test_the_model_folder_has_all_files(
 
 
 def test_gensim_loads_the_model_by_the_cards_code(
-    inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
+    inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     folder = build(train_word2vec, *inputs, config=CONFIG, scratch=tmp_path).folder
     theirs, ours = run_card(folder)["vectors"], WordVectors.load(folder)
@@ -106,7 +149,7 @@ def test_gensim_loads_the_model_by_the_cards_code(
 
 
 def test_gensim_continues_training_with_the_context_vectors(
-    inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
+    inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     """On the same language, the loss is at once far below that of the same vectors without contexts."""
     config = CONFIG.model_copy(update={"save_context": True})
@@ -127,7 +170,7 @@ def test_gensim_continues_training_with_the_context_vectors(
 
 
 def test_words_with_white_space_prevent_the_counts_file(
-    inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
+    inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     path = inputs[2].folder / "vocabulary.parquet"
     table = pq.read_table(path)
@@ -142,34 +185,43 @@ def test_words_with_white_space_prevent_the_counts_file(
 
 
 def test_training_stops_early_with_held_out_pairs(
-    inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
+    validated: Inputs, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    pairs = inputs[0]
-    (train,) = pairs.files()
-    pq.write_table(pq.read_table(train).slice(0, 2000), pairs.folder / "validation-00000.parquet")
+    """An evaluation every ten steps takes place within an episode of four."""
     config = CONFIG.model_copy(
         update={"epochs": 50, "evaluate_every": 10, "patience": 2, "min_delta": 0.05, "learning_rate": 0.2}
     )
-    model = build(train_word2vec, *inputs, config=config, scratch=tmp_path)
+    model = build(train_word2vec, *validated, config=config, scratch=tmp_path)
     metrics = json.loads((model.folder / "metrics.json").read_text())
     assert metrics["stop_reason"] == "patience"
     assert metrics["epochs"] < 50
     losses = {score["step"]: score["loss"] for score in metrics["scores"]}
+    assert list(losses)[:3] == [10, 20, 30]
     assert losses[metrics["best_step"]] == metrics["validation_loss"] == min(losses.values())
-    probability, alias = read_noise(inputs[1])
-    kept = Word2Vec(probability, alias, dim=16, negatives=3)
-    kept.vectors[:, :16] = load_file(model.folder / "model.safetensors")["vectors"]
     best = Checkpoints(tmp_path / "checkpoints", fingerprint_of(tmp_path)).load_step(metrics["best_step"])
     assert best is not None
-    assert torch.equal(best.tensors["vectors"], kept.vectors), "the model is not the best step's"
+    kept = assemble(VECTORS, best.tensors, Grid(WORDS, PARTS), 16)
+    assert torch.equal(load_file(model.folder / "model.safetensors")["vectors"], kept), "not the best step's"
     accounts = sum(metrics[f"{name}_seconds"] for name in ACCOUNTS)
     assert 0.5 * metrics["seconds"] < accounts <= metrics["seconds"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_missing_gpu_is_reported(
-    inputs: tuple[Artifact, ...], build: Callable[..., Artifact], tmp_path: Path
+def test_context_vectors_are_those_of_the_output_table(
+    inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
+    config = CONFIG.model_copy(update={"save_context": True})
+    model = build(train_word2vec, *inputs, config=config, scratch=tmp_path)
+    last = Checkpoints(tmp_path / "checkpoints", fingerprint_of(tmp_path)).load()
+    assert last is not None
+    for name, table in ((VECTORS, "word2vec.bin"), (CONTEXTS, "contexts.bin")):
+        rows = assemble(name, last.tensors, Grid(WORDS, PARTS), 16)
+        content = (model.folder / table).read_bytes()
+        for word in (0, 17, WORDS - 1):
+            assert f"w{word} ".encode() + rows[word].numpy().tobytes() in content
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_reported(inputs: Inputs, build: Callable[..., Artifact], tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"device": "cuda"})
     with pytest.raises(ValueError, match="torch finds no GPU on this machine"):
         build(train_word2vec, *inputs, config=config, scratch=tmp_path)
@@ -180,8 +232,8 @@ def fingerprint_of(scratch: Path) -> str:
     return str(json.loads(manifest.read_text())["fingerprint"])
 
 
-def test_a_killed_stage_is_resumed_with_the_same_result(
-    inputs: tuple[Artifact, ...],
+def test_killed_stage_is_resumed_with_the_same_result(
+    inputs: Inputs,
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -223,7 +275,7 @@ def test_a_killed_stage_is_resumed_with_the_same_result(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_a_checkpoint_and_prints_its_step(
-    inputs: tuple[Artifact, ...],
+    inputs: Inputs,
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -266,7 +318,7 @@ def test_an_interrupt_saves_a_checkpoint_and_prints_its_step(
 
 
 def test_a_run_stopped_before_its_first_checkpoint_says_so(
-    inputs: tuple[Artifact, ...],
+    inputs: Inputs,
     tmp_path: Path,
     build: Callable[..., Artifact],
     monkeypatch: pytest.MonkeyPatch,
@@ -287,15 +339,74 @@ def test_a_run_stopped_before_its_first_checkpoint_says_so(
     )
 
 
-@pytest.mark.parametrize("change", [{"checkpoint_every": 3}, {"checkpoint_seconds": 5.0}])
-def test_checkpoint_options_are_not_part_of_the_key(
-    inputs: tuple[Artifact, ...], change: dict[str, Any]
+HOW_TO_RUN: list[dict[str, Any]] = [
+    *({"checkpoint_every": 3}, {"checkpoint_seconds": 5.0}, {"threads": 3}),
+    *({"runner": "ray", "workers": 3}, {"runner": "ray", "workers": 64, "min_workers": 2}),
+]
+
+
+@pytest.mark.parametrize("change", HOW_TO_RUN)
+def test_how_to_run_is_not_part_of_the_key(inputs: Inputs, change: dict[str, Any]) -> None:
+    for config in (CONFIG, STREAMED):
+        assert train_word2vec.key(inputs, config) == train_word2vec.key(
+            inputs, config.model_copy(update=change)
+        )
+
+
+@pytest.mark.parametrize("kind", ["stored", "validated", "streamed"])
+def test_threads_do_not_change_a_byte(
+    request: pytest.FixtureRequest, kind: str, train_stage: Callable[..., dict[str, bytes]]
 ) -> None:
-    assert train_word2vec.key(inputs, CONFIG) == train_word2vec.key(inputs, CONFIG.model_copy(update=change))
+    config = STREAMED if kind == "streamed" else CONFIG
+    changes = {"save_context": True, "evaluate_every": 5 if kind == "validated" else None}
+    config = config.model_copy(update=changes)
+    chosen = request.getfixturevalue("validated" if kind == "validated" else "inputs")
+    if kind == "streamed":
+        chosen = (request.getfixturevalue("tokens"), *chosen[1:])
+    one, *others = (
+        train_stage(chosen, config.model_copy(update={"threads": threads})) for threads in (1, 2, 5)
+    )
+    assert "contexts.bin" in one
+    assert all(files == one for files in others)
+
+
+def workers_of(
+    monkeypatch: pytest.MonkeyPatch, inputs: Inputs, config: TrainWord2VecConfig, folder: Path
+) -> tuple[int, int | None]:
+    """The workers, and the minimum, that the stage starts."""
+    started: list[TrainWord2VecConfig] = []
+
+    def catch(job: Job, config: TrainWord2VecConfig, unit: str) -> None:
+        started.append(config)
+        raise InterruptedError
+
+    monkeypatch.setattr(lexloom.tasks.train.word2vec, "run_job", catch)
+    with pytest.raises(InterruptedError):
+        train_word2vec.function(*inputs, config, folder, folder)
+    return started[0].workers, started[0].min_workers
+
+
+@pytest.mark.parametrize(
+    ("workers", "min_workers", "expected"),
+    [(64, None, (4, 4)), (64, 8, (4, 4)), (64, 2, (4, 2)), (4, 3, (4, 3)), (3, None, (3, None))],
+)
+def test_no_more_workers_than_parts_train(
+    inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
+    min_workers: int | None,
+    expected: tuple[int, int | None],
+) -> None:
+    config = TrainWord2VecConfig(workers=workers, min_workers=min_workers)
+    assert workers_of(monkeypatch, inputs, config, tmp_path) == expected
+    said = "only 4 of 64 workers train, since the vocabulary has 4 parts (--parts)"
+    assert (said in " ".join(capsys.readouterr().err.split())) == (workers == 64)
 
 
 def test_a_full_disk_during_a_checkpoint_is_reported_in_one_sentence(
-    inputs: tuple[Artifact, ...], store: Store, tmp_path: Path
+    inputs: Inputs, store: Store, tmp_path: Path
 ) -> None:
     """A limit on file sizes simulates a full disk."""
     code = f"""
@@ -332,7 +443,10 @@ except OSError as error:
         ({"runner": "local", "workers": 2}, "the local runner has one worker"),
         ({"workers": 2, "min_workers": 3}, "min_workers 3 exceeds the 2 workers"),
         ({"learning_rate": 0.00001}, "is above learning_rate"),
-        ({"sync_period": 17}, "sync_rare_period 16 is below sync_period 17"),
+        ({"workers": 1025}, "less than or equal to 1024"),
+        ({"sync_period": 17}, "Extra inputs are not permitted"),
+        ({"batch_size": 1000}, "Extra inputs are not permitted"),
+        ({"programs": 2}, "programs only apply to a GPU"),
         ({"epochs": 0}, "greater than or equal to 1"),
         ({"negatives": 0}, "greater than or equal to 1"),
     ],
@@ -342,36 +456,11 @@ def test_inconsistent_values_are_rejected_early(fields: dict[str, object], compl
         TrainWord2VecConfig(**fields)  # type: ignore[arg-type]
 
 
-# from tokens
-
-
-STREAMED = CONFIG.reading(PairsConfig(mode="streamed", window=3, subsample=0))
-
-
-@pytest.fixture
-def tokens(store: Store) -> Artifact:
-    """Write 400 documents of 10 to 29 words of the same language, in two shards."""
-    generator = np.random.default_rng(1)
-    documents = [
-        (generator.integers(0, WORDS // 2, length) * 2 + number % 2).tolist()
-        for number, length in enumerate(generator.integers(10, 30, 400))
-    ]
-    return tokens_of(documents, store)
-
-
-def tokens_of(documents: list[list[int]], store: Store) -> Artifact:
-    folder = store.folder("tokens", "key")
-    folder.mkdir(parents=True)
-    for shard in (0, 1):
-        rows = pa.array(documents[shard * len(documents) // 2 :][: len(documents) // 2], pa.list_(pa.int32()))
-        pq.write_table(pa.table({"tokens": rows}), folder / f"shard-{shard:05d}.parquet", row_group_size=50)
-    total = sum(map(len, documents))
-    summary = Summary(rows_in=total, unit_in="words", rows=total, unit="tokens")
-    return Artifact(stage="tokens", key="key", folder=folder, summary=summary)
+# From tokens
 
 
 def test_streamed_pairs_give_the_same_neighbours_and_count_tokens(
-    inputs: tuple[Artifact, ...], tokens: Artifact, build: Callable[..., Artifact], tmp_path: Path
+    inputs: Inputs, tokens: Artifact, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     model = build(train_word2vec, tokens, *inputs[1:], config=STREAMED, scratch=tmp_path)
     near = [word for word, _ in WordVectors.load(model.folder).neighbours(["w10"], 10)[0]]
@@ -384,54 +473,54 @@ def test_streamed_pairs_give_the_same_neighbours_and_count_tokens(
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "options", "tokens_of_a_step"),
+    ("episode", "options", "tokens_of_an_episode"),
     [
-        (12_000, {"window": 3, "subsample": 0}, 3000),  # a window of 1, 2 or 3: four pairs a token
-        (12_000, {"window": 3, "subsample": 0, "shrink_window": False}, 2000),
-        (1000, {"window": 3, "subsample": 0}, 8 * 64 * 3),  # else the ends of the lanes' parts cost pairs
-        (12_000, {"window": 3, "subsample": 1e-6}, 12_000),  # hardly a word is kept
+        (12_000, {}, 3000),  # a window of 1, 2 or 3: four pairs per token
+        (12_000, {"shrink_window": False}, 2000),
+        (1000, {}, 250),
+        (1, {}, 1),
+        (3000, {"subsample": 1e-6}, 3000),  # hardly a word is kept
     ],
 )
-def test_the_tokens_of_a_step_make_about_batch_size_pairs(
-    inputs: tuple[Artifact, ...],
+def test_tokens_of_an_episode_make_about_its_number_of_pairs(
+    inputs: Inputs,
     tokens: Artifact,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    batch_size: int,
+    episode: int,
     options: dict[str, Any],
-    tokens_of_a_step: int,
+    tokens_of_an_episode: int,
 ) -> None:
-    config = CONFIG.model_copy(update={"batch_size": batch_size})
-    config = config.reading(PairsConfig(mode="streamed", **options))
-    plan = planner(
-        monkeypatch, lexloom.tasks.train.word2vec, train_word2vec, (tokens, *inputs[1:]), config, tmp_path
-    )
-    assert plan("job", SyncConfig("delta_sum")).batch_size == tokens_of_a_step
+    update = {"mode": "streamed", "pairs_per_episode": episode, **options}
+    config = CONFIG.reading(PAIRS_OF.model_copy(update=update))
+    job = plan(monkeypatch, (tokens, *inputs[1:]), config, tmp_path)
+    epoch = job.open_stream(job, 0, 1, False).epoch(0)
+    assert epoch.steps == PARTS * -(-tokens.summary.rows // tokens_of_an_episode)
+    assert epoch.examples_until(PARTS) == tokens_of_an_episode
 
 
-def test_the_key_has_pair_parameters_only_with_streamed_pairs(
-    inputs: tuple[Artifact, ...], tokens: Artifact
-) -> None:
+def test_the_key_has_pair_parameters_only_with_streamed_pairs(inputs: Inputs, tokens: Artifact) -> None:
     def key(**options: Any) -> str:
         pairs = PairsConfig(**{"mode": "streamed", **options})
         return train_word2vec.key((tokens, *inputs[1:]), CONFIG.reading(pairs))
 
     changes: list[dict[str, Any]] = [
         *({"window": 4}, {"shrink_window": False}, {"subsample": 0.1}, {"seed": 2}),
-        {"validation_share": 0.1},
+        *({"validation_share": 0.1}, {"parts": 2}, {"pairs_per_episode": 9}),
     ]
-    assert len({key(), *(key(**change) for change in changes)}) == 6
-    assert key(compression="zstd", pairs_per_shard=1) == key()
+    assert len({key(), *(key(**change) for change in changes)}) == 8
+    assert key(compression="zstd") == key()
     assert CONFIG.reading(PairsConfig(window=4)) is CONFIG
 
 
 def test_training_with_streamed_pairs_stops_early(
-    inputs: tuple[Artifact, ...], tokens: Artifact, build: Callable[..., Artifact], tmp_path: Path
+    inputs: Inputs, tokens: Artifact, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     patient = CONFIG.model_copy(
         update={"epochs": 50, "evaluate_every": 10, "patience": 2, "min_delta": 0.05, "learning_rate": 0.2}
     )
-    config = patient.reading(PairsConfig(mode="streamed", window=3, subsample=0, validation_share=0.2))
+    held_out = {"mode": "streamed", "validation_share": 0.2}
+    config = patient.reading(PAIRS_OF.model_copy(update=held_out))
     model = build(train_word2vec, tokens, *inputs[1:], config=config, scratch=tmp_path)
     metrics = json.loads((model.folder / "metrics.json").read_text())
     assert metrics["stop_reason"] == "patience"
@@ -439,38 +528,11 @@ def test_training_with_streamed_pairs_stops_early(
     assert metrics["validation_loss"] == min(score["loss"] for score in metrics["scores"])
 
 
-def note(folder: Path, epoch: int, step: int, worker: int, batch: dict[str, np.ndarray]) -> None:
-    np.stack([batch["row"], batch["position"]]).tofile(folder / f"{epoch}-{step}-{worker}")
-
-
-def test_streamed_pairs_resume_bit_for_bit_and_are_shared_by_workers(
-    inputs: tuple[Artifact, ...], tokens: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage_inputs = (tokens, *inputs[1:])
-    plan = planner(
-        monkeypatch, lexloom.tasks.train.word2vec, train_word2vec, stage_inputs, STREAMED, tmp_path
-    )
-    delta_sum = SyncConfig("delta_sum", period=3)
-    whole, killed, shared, cut_short = (plan(name, delta_sum) for name in ("a", "b", "c", "d"))
-    train_in_pieces(0, 1, [whole, broken(killed, 8), killed])
-    assert_equal(whole, killed)
-    (noted := tmp_path / "noted").mkdir()
-    epoch = replace(
-        plan("e", delta_sum, epochs=1), stopping=Stopping(max_epochs=1), on_batch=partial(note, noted)
-    )
-    on_processes(2, train_in_pieces, [shared, broken(cut_short, 8), cut_short, epoch])
-    assert_equal(shared, cut_short)
-    taken = np.concatenate([np.fromfile(path, np.int64).reshape(2, -1) for path in noted.iterdir()], axis=1)
-    lengths = [len(row) for path in tokens.files() for row in pq.read_table(path)["tokens"].to_pylist()]
-    everything = [(row, place) for row, length in enumerate(lengths) for place in range(length)]
-    assert sorted(map(tuple, taken.T.tolist())) == everything
-
-
 def test_tokens_without_pairs_or_held_out_documents_are_rejected(
-    inputs: tuple[Artifact, ...], store: Store, build: Callable[..., Artifact], tmp_path: Path
+    inputs: Inputs, store: Store, build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    lonely = tokens_of([[1], [2], [3], [4]], store)
-    with pytest.raises(ValueError, match="no pair can be made of 8 tokens: no document keeps two words"):
+    lonely = tokens_of([[1], [2], [3], [4]], store, "lonely")
+    with pytest.raises(ValueError, match="none of the 8 training steps had an example"):
         build(train_word2vec, lonely, *inputs[1:], config=STREAMED, scratch=tmp_path)
     config = CONFIG.reading(PairsConfig(mode="streamed", validation_share=0.001))
     with pytest.raises(ValueError, match="none of 4 documents is held out: raise validation_share"):
@@ -489,9 +551,95 @@ def test_threads_are_rejected_on_a_gpu() -> None:
         TrainWord2VecConfig(workers=1, device="cuda", threads=2)
 
 
-def test_the_default_batch_size_depends_on_workers_and_device():
-    one = TrainWord2VecConfig(workers=1)
-    assert (one.batch_size, TrainWord2VecConfig(workers=2).batch_size) == (131_072, 32_768)
-    assert TrainWord2VecConfig(workers=1, device="cuda").batch_size == 1 << 20
-    assert TrainWord2VecConfig(workers=1, batch_size=8).batch_size == 8
-    assert canonical(one) == canonical(TrainWord2VecConfig(workers=1, batch_size=131_072)), "the same key"
+# Several workers
+
+
+STEPS = 10  # ends within an episode
+LIMITS: dict[str, Any] = {"stopping": Stopping(max_steps=STEPS), "checkpoint_every": 3}
+
+
+def plan(
+    monkeypatch: pytest.MonkeyPatch, inputs: Inputs, config: TrainWord2VecConfig, folder: Path, **own: Any
+) -> Job:
+    """The stage's job, in a folder of its own."""
+    jobs: list[Job] = []
+
+    def catch(job: Job, *_: Any) -> None:
+        jobs.append(job)
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lexloom.tasks.train.word2vec, "run_job", catch)
+        with pytest.raises(InterruptedError):
+            train_word2vec.function(*inputs, config, folder, folder)
+    return replace(jobs[0], **own)
+
+
+def die_at(step: int, epoch: int, place: int, worker: int, batch: dict[str, np.ndarray]) -> None:
+    """`Job.on_batch` that kills the run before a step of the first epoch, on all workers."""
+    if place >= step:
+        raise KilledError
+
+
+def result(job: Job) -> Checkpoint:
+    found = Checkpoints(job.checkpoints, job.fingerprint).load()
+    assert found is not None
+    assert found.state["stop_reason"] == "max_steps"
+    return found
+
+
+def test_any_number_of_workers_makes_the_same_bits(
+    inputs: Inputs,
+    validated: Inputs,
+    tokens: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stored and streamed, with and without validation; from three workers to two to one, with two kills.
+
+    Groups of processes take seconds to start, so each group trains all jobs.
+    """
+    evaluated = CONFIG.model_copy(update={"evaluate_every": 3})
+    streamed = {"mode": "streamed", "validation_share": 0.1}
+    kinds = {
+        "stored": (inputs, CONFIG),
+        "stored, evaluated": (validated, evaluated),
+        "streamed": ((tokens, *inputs[1:]), STREAMED),
+        "streamed, evaluated": (
+            (tokens, *inputs[1:]),
+            evaluated.reading(PAIRS_OF.model_copy(update=streamed)),
+        ),
+    }
+
+    def jobs(name: str, threads: int = 1, **own: Any) -> list[Job]:
+        return [
+            plan(
+                *(
+                    monkeypatch,
+                    chosen,
+                    config.model_copy(update={"threads": threads}),
+                    tmp_path / kind / name,
+                ),
+                **LIMITS,
+                **own,
+            )
+            for kind, (chosen, config) in kinds.items()
+        ]
+
+    train_in_pieces(0, 1, jobs("one"))
+    changing = [jobs("changing", on_batch=partial(die_at, step)) for step in (4, 8)]
+    on_processes(3, train_in_pieces, [*jobs("three", threads=2), *changing[0]])
+    on_processes(2, train_in_pieces, [*jobs("two"), *changing[1]])
+    train_in_pieces(0, 1, jobs("changing"))
+    for name, one, *others in zip(
+        kinds, *(jobs(name) for name in ("one", "two", "three", "changing")), strict=True
+    ):
+        expected = result(one)
+        assert len(expected.tensors) == 2 * PARTS
+        assert len(expected.state["scores"]) == (4 if "evaluated" in name else 0)
+        for other in others:
+            found = result(other)
+            assert found.tensors.keys() == expected.tensors.keys()
+            assert all(torch.equal(piece, found.tensors[key]) for key, piece in expected.tensors.items())
+            for figures in ("history", "scores"):
+                assert comparable(found.state[figures]) == comparable(expected.state[figures])
