@@ -337,7 +337,7 @@ def on_processes(world_size: int, function: Callable[..., None], *arguments: Any
     They are forked from a process that has already imported slow modules.
     """
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["torch", "lexloom.training.loop", "lexloom.models.word2vec.trainable"])
+    forks.set_forkserver_preload(["lexloom.training.loop", "lexloom.tasks.train.word2vec"])
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     workers = [
         forks.Process(target=join_and_run, args=(rank, world_size, store.port, function, arguments))
