@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ROWS = 1 << 16  # of a part, so that a row's number within its part is a uint16
-DEFAULT_PARTS, DEFAULT_ROWS = 8, 16_384
-MIN_ROWS = 64
+DEFAULT_PARTS = 16
+MIN_ROWS = 64  # of a part by default, except for tiny vocabularies
 PAIRS_PER_WORD = 128  # in an episode; more lower analogy accuracy (benchmarks/LOG.md)
 MIN_EPISODE, MAX_EPISODE = 1 << 20, 1 << 25  # pairs; the maximum limits memory
 
@@ -78,9 +78,9 @@ class Grid:
 
 
 def default_parts(words: int) -> int:
-    """Return the default number of parts: a power of two; 8, unless parts would be very large or small."""
+    """Return the default number of parts: 16, or the nearest power of two that suits a large or small vocabulary."""
     parts = DEFAULT_PARTS
-    while words > parts * DEFAULT_ROWS:
+    while words > parts * MAX_ROWS:
         parts *= 2
     while parts > 1 and words < parts * MIN_ROWS:
         parts //= 2
