@@ -78,7 +78,7 @@ class Grid:
 
 
 def default_parts(words: int) -> int:
-    """Return the default number of parts: 16, or the nearest power of two that suits a large or small vocabulary."""
+    """Return the default number of parts: 16, or a power of two that suits a large or small vocabulary."""
     parts = DEFAULT_PARTS
     while words > parts * MAX_ROWS:
         parts *= 2

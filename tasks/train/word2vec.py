@@ -6,7 +6,7 @@ the files for gensim (`word2vec.bin`, `word2vec.vocab`, and `contexts.bin` if re
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,7 @@ def train_word2vec(
         validation = files if has_held_out(files, config.pairs.skipgrams(counts)) else ()
         open_stream: Any = partial(open_drawn, config.pairs, counts)
     else:
-        grid = Grid(len(counts), pairs.facts["parts"])
+        grid = Grid(len(counts), cast(int, pairs.facts["parts"]))
         files, validation = tuple(pairs.files(TRAIN)), tuple(pairs.files(VALIDATION))
         open_stream = partial(open_stored, pairs.folder, grid)
     if config.workers > grid.parts:
