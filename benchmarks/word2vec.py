@@ -38,7 +38,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -169,7 +169,7 @@ def run_lexloom(texts: Texts, *, dim: int, seed: int, mode: Mode = "stored", **h
         )
         before = texts.seconds + (texts.pair_seconds[-1] if mode == "stored" else 0)
         total = time.perf_counter() - begun + before
-        facts = cast(dict[str, Any], model.facts)
+        facts = model.facts
         words = read_vocabulary(texts.vocabulary)[0].to_pylist()
         grid = pairs_of_mode.grid(len(words))
         pieces = read_pieces(max(Path(scratch).rglob("step-*")), facts["workers"])
@@ -182,7 +182,7 @@ def run_lexloom(texts: Texts, *, dim: int, seed: int, mode: Mode = "stored", **h
         total,
         {
             "waiting_for_data_seconds": facts["data_seconds"],
-            "sync_bytes_per_pair": facts["sync_bytes"] / cast(int, texts.pairs.facts["pairs"]),
+            "sync_bytes_per_pair": facts["sync_bytes"] / texts.pairs.facts["pairs"],
             "waiting_share": facts["sync_seconds"] / facts["seconds"],
             "both_tables_megabytes": 2 * len(words) * padded_dim(dim) * FLOAT_BYTES / 1e6,
         },
@@ -276,7 +276,7 @@ def digest_of(model: Trained) -> str:
 def sparse_adam(texts: Texts, dim: int, threads: int) -> dict[str, float]:
     """Return the pairs per second only, because an epoch would take half an hour."""
     words = texts.vocabulary.summary.rows
-    grid = Grid(words, cast(int, texts.pairs.facts["parts"]))
+    grid = Grid(words, texts.pairs.facts["parts"])
     targets, contexts = shuffled(*next(read_word_pairs(texts.pairs.folder, grid)), 1_500_000)
     torch.set_num_threads(threads)
     return summary(pairs_per_second(targets, contexts, words=words, dim=dim, negatives=NEGATIVES))

@@ -9,7 +9,6 @@ artifact.
 import argparse
 import warnings
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -37,7 +36,7 @@ class Scorer:
     def __init__(self, vocabulary: Artifact, pairs: Artifact) -> None:
         words, counts = read_vocabulary(vocabulary)
         self._words = words.to_pylist()
-        episodes = read_word_pairs(pairs.folder, Grid(len(counts), cast(int, pairs.facts["parts"])))
+        episodes = read_word_pairs(pairs.folder, Grid(len(counts), pairs.facts["parts"]))
         targets, contexts = (np.concatenate(column) for column in zip(*episodes, strict=True))
         self._targets, self._contexts = shuffled(targets, contexts, HELD_OUT_PAIRS)
         self.coverage = coverage_of(self._words)

@@ -29,9 +29,7 @@ def word_ids(blocks: Blocks, grid: Grid) -> tuple[NDArray[np.int32], NDArray[np.
     return targets, contexts
 
 
-def shuffled(
-    targets: NDArray[np.int32], contexts: NDArray[np.int32], limit: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def shuffled(targets: np.ndarray, contexts: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Return at most `limit` of the pairs, drawn at random."""
     order = np.random.default_rng(0).permutation(len(targets))[:limit]
     return targets[order], contexts[order]
