@@ -38,15 +38,11 @@ class Ran(NamedTuple):
 
 
 class Checkout:
-    """A checkout of Lexloom, and a store for its artifacts.
-
-    Raises:
-        ValueError: `folder` is not a checkout.
-    """
+    """A checkout of Lexloom, and a store for its artifacts."""
 
     def __init__(self, folder: Path, store: Path) -> None:
         if not (folder / "lexloom" / "__init__.py").exists():
-            raise ValueError(f"{folder} has no package lexloom: give the folder of a checkout of Lexloom")
+            raise SystemExit(f"{folder} has no package lexloom: give the folder of a checkout of Lexloom")
         self._folder, self._store = folder.resolve(), store
 
     def run(self, stage: str, *inputs: Ran, scratch: Path | None = None, **config: Any) -> Ran:
