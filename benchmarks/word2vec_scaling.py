@@ -91,12 +91,12 @@ class Episode:
         return model
 
 
-def draw_episode(words: int, parts: int) -> Episode:
+def draw_episode(words: int, parts: int, pairs: float = CORPORA[0][2]) -> Episode:
     shares = 1 / (np.arange(words) + SHIFT)
     counts = np.maximum(shares / shares.sum() * 1e9, 1).astype(np.int64)
     grid = Grid(words, parts)
     skipgrams = SkipGrams(keep_thresholds(counts, SUBSAMPLE), WINDOW, True, 1, grid)
-    tokens = int(default_episode(words) / skipgrams.pairs_per_token(counts)) // DOCUMENT * DOCUMENT
+    tokens = int(default_episode(words, pairs) / skipgrams.pairs_per_token(counts)) // DOCUMENT * DOCUMENT
     drawn = np.random.default_rng(1).random(tokens)
     ids = np.searchsorted(np.cumsum(counts) / counts.sum(), drawn).astype(np.int32)
     offsets = np.arange(0, tokens + 1, DOCUMENT)
@@ -222,7 +222,7 @@ def main() -> None:
         return
     results: dict[str, Any] = {"corpora": []}
     for words, parts, pairs in CORPORA:
-        episode = draw_episode(words, parts)
+        episode = draw_episode(words, parts, pairs)
         rate = measure_rate(episode, arguments.repeats)
         drawn = len(episode.blocks.targets)
         seconds = {

@@ -1,6 +1,6 @@
 """Draws docs/grid.svg: three steps of training word vectors with four parts and two workers.
 
-    python docs/draw_grid.py
+python docs/draw_grid.py
 """
 
 from pathlib import Path

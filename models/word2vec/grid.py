@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 MAX_ROWS = 1 << 16  # of a part, so that a row's number within its part is a uint16
 DEFAULT_PARTS = 16
 MIN_ROWS = 64  # of a part by default, except for tiny vocabularies
-PAIRS_PER_WORD = 128  # in an episode; more lower analogy accuracy (benchmarks/LOG.md)
-MIN_EPISODE, MAX_EPISODE = 1 << 20, 1 << 25  # pairs; the maximum limits memory
+# Longer episodes lower the scores of the vectors, and so do few episodes per epoch (benchmarks/LOG.md).
+PAIRS_PER_WORD, EPISODES = 128, 12
+MIN_EPISODE, MAX_EPISODE = 1 << 16, 1 << 25  # pairs; the maximum limits memory
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def default_parts(words: int) -> int:
     return parts
 
 
-def default_episode(words: int) -> int:
-    """Return the default number of pairs of an episode."""
-    return min(max(PAIRS_PER_WORD * words, MIN_EPISODE), MAX_EPISODE)
+def default_episode(words: int, pairs: float) -> int:
+    """Return the default number of pairs of an episode, for an epoch of so many pairs."""
+    return int(min(max(min(PAIRS_PER_WORD * words, pairs / EPISODES), MIN_EPISODE), MAX_EPISODE))
 
 
 @dataclass(frozen=True)

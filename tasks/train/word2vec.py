@@ -212,7 +212,7 @@ def open_drawn(
     episodes = DrawnEpisodes(
         job.files,
         partial(skipgrams.draw_blocks, held_out=held_out),
-        tokens=round(config.episode(len(counts)) / max(1.0, skipgrams.pairs_per_token(counts))),
+        tokens=round(config.episode(counts) / max(1.0, skipgrams.pairs_per_token(counts))),
         parts=grid.parts,
         seed=job.seed,
         shuffle=not held_out,
