@@ -252,7 +252,8 @@ def main() -> None:
         )
         print(f"\n{words:,} words in {parts} parts, {pairs / 1e6:.0f}M pairs")
         print(
-            f"one thread: {rate['median'] / 1e6:.1f}M pairs/s, {episode.part_bytes * parts / drawn:.1f} bytes/pair"
+            f"one thread: {rate['median'] / 1e6:.1f}M pairs/s,"
+            f" {episode.part_bytes * parts / drawn:.1f} bytes/pair"
         )
         rows = [
             [name, *(f"{found[workers]:.1f}" if workers in found else "" for workers in WORKERS)]
