@@ -82,13 +82,13 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     print(f"written to {path}")
 
 
-def commit() -> str | None:
-    """Return the commit of this checkout, marked if it has changes; None without a checkout or git."""
+def commit(checkout: Path = Path(__file__).parent) -> str | None:
+    """Return the commit of a checkout, marked if it has changes; None without a checkout or git."""
     if shutil.which("git") is None:
         return None
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=Path(__file__).parent,
+        cwd=checkout,
         capture_output=True,
         text=True,
         check=False,

@@ -50,8 +50,6 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class NextWord(nn.Module):
-    """Matrices only, so that delta_sum, which exchanges rows, can train it too."""
-
     def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(WORDS, DIM)
@@ -105,7 +103,6 @@ def variants() -> Iterator[tuple[str, int, int, SyncConfig]]:
                 period,
                 config,
             )
-        yield "delta_sum", WORKERS, period, SyncConfig("delta_sum", period=period)
         for momentum in (0.9, 0.5):
             config = SyncConfig("diloco", period=period, outer_momentum=momentum)
             yield f"diloco, momentum {momentum}", WORKERS, period, config

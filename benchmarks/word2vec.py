@@ -1,27 +1,36 @@
 """Compare the speed and quality of word vectors with gensim and fastText, on the same words and settings.
 
     python benchmarks/word2vec.py --data FOLDER_OF_PARQUET [--limit 12500] [--seeds 3] [--settings 100x2 ...]
+        [--only NAME ...] [--previous FOLDER]
 
 The documents (column `text` of every Parquet file below the folder) are shuffled once, and every hundredth
 is held out. For each setting (dimensions x threads) and each seed, the tools train one epoch in alternation:
 gensim from sentences and from a corpus file, fastText without subwords, and Lexloom with one worker, from
-stored and from streamed pairs. Lexloom on Ray (two and four workers of one thread) runs only if `--only`
-names it.
+stored and from streamed pairs.
 
-All use the same learning rate, from 0.025 down to 0.0001. With gensim's corpus_file, it falls by only
+`--only` selects tools by parts of their names. Some run only then: Lexloom with "one worker, one thread" and
+"one worker, two threads", and on Ray with "two workers", "four workers" and "eight workers" of one thread
+each. Their vectors must be identical, or the benchmark fails. With `--previous`, the folder of an older
+checkout of Lexloom, that checkout trains on the same documents in a process of its own ("previous, one
+thread" and "previous, two threads").
+
+The tools use the same learning rate, from 0.025 down to 0.0001. With gensim's corpus_file, it falls by only
 1/threads of that, because each thread compares its own progress with the whole file. Lexloom is therefore
-also measured with that learning rate, and with its default of 0.05.
+also measured with that learning rate, and with its default of 0.05. The tools that run on request use the
+default.
 
 `seconds` are the training time alone, with a given vocabulary. Lexloom's stored pairs are generated before;
 `total_seconds` include this, and range from text to vectors in memory. The text for the other tools is
 already in lower case without punctuation, while Lexloom's total includes this work. For all tools, pairs per
-second are the stored pairs of an epoch divided by the seconds. benchmarks/word2vec_score.py scores all
-models in the same way. A plain PyTorch trainer with SparseAdam (benchmarks/sparse_adam.py) is timed for a
-few batches. After each setting, results are written to benchmarks/results/word2vec.json, and a plot to
-word2vec.svg.
+second are the stored pairs of an epoch divided by the seconds. `sync_bytes_per_pair` are the bytes that
+worker 0 sends, per pair of the run; `waiting_share` is the share of the seconds in which it waits for others.
+benchmarks/word2vec_score.py scores all models in the same way. A plain PyTorch trainer with SparseAdam
+(benchmarks/sparse_adam.py) is timed for a few batches. After each setting, results are written to
+benchmarks/results/word2vec.json, and a plot to word2vec.svg.
 """
 
 import argparse
+import hashlib
 import logging
 import os
 import tempfile
@@ -36,7 +45,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from measure import stage_runner, summary, table, write_results
-from safetensors.numpy import load_file
 from sparse_adam import pairs_per_second
 from word2vec_peers import (
     LAST_RATE,
@@ -50,9 +58,13 @@ from word2vec_peers import (
     run_gensim,
 )
 from word2vec_plot import plot
+from word2vec_previous import Previous
 from word2vec_score import SCORES, Scorer
+from word_pairs import read_word_pairs, shuffled
 
 from lexloom.models.word2vec.cpu import padded_dim
+from lexloom.models.word2vec.grid import Grid
+from lexloom.models.word2vec.trainable import CONTEXTS, VECTORS, assemble
 from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
 from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
 from lexloom.tasks.pairs import PairsConfig, pairs
@@ -60,11 +72,14 @@ from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.tokens import TokensConfig, tokens
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
 from lexloom.tasks.vocabulary import VocabularyConfig, read_vocabulary, vocabulary
+from lexloom.training.checkpoint_files import read_pieces
 
 SHUFFLE_SEED, HELD_OUT_SEED = 0, 0
 HELD_OUT_EVERY = 100  # documents
 DEFAULT_RATE = TrainWord2VecConfig().learning_rate
 FLOAT_BYTES = 4
+TRAIN_FILE = "train.parquet"
+IDENTICAL = "lexloom, default rate, "  # the vectors of these tools must be identical
 
 Mode = Literal["stored", "streamed"]
 Contender = Callable[..., Trained]
@@ -90,9 +105,9 @@ class Texts:
 
     def __init__(self, data: Path, limit: int | None, work: Path) -> None:
         self.stages = stage_runner(work / "store")
-        split_documents(data, limit, work / "train.parquet", work / "held-out.parquet")
+        split_documents(data, limit, work / TRAIN_FILE, work / "held-out.parquet")
         begun = time.perf_counter()
-        text = self._text(work / "train.parquet")
+        text = self._text(work / TRAIN_FILE)
         self.vocabulary = self.stages(vocabulary, text, config=VocabularyConfig(min_count=MIN_COUNT))
         self.tokens = self._tokens(text)
         self.noise = self.stages(negative_sampling, self.vocabulary, config=NoiseConfig())
@@ -141,6 +156,7 @@ def size_of(artifact: Artifact) -> int:
 
 def run_lexloom(texts: Texts, *, dim: int, seed: int, mode: Mode = "stored", **how: Any) -> Trained:
     config = TrainWord2VecConfig(epochs=1, dim=dim, negatives=NEGATIVES, seed=seed, **how)
+    pairs_of_mode = pairs_config(seed, mode)
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.perf_counter()
         model = texts.stages(
@@ -148,66 +164,94 @@ def run_lexloom(texts: Texts, *, dim: int, seed: int, mode: Mode = "stored", **h
             texts.pairs if mode == "stored" else texts.tokens,
             texts.noise,
             texts.vocabulary,
-            config=config.reading(pairs_config(seed, mode)),
+            config=config.reading(pairs_of_mode),
             scratch=Path(scratch),
         )
         before = texts.seconds + (texts.pair_seconds[-1] if mode == "stored" else 0)
         total = time.perf_counter() - begun + before
-        tables = load_file(max(Path(scratch).rglob("step-*/model.safetensors")))
-    facts = model.facts
+        facts = model.facts
+        words = read_vocabulary(texts.vocabulary)[0].to_pylist()
+        grid = pairs_of_mode.grid(len(words))
+        pieces = read_pieces(max(Path(scratch).rglob("step-*")), facts["workers"])
+        vectors, contexts = (assemble(name, pieces, grid, dim).numpy() for name in (VECTORS, CONTEXTS))
     return Trained(
-        read_vocabulary(texts.vocabulary)[0].to_pylist(),
-        tables["vectors"][:, :dim],
-        tables["contexts"][:, :dim],
+        words,
+        vectors,
+        contexts,
         facts["seconds"],
         total,
         {
             "waiting_for_data_seconds": facts["data_seconds"],
-            "sync_seconds": facts["sync_seconds"],
-            "sync_megabytes_per_step": facts["sync_bytes"] / facts["steps"] / 1e6,
-            "both_tables_megabytes": 2 * len(tables["vectors"]) * padded_dim(dim) * FLOAT_BYTES / 1e6,
+            "sync_bytes_per_pair": facts["sync_bytes"] / texts.pairs.facts["pairs"],
+            "waiting_share": facts["sync_seconds"] / facts["seconds"],
+            "both_tables_megabytes": 2 * len(words) * padded_dim(dim) * FLOAT_BYTES / 1e6,
         },
     )
 
 
-def contenders_of(texts: Texts, dim: int, threads: int) -> dict[str, Contender]:
-    """Return all tools by name. Those with several workers need Ray."""
+def contenders_of(
+    texts: Texts, dim: int, threads: int, previous: Previous | None, only: list[str] | None
+) -> dict[str, Contender]:
+    """Return the tools by name: those whose names contain a part that `only` names, or the default ones."""
     peers = {
         "gensim, sentences": partial(run_gensim, texts.lines, "sentences", threads=threads, dim=dim),
         "gensim, corpus_file": partial(run_gensim, texts.lines, "corpus_file", threads=threads, dim=dim),
         "fastText": partial(run_fasttext, texts.lines, threads=threads, dim=dim),
     }
     same = {"learning_rate": RATE, "min_learning_rate": LAST_RATE}
+    default = same | {"learning_rate": DEFAULT_RATE}
     rates = {"same rate": same}
     if threads > 1:
         rates["corpus_file's rate"] = same | {"min_learning_rate": RATE - (RATE - LAST_RATE) / threads}
-    rates["default rate"] = same | {"learning_rate": DEFAULT_RATE}
-    local = {"runner": "local", "workers": 1, "threads": threads}
-    ours = {
-        "one worker": local,
-        "one worker, streamed": {**local, "mode": "streamed"},
-        "two workers": {"workers": 2},
-        "four workers": {"workers": 4},
-    }
-    return peers | {
-        f"lexloom, {who}, {name}": partial(run_lexloom, texts, dim=dim, **how, **rate)
+    rates["default rate"] = default
+    local = {"runner": "local", "workers": 1}
+    ours = {"one worker": {}, "one worker, streamed": {"mode": "streamed"}}
+    usual = peers | {
+        f"lexloom, {who}, {name}": partial(
+            run_lexloom, texts, dim=dim, threads=threads, **local, **how, **rate
+        )
         for who, how in ours.items()
         for name, rate in rates.items()
     }
-
-
-def on_ray(name: str) -> bool:
-    return "workers" in name
+    identical = {
+        "one worker, one thread": local | {"threads": 1},
+        "one worker, two threads": local | {"threads": 2},
+        "two workers": {"workers": 2},
+        "four workers": {"workers": 4},
+        "eight workers": {"workers": 8},
+    }
+    on_request = {
+        IDENTICAL + name: partial(run_lexloom, texts, dim=dim, **how, **default)
+        for name, how in identical.items()
+    }
+    if previous is not None:
+        for name, count in (("one thread", 1), ("two threads", 2)):
+            usual[f"previous, {name}"] = partial(previous.train, dim=dim, threads=count, **default)
+    if only is None:
+        return usual
+    everything = usual | on_request
+    if unknown := [part for part in only if not any(part in name for name in everything)]:
+        raise SystemExit(f"no tool's name contains {unknown[0]!r}: the names are {', '.join(everything)}")
+    return {name: tool for name, tool in everything.items() if any(part in name for part in only)}
 
 
 def run(contenders: dict[str, Contender], texts: Texts, seeds: int) -> dict[str, list[dict[str, float]]]:
-    """Run all tools for each seed, and return their figures."""
+    """Run all tools for each seed, and return their figures.
+
+    Raises:
+        RuntimeError: vectors that must be identical differ.
+    """
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     names = list(contenders)
     for seed in range(1, seeds + 1):
         texts.draw_pairs(seed)
+        digests: dict[str, str] = {}
         for name in names[seed % len(names) :] + names[: seed % len(names)]:  # rotates the order
             model = contenders[name](seed=seed)
+            if name.startswith(IDENTICAL):
+                digests[name] = digest_of(model)
+                if len(set(digests.values())) > 1:
+                    raise RuntimeError(f"the vectors of seed {seed} are not identical: {digests}")
             figures = {
                 "seconds": model.seconds,
                 "total_seconds": model.total_seconds,
@@ -225,14 +269,16 @@ def run(contenders: dict[str, Contender], texts: Texts, seeds: int) -> dict[str,
     return runs
 
 
+def digest_of(model: Trained) -> str:
+    return hashlib.sha256(model.vectors.tobytes() + model.contexts.tobytes()).hexdigest()
+
+
 def sparse_adam(texts: Texts, dim: int, threads: int) -> dict[str, float]:
     """Return the pairs per second only, because an epoch would take half an hour."""
-    first = next(
-        pq.ParquetFile(texts.pairs.files()[0]).iter_batches(1_500_000, columns=["target", "context"])
-    )
-    targets, contexts = (column.to_numpy() for column in first.columns)
-    torch.set_num_threads(threads)
     words = texts.vocabulary.summary.rows
+    grid = Grid(words, texts.pairs.facts["parts"])
+    targets, contexts = shuffled(*next(read_word_pairs(texts.pairs.folder, grid)), 1_500_000)
+    torch.set_num_threads(threads)
     return summary(pairs_per_second(targets, contexts, words=words, dim=dim, negatives=NEGATIVES))
 
 
@@ -276,21 +322,21 @@ def main() -> None:
         default=[f"100x{threads}", "100x1", f"300x{threads}"],
         help="dimensions x threads; by default 100 and 300 dimensions with all cores, and 100 with one",
     )
-    parser.add_argument("--only", nargs="+", help="run only these contenders")
+    parser.add_argument("--only", nargs="+", help="run only tools whose names contain one of these")
+    parser.add_argument("--previous", type=Path, help="folder of an older checkout of Lexloom")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "word2vec.json")
     arguments = parser.parse_args()
     logging.getLogger("gensim").setLevel(logging.ERROR)
 
     with tempfile.TemporaryDirectory() as folder:
         texts = Texts(arguments.data, arguments.limit, Path(folder))
+        previous = None
+        if arguments.previous:
+            previous = Previous(arguments.previous, Path(folder) / TRAIN_FILE, Path(folder))
         measured: dict[str, Any] = {}
         for setting in arguments.settings:
             dim, threads = (int(number) for number in setting.split("x"))
-            contenders = {
-                name: contender
-                for name, contender in contenders_of(texts, dim, threads).items()
-                if (name in arguments.only if arguments.only else not on_ray(name))
-            }
+            contenders = contenders_of(texts, dim, threads, previous, arguments.only)
             runs = run(contenders, texts, arguments.seeds)
             results = {
                 name: {figure: summary([run[figure] for run in found]) for figure in found[0]}
@@ -300,11 +346,17 @@ def main() -> None:
             measured[setting] = {
                 "results": results,
                 "time_ratios": ratios_of(runs),
+                "identical_vectors": [name for name in runs if name.startswith(IDENTICAL)],
                 "sparse_adam_pairs_per_second": sparse_adam(texts, dim, threads),
             }
             write_results(
                 arguments.out,
-                {"facts": texts.facts(), "pair_seconds": summary(texts.pair_seconds), "settings": measured},
+                {
+                    "facts": texts.facts(),
+                    "pair_seconds": summary(texts.pair_seconds),
+                    "previous_commit": previous and previous.commit,
+                    "settings": measured,
+                },
             )
             plot(measured, arguments.out.with_suffix(".svg"))
 

@@ -7,7 +7,7 @@
 `--pairs` is the folder of a `pairs` artifact, `--noise` the `noise.parquet` of the same vocabulary; the
 word2vec flow writes both. The machine with the GPU needs only torch, Triton, Numba and PyArrow.
 
-1. Compare a small batch in float64 by the kernel, and by its implementation in torch, with
+1. Compare a few pairs in float64 by the kernel, and by its implementation in torch, with
    models/word2vec/reference.py.
 2. For each number of dimensions and of programs, from the same initial tables: measure pairs per second with
    all batches on the GPU, and with batches from the host, including checks and uploads.
@@ -17,6 +17,9 @@ word2vec flow writes both. The machine with the GPU needs only torch, Triton, Nu
    gensim.
 4. Measure the pairs per second of a plain PyTorch trainer with SparseAdam and batches of 300,000
    (benchmarks/sparse_adam.py).
+
+Pairs are trained in the blocks of their grid, like in the training stage. The last pairs of each block are
+held out.
 
 The bytes of a pair are those of its rows, read and written once per run. Rows in the L2 cache do not use the
 memory bus, so the share of its bandwidth can exceed 1. Results are written to
@@ -29,99 +32,51 @@ import os
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from measure import summary, table, write_results
-from sparse_adam import BATCH, pairs_per_second
+from sparse_adam import BATCH, STEPS, pairs_per_second
+from word2vec_gpu_corpus import Corpus, read_corpus, tiny_corpus, word_pairs
 
 from lexloom.models.word2vec import cpu as sgns_cpu
 from lexloom.models.word2vec import gpu as sgns_gpu
 from lexloom.models.word2vec import reference as sgns_reference
 from lexloom.models.word2vec.gpu_batches import BatchPrefetcher, Pairs
-from lexloom.models.word2vec.trainable import Word2Vec
+from lexloom.models.word2vec.trainable import VECTORS, Word2Vec, assemble
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NEGATIVES, RATE, LAST_RATE = 5, 0.05, 0.0001
-HELD_OUT = 0.05  # of the pairs, the last ones
-FLOAT_BYTES, ID_BYTES = 4, 4
-Batch = dict[str, np.ndarray]
-
-
-class Corpus(NamedTuple):
-    """Return training pairs, held-out pairs, and the alias table of the noise."""
-
-    batches: list[Batch]
-    held_out: Batch
-    probability: np.ndarray
-    alias: np.ndarray
-
-    @property
-    def pairs(self) -> int:
-        return sum(len(batch["target"]) for batch in self.batches)
-
-
-def read_corpus(pairs: Path, noise: Path, limit: int, batch: int) -> Corpus:
-    """Return the first `limit` pairs of the shards."""
-    columns: dict[str, list[np.ndarray]] = {"target": [], "context": []}
-    rows = 0
-    for shard in sorted(pairs.glob("train-*.parquet")):
-        if rows < limit:
-            found = pq.read_table(shard, columns=list(columns))
-            rows += found.num_rows
-            for name, parts in columns.items():
-                parts.append(found[name].to_numpy().astype(np.int32))
-    if not rows:
-        raise SystemExit(f"{pairs} holds no train-*.parquet: give the folder of a pairs artifact")
-    table = pq.read_table(noise)
-    flat = {name: np.concatenate(parts)[:limit] for name, parts in columns.items()}
-    return cut(flat, batch, table["probability"].to_numpy(), table["alias"].to_numpy())
-
-
-def tiny_corpus() -> Corpus:
-    random = np.random.default_rng(0)
-    words = 40
-    topics = np.repeat(random.integers(4, size=120) * 10, 5)
-    pairs = {"target": topics + np.repeat(random.integers(10, size=120), 5)}
-    pairs["context"] = topics + random.integers(10, size=600)
-    return cut(
-        {name: ids.astype(np.int32) for name, ids in pairs.items()},
-        200,
-        np.ones(words, np.float32),
-        np.arange(words, dtype=np.int32),
-    )
-
-
-def cut(pairs: Batch, size: int, probability: np.ndarray, alias: np.ndarray) -> Corpus:
-    last = int(len(pairs["target"]) * (1 - HELD_OUT))
-    batches = [
-        {name: ids[start : min(start + size, last)] for name, ids in pairs.items()}
-        for start in range(0, last, size)
-    ]
-    return Corpus(batches, {name: ids[last:] for name, ids in pairs.items()}, probability, alias)
+FLOAT_BYTES, ID_BYTES = 4, 4  # on the GPU
 
 
 # Correctness
 
 
 def check(corpus: Corpus, stride: int, programs: int = 1) -> dict[str, float]:
-    """Return the largest error of each implementation after 200 pairs in float64, against the reference."""
+    """Return the largest error of each implementation after 200 pairs in float64, against the reference.
+
+    They are the first pairs of the block (0, 0).
+    """
     generator = torch.Generator().manual_seed(0)
-    words, positions = len(corpus.probability), slice(200)
+    batch, (probability, alias) = corpus.batches[0], corpus.noise(0)
+    words, positions = len(probability), slice(min(200, batch["bounds"][1]))
     start = [
         torch.randn(words, stride, generator=generator, dtype=torch.float64) * stride**-0.25 for _ in range(2)
     ]
-    targets, contexts = (corpus.batches[0][name][positions] for name in ("target", "context"))
+    targets, contexts = (batch[name][positions].astype(np.int32) for name in ("target", "context"))
     exact = [table.clone() for table in start]
     drawn = []
     for first, _ in sgns_reference.runs(targets.tolist()):
-        drawn.append(np.empty(NEGATIVES, np.int32))
-        sgns_cpu.draw_negatives(np.uint64(7), first, corpus.probability, corpus.alias, drawn[-1])
-    expected = sgns_reference.train_batch(*exact, targets.tolist(), contexts.tolist(), drawn, 0.125)
+        drawn.append(np.empty(NEGATIVES, np.uint16))
+        sgns_cpu.draw_negatives(np.uint64(7), first, probability, alias, drawn[-1])
+    expected = sgns_reference.train_batch(
+        *exact, targets.tolist(), contexts.tolist(), [noise.tolist() for noise in drawn], 0.125
+    )
     ways = {"torch": sgns_gpu.train_in_torch}
     if find_spec("triton"):
         from lexloom.models.word2vec import triton as sgns_triton
@@ -133,7 +88,7 @@ def check(corpus: Corpus, stride: int, programs: int = 1) -> dict[str, float]:
         loss = way(
             *tables,
             BatchPrefetcher(DEVICE)(targets, contexts),
-            *noise_on_device(corpus),
+            *noise_on_device(corpus, 0),
             negatives=NEGATIVES,
             learning_rate=0.125,
             seed=7,
@@ -149,8 +104,9 @@ def check(corpus: Corpus, stride: int, programs: int = 1) -> dict[str, float]:
 # Speed
 
 
-def noise_on_device(corpus: Corpus) -> list[torch.Tensor]:
-    return [torch.tensor(part, device=DEVICE) for part in (corpus.probability, corpus.alias)]
+def noise_on_device(corpus: Corpus, part: int) -> list[torch.Tensor]:
+    probability, alias = corpus.noise(part)
+    return [torch.tensor(column, device=DEVICE) for column in (probability, alias.astype(np.int32))]
 
 
 def clock(work: Callable[[], Any]) -> float:
@@ -172,8 +128,8 @@ def copied_bytes_per_second(size: int) -> float:
 
 def learner(corpus: Corpus, dim: int, programs: int | None, device: str, seed: int = 1) -> Word2Vec:
     model = Word2Vec(
-        corpus.probability,
-        corpus.alias,
+        corpus.weights,
+        parts=corpus.grid.parts,
         dim=dim,
         negatives=NEGATIVES,
         learning_rate=RATE,
@@ -192,45 +148,81 @@ def epoch(model: Word2Vec, corpus: Corpus) -> None:
     """Train one epoch with batches from the host, like the training loop."""
     for number, batch in enumerate(corpus.batches):
         model.train_step(batch, progress=number / len(corpus.batches), seed=number)
+        model.rotate()
 
 
-def resident_epoch(model: Word2Vec, corpus: Corpus, batches: list[Pairs]) -> None:
-    """Train one epoch with batches that are on the GPU."""
-    noise = noise_on_device(corpus)
-    assert model.programs is not None
-    for number, pairs in enumerate(batches):
-        sgns_gpu.train_batch(
-            model.vectors,
-            model.contexts,
-            pairs,
-            *noise,
-            negatives=NEGATIVES,
-            learning_rate=model.learning_rate(number / len(batches)),
-            seed=number,
-            programs=model.programs,
+def held_out_loss(model: Word2Vec, corpus: Corpus) -> float:
+    losses = []
+    for batch in corpus.held_out:
+        losses.append(model.evaluate(batch))
+        model.rotate()
+    loss, pairs = (sum(column) for column in zip(*losses, strict=True))
+    return loss / pairs
+
+
+class Resident(NamedTuple):
+    """A block on the GPU."""
+
+    input_part: int
+    output_part: int
+    pairs: Pairs
+
+
+def to_gpu(corpus: Corpus) -> list[list[Resident]]:
+    """Send the blocks of each batch."""
+    feed, parts = BatchPrefetcher(DEVICE), corpus.grid.parts
+    batches = []
+    for number, batch in enumerate(corpus.batches):
+        columns = [batch[name].astype(np.int32) for name in ("target", "context")]
+        bounds = batch["bounds"].tolist()
+        batches.append(
+            [
+                Resident(part, (part + number) % parts, feed(*(ids[first:last] for ids in columns)))
+                for part, (first, last) in enumerate(pairwise(bounds))
+                if first < last
+            ]
         )
+    return batches
+
+
+def resident_epoch(
+    model: Word2Vec, noise: list[list[torch.Tensor]], batches: list[list[Resident]], steps: int | None = None
+) -> None:
+    """Train the first steps (all) of one epoch with batches that are on the GPU."""
+    assert model.programs is not None
+    for number, blocks in enumerate(batches[:steps]):
+        for block in blocks:
+            sgns_gpu.train_batch(
+                model.vectors[block.input_part],
+                model.contexts[block.output_part],
+                block.pairs,
+                *noise[block.output_part],
+                negatives=NEGATIVES,
+                learning_rate=model.learning_rate(number / len(batches)),
+                seed=number * model.grid.parts + block.input_part,
+                programs=model.programs,
+            )
 
 
 def measure(
     corpus: Corpus, dim: int, programs: int | None, repeats: int, bus: float, vectors: Path | None
 ) -> dict[str, Any]:
-    feed = BatchPrefetcher(DEVICE)
-    resident = [feed(batch["target"], batch["context"]) for batch in corpus.batches]
+    resident = to_gpu(corpus)
+    noise = [noise_on_device(corpus, part) for part in range(corpus.grid.parts)]
     model = learner(corpus, dim, programs, "cuda")
-    resident_epoch(model, corpus, resident[:1])  # compiles
+    resident_epoch(model, noise, resident, steps=1)  # compiles
     alone, fed, losses = [], [], []
     for seed in range(1, repeats + 1):
         model = learner(corpus, dim, programs, "cuda", seed)
-        alone.append(corpus.pairs / clock(lambda model=model: resident_epoch(model, corpus, resident)))
+        alone.append(corpus.pairs / clock(lambda model=model: resident_epoch(model, noise, resident)))
         model = learner(corpus, dim, programs, "cuda", seed)
         fed.append(corpus.pairs / clock(lambda model=model: epoch(model, corpus)))
-        loss, pairs = model.evaluate(corpus.held_out)
-        losses.append(loss / pairs)
+        losses.append(held_out_loss(model, corpus))
         if programs is None:
             keep(model, vectors, f"{dim}-gpu-{seed}")
-    runs = sum(len(pairs.starts) - 1 for pairs in resident)
+    runs = sum(len(block.pairs.starts) - 1 for blocks in resident for block in blocks)
     rows = corpus.pairs + runs * (1 + NEGATIVES)
-    bytes_per_pair = (2 * rows * model.vectors.shape[1] * FLOAT_BYTES) / corpus.pairs + 2 * ID_BYTES
+    bytes_per_pair = (2 * rows * model.stride * FLOAT_BYTES) / corpus.pairs + 2 * ID_BYTES
     return {
         "dim": dim,
         "programs": model.programs,
@@ -244,12 +236,13 @@ def measure(
 
 
 def sparse_adam(corpus: Corpus, dim: int, batch: int) -> dict[str, float]:
-    targets, contexts = (
-        np.concatenate([part[name] for part in corpus.batches]) for name in ("target", "context")
-    )
-    words = len(corpus.probability)
     rates = pairs_per_second(
-        targets, contexts, words=words, dim=dim, negatives=NEGATIVES, device=DEVICE.type, batch=batch
+        *word_pairs(corpus, STEPS * batch),
+        words=corpus.grid.words,
+        dim=dim,
+        negatives=NEGATIVES,
+        device=DEVICE.type,
+        batch=batch,
     )
     return summary(rates)
 
@@ -259,8 +252,7 @@ def cpu_losses(corpus: Corpus, dim: int, repeats: int, vectors: Path | None) -> 
     for seed in range(1, repeats + 1):
         model = learner(corpus, dim, None, "cpu", seed)
         epoch(model, corpus)
-        loss, pairs = model.evaluate(corpus.held_out)
-        losses.append(loss / pairs)
+        losses.append(held_out_loss(model, corpus))
         keep(model, vectors, f"{dim}-cpu-{seed}")
     return losses
 
@@ -268,7 +260,8 @@ def cpu_losses(corpus: Corpus, dim: int, repeats: int, vectors: Path | None) -> 
 def keep(model: Word2Vec, folder: Path | None, name: str) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / f"{name}.npy", model.vectors[:, : model.dim].cpu().numpy())
+        vectors = assemble(VECTORS, model.state_dict(), model.grid, model.dim)
+        np.save(folder / f"{name}.npy", vectors.numpy())
 
 
 def main() -> None:
@@ -277,8 +270,7 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=Path, help="folder of a pairs artifact")
     parser.add_argument("--noise", type=Path, help="noise.parquet of the same vocabulary")
-    parser.add_argument("--limit", type=int, default=20_000_000, help="maximum number of pairs to read")
-    parser.add_argument("--batch", type=int, default=1 << 20)
+    parser.add_argument("--limit", type=int, default=20_000_000, help="pairs to read, in whole episodes")
     parser.add_argument("--dims", type=int, nargs="+", default=[100, 300])
     parser.add_argument("--programs", type=int, nargs="+", default=[256, 512, 768, 1024, 2048])
     parser.add_argument("--repeats", type=int, default=3, help="repetitions, each with another seed")
@@ -297,7 +289,7 @@ def main() -> None:
     elif arguments.pairs is None or arguments.noise is None:
         raise SystemExit("say --pairs FOLDER --noise FILE, or --dry")
     else:
-        corpus = read_corpus(arguments.pairs, arguments.noise, arguments.limit, arguments.batch)
+        corpus = read_corpus(arguments.pairs, arguments.noise, arguments.limit)
 
     errors = {dim: check(corpus, sgns_cpu.padded_dim(dim)) for dim in arguments.dims}
     print(f"largest errors in float64: {errors}", flush=True)
@@ -333,8 +325,9 @@ def main() -> None:
             "gpu": torch.cuda.get_device_name(),
             "copied_bytes_per_second": round(bus),
             "pairs": corpus.pairs,
-            "vocabulary": len(corpus.probability),
-            "batch": arguments.batch,
+            "vocabulary": corpus.grid.words,
+            "parts": corpus.grid.parts,
+            "episodes": len(corpus.batches) // corpus.grid.parts,
             "errors": errors,
             "results": found,
             "sparse_adam_pairs_per_second": plain,

@@ -5,8 +5,8 @@ from typing import Any
 
 import matplotlib
 
-THEIRS, OURS = "#8a8580", "#3a5a9b"
-MARKERS = "osv^DPX*<>"
+THEIRS, OURS, PREVIOUS = "#8a8580", "#3a5a9b", "#b8763a"
+MARKERS = "osv^DPX*<>hpd8H"
 
 
 def plot(measured: dict[str, Any], path: Path) -> None:
@@ -35,7 +35,7 @@ def plot(measured: dict[str, Any], path: Path) -> None:
                 scores["mean"],
                 xerr=spread(seconds, "median"),
                 yerr=spread(scores, "mean"),
-                color=OURS if name.startswith("lexloom") else THEIRS,
+                color={"lexloom": OURS, "previous": PREVIOUS}.get(name.split(",")[0], THEIRS),
                 marker=MARKERS[names.index(name) % len(MARKERS)],
                 linestyle="none",
                 elinewidth=0.8,

@@ -17,7 +17,9 @@ from gensim.test.utils import datapath
 from measure import table
 from numpy.typing import NDArray
 from word2vec_peers import NEGATIVES, Trained
+from word_pairs import read_word_pairs, shuffled
 
+from lexloom.models.word2vec.grid import Grid
 from lexloom.tasks.store.artifacts import Artifact
 from lexloom.tasks.vocabulary import read_vocabulary
 
@@ -34,11 +36,9 @@ class Scorer:
     def __init__(self, vocabulary: Artifact, pairs: Artifact) -> None:
         words, counts = read_vocabulary(vocabulary)
         self._words = words.to_pylist()
-        shards = [pq.read_table(path) for path in pairs.files()]
-        self._targets, self._contexts = (
-            np.concatenate([shard[name].to_numpy() for shard in shards])[:HELD_OUT_PAIRS]
-            for name in ("target", "context")
-        )
+        episodes = read_word_pairs(pairs.folder, Grid(len(counts), pairs.facts["parts"]))
+        targets, contexts = (np.concatenate(column) for column in zip(*episodes, strict=True))
+        self._targets, self._contexts = shuffled(targets, contexts, HELD_OUT_PAIRS)
         self.coverage = coverage_of(self._words)
         chances = counts**NOISE_POWER
         self._noise = np.random.default_rng(NOISE_SEED).choice(

@@ -28,6 +28,7 @@ from lexloom.models.cpus import available_cpus
 from lexloom.models.word2vec.blocks import make_blocks
 from lexloom.models.word2vec.grid import (
     DEFAULT_PARTS,
+    EPISODES,
     MAX_EPISODE,
     PAIRS_PER_WORD,
     Blocks,
@@ -84,7 +85,7 @@ class SkipGramsConfig(BaseModel):
         ge=1,
         le=MAX_EPISODE,
         description="Number of consecutive pairs, approximately, that are sorted by parts and trained"
-        f" together. If not given, {PAIRS_PER_WORD} times the size of the vocabulary, within limits. Longer"
+        f" together. If not given, a {EPISODES}th of the pairs, but at most {PAIRS_PER_WORD} per word. Longer"
         " episodes are faster with many workers, but lower the quality of the vectors.",
     )
 
@@ -96,9 +97,10 @@ class SkipGramsConfig(BaseModel):
         """
         return Grid(words, self.parts or default_parts(words))
 
-    def episode(self, words: int) -> int:
-        """Return the number of pairs of an episode for a vocabulary of so many words."""
-        return self.pairs_per_episode or default_episode(words)
+    def episode(self, counts: NDArray[np.int64]) -> int:
+        """Return the number of pairs of an episode for words with these counts, (V,)."""
+        pairs = counts.sum() * self.skipgrams(counts).pairs_per_token(counts)
+        return self.pairs_per_episode or default_episode(len(counts), pairs)
 
     def skipgrams(self, counts: NDArray[np.int64]) -> SkipGrams:
         """Return what draws the pairs of words with these counts, (V,)."""
@@ -143,7 +145,7 @@ def pairs(tokens: Artifact, vocabulary: Artifact, config: PairsConfig, out: Path
     """
     _, counts = read_vocabulary(vocabulary)
     skipgrams = config.skipgrams(counts)
-    positions_per_episode = -(-config.episode(len(counts)) // skipgrams.pairs_per_kept_token)
+    positions_per_episode = -(-config.episode(counts) // skipgrams.pairs_per_kept_token)
     documents = words = kept_words = isolated = 0
     files = training_files(tokens)
     options = (skipgrams.grid, config.window, positions_per_episode, config.compression)

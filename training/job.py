@@ -25,7 +25,7 @@ class EpochPlan(Protocol):
         """The number of global batches."""
 
     def examples_until(self, step: int) -> int:
-        """Count the examples that all workers together have seen after the first `step` batches."""
+        """Count the examples of the first `step` batches, at most `steps`, over all workers."""
 
 
 class Stream(Protocol):
@@ -132,7 +132,7 @@ def count_steps(stream: Stream, stopping: Stopping) -> tuple[int, int]:
     examples = steps = 0
     for number in count() if stopping.max_epochs is None else range(stopping.max_epochs):
         epoch = stream.epoch(number)
-        examples += epoch.examples_until(stopping.max_steps - steps)
+        examples += epoch.examples_until(min(epoch.steps, stopping.max_steps - steps))
         steps += epoch.steps
         if steps >= stopping.max_steps:
             return examples, stopping.max_steps

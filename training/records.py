@@ -125,7 +125,7 @@ class Records:
         previous = state.history[-1] if state.history else None
         if previous and previous["epoch"] == due.epoch and examples < self.job.batch_size / 2:
             del state.history[-1]
-            loss += round_sum(previous["loss"] * previous["loss_examples"])
+            loss += previous["loss"] * previous["loss_examples"]
             examples += previous["loss_examples"]
         if not examples:
             return  # the next record covers these steps

@@ -87,8 +87,8 @@ class Partitioned(Trainable, Protocol):
 
     The results are the same with any number of workers if a step changes each piece by that piece's examples
     only, does not change a piece without examples, and derives its random numbers from the seed (the same on
-    all workers) and the piece. A worker's mean loss must be a sum over pieces, each rounded to a multiple of
-    `LOSS_RESOLUTION`, divided by the worker's examples; the sum of `evaluate` must be rounded likewise.
+    all workers) and the piece. The sums of losses of a worker must be sums over pieces, each rounded to a
+    multiple of `LOSS_RESOLUTION`, in `evaluate` and before they are divided to the mean of `train_step`.
     """
 
     def own(self, rank: int, world_size: int) -> None:

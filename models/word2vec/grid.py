@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ROWS = 1 << 16  # of a part, so that a row's number within its part is a uint16
-DEFAULT_PARTS, DEFAULT_ROWS = 8, 16_384
-MIN_ROWS = 64
-PAIRS_PER_WORD = 128  # in an episode; more lower analogy accuracy (benchmarks/LOG.md)
-MIN_EPISODE, MAX_EPISODE = 1 << 20, 1 << 25  # pairs; the maximum limits memory
+DEFAULT_PARTS = 16
+MIN_ROWS = 64  # of a part by default, except for tiny vocabularies
+# Longer episodes lower the scores of the vectors, and so do few episodes per epoch (benchmarks/LOG.md).
+PAIRS_PER_WORD, EPISODES = 128, 12
+MIN_EPISODE, MAX_EPISODE = 1 << 16, 1 << 25  # pairs; the maximum limits memory
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,18 @@ class Grid:
 
 
 def default_parts(words: int) -> int:
-    """Return the default number of parts: a power of two; 8, unless parts would be very large or small."""
+    """Return the default number of parts: 16, or a power of two that suits a large or small vocabulary."""
     parts = DEFAULT_PARTS
-    while words > parts * DEFAULT_ROWS:
+    while words > parts * MAX_ROWS:
         parts *= 2
     while parts > 1 and words < parts * MIN_ROWS:
         parts //= 2
     return parts
 
 
-def default_episode(words: int) -> int:
-    """Return the default number of pairs of an episode."""
-    return min(max(PAIRS_PER_WORD * words, MIN_EPISODE), MAX_EPISODE)
+def default_episode(words: int, pairs: float) -> int:
+    """Return the default number of pairs of an episode, for an epoch of so many pairs."""
+    return int(min(max(min(PAIRS_PER_WORD * words, pairs / EPISODES), MIN_EPISODE), MAX_EPISODE))
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,12 @@ class TrainWord2VecConfig(TrainConfig):
     threads: Annotated[int, RunOnly()] = Field(
         1, ge=1, le=256, description="CPU threads per worker. The number does not affect the result."
     )
+    # checkpoints of word vectors are short
+    checkpoint_seconds: Annotated[float, RunOnly()] = Field(
+        10.0,
+        gt=0,
+        description="Seconds between checkpoints; longer if checkpoints take over 2% of the training time.",
+    )
     dim: int = Field(100, ge=1, le=4096, description="Dimension of the word vectors.")
     negatives: int = Field(5, ge=1, le=100, description="Negative samples per target.")
     # not word2vec's 0.025: at one and at five epochs 0.05 gives better vectors (benchmarks/LOG.md)
@@ -201,7 +207,7 @@ def open_drawn(
     episodes = DrawnEpisodes(
         job.files,
         partial(skipgrams.draw_blocks, held_out=held_out),
-        tokens=max(1, round(config.episode(len(counts)) / max(1.0, skipgrams.pairs_per_token(counts)))),
+        tokens=max(1, round(config.episode(counts) / max(1.0, skipgrams.pairs_per_token(counts)))),
         parts=grid.parts,
         seed=job.seed,
         shuffle=not held_out,

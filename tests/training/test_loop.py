@@ -377,7 +377,7 @@ def test_early_stopping_keeps_the_best_model(tmp_path: Path) -> None:
     plan = scripted(tmp_path, *losses, stopping=limits, checkpoint_every=100)
     run = train(plan)
     assert run.stop_reason == "patience"
-    assert [score["loss"] for score in run.scores] == pytest.approx([3.0, 2.0, 2.5, 1.95, 2.2])
+    assert [score["loss"] for score in run.scores] == [*map(records.round_sum, losses[:5])]
     assert run.step == 10
     assert run.best_step == 8  # better by less than min_delta, and still the best
     best = Checkpoints(plan.checkpoints, plan.fingerprint).load_step(8)
@@ -396,7 +396,7 @@ def test_patience_survives_a_restart(tmp_path: Path, step: int) -> None:
         train(replace(plan, on_batch=partial(die_at_place, step)))
     run = train(plan)
     assert (run.stop_reason, run.step) == ("patience", 8)
-    assert [score["loss"] for score in run.scores] == pytest.approx([3.0, 2.0, 2.5, 2.6])
+    assert [score["loss"] for score in run.scores] == [*map(records.round_sum, losses[:4])]
 
 
 def die_at_place(place: int, epoch: int, step_in_epoch: int, worker: int, batch: Batch) -> None:

@@ -209,6 +209,12 @@ def test_steps_without_examples_are_covered_by_another_record(tmp_path: Path) ->
     assert sum(point["loss_examples"] for point in run.history) == run.examples
 
 
+def test_max_steps_may_exceed_an_epoch(tmp_path: Path) -> None:
+    run = train(plan(tmp_path, stopping=Stopping(max_steps=STEPS + 4)))
+    assert (run.step, run.epoch, run.step_in_epoch) == (STEPS + 4, 1, 4)
+    assert run.history[-1]["examples"] == run.history[-1]["total_examples"]
+
+
 @pytest.mark.parametrize(
     ("limits", "message"),
     [

@@ -168,7 +168,8 @@ class Grid:
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         assert not self.blocks, "a step is pending"
         self.evaluated += 1
-        return sum(block.sum_losses() for block in self.select(batch, 0.0)), len(batch["value"])
+        rows = len(batch["value"])  # the mean first, like a model whose `train_step` also evaluates
+        return sum(block.sum_losses() for block in self.select(batch, 0.0)) / rows * rows, rows
 
     def finish(self, is_done: Callable[[], bool]) -> None:
         while self.blocks and not is_done():
@@ -236,6 +237,7 @@ class GridEpoch:
         return len(self.blocks)
 
     def examples_until(self, step: int) -> int:
+        assert step <= self.steps
         return sum(self.sizes[:step])
 
 
@@ -248,7 +250,7 @@ class GridStream:
     def __init__(self, job: Job, rank: int, world_size: int, held_out: bool) -> None:
         self.seeds, self.held_out = [job.seed, int(held_out)], held_out
         self.parts = range(PARTS * rank // world_size, PARTS * (rank + 1) // world_size)
-        self.sizes = np.random.default_rng(self.seeds).integers(0, 5, (EPISODES, PARTS, PARTS))
+        self.sizes = np.random.default_rng(self.seeds).integers(0, 40, (EPISODES, PARTS, PARTS))
         for episode, row in np.ndindex(EPISODES, PARTS):
             self.sizes[episode, row, (row + episode) % PARTS] = 0
         self.examples = int(self.sizes.sum())
@@ -317,7 +319,7 @@ def grid_job(folder: Path, make: Callable[[], Any] = Grid, **changes: Any) -> Jo
     """15 steps per epoch for a `Grid`; `evaluate_every` adds held-out examples."""
     held_out = (folder / "held-out",) if "evaluate_every" in changes else ()
     options = {"columns": ("value",), "open_stream": GridStream, "sync": SyncConfig("rotation")}
-    return job(folder, make, **{**options, "batch_size": 8, "validation": held_out, **changes})
+    return job(folder, make, **{**options, "batch_size": 100, "validation": held_out, **changes})
 
 
 def points_job(

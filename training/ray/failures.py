@@ -53,6 +53,6 @@ def describe_loss(failure: Failure) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line of a message, without a leading C++ source location."""
+    """Return the last line of a message, without a leading C++ source location and gloo's advice."""
     line = (str(error).strip() or type(error).__name__).splitlines()[-1]
-    return re.sub(r"^\[[^]]*\] *", "", line)
+    return re.sub(r"^\[[^]]*\] *|\. This is typically caused by a remote worker .*$", "", line)

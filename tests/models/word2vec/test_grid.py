@@ -59,7 +59,19 @@ def test_default_parts_fit_every_vocabulary(words):
     parts = default_parts(words)
     assert Grid(words, parts).rows <= MAX_ROWS
     assert parts & (parts - 1) == 0
-    assert default_episode(words) <= default_episode(words + 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "pairs", "episode"),
+    [
+        (10, 1_000, 1 << 16),  # not more episodes than are worth it
+        (12_000, 8_400_000, 700_000),  # twelve episodes
+        (60_000, 100_000_000, 7_680_000),  # 128 pairs per word
+        (2_500_000, 480_000_000, 1 << 25),  # as much as memory holds
+    ],
+)
+def test_default_episodes_follow_the_vocabulary_and_the_text(words, pairs, episode):
+    assert default_episode(words, pairs) == episode
 
 
 def test_large_vocabularies_have_more_parts():

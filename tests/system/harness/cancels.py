@@ -40,7 +40,7 @@ from tests.system.harness.processes import POLL_SECONDS, processes_of, wait_for
 
 LINES, WORDS_PER_LINE = 5_000, 40
 SETTINGS: dict[str, dict[str, Any]] = {
-    "train": {"epochs": 4, "workers": 2, "batch_size": 4096, "dim": 64, "checkpoint_every": 20},
+    "train": {"epochs": 4, "workers": 2, "dim": 64, "checkpoint_every": 20},
 }
 START_SECONDS, RUN_SECONDS, CANCEL_SECONDS = 300, 900, 30
 CHAIN = ("stages", "starting Ray", "training", "training", "training")

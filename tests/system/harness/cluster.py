@@ -3,11 +3,11 @@
     python -m tests.system.harness.cluster [--kills 10]
 
 Three hosts (tests/system/harness/hosts.py: network namespaces, where they are allowed) with one worker each
-train word2vec's kernel under `delta_sum`, and then a small network with Adam under `all_reduce`: half of the
-kills each. At a seeded random moment one of the two hosts that are not the head is killed with all its
-processes, and another one joins the cluster. The final weights, what the synchronisation and the losses of
-record were must equal the undisturbed run's bit for bit, and the ledger must show each example exactly once
-an epoch (tests/system/harness/soak.py). Results go to benchmarks/results/cluster.json.
+train a small network with Adam, first under `diloco`, and then under `all_reduce`: half of the kills each. At
+a seeded random moment one of the two hosts that are not the head is killed with all its processes, and
+another one joins the cluster. The final weights, what the synchronisation and the losses of record were must
+equal the undisturbed run's bit for bit, and the ledger must show each example exactly once an epoch
+(tests/system/harness/soak.py). Results go to benchmarks/results/cluster.json.
 """
 
 import argparse

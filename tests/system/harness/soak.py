@@ -3,7 +3,7 @@
     python -m tests.system.harness.soak [--kills 20] [--only workers drivers cancels interrupts]
 
 workers     a random Ray worker is killed (SIGKILL) at a seeded random moment, for each of two strategies:
-            `delta_sum` on word2vec's kernel and `all_reduce` on a small network with Adam.
+            `diloco` and `all_reduce`, on a small network with Adam.
 drivers     the process that drives the training is killed at a seeded random moment, and started again. It
             writes a checkpoint every other step. Of twenty kills ten fall into the writing of a checkpoint,
             and five of those take the workers along, so that the writing really ends there.
@@ -39,7 +39,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.measure import RESULTS, summary, write_results
-from lexloom.models.word2vec.trainable import Word2Vec
 from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 from lexloom.training.job import Job
 from lexloom.training.stopping import Stopping
@@ -54,10 +53,6 @@ STEP_SECONDS = 0.02  # a step is held up so long that kills find the run at work
 WHOLE_RUN_SECONDS = 300
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 PARTS = ["workers", "drivers", "cancels", "interrupts"]
-
-
-def skip_gram() -> Word2Vec:
-    return Word2Vec(np.ones(WORDS, np.float32), np.arange(WORDS, dtype=np.int32), dim=32, seed=1)
 
 
 def network() -> nn.Module:
@@ -77,8 +72,8 @@ def classifier() -> TorchTrainable:
 
 
 STRATEGIES = {
-    "delta_sum": (skip_gram, SyncConfig("delta_sum", period=2, frequent_rows=200, rare_period=4)),
-    "all_reduce": (classifier, SyncConfig("all_reduce")),
+    "diloco": SyncConfig("diloco", period=4),
+    "all_reduce": SyncConfig("all_reduce"),
 }
 
 
@@ -91,9 +86,8 @@ def write_pairs(path: Path) -> None:
 
 
 def make_job(data: Path, folder: Path, strategy: str, checkpoint_every: int) -> Job:
-    make, sync = STRATEGIES[strategy]
     return Job(
-        make_trainable=make,
+        make_trainable=classifier,
         files=(data,),
         columns=("target", "context", "row"),
         checkpoints=folder / "checkpoints",
@@ -101,7 +95,7 @@ def make_job(data: Path, folder: Path, strategy: str, checkpoint_every: int) -> 
         batch_size=8192,
         lanes=8,
         stopping=Stopping(max_epochs=EPOCHS),
-        sync=sync,
+        sync=STRATEGIES[strategy],
         checkpoint_every=checkpoint_every,
         seed=3,
         on_batch=Ledger(folder / "ledger", folder / "checkpoints", STEP_SECONDS),
@@ -201,7 +195,7 @@ def kill_drivers(data: Path, work: Path, kills: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "tests.system.harness.soak", "--drive", str(data), str(folder)]
         return subprocess.Popen(command, env={**os.environ, "RAY_TMPDIR": str(session)})
 
-    undisturbed = make_job(data, work / "undisturbed", "delta_sum", checkpoint_every=2)
+    undisturbed = make_job(data, work / "undisturbed", "diloco", checkpoint_every=2)
     assert start(work / "undisturbed").wait() == 0
     whole = result(undisturbed).state["seconds"]
     chance = random.Random("drivers")
@@ -210,7 +204,7 @@ def kill_drivers(data: Path, work: Path, kills: int) -> dict[str, Any]:
     in_writing = half_written = with_workers = 0
     while len(again) < kills:
         number, folder = len(again), work / "killed"
-        job = make_job(data, folder, "delta_sum", checkpoint_every=2)
+        job = make_job(data, folder, "diloco", checkpoint_every=2)
         moment = chance.uniform(0, whole)
         driver = start(folder)
         wait_for(lambda job=job: len(living_workers(job)) == WORKERS, WHOLE_RUN_SECONDS, "the workers begin")
@@ -287,7 +281,7 @@ def main() -> None:
     if arguments.drive:
         from lexloom.training.ray.trainer import train_on_ray
 
-        train_on_ray(make_job(*arguments.drive, "delta_sum", checkpoint_every=2), workers=WORKERS)
+        train_on_ray(make_job(*arguments.drive, "diloco", checkpoint_every=2), workers=WORKERS)
         return
     results = json.loads(arguments.out.read_text())["results"] if arguments.out.exists() else {}
     for part in arguments.only or PARTS:

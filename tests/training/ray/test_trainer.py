@@ -127,7 +127,10 @@ def died() -> WorkerHealthCheckFailedError:
     return WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: ...", ActorDiedError())
 
 
-GLOO = "[/src/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:5003"
+GLOO = (
+    "[/src/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:5003. This is typically"
+    " caused by a remote worker crashing. Check the logs of the remote worker before reporting an error."
+)
 
 
 @pytest.mark.parametrize(
