@@ -40,12 +40,12 @@ def small(prefect_server: None, tmp_path: Path) -> Small:
     """`built_by` a run on a few words, in this process; its options are those of the pairs."""
     (tmp_path / "text.txt").write_text(TEXT)
 
-    def run(**pairs: Any) -> tuple[Outcome, list[str]]:
+    def run(threads: int = 1, **pairs: Any) -> tuple[Outcome, list[str]]:
         return built_by(
             Word2VecConfig(
                 corpus=CorpusConfig(source=str(tmp_path / "text.txt")),
                 pairs=PairsConfig(**pairs),
-                train=TrainWord2VecConfig(epochs=1, dim=16, workers=1, runner="local"),
+                train=TrainWord2VecConfig(epochs=1, dim=16, workers=1, threads=threads, runner="local"),
             )
         )
 
@@ -60,8 +60,8 @@ def test_only_changed_or_damaged_artifacts_are_rebuilt(small: Small) -> None:
     assert other.model != first.model
 
     next(Store().root.glob("tokens/*/shard-00000.parquet")).unlink()
-    again, built = small()
-    assert built == ["tokens"]
+    again, built = small(threads=3)
+    assert built == ["tokens"], "the number of threads does not affect the model"
     assert again.model == first.model
 
 
