@@ -282,27 +282,40 @@ def test_block_follows_the_two_blocks_that_used_its_rows(circular, threads, bloc
     assert pool.finished_at == pytest.approx(ended.max(), abs=0.1)
 
 
-def test_group_does_not_wait_for_unrelated_groups():
-    pool, gate = sgns_cpu.BlockThreads(2), threading.Event()
+@pytest.mark.parametrize("circular", [True, False])
+@pytest.mark.parametrize("late", [0, 3, 7])
+def test_only_the_blocks_that_need_a_late_block_wait_for_it(circular, late):
+    pool, gate = sgns_cpu.BlockThreads(4), threading.Event()
     trained = []
 
     def train_at(step):
         def train(first, last):
-            if (step, first) == (0, 7):
+            if (step, first) == (0, late):
                 gate.wait(10)
             trained.append((step, first))
 
         return train
 
-    first, second = (pool.submit(train_at(step), np.zeros(8), step=step, circular=False) for step in range(2))
-    first.wait(groups=7)
-    second.wait(groups=6)  # blocks 0 to 5 of the second step depend on blocks 0 to 6 of the first
-    assert (1, 5) in trained
-    assert not {(0, 7), (1, 6), (1, 7)} & set(trained)
-    assert not first.done()
+    steps = [pool.submit(train_at(step), np.zeros(8), step=step, circular=circular) for step in range(2)]
+    waiting = {late, (late - 1) % 8 if circular or late else late}
+    for block in set(range(8)) - waiting:
+        steps[1]._groups[block].result(10)
+    time.sleep(0.02)
+    assert {block for step, block in trained if step == 1} == set(range(8)) - waiting
+    assert not steps[0].done()
     gate.set()
-    second.wait()
-    assert {(0, 7), (1, 6), (1, 7)} <= set(trained)
+    steps[1].wait()
+    assert len(trained) == 16
+
+
+def test_first_groups_can_be_waited_for():
+    pool, gate = sgns_cpu.BlockThreads(2), threading.Event()
+    step = pool.submit(lambda first, last: first == 7 and gate.wait(10), np.zeros(8), step=0, circular=True)
+    step.wait(groups=7)
+    assert not step.done()
+    gate.set()
+    step.wait()
+    assert step.done()
 
 
 @pytest.mark.parametrize("step", [0, 2, 7])
