@@ -129,6 +129,7 @@ class GridStream:
                         "bounds": np.concatenate([[0], np.cumsum(last - first)]),
                     }
                 skipped = 0
+                del blocks  # before the next ones are read
 
 
 class StoredEpisodes:
@@ -196,13 +197,15 @@ class StoredEpisodes:
         with self._open(self._blocks) as file:
             for episode in self._order(epoch)[first:]:
                 lengths = self._lengths(file, int(episode))[own.start : own.stop]
-                columns = [
-                    self._read_part(part, int(row_groups[episode, part]), int(self._inputs[episode, part]))
-                    for part in own
-                ]
-                targets, contexts = (np.concatenate(each) for each in zip(*columns, strict=True))
+                targets, contexts = (np.empty(lengths.sum(), np.uint16) for _ in range(2))
                 ends = np.cumsum(lengths).reshape(lengths.shape)
+                for part, last, pairs in zip(own, ends[:, -1], lengths.sum(1), strict=True):
+                    pairs_of_part = slice(last - pairs, last)
+                    targets[pairs_of_part], contexts[pairs_of_part] = self._read_part(
+                        part, int(row_groups[episode, part]), int(pairs)
+                    )
                 yield StoredBlocks(targets, contexts, np.concatenate([(ends - lengths)[:, :1], ends], axis=1))
+                del targets, contexts  # before the next ones are read
 
     def _read_part(self, part: int, row_group: int, pairs: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the pairs of one input part in one episode."""

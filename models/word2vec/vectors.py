@@ -17,8 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as safetensors_bytes
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
@@ -29,6 +28,7 @@ _SCORES = 1 << 20  # computed at a time, 4 MB: about the size of a cache
 _GROUP = 64  # words with consecutive ids
 _SPAN = 4096 * _GROUP  # words whose groups' maxima are kept at a time
 _GATHERED_FLOATS = 1 << 24  # of candidate words' vectors at a time, 64 MB
+_NORM_ROWS = 1 << 16  # whose float64 copies are in memory at a time
 _MAX_HEADER_BYTES = 64  # two numbers
 _MAX_SPELLINGS = 50_000  # words compared to find a similar spelling, which takes 10 microseconds per word
 
@@ -75,7 +75,12 @@ class WordVectors:
             raise ValueError(
                 f"the word '{twice}' occurs twice in the vocabulary: every word must have one row"
             )
-        norms = torch.linalg.vector_norm(self.vectors, dim=1, dtype=torch.float64)  # (V,), no overflow
+        norms = torch.cat(  # (V,) float64, no overflow; in pieces, which are copied to float64
+            [
+                torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+                for rows in self.vectors.split(_NORM_ROWS)
+            ]
+        )
         if not norms.isfinite().all():
             row = int((~norms.isfinite()).nonzero()[0])
             raise ValueError(f"the vector of '{self.words[row]}' (row {row}) is not finite")
@@ -211,8 +216,11 @@ class WordVectors:
         """Write `model.safetensors` (one tensor, `vectors`) and `vocabulary.json` (word -> id)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # not save_file, whose files are only readable by their owner; a store is shared
-        (folder / "model.safetensors").write_bytes(safetensors_bytes({"vectors": self.vectors}))
+        model = folder / "model.safetensors"
+        model.touch()
+        mode = model.stat().st_mode
+        save_file({"vectors": self.vectors}, model)
+        model.chmod(mode)  # save_file makes files that are only readable by their owner; a store is shared
         (folder / "vocabulary.json").write_text(json.dumps(self._ids, ensure_ascii=False), encoding="utf-8")
 
     @classmethod

@@ -168,7 +168,10 @@ def train_word2vec(
     )
     metrics, tensors = run_job(job, config, unit)
     metrics["unit"] = unit
-    vectors = WordVectors(words.to_pylist(), assemble(VECTORS, tensors, grid, config.dim))
+    table = assemble(VECTORS, tensors, grid, config.dim)
+    if not config.save_context:
+        del tensors  # before more memory is needed
+    vectors = WordVectors(words.to_pylist(), table)
     vectors.save(out)
     vectors.save_word2vec(out / VECTORS_BIN, binary=True)
     with_spaces = sum(map(has_white_space, vectors.words))
