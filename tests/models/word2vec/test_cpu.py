@@ -115,13 +115,13 @@ def test_longer_sequence_of_one_target_is_cut_into_runs():
     ]
     assert sgns_reference.runs([]) == []
     assert MAX_RUN == 8
-    # the second run sees the first one's update of the target's row
+    # a run sees the score 0 for each pair; the ninth pair sees the updates of the first run
     tables = np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32)
     tables[0][0, 0] = 1.0
-    train(tables, [0] * 8, [0] * 8, rate=1.0)
-    assert tables[1][0, 0] == pytest.approx(8 * 0.5)  # all errors are those of the score 0
     train(tables, [0] * 9, [0] * 9, rate=1.0)
-    assert tables[0][0, 0] != 1.0
+    step = 1 / (1 + np.exp(8 * 0.5))
+    assert tables[1][0, 0] == pytest.approx(8 * 0.5 + step, rel=1e-5)
+    assert tables[0][0, 0] == pytest.approx(1 + step * 8 * 0.5, rel=1e-5)
 
 
 def test_single_word_vocabulary_has_no_noise():
