@@ -182,7 +182,9 @@ def test_pairs_of_one_target_are_runs(make):
 
 def test_shrunk_window_is_uniform_and_centred(make):
     words = 20_000
-    (blocks,) = make([list(range(words))], words=words, window=4, parts=1, subsample=0).episodes()
+    (blocks,) = make(
+        [list(range(words))], words=words, window=4, parts=1, pairs_per_episode=1_000_000, subsample=0
+    ).episodes()
     offsets = blocks.contexts.astype(int) - blocks.targets
     widths = np.zeros(words, int)
     np.maximum.at(widths, blocks.targets, offsets)
