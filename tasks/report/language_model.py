@@ -35,7 +35,7 @@ class ReportLMConfig(BaseModel):
     title: str = Field("Language model", min_length=1, description="Title of the report.")
 
 
-@stage(version=3)
+@stage(version=4)
 def report_lm(
     model: Artifact, evaluation: Artifact, samples: Artifact, config: ReportLMConfig, out: Path
 ) -> Summary:
@@ -128,4 +128,4 @@ def markdown(model: Artifact, evaluation: Artifact, samples: Artifact, config: R
 
 def quoted(sample: Sample) -> str:
     prompt = f"**{plain(sample.prompt)}** " if sample.prompt else ""
-    return prompt + plain(sample.text)
+    return prompt + (plain(sample.text) if sample.text.strip() else "*(The model generated no text.)*")

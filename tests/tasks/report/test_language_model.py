@@ -38,9 +38,13 @@ Make = Callable[..., list[Artifact]]
 
 @pytest.fixture
 def made(store: Store) -> Make:
-    def make(scores: list[Score] = SCORES, verdict: str = "It beats the 4-gram.") -> list[Artifact]:
+    def make(
+        scores: list[Score] = SCORES,
+        verdict: str = "It beats the 4-gram.",
+        text: str = " upon\na time & more",
+    ) -> list[Artifact]:
         evaluation = LMEvaluation(scores=scores, tokens=1234, bytes=5678, verdict=verdict)
-        samples = Samples(samples=[Sample(prompt="Once <b>", text=" upon\na time & more")])
+        samples = Samples(samples=[Sample(prompt="Once <b>", text=text)])
         artifacts = []
         for stage, name, content in (
             ("train_window_lm", "metrics.json", json.dumps(METRICS)),
@@ -76,6 +80,16 @@ def test_a_sample_keeps_its_lines_and_can_not_become_markup(
     page = page_of(build, made())
     assert '<p class="sample"><b>Once &lt;b&gt;</b> upon\na time &amp; more</p>' in page
     assert "white-space: pre-wrap" in page
+
+
+def test_an_empty_sample_is_marked(build: Callable[..., Artifact], made: Make) -> None:
+    artifacts = made(text="\n")
+    assert "The model generated no text." in page_of(build, artifacts)
+    assert "(The model generated no text.)" in markdown(*artifacts, ReportLMConfig())
+
+
+def test_a_sample_with_text_is_not_marked(build: Callable[..., Artifact], made: Make) -> None:
+    assert "no text" not in page_of(build, made())
 
 
 def test_samples_during_training_are_in_order(build: Callable[..., Artifact], made: Make) -> None:
