@@ -5,12 +5,14 @@ writes base ids to a scratch file, splits it, counts the training part, and writ
 ids if requested. Memory is bounded by a few row groups per thread.
 
 A document is held out by a hash of its text: the split does not depend on the order of documents, a document
-stays in its part when the corpus grows, and equal documents are always in the same part.
+stays in its part when the corpus grows, and equal documents are always in the same part. A document that is
+longer than the whole validation part, such as a single long text, has its end held out instead.
 """
 
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -38,8 +40,11 @@ from lexloom.tasks.tokens import COLUMN_ENCODING, SCHEMA, SHARD_BYTES, TOKEN_BYT
 ENCODINGS = [*PUBLISHED, "characters", "bytes"]
 TOKENIZER = "tokenizer"
 SCRATCH = "scratch"
-SCRATCH_SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("held_out", pa.bool_())])
+SCRATCH_SCHEMA = pa.schema(
+    [("tokens", pa.list_(pa.int32())), ("held_out", pa.bool_()), ("continues", pa.bool_())]
+)
 HASHES = 1 << 64
+WHOLE = -1  # of a row that is not split
 
 Part = Literal["train", "validation"]
 
@@ -114,7 +119,7 @@ def locate_encoding(config: SubwordsConfig) -> LocatedEncoding:
 # the stage
 
 
-@stage(version=2, retry_on=NetworkError)
+@stage(version=3, retry_on=NetworkError)
 def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig, out: Path) -> Summary:
     """Encode documents to `train-*.parquet` and `validation-*.parquet`: `tokens: list<int32>`, a row per
     document.
@@ -127,8 +132,9 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
     """
     base = encoding.load()
     (scratch := out / SCRATCH).mkdir()
-    documents, sizes = encode_corpus(corpus, base, config, scratch)
-    split = DocumentSplit(scratch, sizes, config)
+    encoded = encode_corpus(corpus, base, config, scratch)
+    documents = encoded.documents
+    split = DocumentSplit(scratch, encoded, config)
     counts = {part: np.zeros(base.size, np.int64) for part in ("train", "validation")}
     for part, found in split.map(lambda tokens: np.bincount(tokens.values, minlength=base.size)):
         counts[part] += found
@@ -149,7 +155,7 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
         unit="tokens",
         notes={
             "tokens held out for validation": validated,
-            "documents split between training and validation": sum(rows.values()) - documents,
+            "documents whose end is held out": sum(rows.values()) - encoded.rows,
         },
         facts={
             "tokens": trained,
@@ -168,13 +174,47 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
     )
 
 
-def encode_corpus(
-    corpus: Artifact, base: Encoding, config: SubwordsConfig, scratch: Path
-) -> tuple[int, list[int]]:
-    """Write base ids and the held-out flags; return the number of documents, and of tokens per row group."""
+@dataclass
+class EncodedCorpus:
+    """Sizes of the scratch files.
+
+    Attributes:
+        rows: number of rows of the corpus, of which a long document has several.
+        documents: number of documents.
+        sizes: tokens of each row group.
+        spans: documents of several rows: the number of their first row, and the tokens of each row.
+    """
+
+    rows: int = 0
+    documents: int = 0
+    sizes: list[int] = field(default_factory=list)
+    spans: list[tuple[int, list[int]]] = field(default_factory=list)
+    _continues: bool = False  # whether the last row continues
+    _held_out: bool = False  # whether it is held out
+
+    def add(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Count the next rows, and return them with the rows of a document in the part of its first row."""
+        continues = batch["continues"].to_numpy(zero_copy_only=False)
+        held_out = batch["held_out"].to_numpy(zero_copy_only=False).copy()
+        inner = np.concatenate([[self._continues], continues[:-1]])
+        lengths = np.diff(batch["tokens"].offsets.to_numpy())
+        for row in np.flatnonzero(inner | continues).tolist():
+            if inner[row]:
+                held_out[row] = held_out[row - 1] if row else self._held_out
+            else:
+                self.spans.append((self.rows + row, []))
+            self.spans[-1][1].append(int(lengths[row]))
+        self._continues, self._held_out = bool(continues[-1]), bool(held_out[-1])
+        self.rows += len(batch)
+        self.documents += int(np.count_nonzero(~continues))
+        self.sizes.append(int(lengths.sum()))
+        return batch.set_column(1, "held_out", pa.array(held_out))
+
+
+def encode_corpus(corpus: Artifact, base: Encoding, config: SubwordsConfig, scratch: Path) -> EncodedCorpus:
+    """Write base ids and the held-out flags of the corpus's rows."""
     pieces = list_row_groups(corpus, "text", "continues")
-    documents = 0
-    sizes: list[int] = []
+    found = EncodedCorpus()
     with (
         ShardWriter(scratch, SHARD_BYTES, compression="lz4", column_encoding=COLUMN_ENCODING) as shards,
         fan_out(lambda piece: encode_piece(piece.read_batch(), base, config), pieces) as encoded,
@@ -182,15 +222,14 @@ def encode_corpus(
     ):
         for done, batch in enumerate(encoded, start=1):
             if batch.num_rows:
-                sizes.append(len(batch["tokens"].values))
-                shards.write(batch, TOKEN_BYTES * sizes[-1])
-            documents += batch.num_rows
-            bar.update(done, counted(sum(sizes), "tokens"))
-    if not sum(sizes):
+                batch = found.add(batch)
+                shards.write(batch, TOKEN_BYTES * found.sizes[-1])
+            bar.update(done, counted(sum(found.sizes), "tokens"))
+    if not sum(found.sizes):
         raise ValueError(
-            f"the {counted(documents, 'documents')} of the corpus contain no text: check its source"
+            f"the {counted(found.documents, 'documents')} of the corpus contain no text: check its source"
         )
-    return documents, sizes
+    return found
 
 
 def encode_piece(piece: pa.RecordBatch, base: Encoding, config: SubwordsConfig) -> pa.RecordBatch:
@@ -215,7 +254,7 @@ def encode_piece(piece: pa.RecordBatch, base: Encoding, config: SubwordsConfig) 
     values = np.concatenate(ids) if ids else np.empty(0, np.int32)
     offsets = pa.array(lengths.cumsum().astype(np.int32))
     tokens = pa.ListArray.from_arrays(offsets, pa.array(values))
-    return pa.record_batch([tokens, pa.array(held_out)], schema=SCRATCH_SCHEMA)
+    return pa.record_batch([tokens, pa.array(held_out), piece["continues"]], schema=SCRATCH_SCHEMA)
 
 
 class DocumentSplit:
@@ -225,26 +264,39 @@ class DocumentSplit:
     of every document that is longer than the whole validation part is held out, whatever its hash.
     """
 
-    def __init__(self, scratch: Path, sizes: list[int], config: SubwordsConfig) -> None:
-        """`sizes` are the numbers of tokens of the row groups."""
+    def __init__(self, scratch: Path, encoded: EncodedCorpus, config: SubwordsConfig) -> None:
         groups = [
-            (path, group)
+            (path, group, metadata.row_group(group).num_rows)
             for path in sorted(scratch.glob("*.parquet"))
-            for group in range(pq.read_metadata(path).num_row_groups)
+            for metadata in [pq.read_metadata(path)]
+            for group in range(metadata.num_row_groups)
         ]
+        total = sum(encoded.sizes)
         self._share = config.validation_share
-        self._longest = max(config.validation_share * sum(sizes), 1 / (config.validation_share or 1))
-        cut = int(sum(sizes) * (1 - config.validation_share)) if config.validation == "tail" else None
-        before = np.cumsum([0, *sizes[:-1]]).tolist()
+        self._longest = max(config.validation_share * total, 1 / (config.validation_share or 1))
+        self._kept = dict(self._cut_spans(encoded.spans))
+        cut = int(total * (1 - config.validation_share)) if config.validation == "tail" else None
+        tokens = np.cumsum([0, *encoded.sizes[:-1]]).tolist()
+        rows = np.cumsum([0, *(count for _, _, count in groups[:-1])]).tolist()
         self._groups = [
-            (path, group, None if cut is None else cut - start)
-            for (path, group), start in zip(groups, before, strict=True)
+            (path, group, first, None if cut is None else cut - before)
+            for (path, group, _), first, before in zip(groups, rows, tokens, strict=True)
         ]
+
+    def _cut_spans(self, spans: list[tuple[int, list[int]]]) -> Iterator[tuple[int, int]]:
+        """Yield (row, tokens that stay in the training part) of documents whose end is held out."""
+        for first, lengths in spans:
+            if (total := sum(lengths)) <= self._longest:
+                continue
+            kept = total - round(self._share * total)
+            for row, length in enumerate(lengths, first):
+                yield row, min(max(kept, 0), length)
+                kept -= length
 
     def map(self, work: Callable[[pa.ListArray], Result]) -> Iterator[tuple[Part, Result]]:
         """Apply `work` to each part of each row group, in threads; yield (part, result) in order."""
 
-        def read(place: tuple[Path, int, int | None]) -> list[tuple[Part, Result]]:
+        def read(place: tuple[Path, int, int, int | None]) -> list[tuple[Part, Result]]:
             train, validation = self._read(*place)
             parts: list[tuple[Part, pa.ListArray]] = [("train", train), ("validation", validation)]
             return [(part, work(tokens)) for part, tokens in parts if len(tokens)]
@@ -252,29 +304,35 @@ class DocumentSplit:
         for parts in map_in_order(read, self._groups):
             yield from parts
 
-    def _read(self, path: Path, group: int, cut: int | None) -> tuple[pa.ListArray, pa.ListArray]:
+    def _read(self, path: Path, group: int, first: int, cut: int | None) -> tuple[pa.ListArray, pa.ListArray]:
+        """Return the two parts of a row group, of which `first` is the number of the first row."""
         with pq.ParquetFile(path) as file:
-            table = file.read_row_group(group, use_threads=False).combine_chunks()
-        tokens, held_out = (table[name].combine_chunks() for name in SCRATCH_SCHEMA.names)
+            table = file.read_row_group(group, ["tokens", "held_out"], use_threads=False).combine_chunks()
+        tokens, held_out = (table[name].combine_chunks() for name in ("tokens", "held_out"))
         if cut is not None:
             return cut_at(tokens, cut)
         if self._share:
-            tokens, held_out = hold_out_ends(tokens, held_out, self._share, self._longest)
+            lengths = np.diff(tokens.offsets.to_numpy())
+            kept = np.where(lengths > self._longest, lengths - (self._share * lengths).round(), WHOLE)
+            for row in range(len(kept)) if self._kept else ():
+                kept[row] = self._kept.get(first + row, kept[row])
+            tokens, held_out = hold_out_ends(tokens, held_out, kept.astype(np.int32))
         return tokens.filter(pc.invert(held_out)), tokens.filter(held_out)
 
 
 def hold_out_ends(
-    tokens: pa.ListArray, held_out: pa.BooleanArray, share: float, longest: float
+    tokens: pa.ListArray, held_out: pa.BooleanArray, kept: NDArray[np.int32]
 ) -> tuple[pa.ListArray, pa.BooleanArray]:
-    """Split rows of more than `longest` tokens in two, and hold out the second, the last `share`."""
+    """Hold out all but the first `kept` tokens, (rows,), of each row; WHOLE leaves a row in its part."""
     offsets = tokens.offsets.to_numpy()
-    lengths = np.diff(offsets)
-    cut = lengths > longest
+    cut = kept != WHOLE
     if not cut.any():
         return tokens, held_out
-    cuts = (offsets[1:] - (share * lengths).round().astype(np.int32))[cut]
+    inside = cut & (kept > 0) & (kept < np.diff(offsets))  # these rows are split in two
+    cuts = (offsets[:-1] + kept)[inside]
     bounds = np.sort(np.concatenate([offsets, cuts]))
-    parts = np.repeat(held_out.to_numpy(zero_copy_only=False) & ~cut, 1 + cut)
+    whole = np.where(cut, kept == 0, held_out.to_numpy(zero_copy_only=False))
+    parts = np.repeat(whole, 1 + inside)
     parts[np.searchsorted(bounds[:-1], cuts, side="right") - 1] = True
     return pa.ListArray.from_arrays(pa.array(bounds), tokens.values), pa.array(parts)
 

@@ -185,11 +185,38 @@ def test_the_end_of_an_overlong_document_is_held_out(make: Make, share: float) -
     made = make([long], validation_share=share)
     cut = 1000 - round(1000 * share)  # of its letters and the end of text
     assert (documents(made, "train"), documents(made, "validation")) == ([long[:cut]], [long[cut:]])
-    assert made.summary.notes["documents split between training and validation"] == 1
+    assert made.summary.notes["documents whose end is held out"] == 1
     books = [long, long.upper(), long[::-1]]
     made = make(books, row_group=1, validation_share=share)
     assert documents(made, "train") == [book[:cut] for book in books]
     assert documents(made, "validation") == [book[cut:] for book in books]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("row_group", [1, 3, 7])
+def test_the_end_of_a_document_of_several_rows_is_held_out(make: Make, share: float, row_group: int) -> None:
+    long = "".join(chr(97 + n % 26) for n in range(699))
+    parts = [long[start : start + 100] for start in range(0, 700, 100)]
+    made = make(parts, continues=[True] * 6 + [False], row_group=row_group, validation_share=share)
+    cut = 700 - round(700 * share)  # of its letters and the end of text
+    assert ("".join(documents(made, "train")), "".join(documents(made, "validation"))) == (
+        long[:cut],
+        long[cut:],
+    )
+    assert made.summary.rows_in == 1
+    assert all(rows(made, "train"))
+    assert all(rows(made, "validation"))
+
+
+@pytest.mark.parametrize("row_group", [1, 2, 5, 400])
+def test_the_rows_of_a_document_are_in_the_same_part(make: Make, row_group: int) -> None:
+    texts = [f"{n // 3}{'abc'[n % 3]}" for n in range(300)]
+    made = make(texts, continues=[n % 3 < 2 for n in range(300)], row_group=row_group)
+    train, validation = documents(made, "train"), documents(made, "validation")
+    assert sorted(train + validation) == sorted(texts)
+    assert {text[:-1] for text in train}.isdisjoint(text[:-1] for text in validation)
+    assert 3 <= len(validation) / 3 <= 25  # 10 of 100 documents are expected
+    assert (made.summary.rows_in, made.facts["documents"]) == (100, len(train))
 
 
 def test_short_documents_are_held_out_next_to_a_long_one(make: Make) -> None:
@@ -246,7 +273,7 @@ def test_pairs_and_noise_use_the_training_part_only(make: Make, build: Make) -> 
     assert [path.name for path in training_files(made)] == ["train-00000.parquet"]
     drawn = build(pairs, made, made, config=PairsConfig())
     assert drawn.facts["tokens"] == made.facts["tokens"]
-    probability, _ = read_noise(build(negative_sampling, made, config=NoiseConfig()))
+    probability = read_noise(build(negative_sampling, made, config=NoiseConfig()))
     assert len(probability) == made.facts["vocabulary"]
 
 
