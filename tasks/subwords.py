@@ -11,42 +11,36 @@ longer than the whole validation part, such as a single long text, has its end h
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lexloom.models.tokenizer.bpe_ranks import PUBLISHED
+from lexloom.models.tokenizer.bpe_training import MAX_VOCABULARY, MIN_VOCABULARY, NAME
 from lexloom.models.tokenizer.tokenizer import Encoding, Tokenizer
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.document_split import SCRATCH_SCHEMA, DocumentSplit, EncodedCorpus, Part
 from lexloom.tasks.sources.huggingface import NetworkError
 from lexloom.tasks.sources.token_encodings import LocatedEncoding
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.parallel import fan_out
-from lexloom.tasks.store.shards import Result, ShardWriter, list_row_groups, map_in_order
+from lexloom.tasks.store.shards import ShardWriter, list_row_groups
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.tokens import COLUMN_ENCODING, SCHEMA, SHARD_BYTES, TOKEN_BYTES
 
-ENCODINGS = [*PUBLISHED, "characters", "bytes"]
+AUTO = "auto"
+ENCODINGS = [AUTO, NAME, *PUBLISHED, "characters", "bytes"]
 TOKENIZER = "tokenizer"
 SCRATCH = "scratch"
-SCRATCH_SCHEMA = pa.schema(
-    [("tokens", pa.list_(pa.int32())), ("held_out", pa.bool_()), ("continues", pa.bool_())]
-)
 HASHES = 1 << 64
-WHOLE = -1  # of a row that is not split
-
-Part = Literal["train", "validation"]
 
 
 class SubwordsConfig(BaseModel):
@@ -55,10 +49,18 @@ class SubwordsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoding: str = Field(
-        "gpt2",
-        description="Tokenization: gpt2, cl100k_base or o200k_base (tiktoken's byte-pair encodings),"
-        " characters, or bytes.",
+        AUTO,
+        description="Tokenization: 'bpe' (byte pairs trained on the corpus); gpt2, cl100k_base or o200k_base"
+        " (tiktoken's byte pairs); characters; bytes; or 'auto', which is characters for less than 100 kB of"
+        " text, and 'bpe' for more.",
         json_schema_extra={"enum": list(ENCODINGS)},
+    )
+    # not part of the key: the trained encoding has a key of its own
+    vocab_size: Annotated[int | None, RunOnly()] = Field(
+        None,
+        description="Vocabulary size of the encoding 'bpe': the 256 bytes, merged tokens, and end of text"
+        " (default: 1,024 to 16,384 by the size of the text).",
+        json_schema_extra={"minimum": MIN_VOCABULARY, "maximum": MAX_VOCABULARY},
     )
     # not part of the key: the located encoding has a key of its own, computed from its content
     ranks: Annotated[Path | None, RunOnly()] = Field(
@@ -91,10 +93,26 @@ class SubwordsConfig(BaseModel):
             raise ValueError(f"there is no encoding {name!r}: use {', '.join(ENCODINGS)}{meant}")
         return name
 
+    @field_validator("vocab_size")
+    @classmethod
+    def vocabulary_has_all_bytes(cls, number: int | None) -> int | None:
+        if number is not None and not MIN_VOCABULARY <= number <= MAX_VOCABULARY:
+            raise ValueError(
+                f"must be from {MIN_VOCABULARY} (the 256 bytes and end of text) to {MAX_VOCABULARY:,}"
+            )
+        return number
+
     @model_validator(mode="after")
-    def ranks_are_for_byte_pairs(self) -> Self:
+    def options_apply_to_the_encoding(self) -> Self:
         if self.ranks is not None and self.encoding not in PUBLISHED:
-            raise ValueError(f"the encoding {self.encoding!r} has no ranks: omit ranks, or use gpt2")
+            raise ValueError(
+                f"ranks do not apply to the encoding {self.encoding!r}: omit ranks, or set --encoding gpt2"
+            )
+        if self.vocab_size is not None and self.encoding != NAME:
+            raise ValueError(
+                f"vocab_size does not apply to the encoding {self.encoding!r}: omit vocab_size, or set"
+                f" --encoding {NAME}"
+            )
         return self
 
 
@@ -102,7 +120,7 @@ class SubwordsConfig(BaseModel):
 
 
 def locate_encoding(config: SubwordsConfig) -> LocatedEncoding:
-    """Return the config's encoding; raise FileNotFoundError if a file that it names does not exist."""
+    """Return an encoding that is not trained; raise FileNotFoundError if a file that it names is missing."""
     if config.ranks is not None:
         if not config.ranks.is_file():
             raise FileNotFoundError(
@@ -120,7 +138,9 @@ def locate_encoding(config: SubwordsConfig) -> LocatedEncoding:
 
 
 @stage(version=3, retry_on=NetworkError)
-def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig, out: Path) -> Summary:
+def subwords(
+    corpus: Artifact, encoding: LocatedEncoding | Artifact, config: SubwordsConfig, out: Path
+) -> Summary:
     """Encode documents to `train-*.parquet` and `validation-*.parquet`: `tokens: list<int32>`, a row per
     document.
 
@@ -130,11 +150,12 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
     Raises:
         ValueError: the corpus or a part is empty.
     """
-    base = encoding.load()
+    base = read_tokenizer(encoding).encoding if isinstance(encoding, Artifact) else encoding.load()
     (scratch := out / SCRATCH).mkdir()
     encoded = encode_corpus(corpus, base, config, scratch)
     documents = encoded.documents
-    split = DocumentSplit(scratch, encoded, config)
+    tail = config.validation == "tail"
+    split = DocumentSplit(scratch, encoded, config.validation_share, tail=tail)
     counts = {part: np.zeros(base.size, np.int64) for part in ("train", "validation")}
     for part, found in split.map(lambda tokens: np.bincount(tokens.values, minlength=base.size)):
         counts[part] += found
@@ -152,8 +173,9 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
         rows_in=documents,
         unit_in="documents",
         rows=trained + validated,
-        unit="tokens",
+        unit=base.name if base.name in ("characters", "bytes") else f"tokens ({base.name})",
         notes={
+            "tokens in the vocabulary": tokenizer.size,
             "tokens held out for validation": validated,
             "documents whose end is held out": sum(rows.values()) - encoded.rows,
         },
@@ -172,43 +194,6 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
             **corpus.normalization,
         },
     )
-
-
-@dataclass
-class EncodedCorpus:
-    """Sizes of the scratch files.
-
-    Attributes:
-        rows: number of rows of the corpus, of which a long document has several.
-        documents: number of documents.
-        sizes: tokens of each row group.
-        spans: documents of several rows: the number of their first row, and the tokens of each row.
-    """
-
-    rows: int = 0
-    documents: int = 0
-    sizes: list[int] = field(default_factory=list)
-    spans: list[tuple[int, list[int]]] = field(default_factory=list)
-    _continues: bool = False  # whether the last row continues
-    _held_out: bool = False  # whether it is held out
-
-    def add(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Count the next rows, and return them with the rows of a document in the part of its first row."""
-        continues = batch["continues"].to_numpy(zero_copy_only=False)
-        held_out = batch["held_out"].to_numpy(zero_copy_only=False).copy()
-        inner = np.concatenate([[self._continues], continues[:-1]])
-        lengths = np.diff(batch["tokens"].offsets.to_numpy())
-        for row in np.flatnonzero(inner | continues).tolist():
-            if inner[row]:
-                held_out[row] = held_out[row - 1] if row else self._held_out
-            else:
-                self.spans.append((self.rows + row, []))
-            self.spans[-1][1].append(int(lengths[row]))
-        self._continues, self._held_out = bool(continues[-1]), bool(held_out[-1])
-        self.rows += len(batch)
-        self.documents += int(np.count_nonzero(~continues))
-        self.sizes.append(int(lengths.sum()))
-        return batch.set_column(1, "held_out", pa.array(held_out))
 
 
 def encode_corpus(corpus: Artifact, base: Encoding, config: SubwordsConfig, scratch: Path) -> EncodedCorpus:
@@ -257,98 +242,6 @@ def encode_piece(piece: pa.RecordBatch, base: Encoding, config: SubwordsConfig) 
     return pa.record_batch([tokens, pa.array(held_out), piece["continues"]], schema=SCRATCH_SCHEMA)
 
 
-class DocumentSplit:
-    """Splits the documents of the scratch files into the training and the validation part, in order.
-
-    With `validation="tail"`, the document at the boundary is split in two. With "documents", the last share
-    of every document that is longer than the whole validation part is held out, whatever its hash.
-    """
-
-    def __init__(self, scratch: Path, encoded: EncodedCorpus, config: SubwordsConfig) -> None:
-        groups = [
-            (path, group, metadata.row_group(group).num_rows)
-            for path in sorted(scratch.glob("*.parquet"))
-            for metadata in [pq.read_metadata(path)]
-            for group in range(metadata.num_row_groups)
-        ]
-        total = sum(encoded.sizes)
-        self._share = config.validation_share
-        self._longest = max(config.validation_share * total, 1 / (config.validation_share or 1))
-        self._kept = dict(self._cut_spans(encoded.spans))
-        cut = int(total * (1 - config.validation_share)) if config.validation == "tail" else None
-        tokens = np.cumsum([0, *encoded.sizes[:-1]]).tolist()
-        rows = np.cumsum([0, *(count for _, _, count in groups[:-1])]).tolist()
-        self._groups = [
-            (path, group, first, None if cut is None else cut - before)
-            for (path, group, _), first, before in zip(groups, rows, tokens, strict=True)
-        ]
-
-    def _cut_spans(self, spans: list[tuple[int, list[int]]]) -> Iterator[tuple[int, int]]:
-        """Yield (row, tokens that stay in the training part) of documents whose end is held out."""
-        for first, lengths in spans:
-            if (total := sum(lengths)) <= self._longest:
-                continue
-            kept = total - round(self._share * total)
-            for row, length in enumerate(lengths, first):
-                yield row, min(max(kept, 0), length)
-                kept -= length
-
-    def map(self, work: Callable[[pa.ListArray], Result]) -> Iterator[tuple[Part, Result]]:
-        """Apply `work` to each part of each row group, in threads; yield (part, result) in order."""
-
-        def read(place: tuple[Path, int, int, int | None]) -> list[tuple[Part, Result]]:
-            train, validation = self._read(*place)
-            parts: list[tuple[Part, pa.ListArray]] = [("train", train), ("validation", validation)]
-            return [(part, work(tokens)) for part, tokens in parts if len(tokens)]
-
-        for parts in map_in_order(read, self._groups):
-            yield from parts
-
-    def _read(self, path: Path, group: int, first: int, cut: int | None) -> tuple[pa.ListArray, pa.ListArray]:
-        """Return the two parts of a row group, of which `first` is the number of the first row."""
-        with pq.ParquetFile(path) as file:
-            table = file.read_row_group(group, ["tokens", "held_out"], use_threads=False).combine_chunks()
-        tokens, held_out = (table[name].combine_chunks() for name in ("tokens", "held_out"))
-        if cut is not None:
-            return cut_at(tokens, cut)
-        if self._share:
-            lengths = np.diff(tokens.offsets.to_numpy())
-            kept = np.where(lengths > self._longest, lengths - (self._share * lengths).round(), WHOLE)
-            for row in range(len(kept)) if self._kept else ():
-                kept[row] = self._kept.get(first + row, kept[row])
-            tokens, held_out = hold_out_ends(tokens, held_out, kept.astype(np.int32))
-        return tokens.filter(pc.invert(held_out)), tokens.filter(held_out)
-
-
-def hold_out_ends(
-    tokens: pa.ListArray, held_out: pa.BooleanArray, kept: NDArray[np.int32]
-) -> tuple[pa.ListArray, pa.BooleanArray]:
-    """Hold out all but the first `kept` tokens, (rows,), of each row; WHOLE leaves a row in its part."""
-    offsets = tokens.offsets.to_numpy()
-    cut = kept != WHOLE
-    if not cut.any():
-        return tokens, held_out
-    inside = cut & (kept > 0) & (kept < np.diff(offsets))  # these rows are split in two
-    cuts = (offsets[:-1] + kept)[inside]
-    bounds = np.sort(np.concatenate([offsets, cuts]))
-    whole = np.where(cut, kept == 0, held_out.to_numpy(zero_copy_only=False))
-    parts = np.repeat(whole, 1 + inside)
-    parts[np.searchsorted(bounds[:-1], cuts, side="right") - 1] = True
-    return pa.ListArray.from_arrays(pa.array(bounds), tokens.values), pa.array(parts)
-
-
-def cut_at(tokens: pa.ListArray, cut: int) -> tuple[pa.ListArray, pa.ListArray]:
-    """Split at the first `cut` tokens; empty rows are removed."""
-    values = tokens.values.to_numpy()
-    offsets = tokens.offsets.to_numpy()
-    cut = min(max(cut, 0), len(values))
-    parts = []
-    for start, end in ((0, cut), (cut, len(values))):
-        bounds = np.unique(np.clip(offsets, start, end)) - start
-        parts.append(pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), pa.array(values[start:end])))
-    return parts[0], parts[1]
-
-
 def check_parts(train: int, validation: int, documents: int, config: SubwordsConfig) -> None:
     """Raise ValueError if a requested part is empty."""
     if config.validation_share and not validation:
@@ -373,7 +266,10 @@ def select_ids(
     """
     if not config.compact and base.name != "characters":
         return None
-    kept = base.keep((train + validation) > 0)
+    occurs = (train + validation) > 0
+    if base.name == NAME:
+        occurs[:] = True  # the vocabulary was made for this corpus
+    kept = base.keep(occurs)
     if not config.compact:
         return kept
     return kept[np.lexsort((kept, -train[kept]))]
@@ -405,5 +301,5 @@ def write_vocabulary(tokenizer: Tokenizer, counts: NDArray[np.int64], out: Path)
 
 
 def read_tokenizer(tokens: Artifact) -> Tokenizer:
-    """Load the tokenizer of a `subwords` artifact."""
+    """Load the tokenizer of a `subwords` or `train_tokenizer` artifact."""
     return Tokenizer.load(tokens.folder / TOKENIZER)

@@ -289,11 +289,13 @@ def test_ranks_from_a_file_replace_the_published_ones(make: Make, tmp_path: Path
 
 
 def test_the_key_depends_on_the_ranks_not_on_their_path(tmp_path: Path) -> None:
-    config = SubwordsConfig(ranks=tmp_path / "vocab.bpe")
+    config, published = (
+        SubwordsConfig(encoding="gpt2", ranks=ranks) for ranks in (tmp_path / "vocab.bpe", None)
+    )
     config.ranks.write_bytes(GPT2.read_bytes())
-    assert locate_encoding(config).key == locate_encoding(SubwordsConfig()).key
+    assert locate_encoding(config).key == locate_encoding(published).key
     assert subwords.key((locate_encoding(config),), config) == subwords.key(
-        (locate_encoding(SubwordsConfig()),), SubwordsConfig()
+        (locate_encoding(published),), published
     )
     config.ranks.write_bytes(GPT2.read_bytes()[:-100])
     keys = {
@@ -367,9 +369,22 @@ def test_a_package_with_other_ranks_is_ignored(monkeypatch: pytest.MonkeyPatch, 
         ({"encoding": "cl100k"}, "did you mean cl100k_base"),
         (
             {"encoding": "zzz"},
-            "there is no encoding 'zzz': use gpt2, cl100k_base, o200k_base, characters, bytes$",
+            "there is no encoding 'zzz': use auto, bpe, gpt2, cl100k_base, o200k_base, characters, bytes$",
         ),
-        ({"encoding": "bytes", "ranks": "x.tiktoken"}, "'bytes' has no ranks"),
+        (
+            {"encoding": "bytes", "ranks": "x.tiktoken"},
+            "ranks do not apply to the encoding 'bytes': omit ranks, or set --encoding gpt2$",
+        ),
+        (
+            {"encoding": "gpt2", "vocab_size": 300},
+            "vocab_size does not apply to the encoding 'gpt2': omit vocab_size, or set --encoding bpe$",
+        ),
+        ({"vocab_size": 300}, "does not apply to the encoding 'auto'"),
+        (
+            {"encoding": "bpe", "vocab_size": 256},
+            r"must be from 257 \(the 256 bytes and end of text\) to 1,048,576$",
+        ),
+        ({"encoding": "bpe", "vocab_size": 1 << 21}, "must be from 257"),
         ({"validation_share": 1}, "less than 1"),
         ({"seed": -1}, "greater than or equal to 0"),
     ],
@@ -382,7 +397,7 @@ def test_options_out_of_bounds_are_rejected(options: dict[str, Any], message: st
 
 def test_a_missing_ranks_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"the file of ranks .*none.tiktoken does not exist"):
-        locate_encoding(SubwordsConfig(ranks=tmp_path / "none.tiktoken"))
+        locate_encoding(SubwordsConfig(encoding="gpt2", ranks=tmp_path / "none.tiktoken"))
 
 
 def test_a_damaged_ranks_file_is_rejected_with_the_line(make: Make, tmp_path: Path) -> None:
