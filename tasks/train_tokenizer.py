@@ -62,8 +62,8 @@ def find_encoding(corpus: Artifact, config: SubwordsConfig) -> LocatedEncoding |
 def train_tokenizer(corpus: Artifact, config: TokenizerConfig, out: Path) -> Summary:
     """Train byte-pair ranks on the corpus, and write them to `tokenizer/`.
 
-    Of a large corpus, evenly spaced row groups are read. Both the training and the validation part are
-    included, since one tokenizer encodes both.
+    Of a large corpus, evenly spaced row groups are read. They include held-out documents, which are selected
+    later.
 
     Raises:
         ValueError: the text has too few distinct pairs for the vocabulary size.
@@ -77,8 +77,8 @@ def train_tokenizer(corpus: Artifact, config: TokenizerConfig, out: Path) -> Sum
     if config.vocab_size is not None and encoding.size < config.vocab_size:
         raise ValueError(
             f"the corpus ({size(sample.bytes)} of text) supports at most {counted(encoding.size, 'tokens')},"
-            f" but vocab_size is {config.vocab_size}: lower vocab_size to {encoding.size} or less, or use more"
-            " text"
+            f" but vocab_size is {config.vocab_size}: lower vocab_size to {encoding.size} or less, or use"
+            " more text"
         )
     Tokenizer(encoding).save(out / TOKENIZER)
     return Summary(

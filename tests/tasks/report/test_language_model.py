@@ -9,7 +9,13 @@ import pytest
 
 from lexloom.tasks.evaluate.language_model import LMEvaluation, Score
 from lexloom.tasks.generate_samples import Sample, Samples
-from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
+from lexloom.tasks.report.language_model import (
+    ReportLMConfig,
+    describe_encoding,
+    describe_length,
+    markdown,
+    report_lm,
+)
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 
 SCORES = [
@@ -111,6 +117,12 @@ def test_markdown_has_the_same_figures(made: Make) -> None:
     assert "It does NOT beat the 4-gram." in text
     assert "| 4-gram | 1.200 | 90.0 | 20.0% | 40.0% |" in text
     assert "> **Once &lt;b>** upon a time &amp; more" in text
+
+
+def test_encoding_and_token_length_are_among_the_figures() -> None:
+    facts = {"encoding": "bpe", "vocabulary": 4096, "bytes": 1000, "tokens": 300}
+    assert describe_encoding(facts) == "bpe, 4,096 tokens"
+    assert describe_length(facts) == "3.33"
 
 
 def test_no_file_but_the_page_is_written(build: Callable[..., Artifact], made: Make) -> None:
