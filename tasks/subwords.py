@@ -51,7 +51,7 @@ class SubwordsConfig(BaseModel):
     encoding: str = Field(
         AUTO,
         description="Tokenization: 'bpe' (byte pairs trained on the corpus); gpt2, cl100k_base or o200k_base"
-        " (tiktoken's byte pairs); characters; bytes; or 'auto', which is characters for less than 100 kB of"
+        " (tiktoken's byte pairs); characters; bytes; or 'auto', which is characters for less than 30 kB of"
         " text, and 'bpe' for more.",
         json_schema_extra={"enum": list(ENCODINGS)},
     )

@@ -21,9 +21,9 @@ from lexloom.tasks.store.stage import stage
 from lexloom.tasks.subwords import AUTO, TOKENIZER, SubwordsConfig, locate_encoding
 
 SAMPLE_BYTES = 1 << 26  # of text that ranks are trained on: more changes few merges, and takes minutes
-CHARACTERS_BELOW = 100_000  # bytes of text that are too few for merges that generalize
-# bytes of text -> default vocabulary size
-VOCABULARY_SIZES = ((1_000_000, 1024), (10_000_000, 4096), (100_000_000, 8192))
+CHARACTERS_BELOW = 30_000  # bytes of text; of more text, byte pairs gave fewer bits per byte
+# (bytes of text, default vocabulary size of less text)
+VOCABULARY_SIZES = ((300_000, 1024), (3_000_000, 4096), (30_000_000, 8192))
 LARGEST_VOCABULARY = 16_384
 
 

@@ -39,7 +39,7 @@ def of_size(corpus: Artifact, text_bytes: int) -> Artifact:
 
 
 def test_auto_depends_on_the_size_of_the_text(text: Artifact) -> None:
-    for size, expected in ((99_999, "characters"), (100_000, "bpe"), (10**10, "bpe")):
+    for size, expected in ((29_999, "characters"), (30_000, "bpe"), (10**10, "bpe")):
         assert choose_encoding(of_size(text, size), SubwordsConfig(seed=7)) == SubwordsConfig(
             encoding=expected, seed=7
         )
