@@ -120,7 +120,17 @@ class SubwordsConfig(BaseModel):
 
 
 def locate_encoding(config: SubwordsConfig) -> LocatedEncoding:
-    """Return an encoding that is not trained; raise FileNotFoundError if a file that it names is missing."""
+    """Return an encoding that does not depend on the corpus; see also `find_encoding`.
+
+    Raises:
+        FileNotFoundError: a file that the config names does not exist.
+        ValueError: the encoding depends on the corpus.
+    """
+    if config.encoding in (AUTO, NAME):
+        raise ValueError(
+            f"the encoding {config.encoding!r} depends on the corpus: use choose_encoding and find_encoding of"
+            " lexloom.tasks.train_tokenizer"
+        )
     if config.ranks is not None:
         if not config.ranks.is_file():
             raise FileNotFoundError(

@@ -395,6 +395,12 @@ def test_options_out_of_bounds_are_rejected(options: dict[str, Any], message: st
     assert re.search(message, raised.value.errors()[0]["msg"])
 
 
+def test_encodings_that_depend_on_the_corpus_are_not_located() -> None:
+    for encoding in ("auto", "bpe"):
+        with pytest.raises(ValueError, match=f"the encoding '{encoding}' depends on the corpus: use choose_"):
+            locate_encoding(SubwordsConfig(encoding=encoding))
+
+
 def test_a_missing_ranks_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"the file of ranks .*none.tiktoken does not exist"):
         locate_encoding(SubwordsConfig(encoding="gpt2", ranks=tmp_path / "none.tiktoken"))
