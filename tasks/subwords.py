@@ -128,8 +128,8 @@ def locate_encoding(config: SubwordsConfig) -> LocatedEncoding:
     """
     if config.encoding in (AUTO, NAME):
         raise ValueError(
-            f"the encoding {config.encoding!r} depends on the corpus: use choose_encoding and find_encoding of"
-            " lexloom.tasks.train_tokenizer"
+            f"the encoding {config.encoding!r} depends on the corpus: use choose_encoding and find_encoding"
+            " of lexloom.tasks.train_tokenizer"
         )
     if config.ranks is not None:
         if not config.ranks.is_file():
