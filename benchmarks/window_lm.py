@@ -41,14 +41,14 @@ from lexloom.tasks.evaluate.language_model import evaluate_lm, read_lm_evaluatio
 from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
 from lexloom.tasks.pairs import pairs
 from lexloom.tasks.store.artifacts import Artifact
-from lexloom.tasks.subwords import locate_encoding, read_tokenizer, subwords
+from lexloom.tasks.subwords import SubwordsConfig, locate_encoding, read_tokenizer, subwords
 from lexloom.tasks.train.run import TRAIN
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
 from lexloom.tasks.train.word2vec import train_word2vec
 from lexloom.tasks.windows import windows
 
 RESULTS = Path(__file__).parent / "results" / "window_lm.json"
-FLOW = WindowLMFlowConfig()
+FLOW = WindowLMFlowConfig(subwords=SubwordsConfig(encoding="gpt2"))
 CONFIG = FLOW.train
 THROUGHPUT_STEPS, THROUGHPUT_RUNS = 150, 5
 WARM_UP_STEPS = 5  # of the plain loop; not timed

@@ -68,7 +68,7 @@ def main() -> None:
         source = WrittenCorpusConfig(source=arguments.data, documents="line")
         text = run(corpus, locate_source(source), config=source)
         tokenised = tokenise(text, Path(folder), arguments.runs)
-        config = SubwordsConfig()
+        config = SubwordsConfig(encoding="gpt2")
         tokens = run(subwords, text, locate_encoding(config), config=config)
         generated = generate(tokens, arguments.runs)
         written = write(tokens, Path(folder), arguments.runs)
@@ -105,7 +105,7 @@ def main() -> None:
 
 def tokenise(text: Artifact, folder: Path, runs: int) -> dict[str, Any]:
     """Return tokens per second of tiktoken and `encode_batch` on some documents, and of the stage on all."""
-    config = SubwordsConfig()
+    config = SubwordsConfig(encoding="gpt2")
     tokenizer = Tokenizer(locate_encoding(config).load())
     theirs = tiktoken.Encoding(
         "gpt2",

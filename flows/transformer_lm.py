@@ -17,8 +17,9 @@ from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
 from lexloom.tasks.generate_samples import SamplesConfig, generate_samples
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
-from lexloom.tasks.subwords import SubwordsConfig, locate_encoding, subwords
+from lexloom.tasks.subwords import SubwordsConfig, subwords
 from lexloom.tasks.train.transformer import TrainTransformerConfig, train_transformer
+from lexloom.tasks.train_tokenizer import choose_encoding, find_encoding
 from lexloom.tasks.windows import WindowsConfig, windows
 
 __all__ = ["TransformerLMFlowConfig", "highlights", "transformer_lm"]
@@ -32,6 +33,7 @@ class TransformerLMFlowConfig(FlowConfig):
         "corpus.text_column",
         "corpus.limit",
         "subwords.encoding",
+        "subwords.vocab_size",
         "train.preset",
         "train.layers",
         "train.width",
@@ -73,7 +75,8 @@ def transformer_lm(config: TransformerLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Train a transformer on a corpus, evaluate it, generate samples, and write a report."""
     with record_run("transformer-lm", config.train.cluster) as recorder:
         text = corpus(locate_source(config.corpus), config=config.corpus)
-        ids = subwords(text, locate_encoding(config.subwords), config=config.subwords)
+        tokenization = choose_encoding(text, config.subwords)
+        ids = subwords(text, find_encoding(text, tokenization), config=tokenization)
         examples = windows(ids, config=config.windows())
         model = train_transformer(examples, ids, config=config.train)
         scores = evaluate_lm(model, examples, ids, config=config.evaluate)

@@ -27,10 +27,11 @@ from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
 from lexloom.tasks.pairs import PairsConfig, pairs
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
 from lexloom.tasks.store.artifacts import Artifact
-from lexloom.tasks.subwords import SubwordsConfig, locate_encoding, subwords
+from lexloom.tasks.subwords import SubwordsConfig, subwords
 from lexloom.tasks.train.run import Runner, Workers
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
+from lexloom.tasks.train_tokenizer import choose_encoding, find_encoding
 from lexloom.tasks.windows import Partial, WindowsConfig, windows
 
 __all__ = ["WindowLMFlowConfig", "highlights", "window_lm"]
@@ -57,6 +58,7 @@ class WindowLMFlowConfig(FlowConfig):
         "corpus.text_column",
         "corpus.limit",
         "subwords.encoding",
+        "subwords.vocab_size",
         "embeddings.source",
         "windows.size",
         "windows.stride",
@@ -99,7 +101,8 @@ def window_lm(config: WindowLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Train a next-token network on sliding windows over token embeddings, and write a report."""
     with record_run("window-lm", config.train.cluster) as recorder:
         text = corpus(locate_source(config.corpus), config=config.corpus)
-        ids = subwords(text, locate_encoding(config.subwords), config=config.subwords)
+        tokenization = choose_encoding(text, config.subwords)
+        ids = subwords(text, find_encoding(text, tokenization), config=tokenization)
         table = embeddings(ids, table_of(ids, config), config=config.embeddings)
         examples = windows(ids, config=config.windows)
         model = train_window_lm(examples, table, ids, config=config.train)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # sampling ids only requires torch
 NextLogits = Callable[[Sequence[Sequence[int]]], Tensor]
 """(B, V) logits of the token after each of B texts of ids, which grow by one token from call to call."""
 
+TEXT_SEPARATOR = "\n\n"  # represents an end-of-text token between generated texts
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -38,6 +40,8 @@ class Sampling:
             ones.
         seed: the same seed gives the same text; text number n of a batch uses seed + n.
         stop: strings before which a text ends.
+        stop_at_end: whether a text ends at an end-of-text token. By default, the model continues with another
+            text after a blank line.
 
     Raises:
         ValueError: a number is out of range, or a stop string is empty.
@@ -51,6 +55,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    stop_at_end: bool = False
 
     def __post_init__(self) -> None:
         for name, fits, range_ in (
@@ -106,9 +111,9 @@ def sample_tokens(
 ) -> Iterator[list[int | None]]:
     """Continue prompts of any lengths: yield one new token for each at a time, None for a finished text.
 
-    A text ends after `sampling.max_tokens` or at `end_of_text`, which is not yielded. An empty prompt is
-    replaced with `end_of_text`, which precedes texts in training. A text's tokens do not depend on the others
-    in the batch. `sampling.stop` is only used by `sample_text`.
+    A text ends after `sampling.max_tokens` or, with `sampling.stop_at_end`, at `end_of_text`, which is then
+    not yielded. An empty prompt is replaced with `end_of_text`, which precedes texts in training. A text's
+    tokens do not depend on the others in the batch. `sampling.stop` is only used by `sample_text`.
 
     Raises:
         ValueError: a prompt is empty, and there is no `end_of_text`.
@@ -138,7 +143,7 @@ def sample_tokens(
         for number, (text, row, generator) in enumerate(zip(texts, probabilities, generators, strict=True)):
             token = int(torch.multinomial(row, 1, generator=generator))
             text.append(token)
-            finished[number] = finished[number] or token == end_of_text
+            finished[number] = finished[number] or (sampling.stop_at_end and token == end_of_text)
             sampled.append(None if finished[number] else token)
         if all(finished):
             return
@@ -151,14 +156,18 @@ def sample_text(
     """Continue prompts: yield the new text of each, as soon as it is certain.
 
     A piece is empty while the bytes of a character, or what may become a stop string, are incomplete. The
-    concatenated pieces of a text are its continuation.
+    concatenated pieces of a text are its continuation. If the model goes on after an end of text, a blank
+    line separates the texts; it is omitted if no text precedes or follows it.
 
     Raises:
         ValueError: a prompt contains characters that the tokenizer does not know.
     """
     from lexloom.models.tokenizer.tokenizer import Decoder
 
-    streamers = [TextStreamer(Decoder(tokenizer), sampling.stop) for _ in prompts]
+    streamers = [
+        TextStreamer(Decoder(tokenizer), sampling.stop, tokenizer.end_of_text, begun=prompt != "")
+        for prompt in prompts
+    ]
     ids = [tokenizer.encode(prompt) for prompt in prompts]
 
     def known_logits(texts: Sequence[Sequence[int]]) -> Tensor:
@@ -171,12 +180,28 @@ def sample_text(
     yield [streamer.finish() for streamer in streamers]
 
 
-class TextStreamer:
-    """Converts tokens to text one at a time, up to a stop string."""
+def explain_no_text(sampling: Sampling) -> str:
+    """Return a sentence on why a continuation is empty or white space."""
+    reasons = ["the end of the text" if sampling.stop_at_end else "ends of texts"]
+    reasons += ["a stop string"] if sampling.stop else []
+    advice = "; without stop_at_end, it continues with another text" if sampling.stop_at_end else ""
+    return f"the model generated no text: it predicted only {', '.join(reasons)} or white space{advice}"
 
-    def __init__(self, decoder: "Decoder", stop: Sequence[str]) -> None:
+
+class TextStreamer:
+    """Converts tokens to text one at a time, up to a stop string.
+
+    `begun` says whether text precedes the first token.
+    """
+
+    def __init__(
+        self, decoder: "Decoder", stop: Sequence[str], end_of_text: int | None = None, *, begun: bool = True
+    ) -> None:
         self._decoder = decoder
         self._stop = stop
+        self._end_of_text = end_of_text
+        self._begun = begun
+        self._separator = ""  # precedes the next text
         self._held = ""  # text that may be the start of a stop string
         self.finished = False
 
@@ -184,7 +209,15 @@ class TextStreamer:
         """Add a token, or end the text with None; return the text that is certain."""
         if self.finished:
             return ""
-        return self.finish() if token is None else self._release(self._decoder.push(token))
+        if token is None:
+            return self.finish()
+        ended = token == self._end_of_text
+        text = self._decoder.finish() if ended else self._decoder.push(token)
+        if text:
+            text, self._separator, self._begun = self._separator + text, "", True
+        if ended and self._begun:
+            self._separator = TEXT_SEPARATOR
+        return self._release(text)
 
     def finish(self) -> str:
         """End the text; return what was held back."""

@@ -180,7 +180,7 @@ def corpus(source: Source, config: CorpusConfig, out: Path) -> Summary:
 
     with ShardWriter(out, config.shard_bytes) as shards, console.bar("corpus", total=source.size) as bar:
         for batch in mark_continued(normalized_pieces()):
-            texts += batch.num_rows
+            texts += batch.num_rows - (pc.sum(batch["continues"]).as_py() or 0)
             shards.write(batch, pc.sum(pc.binary_length(batch["text"])).as_py() or 0)
             bar.update(reader.position, counted(reader.documents, "documents"))
     if texts == 0:

@@ -14,6 +14,7 @@ from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.store.stage import stage
 
 FILE = "samples.json"
+NO_TEXT = "prompts without generated text"
 TRAINING_SAMPLING = Sampling(max_tokens=64, temperature=0.8, top_p=0.95)
 
 
@@ -40,10 +41,18 @@ class SamplesConfig(BaseModel):
         " sampling).",
     )
     seed: int = Field(1, ge=0, description="Random seed for sampling.")
+    stop_at_end: bool = Field(
+        False,
+        description="End a sample at the first end-of-text token, instead of continuing with another text.",
+    )
 
     def sampling(self) -> Sampling:
         return Sampling(
-            max_tokens=self.tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed
+            max_tokens=self.tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop_at_end=self.stop_at_end,
         )
 
 
@@ -62,9 +71,9 @@ def read_samples(artifact: Artifact) -> list[Sample]:
     return Samples.model_validate_json((artifact.folder / FILE).read_bytes()).samples
 
 
-@stage(version=2)
+@stage(version=3)
 def generate_samples(model: Artifact, config: SamplesConfig, out: Path) -> Summary:
-    """Write `samples.json`: the text that the model generates for each prompt.
+    """Write `samples.json`: the text that the model generates for each prompt, and note empty ones.
 
     Prompts are normalized like the training text. Raises ValueError if a prompt has a character that the
     model does not know.
@@ -85,6 +94,7 @@ def generate_samples(model: Artifact, config: SamplesConfig, out: Path) -> Summa
         unit_in="prompts",
         rows=sum(len(text) for text in texts),
         unit="characters",
+        notes={NO_TEXT: sum(not sample.text.strip() for sample in found)},
     )
 
 

@@ -5,43 +5,42 @@ writes base ids to a scratch file, splits it, counts the training part, and writ
 ids if requested. Memory is bounded by a few row groups per thread.
 
 A document is held out by a hash of its text: the split does not depend on the order of documents, a document
-stays in its part when the corpus grows, and equal documents are always in the same part.
+stays in its part when the corpus grows, and equal documents are always in the same part. A document that is
+longer than the whole validation part, such as a single long text, has its end held out instead.
 """
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lexloom.models.tokenizer.bpe_ranks import PUBLISHED
+from lexloom.models.tokenizer.bpe_training import MAX_VOCABULARY, MIN_VOCABULARY, NAME
 from lexloom.models.tokenizer.tokenizer import Encoding, Tokenizer
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.document_split import SCRATCH_SCHEMA, DocumentSplit, EncodedCorpus, Part
 from lexloom.tasks.sources.huggingface import NetworkError
 from lexloom.tasks.sources.token_encodings import LocatedEncoding
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.parallel import fan_out
-from lexloom.tasks.store.shards import Result, ShardWriter, list_row_groups, map_in_order
+from lexloom.tasks.store.shards import ShardWriter, list_row_groups
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.tokens import COLUMN_ENCODING, SCHEMA, SHARD_BYTES, TOKEN_BYTES
 
-ENCODINGS = [*PUBLISHED, "characters", "bytes"]
+AUTO = "auto"
+ENCODINGS = [AUTO, NAME, *PUBLISHED, "characters", "bytes"]
 TOKENIZER = "tokenizer"
 SCRATCH = "scratch"
-SCRATCH_SCHEMA = pa.schema([("tokens", pa.list_(pa.int32())), ("held_out", pa.bool_())])
 HASHES = 1 << 64
-
-Part = Literal["train", "validation"]
 
 
 class SubwordsConfig(BaseModel):
@@ -50,10 +49,18 @@ class SubwordsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoding: str = Field(
-        "gpt2",
-        description="Tokenization: gpt2, cl100k_base or o200k_base (tiktoken's byte-pair encodings),"
-        " characters, or bytes.",
+        AUTO,
+        description="Tokenization: 'bpe' (byte pairs trained on the corpus); gpt2, cl100k_base or o200k_base"
+        " (tiktoken's byte pairs); characters; bytes; or 'auto', which is characters for less than 30 kB of"
+        " text, and 'bpe' for more.",
         json_schema_extra={"enum": list(ENCODINGS)},
+    )
+    # not part of the key: the trained encoding has a key of its own
+    vocab_size: Annotated[int | None, RunOnly()] = Field(
+        None,
+        description="Vocabulary size of the encoding 'bpe': the 256 bytes, merged tokens, and end of text"
+        " (default: 1,024 to 16,384 by the size of the text).",
+        json_schema_extra={"minimum": MIN_VOCABULARY, "maximum": MAX_VOCABULARY},
     )
     # not part of the key: the located encoding has a key of its own, computed from its content
     ranks: Annotated[Path | None, RunOnly()] = Field(
@@ -86,10 +93,26 @@ class SubwordsConfig(BaseModel):
             raise ValueError(f"there is no encoding {name!r}: use {', '.join(ENCODINGS)}{meant}")
         return name
 
+    @field_validator("vocab_size")
+    @classmethod
+    def vocabulary_has_all_bytes(cls, number: int | None) -> int | None:
+        if number is not None and not MIN_VOCABULARY <= number <= MAX_VOCABULARY:
+            raise ValueError(
+                f"must be from {MIN_VOCABULARY} (the 256 bytes and end of text) to {MAX_VOCABULARY:,}"
+            )
+        return number
+
     @model_validator(mode="after")
-    def ranks_are_for_byte_pairs(self) -> Self:
+    def options_apply_to_the_encoding(self) -> Self:
         if self.ranks is not None and self.encoding not in PUBLISHED:
-            raise ValueError(f"the encoding {self.encoding!r} has no ranks: omit ranks, or use gpt2")
+            raise ValueError(
+                f"ranks do not apply to the encoding {self.encoding!r}: omit ranks, or set --encoding gpt2"
+            )
+        if self.vocab_size is not None and self.encoding != NAME:
+            raise ValueError(
+                f"vocab_size does not apply to the encoding {self.encoding!r}: omit vocab_size, or set"
+                f" --encoding {NAME}"
+            )
         return self
 
 
@@ -97,7 +120,17 @@ class SubwordsConfig(BaseModel):
 
 
 def locate_encoding(config: SubwordsConfig) -> LocatedEncoding:
-    """Return the config's encoding; raise FileNotFoundError if a file that it names does not exist."""
+    """Return an encoding that does not depend on the corpus; see also `find_encoding`.
+
+    Raises:
+        FileNotFoundError: a file that the config names does not exist.
+        ValueError: the encoding depends on the corpus.
+    """
+    if config.encoding in (AUTO, NAME):
+        raise ValueError(
+            f"the encoding {config.encoding!r} depends on the corpus: use choose_encoding and find_encoding"
+            " of lexloom.tasks.train_tokenizer"
+        )
     if config.ranks is not None:
         if not config.ranks.is_file():
             raise FileNotFoundError(
@@ -114,8 +147,10 @@ def locate_encoding(config: SubwordsConfig) -> LocatedEncoding:
 # the stage
 
 
-@stage(version=2, retry_on=NetworkError)
-def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig, out: Path) -> Summary:
+@stage(version=3, retry_on=NetworkError)
+def subwords(
+    corpus: Artifact, encoding: LocatedEncoding | Artifact, config: SubwordsConfig, out: Path
+) -> Summary:
     """Encode documents to `train-*.parquet` and `validation-*.parquet`: `tokens: list<int32>`, a row per
     document.
 
@@ -125,10 +160,12 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
     Raises:
         ValueError: the corpus or a part is empty.
     """
-    base = encoding.load()
+    base = read_tokenizer(encoding).encoding if isinstance(encoding, Artifact) else encoding.load()
     (scratch := out / SCRATCH).mkdir()
-    documents, sizes = encode_corpus(corpus, base, config, scratch)
-    split = DocumentSplit(scratch, sizes, config)
+    encoded = encode_corpus(corpus, base, config, scratch)
+    documents = encoded.documents
+    tail = config.validation == "tail"
+    split = DocumentSplit(scratch, encoded, config.validation_share, tail=tail)
     counts = {part: np.zeros(base.size, np.int64) for part in ("train", "validation")}
     for part, found in split.map(lambda tokens: np.bincount(tokens.values, minlength=base.size)):
         counts[part] += found
@@ -146,10 +183,11 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
         rows_in=documents,
         unit_in="documents",
         rows=trained + validated,
-        unit="tokens",
+        unit=base.name if base.name in ("characters", "bytes") else f"tokens ({base.name})",
         notes={
+            "tokens in the vocabulary": tokenizer.size,
             "tokens held out for validation": validated,
-            "documents split between training and validation": sum(rows.values()) - documents,
+            "documents whose end is held out": sum(rows.values()) - encoded.rows,
         },
         facts={
             "tokens": trained,
@@ -168,13 +206,10 @@ def subwords(corpus: Artifact, encoding: LocatedEncoding, config: SubwordsConfig
     )
 
 
-def encode_corpus(
-    corpus: Artifact, base: Encoding, config: SubwordsConfig, scratch: Path
-) -> tuple[int, list[int]]:
-    """Write base ids and the held-out flags; return the number of documents, and of tokens per row group."""
+def encode_corpus(corpus: Artifact, base: Encoding, config: SubwordsConfig, scratch: Path) -> EncodedCorpus:
+    """Write base ids and the held-out flags of the corpus's rows."""
     pieces = list_row_groups(corpus, "text", "continues")
-    documents = 0
-    sizes: list[int] = []
+    found = EncodedCorpus()
     with (
         ShardWriter(scratch, SHARD_BYTES, compression="lz4", column_encoding=COLUMN_ENCODING) as shards,
         fan_out(lambda piece: encode_piece(piece.read_batch(), base, config), pieces) as encoded,
@@ -182,15 +217,14 @@ def encode_corpus(
     ):
         for done, batch in enumerate(encoded, start=1):
             if batch.num_rows:
-                sizes.append(len(batch["tokens"].values))
-                shards.write(batch, TOKEN_BYTES * sizes[-1])
-            documents += batch.num_rows
-            bar.update(done, counted(sum(sizes), "tokens"))
-    if not sum(sizes):
+                batch = found.add(batch)
+                shards.write(batch, TOKEN_BYTES * found.sizes[-1])
+            bar.update(done, counted(sum(found.sizes), "tokens"))
+    if not sum(found.sizes):
         raise ValueError(
-            f"the {counted(documents, 'documents')} of the corpus contain no text: check its source"
+            f"the {counted(found.documents, 'documents')} of the corpus contain no text: check its source"
         )
-    return documents, sizes
+    return found
 
 
 def encode_piece(piece: pa.RecordBatch, base: Encoding, config: SubwordsConfig) -> pa.RecordBatch:
@@ -215,80 +249,7 @@ def encode_piece(piece: pa.RecordBatch, base: Encoding, config: SubwordsConfig) 
     values = np.concatenate(ids) if ids else np.empty(0, np.int32)
     offsets = pa.array(lengths.cumsum().astype(np.int32))
     tokens = pa.ListArray.from_arrays(offsets, pa.array(values))
-    return pa.record_batch([tokens, pa.array(held_out)], schema=SCRATCH_SCHEMA)
-
-
-class DocumentSplit:
-    """Splits the documents of the scratch files into the training and the validation part, in order.
-
-    With `validation="tail"`, the document at the boundary is split in two. With "documents", the last share
-    of every document that is longer than the whole validation part is held out, whatever its hash.
-    """
-
-    def __init__(self, scratch: Path, sizes: list[int], config: SubwordsConfig) -> None:
-        """`sizes` are the numbers of tokens of the row groups."""
-        groups = [
-            (path, group)
-            for path in sorted(scratch.glob("*.parquet"))
-            for group in range(pq.read_metadata(path).num_row_groups)
-        ]
-        self._share = config.validation_share
-        self._longest = max(config.validation_share * sum(sizes), 1 / (config.validation_share or 1))
-        cut = int(sum(sizes) * (1 - config.validation_share)) if config.validation == "tail" else None
-        before = np.cumsum([0, *sizes[:-1]]).tolist()
-        self._groups = [
-            (path, group, None if cut is None else cut - start)
-            for (path, group), start in zip(groups, before, strict=True)
-        ]
-
-    def map(self, work: Callable[[pa.ListArray], Result]) -> Iterator[tuple[Part, Result]]:
-        """Apply `work` to each part of each row group, in threads; yield (part, result) in order."""
-
-        def read(place: tuple[Path, int, int | None]) -> list[tuple[Part, Result]]:
-            train, validation = self._read(*place)
-            parts: list[tuple[Part, pa.ListArray]] = [("train", train), ("validation", validation)]
-            return [(part, work(tokens)) for part, tokens in parts if len(tokens)]
-
-        for parts in map_in_order(read, self._groups):
-            yield from parts
-
-    def _read(self, path: Path, group: int, cut: int | None) -> tuple[pa.ListArray, pa.ListArray]:
-        with pq.ParquetFile(path) as file:
-            table = file.read_row_group(group, use_threads=False).combine_chunks()
-        tokens, held_out = (table[name].combine_chunks() for name in SCRATCH_SCHEMA.names)
-        if cut is not None:
-            return cut_at(tokens, cut)
-        if self._share:
-            tokens, held_out = hold_out_ends(tokens, held_out, self._share, self._longest)
-        return tokens.filter(pc.invert(held_out)), tokens.filter(held_out)
-
-
-def hold_out_ends(
-    tokens: pa.ListArray, held_out: pa.BooleanArray, share: float, longest: float
-) -> tuple[pa.ListArray, pa.BooleanArray]:
-    """Split rows of more than `longest` tokens in two, and hold out the second, the last `share`."""
-    offsets = tokens.offsets.to_numpy()
-    lengths = np.diff(offsets)
-    cut = lengths > longest
-    if not cut.any():
-        return tokens, held_out
-    cuts = (offsets[1:] - (share * lengths).round().astype(np.int32))[cut]
-    bounds = np.sort(np.concatenate([offsets, cuts]))
-    parts = np.repeat(held_out.to_numpy(zero_copy_only=False) & ~cut, 1 + cut)
-    parts[np.searchsorted(bounds[:-1], cuts, side="right") - 1] = True
-    return pa.ListArray.from_arrays(pa.array(bounds), tokens.values), pa.array(parts)
-
-
-def cut_at(tokens: pa.ListArray, cut: int) -> tuple[pa.ListArray, pa.ListArray]:
-    """Split at the first `cut` tokens; empty rows are removed."""
-    values = tokens.values.to_numpy()
-    offsets = tokens.offsets.to_numpy()
-    cut = min(max(cut, 0), len(values))
-    parts = []
-    for start, end in ((0, cut), (cut, len(values))):
-        bounds = np.unique(np.clip(offsets, start, end)) - start
-        parts.append(pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), pa.array(values[start:end])))
-    return parts[0], parts[1]
+    return pa.record_batch([tokens, pa.array(held_out), piece["continues"]], schema=SCRATCH_SCHEMA)
 
 
 def check_parts(train: int, validation: int, documents: int, config: SubwordsConfig) -> None:
@@ -315,7 +276,10 @@ def select_ids(
     """
     if not config.compact and base.name != "characters":
         return None
-    kept = base.keep((train + validation) > 0)
+    occurs = (train + validation) > 0
+    if base.name == NAME:
+        occurs[:] = True  # the vocabulary was made for this corpus
+    kept = base.keep(occurs)
     if not config.compact:
         return kept
     return kept[np.lexsort((kept, -train[kept]))]
@@ -347,5 +311,5 @@ def write_vocabulary(tokenizer: Tokenizer, counts: NDArray[np.int64], out: Path)
 
 
 def read_tokenizer(tokens: Artifact) -> Tokenizer:
-    """Load the tokenizer of a `subwords` artifact."""
+    """Load the tokenizer of a `subwords` or `train_tokenizer` artifact."""
     return Tokenizer.load(tokens.folder / TOKENIZER)

@@ -62,6 +62,7 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     stop: Annotated[list[str] | None, Parameter(allow_leading_hyphen=True)] = None,
+    stop_at_end: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Generate text with a language model.
 
@@ -75,8 +76,10 @@ def generate(
         repetition_penalty: Penalty for tokens that have already occurred; 1 disables it.
         seed: Random seed; the same seed generates the same text.
         stop: Stop generating at this text, which is not printed; repeatable.
+        stop_at_end: Stop generating at the first end-of-text token. By default, the model continues with
+            another text after a blank line.
     """
-    from lexloom.models.sampling import Sampling
+    from lexloom.models.sampling import Sampling, explain_no_text
 
     sampling = Sampling(
         max_tokens=tokens,
@@ -87,17 +90,23 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=tuple(stop or ()),
+        stop_at_end=stop_at_end,
     )
     loaded = load_model(find_model_folder(model, *stages("generate")), "generate")
     prompts = prompt or [""]
-    texts = [loaded.prompt(each) for each in prompts]
+    starts = [loaded.prompt(each) for each in prompts]
+    generated = [""] * len(prompts)
     if len(prompts) == 1:  # print a single text as it is generated
-        print(texts[0], end="", flush=True)
+        print(starts[0], end="", flush=True)
     for pieces in loaded.generate(prompts, sampling):
-        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        generated = [text + piece for text, piece in zip(generated, pieces, strict=True)]
         if len(prompts) == 1:
             print(pieces[0], end="", flush=True)
-    print("" if len(prompts) == 1 else "\n\n".join(texts))
+    print("" if len(prompts) == 1 else "\n\n".join(map("".join, zip(starts, generated, strict=True))))
+    for start, text in zip(starts, generated, strict=True):
+        if not text.strip():
+            reason = explain_no_text(sampling).replace("stop_at_end", "--stop-at-end")
+            warn(f"prompt {start!r}: {reason}")
 
 
 def classify(

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from lexloom.deployments.web.model_catalog import ModelCatalog
-from lexloom.models.sampling import Sampling
+from lexloom.models.sampling import Sampling, explain_no_text
 from lexloom.models.tokenizer.tokenizer import SPACE_SIGN
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.display.charts import project, word_map
@@ -27,6 +27,7 @@ results = macros("results.html.j2", TEMPLATES)
 
 MAX_CHARACTERS = {"text": 20_000, "prompt": 4_000, "context": 4_000, "word": 100}
 MAX_TOKENS = 1_000
+STOP_AT_END = "Stop at end of text"  # label of the checkbox
 SECONDS_BETWEEN_UPDATES = 0.05  # of a text in generation: faster ones are not seen, and load the page
 ATTRIBUTIONS = 6  # words in each list of attributions
 NEXT_TOKENS = 12
@@ -68,9 +69,12 @@ def show_errors(
 
 def error_message(message: str) -> Markup:
     """Return an error in place of a result; screen readers read it out at once."""
-    sentence = message[:1].upper() + message[1:].rstrip(".") + "."
-    error: Markup = results.error(sentence)
+    error: Markup = results.error(as_sentence(message))
     return error
+
+
+def as_sentence(message: str) -> str:
+    return message[:1].upper() + message[1:].rstrip(".") + "."
 
 
 def check_length(field: str, text: str | None) -> str:
@@ -171,8 +175,9 @@ def write(
     min_p: float,
     repetition_penalty: float,
     seed: int,
+    stop_at_end: bool = False,
 ) -> Iterator[Markup]:
-    """Show the continuation of the prompt while the model generates it."""
+    """Show the continuation of the prompt while the model generates it, or why it is empty."""
     numbers = (tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     if any(number is None for number in numbers):
         raise ValueError("a field under \u201cSampling options\u201d is empty: enter a number")
@@ -187,6 +192,7 @@ def write(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=int(seed),
+        stop_at_end=stop_at_end,
     )
     language_model = catalog.load(model, "generate")
     shown_prompt, text, updated = language_model.prompt(prompt), "", time.monotonic()
@@ -195,7 +201,9 @@ def write(
         if time.monotonic() - updated >= SECONDS_BETWEEN_UPDATES:
             yield results.generated_text(shown_prompt, text, finished=False)
             updated = time.monotonic()
-    yield results.generated_text(shown_prompt, text, finished=True)
+    reason = explain_no_text(sampling).replace("stop_at_end", f"\u201c{STOP_AT_END}\u201d")
+    note = "" if text.strip() else as_sentence(reason)
+    yield results.generated_text(shown_prompt, text, finished=True, note=note)
 
 
 def stopped(shown: str | None) -> Markup:

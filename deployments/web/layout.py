@@ -190,6 +190,7 @@ def write_tab(bind: Bind, models: gr.Dropdown) -> None:
             gr.Slider(0, 1, 0, step=0.01, label="Min-p (0: off)"),
             gr.Slider(0.5, 2, 1, step=0.05, label="Repetition penalty (1: off)"),
             gr.Number(0, precision=0, minimum=0, label="Seed"),
+            gr.Checkbox(False, label=handlers.STOP_AT_END),
         ]
     with gr.Row(elem_classes="ask"):
         run = gr.Button("Generate", variant="primary")

@@ -38,9 +38,8 @@ def show_progress(unit: str, first: str) -> Iterator[Callable[[Progress], None]]
             nonlocal last_sample
             if point.sample != last_sample:
                 last_sample = point.sample
-                console.note(
-                    "training", f"step {point.step:,} sample: {console.clipped(last_sample, SAMPLE_WIDTH)}"
-                )
+                shown = console.clipped(last_sample, SAMPLE_WIDTH) or "(no text)"
+                console.note("training", f"step {point.step:,} sample: {shown}")
             bar.update(
                 point.share,
                 f"{short(point.examples / point.seconds)} {unit}/s  loss {point.loss:.3f}"

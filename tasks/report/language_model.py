@@ -35,7 +35,7 @@ class ReportLMConfig(BaseModel):
     title: str = Field("Language model", min_length=1, description="Title of the report.")
 
 
-@stage(version=3)
+@stage(version=4)
 def report_lm(
     model: Artifact, evaluation: Artifact, samples: Artifact, config: ReportLMConfig, out: Path
 ) -> Summary:
@@ -78,11 +78,23 @@ def headline(
         ("top-1 accuracy", f"{score.top_1:.1%}"),
         ("parameters", short(parameters[0]) if parameters else None),
         ("tokens", short(made["subwords"].rows) if "subwords" in made else None),
+        ("encoding", describe_encoding(made["subwords"].facts) if "subwords" in made else None),
+        ("bytes per token", describe_length(made["subwords"].facts) if "subwords" in made else None),
         ("epochs", format_metric(metrics, "epochs", "{:g}")),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
         ("workers", format_metric(metrics, "workers", "{:g}")),
     ]
     return [(label, value) for label, value in figures if value is not None]
+
+
+def describe_encoding(facts: dict[str, Any]) -> str:
+    """Format the encoding of a `subwords` artifact: `bpe, 4,096 tokens`."""
+    return f"{facts['encoding']}, {counted(facts['vocabulary'], 'tokens')}"
+
+
+def describe_length(facts: dict[str, Any]) -> str:
+    """Format the mean length of a token of the training part, without end of text."""
+    return f"{facts['bytes'] / (facts['tokens'] or 1):.2f}"
 
 
 def score_rows(scores: Sequence[Score]) -> list[list[str]]:
@@ -128,4 +140,4 @@ def markdown(model: Artifact, evaluation: Artifact, samples: Artifact, config: R
 
 def quoted(sample: Sample) -> str:
     prompt = f"**{plain(sample.prompt)}** " if sample.prompt else ""
-    return prompt + plain(sample.text)
+    return prompt + (plain(sample.text) if sample.text.strip() else "*(The model generated no text.)*")

@@ -12,8 +12,8 @@ from lexloom.models.sampling import Sampling
 from lexloom.tasks.evaluate.language_model import LMEvaluation
 
 STAGES = [
-    *("corpus", "subwords", "pairs", "negative_sampling", "train_word2vec", "embeddings", "windows"),
-    *("train_window_lm", "evaluate_lm", "generate_samples", "report_lm"),
+    *("corpus", "train_tokenizer", "subwords", "pairs", "negative_sampling", "train_word2vec"),
+    *("embeddings", "windows", "train_window_lm", "evaluate_lm", "generate_samples", "report_lm"),
 ]
 
 
@@ -57,7 +57,7 @@ def test_real_text_becomes_a_model_that_writes(
 
     assert main(command) == 0
     again = json.loads(capsys.readouterr().out)
-    assert (again["stages"], again["cached"]) == (11, 11)
+    assert (again["stages"], again["cached"]) == (12, 12)
 
 
 def test_defaults_keep_the_text_unchanged() -> None:
@@ -65,6 +65,7 @@ def test_defaults_keep_the_text_unchanged() -> None:
     assert not config.corpus.normalization.strip_markup
     assert not config.corpus.normalization.lower
     assert not config.corpus.normalization.strip_punctuation
+    assert config.corpus.documents == "file"
     assert config.vectors.runner == "local"
     assert WindowLMFlowConfig.model_validate({"corpus": {"source": "x"}}).corpus.normalization == (
         config.corpus.normalization

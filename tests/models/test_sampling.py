@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexloom.models.sampling import Sampling, sample_text, sample_tokens, sampling_probabilities, stop_overlap
+from lexloom.models.sampling import (
+    Sampling,
+    explain_no_text,
+    sample_text,
+    sample_tokens,
+    sampling_probabilities,
+    stop_overlap,
+)
 from lexloom.models.tokenizer.tokenizer import Tokenizer
 
 SHARES = torch.tensor([[0.5, 0.25, 0.15, 0.1]])
@@ -98,8 +105,13 @@ class Script:
 
 def test_text_ends_at_end_of_text_and_batch_with_the_last() -> None:
     model = Script([1, 9, 2], [3, 4, 9])
-    assert list(sample_tokens(model, [[0], [0]], Sampling(99), end_of_text=9)) == [[1, 3], [None, 4]]
+    sampling = Sampling(99, stop_at_end=True)
+    assert list(sample_tokens(model, [[0], [0]], sampling, end_of_text=9)) == [[1, 3], [None, 4]]
     assert list(sample_tokens(Script([1, 9, 2]), [[0]], Sampling(4))) == [[1], [9], [2], [2]]
+
+
+def test_model_continues_after_end_of_text_by_default() -> None:
+    assert list(sample_tokens(Script([1, 9, 2]), [[0]], Sampling(4), end_of_text=9)) == [[1], [9], [2], [2]]
 
 
 def test_empty_prompt_becomes_end_of_text() -> None:
@@ -160,9 +172,43 @@ def test_characters_are_streamed_whole() -> None:
     assert "".join(pieces) == "\ufffd", "a character that was begun and not ended"
 
 
+def continued(ids: list[int], prompt: str = "a", **options: bool) -> str:
+    """The text that is generated from a model's tokens, of which 8 is the end of text."""
+    model = Script(ids, vocabulary=9)
+    sampling = Sampling(len(ids), temperature=0, **options)
+    return "".join(piece for (piece,) in sample_text(model, LETTERS, [prompt], sampling))
+
+
+def test_blank_line_represents_an_end_of_text_between_texts() -> None:
+    assert continued([1, 8, 2, 3]) == "b\n\ncd"
+    assert continued([1, 8, 8, 8, 2]) == "b\n\nc", "empty texts have no blank lines of their own"
+    assert continued([8, 1, 8]) == "\n\nb", "after the prompt, and not at the end"
+    assert continued([8, 8, 1, 8, 2], prompt="") == "b\n\nc", "not at the beginning"
+    assert continued([8, 8, 8]) == ""
+    assert continued([1, 8, 2, 3], stop_at_end=True) == "b"
+
+
+def test_end_of_text_ends_an_incomplete_character() -> None:
+    tokenizer = Tokenizer.of_bytes()
+    model = Script([*tokenizer.encode("猫")[:2], tokenizer.end_of_text, 97], vocabulary=tokenizer.size)
+    pieces = [piece for (piece,) in sample_text(model, tokenizer, ["x"], Sampling(4, temperature=0))]
+    assert "".join(pieces) == "\ufffd\n\na"
+
+
+def test_reason_for_an_empty_text_depends_on_the_options() -> None:
+    assert explain_no_text(Sampling()) == (
+        "the model generated no text: it predicted only ends of texts or white space"
+    )
+    assert explain_no_text(Sampling(stop=("x",))).endswith("only ends of texts, a stop string or white space")
+    assert explain_no_text(Sampling(stop_at_end=True)).endswith(
+        "the end of the text or white space; without stop_at_end, it continues with another text"
+    )
+
+
 def test_texts_of_a_batch_end_independently() -> None:
     model = Script(LETTERS.encode("abcd"), [*LETTERS.encode("ef"), 8, 8], vocabulary=9)
-    pieces = list(sample_text(model, LETTERS, ["a", "bcd"], Sampling(4, temperature=0, stop=("c",))))
+    sampling = Sampling(4, temperature=0, stop=("c",), stop_at_end=True)
+    pieces = list(sample_text(model, LETTERS, ["a", "bcd"], sampling))
     assert ["".join(text) for text in zip(*pieces, strict=True)] == ["ab", "ef"]
     assert len(model.asked) == 3, "nothing is drawn once all are over"
 

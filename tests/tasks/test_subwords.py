@@ -185,11 +185,38 @@ def test_the_end_of_an_overlong_document_is_held_out(make: Make, share: float) -
     made = make([long], validation_share=share)
     cut = 1000 - round(1000 * share)  # of its letters and the end of text
     assert (documents(made, "train"), documents(made, "validation")) == ([long[:cut]], [long[cut:]])
-    assert made.summary.notes["documents split between training and validation"] == 1
+    assert made.summary.notes["documents whose end is held out"] == 1
     books = [long, long.upper(), long[::-1]]
     made = make(books, row_group=1, validation_share=share)
     assert documents(made, "train") == [book[:cut] for book in books]
     assert documents(made, "validation") == [book[cut:] for book in books]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("row_group", [1, 3, 7])
+def test_the_end_of_a_document_of_several_rows_is_held_out(make: Make, share: float, row_group: int) -> None:
+    long = "".join(chr(97 + n % 26) for n in range(699))
+    parts = [long[start : start + 100] for start in range(0, 700, 100)]
+    made = make(parts, continues=[True] * 6 + [False], row_group=row_group, validation_share=share)
+    cut = 700 - round(700 * share)  # of its letters and the end of text
+    assert ("".join(documents(made, "train")), "".join(documents(made, "validation"))) == (
+        long[:cut],
+        long[cut:],
+    )
+    assert made.summary.rows_in == 1
+    assert all(rows(made, "train"))
+    assert all(rows(made, "validation"))
+
+
+@pytest.mark.parametrize("row_group", [1, 2, 5, 400])
+def test_the_rows_of_a_document_are_in_the_same_part(make: Make, row_group: int) -> None:
+    texts = [f"{n // 3}{'abc'[n % 3]}" for n in range(300)]
+    made = make(texts, continues=[n % 3 < 2 for n in range(300)], row_group=row_group)
+    train, validation = documents(made, "train"), documents(made, "validation")
+    assert sorted(train + validation) == sorted(texts)
+    assert {text[:-1] for text in train}.isdisjoint(text[:-1] for text in validation)
+    assert 3 <= len(validation) / 3 <= 25  # 10 of 100 documents are expected
+    assert (made.summary.rows_in, made.facts["documents"]) == (100, len(train))
 
 
 def test_short_documents_are_held_out_next_to_a_long_one(make: Make) -> None:
@@ -246,8 +273,8 @@ def test_pairs_and_noise_use_the_training_part_only(make: Make, build: Make) -> 
     assert [path.name for path in training_files(made)] == ["train-00000.parquet"]
     drawn = build(pairs, made, made, config=PairsConfig())
     assert drawn.facts["tokens"] == made.facts["tokens"]
-    noise = read_noise(build(negative_sampling, made, config=NoiseConfig()))
-    assert len(noise) == made.facts["vocabulary"]
+    probability = read_noise(build(negative_sampling, made, config=NoiseConfig()))
+    assert len(probability) == made.facts["vocabulary"]
 
 
 # where ranks come from
@@ -262,11 +289,13 @@ def test_ranks_from_a_file_replace_the_published_ones(make: Make, tmp_path: Path
 
 
 def test_the_key_depends_on_the_ranks_not_on_their_path(tmp_path: Path) -> None:
-    config = SubwordsConfig(ranks=tmp_path / "vocab.bpe")
+    config, published = (
+        SubwordsConfig(encoding="gpt2", ranks=ranks) for ranks in (tmp_path / "vocab.bpe", None)
+    )
     config.ranks.write_bytes(GPT2.read_bytes())
-    assert locate_encoding(config).key == locate_encoding(SubwordsConfig()).key
+    assert locate_encoding(config).key == locate_encoding(published).key
     assert subwords.key((locate_encoding(config),), config) == subwords.key(
-        (locate_encoding(SubwordsConfig()),), SubwordsConfig()
+        (locate_encoding(published),), published
     )
     config.ranks.write_bytes(GPT2.read_bytes()[:-100])
     keys = {
@@ -340,9 +369,22 @@ def test_a_package_with_other_ranks_is_ignored(monkeypatch: pytest.MonkeyPatch, 
         ({"encoding": "cl100k"}, "did you mean cl100k_base"),
         (
             {"encoding": "zzz"},
-            "there is no encoding 'zzz': use gpt2, cl100k_base, o200k_base, characters, bytes$",
+            "there is no encoding 'zzz': use auto, bpe, gpt2, cl100k_base, o200k_base, characters, bytes$",
         ),
-        ({"encoding": "bytes", "ranks": "x.tiktoken"}, "'bytes' has no ranks"),
+        (
+            {"encoding": "bytes", "ranks": "x.tiktoken"},
+            "ranks do not apply to the encoding 'bytes': omit ranks, or set --encoding gpt2$",
+        ),
+        (
+            {"encoding": "gpt2", "vocab_size": 300},
+            "vocab_size does not apply to the encoding 'gpt2': omit vocab_size, or set --encoding bpe$",
+        ),
+        ({"vocab_size": 300}, "does not apply to the encoding 'auto'"),
+        (
+            {"encoding": "bpe", "vocab_size": 256},
+            r"must be from 257 \(the 256 bytes and end of text\) to 1,048,576$",
+        ),
+        ({"encoding": "bpe", "vocab_size": 1 << 21}, "must be from 257"),
         ({"validation_share": 1}, "less than 1"),
         ({"seed": -1}, "greater than or equal to 0"),
     ],
@@ -353,9 +395,15 @@ def test_options_out_of_bounds_are_rejected(options: dict[str, Any], message: st
     assert re.search(message, raised.value.errors()[0]["msg"])
 
 
+def test_encodings_that_depend_on_the_corpus_are_not_located() -> None:
+    for encoding in ("auto", "bpe"):
+        with pytest.raises(ValueError, match=f"the encoding '{encoding}' depends on the corpus: use choose_"):
+            locate_encoding(SubwordsConfig(encoding=encoding))
+
+
 def test_a_missing_ranks_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"the file of ranks .*none.tiktoken does not exist"):
-        locate_encoding(SubwordsConfig(ranks=tmp_path / "none.tiktoken"))
+        locate_encoding(SubwordsConfig(encoding="gpt2", ranks=tmp_path / "none.tiktoken"))
 
 
 def test_a_damaged_ranks_file_is_rejected_with_the_line(make: Make, tmp_path: Path) -> None:

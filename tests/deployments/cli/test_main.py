@@ -19,6 +19,7 @@ from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.corpus import AsWritten
 from lexloom.tasks.store.artifacts import Store
 from tests.deployments.cli.command_line import parse_command
+from tests.models.silent import silent_model
 from tests.tasks.store.test_artifacts import put, read, write
 
 
@@ -108,6 +109,18 @@ def test_prompts_are_normalized_like_the_training_text(
         record(folder, AsWritten(lower=True, strip_markup=True))
         assert main(["generate", str(folder), "--prompt", "<i>The</i> PEOPLE", "--tokens", "3"]) == 0
         assert capsys.readouterr().out.startswith("the people")
+
+
+def test_empty_continuations_are_explained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("lexloom.deployments.cli.models.load_model", lambda folder, kind: silent_model())
+    for options, advice in (([], ""), (["--stop-at-end"], "; without --stop-at-end, it continues")):
+        assert main(["generate", str(tmp_path), "--prompt", "The", "--tokens", "3", *options]) == 0
+        printed, said = capsys.readouterr()
+        assert printed == "The\n"
+        assert "warning: prompt 'The': the model generated no text" in said
+        assert advice in said
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from tests.deployments.store import (
     window_model,
     write_words,
 )
+from tests.models.silent import silent_model
 
 DRAWS = {
     "tokens": 20,
@@ -161,6 +162,14 @@ def test_a_stopped_text_stays_without_a_caret(catalog: ModelCatalog, names: Name
 
 def test_an_empty_prompt_begins_a_text(catalog: ModelCatalog, names: Names) -> None:
     assert text_of(last(handlers.write(catalog, names["transformer"], "", **DRAWS)))
+
+
+def test_an_empty_text_is_explained(monkeypatch: pytest.MonkeyPatch, catalog: ModelCatalog) -> None:
+    monkeypatch.setattr(catalog, "load", lambda model, kind: silent_model())
+    answer = text_of(last(handlers.write(catalog, "any", "The", **DRAWS)))
+    assert answer.startswith("TheThe model generated no text: it predicted only ends of texts")
+    answer = text_of(last(handlers.write(catalog, "any", "The", **DRAWS, stop_at_end=True)))
+    assert "without \u201cStop at end of text\u201d, it continues with another text." in answer
 
 
 def test_a_window_model_generates_text(catalog: ModelCatalog, names: Names) -> None:

@@ -11,7 +11,8 @@ from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
 from lexloom.tasks.generate_samples import SamplesConfig, generate_samples
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
-from lexloom.tasks.subwords import SubwordsConfig, locate_encoding, subwords
+from lexloom.tasks.subwords import SubwordsConfig, subwords
+from lexloom.tasks.train_tokenizer import choose_encoding, find_encoding
 from lexloom.tasks.windows import WindowsConfig, windows
 
 __all__ = ["LSTMFlowConfig", "highlights", "lstm_lm"]
@@ -40,7 +41,8 @@ def lstm_lm(config: LSTMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Train an LSTM on a corpus, generate samples, and write a report."""
     with record_run("lstm-lm", config.train.cluster) as recorder:
         text = corpus(locate_source(config.corpus), config=config.corpus)
-        ids = subwords(text, locate_encoding(config.subwords), config=config.subwords)
+        tokenization = choose_encoding(text, config.subwords)
+        ids = subwords(text, find_encoding(text, tokenization), config=tokenization)
         examples = windows(ids, config=config.windows())
         model = train_lstm_lm(examples, ids, config=config.train)
         scores = evaluate_lm(model, examples, ids, config=config.evaluate)

@@ -64,9 +64,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def greedy(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int) -> str:
-    pieces = sample_text(
-        CachedDecoder(model), tokenizer, [prompt], Sampling(max_tokens=tokens, temperature=0)
-    )
+    sampling = Sampling(max_tokens=tokens, temperature=0, stop_at_end=True)  # like transformers
+    pieces = sample_text(CachedDecoder(model), tokenizer, [prompt], sampling)
     return "".join(piece for (piece,) in pieces)
 
 

@@ -9,7 +9,13 @@ import pytest
 
 from lexloom.tasks.evaluate.language_model import LMEvaluation, Score
 from lexloom.tasks.generate_samples import Sample, Samples
-from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
+from lexloom.tasks.report.language_model import (
+    ReportLMConfig,
+    describe_encoding,
+    describe_length,
+    markdown,
+    report_lm,
+)
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 
 SCORES = [
@@ -38,9 +44,13 @@ Make = Callable[..., list[Artifact]]
 
 @pytest.fixture
 def made(store: Store) -> Make:
-    def make(scores: list[Score] = SCORES, verdict: str = "It beats the 4-gram.") -> list[Artifact]:
+    def make(
+        scores: list[Score] = SCORES,
+        verdict: str = "It beats the 4-gram.",
+        text: str = " upon\na time & more",
+    ) -> list[Artifact]:
         evaluation = LMEvaluation(scores=scores, tokens=1234, bytes=5678, verdict=verdict)
-        samples = Samples(samples=[Sample(prompt="Once <b>", text=" upon\na time & more")])
+        samples = Samples(samples=[Sample(prompt="Once <b>", text=text)])
         artifacts = []
         for stage, name, content in (
             ("train_window_lm", "metrics.json", json.dumps(METRICS)),
@@ -78,6 +88,16 @@ def test_a_sample_keeps_its_lines_and_can_not_become_markup(
     assert "white-space: pre-wrap" in page
 
 
+def test_an_empty_sample_is_marked(build: Callable[..., Artifact], made: Make) -> None:
+    artifacts = made(text="\n")
+    assert "The model generated no text." in page_of(build, artifacts)
+    assert "(The model generated no text.)" in markdown(*artifacts, ReportLMConfig())
+
+
+def test_a_sample_with_text_is_not_marked(build: Callable[..., Artifact], made: Make) -> None:
+    assert "no text" not in page_of(build, made())
+
+
 def test_samples_during_training_are_in_order(build: Callable[..., Artifact], made: Make) -> None:
     page = page_of(build, made())
     learning = page[page.index("Samples during training") :]
@@ -97,6 +117,12 @@ def test_markdown_has_the_same_figures(made: Make) -> None:
     assert "It does NOT beat the 4-gram." in text
     assert "| 4-gram | 1.200 | 90.0 | 20.0% | 40.0% |" in text
     assert "> **Once &lt;b>** upon a time &amp; more" in text
+
+
+def test_encoding_and_token_length_are_among_the_figures() -> None:
+    facts = {"encoding": "bpe", "vocabulary": 4096, "bytes": 1000, "tokens": 300}
+    assert describe_encoding(facts) == "bpe, 4,096 tokens"
+    assert describe_length(facts) == "3.33"
 
 
 def test_no_file_but_the_page_is_written(build: Callable[..., Artifact], made: Make) -> None:
