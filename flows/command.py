@@ -223,7 +223,18 @@ def parser_options(field: "FieldInfo") -> tuple[Any, dict[str, Any]]:
         return bool | None, {"negative": None}
     if get_origin(kind) is Literal:
         return kind | None, {}
-    return str | None, {"metavar": {int: "INT", float: "FLOAT"}.get(kind, "STR")}
+    return str | None, {"metavar": "|".join(metavars(kind))}
+
+
+def metavars(annotation: Any) -> list[str]:
+    """Return the names of a type's values for `--help`, such as ["INT", "auto"]."""
+    if get_origin(annotation) is Annotated:
+        return metavars(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [name for kind in get_args(annotation) for name in metavars(kind)]
+    if get_origin(annotation) is Literal:
+        return list(map(str, get_args(annotation)))
+    return [{int: "INT", float: "FLOAT"}.get(annotation, "STR")]
 
 
 def without_none(annotation: Any) -> Any:
