@@ -35,7 +35,7 @@ def tag_number(value: Any) -> str:
 
 
 class Choice:
-    """Gives a number or "auto" a JSON schema that Prefect's form shows as a choice between a field and a list."""
+    """The JSON schema of a number or "auto": Prefect's form shows a choice between a field and a list."""
 
     def __get_pydantic_json_schema__(
         self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
