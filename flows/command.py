@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -33,6 +34,7 @@ def main(name: str, argv: Sequence[str] | None = None) -> int:
 
     def build_app(argv: Sequence[str]) -> App:
         app = new_app()
+        begin(name, argv)
         app.command(flow_command(flows()[name], everything="--help-all" in argv))
         return app
 
@@ -112,8 +114,9 @@ def say(text: str, style: str, rest: str = "") -> None:
     """Print a line to stderr."""
     from rich.text import Text
 
-    from lexloom.tasks.display.console import stderr
+    from lexloom.tasks.display.console import stderr, stop_starting
 
+    stop_starting()
     stderr.print(Text(text, style=style) + Text(rest))
 
 
@@ -140,6 +143,31 @@ def error_message(error: BaseException) -> str:
 
 
 # one flow
+
+INFORM = ("--help", "--help-all", "--version")
+
+
+def begin(name: str, argv: Sequence[str]) -> None:
+    """Print a run's first line and start its server, before the imports of the flow, which take seconds."""
+    if any(flag in argv for flag in INFORM):
+        return
+    from rich.text import Text
+
+    from lexloom.flows.local_server.early import start_early
+    from lexloom.tasks.display.console import show_starting, stderr
+
+    start_early()
+    given = [
+        word.removeprefix("--store=") if word.startswith("--store=") else following
+        for word, following in pairwise([*argv, ""])
+        if word == "--store" or word.startswith("--store=")
+    ]
+    store = Path(next(reversed(given), "") or os.environ.get("LEXLOOM_STORE") or "artifacts").absolute()
+    stderr.print(
+        Text(f"lexloom {name}", style="bold") + Text(f" · store {relative_to_here(store)}", style="dim")
+    )
+    show_starting()
+
 
 FLOWS = Group("Train a model", sort_key=0)
 
@@ -258,20 +286,16 @@ def run_flow(
     entry: FlowEntry, config: "type[BaseModel]", given: dict[str, Any], verify: str | None, json: bool
 ) -> int:
     """Run a flow with the values of its flags, and print its result."""
-    from rich.text import Text
-
     from lexloom.flows.config import in_flags, parse
-    from lexloom.tasks.display.console import stderr
+    from lexloom.tasks.display.console import stderr, stop_starting
     from lexloom.tasks.display.formatting import counted
-    from lexloom.tasks.store.artifacts import Store
 
     if verify:
         os.environ["LEXLOOM_VERIFY"] = verify
     started = time.perf_counter()
     parameters = parse({tuple(name.split("__")): value for name, value in given.items()}, config)
-    store = f" · store {relative_to_here(Store().root)}"
-    stderr.print(Text(f"lexloom {entry.name}", style="bold") + Text(store, style="dim"))
     import_module("lexloom.flows.local_server.server").start_server()  # imported late: it takes seconds
+    stop_starting()
     try:
         outcome = entry.flow()(parameters)
     except USER_ERRORS as error:
