@@ -89,6 +89,8 @@ def start_early() -> None:
     if started is None and "prefect" not in sys.modules and needs_temporary_server(os.environ, Path.cwd()):
         started = EarlyServer()
         os.environ["PREFECT_API_URL"] = started.url
+        # the server is of this installation
+        os.environ.setdefault("PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED", "false")
 
 
 def needs_temporary_server(environment: Mapping[str, str], folder: Path) -> bool:
