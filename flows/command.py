@@ -153,6 +153,11 @@ INFORM = ("--help", "--help-all", "--version")
 
 def begin(name: str, argv: Sequence[str]) -> None:
     """Print a run's first line and start its server, before the imports of the flow, which take seconds."""
+    first = "prefect" not in sys.modules
+    if first:
+        # collecting garbage takes a sixth of the imports' time, and a second at the end of the process
+        gc.disable()
+        atexit.register(gc.freeze)
     if any(flag in argv for flag in INFORM):
         return
     from rich.text import Text
@@ -160,11 +165,8 @@ def begin(name: str, argv: Sequence[str]) -> None:
     from lexloom.flows.local_server.early import start_early
     from lexloom.tasks.display.console import show_starting, stderr
 
-    if "prefect" not in sys.modules:
+    if first:
         start_early()
-        # collecting garbage takes a sixth of the imports' time, and a second at the end of the process
-        gc.disable()
-        atexit.register(gc.freeze)
     given = [
         word.removeprefix("--store=") if word.startswith("--store=") else following
         for word, following in pairwise([*argv, ""])

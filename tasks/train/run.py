@@ -143,7 +143,7 @@ class TrainConfig(BaseModel):
     ray_address: Annotated[str, RunOnly()] = Field(
         "",
         description="Address of the Ray cluster for training and text processing; 'auto' finds a running one."
-        " If not given, RAY_ADDRESS is used, or else Ray is started on this machine.",
+        " If not given, RAY_ADDRESS is used, or else this machine is used.",
     )
     checkpoint_every: Annotated[int | None, RunOnly()] = Field(
         None, ge=1, description="Number of steps between checkpoints, in addition to the time-based ones."
