@@ -12,7 +12,7 @@ PIP = $(VENV)/bin/pip install -qq --disable-pip-version-check --constraint $(CON
 .PHONY: run app test test-system lint constraints bench soak operate ui clean
 
 run: $(VENV)/demo.installed
-	@$(VENV)/bin/lexloom word2vec
+	@$(VENV)/bin/lexloom word2vec --runner ray
 
 # Serves a web page to try the models in the store, until Ctrl-C.
 app: $(VENV)/app.installed

@@ -4,6 +4,8 @@ Slow imports (Prefect, pydantic, rich) are deferred to the functions that need t
 --help` fast, and lets the environment be configured before Prefect reads it.
 """
 
+import atexit
+import gc
 import inspect
 import os
 import sys
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -33,6 +36,7 @@ def main(name: str, argv: Sequence[str] | None = None) -> int:
 
     def build_app(argv: Sequence[str]) -> App:
         app = new_app()
+        begin(name, argv)
         app.command(flow_command(flows()[name], everything="--help-all" in argv))
         return app
 
@@ -106,14 +110,17 @@ def run(build_app: Callable[[Sequence[str]], App], argv: Sequence[str]) -> int:
         hint = "" if isinstance(error, USER_ERRORS) else " (run again with --verbose for details)"
         say("error: ", "bold red", error_message(error) + hint)
         return 1
+    finally:
+        gc.enable()
 
 
 def say(text: str, style: str, rest: str = "") -> None:
     """Print a line to stderr."""
     from rich.text import Text
 
-    from lexloom.tasks.display.console import stderr
+    from lexloom.tasks.display.console import stderr, stop_starting
 
+    stop_starting()
     stderr.print(Text(text, style=style) + Text(rest))
 
 
@@ -140,6 +147,37 @@ def error_message(error: BaseException) -> str:
 
 
 # one flow
+
+INFORM = ("--help", "--help-all", "--version")
+
+
+def begin(name: str, argv: Sequence[str]) -> None:
+    """Print a run's first line and start its server, before the imports of the flow, which take seconds."""
+    first = "prefect" not in sys.modules
+    if first:
+        # collecting garbage takes a sixth of the imports' time, and a second at the end of the process
+        gc.disable()
+        atexit.register(gc.freeze)
+    if any(flag in argv for flag in INFORM):
+        return
+    from rich.text import Text
+
+    from lexloom.flows.local_server.early import start_early
+    from lexloom.tasks.display.console import show_starting, stderr
+
+    if first:
+        start_early()
+    given = [
+        word.removeprefix("--store=") if word.startswith("--store=") else following
+        for word, following in pairwise([*argv, ""])
+        if word == "--store" or word.startswith("--store=")
+    ]
+    store = Path(next(reversed(given), "") or os.environ.get("LEXLOOM_STORE") or "artifacts").absolute()
+    stderr.print(
+        Text(f"lexloom {name}", style="bold") + Text(f" · store {relative_to_here(store)}", style="dim")
+    )
+    show_starting()
+
 
 FLOWS = Group("Train a model", sort_key=0)
 
@@ -223,7 +261,18 @@ def parser_options(field: "FieldInfo") -> tuple[Any, dict[str, Any]]:
         return bool | None, {"negative": None}
     if get_origin(kind) is Literal:
         return kind | None, {}
-    return str | None, {"metavar": {int: "INT", float: "FLOAT"}.get(kind, "STR")}
+    return str | None, {"metavar": "|".join(metavars(kind))}
+
+
+def metavars(annotation: Any) -> list[str]:
+    """Return the names of a type's values for `--help`, such as ["INT", "auto"]."""
+    if get_origin(annotation) is Annotated:
+        return metavars(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [name for kind in get_args(annotation) for name in metavars(kind)]
+    if get_origin(annotation) is Literal:
+        return list(map(str, get_args(annotation)))
+    return [{int: "INT", float: "FLOAT"}.get(annotation, "STR")]
 
 
 def without_none(annotation: Any) -> Any:
@@ -247,20 +296,17 @@ def run_flow(
     entry: FlowEntry, config: "type[BaseModel]", given: dict[str, Any], verify: str | None, json: bool
 ) -> int:
     """Run a flow with the values of its flags, and print its result."""
-    from rich.text import Text
-
     from lexloom.flows.config import in_flags, parse
-    from lexloom.tasks.display.console import stderr
+    from lexloom.tasks.display.console import stderr, stop_starting
     from lexloom.tasks.display.formatting import counted
-    from lexloom.tasks.store.artifacts import Store
 
     if verify:
         os.environ["LEXLOOM_VERIFY"] = verify
     started = time.perf_counter()
     parameters = parse({tuple(name.split("__")): value for name, value in given.items()}, config)
-    store = f" · store {relative_to_here(Store().root)}"
-    stderr.print(Text(f"lexloom {entry.name}", style="bold") + Text(store, style="dim"))
     import_module("lexloom.flows.local_server.server").start_server()  # imported late: it takes seconds
+    gc.enable()
+    stop_starting()
     try:
         outcome = entry.flow()(parameters)
     except USER_ERRORS as error:

@@ -7,6 +7,8 @@ if __name__ == "__main__":  # before Prefect is imported, which reads its loggin
 
     sys.exit(main("window-lm"))
 
+from typing import Annotated
+
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
@@ -26,9 +28,9 @@ from lexloom.tasks.generate_samples import SamplesConfig, generate_samples
 from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
 from lexloom.tasks.pairs import PairsConfig, pairs
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
-from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.store.artifacts import Artifact, RunOnly
 from lexloom.tasks.subwords import SubwordsConfig, subwords
-from lexloom.tasks.train.run import Runner, Workers
+from lexloom.tasks.train.resources import Runner
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
 from lexloom.tasks.train_tokenizer import choose_encoding, find_encoding
@@ -38,10 +40,12 @@ __all__ = ["WindowLMFlowConfig", "highlights", "window_lm"]
 
 
 class TokenVectorsConfig(TrainWord2VecConfig):
-    """Training of the token vectors; it takes seconds, so it runs locally instead of on Ray by default."""
+    """Training of the token vectors; it takes seconds, so it runs locally even if there is a Ray cluster."""
 
-    workers: Workers = 1
-    runner: Runner = "local"
+    runner: Annotated[Runner, RunOnly()] = Field(
+        "local",
+        description="Runner, as in training; 'local' trains one worker in this process, without Ray.",
+    )
 
 
 class EveryTokenConfig(WindowsConfig):

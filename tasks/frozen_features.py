@@ -37,6 +37,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lexloom.models.device import find_device
 from lexloom.models.precision import Layer, is_bfloat16_faster
 from lexloom.models.sentiment.batching import group_by_length, map_in_threads, pad_batch
 from lexloom.models.sentiment.encoder_structure import max_text_length
@@ -58,6 +59,7 @@ SCHEMA = pa.schema(
 COLUMNS = tuple(SCHEMA.names)
 ROWS, FEATURES = "*.parquet", "features-*.safetensors"
 ACTIVATIONS, TOKENS = "activations", "tokens"
+GPU_USE: dict[str, bool | None] = {"auto": None, "cpu": False, "cuda": True}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -85,7 +87,7 @@ class FeaturesConfig(BaseModel):
         description="Data type of cached activations; bfloat16 is also used to compute them if it is faster."
         " No effect without the cache.",
     )
-    device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, RunOnly()] = Field(
         None, description="Device that computes the activations (default: the training device)."
     )
 
@@ -108,7 +110,7 @@ def frozen_features(
             lambda group: group.compute(extractor, scratch),
             groups,
             concurrent=False,
-            gpu=config.device == "cuda",
+            gpu=GPU_USE[config.device or "auto"],
         ) as computed,
         console.bar("features", total=sum(group.rows for group in groups)) as bar,
     ):
@@ -212,7 +214,7 @@ class FeatureExtractor:
 
     def __init__(self, folder: Path, config: FeaturesConfig) -> None:
         self._folder = folder
-        self._device = config.device or "cpu"
+        self._device = find_device(config.device or "auto")
         require_device(self._device)
         tokenizer = load_tokenizer(folder)
         # reports a backbone that can't be split before the features are computed

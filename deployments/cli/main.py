@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, Group
 
-from lexloom.flows.command import FLOWS, flow_command, new_app, run
+from lexloom.flows.command import FLOWS, begin, flow_command, new_app, run
 from lexloom.flows.registry import flows
 
 # group -> command -> (function in this folder, imported when the command runs; help)
@@ -39,6 +39,8 @@ def build_app(argv: Sequence[str]) -> App:
     app = new_app()
     for name, entry in flows().items():
         if name in argv:
+            if argv[0] == name:
+                begin(name, argv)
             app.command(flow_command(entry, everything="--help-all" in argv))
         else:
             app.command(App(name=name, help=f"{entry.purpose}.", group=FLOWS))

@@ -1,9 +1,10 @@
-"""Prefect's temporary server as a program: python -m lexloom.flows.local_server.program PORT.
+"""Prefect's temporary server as a program: python -m lexloom.flows.local_server.program PORT (or fd=NUMBER).
 
 It listens on loopback only, rejects cross-site requests, and exits when its parent exits, even if the parent
 is killed by SIGKILL: the parent holds the write end of the server's standard input, and the kernel closes it.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -11,25 +12,35 @@ import sys
 import time
 from threading import Thread
 
-import uvicorn
-from prefect.server.api.server import create_app
+from lexloom.flows.local_server.early import HOST
 
-from lexloom.flows.local_server.same_origin import SameOrigin
-
-HOST = "127.0.0.1"
 SHUTDOWN_SECONDS = 5
 TRY_ANOTHER_PORT = 3  # Prefect retries on another port after this exit status
 
 
-def main(port: int) -> int:
-    """Serve until SIGTERM or the end of standard input; return the exit status."""
-    bound = socket.socket()  # not listening yet: Prefect waits as long as connections are refused
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((HOST, port))
-    except OSError:
-        return TRY_ANOTHER_PORT
+def main(place: str) -> int:
+    """Serve at a port, or on a bound socket that was inherited, until SIGTERM or the end of standard input.
+
+    Return the exit status.
+    """
+    if place.startswith("fd="):
+        bound = socket.socket(fileno=int(place.removeprefix("fd=")))
+    else:
+        bound = socket.socket()  # not listening yet: Prefect waits as long as connections are refused
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((HOST, int(place)))
+        except OSError:
+            return TRY_ANOTHER_PORT
     Thread(target=end_with_parent, name="parent", daemon=True).start()
+    gc.disable()  # makes the imports a sixth faster
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    from lexloom.flows.local_server.same_origin import SameOrigin
+
+    gc.freeze()
+    gc.enable()
     app = SameOrigin(create_app(ephemeral=True, final=True), HOST)
     uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on")).run(sockets=[bound])
     return 0
@@ -45,4 +56,4 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(sys.argv[1]))

@@ -1,45 +1,14 @@
 """Prefect's temporary server, used when no Prefect API URL is configured."""
 
-import os
-import subprocess
-import sys
 import time
-from typing import Any
+from importlib import import_module
 
 import httpx
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
-PROGRAM = "lexloom.flows.local_server.program"
+from lexloom.flows.local_server import early
+
 ATTEMPTS, ANSWER_SECONDS, RETRY_SECONDS = 3, 4.0, 1.0
-
-
-class TemporaryServer(SubprocessASGIServer):
-    """Prefect's temporary server, with cross-site protection, which exits with its parent process.
-
-    It runs in its own session, because Ctrl-C in a terminal signals every process of the command; without its
-    server, a run retries for more than a minute and cannot report that it was stopped.
-    """
-
-    def _run_uvicorn_command(self) -> "subprocess.Popen[Any]":
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", PROGRAM, str(self.port)],
-            env={
-                **os.environ,
-                "PREFECT_SERVER_UI_ENABLED": "0",
-                "PREFECT__SERVER_EPHEMERAL": "1",
-                **get_current_settings().to_environment_variables(exclude_unset=True),
-            },
-            stdin=subprocess.PIPE,  # never written to; EOF tells the server that this process has exited
-            start_new_session=True,
-        )
-
-    def stop(self) -> None:
-        process = self.server_process
-        super().stop()
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
-        TemporaryServer()
 
 
 def start_server() -> None:
@@ -47,10 +16,14 @@ def start_server() -> None:
 
     Raises:
         ConnectionError: the configured Prefect server does not respond.
+        RuntimeError: the temporary server does not start.
     """
-    if needs_server():
-        SubprocessASGIServer().start()
-    elif url := get_current_settings().api.url:
+    url = get_current_settings().api.url
+    if early.started is not None and url == early.started.url:
+        early.started.wait()
+    elif needs_server():
+        import_module("lexloom.flows.local_server.temporary").SubprocessASGIServer().start()
+    elif url:
         require_server(url)
 
 
@@ -80,4 +53,4 @@ def needs_server() -> bool:
 
 
 if needs_server():
-    TemporaryServer()  # registers itself as the instance that Prefect starts for this process
+    import_module("lexloom.flows.local_server.temporary")  # slow, since it imports Prefect's server

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Column
 from rich.text import Text
 
@@ -59,6 +60,24 @@ def clipped(text: str, width: int) -> str:
 
 def warn(message: str) -> None:
     stderr.print(Text("warning: ", style="yellow") + Text(message))
+
+
+_starting: Status | None = None
+
+
+def show_starting() -> None:
+    """Show a spinner until `stop_starting`, in a terminal."""
+    global _starting
+    if stderr.is_terminal and _starting is None:
+        _starting = stderr.status(Text("starting", style="dim"))
+        _starting.start()
+
+
+def stop_starting() -> None:
+    global _starting
+    if _starting is not None:
+        _starting.stop()
+        _starting = None
 
 
 class Bar:

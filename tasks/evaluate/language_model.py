@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from rich.text import Text
 
+from lexloom.models.device import find_device
 from lexloom.models.language_model import LanguageModel
 from lexloom.models.ngram import KneserNey
 from lexloom.models.registry import find_family
@@ -60,8 +61,8 @@ class EvaluateLMConfig(BaseModel):
         ge=1,
         description="Approximate maximum number of held-out tokens to evaluate on, in evenly spaced windows.",
     )
-    device: Annotated[Literal["cpu", "cuda"], RunOnly()] = Field(
-        "cpu", description="Device that evaluates the model."
+    device: Annotated[Literal["auto", "cpu", "cuda"], RunOnly()] = Field(
+        "auto", description="Device that evaluates the model; 'auto' uses a GPU if this machine has one."
     )
 
 
@@ -123,8 +124,8 @@ def evaluate_lm(
     held_out = windows.files(VALIDATION)
     if not held_out:
         raise ValueError("no text was held out for evaluation: set validation_share above 0")
-    family = find_family(model.folder, "generate")
-    network: LanguageModel = family.load(model.folder, config.device)
+    family, device = find_family(model.folder, "generate"), find_device(config.device)
+    network: LanguageModel = family.load(model.folder, device)
     size = windows.facts["size"]
     assert isinstance(size, int)
     predicted = size - 1 if network.every_token else 1  # P
@@ -138,7 +139,7 @@ def evaluate_lm(
     with console.bar("evaluate_lm", total=rows) as bar, torch.inference_mode():
         for done, batch in spread_windows(held_out, size, step, max(1, LABELS_AT_ONCE // predicted)):
             inputs, label = torch.from_numpy(batch[:, :-1]), torch.from_numpy(batch[:, -1])
-            nats, best = network.predict(inputs.to(config.device), label.to(config.device), BEST)
+            nats, best = network.predict(inputs.to(device), label.to(device), BEST)
             labels = batch[:, -predicted:].reshape(-1)  # (B P,)
             tally.add(nats, best.reshape(-1, BEST).cpu().numpy(), labels)
             bytes_ += int(lengths[labels].sum())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from rich.text import Text
 
+from lexloom.models.device import find_device
 from lexloom.models.registry import TextClassifier, load_model
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
@@ -45,7 +46,7 @@ class EvaluateSentimentConfig(BaseModel):
     mistakes: int = Field(
         10, ge=0, le=1000, description="Number of most confident wrong predictions to keep for the report."
     )
-    device: Annotated[Literal["cpu", "cuda"] | None, RunOnly()] = Field(
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, RunOnly()] = Field(
         None, description="Device that runs the classifier (default: the training device)."
     )
 
@@ -137,7 +138,7 @@ def evaluate_sentiment(
         ValueError: there are no test reviews.
         ImportError: scikit-learn is not installed.
     """
-    classifier = load_model(model.folder, "classify", config.device or "cpu")
+    classifier = load_model(model.folder, "classify", find_device(config.device or "auto"))
     classifier.normalization = None  # the corpus is already normalized
     baseline, baseline_seconds = None, None
     if config.baseline_reviews:

@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import xxhash
 from pydantic import BaseModel, Field, JsonValue
@@ -50,8 +51,14 @@ FIRST_OF_STAGE = (
 )
 
 
+@dataclass(frozen=True)
 class RunOnly:
-    """Marks a config field that does not affect the result and is not part of the key."""
+    """Marks a config field that does not affect the result and is not part of the key.
+
+    `when` restricts this to the configs for which it returns true.
+    """
+
+    when: Callable[[Any], bool] = lambda config: True
 
 
 class Summary(BaseModel):
@@ -155,7 +162,7 @@ def canonical(config: BaseModel) -> dict[str, JsonValue]:
     values: dict[str, JsonValue] = {}
     dumped = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
-        if any(isinstance(mark, RunOnly) for mark in field.metadata):
+        if any(isinstance(mark, RunOnly) and mark.when(config) for mark in field.metadata):
             continue
         value = getattr(config, name)
         values[name] = canonical(value) if isinstance(value, BaseModel) else dumped[name]

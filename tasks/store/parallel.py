@@ -38,13 +38,14 @@ def fan_out(
     pieces: Iterable[Item],
     *,
     concurrent: bool = True,
-    gpu: bool = False,
+    gpu: bool | None = False,
 ) -> Iterator[Iterator[Result]]:
     """Yield an iterator over `function(piece)`, in order; errors get a note that names the piece.
 
     On a cluster, the function and the pieces are pickled, and each piece occupies one CPU, or one GPU with
-    `gpu`. In this process, pieces run in several threads; set `concurrent=False` if a single piece already
-    uses the whole machine. At the end of the block, also after an error, no piece is running.
+    `gpu` (None: if the cluster has GPUs). In this process, pieces run in several threads; set
+    `concurrent=False` if a single piece already uses the whole machine. At the end of the block, also after
+    an error, no piece is running.
     """
     address = _cluster.get()
     named = partial(call_with_note, function)

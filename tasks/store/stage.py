@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from errno import EDQUOT, ENOSPC
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Protocol, cast, get_args, runtime_checkable
 
 from prefect import State, Task
 from prefect.logging import get_run_logger
@@ -113,6 +113,14 @@ def record_stages() -> Iterator[list[StageRecord]]:
             _run.reset(token)
 
 
+@runtime_checkable
+class MeasuresMachine(Protocol):
+    """A config with values that depend on the machine or the cluster."""
+
+    def measured(self) -> BaseModel:
+        """Return the config with those of the values that are part of the key."""
+
+
 class Stage:
     """A stage, callable from a flow with its input artifacts and its config; returns the `Artifact`."""
 
@@ -148,6 +156,8 @@ class Stage:
             raise TypeError(
                 f"stage {self.name} takes {', '.join(self.input_names)}, got {len(inputs)} inputs"
             )
+        if isinstance(config, MeasuresMachine):
+            config = config.measured()
         record = f"{self.name}-{self.key(inputs, config)}.json"
         run = self.task.with_options(task_run_name=self.name, result_storage_key=record)
         state = cast("State[Artifact]", run(inputs, config, return_state=True))

@@ -8,9 +8,9 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Tag, model_validator
 from torch import Tensor
 
 from lexloom.models.precision import Precision
@@ -21,6 +21,20 @@ from lexloom.tasks.store.activity import CHECKPOINTS
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, canonical, digest_key
 from lexloom.tasks.store.parallel import import_in_thread
 from lexloom.tasks.store.stage import Input
+from lexloom.tasks.train.resources import (
+    AUTO,
+    MAX_THREADS,
+    REQUESTS,
+    Auto,
+    Choice,
+    Device,
+    NumberOrAuto,
+    Request,
+    Resources,
+    Runner,
+    Threads,
+    choose_resources,
+)
 from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 from lexloom.training.interrupt import run_interruptibly
 from lexloom.training.job import Job, TrainState
@@ -41,23 +55,8 @@ ACCOUNTS = ("data", "compute", "sync", "evaluation", "checkpoint")
 
 Epochs = Annotated[int, Field(ge=1, description="Number of passes over the training examples.")]
 BatchSize = Annotated[int, Field(ge=1, description="Global batch size: examples per step, over all workers.")]
-Workers = Annotated[
-    int,
-    Field(
-        ge=1,
-        le=MAX_LANES,
-        description="Number of data-parallel workers, each with a replica of the model; 1 with the local"
-        " runner.",
-    ),
-]
-Runner = Annotated[
-    Literal["ray", "local"],
-    RunOnly(),
-    Field(
-        description="'ray' trains on Ray Train workers; 'local' trains one worker in this process, without"
-        " Ray."
-    ),
-]
+# averaged replicas depend on their number; averaged gradients only in the order of sums and dropout
+unless_replicas_differ = RunOnly(when=lambda config: getattr(config, "sync", "all_reduce") == "all_reduce")
 SyncPeriod = Annotated[
     int, Field(ge=1, description="Number of steps between synchronizations (average and diloco).")
 ]
@@ -84,22 +83,32 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: Epochs = 5
-    workers: Workers = 2
-    min_workers: int | None = Field(
+    workers: Annotated[
+        Annotated[int, Tag("number"), Field(ge=1, le=MAX_LANES)] | Auto,
+        NumberOrAuto,
+        Choice(),
+        unless_replicas_differ,
+    ] = Field(
+        AUTO,
+        description="Number of data-parallel workers, each with a replica of the model. 'auto' is one on this"
+        " machine (one per GPU if it has several), and as many as fit on Ray.",
+    )
+    min_workers: Annotated[int | None, RunOnly()] = Field(
         None,
         ge=1,
         le=MAX_LANES,
         description="Minimum number of workers; training uses fewer workers while the cluster has no room for"
-        " all. If not given, all are required.",
+        " all. If not given, a given number of workers is required, and one of 'auto'.",
     )
-    threads: int = Field(
-        1,
-        ge=1,
-        le=256,
-        description="Threads per worker; more than one is faster on a CPU, but not bit-for-bit reproducible.",
+    threads: Annotated[Threads, RunOnly()] = Field(
+        AUTO,
+        description="CPU threads per worker; 'auto' divides the CPUs among the workers. On the result, the"
+        " number only has the effect of rounding. No effect on a GPU.",
     )
-    device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="Training device; with 'cuda', each worker uses one GPU."
+    device: Annotated[Device, RunOnly()] = Field(
+        AUTO,
+        description="Training device; with 'cuda', each worker uses one GPU. 'auto' uses the GPUs, if there"
+        " are any.",
     )
     max_steps: int | None = Field(None, ge=1, description="Maximum number of steps.")
     max_seconds: float | None = Field(
@@ -126,11 +135,15 @@ class TrainConfig(BaseModel):
     seed: int = Field(
         1, ge=0, description="Random seed for initialization, the order of examples and all other randomness."
     )
-    runner: Runner = "ray"
+    runner: Annotated[Runner, RunOnly()] = Field(
+        AUTO,
+        description="'ray' trains on Ray Train workers, 'local' one worker in this process, without Ray."
+        " 'auto' uses Ray for several workers and on a cluster.",
+    )
     ray_address: Annotated[str, RunOnly()] = Field(
         "",
         description="Address of the Ray cluster for training and text processing; 'auto' finds a running one."
-        " If not given, RAY_ADDRESS is used, or else Ray is started on this machine.",
+        " If not given, RAY_ADDRESS is used, or else this machine is used.",
     )
     checkpoint_every: Annotated[int | None, RunOnly()] = Field(
         None, ge=1, description="Number of steps between checkpoints, in addition to the time-based ones."
@@ -141,30 +154,36 @@ class TrainConfig(BaseModel):
         description="Seconds between checkpoints; longer if checkpoints take over 2% of the training time.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def local_is_one_worker(cls, values: Any) -> Any:
-        """Default to one worker with the local runner."""
-        if isinstance(values, dict) and values.get("runner") == "local":
-            return {"workers": 1, **values}
-        return values
-
     @model_validator(mode="after")
     def workers_fit(self) -> Self:
-        if self.min_workers is not None and self.min_workers > self.workers:
+        if self.min_workers is not None and isinstance(self.workers, int) and self.min_workers > self.workers:
             raise ValueError(
                 f"min_workers {self.min_workers} exceeds the {counted(self.workers, 'workers')}: lower it"
             )
-        if self.runner == "local" and self.workers != 1:
-            raise ValueError(
-                f"the local runner has one worker, not {self.workers}: use --workers 1, or --runner ray"
-            )
         return self
+
+    def resources(
+        self, most_workers: int = MAX_LANES, most_threads: Callable[[int], int] = lambda workers: MAX_THREADS
+    ) -> Resources:
+        """Measure this machine or the cluster, and choose what the run uses (`choose_resources`)."""
+        return choose_resources(cast(Request, self), most_workers, most_threads=most_threads)
+
+    def measured(self) -> Self:
+        """Return the config with the measured values that are part of the key."""
+        of_the_key = canonical(self).keys()
+        names = [name for name in REQUESTS if name in of_the_key and getattr(self, name) == AUTO]
+        if not names:
+            return self
+        chosen = self.resources()
+        update = {name: getattr(chosen, name) for name in names}
+        if "workers" in names and self.min_workers is None:
+            update["min_workers"] = chosen.min_workers
+        return self.model_copy(update=update)
 
     @property
     def cluster(self) -> str:
         """The address of the Ray cluster: ray_address, or RAY_ADDRESS; empty for this machine."""
-        return (self.ray_address or os.environ.get("RAY_ADDRESS", "")) if self.runner == "ray" else ""
+        return (self.ray_address or os.environ.get("RAY_ADDRESS", "")) if self.runner != "local" else ""
 
     def stopping(self) -> Stopping:
         return Stopping(
@@ -199,7 +218,7 @@ class GradientTrainConfig(TrainConfig):
 
     @model_validator(mode="after")
     def workers_fit_the_batch(self) -> Self:
-        if self.workers > self.lanes:
+        if isinstance(self.workers, int) and self.workers > self.lanes:
             raise ValueError(
                 f"{self.workers} workers need a batch_size of at least {round_up_to_power(self.workers)}, not"
                 f" {self.batch_size}: raise it, or use at most {counted(self.lanes, 'workers')}"
@@ -210,6 +229,11 @@ class GradientTrainConfig(TrainConfig):
     def strategy_fits(self) -> Self:
         self.synchronisation()
         return self
+
+    def resources(
+        self, most_workers: int = MAX_LANES, most_threads: Callable[[int], int] = lambda workers: MAX_THREADS
+    ) -> Resources:
+        return super().resources(min(self.lanes, most_workers), most_threads)
 
     @property
     def lanes(self) -> int:
@@ -239,6 +263,7 @@ def round_up_to_power(number: int) -> int:
 
 def plan_job(
     config: TrainConfig,
+    resources: Resources,
     make_trainable: Callable[[], Trainable],
     examples: Artifact,
     columns: tuple[str, ...],
@@ -267,7 +292,7 @@ def plan_job(
         "checkpoint_every": config.checkpoint_every,
         "checkpoint_seconds": config.checkpoint_seconds,
         "seed": config.seed,
-        "device": config.device,
+        "device": resources.device,
         "validation": tuple(examples.files(VALIDATION)),
         "evaluate_every": config.evaluate_every,
         "sample": sample,
@@ -281,8 +306,8 @@ def plan_job(
     return Job(**(fields | own))
 
 
-def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Run a job with the config's runner; return its metrics and the tensors of the trainable.
+def run_job(job: Job, resources: Resources, unit: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Run a job; return its metrics and the tensors of the trainable.
 
     If examples are held out, the tensors are those of the step with the lowest validation loss; otherwise of
     the last step. An interrupted run (SIGINT, SIGTERM, cancellation) prints what the next run resumes from.
@@ -292,16 +317,18 @@ def run_job(job: Job, config: TrainConfig, unit: str) -> tuple[dict[str, Any], d
     found = checkpoints.load()
     if found is not None:
         note(f"resumes from the checkpoint of step {found.state['step']:,}")
-    starting = "" if config.runner == "local" else f"starting {counted(config.workers, 'Ray workers')}"
+    note(resources.describe())
+    starting = "" if resources.runner == "local" else f"starting {counted(resources.workers, 'Ray workers')}"
     try:
         with show_progress(unit, starting) as on_progress:
-            if config.runner == "local":
+            if resources.runner == "local":
                 train_here(job, on_progress, note)
             else:
                 import_in_thread("lexloom.training.ray.trainer").train_on_ray(
                     job,
-                    workers=(config.min_workers or config.workers, config.workers),
-                    address=config.cluster or None,
+                    workers=(resources.min_workers, resources.workers),
+                    cpus=resources.cpus,
+                    address=resources.cluster or None,
                     verbose=bool(os.environ.get("LEXLOOM_VERBOSE")),
                     on_progress=on_progress,
                     on_note=note,

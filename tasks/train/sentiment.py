@@ -80,6 +80,7 @@ def train_sentiment(
         from_activations=read.cache_features,
     )
     weights = balanced_weights(read_label_counts(features)) if config.class_weights == "balanced" else None
+    resources = config.resources()
     make_trainable = partial(
         TorchTrainable,
         make_part,
@@ -87,12 +88,12 @@ def train_sentiment(
         partial(make_optimizer, learning_rate=config.learning_rate, weight_decay=config.weight_decay),
         schedule=partial(linear, warm_up=config.warm_up),
         clip=CLIP,
-        threads=config.threads if config.device == "cpu" else None,
+        threads=resources.threads if resources.device == "cpu" else None,
         seed=config.seed,
     )
     sync = config.synchronisation()
-    job = plan_job(config, make_trainable, features, COLUMNS, [backbone], scratch, sync)
-    metrics, tensors = run_job(job, config, unit="reviews")
+    job = plan_job(config, resources, make_trainable, features, COLUMNS, [backbone], scratch, sync)
+    metrics, tensors = run_job(job, resources, unit="reviews")
     names = make_part().names
     trained = network_tensors(tensors)
     parameters = {names[name]: trained[name] for name in names}

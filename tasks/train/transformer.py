@@ -34,6 +34,7 @@ from lexloom.tasks.train.outputs import (
     select_facts,
     summarize,
 )
+from lexloom.tasks.train.resources import Resources
 from lexloom.tasks.train.run import GradientTrainConfig, MatrixPrecision, plan_job, run_job
 from lexloom.training.schedules import warm_up_stable_decay
 from lexloom.training.torch_trainable import TorchTrainable
@@ -187,10 +188,13 @@ def train_transformer(
         )
     tokenizer = read_tokenizer(tokens)
     network = config.network(round_up_vocabulary(tokenizer.size), tokenizer.end_of_text)
-    make = partial(make_trainable, network, config)
+    resources = config.resources()
+    make = partial(make_trainable, network, config, resources)
     sample = partial(sample_in_training, tokens.folder / TOKENIZER, make_decoder)
-    job = plan_job(config, make, windows, COLUMNS, [tokens], scratch, config.synchronisation(), sample)
-    metrics, tensors = run_job(job, config, unit="windows")
+    job = plan_job(
+        config, resources, make, windows, COLUMNS, [tokens], scratch, config.synchronisation(), sample
+    )
+    metrics, tensors = run_job(job, resources, unit="windows")
     model = restore(Transformer(network), tensors)
     metrics = add_token_metrics(metrics, windows, config.context)
     save(model, out, tokens.normalization)
@@ -206,7 +210,9 @@ def round_up_vocabulary(vocabulary: int) -> int:
     return vocabulary if vocabulary < ROUND_ABOVE else -(-vocabulary // ROUND_TO) * ROUND_TO
 
 
-def make_trainable(network: TransformerConfig, config: TrainTransformerConfig) -> TorchTrainable:
+def make_trainable(
+    network: TransformerConfig, config: TrainTransformerConfig, resources: Resources
+) -> TorchTrainable:
     """Return the trainable for the training loop."""
     optimizer = OptimizerConfig(
         config.optimizer,
@@ -215,11 +221,11 @@ def make_trainable(network: TransformerConfig, config: TrainTransformerConfig) -
         config.momentum,
         weight_decay=config.weight_decay,
     )
-    compiled = config.compile == "on" or (config.compile == "auto" and config.device == "cuda")
-    rows = config.micro_batch or -(-config.batch_size // config.workers)
+    compiled = config.compile == "on" or (config.compile == "auto" and resources.device == "cuda")
+    rows = config.micro_batch or -(-config.batch_size // resources.workers)
     layer = Layer(rows * config.context, network.width, network.ffn_dim)
     return TorchTrainable(
-        partial(make_network, network, config.device if compiled else None),
+        partial(make_network, network, resources.device if compiled else None),
         next_token_loss,
         partial(make_transformer_optimizer, optimizer),
         schedule=partial(
@@ -228,7 +234,7 @@ def make_trainable(network: TransformerConfig, config: TrainTransformerConfig) -
         micro_batch=config.micro_batch,
         clip=config.clip,
         bfloat16=partial(use_bfloat16, config.precision, layer),
-        threads=config.threads,
+        threads=resources.threads,
         seed=config.seed,
     )
 

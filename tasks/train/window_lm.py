@@ -143,7 +143,8 @@ def train_window_lm(
     )
     _, counts = read_vocabulary(tokens)
     make_model = partial(new_model, shape, embeddings, torch.from_numpy(counts.copy()))
-    layer = Layer(-(-config.batch_size // config.workers), shape.context * shape.dim, shape.width)
+    resources = config.resources()
+    layer = Layer(-(-config.batch_size // resources.workers), shape.context * shape.dim, shape.width)
     make_trainable = partial(
         TorchTrainable,
         make_model,
@@ -151,13 +152,13 @@ def train_window_lm(
         partial(make_optimizer, config.learning_rate, config.weight_decay),
         schedule=partial(linear, warm_up=config.warm_up),
         bfloat16=partial(use_bfloat16, config.precision, layer),
-        threads=config.threads,
+        threads=resources.threads,
         seed=config.seed,
     )
     others, sync = [embeddings, tokens], config.synchronisation()
     sample = partial(sample_in_training, tokens.folder / TOKENIZER, WindowDecoder)
-    job = plan_job(config, make_trainable, windows, COLUMNS, others, scratch, sync, sample)
-    metrics, tensors = run_job(job, config, unit="windows")
+    job = plan_job(config, resources, make_trainable, windows, COLUMNS, others, scratch, sync, sample)
+    metrics, tensors = run_job(job, resources, unit="windows")
     model = restore(make_model(), tensors)
     model.save(out, {**canonical(config), **tokens.normalization})
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
 from lexloom.models.registry import KIND
 from lexloom.models.word2vec.family import FAMILY
@@ -26,6 +26,7 @@ from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.tokens import count_documents, training_files
 from lexloom.tasks.train.outputs import describe_training, save_records, summarize, write_json
+from lexloom.tasks.train.resources import AUTO, Auto, Choice, Device, NumberOrAuto, Threads
 from lexloom.tasks.train.run import MAX_WORKERS, TRAIN, VALIDATION, TrainConfig, plan_job, run_job
 from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.grid_stream import DrawnEpisodes, GridStream, StoredEpisodes
@@ -41,22 +42,31 @@ class TrainWord2VecConfig(TrainConfig):
     """Skip-gram with negative sampling (Mikolov et al., 2013)."""
 
     # the result is the same for any number of workers and threads
-    workers: Annotated[int, RunOnly()] = Field(
-        2,
-        ge=1,
-        le=MAX_WORKERS,
+    workers: Annotated[
+        Annotated[int, Tag("number"), Field(ge=1, le=MAX_WORKERS)] | Auto, NumberOrAuto, Choice(), RunOnly()
+    ] = Field(
+        AUTO,
         description="Number of workers, each of which trains the words of its own parts of the vocabulary; no"
-        " more than there are parts. It does not affect the result. 1 with the local runner.",
+        " more than there are parts. It does not affect the result. 'auto' is one on this machine (one per"
+        " GPU if it has several), and as many as fit on Ray.",
     )
     min_workers: Annotated[int | None, RunOnly()] = Field(
         None,
         ge=1,
         le=MAX_WORKERS,
         description="Minimum number of workers; training uses fewer workers while the cluster has no room for"
-        " all. If not given, all are required.",
+        " all. If not given, a given number of workers is required, and one of 'auto'.",
     )
-    threads: Annotated[int, RunOnly()] = Field(
-        1, ge=1, le=256, description="CPU threads per worker. The number does not affect the result."
+    threads: Annotated[Threads, RunOnly()] = Field(
+        AUTO,
+        description="CPU threads per worker; 'auto' divides the CPUs among the workers. The number does not"
+        " affect the result. No effect on a GPU.",
+    )
+    # part of the key: a GPU's concurrent runs of pairs do not see each other's updates
+    device: Device = Field(
+        AUTO,
+        description="Training device; with 'cuda', each worker uses one GPU. 'auto' uses the GPUs, if there"
+        " are any.",
     )
     # checkpoints of word vectors are short
     checkpoint_seconds: Annotated[float, RunOnly()] = Field(
@@ -76,7 +86,7 @@ class TrainWord2VecConfig(TrainConfig):
         ge=1,
         description="Number of runs of pairs that a GPU processes concurrently. More are faster, but too many"
         " degrade the vectors, because concurrent runs do not see each other's updates; if not given, the"
-        " largest number that does not.",
+        " largest number that does not. No effect on a CPU.",
     )
     save_context: bool = Field(
         False,
@@ -85,18 +95,12 @@ class TrainWord2VecConfig(TrainConfig):
     )
 
     @model_validator(mode="after")
-    def rates_fall_and_devices_fit(self) -> Self:
+    def rates_fall(self) -> Self:
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}:"
                 " lower it"
             )
-        if self.threads > 1 and self.device == "cuda":
-            raise ValueError(
-                "threads only apply to a CPU: omit --threads with --device cuda (use --programs)"
-            )
-        if self.programs is not None and self.device != "cuda":
-            raise ValueError("programs only apply to a GPU: use --device cuda, or omit --programs")
         return self
 
     def reading(self, pairs: PairsConfig) -> "TrainWord2VecConfig":
@@ -139,15 +143,16 @@ def train_word2vec(
         grid = Grid(len(counts), cast(int, pairs.facts["parts"]))
         files, validation = tuple(pairs.files(TRAIN)), tuple(pairs.files(VALIDATION))
         open_stream = partial(open_stored, pairs.folder, grid)
-    if config.workers > grid.parts:
+    # a worker trains the blocks of its parts at the same time
+    resources = config.resources(grid.parts, most_threads=lambda workers: -(-grid.parts // workers))
+    if isinstance(config.workers, int) and config.workers > grid.parts:
         console.note(
             "training",
             f"only {grid.parts} of {config.workers} workers train, since the vocabulary has"
             f" {counted(grid.parts, 'parts')} (--parts)",
         )
-        config = config.model_copy(
-            update={"workers": grid.parts, "min_workers": min(config.min_workers or grid.parts, grid.parts)}
-        )
+    if config.programs is not None and resources.device == "cpu":
+        console.note("training", "programs has no effect on a CPU")
     make_model = partial(
         Word2Vec,
         read_noise(noise),
@@ -157,16 +162,17 @@ def train_word2vec(
         learning_rate=config.learning_rate,
         min_learning_rate=config.min_learning_rate,
         seed=config.seed,
-        threads=config.threads,
+        threads=resources.threads,
         programs=config.programs,
     )
     job = plan_job(
-        *(config, make_model, pairs, columns, [noise, vocabulary], scratch, SyncConfig("rotation")),
+        *(config, resources, make_model, pairs, columns, [noise, vocabulary], scratch),
+        sync=SyncConfig("rotation"),
         files=files,
         validation=validation,
         open_stream=open_stream,
     )
-    metrics, tensors = run_job(job, config, unit)
+    metrics, tensors = run_job(job, resources, unit)
     metrics["unit"] = unit
     table = assemble(VECTORS, tensors, grid, config.dim)
     if not config.save_context:

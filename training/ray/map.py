@@ -19,10 +19,11 @@ Result = TypeVar("Result")
 
 
 def map_on_nodes(
-    function: Callable[[Item], Result], items: Iterable[Item], *, gpu: bool = False
+    function: Callable[[Item], Result], items: Iterable[Item], *, gpu: bool | None = False
 ) -> Generator[Result]:
-    """Yield `function(item)` for every item in order, each computed on one CPU (and one GPU) of the joined
-    cluster.
+    """Yield `function(item)` for every item in order, each computed on one CPU of the joined cluster.
+
+    With `gpu`, each also occupies a GPU; None means: if the cluster has GPUs.
 
     Few results are held at any time. If the generator is closed early, running tasks are cancelled.
 
@@ -31,6 +32,7 @@ def map_on_nodes(
         RuntimeError: an item's process was lost repeatedly.
     """
     cluster = ray.cluster_resources()
+    gpu = "GPU" in cluster if gpu is None else gpu
     max_tasks = TASKS_PER_CPU * max(1, int(cluster.get("GPU" if gpu else "CPU", 1)))
     task = ray.remote(call_function).options(
         num_cpus=1, num_gpus=int(gpu), max_retries=RETRIES, scheduling_strategy="SPREAD"

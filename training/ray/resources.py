@@ -9,45 +9,52 @@ from math import ceil
 Resources = Mapping[str, float]
 
 
-def worker_resources(workers: int, device: str, cluster: Resources) -> tuple[dict[str, float], str]:
+def worker_resources(
+    workers: int, device: str, cluster: Resources, cpus: int = 1
+) -> tuple[dict[str, float], str]:
     """Return the resources that each worker reserves, and the torch.distributed backend.
 
-    NCCL requires a GPU per worker; workers that share a GPU use gloo.
+    A worker without a GPU reserves `cpus` CPUs, so that Ray places it where they are. NCCL requires a GPU per
+    worker; workers that share a GPU use gloo.
     """
     if device != "cuda":
-        return {"CPU": 1}, "gloo"
+        return {"CPU": cpus}, "gloo"
     sharing = ceil(workers / int(cluster["GPU"]))
     return {"CPU": 1, "GPU": 1 / sharing}, "nccl" if sharing == 1 else "gloo"
 
 
-def check_capacity(workers: int, device: str, cluster: Resources) -> None:
+def check_capacity(workers: int, device: str, cluster: Resources, cpus: int = 1) -> None:
     """Raise a ValueError if the cluster can't hold the workers even when it is idle."""
-    cpus = int(cluster.get("CPU", 0))
-    if workers > cpus:
+    found = int(cluster.get("CPU", 0))
+    if workers * cpus > found:
+        needed = "one CPU" if cpus == 1 else f"{cpus} CPUs"
         raise ValueError(
-            f"{workers} workers need one CPU each, but the Ray cluster has {cpus}: use fewer workers, or set"
-            " --min-workers"
+            f"{workers} workers need {needed} each, but the Ray cluster has {found}: use fewer workers, or"
+            " set --min-workers"
         )
     if device == "cuda" and cluster.get("GPU", 0) < 1:
         raise ValueError("the Ray cluster has no GPU: train on the CPU, or use a cluster that has one")
 
 
-def worker_capacity(device: str, resources: Resources) -> int:
+def worker_capacity(device: str, resources: Resources, cpus: int = 1) -> int:
     """Return the number of workers that fit into the resources, each with its own GPU on "cuda"."""
-    return int(min(resources.get(name, 0) for name in resource_names(device)))
+    each = {"CPU": cpus, "GPU": 1}
+    return int(min(resources.get(name, 0) // each[name] for name in resource_names(device)))
 
 
 def resource_names(device: str) -> list[str]:
     return ["CPU", "GPU"] if device == "cuda" else ["CPU"]
 
 
-def available_workers(minimum: int, maximum: int, device: str, cluster: Resources, free: Resources) -> int:
+def available_workers(
+    minimum: int, maximum: int, device: str, cluster: Resources, free: Resources, cpus: int = 1
+) -> int:
     """Return the number of workers, up to `maximum`, that fit into the `free` resources.
 
     Raises:
         ValueError: fewer than `minimum` fit.
     """
-    fitting = worker_capacity(device, free)
+    fitting = worker_capacity(device, free, cpus)
     if fitting < minimum:
         busy = [
             f"{cluster[name] - free.get(name, 0):g} of {cluster[name]:g} {name}s"

@@ -31,7 +31,9 @@ OBJECT_STORE_BYTES = 80 * 1024 * 1024  # Ray's minimum: workers read their data 
 logger = logging.getLogger("lexloom.ray")
 
 
-def wait_for_room(minimum: int, maximum: int, device: str, on_note: Callable[[str], None]) -> int:
+def wait_for_room(
+    minimum: int, maximum: int, device: str, on_note: Callable[[str], None], cpus: int = 1
+) -> int:
     """Wait for free resources; return the number of workers, up to `maximum`, that they suffice for.
 
     A busy cluster gets `CLEANUP_SECONDS` to free the resources of the previous worker group; one that has
@@ -44,10 +46,10 @@ def wait_for_room(minimum: int, maximum: int, device: str, on_note: Callable[[st
     while True:
         cluster, free = ray.cluster_resources(), ray.available_resources()
         try:
-            check_capacity(minimum, device, cluster)
-            return available_workers(minimum, maximum, device, cluster, free)
+            check_capacity(minimum, device, cluster, cpus)
+            return available_workers(minimum, maximum, device, cluster, free, cpus)
         except ValueError:
-            too_small = worker_capacity(device, cluster) < minimum
+            too_small = worker_capacity(device, cluster, cpus) < minimum
             if time.monotonic() - started > (NODE_SECONDS if too_small else CLEANUP_SECONDS):
                 raise
         if too_small and not noted:
@@ -111,6 +113,12 @@ def ray_runtime(
     finally:
         finished.set()
         ended.wait()  # not join(): a signal may have interrupted start()
+
+
+def measure_nodes(address: str, verbose: bool) -> list[dict[str, float]]:
+    """Connect to a cluster, and return the resources of each node: {"CPU": 16.0, "GPU": 2.0, ...}."""
+    with ray_runtime(1, address, verbose):
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def is_authentication_error(error: BaseException) -> bool:

@@ -59,6 +59,7 @@ def train_on_ray(
     job: Job,
     *,
     workers: int | tuple[int, int],
+    cpus: int = 1,
     address: str | None = None,
     verbose: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
@@ -70,6 +71,7 @@ def train_on_ray(
         workers: their number, or (min, max): as many as the cluster has room for, and more or fewer from the
             newest checkpoint on when nodes join or leave. If a lost node leaves too few CPUs or GPUs for the
             minimum, the run waits `NODE_SECONDS` for another node.
+        cpus: the number of CPUs that each worker on the CPU reserves.
         address: of a Ray cluster to join; None starts a runtime on this machine for the call.
         on_note: receives messages about the Ray runtime and lost workers.
 
@@ -86,14 +88,14 @@ def train_on_ray(
     if not 1 <= minimum <= maximum:
         raise ValueError(f"workers is {workers}: the minimum must be at least 1, and at most the maximum")
     with ray_runtime(minimum, address, verbose, on_note):
-        check_capacity(minimum, job.device, ray.cluster_resources())
+        check_capacity(minimum, job.device, ray.cluster_resources(), cpus)
         with relay_progress(job.checkpoints.parent / PROGRESS, on_progress):
             checkpoints = Checkpoints(job.checkpoints, job.fingerprint)
             attempts, last_error, limit = 0, None, maximum
             while True:
                 before = set(job.checkpoints.glob("step-*"))
                 try:
-                    fit(job, minimum, limit, on_note)
+                    fit(job, minimum, limit, on_note, cpus)
                     return
                 except (WorkerGroupError, ControllerError) as failure:
                     if (error := find_training_error(failure)) is not None:
@@ -117,8 +119,8 @@ def train_on_ray(
                         )
                         on_note(f"{describe_loss(failure)}; {again}")
                         continue
-                    fitting = wait_for_room(minimum, maximum, job.device, on_note)
-                    if fitting < min(maximum, worker_capacity(job.device, ray.cluster_resources())):
+                    fitting = wait_for_room(minimum, maximum, job.device, on_note, cpus)
+                    if fitting < min(maximum, worker_capacity(job.device, ray.cluster_resources(), cpus)):
                         limit = fitting  # Ray Train does not know about other jobs
                         on_note(f"the Ray cluster is busy: continuing with at most {limit} workers")
 
@@ -134,7 +136,7 @@ class Trainer(DataParallelTrainer):
         return [each for each in super()._create_default_callbacks() if not isinstance(each, unused)]
 
 
-def fit(job: Job, minimum: int, maximum: int, on_note: Callable[[str], None]) -> None:
+def fit(job: Job, minimum: int, maximum: int, on_note: Callable[[str], None], cpus: int = 1) -> None:
     """Train with one group of workers, from the newest checkpoint to the end.
 
     Ray Train runs in a thread, where it does not install its SIGINT handler, which would end this process
@@ -144,7 +146,7 @@ def fit(job: Job, minimum: int, maximum: int, on_note: Callable[[str], None]) ->
     """
     lease = job.checkpoints.parent / LEASE
     lease.unlink(missing_ok=True)  # left by an older run
-    resources, backend = worker_resources(minimum, job.device, ray.cluster_resources())
+    resources, backend = worker_resources(minimum, job.device, ray.cluster_resources(), cpus)
     elastic = minimum < maximum
     with tempfile.TemporaryDirectory(
         dir=job.checkpoints.parent, prefix="ray-", ignore_cleanup_errors=True

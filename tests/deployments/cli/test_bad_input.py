@@ -68,7 +68,6 @@ def write_bytes(content: bytes) -> Callable[[Path], str]:
         (broken_gzip, [], "text.txt.gz"),
         (write_text, ["--min-count", "1000"], "lower --min-count or use more text"),
         (write_bytes(b"word\n" * 9), ["--subsample", "0"], "no pairs can be generated from 9 documents"),
-        (write_text, ["--workers", "2"], "the local runner has one worker, not 2"),
         (write_text, ["--learning-rate", "0.00001"], "--min-learning-rate 0.0001 is above --learning-rate"),
         (write_text, ["--similarity", "nothing.tsv"], "the similarity file nothing.tsv does not exist"),
         (lambda _: "hf:", [], "hf:"),

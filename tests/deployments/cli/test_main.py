@@ -172,19 +172,24 @@ def test_verifying_a_store_that_does_not_exist_fails(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("flow", flows())
-def test_a_local_run_has_one_worker(flow: str) -> None:
-    def workers(*given: str) -> int:
-        config: Any = config_of(flow, *given)
-        return config.train.workers
+def test_the_machine_is_measured_by_default(flow: str) -> None:
+    def choices(*given: str) -> tuple[Any, ...]:
+        train = config_of(flow, *given).train  # type: ignore[attr-defined]
+        return train.workers, train.threads, train.device, train.runner
 
-    assert workers("--runner", "local") == workers("--runner", "local", "--workers", "1") == 1
-    assert workers() == workers("--runner", "ray") == 2
-    assert workers("--workers", "3") == 3
+    assert choices() == ("auto",) * 4
+    assert (
+        choices("--workers", "auto", "--threads", "auto", "--device", "auto", "--runner", "auto") == choices()
+    )
+    assert choices("--workers", "3", "--threads", "2") == (3, 2, "auto", "auto")
+    assert choices("--runner", "local", "--workers", "2") == (2, "auto", "auto", "local"), "not an error"
 
 
-def test_a_local_run_with_more_workers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    said = complaint(capsys, "word2vec", "--runner", "local", "--workers", "2")
-    assert said == "error: the local runner has one worker, not 2: use --workers 1, or --runner ray"
+def test_help_shows_that_a_number_may_be_auto(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["word2vec", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--workers" in shown
+    assert "[default: auto]" in shown
 
 
 @pytest.mark.parametrize(
@@ -194,8 +199,14 @@ def test_a_local_run_with_more_workers_is_refused(capsys: pytest.CaptureFixture[
             ["word2vec", "--min-workers", "2", "--workers", "1"],
             "--min-workers 2 exceeds the 1 worker: lower",
         ),
-        (["window-lm", "--vectors-min-workers", "2"], "--vectors-min-workers 2 exceeds the 1 worker"),
-        (["window-lm", "--min-workers", "3"], "error: --min-workers 3 exceeds the 2 workers"),
+        (
+            ["window-lm", "--vectors-min-workers", "2", "--vectors-workers", "1"],
+            "--vectors-min-workers 2 exceeds the 1 worker",
+        ),
+        (
+            ["window-lm", "--min-workers", "3", "--workers", "2"],
+            "error: --min-workers 3 exceeds the 2 workers",
+        ),
         (["word2vec", "--min-learning-rate", "0.5"], "--min-learning-rate 0.5 is above --learning-rate 0.05"),
         (
             ["sentiment", "--test-share", "0"],

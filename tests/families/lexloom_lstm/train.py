@@ -34,6 +34,7 @@ def train_lstm_lm(
     """Train on windows of context + 1 tokens and write the model folder."""
     tokenizer = read_tokenizer(tokens)
     make_network = partial(LSTM, tokenizer.size, config.width, config.depth)
+    resources = config.resources()
     make_trainable = partial(
         TorchTrainable,
         make_network,
@@ -41,12 +42,13 @@ def train_lstm_lm(
         partial(make_optimizer, config.learning_rate),
         schedule=partial(linear, warm_up=0.02),
         clip=1.0,
-        threads=config.threads,
+        threads=resources.threads,
         seed=config.seed,
     )
     sample = partial(sample_in_training, tokens.folder / TOKENIZER, causal_decoder)
     job = plan_job(
         config,
+        resources,
         make_trainable,
         windows,
         columns=("inputs", "label"),
@@ -55,7 +57,7 @@ def train_lstm_lm(
         sync=config.synchronisation(),
         sample=sample,
     )
-    metrics, tensors = run_job(job, config, unit="windows")
+    metrics, tensors = run_job(job, resources, unit="windows")
     network = restore(make_network(), tensors)
     save(network, out, {**canonical(config), **tokens.normalization})
     card = f"# LSTM language model\n\n{describe_training(metrics, 'windows')}\n\n{GENERATE}"

@@ -8,7 +8,8 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 
 from lexloom.flows.local_server import server
-from lexloom.flows.local_server.server import TemporaryServer, start_server
+from lexloom.flows.local_server.server import start_server
+from lexloom.flows.local_server.temporary import TemporaryServer
 
 
 @pytest.fixture

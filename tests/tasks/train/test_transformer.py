@@ -237,13 +237,16 @@ def test_options_reach_the_training() -> None:
         precision="float32",
         threads=1,
     )
-    made = make_trainable(TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1), config)
+    network = TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1)
+    made = make_trainable(network, config, config.resources())
     made.prepare("cpu")
     assert made.learning_rate(0.3) == 0.5
     assert made.learning_rate(1.0) == pytest.approx(0.05)
     assert made.learning_rate(0.0) == pytest.approx(0.005)
     assert not made._bfloat16
-    use_bfloat16 = make_trainable(made.module.config, config.model_copy(update={"precision": "bfloat16"}))
+    use_bfloat16 = make_trainable(
+        network, config.model_copy(update={"precision": "bfloat16"}), config.resources()
+    )
     use_bfloat16.prepare("cpu")
     assert use_bfloat16._bfloat16
 
@@ -259,7 +262,7 @@ def test_automatic_precision_measures_a_layer_of_the_models_shape(monkeypatch: p
     network = TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1, ffn_dim=24)
     config = TrainTransformerConfig(workers=2, batch_size=16, context=4)
     for given, rows in ((config, 8 * 4), (config.model_copy(update={"micro_batch": 2}), 2 * 4)):
-        made = make_trainable(network, given)
+        made = make_trainable(network, given, given.resources())
         assert not asked, "asked before it is on its worker"
         made.prepare("cpu")
         assert made.hardware_choices() == {"bfloat16": True}

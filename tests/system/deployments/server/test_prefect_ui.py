@@ -163,16 +163,15 @@ def test_a_run_can_be_started_from_the_form_and_followed_to_its_end(ui: Ui, brow
     shown = browser.text()
     places = [shown.index(label) for label in labels]
     assert places == sorted(places), "the sections with main parameters come first"
-    assert "each with a replica of the model; 1 with the local runner (at least 1, at most 8)" in shown
+    assert "and as many as fit on Ray (at least 1, at most 1,024)" in shown
+    assert "Number\nAutomatic\nauto" in shown[shown.index("Workers") : shown.index("Threads")]
     assert "Tokens" not in shown
     browser.wait("[...document.querySelectorAll('textarea')].some(t => t.value.includes('words_on_map'))")
     assert browser.run("document.querySelector('form').scrollHeight") < 4000
 
     fill_in(browser, "Source", "books")
-    fill_in(browser, "Workers", "1")
     fill_in(browser, "Epochs", "1")
     fill_in(browser, "Dim", "8")
-    choose(browser, "Runner", "local")
     before = ui.client.read_flow_runs()
     press(browser, "Submit")
 
