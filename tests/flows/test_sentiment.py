@@ -152,7 +152,7 @@ def test_one_flag_runs_all_stages_on_a_gpu() -> None:
         config = SentimentFlowConfig.model_validate(given)
         return [config.on_device(section).device for section in (config.features, config.evaluate)]
 
-    assert devices() == ["cpu", "cpu"]
+    assert devices() == ["auto", "auto"]
     assert devices(train={"device": "cuda"}) == ["cuda", "cuda"]
     assert devices(train={"device": "cuda"}, features={"device": "cpu"}) == ["cpu", "cuda"]
 

@@ -93,7 +93,7 @@ def test_the_command_prints_a_line_for_each_stage_and_one_json_object(
 ) -> None:
     monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
     (tmp_path / "text.txt").write_text(TEXT)
-    flags = ["--source", "text.txt", "--runner", "local", "--workers", "1", "--dim", "16", "--epochs", "1"]
+    flags = ["--source", "text.txt", "--dim", "16", "--epochs", "1"]
     assert main(["word2vec", *flags, "--store", "elsewhere", "--json"]) == 0
     printed, said = capsys.readouterr()
     outcome = json.loads(printed)
@@ -105,4 +105,7 @@ def test_the_command_prints_a_line_for_each_stage_and_one_json_object(
     lines = said.splitlines()
     assert lines[0] == "lexloom word2vec · store elsewhere"
     assert f"model   {Path(outcome['model']).relative_to(tmp_path)}" in lines
-    assert [line.split()[0] for line in lines[1:9]] == STAGES
+    (chosen,) = [line for line in lines if line.startswith("training ")]
+    assert chosen.split(maxsplit=1)[1].startswith("1 worker, ")
+    assert " on this machine (auto: " in chosen
+    assert [line.split()[0] for line in lines[1:10] if line != chosen] == STAGES
