@@ -35,7 +35,6 @@ from numpy.typing import NDArray
 
 from lexloom.models.cpus import available_cpus
 from lexloom.models.word2vec.blocks import make_blocks
-from lexloom.models.word2vec.cpu import padded_dim
 from lexloom.models.word2vec.grid import Blocks, Grid, default_episode
 from lexloom.models.word2vec.skipgram import SkipGrams, keep_thresholds
 from lexloom.models.word2vec.trainable import Word2Vec
@@ -69,7 +68,7 @@ class Episode:
 
     @property
     def part_bytes(self) -> int:
-        return self.grid.rows * padded_dim(DIM) * 4
+        return self.grid.rows * DIM * 4
 
     def batch(self, step: int, own: range) -> dict[str, np.ndarray]:
         """A worker's blocks of a diagonal."""

@@ -22,7 +22,7 @@ MAX_ROWS = 1 << 16  # of a part, so that a row's number within its part is a uin
 DEFAULT_PARTS = 16
 MIN_ROWS = 64  # of a part by default, except for tiny vocabularies
 # Longer episodes lower the scores of the vectors, and so do few episodes per epoch (benchmarks/LOG.md).
-PAIRS_PER_WORD, EPISODES = 128, 12
+PAIRS_PER_WORD, EPISODES = 104, 12
 MIN_EPISODE, MAX_EPISODE = 1 << 16, 1 << 25  # pairs; the maximum limits memory
 
 

@@ -140,6 +140,7 @@ class Word2Vec:
         self._pending = deque[sgns_cpu.Step]()
         self._newest: sgns_cpu.Step | None = None
         self._newest_step = 0
+        self._incoming: Tensor | None = None
         self._step = 0
         self._device = torch.device("cpu")
         self._prefetcher: BatchPrefetcher | None = None  # on a GPU
@@ -194,18 +195,25 @@ class Word2Vec:
         return [(part + self._step) % self.grid.parts for part in self._own]
 
     def outgoing(self) -> Tensor:
-        """Wait for the step's first block; return its output part, which the previous worker needs next."""
+        """Wait for the step's first block; return its output part, which the previous worker needs next.
+
+        It is (rows, dim), without padding.
+        """
         if self._newest is not None:
             # without pairs in this step, the part was last trained in another block of an earlier one
             self._newest.wait(groups=1 if self._newest_step == self._step else None)
-        return self.contexts[self._slot(0)]
+        return self.contexts[self._slot(0), :, : self.dim].contiguous()
 
     def incoming(self) -> Tensor:
-        """The free part, which must be filled with the next worker's `outgoing` before `rotate`."""
-        return self.contexts[self._slot(len(self._own))]
+        """A buffer, which must be filled with the next worker's `outgoing` before `rotate`."""
+        self._incoming = torch.empty(self.grid.rows, self.dim, device=self.contexts.device)
+        return self._incoming
 
     def rotate(self) -> None:
         """Proceed to the next step's blocks."""
+        if self._incoming is not None:
+            self.contexts[self._slot(len(self._own)), :, : self.dim] = self._incoming
+            self._incoming = None
         self._step += 1
 
     def idle_since(self) -> float | None:
