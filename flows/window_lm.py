@@ -74,7 +74,6 @@ class WindowLMFlowConfig(FlowConfig):
         "train.learning_rate",
         "train.workers",
         "train.device",
-        "train.runner",
         "train.ray_address",
         "train.seed",
     )
