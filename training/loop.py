@@ -27,7 +27,7 @@ from lexloom.training.sync.collectives import gather_from_workers, sum_over_work
 from lexloom.training.sync.config import check_strategy, make_synchronisation
 from lexloom.training.trainable import Batch, Differentiable, Evaluable, HardwareAware, Partitioned
 
-HISTORY_POINTS = 200
+HISTORY_POINTS, PARTITIONED_POINTS = 200, 50
 
 logger = logging.getLogger("lexloom.loop")
 
@@ -84,7 +84,9 @@ class Training:
         self.stream = job.open_stream(job, rank, world_size, False)
         self.validation = job.open_stream(job, rank, world_size, True) if job.validation else None
         self.total_examples, total_steps = plan_length(self.stream, job.stopping)
-        self.record_every = max(1, total_steps // HISTORY_POINTS)
+        # for a record, the workers of a partitioned model wait until all pieces have been trained
+        points = PARTITIONED_POINTS if isinstance(self.trainable, Partitioned) else HISTORY_POINTS
+        self.record_every = max(1, total_steps // points)
         self.seed_rank = rank  # replicas draw different numbers
         if isinstance(self.trainable, Partitioned):
             self.seed_rank = 0
