@@ -247,7 +247,7 @@ class BlockThreads:
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="skipgram")
-        self._groups_per_step = 4 * threads
+        self._groups_per_step = 4 * threads  # starting a group takes about 0.1 ms
         self._previous: list[tuple[int, int, Future[None]]] = []  # first and last + 1 block of each group
         self._previous_step = 0
         self.finished_at = 0.0
@@ -264,7 +264,7 @@ class BlockThreads:
         follows = step == self._previous_step + 1
         self._previous_step = step
         blocks = len(losses)
-        cuts = np.linspace(0, blocks, min(blocks, max(8, self._groups_per_step)) + 1).astype(int).tolist()
+        cuts = np.linspace(0, blocks, min(blocks, self._groups_per_step) + 1).astype(int).tolist()
         groups = []
         for first, last in pairwise(cuts):
             needed = [

@@ -26,7 +26,11 @@ pytestmark = [
     pytest.mark.timeout(4 * SECONDS),
 ]
 FLAGS = ("--min-count", "1", "--epochs", "1", "--workers", "2", "--dim", "8")
-CONFIG = {"vocabulary": {"min_count": 1}, "train": {"epochs": 1, "workers": 2, "dim": 8}}
+CONFIG = {
+    "vocabulary": {"min_count": 1},
+    "pairs": {"parts": 2},  # of so few words there would be one, and so one worker
+    "train": {"epochs": 1, "workers": 2, "dim": 8},
+}
 
 
 @pytest.fixture(scope="module")

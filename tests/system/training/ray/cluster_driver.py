@@ -13,11 +13,10 @@ from lexloom.training.job import Job
 from lexloom.training.ray import trainer as ray_trainer
 from lexloom.training.sync.config import SyncConfig
 from lexloom.training.trainable import Batch
-from tests.training.toy import classifier, job, points_job
+from tests.training.toy import classifier, grid_job, points_job
 
 HOLD = 12  # steps, of which the checkpoints keep ten
 POLL_SECONDS = 0.05
-EPOCHS = 6
 
 
 class Steps:
@@ -55,12 +54,12 @@ def points(folder: Path) -> Job:
     return points_job(folder, make, epochs=6, sync=sync, checkpoint_every=5, on_batch=Steps(folder))
 
 
-def numbers(folder: Path) -> Job:
-    """60 steps of counting, whose result does not depend on the number of workers."""
-    return job(folder, epochs=EPOCHS, on_batch=Steps(folder))
+def pieces(folder: Path) -> Job:
+    """A partitioned model, whose result does not depend on the number of workers."""
+    return grid_job(folder, epochs=6, checkpoint_every=5, on_batch=Steps(folder))
 
 
-JOBS = {"points": points, "numbers": numbers}
+JOBS = {"points": points, "pieces": pieces}
 
 
 def main() -> None:
