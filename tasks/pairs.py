@@ -30,6 +30,7 @@ from lexloom.models.word2vec.grid import (
     DEFAULT_PARTS,
     EPISODES,
     MAX_EPISODE,
+    MIN_PAIRS_PER_WORD,
     PAIRS_PER_WORD,
     Blocks,
     Contexts,
@@ -85,7 +86,8 @@ class SkipGramsConfig(BaseModel):
         ge=1,
         le=MAX_EPISODE,
         description="Number of consecutive pairs, approximately, that are sorted by parts and trained"
-        f" together. If not given, a {EPISODES}th of the pairs, but at most {PAIRS_PER_WORD} per word. Longer"
+        f" together. If not given, a {EPISODES}th of the pairs, but {MIN_PAIRS_PER_WORD} to"
+        f" {PAIRS_PER_WORD} per word. Longer"
         " episodes are faster with many workers, but lower the quality of the vectors.",
     )
 

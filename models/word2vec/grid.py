@@ -22,7 +22,7 @@ MAX_ROWS = 1 << 16  # of a part, so that a row's number within its part is a uin
 DEFAULT_PARTS = 16
 MIN_ROWS = 64  # of a part by default, except for tiny vocabularies
 # Longer episodes lower the scores of the vectors, and so do few episodes per epoch (benchmarks/LOG.md).
-PAIRS_PER_WORD, EPISODES = 104, 12
+MIN_PAIRS_PER_WORD, PAIRS_PER_WORD, EPISODES = 40, 104, 12
 MIN_EPISODE, MAX_EPISODE = 1 << 16, 1 << 25  # pairs; the maximum limits memory
 
 
@@ -90,7 +90,10 @@ def default_parts(words: int) -> int:
 
 def default_episode(words: int, pairs: float) -> int:
     """Return the default number of pairs of an episode, for an epoch of so many pairs."""
-    return int(min(max(min(PAIRS_PER_WORD * words, pairs / EPISODES), MIN_EPISODE), MAX_EPISODE))
+    share = max(
+        pairs / EPISODES, MIN_PAIRS_PER_WORD * words
+    )  # large vocabularies need long episodes for speed
+    return int(min(max(min(PAIRS_PER_WORD * words, share), MIN_EPISODE), MAX_EPISODE))
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ def test_default_parts_fit_every_vocabulary(words):
         (10, 1_000, 1 << 16),  # not more episodes than are worth it
         (12_000, 8_400_000, 700_000),  # twelve episodes
         (60_000, 100_000_000, 6_240_000),  # 104 pairs per word
+        (500_000, 100_000_000, 20_000_000),  # 40 pairs per word
         (2_500_000, 480_000_000, 1 << 25),  # as much as memory holds
     ],
 )
