@@ -47,6 +47,8 @@ bench: $(VENV)/dev.installed
 	$(VENV)/bin/python benchmarks/pairs.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/sgns_cpu.py
 	$(VENV)/bin/python benchmarks/word2vec.py --data $(DATA)
+	$(VENV)/bin/python benchmarks/word2vec_scaling.py --check
+	$(VENV)/bin/python benchmarks/large_vocabulary.py
 	$(VENV)/bin/python benchmarks/flow.py --data $(DATA)
 	$(VENV)/bin/python benchmarks/sync.py
 	$(VENV)/bin/python benchmarks/windows.py --data $(DATA)
