@@ -30,6 +30,7 @@ from lexloom.models.word2vec.grid import (
     DEFAULT_PARTS,
     EPISODES,
     MAX_EPISODE,
+    MAX_PARTS,
     MIN_PAIRS_PER_WORD,
     PAIRS_PER_WORD,
     Blocks,
@@ -78,6 +79,7 @@ class SkipGramsConfig(BaseModel):
     parts: int | None = Field(
         None,
         ge=1,
+        le=MAX_PARTS,
         description="Number of parts of the vocabulary, and the maximum number of workers: each worker trains"
         f" the words of its own parts. If not given, {DEFAULT_PARTS}, or more for a large vocabulary.",
     )

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ROWS = 1 << 16  # of a part, so that a row's number within its part is a uint16
-DEFAULT_PARTS = 16
+DEFAULT_PARTS, MAX_PARTS = 16, 1024  # there are P files and P x P blocks
 MIN_ROWS = 64  # of a part by default, except for tiny vocabularies
 # Longer episodes lower the scores of the vectors, and so do few episodes per epoch (benchmarks/LOG.md).
 MIN_PAIRS_PER_WORD, PAIRS_PER_WORD, EPISODES = 40, 104, 12
@@ -34,18 +34,24 @@ class Grid:
     word r is row r // P of its part. The last row of some parts is unused.
 
     Raises:
-        ValueError: `parts` is not between 1 and `words`, or a part has more than 65,536 words.
+        ValueError: there are fewer words than parts, no part, more than 1,024 parts, or more than 65,536
+            words in a part.
     """
 
     words: int
     parts: int
 
     def __post_init__(self) -> None:
-        least = -(-self.words // MAX_ROWS)
-        if not max(1, least) <= self.parts <= self.words:
+        least, most = max(1, -(-self.words // MAX_ROWS)), min(self.words, MAX_PARTS)
+        if self.words > MAX_ROWS * MAX_PARTS:
             raise ValueError(
-                f"parts is {self.parts}: it must be between {max(1, least)} and {self.words} for a vocabulary"
-                f" of {self.words} words"
+                f"the vocabulary has {self.words} words: at most {MAX_ROWS * MAX_PARTS} can be trained; raise"
+                " min_count, or set max_size"
+            )
+        if not least <= self.parts <= most:
+            raise ValueError(
+                f"parts is {self.parts}: it must be between {least} and {most} for a vocabulary of"
+                f" {self.words} words"
             )
 
     @property

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lexloom.models.word2vec.grid import MAX_ROWS, Grid, default_episode, default_parts
+from lexloom.models.word2vec.grid import MAX_PARTS, MAX_ROWS, Grid, default_episode, default_parts
 
 
 @given(st.integers(1, 500), st.data())
@@ -50,8 +50,23 @@ def test_each_part_has_one_owner(parts, workers):
     ("words", "parts", "least"), [(5, 6, 1), (5, 0, 1), (0, 1, 1), (MAX_ROWS + 1, 1, 2), (200_000, 3, 4)]
 )
 def test_unsuitable_number_of_parts_is_rejected(words, parts, least):
-    with pytest.raises(ValueError, match=f"parts is {parts}: it must be between {least} and {words}"):
+    with pytest.raises(
+        ValueError, match=f"parts is {parts}: it must be between {least} and {min(words, MAX_PARTS)} "
+    ):
         Grid(words, parts)
+
+
+def test_codes_hold_the_largest_number_of_parts():
+    grid = Grid(100_000, MAX_PARTS)
+    assert (grid.codes(np.arange(100_000)) >> 16).max() == MAX_PARTS - 1
+    with pytest.raises(ValueError, match="parts is 1025: it must be between 2 and 1024"):
+        Grid(100_000, MAX_PARTS + 1)
+
+
+def test_too_large_vocabulary_is_rejected():
+    words = MAX_ROWS * MAX_PARTS + 1
+    with pytest.raises(ValueError, match=f"has {words} words: at most 67108864 can be trained"):
+        Grid(words, default_parts(words))
 
 
 @given(st.integers(1, 10_000_000))
