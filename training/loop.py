@@ -172,7 +172,10 @@ class Training:
         # GPU operations run in order, but CPU threads do not
         if self.sync.reads_tables and job.device == "cpu":
             self.records.sum_losses(state.step)
+        started, waited = time.perf_counter(), self.sync.seconds
         self.sync.after_step(state.step, size, global_size)
+        # the rest of the time, a partitioned model was still being trained
+        state.compute_seconds += time.perf_counter() - started - (self.sync.seconds - waited)
 
     def _after_step(self) -> None:
         """Determine what is due after a step; the result is the same on all workers."""

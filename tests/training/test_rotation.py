@@ -290,6 +290,22 @@ def test_a_single_worker_rotates_and_sends_nothing() -> None:
     assert (sync.bytes_sent, sync.seconds) == (0, 0.0)
 
 
+class BusyGrid(Grid):
+    """A model that is still being trained for a while after each step."""
+
+    SECONDS = 0.02
+
+    def rotate(self) -> None:
+        time.sleep(self.SECONDS)
+        super().rotate()
+
+
+def test_waiting_for_the_own_model_counts_as_computation(tmp_path: Path) -> None:
+    state = train(grid_job(tmp_path, BusyGrid, epochs=1))
+    assert state.compute_seconds > STEPS * BusyGrid.SECONDS
+    assert state.sync_seconds < BusyGrid.SECONDS
+
+
 @pytest.mark.parametrize(
     ("idle_since", "seconds"),
     [(None, 0.0), (5.0, 4.0), (10.0, 4.0), (11.5, 2.5), (14.5, 0.0)],
