@@ -64,7 +64,7 @@ from word_pairs import read_word_pairs, shuffled
 
 from lexloom.models.word2vec.cpu import padded_dim
 from lexloom.models.word2vec.grid import Grid
-from lexloom.models.word2vec.trainable import CONTEXTS, VECTORS, assemble
+from lexloom.models.word2vec.tables import CONTEXTS, VECTORS, assemble
 from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
 from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
 from lexloom.tasks.pairs import PairsConfig, pairs

@@ -47,7 +47,8 @@ from lexloom.models.word2vec import cpu as sgns_cpu
 from lexloom.models.word2vec import gpu as sgns_gpu
 from lexloom.models.word2vec import reference as sgns_reference
 from lexloom.models.word2vec.gpu_batches import BatchPrefetcher, Pairs
-from lexloom.models.word2vec.trainable import VECTORS, Word2Vec, assemble
+from lexloom.models.word2vec.tables import VECTORS, assemble
+from lexloom.models.word2vec.trainable import Word2Vec
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NEGATIVES, RATE, LAST_RATE = 5, 0.05, 0.0001

@@ -10,10 +10,8 @@ Shapes: V words in P parts of `rows` words, n of which are a worker's own; dim f
 stride.
 """
 
-import mmap
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from typing import SupportsFloat
 
@@ -27,30 +25,11 @@ from lexloom.models.word2vec.alias import alias_tables
 from lexloom.models.word2vec.gpu_batches import BatchPrefetcher, from_numpy
 from lexloom.models.word2vec.grid import Grid
 from lexloom.models.word2vec.splitmix import GOLDEN_GAMMA, mix
+from lexloom.models.word2vec.tables import CONTEXTS, VECTORS, allocate_table, assemble, piece_name
 from lexloom.models.word2vec.vectors import WordVectors
 
 EVALUATION_SEED = 0
 MAX_PENDING_STEPS = 2  # besides the newest one, so that no thread is idle
-VECTORS, CONTEXTS = "vectors", "contexts"  # names of the tables
-
-
-def _allocate_table(parts: int, rows: int, stride: int) -> Tensor:
-    """Allocate zeros, (parts, rows, stride) float32, on huge pages if Linux offers them.
-
-    Rows are accessed in random order, which misses the TLB with small pages; huge pages train a fifth faster.
-    """
-    size = parts * rows * stride * 4  # bytes
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(parts, rows, stride)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32).view(parts, rows, stride)
-
-
-def piece_name(table: str, part: int) -> str:
-    """Return the name of a table's part in a state."""
-    return f"{table}.{part:05d}"
 
 
 def hash_seed(seed: int, number: int) -> int:
@@ -164,7 +143,7 @@ class Word2Vec:
     @cached_property
     def vectors(self) -> Tensor:
         """(n, rows, stride) float32, the input table and the result; initially uniform within ±0.5/dim."""
-        table = _allocate_table(len(self._own), self.grid.rows, self.stride)
+        table = allocate_table(len(self._own), self.grid.rows, self.stride)
         for rows, part in zip(table, self._own, strict=True):
             words = int(self._words[part])
             generator = torch.Generator().manual_seed(hash_seed(self._seed, part) >> 1)
@@ -177,7 +156,7 @@ class Word2Vec:
 
         The additional part is free: it receives the part that arrives next.
         """
-        return _allocate_table(len(self._own) + (not self._alone), self.grid.rows, self.stride)
+        return allocate_table(len(self._own) + (not self._alone), self.grid.rows, self.stride)
 
     def start_at(self, step: int) -> None:
         """Continue at step number `step`, with the output parts that it needs; load a state afterwards."""
@@ -421,12 +400,3 @@ class Word2Vec:
     def word_vectors(self, words: Sequence[str]) -> WordVectors:
         """Return a copy of the trained vectors with the vocabulary's words, in the order of their ids."""
         return WordVectors(words, assemble(VECTORS, self.state_dict(), self.grid, self.dim))
-
-
-def assemble(table: str, state: Mapping[str, Tensor], grid: Grid, dim: int) -> Tensor:
-    """Return a table, (V, dim) in the order of the words' ids, from the state of all workers."""
-    rows = torch.empty(grid.words, dim)
-    for part in range(grid.parts):
-        ids = torch.from_numpy(grid.words_of(part))
-        rows[ids] = state[piece_name(table, part)][: len(ids), :dim].cpu()
-    return rows

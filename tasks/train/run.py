@@ -96,7 +96,7 @@ class TrainConfig(BaseModel):
     min_workers: Annotated[int | None, RunOnly()] = Field(
         None,
         ge=1,
-        le=MAX_LANES,
+        le=MAX_WORKERS,
         description="Minimum number of workers; training uses fewer workers while the cluster has no room for"
         " all. If not given, a given number of workers is required, and one of 'auto'.",
     )

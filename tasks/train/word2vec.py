@@ -16,7 +16,8 @@ from lexloom.models.registry import KIND
 from lexloom.models.word2vec.family import FAMILY
 from lexloom.models.word2vec.grid import Grid
 from lexloom.models.word2vec.skipgram import SkipGrams
-from lexloom.models.word2vec.trainable import CONTEXTS, VECTORS, Word2Vec, assemble
+from lexloom.models.word2vec.tables import CONTEXTS, VECTORS, assemble
+from lexloom.models.word2vec.trainable import Word2Vec
 from lexloom.models.word2vec.vectors import WordVectors, has_white_space, save_word2vec_counts
 from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import counted
@@ -49,13 +50,6 @@ class TrainWord2VecConfig(TrainConfig):
         description="Number of workers, each of which trains the words of its own parts of the vocabulary; no"
         " more than there are parts. It does not affect the result. 'auto' is one on this machine (one per"
         " GPU if it has several), and as many as fit on Ray.",
-    )
-    min_workers: Annotated[int | None, RunOnly()] = Field(
-        None,
-        ge=1,
-        le=MAX_WORKERS,
-        description="Minimum number of workers; training uses fewer workers while the cluster has no room for"
-        " all. If not given, a given number of workers is required, and one of 'auto'.",
     )
     threads: Annotated[Threads, RunOnly()] = Field(
         AUTO,

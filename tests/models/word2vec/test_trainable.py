@@ -15,16 +15,8 @@ from lexloom.models.word2vec import cpu as sgns_cpu
 from lexloom.models.word2vec import reference as sgns_reference
 from lexloom.models.word2vec.alias import alias_tables
 from lexloom.models.word2vec.grid import Grid
-from lexloom.models.word2vec.trainable import (
-    CONTEXTS,
-    EVALUATION_SEED,
-    MAX_PENDING_STEPS,
-    VECTORS,
-    Word2Vec,
-    assemble,
-    hash_seed,
-    piece_name,
-)
+from lexloom.models.word2vec.tables import CONTEXTS, VECTORS, assemble, piece_name
+from lexloom.models.word2vec.trainable import EVALUATION_SEED, MAX_PENDING_STEPS, Word2Vec, hash_seed
 from lexloom.training.records import round_sum
 from lexloom.training.trainable import Partitioned
 from tests.models.word2vec.test_cpu import noise_of

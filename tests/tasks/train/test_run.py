@@ -39,7 +39,7 @@ def test_lanes_are_a_power_of_two_up_to_64_and_to_the_batch(
             "2 workers need a batch_size of at least 2, not 1: raise it, or use at most 1 worker",
         ),
         ({"workers": 65, "batch_size": 4096}, "less than or equal to 64"),
-        ({"workers": 64, "min_workers": 65, "batch_size": 4096}, "less than or equal to 64"),
+        ({"workers": 64, "min_workers": 65, "batch_size": 4096}, "min_workers 65 exceeds the 64 workers"),
     ],
 )
 def test_more_workers_than_lanes_are_rejected(

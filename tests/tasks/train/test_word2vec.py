@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 import lexloom.tasks.train.word2vec
 from lexloom.models.normalization import Normalization
 from lexloom.models.word2vec.grid import Grid
-from lexloom.models.word2vec.trainable import CONTEXTS, VECTORS, Word2Vec, assemble
+from lexloom.models.word2vec.tables import CONTEXTS, VECTORS, assemble
+from lexloom.models.word2vec.trainable import Word2Vec
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
 from lexloom.tasks.pairs import PairsConfig, pairs
