@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -341,25 +342,36 @@ def on_processes(world_size: int, function: Callable[..., None], *arguments: Any
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["lexloom.training.loop", "lexloom.tasks.train.word2vec"])
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    errors = forks.SimpleQueue()
     workers = [
-        forks.Process(target=join_and_run, args=(rank, world_size, store.port, function, arguments))
+        forks.Process(target=join_and_run, args=(rank, world_size, store.port, errors, function, arguments))
         for rank in range(world_size)
     ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
+    if not errors.empty():
+        raise AssertionError(errors.get())
     assert [worker.exitcode for worker in workers] == [0] * world_size
 
 
 def join_and_run(
-    rank: int, world_size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int,
+    world_size: int,
+    port: int,
+    errors: Any,
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     try:
         function(rank, world_size, *arguments)
+    except BaseException:
+        errors.put(f"worker {rank}: {traceback.format_exc()}"[-20_000:])  # less than a pipe holds
+        raise
     finally:
         dist.destroy_process_group()
 
