@@ -7,8 +7,7 @@ peak memory can be measured, restricted to one or two CPUs; the variants alterna
 stage, from token shards to closed pair shards. Reading is one thread that reads the episodes like training.
 In addition, the steps of the stage are measured one after the other, without overlap: `draw` reads the tokens
 and draws the windows on one thread, `sort` makes the blocks on all CPUs, and `encode` writes the row groups
-of a shard to memory on one thread, with and without a dictionary. Results are written to
-benchmarks/results/pairs.json.
+of a shard to memory on one thread, in several encodings. Results are written to benchmarks/results/pairs.json.
 """
 
 import argparse
@@ -39,6 +38,11 @@ from lexloom.tasks.vocabulary import VocabularyConfig, read_vocabulary, vocabula
 from lexloom.training.grid_stream import StoredEpisodes
 
 COMPRESSIONS = ("lz4", "zstd")
+ENCODINGS = {
+    "plain": {"use_dictionary": False},
+    "dictionary": {"use_dictionary": True},
+    "byte stream split": {"use_dictionary": False, "use_byte_stream_split": True},  # as the stage
+}
 Figures = dict[str, float]
 
 
@@ -113,7 +117,7 @@ def in_a_process(what: str, cpus: int, ids: Artifact, words: Artifact, out: Path
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def encode(shard: Path, compression: str, dictionary: bool) -> Figures:
+def encode(shard: Path, compression: str, encoding: dict[str, bool]) -> Figures:
     """Encode the row groups of a shard in memory, on one thread; return speeds and size."""
     with pq.ParquetFile(shard) as file:
         groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
@@ -123,8 +127,8 @@ def encode(shard: Path, compression: str, dictionary: bool) -> Figures:
         buffer,
         groups[0].schema,
         compression=compression,
-        use_dictionary=dictionary,
         write_statistics=False,
+        **encoding,
     ) as writer:
         for group in groups:
             writer.write_table(group, row_group_size=group.num_rows)
@@ -192,9 +196,9 @@ def main() -> None:
                     figures = in_a_process(compression, cpus, ids, words, out)
                     found.setdefault(f"stage, {compression}, {cpus} CPUs", []).append(figures)
             for compression in COMPRESSIONS:
-                for dictionary in (False, True):
-                    name = f"encode, {compression}, {'dictionary' if dictionary else 'no dictionary'}"
-                    figures = encode(out / "train-00000.parquet", compression, dictionary)
+                for encoding, options in ENCODINGS.items():
+                    name = f"encode, {compression}, {encoding}"
+                    figures = encode(out / "train-00000.parquet", compression, options)
                     found.setdefault(name, []).append(figures)
     results = {name: spreads(runs) for name, runs in sorted(found.items())}
     headings = ["", "M pairs/s", "bytes/pair", "read, M pairs/s", "peak MB"]

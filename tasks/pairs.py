@@ -9,7 +9,8 @@ models/word2vec/skipgram.py defines the pairs, and models/word2vec/grid.py parts
 - While one episode is sorted, compressed and written by all threads, the words of the next one are read.
   Memory does not grow with the corpus, but with the episode (about 16 bytes per pair) and with the longest
   document (14 bytes per word).
-- The Parquet files have no dictionary. Pairs of one run share their target, which the compression exploits
+- The Parquet files have no dictionary, and their values are split into streams of bytes: a row's number has
+  two bytes in four, so half of the streams are zero. With lz4, that is smaller, and faster to write and read
   (benchmarks/pairs.py).
 """
 
@@ -291,6 +292,7 @@ class EpisodeWriter:
             schema,
             compression=self._compression,
             use_dictionary=False,
+            use_byte_stream_split=schema is SCHEMA,
             write_statistics=False,
         )
 

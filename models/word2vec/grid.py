@@ -13,13 +13,14 @@ embeddings on several GPUs in this way.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAX_ROWS = 1 << 16  # of a part, so that a row's number within its part is a uint16
-DEFAULT_PARTS, MAX_PARTS = 16, 1024  # there are P files and P x P blocks
+DEFAULT_PARTS, MAX_PARTS, MAX_PART_BITS = 16, 1024, 10  # there are P files and P x P blocks
 MIN_ROWS = 64  # of a part by default, except for tiny vocabularies
 # Longer episodes lower the scores of the vectors, and so do few episodes per epoch (benchmarks/LOG.md).
 MIN_PAIRS_PER_WORD, PAIRS_PER_WORD, EPISODES = 40, 104, 12
@@ -30,8 +31,9 @@ MIN_EPISODE, MAX_EPISODE = 1 << 16, 1 << 25  # pairs; the maximum limits memory
 class Grid:
     """The division of a vocabulary, which is sorted by frequency, into parts of nearly equal weight.
 
-    Words are dealt to the parts back and forth: for P = 3, words 0 to 5 belong to the parts 0 1 2 2 1 0. So
-    word r is row r // P of its part. The last row of some parts is unused.
+    Words are dealt to the parts back and forth: for P = 4, words 0 to 7 belong to the parts 0 2 1 3 3 1 2 0.
+    So word r is row r // P of its part. The last row of some parts is unused. The order of the parts (van der
+    Corput's) gives ranges of adjacent parts, which are what workers own, nearly equal weights as well.
 
     Raises:
         ValueError: there are fewer words than parts, no part, more than 1,024 parts, or more than 65,536
@@ -71,24 +73,31 @@ class Grid:
             )
         return range(self.parts * rank // world_size, self.parts * (rank + 1) // world_size)
 
+    @cached_property
+    def _dealt(self) -> NDArray[np.int64]:
+        """The parts in the order in which words are dealt to them."""
+        places = np.arange(self.parts)
+        reversed_bits = sum((places >> bit & 1) << (MAX_PART_BITS - 1 - bit) for bit in range(MAX_PART_BITS))
+        return np.argsort(np.argsort(reversed_bits))
+
     def words_of(self, part: int) -> NDArray[np.int64]:
         """The ids of a part's words, in the order of its rows."""
-        groups = np.arange(self.rows)
-        ids = groups * self.parts + np.where(groups % 2 == 0, part, self.parts - 1 - part)
+        groups, place = np.arange(self.rows), int(np.flatnonzero(self._dealt == part)[0])
+        ids = groups * self.parts + np.where(groups % 2 == 0, place, self.parts - 1 - place)
         return ids[ids < self.words]
 
     def codes(self, ids: NDArray[np.integer]) -> NDArray[np.uint32]:
         """Encode words by part and row, as part << 16 | row."""
         group, place = np.divmod(ids, self.parts)
-        part = np.where(group % 2 == 0, place, self.parts - 1 - place)
+        part = self._dealt[np.where(group % 2 == 0, place, self.parts - 1 - place)]
         return (part << 16 | group).astype(np.uint32)
 
 
 def default_parts(words: int) -> int:
-    """Return the default number of parts: 16, or a power of two that suits a large or small vocabulary."""
+    """Return the default number of parts: 16, or fewer, or a multiple of 8 above it."""
+    if words > DEFAULT_PARTS * MAX_ROWS:
+        return -(-words // (8 * MAX_ROWS)) * 8  # more parts would shorten the runs
     parts = DEFAULT_PARTS
-    while words > parts * MAX_ROWS:
-        parts *= 2
     while parts > 1 and words < parts * MIN_ROWS:
         parts //= 2
     return parts

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lexloom.models.word2vec.blocks import make_blocks
 from lexloom.models.word2vec.grid import Blocks, Contexts, Grid
-from lexloom.models.word2vec.splitmix import GOLDEN_GAMMA, mix
+from lexloom.models.word2vec.splitmix import GOLDEN_GAMMA, hash_seed, mix
 
 HALF = np.uint64(32)
 THRESHOLD_ONE = 1 << 32  # the threshold of probability 1, compared with the upper half of a draw
@@ -185,7 +185,7 @@ class SkipGrams:
         begins[1:] = (row[1:] != row[:-1]) | (position[1:] != position[:-1] + 1)
         starts = np.flatnonzero(begins)
         wanted = self.held_out(row[starts]) == held_out
-        own_seed = int(random_bits(np.uint64(seed), ~self.seed)) >> 1  # `seed` itself draws the step's noise
+        own_seed = hash_seed(seed, ~self.seed) >> 1  # numbers from 0 on draw the step's noise
         contexts = self.draw(ids, np.append(starts, len(ids)), wanted, seed=own_seed)
         return make_blocks([contexts], self.grid, window=self.window, own=own)
 

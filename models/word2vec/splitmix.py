@@ -17,3 +17,11 @@ def mix(x: Any) -> Any:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def hash_seed(seed: int, number: int) -> int:
+    """Return 64 random bits, a function of both arguments, outside of compiled loops."""
+    mix_now = mix.py_func  # Numba would compile `mix` in every process, for half a second
+    with np.errstate(over="ignore"):
+        state = mix_now(np.uint64(seed % 2**64)) + np.uint64((number + 1) % 2**64) * GOLDEN_GAMMA
+        return int(mix_now(state))

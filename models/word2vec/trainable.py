@@ -24,18 +24,12 @@ from lexloom.models.word2vec import gpu as sgns_gpu
 from lexloom.models.word2vec.alias import alias_tables
 from lexloom.models.word2vec.gpu_batches import BatchPrefetcher, from_numpy
 from lexloom.models.word2vec.grid import Grid
-from lexloom.models.word2vec.splitmix import GOLDEN_GAMMA, mix
+from lexloom.models.word2vec.splitmix import hash_seed
 from lexloom.models.word2vec.tables import CONTEXTS, VECTORS, allocate_table, assemble, piece_name
 from lexloom.models.word2vec.vectors import WordVectors
 
 EVALUATION_SEED = 0
 MAX_PENDING_STEPS = 2  # besides the newest one, so that no thread is idle
-
-
-def hash_seed(seed: int, number: int) -> int:
-    """Return 64 random bits, a function of both arguments."""
-    with np.errstate(over="ignore"):
-        return int(mix(mix(np.uint64(seed % 2**64)) + np.uint64(number + 1) * GOLDEN_GAMMA))
 
 
 class StepLoss:

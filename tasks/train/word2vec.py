@@ -111,7 +111,7 @@ class TrainFromTokensConfig(TrainWord2VecConfig):
     pairs: SkipGramsConfig
 
 
-@stage(version=5)
+@stage(version=6)
 def train_word2vec(
     pairs: Artifact,
     noise: Artifact,
