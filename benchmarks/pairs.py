@@ -7,7 +7,8 @@ peak memory can be measured, restricted to one or two CPUs; the variants alterna
 stage, from token shards to closed pair shards. Reading is one thread that reads the episodes like training.
 In addition, the steps of the stage are measured one after the other, without overlap: `draw` reads the tokens
 and draws the windows on one thread, `sort` makes the blocks on all CPUs, and `encode` writes the row groups
-of a shard to memory on one thread, in several encodings. Results are written to benchmarks/results/pairs.json.
+of a shard to memory on one thread, in several encodings. Results are written to
+benchmarks/results/pairs.json.
 """
 
 import argparse

@@ -15,8 +15,8 @@ from lexloom.models.word2vec import cpu as sgns_cpu
 from lexloom.models.word2vec import reference as sgns_reference
 from lexloom.models.word2vec.alias import alias_tables
 from lexloom.models.word2vec.grid import Grid
-from lexloom.models.word2vec.tables import CONTEXTS, VECTORS, assemble, piece_name
 from lexloom.models.word2vec.splitmix import hash_seed
+from lexloom.models.word2vec.tables import CONTEXTS, VECTORS, assemble, piece_name
 from lexloom.models.word2vec.trainable import EVALUATION_SEED, MAX_PENDING_STEPS, Word2Vec
 from lexloom.training.records import round_sum
 from lexloom.training.trainable import Partitioned
