@@ -17,6 +17,7 @@ COMMANDS = {
         "classify": ("models:classify", "Print a label and a score for each text."),
     },
     "Inspect": {
+        "models": ("model_list:models", "List the models of the store, newest first."),
         "status": ("status:status", "Show active stages, the latest runs and the size of the store."),
         "store": ("store:app", "List, verify, explain and remove the artifacts of the store."),
     },
