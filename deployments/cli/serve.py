@@ -14,7 +14,7 @@ from lexloom.deployments.cli.servers import AllowHost, Host
 from lexloom.deployments.model_server.app import ENDPOINTS, ServedModel, model_app
 from lexloom.deployments.server.sockets import listen
 from lexloom.flows.local_server.same_origin import LOOPBACK_NAMES, Address, is_ip
-from lexloom.models.device import find_device
+from lexloom.models.device import count_gpus, find_device
 from lexloom.models.registry import ModelFamily, families, family_of_stage, read_kind
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.store.lineage import SHOWN_KEY
@@ -23,6 +23,7 @@ from lexloom.tasks.store.names import names_of, read_names
 
 KEY_VARIABLE = "LEXLOOM_API_KEY"
 SHUTDOWN_SECONDS = 1
+MAX_CONNECTIONS = 512  # of which most wait or are idle; each may hold a body of 1 MiB
 
 
 def serve(
@@ -47,7 +48,7 @@ def serve(
         Address.parse(name)
     listener = listen(host, port)
     with listener:
-        served = load_served(model, find_device(device))
+        served = load_served(model, usable_device(device))
         address, bound = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         print(
@@ -59,6 +60,7 @@ def serve(
             uvicorn.Config(
                 model_app(served, host, allow_host or (), api_key),
                 log_level="warning",
+                limit_concurrency=MAX_CONNECTIONS,
                 timeout_graceful_shutdown=SHUTDOWN_SECONDS,
                 server_header=False,
             )
@@ -84,6 +86,13 @@ def read_key(host: str) -> str | None:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError(f"{KEY_VARIABLE} is set, but it is empty or has characters other than visible ASCII")
     return key
+
+
+def usable_device(device: str) -> str:
+    """Return the device that runs the model; raise ValueError if this machine does not have it."""
+    if device == "cuda" and not count_gpus():
+        raise ValueError("--device is cuda, but torch finds no GPU on this machine: use auto or cpu")
+    return find_device(device)
 
 
 def is_loopback(host: str) -> bool:

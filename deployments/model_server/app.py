@@ -99,7 +99,7 @@ def model_app(
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [served.card()]}
 
-    @app.get("/v1/models/{model}", response_model=None)
+    @app.get("/v1/models/{model:path}", response_model=None)
     async def model(model: str) -> dict[str, Any] | Response:
         return served.card() if model in served.aliases else unknown_model(model, served)
 

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import unicodedata
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, Validation
 
 from lexloom.tasks.store.artifacts import KEY_LENGTH, Store
 from lexloom.tasks.store.file_access import read_regular
+from lexloom.tasks.store.layout import BUILDING, unique_suffix
 
 NAMES_FILE = "names.json"
 LATEST = "latest"
@@ -147,14 +147,13 @@ def changed_names(store: Store) -> Iterator[dict[str, NamedPlace]]:
     with store.lock("names"):
         names = read_names(store)
         yield names
-        path = store.root / NAMES_FILE
-        new = path.with_name(f".{NAMES_FILE}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        new = store.make_folder(BUILDING) / f"names-{unique_suffix()}"
         try:
             with new.open("w", encoding="utf-8") as file:
                 file.write(json.dumps(NamesFile(names=names).model_dump(mode="json"), indent=2) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            new.replace(path)
+            new.replace(store.root / NAMES_FILE)
         finally:
             new.unlink(missing_ok=True)
 

@@ -86,6 +86,15 @@ def test_a_request_over_a_socket(
     assert capsys.readouterr().out.startswith("serving t1 at http://127.0.0.1:")
 
 
+def test_a_gpu_that_is_missing_is_one_sentence(
+    filled: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LEXLOOM_STORE", str(filled.root))
+    monkeypatch.setattr(module, "count_gpus", lambda: 0)
+    said = complaint(capsys, "serve", "t1", "--port", "0", "--device", "cuda")
+    assert said == "error: --device is cuda, but torch finds no GPU on this machine: use auto or cpu"
+
+
 def test_a_port_in_use_is_one_sentence(
     filled: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

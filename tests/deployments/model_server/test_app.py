@@ -248,6 +248,7 @@ def test_the_model_is_listed(ask: Ask, filled: Store) -> None:
     card = {"id": "t1", "object": "model", "created": 1578052800, "owned_by": "lexloom"}
     assert ask("transformer", "/v1/models").json() == {"object": "list", "data": [card]}
     assert ask("transformer", "/v1/models/t1").json() == card
+    assert ask("transformer", "/v1/models/train_transformer/t1").json() == card
     assert ask("transformer", "/v1/models/other").status_code == 404
     assert ask("transformer", "/health").json() == {"status": "ok"}
 

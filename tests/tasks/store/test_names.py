@@ -11,6 +11,7 @@ import pytest
 from lexloom.deployments.cli.main import main
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.store.garbage_collection import collect_garbage
+from lexloom.tasks.store.layout import BUILDING
 from lexloom.tasks.store.lookup import find_model_folder, find_place
 from lexloom.tasks.store.names import (
     NAMES_FILE,
@@ -133,7 +134,7 @@ def test_runs_that_name_models_at_once_get_different_names(store: Store) -> None
         each.join()
     assert sorted(given) == sorted([f"s-{TODAY}", *(f"s-{TODAY}-{n}" for n in range(2, 17))])
     assert set(read_names(store)) == set(given)
-    assert [path.name for path in store.root.iterdir() if "json." in path.name] == []
+    assert list((store.root / BUILDING).iterdir()) == []
 
 
 def test_names_survive_garbage_collection_verification_and_copies(
