@@ -315,7 +315,8 @@ def run_flow(
     seconds = time.perf_counter() - started
     stderr.print(
         f"\n{counted(outcome.stages, 'stages')}, {outcome.cached} cached, {seconds:.1f} s"
-        f"\nmodel   {relative_to_here(outcome.model)}\nreport  {relative_to_here(outcome.report)}"
+        f"\nmodel   {outcome.name}  {relative_to_here(outcome.model)}"
+        f"\nreport  {relative_to_here(outcome.report)}"
     )
     if json:
         print(outcome.model_dump_json())

@@ -13,10 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
+
+from lexloom.tasks.store.names import NAME_PATTERN, ModelName
 
 BOUNDS = {
     "minimum": "at least",
@@ -36,6 +38,14 @@ class FlowConfig(BaseModel):
     """Base class of flow configs. A field is either the config of a stage or a single parameter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # not part of any stage's config, and so of no key
+    name: ModelName | None = Field(
+        None,
+        description="Name of the model, by which commands find it; another model that has it loses it. If not"
+        " given, the name that the model has, or one of its source and date.",
+        json_schema_extra={"pattern": f"^{NAME_PATTERN}$"},
+    )
 
     # dotted paths in the order in which they are shown; if there are none, all parameters are main ones
     main_parameters: ClassVar[tuple[str, ...]] = ()
@@ -58,9 +68,10 @@ class FlowConfig(BaseModel):
 
 
 def main_paths(config: type[BaseModel]) -> list[FieldPath]:
-    """Return the paths of a config's main parameters, in order."""
-    named = getattr(config, "main_parameters", ())
-    return [tuple(name.split(".")) for name in named] or [path for path, _ in leaves(config)]
+    """Return the paths of a config's main parameters, in order; the model's name is the last one."""
+    named = [tuple(name.split(".")) for name in getattr(config, "main_parameters", ())]
+    own_names: list[FieldPath] = [("name",)] if issubclass(config, FlowConfig) else []
+    return [*named, *own_names] if named else [path for path, _ in leaves(config)]
 
 
 # Prefect's form

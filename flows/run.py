@@ -1,4 +1,4 @@
-"""The result of a flow: the folder of its model, its metrics, and which stages ran."""
+"""The result of a flow: its model and the model's name, its metrics, and which stages ran."""
 
 import logging
 import sys
@@ -13,8 +13,13 @@ from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel, Field, JsonValue
 
 import lexloom.flows.local_server.server  # noqa: F401 - installs the protected server for flows called from Python
-from lexloom.tasks.display.console import describe
-from lexloom.tasks.store.artifacts import Artifact
+from lexloom.flows.command_text import command_text
+from lexloom.flows.config import FlowConfig
+from lexloom.tasks.display.console import describe, note, warn
+from lexloom.tasks.report.usage import describe_run, described_runs
+from lexloom.tasks.store.artifacts import Artifact, Store
+from lexloom.tasks.store.model_list import find_source_name
+from lexloom.tasks.store.names import base_name, name_by_default, name_model, read_names
 from lexloom.tasks.store.parallel import use_cluster
 from lexloom.tasks.store.stage import StageRecord, record_stages
 
@@ -28,6 +33,7 @@ class Outcome(BaseModel):
     """The return value of every flow, and the last line of `--json`."""
 
     flow: str
+    name: str = Field(description="the model's name")
     model: Path = Field(description="the model's folder")
     report: Path
     evaluation: Artifact = Field(exclude=True, description="for the summary at the end of a run")
@@ -38,17 +44,48 @@ class Outcome(BaseModel):
 
 
 class RunRecorder:
-    """Creates the outcome of a run from the records of its stages."""
+    """Names the model of a run, and creates the run's outcome from the records of its stages."""
 
-    def __init__(self, flow: str, records: list[StageRecord]) -> None:
+    def __init__(self, flow: str, config: FlowConfig, records: list[StageRecord]) -> None:
         self._flow = flow
+        self._config = config
         self._records = records
         self._started = time.perf_counter()
+        self._store = Store()
+        read_names(self._store)  # a damaged file is reported now and not after the training
+        self._name = ""
+
+    def name_model(self, model: Artifact) -> None:
+        """Give the model the name of the config, or by default one of its source and date.
+
+        Call it before the report is built, which shows the name. Without a name in the config, a model keeps
+        the name that it has. If the default name can't be saved, the model is called by its key.
+        """
+        place = model.stage, model.key
+        if self._config.name is not None:
+            named = name_model(self._store, place, self._config.name)
+            if named.moved_from is not None:
+                stage, key = named.moved_from
+                note("name", f"{named.name} now names this model; until now, {stage}/{key[:SHOWN_KEY]}")
+            self._name = named.name
+        else:
+            try:
+                self._name = name_by_default(self._store, place, self._base_name(model)).name
+            except OSError as error:
+                self._name = model.key[:SHOWN_KEY]
+                warn(f"the model has no name but its key, because names can't be saved ({error})")
+        describe_run(self._name, command_text(self._flow, self._config))
+
+    def _base_name(self, model: Artifact) -> str:
+        manifests = {manifest.key: manifest for manifest in self._store.manifests()}
+        found = manifests.get(model.key)
+        return base_name(find_source_name(found, manifests) if found else None, self._flow)
 
     def outcome(self, model: Artifact, evaluation: Artifact, report: Artifact) -> Outcome:
         """Return the flow's result; `metrics` are the facts of the model and of its evaluation."""
         return Outcome(
             flow=self._flow,
+            name=self._name,
             model=model.folder,
             report=report.folder / "report.html",
             evaluation=evaluation,
@@ -66,14 +103,14 @@ class RunRecorder:
 
 
 @contextmanager
-def record_run(flow: str, cluster: str) -> Iterator[RunRecorder]:
+def record_run(flow: str, config: FlowConfig, cluster: str) -> Iterator[RunRecorder]:
     """Record a run's stages, and publish them as a table in Prefect's UI even if the run fails.
 
     `cluster` is the address of the Ray cluster on which stages process shards in parallel; empty for none.
     """
-    with use_cluster(cluster), record_stages() as records:
+    with use_cluster(cluster), described_runs(), record_stages() as records:
         try:
-            yield RunRecorder(flow, records)
+            yield RunRecorder(flow, config, records)
         finally:
             if not isinstance(
                 sys.exception(), TerminationSignal | KeyboardInterrupt

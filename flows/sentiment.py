@@ -99,13 +99,14 @@ DEFAULT_CONFIG = SentimentFlowConfig()
 @flow(name="sentiment")
 def sentiment(config: SentimentFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Fine-tune an encoder's last blocks on labelled reviews, evaluate the classifier, and write a report."""
-    with record_run("sentiment", config.train.cluster) as recorder:
+    with record_run("sentiment", config, config.train.cluster) as recorder:
         text = corpus(locate_source(config.corpus), config=config.corpus)
         reviews = split(text, config=config.held_out())
         test = test_of(reviews, config)
         encoder = locate_backbone(config.backbone)
         read = frozen_features(reviews, encoder, config=config.on_device(config.features))
         model = train_sentiment(read, encoder, config=config.train)
+        recorder.name_model(model)
         scores = evaluate_sentiment(model, reviews, test, config=config.on_device(config.evaluate))
         page = report_sentiment(model, scores, config=config.report)
         create_markdown_artifact(markdown(model, scores, config.report), key="report")

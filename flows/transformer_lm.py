@@ -73,12 +73,13 @@ DEFAULT_CONFIG = TransformerLMFlowConfig()
 @flow(name="transformer-lm")
 def transformer_lm(config: TransformerLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Train a transformer on a corpus, evaluate it, generate samples, and write a report."""
-    with record_run("transformer-lm", config.train.cluster) as recorder:
+    with record_run("transformer-lm", config, config.train.cluster) as recorder:
         text = corpus(locate_source(config.corpus), config=config.corpus)
         tokenization = choose_encoding(text, config.subwords)
         ids = subwords(text, find_encoding(text, tokenization), config=tokenization)
         examples = windows(ids, config=config.windows())
         model = train_transformer(examples, ids, config=config.train)
+        recorder.name_model(model)
         scores = evaluate_lm(model, examples, ids, config=config.evaluate)
         texts = generate_samples(model, config=config.samples)
         page = report_lm(model, scores, texts, config=config.report)

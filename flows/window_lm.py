@@ -102,13 +102,14 @@ DEFAULT_CONFIG = WindowLMFlowConfig()
 @flow(name="window-lm")
 def window_lm(config: WindowLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Train a next-token network on sliding windows over token embeddings, and write a report."""
-    with record_run("window-lm", config.train.cluster) as recorder:
+    with record_run("window-lm", config, config.train.cluster) as recorder:
         text = corpus(locate_source(config.corpus), config=config.corpus)
         tokenization = choose_encoding(text, config.subwords)
         ids = subwords(text, find_encoding(text, tokenization), config=tokenization)
         table = embeddings(ids, table_of(ids, config), config=config.embeddings)
         examples = windows(ids, config=config.windows)
         model = train_window_lm(examples, table, ids, config=config.train)
+        recorder.name_model(model)
         scores = evaluate_lm(model, examples, ids, config=config.evaluate)
         texts = generate_samples(model, config=config.samples)
         page = report_lm(model, scores, texts, config=config.report)

@@ -70,13 +70,14 @@ DEFAULT_CONFIG = Word2VecConfig()
 @flow(name="word2vec")
 def word2vec(config: Word2VecConfig = DEFAULT_CONFIG) -> Outcome:
     """Train word vectors on a corpus, evaluate them, and write a report."""
-    with record_run("word2vec", config.train.cluster) as recorder:
+    with record_run("word2vec", config, config.train.cluster) as recorder:
         text = corpus(locate_source(config.corpus), config=config.corpus)
         words = vocabulary(text, config=config.vocabulary)
         ids = tokens(text, words, config=config.tokens)
         skipgrams = pairs(ids, words, config=config.pairs) if config.pairs.mode == "stored" else ids
         negatives = negative_sampling(words, config=config.noise)
         model = train_word2vec(skipgrams, negatives, words, config=config.train.reading(config.pairs))
+        recorder.name_model(model)
         scores = evaluate_word2vec(model, words, locate_sets(config.evaluate), config=config.evaluate)
         page = report_word2vec(model, scores, words, config=config.report)
         create_markdown_artifact(markdown(model, scores, words, config.report), key="report")

@@ -1,9 +1,9 @@
 """Train language models on your own text.
 
-    from lexloom import Word2VecConfig, WordVectors, word2vec
+    from lexloom import Word2VecConfig, load_word_vectors, word2vec
 
-    outcome = word2vec(Word2VecConfig())
-    WordVectors.load(outcome.model).neighbours(["peace"])
+    word2vec(Word2VecConfig(name="speeches"))
+    load_word_vectors("speeches").neighbours(["peace"])
 
 The names below are imported when they are first used, since Prefect and torch take seconds to import.
 """
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from lexloom.flows.transformer_lm import TransformerLMFlowConfig, transformer_lm
     from lexloom.flows.window_lm import WindowLMFlowConfig, window_lm
     from lexloom.flows.word2vec import Word2VecConfig, word2vec
-    from lexloom.models.language_model import load_language_model
     from lexloom.models.registry import families
     from lexloom.models.sampling import Sampling
     from lexloom.models.sentiment.classifier import Classifier
     from lexloom.models.word2vec.vectors import WordVectors
+    from lexloom.tasks.store.loading import load_classifier, load_language_model, load_word_vectors
 
 _MODULES = {
     "Outcome": "flows.run",
@@ -39,7 +39,9 @@ _MODULES = {
     "Word2VecConfig": "flows.word2vec",
     "WordVectors": "models.word2vec.vectors",
     "families": "models.registry",
-    "load_language_model": "models.language_model",
+    "load_classifier": "tasks.store.loading",
+    "load_language_model": "tasks.store.loading",
+    "load_word_vectors": "tasks.store.loading",
     "sentiment": "flows.sentiment",
     "transformer_lm": "flows.transformer_lm",
     "window_lm": "flows.window_lm",
@@ -57,7 +59,9 @@ __all__ = [
     "WordVectors",
     "__version__",
     "families",
+    "load_classifier",
     "load_language_model",
+    "load_word_vectors",
     "sentiment",
     "transformer_lm",
     "window_lm",

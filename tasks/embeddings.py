@@ -50,7 +50,7 @@ class EmbeddingsConfig(BaseModel):
         FROM_FLOW,
         min_length=1,
         description="Source of the embeddings: flow:word2vec (trained on the tokens of the corpus), glove (a"
-        " package), random, a model in the store (a prefix of its key, or latest), or a file"
+        " package), random, a model in the store (its name, its key, or latest), or a file"
         " (word2vec or GloVe .txt, .bin, .npy, .safetensors, .parquet).",
     )
     vocabulary: Annotated[Path | None, RunOnly()] = Field(

@@ -17,10 +17,12 @@ COMMANDS = {
         "classify": ("models:classify", "Print a label and a score for each text."),
     },
     "Inspect": {
+        "models": ("model_list:models", "List the models of the store, newest first."),
         "status": ("status:status", "Show active stages, the latest runs and the size of the store."),
         "store": ("store:app", "List, verify, explain and remove the artifacts of the store."),
     },
     "Serve": {
+        "serve": ("serve:serve", "Serve a model over HTTP, for OpenAI's clients."),
         "app": ("servers:open_app", "Serve a web page for trying out the models in the store."),
         "ui": ("servers:open_ui", "Start a Prefect server with the flows deployed, and run their flow runs."),
         "deploy": ("servers:deploy", "Deploy the flows to the Prefect server at PREFECT_API_URL."),

@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from lexloom.deployments.cli.texts import FileOptions, growing_batches, read_texts
-from lexloom.models.registry import load_model, stages
 from lexloom.tasks.display.console import warn
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.store.lookup import find_model_folder
+from lexloom.tasks.store.loading import load_classifier, load_language_model, load_word_vectors
 
-Model = Annotated[str, Parameter(help="Model folder, a prefix of its key in the store, or latest.")]
+Model = Annotated[
+    str, Parameter(help="Model: its name or key or the beginning of one, its folder, or latest.")
+]
 Count = Annotated[int, Parameter(name="-k", help="Number of words to list.")]
 
 
@@ -24,7 +25,7 @@ def neighbours(model: Model, word: str, /, *words: str, k: Count = 10) -> None:
         word: A word of the model's vocabulary.
         words: More words.
     """
-    vectors = load_model(find_model_folder(model, *stages("neighbours")), "neighbours")
+    vectors = load_word_vectors(model)
     asked = [word, *words]
     for each, near in zip(asked, vectors.neighbours(asked, k), strict=True):
         print_ranking(vectors.spelling(each), near)
@@ -38,7 +39,7 @@ def analogy(model: Model, a: str, b: str, c: str, /, *, k: Count = 5) -> None:
         b: Second word of the known pair.
         c: First word of the pair to complete.
     """
-    vectors = load_model(find_model_folder(model, *stages("neighbours")), "neighbours")
+    vectors = load_word_vectors(model)
     a, b, c = (vectors.spelling(word) for word in (a, b, c))
     print_ranking(f"{a} is to {b} as {c} is to", vectors.analogy(a, b, c, k))
 
@@ -92,7 +93,7 @@ def generate(
         stop=tuple(stop or ()),
         stop_at_end=stop_at_end,
     )
-    loaded = load_model(find_model_folder(model, *stages("generate")), "generate")
+    loaded = load_language_model(model)
     prompts = prompt or [""]
     starts = [loaded.prompt(each) for each in prompts]
     generated = [""] * len(prompts)
@@ -129,7 +130,7 @@ def classify(
         json: Print a JSON object per text, with the scores of all labels.
     """
     read = read_texts(texts, file, options or FileOptions())
-    classifier = load_model(find_model_folder(model, *stages("classify")), "classify", device)
+    classifier = load_classifier(model, device)
     write = as_json if json else as_columns
     blank = 0
     for batch in growing_batches(read):

@@ -10,7 +10,8 @@ from lexloom.tasks.display.console import NAME_WIDTH, stderr, warn
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.store.garbage_collection import collect_garbage
-from lexloom.tasks.store.lookup import Place, find_place
+from lexloom.tasks.store.lookup import find_place
+from lexloom.tasks.store.names import Place, names_of, read_names
 from lexloom.tasks.store.verify import find_obstacles
 from lexloom.tasks.store.verify import verify as verify_places
 
@@ -38,7 +39,7 @@ def verify(*names: str, all: bool = False) -> int:
     """Compare all files with their digests; exit with status 1 if an artifact is damaged or outdated.
 
     Args:
-        names: A stage, a prefix of an artifact's key, STAGE/KEY, or latest (default: all artifacts).
+        names: A stage, a model's name, a key, the beginning of one, STAGE/KEY, or latest (default: all).
         all: Also list intact artifacts.
     """
     store = Store()
@@ -69,7 +70,7 @@ def explain(name: str, /) -> None:
     """Explain why a stage ran: which parameters or files had changed.
 
     Args:
-        name: A stage, a prefix of an artifact's key, STAGE/KEY, or latest.
+        name: A stage, a model's name, a key, the beginning of one, STAGE/KEY, or latest.
     """
     store = Store()
     places = find_places(store, [name])
@@ -106,7 +107,10 @@ def gc(*, keep: int = 5, dry_run: bool = False) -> None:
         for sentence in store.make_writable():
             warn(sentence)
     removed = collect_garbage(store, keep, dry_run)
+    known = read_names(store)
     for what, size in removed:
-        print(f"{size / 1e6:10,.1f} MB  {what}")
+        stage, _, key = what.partition("/")
+        names = ", ".join(names_of((stage, key), known))
+        print(f"{size / 1e6:10,.1f} MB  {what}" + (f" ({names})" if names else ""))
     verb = "would be freed" if dry_run else "freed"
     print(f"{sum(size for _, size in removed) / 1e6:10,.1f} MB  {verb}")

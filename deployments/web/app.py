@@ -31,6 +31,7 @@ from lexloom.deployments.web.queue import Sessions, TrackSessions
 from lexloom.flows.local_server.same_origin import Address, SameOrigin
 from lexloom.tasks.display.console import stderr
 from lexloom.tasks.store.artifacts import Store
+from lexloom.tasks.store.names import read_names
 
 HOST, PORT = "127.0.0.1", 7860
 SHUTDOWN_SECONDS = 1
@@ -97,11 +98,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for name in options.allow_host:
             Address.parse(name)
+        store = Store(options.store)
+        read_names(store)
         listener = listen(options.host, options.port)
     except (OSError, ValueError) as error:
         stderr.print(Text("error: ", style="bold red") + Text(str(error)))
         return 1
-    store = Store(options.store)
     warnings.simplefilter("ignore")
     server = uvicorn.Server(
         uvicorn.Config(

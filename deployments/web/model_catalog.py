@@ -2,25 +2,14 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from pydantic import JsonValue
-
-from lexloom.models.registry import (
-    Capability,
-    ModelFamily,
-    TextClassifier,
-    families,
-    family_of_stage,
-    load_model,
-)
-from lexloom.tasks.display.formatting import counted, short
-from lexloom.tasks.store.artifacts import Manifest, Store
-from lexloom.tasks.store.lookup import is_by_product, is_of_tokens
+from lexloom.models.registry import Capability, TextClassifier, families, load_model
+from lexloom.tasks.store.artifacts import Store
+from lexloom.tasks.store.model_list import ListedModel, list_models
 
 if TYPE_CHECKING:
     from lexloom.models.language_model import LanguageModel
@@ -35,13 +24,11 @@ class Entry:
 
     Attributes:
         name: `stage/key` in the store.
-        label: what the list shows: when it was trained, on which text, how good it is.
-        by_product: whether it was trained as a part of another model.
+        label: what the list shows: its name, or when and on which text it was trained, and how good it is.
     """
 
     name: str
     label: str
-    by_product: bool
 
 
 class ModelCatalog:
@@ -55,24 +42,11 @@ class ModelCatalog:
 
     def entries(self, capability: Capability) -> list[Entry]:
         """Return the models with this capability, newest first; by-products come last."""
-        manifests = {manifest.key: manifest for manifest in self.store.manifests()}
-        evaluations = {
-            entry.key: manifest.summary.facts
-            for manifest in manifests.values()
-            if manifest.stage.startswith("evaluate")
-            for entry in manifest.inputs
-            if entry.name == "model"
-        }
-        found = [
-            Entry(
-                name=f"{manifest.stage}/{manifest.key}",
-                label=label(manifest, family, manifests, evaluations.get(manifest.key, {})),
-                by_product=is_by_product(manifest),
-            )
-            for manifest in reversed(manifests.values())
-            if (family := family_of_stage(manifest.stage)) and family.capability == capability
+        found = [model for model in list_models(self.store) if model.capability == capability]
+        return [
+            Entry(f"{model.stage}/{model.key}", label(model))
+            for model in sorted(found, key=lambda model: model.by_product)
         ]
-        return sorted(found, key=lambda entry: entry.by_product)
 
     @overload
     def load(self, name: str, capability: Literal["generate"]) -> "LanguageModel": ...
@@ -103,58 +77,16 @@ class ModelCatalog:
             return self._loaded[folder]
 
 
-def label(
-    manifest: Manifest,
-    family: ModelFamily,
-    manifests: Mapping[str, Manifest],
-    evaluation: Mapping[str, JsonValue],
-) -> str:
-    """Return a label such as "22 Nov, 10:32 · sotu · transformer · 1.558 bits per byte".
+def label(model: ListedModel) -> str:
+    """Return a label such as "sotu-2026-11-22 · transformer · 1.558 bits per byte".
 
-    The year is given unless it is this one, the family if others have the same capability.
+    A model without a name has its date and source instead. The kind is given if others have the same
+    capability.
     """
-    created, today = manifest.created.astimezone(), datetime.now().astimezone()
+    created, today = model.created.astimezone(), datetime.now().astimezone()
     year = "" if created.year == today.year else f" {created.year}"
-    parts = [f"{created:%-d %b}{year}, {created:%H:%M}", *corpus_names(manifest, manifests)]
-    if sum(other.capability == family.capability for other in families().values()) > 1:
-        parts.append(family.title)
-    return " · ".join([*parts, headline(manifest, family, {**manifest.summary.facts, **evaluation})])
-
-
-def corpus_names(manifest: Manifest, manifests: Mapping[str, Manifest]) -> list[str]:
-    """Return the name of the source that the model was trained on; nothing if the store no longer has it."""
-    for ancestor in ancestors(manifest, manifests):
-        if ancestor.stage == "corpus":
-            for entry in ancestor.inputs:
-                if name := str(entry.description.get("name", "")):
-                    return [name if name.startswith("hf:") else Path(name).name]
-    return []
-
-
-def ancestors(manifest: Manifest, manifests: Mapping[str, Manifest]) -> Iterator[Manifest]:
-    """Yield all artifacts that an artifact was made from, nearest first."""
-    waiting, seen = [manifest], {manifest.key}
-    while waiting:
-        for entry in waiting.pop(0).inputs:
-            if entry.key in manifests and entry.key not in seen:
-                seen.add(entry.key)
-                waiting.append(manifests[entry.key])
-                yield manifests[entry.key]
-
-
-def headline(manifest: Manifest, family: ModelFamily, facts: Mapping[str, JsonValue]) -> str:
-    """Return the main figure of a model's evaluation; its size if it was not evaluated."""
-    if family.capability == "neighbours":
-        return counted(manifest.summary.rows, "tokens" if is_of_tokens(manifest) else "words")
-    for name, format_figure in FIGURES:
-        if isinstance(value := facts.get(name), int | float):
-            return format_figure(value)
-    return f"{short(manifest.summary.rows)} {manifest.summary.unit}"
-
-
-FIGURES: tuple[tuple[str, Callable[[float], str]], ...] = (
-    ("accuracy", lambda value: f"accuracy {value:.1%}"),
-    ("bits_per_byte", lambda value: f"{value:.3f} bits per byte"),
-    ("top_1", lambda value: f"top-1 accuracy {value:.1%}"),
-    ("validation_loss", lambda value: f"validation loss {value:.3f}"),
-)
+    unnamed = [f"{created:%-d %b}{year}, {created:%H:%M}", *([model.source] if model.source else [])]
+    parts = [model.name] if model.names else unnamed
+    if sum(family.capability == model.capability for family in families().values()) > 1:
+        parts.append(model.title)
+    return " · ".join([*parts, model.figure])

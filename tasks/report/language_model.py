@@ -20,6 +20,7 @@ from lexloom.tasks.report.sections import (
     training_content,
     write_report,
 )
+from lexloom.tasks.report.usage import with_name
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Summary
 from lexloom.tasks.store.stage import stage
 
@@ -35,7 +36,7 @@ class ReportLMConfig(BaseModel):
     title: str = Field("Language model", min_length=1, description="Title of the report.")
 
 
-@stage(version=4)
+@stage(version=5)
 def report_lm(
     model: Artifact, evaluation: Artifact, samples: Artifact, config: ReportLMConfig, out: Path
 ) -> Summary:
@@ -125,7 +126,7 @@ def markdown(model: Artifact, evaluation: Artifact, samples: Artifact, config: R
     """Return the report's figures as Markdown, for the flow run's page in Prefect's UI."""
     found, manifests = read_lm_evaluation(evaluation), lineage(model, evaluation, samples)
     parts = [
-        f"# {plain(config.title)}",
+        f"# {plain(with_name(config.title))}",
         markdown_table(["metric", "value"], headline(read_metrics(model), found, manifests)),
         "## Evaluation",
         plain(found.verdict),

@@ -18,6 +18,7 @@ from lexloom.tasks.display.charts import Axis, line_chart, smoothed
 from lexloom.tasks.display.colours import report_style
 from lexloom.tasks.display.formatting import counted, duration, short, size
 from lexloom.tasks.display.templates import render
+from lexloom.tasks.report.usage import usage_content, with_name
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Store, Summary
 
 FILE = "report.html"
@@ -194,15 +195,18 @@ def write_report(
     manifests: Sequence[Manifest],
     rows_in: int,
     unit_in: str,
+    word: str = "",
     **content: Any,
 ) -> Summary:
     """Render `template` with `content` to `report.html`, a self-contained file without scripts.
 
-    `rows_in` and `unit_in` say what was evaluated, for the summary.
+    `rows_in` and `unit_in` say what was evaluated, for the summary. `word` is an example of a word that word
+    vectors contain.
     """
     page = render(
         template,
-        title=title,
+        title=with_name(title),
+        usage=usage_content(model, word),
         subtitle=subtitle(model, manifests),
         footer=footer(manifests),
         style=report_style(),

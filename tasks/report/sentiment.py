@@ -30,6 +30,7 @@ from lexloom.tasks.report.sections import (
     training_content,
     write_report,
 )
+from lexloom.tasks.report.usage import with_name
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Summary
 from lexloom.tasks.store.stage import stage
 
@@ -51,7 +52,7 @@ class ReportSentimentConfig(BaseModel):
     title: str = Field("Sentiment classifier", min_length=1, description="Title of the report.")
 
 
-@stage(version=4)
+@stage(version=5)
 def report_sentiment(
     model: Artifact, evaluation: Artifact, config: ReportSentimentConfig, out: Path
 ) -> Summary:
@@ -236,7 +237,7 @@ def markdown(model: Artifact, evaluation: Artifact, config: ReportSentimentConfi
     metrics, found = read_metrics(model), read_sentiment_evaluation(evaluation)
     manifests = lineage(model, evaluation)
     parts = [
-        f"# {plain(config.title)}",
+        f"# {plain(with_name(config.title))}",
         markdown_table(["metric", "value"], headline(model, metrics, found, manifests)),
         "## Evaluation",
         *(plain(note) for note in (verdict(found), *one_label_note(found))),

@@ -23,6 +23,7 @@ from lexloom.tasks.report.sections import (
     training_content,
     write_report,
 )
+from lexloom.tasks.report.usage import with_name
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Summary
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.vocabulary import read_vocabulary
@@ -53,7 +54,7 @@ class Run:
     manifests: list[Manifest]
 
 
-@stage(version=3)
+@stage(version=4)
 def report_word2vec(
     model: Artifact, evaluation: Artifact, vocabulary: Artifact, config: ReportConfig, out: Path
 ) -> Summary:
@@ -67,6 +68,7 @@ def report_word2vec(
         run.manifests,
         rows_in=len(run.vectors),
         unit_in="words",
+        word=next((entry.word for entry in run.evaluation.neighbours), run.vectors.words[0]),
         headline=headline(run),
         training=training_content(run.metrics, unit_of(run)),
         neighbours=neighbour_cards(run.evaluation),
@@ -153,7 +155,7 @@ SCORE_COLUMNS = ["set", "metric", "score", "coverage"]
 def markdown(model: Artifact, evaluation: Artifact, vocabulary: Artifact, config: ReportConfig) -> str:
     """Return the report's figures as Markdown, for the flow run's page in Prefect's UI."""
     run = read_run(model, evaluation, vocabulary)
-    parts = [f"# {plain(config.title)}", markdown_table(["metric", "value"], headline(run))]
+    parts = [f"# {plain(with_name(config.title))}", markdown_table(["metric", "value"], headline(run))]
     if run.evaluation.similarity or run.evaluation.analogies:
         parts += ["## Evaluation", markdown_table(SCORE_COLUMNS, score_rows(run.evaluation))]
     if run.evaluation.neighbours:

@@ -65,7 +65,7 @@ def test_the_form_shows_the_main_parameters_in_their_order() -> None:
 
 
 def test_sections_with_main_parameters_come_first_and_empty_ones_are_left_out() -> None:
-    assert in_order(CONFIG) == ["train", "report"]
+    assert in_order(CONFIG) == ["train", "name", "report"]
 
 
 def test_a_section_without_main_parameters_is_shown_as_json_with_its_defaults() -> None:

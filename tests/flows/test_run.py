@@ -1,13 +1,19 @@
 """Tests of the table of stages on a run's page."""
 
+import errno
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from lexloom.flows import run as outcome
+from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import RunRecorder, record_run, row
-from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.store.artifacts import Artifact, Store, Summary
+from lexloom.tasks.store.names import NAMES_FILE
 from lexloom.tasks.store.stage import StageRecord
+from tests.deployments.cli.test_main import complaint
+from tests.deployments.store import made_from, shelve
 
 
 def test_a_row_has_a_stages_inputs_and_reasons() -> None:
@@ -36,13 +42,13 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_completed_run_stays_completed_without_its_table(
     no_server: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with record_run("word2vec", ""):
+    with record_run("word2vec", FlowConfig(), ""):
         pass
     assert "the table of stages could not be published" in caplog.text
 
 
 def test_a_run_that_fails_says_why_even_if_its_table_can_not_be_shown(no_server: None) -> None:
-    with pytest.raises(ValueError, match="no text remains"), record_run("word2vec", ""):
+    with pytest.raises(ValueError, match="no text remains"), record_run("word2vec", FlowConfig(), ""):
         raise ValueError("no text remains")
 
 
@@ -61,7 +67,52 @@ def test_the_metrics_are_read_from_the_final_artifacts() -> None:
             ("report_word2vec", {}),
         )
     )
-    assert RunRecorder("word2vec", [built]).outcome(model, scores, page).metrics == {
+    assert RunRecorder("word2vec", FlowConfig(), [built]).outcome(model, scores, page).metrics == {
         "loss": 2.0,
         "score": 0.5,
     }
+
+
+@pytest.fixture
+def model(store: Store) -> Artifact:
+    shelve(store, "corpus", "c", inputs=[made_from("", "source", called="books/Moby Dick.txt")])
+    shelve(store, "train_word2vec", "m" * 24, inputs=[made_from("corpus", "c")])
+    (found,) = [manifest for manifest in store.manifests() if manifest.stage == "train_word2vec"]
+    return store.artifact(found)
+
+
+def test_a_name_of_the_wrong_form_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a/b", "latest", ""):
+        said = complaint(capsys, "word2vec", f"--name={name}")
+        assert "error: --name must " in said
+        assert f"(got {name!r})" in said
+
+
+def test_damaged_names_are_reported_before_the_first_stage(store: Store, no_server: None) -> None:
+    store.root.mkdir()
+    (store.root / NAMES_FILE).write_text("{")
+    with pytest.raises(ValueError, match=r"names.json is damaged"), record_run("word2vec", FlowConfig(), ""):
+        pytest.fail("the run has started")
+
+
+def test_a_model_that_can_not_be_named_has_its_key_as_name(
+    model: Artifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The store is read-only. A name that the user has asked for is an error."""
+
+    def read_only(*given: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "names.json")
+
+    monkeypatch.setattr(Store, "lock", read_only)
+    recorder = RunRecorder("word2vec", FlowConfig(), [])
+    recorder.name_model(model)
+    assert recorder.outcome(model, model, model).name == "mmmmmmmm"
+    assert "the model has no name but its key" in capsys.readouterr().err
+    with pytest.raises(OSError, match="Read-only"):
+        RunRecorder("word2vec", FlowConfig(name="mine"), []).name_model(model)
+
+
+def test_the_default_name_comes_from_the_corpus(model: Artifact) -> None:
+    recorder = RunRecorder("word2vec", FlowConfig(), [])
+    recorder.name_model(model)
+    assert recorder.outcome(model, model, model).name == f"moby-dick-{datetime.now():%Y-%m-%d}"

@@ -1,6 +1,7 @@
 """The flow in this process, on a few words: what is built again, what is published, and what is printed."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 
+import lexloom
 from lexloom.deployments.cli.main import main
 from lexloom.flows.run import Outcome
 from lexloom.flows.word2vec import Word2VecConfig, word2vec
 from lexloom.tasks.corpus import CorpusConfig
 from lexloom.tasks.pairs import PairsConfig
 from lexloom.tasks.store.artifacts import Store
+from lexloom.tasks.store.lookup import find_model_folder
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig
 
 STAGES = [
@@ -75,6 +78,39 @@ def test_streamed_pairs_skip_the_pairs_stage(small: Small) -> None:
     assert run(validation_share=0.2) == ["train_word2vec", "evaluate_word2vec", "report_word2vec"]
 
 
+def test_a_second_name_builds_nothing_and_a_name_moves_to_the_model_of_the_latest_run(
+    prefect_server: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+
+    def run(name: str | None, window: int = 5) -> Outcome:
+        return word2vec(
+            Word2VecConfig(
+                name=name,
+                corpus=CorpusConfig(source=str(tmp_path / "text.txt")),
+                pairs=PairsConfig(window=window),
+                train=TrainWord2VecConfig(epochs=1, dim=16, workers=1, threads=1, runner="local"),
+            )
+        )
+
+    first = run(None)
+    assert re.fullmatch(r"text-\d{4}-\d\d-\d\d", first.name)
+    page = first.report.read_text()
+    assert f"<h1>Word vectors · {first.name}</h1>" in page
+    assert f"lexloom word2vec --source {tmp_path}/text.txt --epochs 1 " in page
+    assert str(first.model) in page
+    named = run("production")
+    assert (named.name, named.cached, named.model) == ("production", named.stages, first.model)
+    assert run(None).name == "production"
+    assert lexloom.load_word_vectors(first.name).words == lexloom.load_word_vectors("production").words
+    capsys.readouterr()
+    other = run("production", window=2)
+    said = f"production now names this model; until now, train_word2vec/{first.model.name[:8]}"
+    assert said in capsys.readouterr().err
+    assert find_model_folder("production") == other.model
+    assert find_model_folder(first.name) == first.model
+
+
 def published() -> dict[str, str | None]:
     """ID -> key of the artifacts that Prefect's page shows."""
     with get_client(sync_client=True) as client:
@@ -97,14 +133,14 @@ def test_the_command_prints_a_line_for_each_stage_and_one_json_object(
     assert main(["word2vec", *flags, "--store", "elsewhere", "--json"]) == 0
     printed, said = capsys.readouterr()
     outcome = json.loads(printed)
-    assert set(outcome) == {"flow", "model", "report", "metrics", "stages", "cached", "seconds"}
+    assert set(outcome) == {"flow", "name", "model", "report", "metrics", "stages", "cached", "seconds"}
     assert (outcome["flow"], outcome["stages"], outcome["cached"]) == ("word2vec", 8, 0)
     assert Path(outcome["model"]).is_absolute()
     assert Path(outcome["model"]).is_relative_to(tmp_path / "elsewhere")
     assert Path(outcome["report"]).is_file()
     lines = said.splitlines()
     assert lines[0] == "lexloom word2vec · store elsewhere"
-    assert f"model   {Path(outcome['model']).relative_to(tmp_path)}" in lines
+    assert f"model   {outcome['name']}  {Path(outcome['model']).relative_to(tmp_path)}" in lines
     (chosen,) = [line for line in lines if line.startswith("training ")]
     assert chosen.split(maxsplit=1)[1].startswith("1 worker, ")
     assert " on this machine (auto: " in chosen

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from lexloom.deployments.cli.main import main
-from lexloom.flows.config import flags, in_flags, parse
+from lexloom.flows.config import flags, in_flags, main_paths, parse
 from lexloom.flows.registry import flows
 from lexloom.models.normalization import DESCRIPTIONS, Normalization
 from lexloom.models.word2vec.vectors import WordVectors
@@ -114,7 +114,7 @@ def test_prompts_are_normalized_like_the_training_text(
 def test_empty_continuations_are_explained(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lexloom.deployments.cli.models.load_model", lambda folder, kind: silent_model())
+    monkeypatch.setattr("lexloom.deployments.cli.models.load_language_model", lambda name: silent_model())
     for options, advice in (([], ""), (["--stop-at-end"], "; without --stop-at-end, it continues")):
         assert main(["generate", str(tmp_path), "--prompt", "The", "--tokens", "3", *options]) == 0
         printed, said = capsys.readouterr()
@@ -242,14 +242,15 @@ def test_help_lists_the_main_parameters_and_help_all_every_one(
 ) -> None:
     config: Any = flows()[flow].config()
     every = {flag for _, _, flag in flags(config)}
-    main_ones = {flag for path, _, flag in flags(config) if ".".join(path) in config.main_parameters}
+    main_ones = {flag for path, _, flag in flags(config) if path in main_paths(config)}
 
     def listed(option: str) -> set[str]:
         assert main([flow, option]) == 0
         return {*re.findall(r"--[a-z0-9-]+", capsys.readouterr().out)} & every
 
     assert listed("--help") == main_ones
-    assert 10 <= len(main_ones) <= 18
+    assert 10 <= len(main_ones) <= 19
+    assert "--name" in main_ones
     assert listed("--help-all") == every
 
 

@@ -11,6 +11,7 @@ from lexloom.deployments.web import model_catalog as module
 from lexloom.deployments.web.model_catalog import ModelCatalog
 from lexloom.models.registry import load_model
 from lexloom.tasks.store.artifacts import Store
+from lexloom.tasks.store.names import name_model
 from tests.deployments.store import made_from, shelve, write_words
 
 WORD2VEC, WINDOW_LM, TRANSFORMER = "train_word2vec", "train_window_lm", "train_transformer"
@@ -38,6 +39,16 @@ def test_a_label_names_date_corpus_and_headline_figure(store: Store) -> None:
     shelve(store, WORD2VEC, "v", inputs=[made_from("tokens", "t")], rows=11768, day=7)
     (entry,) = ModelCatalog(store).entries("neighbours")
     assert entry.label == f"7 Jan 2020, {AT_NOON} · books.txt · 11,768 words"
+
+
+def test_a_label_has_the_models_name_in_place_of_date_and_corpus(store: Store) -> None:
+    shelve(store, TRANSFORMER, "t", rows=802_688, unit="parameters")
+    shelve(store, WORD2VEC, "v", rows=5)
+    for place in ((TRANSFORMER, "t"), (WORD2VEC, "v")):
+        name_model(store, place, f"my-{place[1]}")
+    catalog = ModelCatalog(store)
+    assert catalog.entries("generate")[0].label == "my-t · transformer · 803k parameters"
+    assert catalog.entries("neighbours")[0].label == "my-v · 5 words"
 
 
 def test_a_label_has_the_full_name_of_a_hub_dataset(store: Store) -> None:

@@ -39,12 +39,13 @@ DEFAULT_CONFIG = LSTMFlowConfig()
 @flow(name="lstm-lm")
 def lstm_lm(config: LSTMFlowConfig = DEFAULT_CONFIG) -> Outcome:
     """Train an LSTM on a corpus, generate samples, and write a report."""
-    with record_run("lstm-lm", config.train.cluster) as recorder:
+    with record_run("lstm-lm", config, config.train.cluster) as recorder:
         text = corpus(locate_source(config.corpus), config=config.corpus)
         tokenization = choose_encoding(text, config.subwords)
         ids = subwords(text, find_encoding(text, tokenization), config=tokenization)
         examples = windows(ids, config=config.windows())
         model = train_lstm_lm(examples, ids, config=config.train)
+        recorder.name_model(model)
         scores = evaluate_lm(model, examples, ids, config=config.evaluate)
         texts = generate_samples(model, config=config.samples)
         page = report_lm(model, scores, texts, config=config.report)

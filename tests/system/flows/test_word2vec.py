@@ -60,14 +60,14 @@ def test_the_command_ends_with_one_json_object(prefect_home: Path, tmp_path: Pat
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout.splitlines()[-1])
-    assert set(outcome) == {"flow", "model", "report", "metrics", "stages", "cached", "seconds"}
+    assert set(outcome) == {"flow", "name", "model", "report", "metrics", "stages", "cached", "seconds"}
     assert (outcome["flow"], outcome["stages"], outcome["cached"]) == ("word2vec", 8, 0)
     assert Path(outcome["model"]).is_absolute()
     assert Path(outcome["model"]).is_relative_to(tmp_path / "elsewhere")
     assert Path(outcome["report"]).is_file()
     lines = done.stderr.splitlines()
     assert lines[0] == "lexloom word2vec · store elsewhere"
-    assert f"model   {Path(outcome['model']).relative_to(tmp_path)}" in lines
+    assert f"model   {outcome['name']}  {Path(outcome['model']).relative_to(tmp_path)}" in lines
     stages = [line.split()[0] for line in lines[1:10] if not line.startswith("training ")]
     assert stages == STAGES
     assert "neighbours" in done.stderr

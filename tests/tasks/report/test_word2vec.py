@@ -239,7 +239,7 @@ def test_sections_without_content_are_left_out(build, made):
     bare = Evaluation(neighbours=[], similarity=[], analogies=[])
     artifacts = made(metrics={"history": []}, evaluation=bare, words=["only"])
     headings = re.findall("<h2>(.*?)</h2>", page_of(build, artifacts))
-    assert headings == ["Stages", "Configuration"]
+    assert headings == ["Use this model", "Stages", "Configuration"]
 
 
 def test_a_loss_that_is_no_number_does_not_break_the_page(build, made):
