@@ -1,7 +1,7 @@
 """Export of a transformer to GGUF, the file format of llama.cpp, Ollama and others.
 
 Tensors are float32. Rows of the embedding that the tokenizer has no ids for are left out. Names follow
-llama.cpp's architectures `qwen3` and `gpt2`.
+llama.cpp's architectures `qwen3`, `qwen2`, `llama` and `gpt2`.
 
 llama.cpp's tokenizer "gpt2" represents every kind of tokenizer that Lexloom trains: it splits text by a
 pattern, spells each piece as bytes, and merges neighbouring tokens in order of rank. Bytes have no merges.
@@ -10,7 +10,7 @@ the first byte of a character in UTF-8 is never one of its later bytes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,22 +20,35 @@ from torch import Tensor
 
 from lexloom.models.language_model import TOKENIZER
 from lexloom.models.normalization import active_rules, read_normalization
-from lexloom.models.tokenizer.bpe_ranks import LETTERS, PUBLISHED, list_merges, to_byte_letters
+from lexloom.models.tokenizer.bpe_ranks import (
+    LETTERS,
+    PUBLISHED,
+    from_byte_letters,
+    list_merges,
+    to_byte_letters,
+)
+from lexloom.models.tokenizer.hf_export import to_oniguruma
+from lexloom.models.tokenizer.pretrained import Pretrained
 from lexloom.models.tokenizer.tokenizer import END_OF_TEXT, BytePair, Characters, Tokenizer
+from lexloom.models.transformer.config import TransformerConfig
 from lexloom.models.transformer.hf_io import load
-from lexloom.models.transformer.model import LAYER_EPSILON, RMS_EPSILON, Transformer, TransformerConfig
+from lexloom.models.transformer.model import Transformer
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 # llama.cpp's names of the patterns
+PUBLISHED_NAMES = {"gpt2": "gpt-2", "cl100k_base": "llama-bpe", "o200k_base": "gpt-4o"}
 PRE_TOKENIZERS = {
-    PUBLISHED["gpt2"].pattern: "gpt-2",
-    PUBLISHED["cl100k_base"].pattern: "llama-bpe",
-    PUBLISHED["o200k_base"].pattern: "gpt-4o",
+    **{PUBLISHED[name].pattern: pre for name, pre in PUBLISHED_NAMES.items()},
+    **{to_oniguruma(PUBLISHED[name].pattern): pre for name, pre in PUBLISHED_NAMES.items()},
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+": "llama-bpe",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+": "qwen2",
 }
 ANY_PATTERN = "gpt-2"  # where no token is longer than a character, the pattern has no effect
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # types of tokens
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
 NEVER = [f"{LETTERS[0] * 2} {LETTERS[0] * 2}"]  # a merge of tokens that don't occur; a list can't be empty
 BLOCK_TENSORS = {
     "attention_norm": "attn_norm",
@@ -75,7 +88,9 @@ def export_gguf(folder: Path, file: Path) -> list[str]:
 
     model, tokenizer = load(folder), Tokenizer.load(folder / TOKENIZER)
     vocabulary = describe_tokenizer(tokenizer)
-    writer = GGUFWriter(file, "qwen3" if model.config.modern else "gpt2")
+    if model.config.modern and model.config.output_bias:
+        raise ValueError("llama.cpp's architectures have no biases after attention: use the model as it is")
+    writer = GGUFWriter(file, model.config.architecture)
     writer.add_name(folder.name)
     writer.add_file_type(LlamaFileType.ALL_F32)
     add_shape(writer, model.config)
@@ -108,10 +123,11 @@ def add_shape(writer: "GGUFWriter", config: TransformerConfig) -> None:
         writer.add_head_count_kv(config.kv_heads)
         writer.add_key_length(config.head_width)
         writer.add_value_length(config.head_width)
+        writer.add_rope_dimension_count(config.head_width)
         writer.add_rope_freq_base(config.rope_base)
-        writer.add_layer_norm_rms_eps(RMS_EPSILON)
+        writer.add_layer_norm_rms_eps(config.norm_epsilon)
     else:
-        writer.add_layer_norm_eps(LAYER_EPSILON)
+        writer.add_layer_norm_eps(config.norm_epsilon)
 
 
 def gguf_tensors(model: Transformer, vocabulary: int) -> Iterator[tuple[str, Tensor]]:
@@ -120,7 +136,12 @@ def gguf_tensors(model: Transformer, vocabulary: int) -> Iterator[tuple[str, Ten
     yield "token_embd.weight", parameters["embedding.weight"][:vocabulary]
     if not config.modern:
         yield "position_embd.weight", parameters["position.weight"]
-    kinds = ("weight",) if config.modern else ("weight", "bias")
+    if config.rope_scaling is not None:
+        yield (
+            "rope_freqs.weight",
+            replace(config, rope_scaling=None).rotary_frequencies() / (config.rotary_frequencies()),
+        )
+    kinds = ("weight", "bias")
     for layer in range(config.layers):
         if not config.modern:
             for kind in kinds:
@@ -130,8 +151,11 @@ def gguf_tensors(model: Transformer, vocabulary: int) -> Iterator[tuple[str, Ten
             for kind in kinds:
                 own = f"blocks.{layer}.{own_name}.{kind}"
                 if own in parameters and (config.modern or own_name not in QKV):
-                    yield f"blk.{layer}.{name}.{kind}", parameters[own]
-    for kind in kinds:
+                    tensor = parameters[own]
+                    if config.architecture == "llama" and own_name in QKV[:2]:
+                        tensor = interleave_halves(tensor, config.head_width)
+                    yield f"blk.{layer}.{name}.{kind}", tensor
+    for kind in kinds[:1] if config.modern else kinds:
         yield f"output_norm.{kind}", parameters[f"final_norm.{kind}"]
     if not config.tie_embeddings:
         yield "output.weight", parameters["head.weight"][:vocabulary]
@@ -143,7 +167,9 @@ def describe_tokenizer(tokenizer: Tokenizer) -> Vocabulary:
     Raises:
         ValueError: llama.cpp does not know its pattern, or two tokens have one spelling.
     """
-    names = tokenizer.display_names()
+    encoding, names = tokenizer.encoding, tokenizer.display_names()
+    if isinstance(encoding, Pretrained):
+        names = [encoding.token_name(token) for token in range(tokenizer.size)]
     texts = [tokenizer.token_bytes(token) for token in range(tokenizer.size)]
     tokens = [to_byte_letters(text) if text else name for text, name in zip(texts, names, strict=True)]
     if len(set(tokens)) != len(tokens):
@@ -154,18 +180,53 @@ def describe_tokenizer(tokenizer: Tokenizer) -> Vocabulary:
     types = [NORMAL if text else UNUSED for text in texts]
     types[tokenizer.end_of_text] = CONTROL
     pre, pairs = ANY_PATTERN, list[tuple[bytes, bytes]]()
-    match tokenizer.encoding:
-        case BytePair() as encoding:
-            pairs = list_merges(encoding.ranks)
-            if encoding.pattern() not in PRE_TOKENIZERS:
-                raise ValueError(
-                    f"GGUF can't hold the tokenizer {tokenizer.name}: llama.cpp does not know its pattern"
-                )
-            pre = PRE_TOKENIZERS[encoding.pattern()]
-        case Characters():
+    match encoding:
+        case BytePair():
+            pairs, pre = list_merges(encoding.ranks), find_pre_tokenizer(encoding.pattern())
+        case Pretrained(kind="byte-level"):
+            pairs, pre = read_merges(encoding), find_pre_tokenizer(read_pattern(encoding))
+        case Pretrained(kind="sentencepiece"):
+            raise ValueError(
+                "Lexloom exports only byte-level tokenizers to GGUF, and this model's is SentencePiece's:"
+                " convert the folder with convert_hf_to_gguf.py of llama.cpp"
+            )
+        case Characters() | Pretrained(kind="characters"):
             pairs = character_merges(texts)
+    if isinstance(encoding, Pretrained):
+        for token, added in encoding.added.items():
+            types[token] = CONTROL if added["special"] else USER_DEFINED
     merges = [f"{to_byte_letters(left)} {to_byte_letters(right)}" for left, right in pairs]
     return Vocabulary(tokens, types, merges or NEVER, pre)
+
+
+def interleave_halves(tensor: Tensor, head_width: int) -> Tensor:
+    """Reorder the rows of each head, since llama.cpp's `llama` rotates (x[2i], x[2i + 1]), not halves."""
+    heads = tensor.unflatten(0, (-1, 2, head_width // 2))  # (heads, half, D/2, ...)
+    return heads.transpose(1, 2).flatten(0, 2)
+
+
+def find_pre_tokenizer(pattern: str) -> str:
+    """Return llama.cpp's name of a pattern. Raises ValueError if it does not know it."""
+    if pattern not in PRE_TOKENIZERS:
+        raise ValueError(f"GGUF can't hold the tokenizer: llama.cpp does not know its pattern {pattern[:60]}")
+    return PRE_TOKENIZERS[pattern]
+
+
+def read_pattern(encoding: Pretrained) -> str:
+    """Return the pattern by which a `tokenizer.json` splits text; empty if it is not a single one."""
+    pre_tokenizer = encoding.description["pre_tokenizer"] or {}
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    patterns = [step["pattern"].get("Regex", "") for step in steps if step.get("type") == "Split"]
+    if any(step.get("type") == "ByteLevel" and step["use_regex"] for step in steps):
+        patterns.append(PUBLISHED["gpt2"].pattern)
+    return patterns[0] if len(patterns) == 1 else ""
+
+
+def read_merges(encoding: Pretrained) -> list[tuple[bytes, bytes]]:
+    """Return the merges of a `tokenizer.json`, which older files spell with a space."""
+    merges = encoding.description["model"]["merges"]
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    return [(from_byte_letters(left), from_byte_letters(right)) for left, right in pairs]
 
 
 def character_merges(characters: list[bytes]) -> list[tuple[bytes, bytes]]:
@@ -181,7 +242,7 @@ def character_merges(characters: list[bytes]) -> list[tuple[bytes, bytes]]:
 def describe_differences(tokenizer: Tokenizer, folder: Path) -> list[str]:
     """Return what llama.cpp does differently from Lexloom with this model, as sentences."""
     notes = []
-    if isinstance(tokenizer.encoding, Characters):
+    if isinstance(tokenizer.encoding, Characters) or getattr(tokenizer.encoding, "kind", "") == "characters":
         notes.append("llama.cpp skips unknown characters of a prompt, which are an error in Lexloom")
     if tokenizer.encoding.pattern() == PUBLISHED["cl100k_base"].pattern:
         notes.append("llama.cpp splits a line feed from spaces that follow it at the end of a prompt")

@@ -146,7 +146,7 @@ def test_merges_join_the_bytes_of_characters_only() -> None:
 
 
 def test_tokenizers_that_gguf_does_not_support_are_rejected() -> None:
-    with pytest.raises(ValueError, match=r"the tokenizer odd: llama\.cpp does not know its pattern"):
+    with pytest.raises(ValueError, match=r"llama\.cpp does not know its pattern \\S"):
         describe_tokenizer(Tokenizer(BytePair("odd", TINY, r"\S+|\s+", END)))
     ranks = dict(TINY)
     for end in range(2, len("<|endoftext|>") + 1):
