@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # loading a model only requires torch
 FORMAT = 1
 DESCRIPTION, WEIGHTS, HF_CONFIG = "lexloom.json", "model.safetensors", "config.json"
 GENERATION_CONFIG = "generation_config.json"
+LONGEST_TEXT = 2048  # tokens that transformers generates at most by default, including the prompt
 WEIGHT, WEIGHT_AND_BIAS = ("weight",), ("weight", "bias")
 # class of transformers by model_type
 CLASSES: dict[Architecture, str] = {
@@ -79,7 +80,7 @@ def export_tokenizer(
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "pad_token_id": end_of_text,
-        "max_length": config.context,
+        "max_length": min(config.context, LONGEST_TEXT),
         **({"suppress_tokens": beyond} if beyond else {}),
     }
     write_json(folder / GENERATION_CONFIG, generation)

@@ -13,12 +13,12 @@ from typing import Any, get_args
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lexloom.models.tokenizer.pretrained import Pretrained
+from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.models.transformer.config import Architecture, TransformerConfig
 from lexloom.models.transformer.hf_io import CLASSES, HF_CONFIG, ROPE_SCALING, assign_tensors
 from lexloom.models.transformer.model import Transformer
 
-WEIGHTS = "*.safetensors"
+WEIGHTS = "model*.safetensors"  # other names are of other formats
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # constants in files of older versions
 ROPE_BASE = 10_000.0  # of all these architectures, if the file does not say
 QWEN3_HEAD_WIDTH = 128
@@ -121,7 +121,7 @@ def read_modern(values: Values, kind: Architecture) -> TransformerConfig:
     )
 
 
-def check_tokenizer(tokenizer: Pretrained, config: TransformerConfig, folder: Path) -> None:
+def check_tokenizer(tokenizer: Tokenizer, config: TransformerConfig, folder: Path) -> None:
     """Raise ValueError if the tokenizer has ids for which the model has no embedding."""
     if tokenizer.size > config.vocabulary:
         raise ValueError(

@@ -167,7 +167,9 @@ def test_incomplete_folders_are_rejected(tmp_path: Path) -> None:
 def test_a_tokenizer_with_more_ids_than_the_model_is_rejected(tmp_path: Path) -> None:
     write_decoder(tmp_path, "gpt2", vocab_size=200)
     with pytest.raises(ValueError, match=r"272 ids, but the model's vocabulary has 200: use the"):
-        check_tokenizer(read_pretrained_tokenizer(tmp_path), read_pretrained_config(tmp_path), tmp_path)
+        check_tokenizer(
+            Tokenizer(read_pretrained_tokenizer(tmp_path)), read_pretrained_config(tmp_path), tmp_path
+        )
 
 
 def test_the_tokenizer_is_exported_again(tmp_path: Path) -> None:
