@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
-EXTRAS = {"transformers": "sentiment", "tokenizers": "sentiment"}  # module -> the extra that installs it
+EXTRAS = {
+    "transformers": "sentiment",
+    "tokenizers": "sentiment",
+    "gguf": "gguf",
+}  # module -> the extra that installs it
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, ImportError, CycloptsError)
 
 

@@ -81,6 +81,9 @@ class ModelFamily:
             `TextClassifier` ("classify") or `WordVectors` ("neighbours").
         reads_other_folders: whether a folder that names no kind, as other tools write it, is read as this
             family. At most one family of each capability may do so.
+        exports: the formats of other tools in which its models can be written, with the suffix of the file,
+            such as {"gguf": ".gguf"}. The module then defines `export(folder, to, file)`, which writes a
+            format and returns what these tools do differently, as sentences.
         module: the dotted name of the module; the registry fills it in.
     """
 
@@ -89,6 +92,7 @@ class ModelFamily:
     stage: str
     capability: Capability
     reads_other_folders: bool = False
+    exports: dict[str, str] = field(default_factory=dict, hash=False)
     module: str = field(default="", compare=False)
 
     def load(self, folder: Path, device: str = "cpu") -> Any:
@@ -99,6 +103,19 @@ class ModelFamily:
             ValueError: a file is damaged, or the device is not available.
         """
         return import_module(self.module).load(folder, device)
+
+    def export(self, folder: Path, to: str, file: Path) -> list[str]:
+        """Write the model in `folder` in one of the formats of `exports`.
+
+        Returns what tools that read the file do differently, as sentences.
+
+        Raises:
+            ModuleNotFoundError: the package that writes the format is not installed.
+            FileNotFoundError: a file of the model is missing.
+            ValueError: a file is damaged, or the format can't hold the model.
+        """
+        notes: list[str] = import_module(self.module).export(folder, to, file)
+        return notes
 
 
 @cache
@@ -162,6 +179,34 @@ def find_family(folder: Path | str, capability: Capability) -> ModelFamily:
             f" {' or '.join(family.kind for family in able)}"
         )
     return families()[kind]
+
+
+def find_exporter(folder: Path | str, to: str) -> ModelFamily:
+    """Return the family of the model in `folder`, which can be written in the format `to`.
+
+    Raises:
+        FileNotFoundError: the folder is missing, or contains no model that has this format.
+        ValueError: its kind is unknown, or can't be written in this format.
+    """
+    kind = read_kind(Path(folder))
+    if kind is None:
+        others = (family for family in families().values() if family.reads_other_folders)
+        reader = next((family for family in others if to in family.exports), None)
+        if reader is None:
+            raise FileNotFoundError(
+                f"{folder} can't be exported to {to}: neither {' nor '.join(DESCRIPTIONS)} in it names a kind"
+                " of model"
+            )
+        return reader
+    family = families().get(kind)
+    if family is None or to not in family.exports:
+        title = f"model of the unknown kind {kind!r}" if family is None else family.title
+        formats = ", ".join(family.exports) if family else ""
+        raise ValueError(
+            f"{folder} contains a {title}, which can't be exported to {to}"
+            + (f": use {formats}" if formats else ": no other tool has a format that can hold it")
+        )
+    return family
 
 
 @overload

@@ -15,6 +15,7 @@ COMMANDS = {
         "analogy": ("models:analogy", "Solve an analogy: A is to B as C is to which word?"),
         "generate": ("models:generate", "Generate text with a language model."),
         "classify": ("models:classify", "Print a label and a score for each text."),
+        "export": ("export:export", "Write a model in a file format of other tools."),
     },
     "Inspect": {
         "models": ("model_list:models", "List the models of the store, newest first."),

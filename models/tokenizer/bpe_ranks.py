@@ -82,6 +82,11 @@ def to_byte_letters(token: bytes) -> str:
     return "".join(LETTERS[value] for value in token)
 
 
+def from_byte_letters(token: str) -> bytes:
+    """Return the bytes of a token that is spelled with byte letters. Raises KeyError for another letter."""
+    return bytes(BYTES[letter] for letter in token)
+
+
 def read_ranks(data: bytes, name: str) -> Ranks:
     """Read ranks from a file's content, in either format; `name` is used in errors.
 
@@ -128,7 +133,7 @@ def read_merges(data: bytes, name: str) -> Ranks:
         if number == 1 or not line.strip():
             continue
         try:
-            left, right = (bytes(BYTES[letter] for letter in part) for part in line.decode().split())
+            left, right = map(from_byte_letters, line.decode().split())
         except (ValueError, KeyError):
             raise ValueError(f"{name}:{number}: not a merge of two tokens: {quote_line(line)}") from None
         if left not in ranks or right not in ranks or left + right in ranks:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 
-from lexloom.models.tokenizer.bpe_ranks import BYTE_VALUES, BYTES, PUBLISHED, Ranks
+from lexloom.models.tokenizer.bpe_ranks import BYTE_VALUES, PUBLISHED, Ranks, from_byte_letters
 from lexloom.models.tokenizer.tokenizer import BytePair
 
 NAME = "bpe"
@@ -31,5 +31,5 @@ def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> BytePair:
     )
     tokenizer.train_from_iterator(texts, trainer)
     spelled: dict[str, int] = json.loads(tokenizer.to_str())["model"]["vocab"]
-    ranks: Ranks = {bytes(BYTES[letter] for letter in token): rank for token, rank in spelled.items()}
+    ranks: Ranks = {from_byte_letters(token): rank for token, rank in spelled.items()}
     return BytePair(NAME, ranks, PATTERN, end_of_text=len(ranks))

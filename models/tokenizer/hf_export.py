@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lexloom.models.tokenizer.bpe_ranks import Ranks, list_merges, to_byte_letters
+from lexloom.models.tokenizer.pretrained import Pretrained
 from lexloom.models.tokenizer.tokenizer import END_OF_TEXT, BytePair, Characters, Tokenizer
 
 
@@ -18,6 +19,33 @@ def export_hugging_face(
     encoded as text. `context` is the model's maximum number of tokens; with `nfc`, text is normalized to
     Unicode NFC first.
     """
+    encoding = tokenizer.encoding
+    name = encoding.token_name(tokenizer.end_of_text) if isinstance(encoding, Pretrained) else END_OF_TEXT
+    document = describe_pretrained(encoding) if isinstance(encoding, Pretrained) else describe_own(tokenizer)
+    if nfc and document["normalizer"] is None:
+        document["normalizer"] = {"type": "NFC"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": name,  # training texts follow it, so it stands for an empty prompt
+        "eos_token": name,
+        "pad_token": name,
+        "padding_side": "left",  # generation continues each text of a batch from its last token
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
+        **({} if context is None else {"model_max_length": context}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("tokenizer.json", document), ("tokenizer_config.json", config)):
+        (folder / name).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def describe_pretrained(encoding: Pretrained) -> dict[str, Any]:
+    """Return a `tokenizer.json` without the step that adds special tokens, which Lexloom does not use."""
+    return {**encoding.description, "post_processor": None, "truncation": None, "padding": None}
+
+
+def describe_own(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the `tokenizer.json` of a tokenizer that Lexloom made."""
     end_of_text = {
         "id": tokenizer.end_of_text,
         "content": END_OF_TEXT,
@@ -27,28 +55,15 @@ def export_hugging_face(
         "lstrip": False,
         "rstrip": False,
     }
-    document = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [end_of_text],
-        "normalizer": {"type": "NFC"} if nfc else None,
+        "normalizer": None,
         "post_processor": None,
         **describe_encoding(tokenizer),
     }
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,  # training texts follow it, so it stands for an empty prompt
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "padding_side": "left",  # generation continues each text of a batch from its last token
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,
-        **({} if context is None else {"model_max_length": context}),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("tokenizer.json", document), ("tokenizer_config.json", config)):
-        (folder / name).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def describe_encoding(tokenizer: Tokenizer) -> dict[str, Any]:

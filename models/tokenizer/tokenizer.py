@@ -1,7 +1,8 @@
-"""Tokenizers of characters, bytes, or byte-pair tokens (merged by tiktoken).
+"""Tokenizers of characters, bytes, byte-pair tokens (merged by tiktoken), or of a pretrained model.
 
 A tokenizer is an encoding (text -> base ids) and optionally a table of the base ids that are kept, in the
-order of their new ids. All text has ids: `decode(encode(text))` is `text`, for any text.
+order of their new ids. All text has ids: `decode(encode(text))` is `text`, for any text (except with the
+tokenizer of a pretrained model, which may normalize text: models/tokenizer/pretrained.py).
 
 - A compact byte-pair tokenizer keeps the tokens that occur in a text, the 256 bytes, and all tokens that one
   of these is merged from. With these ranks alone, that text is encoded as the same tokens (every merge made
@@ -70,6 +71,10 @@ class Encoding(ABC):
     def pattern(self) -> str | None:
         """The regular expression that splits text before merging; None if there is none."""
         return None
+
+    def files(self) -> dict[str, bytes]:
+        """The content of the files that are saved besides `encoding.json`, by name."""
+        return {}
 
 
 class Bytes(Encoding):
@@ -145,6 +150,9 @@ class BytePair(Encoding):
 
     def pattern(self) -> str:
         return self._pattern
+
+    def files(self) -> dict[str, bytes]:
+        return {RANKS: write_ranks(self.ranks)}
 
 
 class Tokenizer:
@@ -255,7 +263,7 @@ class Tokenizer:
     # on disk
 
     def save(self, folder: Path) -> None:
-        """Write the files that `load` needs: `encoding.json`, and `ranks.tiktoken` for byte pairs."""
+        """Write the files that `load` needs: `encoding.json`, and those of the encoding."""
         folder.mkdir(parents=True, exist_ok=True)
         description = {
             "format": FORMAT,
@@ -265,8 +273,8 @@ class Tokenizer:
             "base_ids": None if self.base_ids is None else self.base_ids.tolist(),
         }
         (folder / DESCRIPTION).write_text(json.dumps(description) + "\n", encoding="utf-8")
-        if isinstance(self.encoding, BytePair):
-            (folder / RANKS).write_bytes(write_ranks(self.encoding.ranks))
+        for name, content in self.encoding.files().items():
+            (folder / name).write_bytes(content)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -293,7 +301,12 @@ class Tokenizer:
 
     @staticmethod
     def _encoding(description: dict[str, Any], folder: Path) -> Encoding:
+        from lexloom.models.tokenizer import pretrained  # imports this module
+
         name = description["encoding"]
+        if name == pretrained.NAME:
+            document = (folder / pretrained.TOKENIZER_JSON).read_bytes()
+            return pretrained.Pretrained(document, description["end_of_text"])
         if description["pattern"] is None:
             return {"bytes": Bytes, "characters": Characters}[name]()
         ranks = read_ranks((folder / RANKS).read_bytes(), str(folder / RANKS))

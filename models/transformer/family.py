@@ -13,6 +13,7 @@ FAMILY = ModelFamily(
     title="transformer",
     stage="train_transformer",
     capability="generate",
+    exports={"gguf": ".gguf"},
 )
 
 
@@ -22,3 +23,10 @@ def load(folder: Path, device: str = "cpu") -> LanguageModel:
     return LanguageModel.of_network(
         network, folder, new_decoder=partial(CachedDecoder, network), context=network.config.context
     )
+
+
+def export(folder: Path, to: str, file: Path) -> list[str]:
+    """Write the model in `folder` as GGUF, the only format; see `export_gguf`."""
+    from lexloom.models.transformer.gguf_export import export_gguf
+
+    return export_gguf(folder, file)

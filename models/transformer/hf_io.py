@@ -1,7 +1,7 @@
 """Saves and loads a transformer; the folder can also be loaded by `AutoModelForCausalLM`, `AutoTokenizer` and
 `pipeline` of transformers.
 
-`model.safetensors` and `config.json` have the format of Qwen3 ("modern") or GPT-2; `lexloom.json` is
+`model.safetensors` and `config.json` have the format of Qwen3, Qwen2, Llama or GPT-2; `lexloom.json` is
 Lexloom's own description. Weights are unchanged except for their names; GPT-2 stores matrices transposed, and
 query, key and value in one. `export_tokenizer` adds the files that transformers needs for text.
 """
@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from lexloom.models.transformer.model import LAYER_EPSILON, RMS_EPSILON, Transformer, TransformerConfig
+from lexloom.models.transformer.config import Architecture, TransformerConfig
+from lexloom.models.transformer.model import Transformer
 
 if TYPE_CHECKING:  # loading a model only requires torch
     from lexloom.models.tokenizer.tokenizer import Tokenizer
@@ -27,6 +28,16 @@ if TYPE_CHECKING:  # loading a model only requires torch
 FORMAT = 1
 DESCRIPTION, WEIGHTS, HF_CONFIG = "lexloom.json", "model.safetensors", "config.json"
 GENERATION_CONFIG = "generation_config.json"
+LONGEST_TEXT = 2048  # tokens that transformers generates at most by default, including the prompt
+WEIGHT, WEIGHT_AND_BIAS = ("weight",), ("weight", "bias")
+# class of transformers by model_type
+CLASSES: dict[Architecture, str] = {
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}
+ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 class TensorEntry(NamedTuple):
@@ -69,7 +80,7 @@ def export_tokenizer(
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "pad_token_id": end_of_text,
-        "max_length": config.context,
+        "max_length": min(config.context, LONGEST_TEXT),
         **({"suppress_tokens": beyond} if beyond else {}),
     }
     write_json(folder / GENERATION_CONFIG, generation)
@@ -90,11 +101,21 @@ def load(folder: Path) -> Transformer:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} can't be read ({error}): train or export the model again") from None
+    assign_tensors(model, tensors, path, DESCRIPTION)
+    return model.eval()
+
+
+def assign_tensors(model: Transformer, tensors: Mapping[str, Tensor], path: Path, description: str) -> None:
+    """Copy tensors, by their names in the file, to a model's parameters.
+
+    `path` is their file and `description` the file with the shape, for errors. Raises ValueError if a tensor
+    is missing, unknown or has another shape.
+    """
     named = {entry.name: entry for entry in tensor_entries(model.config)}
     if named.keys() != tensors.keys():
         differing = sorted(named.keys() ^ tensors.keys())[:3]
         raise ValueError(
-            f"{path} does not match {DESCRIPTION}: it has missing or unknown tensors, {', '.join(differing)}"
+            f"{path} does not match {description}: it has missing or unknown tensors, {', '.join(differing)}"
         )
     parameters = model.state_dict()
     for name, entry in named.items():
@@ -103,11 +124,10 @@ def load(folder: Path) -> Transformer:
         expected = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         if tensor.shape != expected:
             raise ValueError(
-                f"{path}: {name} has the shape {tuple(tensor.shape)}, but {DESCRIPTION} requires {expected}"
+                f"{path}: {name} has the shape {tuple(tensor.shape)}, but {description} requires {expected}"
             )
         for part, piece in zip(entry.parts, tensor.split([shape[0] for shape in shapes]), strict=True):
             parameters[part].copy_(piece)
-    return model.eval()
 
 
 def read_config(folder: Path) -> TransformerConfig:
@@ -128,28 +148,29 @@ def read_config(folder: Path) -> TransformerConfig:
 
 
 def tensor_entries(config: TransformerConfig) -> Iterator[TensorEntry]:
-    yield from (qwen3_entries if config.modern else gpt2_entries)(config)
+    yield from (modern_entries if config.modern else gpt2_entries)(config)
 
 
-def qwen3_entries(config: TransformerConfig) -> Iterator[TensorEntry]:
+def modern_entries(config: TransformerConfig) -> Iterator[TensorEntry]:
     yield TensorEntry("model.embed_tokens.weight", ("embedding.weight",))
     for layer in range(config.layers):
-        for hf_name, own_name in (
-            ("input_layernorm", "attention_norm"),
-            ("self_attn.q_proj", "attention.query"),
-            ("self_attn.k_proj", "attention.key"),
-            ("self_attn.v_proj", "attention.value"),
-            ("self_attn.q_norm", "attention.query_norm"),
-            ("self_attn.k_norm", "attention.key_norm"),
-            ("self_attn.o_proj", "attention.output"),
-            ("post_attention_layernorm", "feed_forward_norm"),
-            ("mlp.gate_proj", "feed_forward.gate"),
-            ("mlp.up_proj", "feed_forward.up"),
-            ("mlp.down_proj", "feed_forward.down"),
+        norms = (("q_norm", "query_norm"), ("k_norm", "key_norm")) if config.qk_norm else ()
+        for hf_name, own_name, kinds in (
+            ("input_layernorm", "attention_norm", WEIGHT),
+            ("self_attn.q_proj", "attention.query", WEIGHT_AND_BIAS if config.qkv_bias else WEIGHT),
+            ("self_attn.k_proj", "attention.key", WEIGHT_AND_BIAS if config.qkv_bias else WEIGHT),
+            ("self_attn.v_proj", "attention.value", WEIGHT_AND_BIAS if config.qkv_bias else WEIGHT),
+            *((f"self_attn.{name}", f"attention.{own}", WEIGHT) for name, own in norms),
+            ("self_attn.o_proj", "attention.output", WEIGHT_AND_BIAS if config.output_bias else WEIGHT),
+            ("post_attention_layernorm", "feed_forward_norm", WEIGHT),
+            ("mlp.gate_proj", "feed_forward.gate", WEIGHT),
+            ("mlp.up_proj", "feed_forward.up", WEIGHT),
+            ("mlp.down_proj", "feed_forward.down", WEIGHT),
         ):
-            yield TensorEntry(
-                f"model.layers.{layer}.{hf_name}.weight", (f"blocks.{layer}.{own_name}.weight",)
-            )
+            for kind in kinds:
+                yield TensorEntry(
+                    f"model.layers.{layer}.{hf_name}.{kind}", (f"blocks.{layer}.{own_name}.{kind}",)
+                )
     yield TensorEntry("model.norm.weight", ("final_norm.weight",))
     if not config.tie_embeddings:
         yield TensorEntry("lm_head.weight", ("head.weight",))
@@ -167,11 +188,11 @@ def gpt2_entries(config: TransformerConfig) -> Iterator[TensorEntry]:
             ("mlp.c_fc", ("feed_forward.up",)),
             ("mlp.c_proj", ("feed_forward.down",)),
         ):
-            for kind in ("weight", "bias"):
+            for kind in WEIGHT_AND_BIAS:
                 parts = tuple(f"blocks.{layer}.{part}.{kind}" for part in own_name)
                 matrix = kind == "weight" and not hf_name.startswith("ln")
                 yield TensorEntry(f"transformer.h.{layer}.{hf_name}.{kind}", parts, transposed=matrix)
-    for kind in ("weight", "bias"):
+    for kind in WEIGHT_AND_BIAS:
         yield TensorEntry(f"transformer.ln_f.{kind}", (f"final_norm.{kind}",))
     if not config.tie_embeddings:
         yield TensorEntry("lm_head.weight", ("head.weight",))
@@ -180,6 +201,8 @@ def gpt2_entries(config: TransformerConfig) -> Iterator[TensorEntry]:
 def hf_config(config: TransformerConfig) -> dict[str, Any]:
     """Return `config.json` as transformers reads it."""
     common = {
+        "architectures": [CLASSES[config.architecture]],
+        "model_type": config.architecture,
         "vocab_size": config.vocabulary,
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": config.end_of_text,
@@ -188,8 +211,6 @@ def hf_config(config: TransformerConfig) -> dict[str, Any]:
     }
     if config.modern:
         return {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
             "hidden_size": config.width,
             "intermediate_size": config.ffn_dim,
             "num_hidden_layers": config.layers,
@@ -198,27 +219,33 @@ def hf_config(config: TransformerConfig) -> dict[str, Any]:
             "head_dim": config.head_width,
             "hidden_act": "silu",
             "max_position_embeddings": config.context,
-            "rms_norm_eps": RMS_EPSILON,
+            "rms_norm_eps": config.norm_epsilon,
             "rope_theta": config.rope_base,
-            "attention_bias": False,
+            # Qwen2 has these biases always, and reads no such option
+            **({} if config.architecture == "qwen2" else {"attention_bias": config.qkv_bias}),
+            **({} if config.rope_scaling is None else {"rope_scaling": describe_rope_scaling(config)}),
             "attention_dropout": config.dropout,
             **common,
         }
     return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
         "n_embd": config.width,
         "n_inner": config.ffn_dim,
         "n_layer": config.layers,
         "n_head": config.heads,
         "n_positions": config.context,
         "activation_function": "gelu_new",
-        "layer_norm_epsilon": LAYER_EPSILON,
+        "layer_norm_epsilon": config.norm_epsilon,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
         **common,
     }
+
+
+def describe_rope_scaling(config: TransformerConfig) -> dict[str, Any]:
+    assert config.rope_scaling is not None
+    numbers = dict(zip(ROPE_SCALING, config.rope_scaling, strict=True))
+    return {"rope_type": "llama3", **numbers, ROPE_SCALING[-1]: int(config.rope_scaling[-1])}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,9 +1,9 @@
-"""A transformer language model, top-down: configuration, attention, feed-forward, block, model, generation.
+"""A transformer language model, top-down: attention, feed-forward, block, model, generation.
 
 The network has two styles. "modern" is the architecture of Qwen3: RMSNorm, rotary position embeddings,
 queries and keys normalized per head, a gated feed-forward, no biases, and optional grouped-query attention.
-"gpt2" is the architecture of GPT-2: LayerNorm, learned positions, GELU, biases. `models/transformer/hf_io.py`
-saves either so that `transformers` can load it.
+With other options it is that of Qwen2 or Llama. "gpt2" is the architecture of GPT-2: LayerNorm, learned
+positions, GELU, biases. `models/transformer/hf_io.py` saves each so that `transformers` can load it.
 
 Blocks are pre-norm. The output matrices of attention and feed-forward start at zero, so every block starts as
 the identity. A batch's logits are never all in memory (models/layers/cross_entropy.py).
@@ -14,13 +14,11 @@ Normalization"; Shazeer 2020, "GLU Variants Improve Transformer"; Henry et al. 2
 Normalization"; Ainslie et al. 2023, "GQA".
 
 Shapes:  B texts   T tokens per text   S tokens that are attended to (T, and those in the cache)
-         C width   H heads   K key/value heads   D = C / H width of a head   F width of the feed-forward
+         C width   H heads   K key/value heads   D width of a head (C / H)   F width of the feed-forward
          V vocabulary
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,84 +27,13 @@ from torch.nn import functional as F
 from lexloom.models.layers.cross_entropy import linear_cross_entropy
 from lexloom.models.layers.rms_norm import RMSNorm
 from lexloom.models.sampling import Sampling, sample_tokens
+from lexloom.models.transformer.config import TransformerConfig
 
-RMS_EPSILON, LAYER_EPSILON = 1e-6, 1e-5  # of Qwen3 and GPT-2
-ROUND_TO = 16  # so that rows fill vector registers
-
-Style = Literal["modern", "gpt2"]
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """The architecture's hyperparameters.
-
-    Attributes:
-        vocabulary: V, at least the tokenizer's number of ids.
-        context: the maximum T.
-        layers, width, heads: number of blocks, C, H.
-        kv_heads: K, a divisor of H; 0 for H.
-        ffn_dim: F; 0 for 4 C, or as many parameters in a gated feed-forward (8/3 C, a multiple of 16).
-        style: see above.
-        tie_embeddings: use the token embedding matrix as the output projection.
-        dropout: dropout rate of embeddings, attention weights, and attention and feed-forward outputs.
-        rope_base: base of the rotary frequencies; the lowest is about 1 / rope_base (modern).
-        end_of_text: id of the end-of-text token, for tools that read the model's folder.
-
-    Raises:
-        ValueError: a number is out of range, or numbers do not fit each other.
-    """
-
-    vocabulary: int
-    context: int = 256
-    layers: int = 6
-    width: int = 384
-    heads: int = 6
-    kv_heads: int = 0
-    ffn_dim: int = 0
-    style: Style = "modern"
-    tie_embeddings: bool = False
-    dropout: float = 0.0
-    rope_base: float = 10_000.0
-    end_of_text: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("vocabulary", 1), ("context", 1), ("layers", 1), ("width", 1), ("heads", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
-        if self.style not in ("modern", "gpt2"):
-            raise ValueError(f"style is {self.style!r}: it must be 'modern' or 'gpt2'")
-        if self.width % self.heads:
-            raise ValueError(f"width is {self.width}: it must be a multiple of heads, {self.heads}")
-        modern = self.style == "modern"
-        gated = max(1, self.width * 8 // 3 // ROUND_TO) * ROUND_TO
-        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
-        object.__setattr__(self, "ffn_dim", self.ffn_dim or (gated if modern else 4 * self.width))
-        if self.kv_heads < 1 or self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads is {self.kv_heads}: it must be a divisor of heads, {self.heads}")
-        if self.ffn_dim < 1:
-            raise ValueError(f"ffn_dim is {self.ffn_dim}: it must be at least 1")
-        if modern and self.head_width % 2:
-            raise ValueError(
-                f"rotary embeddings need an even width per head: width / heads is {self.head_width}"
-            )
-        if not modern and self.kv_heads != self.heads:
-            raise ValueError("GPT-2 does not support grouped-query attention: omit kv_heads")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
-        if not self.rope_base > 1:
-            raise ValueError(f"rope_base is {self.rope_base}: it must be above 1")
-
-    @property
-    def modern(self) -> bool:
-        return self.style == "modern"
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
+CACHE_TOKENS = 256  # of a new KV cache, which grows by doubling
 
 
 def make_norm(config: TransformerConfig, width: int) -> nn.Module:
-    return RMSNorm(width, RMS_EPSILON) if config.modern else nn.LayerNorm(width, LAYER_EPSILON)
+    return (RMSNorm if config.modern else nn.LayerNorm)(width, config.norm_epsilon)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -119,13 +46,19 @@ class KVCache:
     """One layer's keys and values of earlier tokens."""
 
     def __init__(self, texts: int, config: TransformerConfig, like: Tensor) -> None:
-        shape = (texts, config.kv_heads, config.context, config.head_width)
+        shape = (texts, config.kv_heads, min(config.context, CACHE_TOKENS), config.head_width)
         self._keys, self._values = like.new_empty(shape), like.new_empty(shape)
         self._filled = 0
+        self._context = config.context
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append the keys and values of the next tokens, (B, K, T, D) each; return all, (B, K, S, D) each."""
         start, self._filled = self._filled, self._filled + keys.size(2)
+        if self._filled > self._keys.size(2):
+            size = min(self._context, max(self._filled, 2 * self._keys.size(2)))
+            self._keys, self._values = (
+                F.pad(part, (0, 0, 0, size - part.size(2))) for part in (self._keys, self._values)
+            )
         self._keys[:, :, start : self._filled] = keys
         self._values[:, :, start : self._filled] = values
         return self._keys[:, :, : self._filled], self._values[:, :, : self._filled]
@@ -160,12 +93,11 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         heads, kv_heads = config.heads * config.head_width, config.kv_heads * config.head_width
-        bias = not config.modern
-        self.query = nn.Linear(config.width, heads, bias=bias)
-        self.key = nn.Linear(config.width, kv_heads, bias=bias)
-        self.value = nn.Linear(config.width, kv_heads, bias=bias)
-        self.output = nn.Linear(heads, config.width, bias=bias)
-        if config.modern:
+        self.query = nn.Linear(config.width, heads, bias=config.qkv_bias)
+        self.key = nn.Linear(config.width, kv_heads, bias=config.qkv_bias)
+        self.value = nn.Linear(config.width, kv_heads, bias=config.qkv_bias)
+        self.output = nn.Linear(heads, config.width, bias=config.output_bias)
+        if config.qk_norm:
             self.query_norm = make_norm(config, config.head_width)
             self.key_norm = make_norm(config, config.head_width)
 
@@ -176,9 +108,10 @@ class Attention(nn.Module):
         query = self.query(x).unflatten(-1, (config.heads, config.head_width))  # (B, T, H, D)
         key = self.key(x).unflatten(-1, (config.kv_heads, config.head_width))  # (B, T, K, D)
         value = self.value(x).unflatten(-1, (config.kv_heads, config.head_width))  # (B, T, K, D)
+        if config.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
         if cos_sin is not None:
-            query = apply_rotary(self.query_norm(query), *cos_sin)
-            key = apply_rotary(self.key_norm(key), *cos_sin)
+            query, key = apply_rotary(query, *cos_sin), apply_rotary(key, *cos_sin)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, H or K, T, D)
         if cache is not None:
             key, value = cache.append(key, value)  # (B, K, S, D)
@@ -237,9 +170,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        share = torch.arange(0, config.head_width, 2) / config.head_width  # (D/2,)
-        frequencies = config.rope_base**-share  # (D/2,)
-        angles = torch.outer(torch.arange(config.context), frequencies)  # (context, D/2)
+        angles = torch.outer(torch.arange(config.context), config.rotary_frequencies())  # (context, D/2)
         self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), 1), persistent=False)
         self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), 1), persistent=False)
         self.cos: Tensor  # (context, D)

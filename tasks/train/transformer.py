@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -23,7 +23,7 @@ from lexloom.models.transformer.hf_io import export_tokenizer, save
 from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig, next_token_loss
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.generate_samples import sample_in_training
-from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, Summary
+from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, RunOnly, Summary
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.subwords import TOKENIZER, read_tokenizer
 from lexloom.tasks.train.outputs import (
@@ -89,6 +89,29 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     },
 }
 
+# of training that continues a pretrained model: transformers' defaults, with a warm-up
+FINE_TUNING: dict[str, Any] = {
+    "dropout": 0.0,
+    "epochs": 3,
+    "batch_size": 8,
+    "optimizer": "adamw",
+    "learning_rate": 5e-5,
+    "momentum": 0.95,
+    "warm_up": 0.05,
+    "decay": 0.95,
+}
+LORA_LEARNING_RATE = 2e-4  # adapters start at zero, and are trained at higher rates than whole models
+# what the folder of a pretrained model determines
+ARCHITECTURE = ("preset", "layers", "width", "heads", "kv_heads", "ffn_dim", "style", "tie_embeddings")
+
+
+def fine_tuning_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults of training that continues a pretrained model."""
+    lora = {} if given.get("lora_rank") is None else {"learning_rate": LORA_LEARNING_RATE}
+    defaults = FINE_TUNING | lora
+    rate = given.get("learning_rate") or defaults["learning_rate"]
+    return defaults | {"matrix_learning_rate": rate}  # one rate for all parameters
+
 
 def preset_field(description: str, **bounds: Any) -> Any:
     """Return a field whose default comes from the preset; `from_preset` fills it in."""
@@ -118,6 +141,21 @@ class TrainTransformerConfig(GradientTrainConfig):
     tie_embeddings: bool = preset_field("Share the weights of the input and output embeddings")
     dropout: float = preset_field("Dropout probability", ge=0, lt=1)
 
+    # not part of the key: `FineTuneTransformerConfig` contains a digest of its content
+    init_from: Annotated[str | None, RunOnly()] = Field(
+        None,
+        min_length=1,
+        description="Pretrained decoder whose training is continued, with its tokenizer: a folder, or"
+        " hf:owner/name[@revision] on the Hugging Face Hub. Supported are GPT-2, Llama, Qwen2 and Qwen3, and"
+        " models that Lexloom trained; if not given, training begins with random weights.",
+    )
+    lora_rank: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Train only low-rank adapters of this rank, which are merged into the pretrained weights"
+        " at the end (LoRA); if not given, all weights are trained.",
+    )
     optimizer: Literal["muon", "adamw"] = Field(
         "muon",
         description="'muon' trains hidden matrices with Muon and the rest with AdamW; 'adamw' trains all with"
@@ -151,12 +189,28 @@ class TrainTransformerConfig(GradientTrainConfig):
     def from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        defaults = PRESETS.get(given.get("preset", "tiny"), {})
+        continued = given.get("init_from") is not None
+        defaults = fine_tuning_defaults(given) if continued else PRESETS.get(given.get("preset", "tiny"), {})
         return {**defaults, **{name: value for name, value in given.items() if value is not None}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def initial_model_fits(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        if given.get("init_from") is None:
+            if given.get("lora_rank") is not None:
+                raise ValueError("lora_rank is only used to continue a pretrained model: set init_from")
+            return given
+        for name in ARCHITECTURE:
+            if given.get(name) not in (None, cls.model_fields[name].default):
+                raise ValueError(f"the model of init_from determines {name}: omit {name}")
+        return given
 
     @model_validator(mode="after")
     def network_fits(self) -> Self:
-        self.network(vocabulary=1)
+        if self.init_from is None:
+            self.network(vocabulary=1)
         return self
 
     def network(self, vocabulary: int, end_of_text: int | None = None) -> TransformerConfig:
@@ -169,6 +223,18 @@ class TrainTransformerConfig(GradientTrainConfig):
         names = (*sizes, "style", "tie_embeddings", "dropout")
         shape = {name: getattr(self, name) for name in names}
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
+
+    def new_network(self, network: TransformerConfig) -> Transformer:
+        """Return the network before training."""
+        return Transformer(network)
+
+    def finish(self, trained: Transformer) -> Transformer:
+        """Return the network that is saved after training."""
+        return trained
+
+    def origin(self) -> dict[str, str]:
+        """Return what the network was before training, for `lexloom.json`; empty for random weights."""
+        return {}
 
 
 @stage(version=5)
@@ -195,14 +261,15 @@ def train_transformer(
         config, resources, make, windows, COLUMNS, [tokens], scratch, config.synchronisation(), sample
     )
     metrics, tensors = run_job(job, resources, unit="windows")
-    model = restore(Transformer(network), tensors)
+    model = config.finish(restore(config.new_network(network), tensors))
     metrics = add_token_metrics(metrics, windows, config.context)
-    save(model, out, tokens.normalization)
+    save(model, out, {**tokens.normalization, **config.origin()})
     rules = active_rules(tokens.normalization.get(NORMALIZATION))  # type: ignore[arg-type]
     export_tokenizer(tokenizer, network, out, nfc="unicode_nfc" in rules)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     beyond_nfc = [rule for rule in rules if rule != "unicode_nfc"]
-    save_records(out, metrics, model_card(network, parameters, metrics, beyond_nfc), tokenizer)
+    card = model_card(network, parameters, metrics, beyond_nfc, config.init_from)
+    save_records(out, metrics, card, tokenizer)
     return summarize(metrics, "windows", parameters, "parameters")
 
 
@@ -225,7 +292,7 @@ def make_trainable(
     rows = config.micro_batch or -(-config.batch_size // resources.workers)
     layer = Layer(rows * config.context, network.width, network.ffn_dim)
     return TorchTrainable(
-        partial(make_network, network, resources.device if compiled else None),
+        partial(make_network, network, config, resources.device if compiled else None),
         next_token_loss,
         partial(make_transformer_optimizer, optimizer),
         schedule=partial(
@@ -239,8 +306,10 @@ def make_trainable(
     )
 
 
-def make_network(network: TransformerConfig, compile_for: str | None) -> Transformer:
-    model = Transformer(network)
+def make_network(
+    network: TransformerConfig, config: TrainTransformerConfig, compile_for: str | None
+) -> Transformer:
+    model = config.new_network(network)
     if compile_for is not None:
         compile_modules(model.blocks, compile_for)
     return model
@@ -266,13 +335,18 @@ def add_token_metrics(metrics: dict[str, Any], windows: Artifact, context: int) 
 
 
 def model_card(
-    network: TransformerConfig, parameters: int, metrics: dict[str, Any], rules: Sequence[str] = ()
+    network: TransformerConfig,
+    parameters: int,
+    metrics: dict[str, Any],
+    rules: Sequence[str] = (),
+    init_from: str | None = None,
 ) -> str:
     """Return the model card: what the model is, how it was trained, how to use it.
 
     `rules` are those of the training text's normalization that transformers does not apply.
     """
-    architecture = "Qwen3" if network.modern else "GPT-2"
+    architecture = {"gpt2": "GPT-2"}.get(network.architecture, network.architecture.capitalize())
+    continued = f"Training continued {init_from}.\n" if init_from else ""
     score = ""
     if "validation_loss" in metrics:
         score = (
@@ -283,7 +357,7 @@ def model_card(
 
 {parameters:,} parameters: {network.layers} blocks of width {network.width} with {network.heads} heads,
 context {network.context}, vocabulary {network.vocabulary:,}; the architecture is {architecture}'s.
-{describe_training(metrics, "windows")}
+{continued}{describe_training(metrics, "windows")}
 {score}
 | file | content |
 |---|---|

@@ -1,0 +1,60 @@
+"""Training that continues a pretrained decoder: all of its weights, or low-rank adapters (LoRA).
+
+The decoder is copied into Lexloom's own network, and trained, saved and evaluated like any other.
+"""
+
+from dataclasses import replace
+
+from lexloom.models.tokenizer.pretrained import NAME
+from lexloom.models.transformer.config import TransformerConfig
+from lexloom.models.transformer.lora import add_adapters, merge_adapters
+from lexloom.models.transformer.model import Transformer
+from lexloom.models.transformer.pretrained import load_pretrained
+from lexloom.tasks.sources.initial_model import InitialModel
+from lexloom.tasks.subwords import SubwordsConfig
+from lexloom.tasks.train.transformer import TrainTransformerConfig
+
+CONTEXT = 256  # tokens of a training window by default
+
+
+class FineTuneTransformerConfig(TrainTransformerConfig):
+    """Training that continues `initial`, whose digest is part of the key."""
+
+    initial: InitialModel
+
+    def network(self, vocabulary: int, end_of_text: int | None = None) -> TransformerConfig:
+        """Return the initial model's config; its context is the number of its positions."""
+        return replace(self.initial.network(), dropout=self.dropout, end_of_text=end_of_text)
+
+    def new_network(self, network: TransformerConfig) -> Transformer:
+        self.initial.verify()
+        model = load_pretrained(self.initial.folder, network)
+        return model if self.lora_rank is None else add_adapters(model, self.lora_rank)
+
+    def finish(self, trained: Transformer) -> Transformer:
+        return trained if self.lora_rank is None else merge_adapters(trained)
+
+    def origin(self) -> dict[str, str]:
+        return {"init_from": self.initial.name, "init_from_digest": self.initial.digest}
+
+
+def continue_from(initial: InitialModel, config: TrainTransformerConfig) -> FineTuneTransformerConfig:
+    """Return the config of training that continues a model; the default context is at most its positions.
+
+    Raises:
+        ValueError: the context exceeds the model's positions.
+    """
+    network = initial.network()
+    context = config.context or min(CONTEXT, network.context)
+    if context > network.context:
+        raise ValueError(
+            f"the context of {context:,} tokens exceeds the {network.context:,} positions of {initial.name}:"
+            " lower --context"
+        )
+    given = config.model_dump() | {"context": context}
+    return FineTuneTransformerConfig(**given, initial=initial)
+
+
+def tokenization_of(initial: InitialModel, config: SubwordsConfig) -> SubwordsConfig:
+    """Return the config of tokenization with the model's tokenizer, all of whose ids are kept."""
+    return config.model_copy(update={"encoding": NAME, "compact": False})
