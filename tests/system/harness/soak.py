@@ -2,8 +2,8 @@
 
     python -m tests.system.harness.soak [--kills 20] [--only workers drivers cancels interrupts]
 
-workers     a random Ray worker is killed (SIGKILL) at a seeded random moment, for each of two strategies:
-            `diloco` and `all_reduce`, on a small network with Adam.
+workers     a random Ray worker is killed (SIGKILL) at a seeded random moment, for each of three strategies:
+            `diloco` and `all_reduce`, on a small network with Adam, and `rotation`, on word vectors.
 drivers     the process that drives the training is killed at a seeded random moment, and started again. It
             writes a checkpoint every other step. Of twenty kills ten fall into the writing of a checkpoint,
             and five of those take the workers along, so that the writing really ends there.
@@ -44,11 +44,12 @@ from lexloom.training.job import Job
 from lexloom.training.stopping import Stopping
 from lexloom.training.sync.config import SyncConfig
 from lexloom.training.torch_trainable import TorchTrainable
+from tests.system.harness import vectors
 from tests.system.harness.cancels import by_api, by_ctrl_c, write_corpus
 from tests.system.harness.ledger import Ledger, check_coverage, pages, settle
 from tests.system.harness.processes import is_alive, processes_of, wait_for
 
-WORDS, PAIRS, EPOCHS, WORKERS = 2_000, 400_000, 3, 2
+WORDS, PAIRS, EPOCHS, WORKERS = 2_000, vectors.PAIRS, 3, 2
 STEP_SECONDS = 0.02  # a step is held up so long that kills find the run at work
 WHOLE_RUN_SECONDS = 300
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -74,6 +75,7 @@ def classifier() -> TorchTrainable:
 STRATEGIES = {
     "diloco": SyncConfig("diloco", period=4),
     "all_reduce": SyncConfig("all_reduce"),
+    "rotation": vectors.OPTIONS["sync"],
 }
 
 
@@ -86,19 +88,25 @@ def write_pairs(path: Path) -> None:
 
 
 def make_job(data: Path, folder: Path, strategy: str, checkpoint_every: int) -> Job:
+    ledger = folder / "ledger", folder / "checkpoints", STEP_SECONDS
+    options: dict[str, Any] = {
+        "make_trainable": classifier,
+        "columns": ("target", "context", "row"),
+        "sync": STRATEGIES[strategy],
+        "on_batch": Ledger(*ledger),
+    }
+    if strategy == "rotation":
+        options = vectors.OPTIONS | {"on_batch": vectors.NumberedLedger(*ledger, workers=WORKERS)}
     return Job(
-        make_trainable=classifier,
         files=(data,),
-        columns=("target", "context", "row"),
         checkpoints=folder / "checkpoints",
         fingerprint=strategy,
         batch_size=8192,
         lanes=8,
         stopping=Stopping(max_epochs=EPOCHS),
-        sync=STRATEGIES[strategy],
         checkpoint_every=checkpoint_every,
         seed=3,
-        on_batch=Ledger(folder / "ledger", folder / "checkpoints", STEP_SECONDS),
+        **options,
     )
 
 
