@@ -58,8 +58,9 @@ class RunRecorder:
     def name_model(self, model: Artifact) -> None:
         """Give the model the name of the config, or by default one of its source and date.
 
-        Call it before the report is built, which shows the name. Without a name in the config, a model keeps
-        the name that it has. If the default name can't be saved, the model is called by its key.
+        Call it before the report is built, which shows the name; `outcome` calls it otherwise. Without a name
+        in the config, a model keeps the name that it has. If the default name can't be saved, the model is
+        called by its key.
         """
         place = model.stage, model.key
         if self._config.name is not None:
@@ -83,6 +84,8 @@ class RunRecorder:
 
     def outcome(self, model: Artifact, evaluation: Artifact, report: Artifact) -> Outcome:
         """Return the flow's result; `metrics` are the facts of the model and of its evaluation."""
+        if not self._name:
+            self.name_model(model)
         return Outcome(
             flow=self._flow,
             name=self._name,

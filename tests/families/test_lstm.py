@@ -134,7 +134,7 @@ def test_the_page_lists_the_model(trained: Trained, tab: str) -> None:
     models, hint, _ = list_models(ModelCatalog(trained.store), TABS[tab], None)
     ((label, name),) = models["choices"]
     assert name == models["value"] == trained.name
-    assert re.search(r"· text\.txt · LSTM language model · [\d.]+ bits per byte$", label)
+    assert re.search(r"^text-\d{4}-\d\d-\d\d · LSTM language model · [\d.]+ bits per byte$", label)
     assert hint["visible"] is False
 
 

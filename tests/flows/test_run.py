@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lexloom.flows import run as outcome
+from lexloom.flows import run as module
 from lexloom.flows.config import FlowConfig
 from lexloom.flows.run import RunRecorder, record_run, row
+from lexloom.tasks.report.usage import described_runs, with_name
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from lexloom.tasks.store.names import NAMES_FILE
 from lexloom.tasks.store.stage import StageRecord
@@ -36,7 +37,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*given: object, **named: object) -> None:
         raise ConnectionError("nobody is there")
 
-    monkeypatch.setattr(outcome, "create_table_artifact", gone)
+    monkeypatch.setattr(module, "create_table_artifact", gone)
 
 
 def test_a_completed_run_stays_completed_without_its_table(
@@ -67,10 +68,9 @@ def test_the_metrics_are_read_from_the_final_artifacts() -> None:
             ("report_word2vec", {}),
         )
     )
-    assert RunRecorder("word2vec", FlowConfig(), [built]).outcome(model, scores, page).metrics == {
-        "loss": 2.0,
-        "score": 0.5,
-    }
+    with described_runs():
+        outcome = RunRecorder("word2vec", FlowConfig(), [built]).outcome(model, scores, page)
+    assert outcome.metrics == {"loss": 2.0, "score": 0.5}
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_damaged_names_are_reported_before_the_first_stage(store: Store, no_serv
 
 
 def test_a_model_that_can_not_be_named_has_its_key_as_name(
-    model: Artifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    no_server: None, model: Artifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The store is read-only. A name that the user has asked for is an error."""
 
@@ -104,15 +104,18 @@ def test_a_model_that_can_not_be_named_has_its_key_as_name(
         raise OSError(errno.EROFS, "Read-only file system", "names.json")
 
     monkeypatch.setattr(Store, "lock", read_only)
-    recorder = RunRecorder("word2vec", FlowConfig(), [])
-    recorder.name_model(model)
-    assert recorder.outcome(model, model, model).name == "mmmmmmmm"
+    with record_run("word2vec", FlowConfig(), "") as recorder:
+        assert recorder.outcome(model, model, model).name == "mmmmmmmm"
     assert "the model has no name but its key" in capsys.readouterr().err
-    with pytest.raises(OSError, match="Read-only"):
-        RunRecorder("word2vec", FlowConfig(name="mine"), []).name_model(model)
+    with (
+        pytest.raises(OSError, match="Read-only"),
+        record_run("word2vec", FlowConfig(name="mine"), "") as recorder,
+    ):
+        recorder.name_model(model)
 
 
-def test_the_default_name_comes_from_the_corpus(model: Artifact) -> None:
-    recorder = RunRecorder("word2vec", FlowConfig(), [])
-    recorder.name_model(model)
-    assert recorder.outcome(model, model, model).name == f"moby-dick-{datetime.now():%Y-%m-%d}"
+def test_the_default_name_comes_from_the_corpus(no_server: None, model: Artifact) -> None:
+    with record_run("word2vec", FlowConfig(), "") as recorder:
+        recorder.name_model(model)
+        assert with_name("Word vectors") == f"Word vectors · moby-dick-{datetime.now():%Y-%m-%d}"
+        assert recorder.outcome(model, model, model).name == f"moby-dick-{datetime.now():%Y-%m-%d}"

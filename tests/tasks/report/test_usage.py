@@ -27,9 +27,7 @@ def test_the_title_has_the_name_that_the_run_gave() -> None:
     assert with_name("Word vectors") == "Word vectors", "the next run has no name yet"
 
 
-@pytest.mark.parametrize(
-    "stage", ["train_word2vec", "train_window_lm", "train_transformer", "train_sentiment"]
-)
+@pytest.mark.parametrize("stage", [family.stage for family in families().values()])
 @pytest.mark.parametrize("word", ["peace", "it's", 'a "b"', "<b>", "$HOME", "{x}", "\\"])
 def test_commands_and_snippets_are_valid_for_any_word(stage: str, word: str) -> None:
     with described_runs():
