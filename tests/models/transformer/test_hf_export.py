@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from lexloom.models.sampling import Sampling, sample_text
 from lexloom.models.tokenizer.bpe_ranks import PUBLISHED, read_ranks
+from lexloom.models.tokenizer.bpe_training import train_byte_pairs
 from lexloom.models.tokenizer.tokenizer import BytePair, Tokenizer
 from lexloom.models.transformer.hf_io import export_tokenizer, save
 from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig
@@ -31,10 +32,15 @@ TOKENIZERS = {
     "characters": lambda: Tokenizer.of_characters(TEXT),
     "bytes": Tokenizer.of_bytes,
     "own byte pairs": lambda: Tokenizer(BytePair("own", TINY, PATTERN, END)),
+    "trained byte pairs": lambda: Tokenizer(train_byte_pairs([TEXT * 3], 300)),
+    # the patterns of these encodings, with few ranks
+    "cl100k_base": lambda: Tokenizer(BytePair("own", TINY, PUBLISHED["cl100k_base"].pattern, END)),
+    "o200k_base": lambda: Tokenizer(BytePair("own", TINY, PUBLISHED["o200k_base"].pattern, END)),
     "compact gpt2": lambda: compact(gpt2(), TEXT),
     "gpt2": lambda: Tokenizer(gpt2()),
 }
-CASES = [*((kind, "modern") for kind in TOKENIZERS), ("characters", "gpt2"), ("compact gpt2", "gpt2")]
+GPT2_STYLE = ("characters", "bytes", "trained byte pairs", "compact gpt2")
+CASES = [*((kind, "modern") for kind in TOKENIZERS), *((kind, "gpt2") for kind in GPT2_STYLE)]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=" ".join)
