@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from lexloom.models.sampling import Sampling, sample_text
 from lexloom.models.tokenizer.bpe_ranks import PUBLISHED, read_ranks
 from lexloom.models.tokenizer.bpe_training import train_byte_pairs
+from lexloom.models.tokenizer.pretrained import read_pretrained_tokenizer
 from lexloom.models.tokenizer.tokenizer import BytePair, Tokenizer
+from lexloom.models.transformer.gguf_export import describe_tokenizer
 from lexloom.models.transformer.hf_io import export_tokenizer, save
 from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig
 from tests.models.tokenizer.test_bpe_ranks import GPT2
@@ -112,6 +114,17 @@ def test_ids_logits_and_special_tokens_are_the_same(exported: Both) -> None:
                 theirs.encode(text)
     else:
         assert theirs.encode("<|endoftext|>Q") == tokenizer.encode("<|endoftext|>Q")
+
+
+def test_exported_tokenizers_are_read_for_continued_training(exported: Both) -> None:
+    _, tokenizer, folder = exported
+    again = Tokenizer(read_pretrained_tokenizer(folder))
+    assert (again.size, again.end_of_text) == (tokenizer.size, tokenizer.end_of_text)
+    for prompt in PROMPTS:
+        assert again.encode(prompt) == tokenizer.encode(prompt)
+    assert (again.byte_lengths() == tokenizer.byte_lengths()).all()
+    ours, theirs = describe_tokenizer(tokenizer), describe_tokenizer(again)
+    assert (ours.tokens, ours.merges, ours.pre) == (theirs.tokens, theirs.merges, theirs.pre)
 
 
 def test_end_of_text_ends_generation_at_the_same_token(tmp_path: Path) -> None:
