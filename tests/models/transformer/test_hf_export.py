@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from lexloom.models.sampling import Sampling, sample_text
 from lexloom.models.tokenizer.bpe_ranks import PUBLISHED, read_ranks
 from lexloom.models.tokenizer.bpe_training import train_byte_pairs
+from lexloom.models.tokenizer.hf_export import export_hugging_face
 from lexloom.models.tokenizer.pretrained import read_pretrained_tokenizer
 from lexloom.models.tokenizer.tokenizer import BytePair, Tokenizer
 from lexloom.models.transformer.gguf_export import describe_tokenizer
@@ -116,9 +117,11 @@ def test_ids_logits_and_special_tokens_are_the_same(exported: Both) -> None:
         assert theirs.encode("<|endoftext|>Q") == tokenizer.encode("<|endoftext|>Q")
 
 
-def test_exported_tokenizers_are_read_for_continued_training(exported: Both) -> None:
-    _, tokenizer, folder = exported
-    again = Tokenizer(read_pretrained_tokenizer(folder))
+@pytest.mark.parametrize("kind", ["characters", "bytes", "trained byte pairs", "compact gpt2"])
+def test_exported_tokenizers_are_read_for_continued_training(kind: str, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS[kind]()
+    export_hugging_face(tokenizer, tmp_path)
+    again = Tokenizer(read_pretrained_tokenizer(tmp_path))
     assert (again.size, again.end_of_text) == (tokenizer.size, tokenizer.end_of_text)
     for prompt in PROMPTS:
         assert again.encode(prompt) == tokenizer.encode(prompt)
