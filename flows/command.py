@@ -27,11 +27,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
-EXTRAS = {
-    "transformers": "sentiment",
-    "tokenizers": "sentiment",
-    "gguf": "gguf",
-}  # module -> the extra that installs it
+# module -> the extra that installs it
+EXTRAS = {"transformers": "sentiment", "tokenizers": "sentiment", "gguf": "gguf"}
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, ImportError, CycloptsError)
 
 

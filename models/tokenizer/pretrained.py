@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexloom.models.tokenizer.bpe_ranks import BYTES
-from lexloom.models.tokenizer.tokenizer import Encoding, Ids
+from lexloom.models.tokenizer.encoding import Encoding, Ids
 
 NAME = "pretrained"
 Kind = Literal["byte-level", "sentencepiece", "characters"]

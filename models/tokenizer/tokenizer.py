@@ -14,7 +14,6 @@ tokenizer of a pretrained model, which may normalize text: models/tokenizer/pret
 
 import codecs
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +31,8 @@ from lexloom.models.tokenizer.bpe_ranks import (
     split_token,
     write_ranks,
 )
+from lexloom.models.tokenizer.encoding import Encoding, Ids
+from lexloom.models.tokenizer.pretrained import TOKENIZER_JSON, Pretrained
 
 FORMAT = 1
 DESCRIPTION = "encoding.json"
@@ -41,40 +42,6 @@ UNKNOWN = -1
 BATCH_CHARACTERS = 1 << 16  # of text per task of a thread
 CODE_POINTS = 0x110000
 SPACE_SIGN = "\u2581"  # represents a space where tokens are displayed
-
-Ids = NDArray[np.int32]
-
-
-class Encoding(ABC):
-    """An encoding of text as base ids from 0 to `size` - 1, one of which is `end_of_text`."""
-
-    name: str
-    size: int
-    end_of_text: int
-
-    @abstractmethod
-    def encode(self, text: str) -> Ids:
-        """Return (tokens,) ids. Raises UnicodeEncodeError for a lone surrogate."""
-
-    @abstractmethod
-    def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes of a token, possibly a part of a character; empty for unused ids."""
-
-    @abstractmethod
-    def keep(self, occurs: NDArray[np.bool_]) -> Ids:
-        """The base ids that must be kept to encode the tokens that occur, (size,), as before."""
-
-    def restrict(self, base_ids: Ids) -> "Encoding":
-        """Return this encoding without the ids that are not kept."""
-        return self
-
-    def pattern(self) -> str | None:
-        """The regular expression that splits text before merging; None if there is none."""
-        return None
-
-    def files(self) -> dict[str, bytes]:
-        """The content of the files that are saved besides `encoding.json`, by name."""
-        return {}
 
 
 class Bytes(Encoding):
@@ -301,12 +268,9 @@ class Tokenizer:
 
     @staticmethod
     def _encoding(description: dict[str, Any], folder: Path) -> Encoding:
-        from lexloom.models.tokenizer import pretrained  # imports this module
-
         name = description["encoding"]
-        if name == pretrained.NAME:
-            document = (folder / pretrained.TOKENIZER_JSON).read_bytes()
-            return pretrained.Pretrained(document, description["end_of_text"])
+        if name == Pretrained.name:
+            return Pretrained((folder / TOKENIZER_JSON).read_bytes(), description["end_of_text"])
         if description["pattern"] is None:
             return {"bytes": Bytes, "characters": Characters}[name]()
         ranks = read_ranks((folder / RANKS).read_bytes(), str(folder / RANKS))

@@ -184,7 +184,8 @@ def describe_tokenizer(tokenizer: Tokenizer) -> Vocabulary:
         case BytePair():
             pairs, pre = list_merges(encoding.ranks), find_pre_tokenizer(encoding.pattern())
         case Pretrained(kind="byte-level"):
-            pairs, pre = read_merges(encoding), find_pre_tokenizer(read_pattern(encoding))
+            pairs = read_merges(encoding)
+            pre = find_pre_tokenizer(read_pattern(encoding)) if pairs else ANY_PATTERN
         case Pretrained(kind="sentencepiece"):
             raise ValueError(
                 "Lexloom exports only byte-level tokenizers to GGUF, and this model's is SentencePiece's:"

@@ -22,6 +22,7 @@ from lexloom.tasks.store.artifacts import RunOnly, digest_key
 
 DEFAULT = "distilbert/distilbert-base-uncased"
 PACKAGE_PREFIX, HUB_PREFIX = "package:", "hf:"
+BACKBONE = "backbone"  # what a model is used for, in messages
 CONFIG = "config.json"
 SAFE_WEIGHTS, OTHER_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
 PICKLED_WEIGHTS = "*.bin"
@@ -104,7 +105,7 @@ def locate_backbone(config: BackboneConfig) -> Backbone:
     return find_default() if config.backbone is None else locate_model(config.backbone)
 
 
-def locate_model(name: str, what: str = "backbone", *, pickled: bool = True) -> Backbone:
+def locate_model(name: str, what: str = BACKBONE, *, pickled: bool = True) -> Backbone:
     """Locate a pretrained model. `what` it is used for is part of error messages.
 
     Weights that are not safetensors are only accepted if `pickled`. Raises the errors of `locate_backbone`.
@@ -115,10 +116,10 @@ def locate_model(name: str, what: str = "backbone", *, pickled: bool = True) -> 
         return read_folder(name, Path(name).expanduser(), what, pickled=pickled)
     on_hub = name.removeprefix(HUB_PREFIX)
     if on_hub.count("/") != 1 or on_hub[0] in "/.~":
+        packaged = f", or {PACKAGE_PREFIX}{DEFAULT_PACKAGE}" if what == BACKBONE else ""
         raise FileNotFoundError(
-            f"the {what} {name!r} does not exist (working directory: {Path.cwd()}): use a folder,"
-            " owner/name on the"
-            f" Hugging Face Hub, or {PACKAGE_PREFIX}{DEFAULT_PACKAGE}"
+            f"the {what} {name!r} does not exist (working directory: {Path.cwd()}): use a folder, or"
+            f" owner/name on the Hugging Face Hub{packaged}"
         )
     return with_retries(lambda: find_on_hub(on_hub, what, pickled=pickled))
 
@@ -138,7 +139,7 @@ def find_default() -> Backbone:
         return found
 
 
-def find_packaged(name: str, what: str = "backbone") -> Backbone:
+def find_packaged(name: str, what: str = BACKBONE) -> Backbone:
     if name not in PACKAGES:
         raise FileNotFoundError(
             f"the {what} {PACKAGE_PREFIX}{name} does not exist: the packaged ones are {', '.join(PACKAGES)}"
@@ -160,7 +161,7 @@ def find_packaged(name: str, what: str = "backbone") -> Backbone:
     return found
 
 
-def find_on_hub(name: str, what: str = "backbone", *, pickled: bool = True) -> Backbone:
+def find_on_hub(name: str, what: str = BACKBONE, *, pickled: bool = True) -> Backbone:
     model, _, revision = name.partition("@")
     patterns = (CONFIG, *TOKENIZER_FILES)
     folder = download_model(name, model, revision or None, (*patterns, SAFE_WEIGHTS))
@@ -169,7 +170,7 @@ def find_on_hub(name: str, what: str = "backbone", *, pickled: bool = True) -> B
     return read_folder(name, folder, what, pickled=pickled)
 
 
-def read_folder(name: str, folder: Path, what: str = "backbone", *, pickled: bool = True) -> Backbone:
+def read_folder(name: str, folder: Path, what: str = BACKBONE, *, pickled: bool = True) -> Backbone:
     """Read the model in a folder; raise ValueError if a part is missing."""
     if not (folder / CONFIG).is_file():
         raise ValueError(f"the folder {folder} is not a {what}: it has no {CONFIG}")

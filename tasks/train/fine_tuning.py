@@ -4,6 +4,7 @@ The decoder is copied into Lexloom's own network, and trained, saved and evaluat
 """
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 from lexloom.models.tokenizer.pretrained import NAME
 from lexloom.models.transformer.config import TransformerConfig
@@ -42,8 +43,11 @@ def continue_from(initial: InitialModel, config: TrainTransformerConfig) -> Fine
     """Return the config of training that continues a model; the default context is at most its positions.
 
     Raises:
+        ModuleNotFoundError: adapters are asked for, but the package peft is not installed.
         ValueError: the context exceeds the model's positions.
     """
+    if config.lora_rank is not None and find_spec("peft") is None:
+        raise ModuleNotFoundError("low-rank adapters need peft: pip install 'lexloom[lora]'")
     network = initial.network()
     context = config.context or min(CONTEXT, network.context)
     if context > network.context:

@@ -237,7 +237,7 @@ class TrainTransformerConfig(GradientTrainConfig):
         return {}
 
 
-@stage(version=5)
+@stage(version=6)
 def train_transformer(
     windows: Artifact, tokens: Artifact, config: TrainTransformerConfig, out: Path, scratch: Path
 ) -> Summary:

@@ -50,6 +50,15 @@ def test_real_text_becomes_a_model_that_writes(
     assert main([*generate, "Ж"]) == 1
     assert "Ж" in capsys.readouterr().err
 
+    # training of this model is continued, with a learning rate that changes nothing
+    again = [*command[:5], "300", "--runner", "local", "--workers", "1", "--init-from", outcome["model"]]
+    assert main([*again, "--learning-rate", "1e-9", "--max-steps", "1"]) == 0
+    continued = json.loads(capsys.readouterr().out)
+    for metric in ("bits_per_byte", "unigram bits_per_byte"):
+        assert continued["metrics"][metric] == pytest.approx(outcome["metrics"][metric], rel=1e-3)
+    assert main(["generate", continued["model"], *generate[2:], "The "]) == 0
+    assert capsys.readouterr().out == shown[0]
+
 
 def test_windows_are_adjacent_contexts_plus_one_token() -> None:
     config = TransformerLMFlowConfig(train=TrainTransformerConfig(context=16, heads=2))

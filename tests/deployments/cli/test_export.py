@@ -1,6 +1,7 @@
 """`lexloom export` writes a model as other tools read it, and rejects what a format can't hold."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,15 @@ def test_what_a_format_does_not_support_is_rejected(
     fill(store)
     assert says in complaint(capsys, "export", *arguments)
     assert not list(Path.cwd().glob("*.gguf")), "no incomplete file is left"
+
+
+def test_without_gguf_the_error_names_the_extra(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    said = complaint(capsys, "export", "t1", "--to", "gguf")
+    assert said == "error: gguf is not installed: pip install 'lexloom[gguf]'"
 
 
 def test_a_damaged_model_leaves_no_file(

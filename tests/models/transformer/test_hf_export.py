@@ -10,7 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from lexloom.models.sampling import Sampling, sample_text
 from lexloom.models.tokenizer.bpe_ranks import PUBLISHED, read_ranks
+from lexloom.models.tokenizer.bpe_training import train_byte_pairs
+from lexloom.models.tokenizer.hf_export import export_hugging_face
+from lexloom.models.tokenizer.pretrained import read_pretrained_tokenizer
 from lexloom.models.tokenizer.tokenizer import BytePair, Tokenizer
+from lexloom.models.transformer.gguf_export import describe_tokenizer
 from lexloom.models.transformer.hf_io import export_tokenizer, save
 from lexloom.models.transformer.model import CachedDecoder, Transformer, TransformerConfig
 from tests.models.tokenizer.test_bpe_ranks import GPT2
@@ -31,10 +35,15 @@ TOKENIZERS = {
     "characters": lambda: Tokenizer.of_characters(TEXT),
     "bytes": Tokenizer.of_bytes,
     "own byte pairs": lambda: Tokenizer(BytePair("own", TINY, PATTERN, END)),
+    "trained byte pairs": lambda: Tokenizer(train_byte_pairs([TEXT * 3], 300)),
+    # the patterns of these encodings, with few ranks
+    "cl100k_base": lambda: Tokenizer(BytePair("own", TINY, PUBLISHED["cl100k_base"].pattern, END)),
+    "o200k_base": lambda: Tokenizer(BytePair("own", TINY, PUBLISHED["o200k_base"].pattern, END)),
     "compact gpt2": lambda: compact(gpt2(), TEXT),
     "gpt2": lambda: Tokenizer(gpt2()),
 }
-CASES = [*((kind, "modern") for kind in TOKENIZERS), ("characters", "gpt2"), ("compact gpt2", "gpt2")]
+GPT2_STYLE = ("characters", "bytes", "trained byte pairs", "compact gpt2")
+CASES = [*((kind, "modern") for kind in TOKENIZERS), *((kind, "gpt2") for kind in GPT2_STYLE)]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=" ".join)
@@ -106,6 +115,19 @@ def test_ids_logits_and_special_tokens_are_the_same(exported: Both) -> None:
                 theirs.encode(text)
     else:
         assert theirs.encode("<|endoftext|>Q") == tokenizer.encode("<|endoftext|>Q")
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes", "trained byte pairs", "compact gpt2"])
+def test_exported_tokenizers_are_read_for_continued_training(kind: str, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS[kind]()
+    export_hugging_face(tokenizer, tmp_path)
+    again = Tokenizer(read_pretrained_tokenizer(tmp_path))
+    assert (again.size, again.end_of_text) == (tokenizer.size, tokenizer.end_of_text)
+    for prompt in PROMPTS:
+        assert again.encode(prompt) == tokenizer.encode(prompt)
+    assert (again.byte_lengths() == tokenizer.byte_lengths()).all()
+    ours, theirs = describe_tokenizer(tokenizer), describe_tokenizer(again)
+    assert (ours.tokens, ours.merges, ours.pre) == (theirs.tokens, theirs.merges, theirs.pre)
 
 
 def test_end_of_text_ends_generation_at_the_same_token(tmp_path: Path) -> None:

@@ -174,6 +174,14 @@ def test_options_that_the_model_determines_are_rejected(
         TransformerLMFlowConfig(train={"init_from": "x", **train}, subwords=subwords)
 
 
+def test_adapters_without_peft_are_rejected_before_training(
+    initial: InitialModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lexloom.tasks.train.fine_tuning.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"need peft: pip install 'lexloom\[lora\]'"):
+        config(initial, lora_rank=4)
+
+
 def test_unsuitable_models_are_rejected(
     initial: InitialModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
