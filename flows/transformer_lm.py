@@ -16,6 +16,7 @@ from lexloom.flows.run import Outcome, record_run
 from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
 from lexloom.tasks.generate_samples import SamplesConfig, generate_samples
+from lexloom.tasks.plan_transformer import plan_transformer
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
 from lexloom.tasks.subwords import SubwordsConfig, subwords
 from lexloom.tasks.train.transformer import TrainTransformerConfig, train_transformer
@@ -34,6 +35,7 @@ class TransformerLMFlowConfig(FlowConfig):
         "corpus.limit",
         "subwords.encoding",
         "subwords.vocab_size",
+        "train.minutes",
         "train.preset",
         "train.layers",
         "train.width",
@@ -77,6 +79,7 @@ def transformer_lm(config: TransformerLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
         text = corpus(locate_source(config.corpus), config=config.corpus)
         tokenization = choose_encoding(text, config.subwords)
         ids = subwords(text, find_encoding(text, tokenization), config=tokenization)
+        config = config.model_copy(update={"train": plan_transformer(ids, config.train)})
         examples = windows(ids, config=config.windows())
         model = train_transformer(examples, ids, config=config.train)
         scores = evaluate_lm(model, examples, ids, config=config.evaluate)
