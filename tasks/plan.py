@@ -10,10 +10,9 @@ limits the time instead of the steps.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from lexloom.models.precision import processor
 from lexloom.tasks.display.formatting import duration, short
-from lexloom.tasks.store.artifacts import Artifact
+from lexloom.tasks.store.artifacts import Artifact, Summary
 from lexloom.tasks.train.budget import BudgetedTrainConfig
 from lexloom.tasks.train.resources import Resources
 from lexloom.training.torch_trainable import TorchTrainable
@@ -63,6 +62,12 @@ class Machine(BaseModel):
         )
 
 
+def one_worker(machine: Machine) -> Resources:
+    """Return the resources of one of the machine's workers."""
+    device: Literal["cpu", "cuda"] = "cuda" if machine.device == "cuda" else "cpu"
+    return Resources("local", device, workers=1, min_workers=1, threads=machine.threads)
+
+
 class Measurement(BaseModel):
     """The speed of one worker with a shape: seconds per window, in training and in evaluation."""
 
@@ -93,13 +98,33 @@ def write_calibration(calibration: Calibration, out: Path) -> None:
     (out / FILE).write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
+def summarize_calibration(calibration: Calibration) -> Summary:
+    found = calibration.measurements
+    extrapolated = sum(each.extrapolated for each in found)
+    return Summary(
+        rows_in=len(found),
+        unit_in="sizes",
+        rows=len(found) - extrapolated,
+        unit="speeds measured",
+        notes={"larger sizes extrapolated": extrapolated},
+    )
+
+
 def measure(trainable: TorchTrainable, batch: Mapping[str, np.ndarray], device: str) -> tuple[float, float]:
-    """Return the seconds per example of a training step and of an evaluation: medians, two digits each."""
+    """Return the seconds per example of a training step and of an evaluation, with two digits.
+
+    The fastest repeat counts, since other processes slow down the others for a moment.
+    """
     trainable.prepare(device)
     rows = len(next(iter(batch.values())))
-    step = lambda: float(trainable.train_step(batch, progress=0.0, seed=0))  # noqa: E731 - waits for a GPU
-    evaluate = lambda: trainable.evaluate(batch)  # noqa: E731
-    return tuple(round_digits(median(repeat(call)) / rows) for call in (step, evaluate))  # type: ignore[return-value]
+
+    def step() -> float:
+        return float(trainable.train_step(batch, progress=0.0, seed=0))  # waits for a GPU
+
+    def evaluate() -> tuple[float, float]:
+        return trainable.evaluate(batch)
+
+    return round_digits(min(repeat(step)) / rows), round_digits(min(repeat(evaluate)) / rows)
 
 
 def extrapolate(measured: Measurement, cost: float) -> tuple[float, float]:
@@ -122,6 +147,14 @@ def repeat(call: Callable[[], Any]) -> list[float]:
 def round_digits(value: float, digits: int = 2) -> float:
     """Round to significant digits."""
     return float(f"{value:.{digits}g}")
+
+
+class TooShortError(ValueError):
+    """A budget in which a model can't be trained; `seconds` of training would be enough."""
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
 
 
 class Plan(BaseModel):
@@ -170,8 +203,50 @@ def training_seconds(config: BudgetedTrainConfig, resources: Resources) -> float
     """Return the part of the budget that training can take."""
     if config.max_seconds is not None:
         return config.max_seconds
-    started = RAY_START_SECONDS if resources.runner == "ray" else 0.0
-    return TRAINING_SHARE * config.budget_seconds - started
+    return TRAINING_SHARE * config.budget_seconds - start_seconds(resources)
+
+
+def start_seconds(resources: Resources) -> float:
+    return RAY_START_SECONDS if resources.runner == "ray" else 0.0
+
+
+def plan_within_budget(
+    config: BudgetedTrainConfig,
+    resources: Resources,
+    measurements: Sequence[Measurement],
+    plan: Callable[[Measurement, float], Plan],
+) -> list[Plan]:
+    """Return the plans, `plan(measurement, seconds)`, of all sizes that can be trained in the budget.
+
+    Raises:
+        ValueError: there are none.
+    """
+    seconds = training_seconds(config, resources)
+    plans: list[Plan] = []
+    short_of: list[TooShortError] = []
+    for measured in measurements:
+        try:
+            plans.append(plan(measured, seconds))
+        except TooShortError as error:
+            short_of.append(error)
+    if not plans:
+        least = min(short_of, key=lambda error: error.seconds)
+        if config.max_seconds is not None:
+            raise ValueError(
+                f"max_seconds {config.max_seconds:g} is too short to train: {least}; raise it to"
+                f" {math.ceil(least.seconds)}, or set max_steps"
+            )
+        minutes = (least.seconds + start_seconds(resources)) / TRAINING_SHARE / 60
+        raise ValueError(
+            f"{config.budget_seconds / 60:g} minutes are too short to train: {least}; set minutes to at least"
+            f" {math.ceil(minutes * 10) / 10:g}, or set max_steps"
+        )
+    return plans
+
+
+def fixes_steps(config: BudgetedTrainConfig, resources: Resources) -> bool:
+    """Whether a plan limits the steps, which is reproducible, and not only the time."""
+    return config.max_seconds is None and resources.device == "cpu" and resources.workers == 1
 
 
 def make_plan(
@@ -190,18 +265,17 @@ def make_plan(
     less time, training ends earlier.
 
     Raises:
-        ValueError: the time is too short to train.
+        TooShortError: too few steps fit into the time.
     """
     evaluated = min(held_out, evaluated_windows(measured, seconds, workers))
     evaluation = EVALUATIONS * evaluated * measured.evaluation_seconds / workers
     step = batch_size * measured.train_seconds / workers / LOOP_SHARE
     fitting = (seconds - evaluation) / step
     if fitting < MIN_STEPS:
-        needed = (MIN_STEPS * step + evaluation) / TRAINING_SHARE / 60
-        raise ValueError(
-            f"{duration(max(seconds, 0.0))} of training are too short: this machine takes"
-            f" {max(0, int(fitting))} of at least {MIN_STEPS} steps of {short(measured.parameters)} parameters"
-            f" in that time; set minutes to at least {math.ceil(needed * 10) / 10:g}"
+        raise TooShortError(
+            f"on this machine, a step of {short(measured.parameters)} parameters takes about"
+            f" {duration(step)}, and training needs at least {MIN_STEPS} steps",
+            (MIN_STEPS * step) / (1 - EVALUATION_SHARE),
         )
     steps = int(round_digits(min(fitting, max(MIN_STEPS, most_epochs * windows / batch_size))))
     return Plan(

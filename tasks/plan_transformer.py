@@ -23,10 +23,13 @@ from lexloom.tasks.plan import (
     Measurement,
     Plan,
     extrapolate,
+    fixes_steps,
     make_plan,
     measure,
+    one_worker,
+    plan_within_budget,
     read_calibration,
-    training_seconds,
+    summarize_calibration,
     write_calibration,
 )
 from lexloom.tasks.store.artifacts import Artifact, Summary
@@ -75,14 +78,7 @@ def calibrate_transformer(config: CalibrationConfig, out: Path) -> Summary:
     ):
         (calibration,) = results
     write_calibration(calibration, out)
-    found = calibration.measurements
-    return Summary(
-        rows_in=len(found),
-        unit_in="sizes",
-        rows=sum(not each.extrapolated for each in found),
-        unit="sizes measured",
-        notes={"sizes extrapolated": sum(each.extrapolated for each in found)},
-    )
+    return summarize_calibration(calibration)
 
 
 def measure_shapes(config: CalibrationConfig) -> Calibration:
@@ -116,13 +112,7 @@ def complete(shape: dict[str, Any]) -> TrainTransformerConfig:
 def measure_shape(shape: dict[str, Any], config: CalibrationConfig) -> tuple[float, float]:
     """Return one worker's seconds per window, in training and in evaluation, with random tokens."""
     machine = config.machine
-    resources = Resources(
-        "local",
-        "cuda" if machine.device == "cuda" else "cpu",
-        workers=1,
-        min_workers=1,
-        threads=machine.threads,
-    )
+    resources = one_worker(machine)
     rows = max(1, config.step_tokens // (complete(shape).context * machine.workers))
     train = complete({**shape, "batch_size": rows, "compile": "off"})
     trainable = make_trainable(train.network(config.vocabulary), train, resources)
@@ -151,19 +141,15 @@ def plan_transformer(tokens: Artifact, config: TrainTransformerConfig) -> TrainT
             shapes=[*candidates(config, tokens)],
         )
     )
-    seconds = training_seconds(config, resources)
-    plans: list[Plan] = []
-    too_short: list[ValueError] = []
-    for measured in read_calibration(calibration).measurements:
-        try:
-            plans.append(plan_size(measured, config, tokens, resources, seconds))
-        except ValueError as error:
-            too_short.append(error)
-    if not plans:
-        raise too_short[0]
+    plans = plan_within_budget(
+        config,
+        resources,
+        read_calibration(calibration).measurements,
+        lambda measured, seconds: plan_size(measured, config, tokens, resources, seconds),
+    )
     best = min(plans, key=lambda plan: expected_loss(plan, tokens))
     console.note("training", best.describe())
-    values = best.values(fixed_steps(config, resources)) | learning_values(best)
+    values = best.values(fixes_steps(config, resources)) | learning_values(best)
     return config.complete(values)
 
 
@@ -254,7 +240,3 @@ def expected_loss(plan: Plan, tokens: Artifact) -> float:
 def learning_values(plan: Plan) -> dict[str, float]:
     """Return the optimizer's parameters for a size and a number of steps."""
     return {"matrix_learning_rate": 0.03, "learning_rate": 0.01, "momentum": 0.9}
-
-
-def fixed_steps(config: TrainTransformerConfig, resources: Resources) -> bool:
-    return config.max_seconds is None and resources.device == "cpu" and resources.workers == 1
