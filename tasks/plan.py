@@ -183,6 +183,11 @@ class Plan(BaseModel):
             "validation_windows": max(1, self.evaluated_windows),
         }
 
+    @property
+    def trained_tokens(self) -> int:
+        """The tokens, or the windows of a model that predicts one token of each, that training sees."""
+        return self.steps * self.batch_size * int(self.shape.get("context", 1))  # type: ignore[arg-type]
+
     def describe(self) -> str:
         """Return one line: what is trained, for how long, and at which speed."""
         tokens = int(self.shape.get("context", 1))  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ plan is the one with the lowest expected loss, which is a fit to measurements (b
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,7 +54,7 @@ MIN_BATCHES = 8  # of an epoch
 MAX_EPOCHS = 20.0
 SPEED_FIELDS = ("kv_heads", "ffn_dim", "style", "optimizer", "precision", "micro_batch", "dropout")
 TIED_VOCABULARY = 8192  # from which on the embeddings are shared
-DROPOUT = ((4.0, 0.0), (8.0, 0.1), (math.inf, 0.2))  # up to so many epochs
+DROPOUT = ((4.0, 0.0), (12.0, 0.1), (math.inf, 0.2))  # up to so many epochs
 DROPOUT_COST = 1.2  # of a step on a CPU
 
 
@@ -147,7 +148,7 @@ def plan_transformer(tokens: Artifact, config: TrainTransformerConfig) -> TrainT
         read_calibration(calibration).measurements,
         lambda measured, seconds: plan_size(measured, config, tokens, resources, seconds),
     )
-    best = min(plans, key=lambda plan: expected_loss(plan, tokens))
+    best = choose_plan(plans, cast(int, tokens.facts["tokens"]))
     console.note("training", best.describe())
     values = best.values(fixes_steps(config, resources)) | learning_values(best)
     return config.complete(values)
@@ -219,24 +220,46 @@ def choose_batch(measured: Measurement, resources: Resources, seconds: float, wi
     return max(1 << most.bit_length() - 1, round_up_to_power(resources.workers))
 
 
-# A fit to the held-out losses of 0.8M to 4.7M parameters after 0.5M to 4M tokens (benchmarks/LOG.md). Each
-# repetition of a text counts less than the one before (Muennighoff et al. 2023, "Scaling Data-Constrained
-# Language Models", equation 5).
-SIZE_SCALE, SIZE_EXPONENT = 1.0, 0.34
-TOKEN_SCALE, TOKEN_EXPONENT = 1.0, 0.34
+# Held-out losses of 0.8M to 1.8M parameters after 0.5M to 2.5M tokens of tinyshakespeare, in nats per
+# character, are 1.33 + 0.132 N^-0.34 + 0.111 / D, with N and D in millions (benchmarks/LOG.md). Each repetition
+# of a text is worth less than the one before (Muennighoff et al. 2023, "Scaling Data-Constrained Language
+# Models", equation 5).
+SIZE_SCALE, SIZE_EXPONENT = 0.132, 0.34
+TOKEN_SCALE, TOKEN_EXPONENT = 0.111, 1.0
 REPETITIONS = 15.0
+MAX_PARAMETERS_PER_TOKEN = 12.0  # of the text: larger models overfit
+MEASURED_PARAMETERS, MIN_TOKENS_PER_PARAMETER = 12e6, 10.0  # larger models need so many tokens
 
 
-def expected_loss(plan: Plan, tokens: Artifact) -> float:
-    """Return the part of the expected loss that depends on the size and on the tokens, up to a factor."""
+def choose_plan(plans: Sequence[Plan], unique: int) -> Plan:
+    """Return the plan with the lowest expected loss for a text of `unique` tokens.
+
+    The plans are in order of size.
+    """
+    fitting = [
+        plan
+        for plan in plans
+        if plan.parameters <= MAX_PARAMETERS_PER_TOKEN * unique
+        and (
+            plan.parameters <= MEASURED_PARAMETERS
+            or plan.trained_tokens >= MIN_TOKENS_PER_PARAMETER * plan.parameters
+        )
+    ]
+    return min(fitting or plans[:1], key=lambda plan: expected_loss(plan, unique))
+
+
+def expected_loss(plan: Plan, unique: int) -> float:
+    """Return the part of the expected loss that depends on the size and the tokens, up to a factor."""
     layers, width = cast(int, plan.shape["layers"]), cast(int, plan.shape["width"])
-    unique = cast(int, tokens.facts["tokens"])
-    trained = plan.steps * plan.batch_size * cast(int, plan.shape["context"])
+    trained = plan.trained_tokens
     repeated = max(0.0, trained / unique - 1)
     worth = min(trained, unique) + unique * REPETITIONS * (1 - math.exp(-repeated / REPETITIONS))
-    return SIZE_SCALE * (12 * layers * width**2) ** -SIZE_EXPONENT + TOKEN_SCALE * worth**-TOKEN_EXPONENT
+    size_term = SIZE_SCALE * (12 * layers * width**2 / 1e6) ** -SIZE_EXPONENT
+    return size_term + TOKEN_SCALE * (worth / 1e6) ** -TOKEN_EXPONENT
 
 
 def learning_values(plan: Plan) -> dict[str, float]:
-    """Return the optimizer's parameters for a size and a number of steps."""
+    """Return the optimizer's parameters: larger models and longer runs learn more slowly."""
+    if plan.parameters > MEASURED_PARAMETERS:
+        return {"matrix_learning_rate": 0.02, "learning_rate": 0.003, "momentum": 0.95}
     return {"matrix_learning_rate": 0.03, "learning_rate": 0.01, "momentum": 0.9}
