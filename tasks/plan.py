@@ -136,8 +136,9 @@ def extrapolate(measured: Measurement, cost: float) -> tuple[float, float]:
 def repeat(call: Callable[[], Any]) -> list[float]:
     """Return the seconds of calls after a first one."""
     call()
+    end = time.perf_counter() + MEASURING_SECONDS
     seconds: list[float] = []
-    while len(seconds) < MIN_MEASURED_STEPS or sum(seconds) < MEASURING_SECONDS:
+    while len(seconds) < MIN_MEASURED_STEPS or time.perf_counter() < end:
         started = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - started)

@@ -138,7 +138,7 @@ def plan_window_lm(
     if config.is_complete:
         return config
     resources = config.resources()
-    given = config.model_dump(include={"width", *SPEED_FIELDS}, exclude_none=True)
+    given = config.model_dump(include={"width", *SPEED_FIELDS}, exclude_none=True, mode="json")
     widths = [config.width] if config.width else WIDTHS
     calibration = calibrate_window_lm(
         config=WindowCalibrationConfig(

@@ -52,7 +52,7 @@ def test_real_text_becomes_a_model_that_writes(
 
 
 def test_windows_are_adjacent_contexts_plus_one_token() -> None:
-    config = TransformerLMFlowConfig(train=TrainTransformerConfig(context=16, heads=2))
+    config = TransformerLMFlowConfig(train=TrainTransformerConfig(context=16, heads=2, epochs=1))
     assert (config.windows().size, config.windows().stride) == (17, 16)
     assert config.windows().across_documents
     assert not config.model_copy(update={"within_documents": True}).windows().across_documents
