@@ -18,6 +18,7 @@ from lexloom.flows.run import Outcome, record_run
 from lexloom.tasks.corpus import WrittenCorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm, highlights
 from lexloom.tasks.generate_samples import SamplesConfig, generate_samples
+from lexloom.tasks.plan_transformer import plan_transformer
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
 from lexloom.tasks.sources.initial_model import locate_initial_model
 from lexloom.tasks.subwords import SubwordsConfig, subwords
@@ -39,6 +40,7 @@ class TransformerLMFlowConfig(FlowConfig):
         "subwords.encoding",
         "subwords.vocab_size",
         "train.init_from",
+        "train.minutes",
         "train.preset",
         "train.layers",
         "train.width",
@@ -97,6 +99,7 @@ def transformer_lm(config: TransformerLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
             config = config.model_copy(update={"train": continue_from(initial, config.train)})
             tokenization, encoding = tokenization_of(initial, config.subwords), initial.encoding()
         ids = subwords(text, encoding, config=tokenization)
+        config = config.model_copy(update={"train": plan_transformer(ids, config.train)})
         examples = windows(ids, config=config.windows())
         model = train_transformer(examples, ids, config=config.train)
         recorder.name_model(model)

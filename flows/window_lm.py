@@ -27,6 +27,7 @@ from lexloom.tasks.evaluate.language_model import EvaluateLMConfig, evaluate_lm,
 from lexloom.tasks.generate_samples import SamplesConfig, generate_samples
 from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
 from lexloom.tasks.pairs import PairsConfig, pairs
+from lexloom.tasks.plan_window_lm import plan_window_lm
 from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report_lm
 from lexloom.tasks.store.artifacts import Artifact, RunOnly
 from lexloom.tasks.subwords import SubwordsConfig, subwords
@@ -66,6 +67,7 @@ class WindowLMFlowConfig(FlowConfig):
         "embeddings.source",
         "windows.size",
         "windows.stride",
+        "train.minutes",
         "train.objective",
         "train.width",
         "train.depth",
@@ -108,7 +110,8 @@ def window_lm(config: WindowLMFlowConfig = DEFAULT_CONFIG) -> Outcome:
         ids = subwords(text, find_encoding(text, tokenization), config=tokenization)
         table = embeddings(ids, table_of(ids, config), config=config.embeddings)
         examples = windows(ids, config=config.windows)
-        model = train_window_lm(examples, table, ids, config=config.train)
+        train = plan_window_lm(examples, table, ids, config.train)
+        model = train_window_lm(examples, table, ids, config=train)
         recorder.name_model(model)
         scores = evaluate_lm(model, examples, ids, config=config.evaluate)
         texts = generate_samples(model, config=config.samples)

@@ -54,6 +54,7 @@ def open_shard_stream(job: "Job", rank: int, world_size: int, held_out: bool) ->
         world_size=world_size,
         shuffle=not held_out,
         shuffle_buffer_bytes=0 if held_out else job.shuffle_buffer_bytes,
+        most_examples=job.validation_examples if held_out else None,
     )
 
 
@@ -69,6 +70,7 @@ class Job:
             newest `keep_checkpoints` are kept, and the best one.
         checkpoint_seconds: seconds between two checkpoints, by worker 0's clock.
         validation: shards of held-out examples; the model must then be `Evaluable`.
+        validation_examples: about how many of them an evaluation reads; None for all.
         evaluate_every: steps between two evaluations; None evaluates at the end of every epoch. The final
             model is always evaluated.
         sample: makes a text sample of the model, on worker 0 at each evaluation. It must not change torch's
@@ -93,6 +95,7 @@ class Job:
     checkpoint_seconds: float = 60.0
     device: str = "cpu"
     validation: tuple[Path, ...] = ()
+    validation_examples: int | None = None
     evaluate_every: int | None = None
     keep_checkpoints: int = 2
     sample: Callable[[Trainable], str] | None = None
@@ -101,10 +104,10 @@ class Job:
     on_batch: Callable[[int, int, int, Batch], None] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "evaluate_every", "keep_checkpoints"):
-            steps = getattr(self, name)
-            if steps is not None and steps < 1:
-                raise ValueError(f"{name} is {steps}: it must be at least 1")
+        for name in ("checkpoint_every", "evaluate_every", "validation_examples", "keep_checkpoints"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}: it must be at least 1")
         if not self.checkpoint_seconds > 0:
             raise ValueError(f"checkpoint_seconds is {self.checkpoint_seconds}: it must be above 0")
         if self.stopping.patience is not None and not self.validation:

@@ -61,6 +61,7 @@ class ShardStream:
         shuffle: permute the blocks; otherwise the lanes are consecutive ranges of the files' rows.
         shuffle_buffer_bytes: bytes of rows that all lanes together shuffle in memory; 0 keeps the order of a
             block's rows.
+        most_examples: read only about so many examples, in evenly spaced blocks; None for all.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class ShardStream:
         world_size: int = 1,
         shuffle: bool = True,
         shuffle_buffer_bytes: int = 0,
+        most_examples: int | None = None,
     ) -> None:
         if batch_size < lanes:
             raise ValueError(f"batch_size is {batch_size}: it must be at least {lanes}, one example per lane")
@@ -95,6 +97,9 @@ class ShardStream:
         self.examples = sum(block.rows for block in self.blocks)
         if self.examples == 0:
             raise ValueError(f"the {len(files)} shards contain no rows")
+        if most_examples is not None and most_examples < self.examples:
+            self.blocks = self.blocks[:: -(-self.examples // most_examples)]
+            self.examples = sum(block.rows for block in self.blocks)
         first, _, self._empty = shards[0]
         for path, _, empty in shards:
             if empty.keys() != self._empty.keys():

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from lexloom.training.memory import keep_freed_memory
 from lexloom.training.schedules import constant
 from lexloom.training.trainable import Batch
 
@@ -75,6 +76,8 @@ class TorchTrainable:
         """
         if self._threads is not None:
             torch.set_num_threads(self._threads)
+        if device == "cpu":
+            keep_freed_memory()
         torch.manual_seed(self._seed)
         self._device = torch.device(device)
         self.module = self._make_module().to(self._device)

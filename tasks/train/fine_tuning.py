@@ -5,6 +5,7 @@ The decoder is copied into Lexloom's own network, and trained, saved and evaluat
 
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any, ClassVar, Self
 
 from lexloom.models.tokenizer.pretrained import NAME
 from lexloom.models.transformer.config import TransformerConfig
@@ -13,7 +14,12 @@ from lexloom.models.transformer.model import Transformer
 from lexloom.models.transformer.pretrained import load_pretrained
 from lexloom.tasks.sources.initial_model import InitialModel
 from lexloom.tasks.subwords import SubwordsConfig
-from lexloom.tasks.train.transformer import TrainTransformerConfig
+from lexloom.tasks.train.transformer import (
+    ARCHITECTURE,
+    FINE_TUNING_EPOCHS,
+    TrainTransformerConfig,
+    largest_divisor,
+)
 
 CONTEXT = 256  # tokens of a training window by default
 
@@ -22,6 +28,28 @@ class FineTuneTransformerConfig(TrainTransformerConfig):
     """Training that continues `initial`, whose digest is part of the key."""
 
     initial: InitialModel
+
+    planned: ClassVar[tuple[str, ...]] = ("context", "epochs", "batch_size")
+    most_epochs: ClassVar[float] = FINE_TUNING_EPOCHS
+
+    def shapes(self) -> list[dict[str, Any]]:
+        """Return the initial model's size, whose speed is measured without its details."""
+        network = self.initial.network()
+        heads = network.heads if network.width % network.heads == 0 else largest_divisor(network.width)
+        return [
+            {
+                "layers": network.layers,
+                "width": network.width,
+                "heads": heads,
+                "kv_heads": network.kv_heads if heads % network.kv_heads == 0 else heads,
+                "ffn_dim": network.ffn_dim,
+                "style": network.style,
+                "tie_embeddings": network.tie_embeddings,
+            }
+        ]
+
+    def complete(self, values: dict[str, Any]) -> Self:
+        return super().complete({name: value for name, value in values.items() if name not in ARCHITECTURE})
 
     def network(self, vocabulary: int, end_of_text: int | None = None) -> TransformerConfig:
         """Return the initial model's config; its context is the number of its positions."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -26,6 +26,7 @@ from lexloom.tasks.generate_samples import sample_in_training
 from lexloom.tasks.store.artifacts import NORMALIZATION, Artifact, RunOnly, Summary
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.subwords import TOKENIZER, read_tokenizer
+from lexloom.tasks.train.budget import BudgetedTrainConfig, planned_field
 from lexloom.tasks.train.outputs import (
     GENERATE,
     describe_training,
@@ -35,14 +36,14 @@ from lexloom.tasks.train.outputs import (
     summarize,
 )
 from lexloom.tasks.train.resources import Resources
-from lexloom.tasks.train.run import GradientTrainConfig, MatrixPrecision, plan_job, run_job
+from lexloom.tasks.train.run import MatrixPrecision, plan_job, run_job
 from lexloom.training.schedules import warm_up_stable_decay
 from lexloom.training.torch_trainable import TorchTrainable
 
 COLUMNS = ("inputs", "label")
 ROUND_ABOVE, ROUND_TO = 4096, 64  # a large vocabulary is rounded up: GPUs multiply whole tiles faster
 
-Preset = Literal["tiny", "char", "small"]
+Preset = Literal["auto", "tiny", "char", "small"]
 PRESETS: dict[Preset, dict[str, Any]] = {
     # 0.8M parameters besides the vocabulary's: a minute on two cores
     "tiny": {
@@ -92,7 +93,6 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 # of training that continues a pretrained model: transformers' defaults, with a warm-up
 FINE_TUNING: dict[str, Any] = {
     "dropout": 0.0,
-    "epochs": 3,
     "batch_size": 8,
     "optimizer": "adamw",
     "learning_rate": 5e-5,
@@ -100,46 +100,83 @@ FINE_TUNING: dict[str, Any] = {
     "warm_up": 0.05,
     "decay": 0.95,
 }
+FINE_TUNING_EPOCHS = 3  # at most, or if max_steps are given
 LORA_LEARNING_RATE = 2e-4  # adapters start at zero, and are trained at higher rates than whole models
 # what the folder of a pretrained model determines
 ARCHITECTURE = ("preset", "layers", "width", "heads", "kv_heads", "ffn_dim", "style", "tie_embeddings")
 
 
-def fine_tuning_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the defaults of training that continues a pretrained model."""
+def fine_tuning_defaults(given: dict[str, Any], length: bool) -> dict[str, Any]:
+    """Return the defaults of training that continues a pretrained model; `length`: see `defaults`."""
     lora = {} if given.get("lora_rank") is None else {"learning_rate": LORA_LEARNING_RATE}
-    defaults = FINE_TUNING | lora
+    defaults = FINE_TUNING | lora | ({"epochs": FINE_TUNING_EPOCHS} if length else {})
     rate = given.get("learning_rate") or defaults["learning_rate"]
     return defaults | {"matrix_learning_rate": rate}  # one rate for all parameters
 
 
-def preset_field(description: str, **bounds: Any) -> Any:
-    """Return a field whose default comes from the preset; `from_preset` fills it in."""
-    return Field(None, description=f"{description} (default: from the preset).", **bounds)
+# (layers, width) of the sizes that a plan chooses from, with heads of 64: 0.8M to 85M parameters in blocks
+SIZES = ((4, 128), (4, 192), (6, 192), (6, 256), (6, 384), (8, 512), (12, 768))
+HEAD_WIDTH = 64
 
 
-class TrainTransformerConfig(GradientTrainConfig):
-    """Training of a transformer language model. The preset sets parameters that are not given."""
+def candidate_sizes(given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the sizes of `SIZES` with given values in place of theirs, in the order of their costs.
 
-    epochs: int = preset_field("Number of passes over the training windows", ge=1)
-    batch_size: int = preset_field("Global batch size: windows per step, over all workers", ge=1)
+    Raises:
+        ValueError: none of them fits the given values.
+    """
+    shape = {name: given[name] for name in ("kv_heads", "ffn_dim", "style") if name in given}
+    sizes: list[dict[str, Any]] = []
+    problem: ValueError | None = None
+    for layers, width in SIZES:
+        values = {"layers": given.get("layers", layers), "width": given.get("width", width)}
+        values["heads"] = given.get("heads") or largest_divisor(values["width"])
+        try:
+            TransformerConfig(vocabulary=1, **shape, **values)
+        except ValueError as error:
+            problem = error
+        else:
+            sizes += [values] if values not in sizes else []
+    if not sizes and problem is not None:
+        raise problem
+    return sizes
+
+
+def largest_divisor(width: int) -> int:
+    """Return the number of heads of a width: the largest divisor that leaves them at least 64 wide."""
+    most = max(1, width // HEAD_WIDTH)
+    return next(heads for heads in range(most, 0, -1) if width % heads == 0)
+
+
+class TrainTransformerConfig(BudgetedTrainConfig):
+    """Training of a transformer language model.
+
+    Parameters that are not given come from the preset, or from a plan for the budget (tasks/plan.py).
+    """
+
+    planned: ClassVar[tuple[str, ...]] = (
+        *("layers", "width", "heads", "context", "tie_embeddings", "dropout"),
+        *("epochs", "batch_size", "matrix_learning_rate", "learning_rate", "momentum"),
+    )
+    most_epochs: ClassVar[float] = 20.0  # of a plan
 
     preset: Preset = Field(
-        "tiny",
-        description="Size of the model: tiny (0.8M parameters, for a CPU), char (10.6M, for characters) or"
-        " small (124M).",
+        "auto",
+        description="Size of the model: tiny (0.8M parameters, for a CPU), char (10.6M, for characters),"
+        " small (124M), or 'auto': planned for the budget of minutes, and tiny if epochs or max_steps are"
+        " given.",
     )
-    layers: int = preset_field("Number of transformer blocks", ge=1, le=1024)
-    width: int = preset_field("Dimension of the residual stream", ge=1, le=1 << 16)
-    heads: int = preset_field("Number of attention heads", ge=1)
+    layers: int = planned_field("Number of transformer blocks", ge=1, le=1024)
+    width: int = planned_field("Dimension of the residual stream", ge=1, le=1 << 16)
+    heads: int = planned_field("Number of attention heads", ge=1)
     kv_heads: int = Field(0, ge=0, description="Number of key and value heads; 0 for as many as query heads.")
     ffn_dim: int = Field(0, ge=0, description="Width of the feed-forward layers; 0 for four times the width.")
-    context: int = preset_field("Context length in tokens", ge=1, le=1 << 20)
+    context: int = planned_field("Context length in tokens", ge=1, le=1 << 20)
     style: Literal["modern", "gpt2"] = Field(
         "modern", description="Architecture: 'modern' is Qwen3's, 'gpt2' is GPT-2's."
     )
-    tie_embeddings: bool = preset_field("Share the weights of the input and output embeddings")
-    dropout: float = preset_field("Dropout probability", ge=0, lt=1)
+    tie_embeddings: bool = planned_field("Share the weights of the input and output embeddings")
+    dropout: float = planned_field("Dropout probability", ge=0, lt=1)
 
     # not part of the key: `FineTuneTransformerConfig` contains a digest of its content
     init_from: Annotated[str | None, RunOnly()] = Field(
@@ -161,9 +198,9 @@ class TrainTransformerConfig(GradientTrainConfig):
         description="'muon' trains hidden matrices with Muon and the rest with AdamW; 'adamw' trains all with"
         " AdamW.",
     )
-    matrix_learning_rate: float = preset_field("Learning rate of the hidden matrices", gt=0, le=10)
-    learning_rate: float = preset_field("Learning rate of all other parameters", gt=0, le=10)
-    momentum: float = preset_field("Momentum of Muon", ge=0, lt=1)
+    matrix_learning_rate: float = planned_field("Learning rate of the hidden matrices", gt=0, le=10)
+    learning_rate: float = planned_field("Learning rate of all other parameters", gt=0, le=10)
+    momentum: float = planned_field("Momentum of Muon", ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0, le=10, description="Weight decay of matrices and embeddings.")
     warm_up: float = Field(0.0, ge=0, lt=1, description="Share of training used for learning-rate warm-up.")
     decay: float = Field(
@@ -184,14 +221,15 @@ class TrainTransformerConfig(GradientTrainConfig):
         " takes longer than a short run.",
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        continued = given.get("init_from") is not None
-        defaults = fine_tuning_defaults(given) if continued else PRESETS.get(given.get("preset", "tiny"), {})
-        return {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    def defaults(cls, given: dict[str, Any], length: bool) -> dict[str, Any]:
+        if given.get("init_from") is not None:
+            return fine_tuning_defaults(given, length)
+        preset = given.get("preset", "auto")
+        if preset == "auto":
+            return PRESETS["tiny"] if length else {}
+        planned = ("epochs", "batch_size") if "minutes" in given else ()
+        return {name: value for name, value in PRESETS.get(preset, {}).items() if name not in planned}
 
     @model_validator(mode="before")
     @classmethod
@@ -209,8 +247,12 @@ class TrainTransformerConfig(GradientTrainConfig):
 
     @model_validator(mode="after")
     def network_fits(self) -> Self:
-        if self.init_from is None:
+        if self.init_from is not None:
+            return self
+        if self.is_complete:
             self.network(vocabulary=1)
+        else:
+            self.shapes()
         return self
 
     def network(self, vocabulary: int, end_of_text: int | None = None) -> TransformerConfig:
@@ -223,6 +265,11 @@ class TrainTransformerConfig(GradientTrainConfig):
         names = (*sizes, "style", "tie_embeddings", "dropout")
         shape = {name: getattr(self, name) for name in names}
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
+
+    def shapes(self) -> list[dict[str, Any]]:
+        """Return the sizes that a plan chooses from, in the order of their costs."""
+        names = {"layers", "width", "heads", "kv_heads", "ffn_dim", "style"}
+        return candidate_sizes(self.model_dump(include=names, exclude_none=True))
 
     def new_network(self, network: TransformerConfig) -> Transformer:
         """Return the network before training."""
@@ -244,8 +291,9 @@ def train_transformer(
     """Train on windows of context + 1 tokens and write the model folder.
 
     Raises:
-        ValueError: the windows do not have context + 1 tokens.
+        ValueError: the windows do not have context + 1 tokens, or the config is not complete.
     """
+    config.require_complete()
     size = cast(int, windows.summary.facts["size"])
     if size != config.context + 1:
         raise ValueError(
@@ -258,7 +306,8 @@ def train_transformer(
     make = partial(make_trainable, network, config, resources)
     sample = partial(sample_in_training, tokens.folder / TOKENIZER, make_decoder)
     job = plan_job(
-        config, resources, make, windows, COLUMNS, [tokens], scratch, config.synchronisation(), sample
+        *(config, resources, make, windows, COLUMNS, [tokens], scratch, config.synchronisation(), sample),
+        validation_examples=config.validation_windows,
     )
     metrics, tensors = run_job(job, resources, unit="windows")
     model = config.finish(restore(config.new_network(network), tensors))

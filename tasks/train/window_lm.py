@@ -4,9 +4,10 @@ A model folder holds `model.safetensors` (with the embeddings), `config.json`, `
 and a model card.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -30,15 +31,10 @@ from lexloom.tasks.generate_samples import sample_in_training
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.subwords import TOKENIZER, read_tokenizer
+from lexloom.tasks.train.budget import BudgetedTrainConfig, planned_field
 from lexloom.tasks.train.outputs import GENERATE, describe_training, restore, save_records, summarize
-from lexloom.tasks.train.run import (
-    BatchSize,
-    GradientSync,
-    GradientTrainConfig,
-    MatrixPrecision,
-    plan_job,
-    run_job,
-)
+from lexloom.tasks.train.resources import Resources
+from lexloom.tasks.train.run import GradientSync, MatrixPrecision, plan_job, run_job
 from lexloom.tasks.vocabulary import read_vocabulary
 from lexloom.training.schedules import linear
 from lexloom.training.torch_trainable import TorchTrainable
@@ -46,17 +42,23 @@ from lexloom.training.torch_trainable import TorchTrainable
 COLUMNS = ("inputs", "label")
 
 
-class TrainWindowLMConfig(GradientTrainConfig):
+WIDTH = 512
+# of a run whose epochs or steps are given
+DEFAULTS = {"epochs": 5, "batch_size": 1024, "width": WIDTH}
+
+
+class TrainWindowLMConfig(BudgetedTrainConfig):
     """Training of a window language model with AdamW."""
 
-    batch_size: BatchSize = 1024
+    planned: ClassVar[tuple[str, ...]] = tuple(DEFAULTS)
+
     sync: GradientSync = "average"
     objective: Objective = Field(
         "token",
         description="Prediction target: the label's 'token' (cross-entropy) or its 'embedding' (regression).",
     )
     fine_tuned: bool = Field(False, description="Also train the embeddings, instead of freezing them.")
-    width: int = Field(512, ge=1, le=65_536, description="Width of the dense layers.")
+    width: int = planned_field("Width of the dense layers", ge=1, le=65_536)
     depth: int = Field(2, ge=1, le=100, description="Number of dense layers.")
     activation: Activation = Field("relu", description="Activation function of the dense layers.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability after each dense layer.")
@@ -88,6 +90,10 @@ class TrainWindowLMConfig(GradientTrainConfig):
     weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay coefficient of AdamW.")
     precision: MatrixPrecision = "auto"
 
+    @classmethod
+    def defaults(cls, given: dict[str, Any], length: bool) -> dict[str, Any]:
+        return DEFAULTS if length else {}
+
     @model_validator(mode="after")
     def shape_fits(self) -> Self:
         self.shape(vocabulary=max(self.cutoffs, default=0) + 1, context=1, dim=1, padding=0)
@@ -100,7 +106,7 @@ class TrainWindowLMConfig(GradientTrainConfig):
             context=context,
             dim=dim,
             padding=padding,
-            width=self.width,
+            width=self.width or WIDTH,
             depth=self.depth,
             activation=self.activation,
             dropout=self.dropout,
@@ -127,8 +133,9 @@ def train_window_lm(
     If windows are held out, the model is the one with the lowest validation loss; otherwise the last one.
 
     Raises:
-        ValueError: the embeddings do not match the tokens.
+        ValueError: the embeddings do not match the tokens, or the config is not complete.
     """
+    config.require_complete()
     tokenizer = read_tokenizer(tokens)
     table = read_embeddings(embeddings)
     if len(table) != tokenizer.size:
@@ -144,9 +151,38 @@ def train_window_lm(
     _, counts = read_vocabulary(tokens)
     make_model = partial(new_model, shape, embeddings, torch.from_numpy(counts.copy()))
     resources = config.resources()
+    make_trainable = partial(make_window_trainable, shape, config, resources, make_model)
+    others, sync = [embeddings, tokens], config.synchronisation()
+    sample = partial(sample_in_training, tokens.folder / TOKENIZER, WindowDecoder)
+    job = plan_job(
+        config,
+        resources,
+        make_trainable,
+        windows,
+        COLUMNS,
+        others,
+        scratch,
+        sync,
+        sample,
+        validation_examples=config.validation_windows,
+    )
+    metrics, tensors = run_job(job, resources, unit="windows")
+    model = restore(make_model(), tensors)
+    model.save(out, {**canonical(config), **tokens.normalization})
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    save_records(out, metrics, model_card(shape, metrics, parameters), tokenizer)
+    return summarize(metrics, "windows", parameters, "trained parameters")
+
+
+def make_window_trainable(
+    shape: WindowLMConfig,
+    config: TrainWindowLMConfig,
+    resources: Resources,
+    make_model: Callable[[], WindowLM],
+) -> TorchTrainable:
+    """Return the trainable for the training loop."""
     layer = Layer(-(-config.batch_size // resources.workers), shape.context * shape.dim, shape.width)
-    make_trainable = partial(
-        TorchTrainable,
+    return TorchTrainable(
         make_model,
         window_loss,
         partial(make_optimizer, config.learning_rate, config.weight_decay),
@@ -155,15 +191,6 @@ def train_window_lm(
         threads=resources.threads,
         seed=config.seed,
     )
-    others, sync = [embeddings, tokens], config.synchronisation()
-    sample = partial(sample_in_training, tokens.folder / TOKENIZER, WindowDecoder)
-    job = plan_job(config, resources, make_trainable, windows, COLUMNS, others, scratch, sync, sample)
-    metrics, tensors = run_job(job, resources, unit="windows")
-    model = restore(make_model(), tensors)
-    model.save(out, {**canonical(config), **tokens.normalization})
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    save_records(out, metrics, model_card(shape, metrics, parameters), tokenizer)
-    return summarize(metrics, "windows", parameters, "trained parameters")
 
 
 def new_model(shape: WindowLMConfig, embeddings: Artifact, counts: torch.Tensor) -> WindowLM:

@@ -61,7 +61,25 @@ def test_real_text_becomes_a_model_that_writes(
 
 
 def test_windows_are_adjacent_contexts_plus_one_token() -> None:
-    config = TransformerLMFlowConfig(train=TrainTransformerConfig(context=16, heads=2))
+    config = TransformerLMFlowConfig(train=TrainTransformerConfig(context=16, heads=2, epochs=1))
     assert (config.windows().size, config.windows().stride) == (17, 16)
     assert config.windows().across_documents
     assert not config.model_copy(update={"within_documents": True}).windows().across_documents
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--minutes", "1", "--max-steps", "9"], "minutes and --max-steps both limit the training: omit one"),
+        (["--minutes", "0"], "--minutes should be greater than 0 (got '0')"),
+        (["--minutes", "soon"], "--minutes should be a valid number"),
+    ],
+)
+def test_bad_budgets_are_one_sentence(
+    flags: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lexloom.flows.command.configure_environment", lambda verbose: None)
+    assert main(["transformer-lm", *flags]) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said

@@ -218,6 +218,18 @@ def test_rows_are_in_file_order_without_shuffling(tmp_path: Path) -> None:
     assert batches(plain, epoch=1) == batches(plain)
 
 
+def test_a_part_of_the_examples_is_evenly_spaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "MIN_BLOCKS", 1)
+    files = write_shards(tmp_path, [60, 40])  # row groups of 10
+    part = ShardStream(files, ["number"], batch_size=16, lanes=1, seed=3, shuffle=False, most_examples=34)
+    rows = list(chain.from_iterable(batches(part)))
+    assert part.examples == len(rows) <= 40
+    assert {row // 10 for row in rows} == {0, 3, 6, 9}
+    assert (
+        len(batches(ShardStream(files, ["number"], batch_size=50, lanes=1, seed=3, most_examples=100))) == 2
+    )
+
+
 def write_windows(path: Path, rows: int, width: int = 3, kind: pa.DataType | None = None) -> Path:
     """Row n has the `inputs` n, n + 0.5, ... and the `label` n."""
     values = (np.arange(rows)[:, None] + np.arange(width) / 2).astype(np.float32)

@@ -178,7 +178,7 @@ def test_two_workers_resume_bit_for_bit_and_all_reduce_equals_one(plan: Plan) ->
 def test_windows_of_another_length_are_rejected(
     inputs: tuple[Artifact, Artifact], build: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    longer = TrainTransformerConfig(runner="local", workers=1, context=20)
+    longer = TrainTransformerConfig(runner="local", workers=1, context=20, epochs=1)
     with pytest.raises(ValueError, match="the windows have 17 tokens, but a context of 20 needs 21"):
         build(train_transformer, *inputs, config=longer, scratch=tmp_path)
 
@@ -204,7 +204,8 @@ def test_without_held_out_text_there_is_no_score(
 
 
 def test_defaults_are_the_presets() -> None:
-    assert TrainTransformerConfig().model_dump().items() >= PRESETS["tiny"].items()
+    assert TrainTransformerConfig(epochs=2).model_dump().items() >= PRESETS["tiny"].items()
+    assert TrainTransformerConfig(preset="tiny").model_dump().items() >= PRESETS["tiny"].items()
     small = TrainTransformerConfig(preset="small", layers=3, width=None)
     assert (small.layers, small.width, small.micro_batch) == (3, 768, 16)
     assert TrainTransformerConfig.model_validate(small.model_dump()) == small
@@ -229,6 +230,7 @@ def test_a_large_vocabulary_is_rounded_up() -> None:
 
 def test_options_reach_the_training() -> None:
     config = TrainTransformerConfig(
+        epochs=1,
         matrix_learning_rate=0.5,
         learning_rate=0.25,
         decay=0.5,
@@ -260,7 +262,7 @@ def test_automatic_precision_measures_a_layer_of_the_models_shape(monkeypatch: p
 
     monkeypatch.setattr("lexloom.models.precision.is_bfloat16_faster", pays)
     network = TransformerConfig(vocabulary=5, context=4, layers=1, width=8, heads=1, ffn_dim=24)
-    config = TrainTransformerConfig(workers=2, batch_size=16, context=4)
+    config = TrainTransformerConfig(workers=2, batch_size=16, context=4, epochs=1)
     for given, rows in ((config, 8 * 4), (config.model_copy(update={"micro_batch": 2}), 2 * 4)):
         made = make_trainable(network, given, given.resources())
         assert not asked, "asked before it is on its worker"
@@ -273,7 +275,9 @@ def test_automatic_precision_measures_a_layer_of_the_models_shape(monkeypatch: p
     ("fields", "complaint"),
     [
         ({"preset": "huge"}, "'tiny', 'char' or 'small'"),
-        ({"heads": 3}, "width is 128: it must be a multiple of heads, 3"),
+        ({"heads": 3, "epochs": 1}, "width is 128: it must be a multiple of heads, 3"),
+        ({"heads": 5}, "it must be a multiple of heads, 5"),
+        ({"width": 100, "heads": 3}, "width is 100: it must be a multiple of heads, 3"),
         ({"style": "gpt2", "kv_heads": 1}, "omit kv_heads"),
         ({"layers": 0}, "greater than or equal to 1"),
         ({"dropout": 1}, "less than 1"),

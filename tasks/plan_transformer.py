@@ -1,0 +1,263 @@
+"""The plan of a transformer for a budget of time: its size, context, batch size, steps and learning rates.
+
+The candidates are the sizes of `SIZES`; values that the user gives replace theirs. The stage
+`calibrate_transformer` measures their speeds. Of the sizes, each with the steps that fit into the time, the
+plan is the one with the lowest expected loss, which is a fit to measurements (benchmarks/LOG.md).
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from lexloom.models.transformer.model import Transformer
+from lexloom.tasks.display import console
+from lexloom.tasks.plan import (
+    CALIBRATION_SECONDS,
+    Calibration,
+    Machine,
+    Measurement,
+    Plan,
+    extrapolate,
+    fixes_steps,
+    make_plan,
+    measure,
+    one_worker,
+    plan_within_budget,
+    read_calibration,
+    summarize_calibration,
+    write_calibration,
+)
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.store.parallel import fan_out
+from lexloom.tasks.store.stage import stage
+from lexloom.tasks.train.resources import Resources
+from lexloom.tasks.train.run import round_up_to_power
+from lexloom.tasks.train.transformer import (
+    TrainTransformerConfig,
+    make_trainable,
+    round_up_vocabulary,
+)
+
+STEP_TOKENS = {"cpu": 2048, "cuda": 16_384}  # of the smallest batch
+RUN_STEPS = 1200  # of a run; if more fit into the time, the batch is doubled, up to
+MAX_STEP_TOKENS = 1 << 19
+CONTEXTS = (256, 128, 64, 32, 16)
+MIN_WINDOWS = 64  # of the context in the training text
+MIN_BATCHES = 8  # of an epoch
+SPEED_FIELDS = ("kv_heads", "ffn_dim", "style", "optimizer", "precision", "micro_batch", "dropout")
+TIED_VOCABULARY = 8192  # from which on the embeddings are shared
+DROPOUT = ((4.0, 0.0), (12.0, 0.1), (math.inf, 0.2))  # up to so many epochs
+DROPOUT_COST = 1.2  # of a step on a CPU
+
+
+class CalibrationConfig(BaseModel):
+    """What is measured, and on which machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    machine: Machine
+    vocabulary: int
+    step_tokens: int  # over all workers
+    shapes: list[dict[str, JsonValue]]  # training configs without lengths, in the order of their costs
+
+
+@stage(version=1)
+def calibrate_transformer(config: CalibrationConfig, out: Path) -> Summary:
+    """Write `calibration.json`: how fast one worker of this machine trains transformers of some sizes."""
+    gpu = config.machine.device == "cuda"
+    with (
+        console.bar("calibrate_transformer"),
+        fan_out(measure_shapes, [config], concurrent=False, gpu=gpu) as results,
+    ):
+        (calibration,) = results
+    write_calibration(calibration, out)
+    return summarize_calibration(calibration)
+
+
+def measure_shapes(config: CalibrationConfig) -> Calibration:
+    """Measure the shapes in order; after some seconds, extrapolate from the last measured one."""
+    found: list[Measurement] = []
+    started = time.perf_counter()
+    for shape in config.shapes:
+        network = complete(shape).network(config.vocabulary)
+        with torch.device("meta"):
+            model = Transformer(network)
+        cost = model.flops_per_token() * network.context
+        extrapolated = bool(found) and time.perf_counter() - started > CALIBRATION_SECONDS
+        seconds = extrapolate(found[-1], cost) if extrapolated else measure_shape(shape, config)
+        found.append(
+            Measurement(
+                shape=shape,
+                parameters=sum(parameter.numel() for parameter in model.parameters()),
+                cost=cost,
+                train_seconds=seconds[0],
+                evaluation_seconds=seconds[1],
+                extrapolated=extrapolated,
+            )
+        )
+    return Calibration(measurements=found)
+
+
+def complete(shape: dict[str, Any]) -> TrainTransformerConfig:
+    return TrainTransformerConfig.model_validate({**shape, "epochs": 1})
+
+
+def measure_shape(shape: dict[str, Any], config: CalibrationConfig) -> tuple[float, float]:
+    """Return one worker's seconds per window, in training and in evaluation, with random tokens."""
+    machine = config.machine
+    resources = one_worker(machine)
+    rows = max(1, config.step_tokens // (complete(shape).context * machine.workers))
+    train = complete({**shape, "batch_size": rows, "compile": "off"})
+    trainable = make_trainable(train.network(config.vocabulary), train, resources)
+    tokens = np.random.default_rng(0).integers(0, config.vocabulary, (rows, train.context + 1), np.int32)
+    batch = {"inputs": tokens[:, :-1].copy(), "label": tokens[:, -1].copy()}
+    return measure(trainable, batch, machine.device)
+
+
+# the plan
+
+
+def plan_transformer(tokens: Artifact, config: TrainTransformerConfig) -> TrainTransformerConfig:
+    """Return the config with all values: those that are not given are planned for the budget.
+
+    Raises:
+        ValueError: the budget is too short to train, or no size fits the given values.
+    """
+    if config.is_complete:
+        return config
+    resources = config.resources()
+    calibration = calibrate_transformer(
+        config=CalibrationConfig(
+            machine=Machine.of(resources),
+            vocabulary=round_up_vocabulary(cast(int, tokens.facts["vocabulary"])),
+            step_tokens=STEP_TOKENS[resources.device],
+            shapes=[*candidates(config, tokens)],
+        )
+    )
+    plans = plan_within_budget(
+        config,
+        resources,
+        read_calibration(calibration).measurements,
+        lambda measured, seconds: plan_size(measured, config, tokens, resources, seconds),
+    )
+    best = choose_plan(plans, cast(int, tokens.facts["tokens"]))
+    console.note("training", best.describe())
+    values = best.values(fixes_steps(config, resources)) | learning_values(best)
+    return config.complete(values)
+
+
+def given_values(config: TrainTransformerConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the values of fields that are given (or have a default)."""
+    values = config.model_dump(include=set(names))
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def candidates(config: TrainTransformerConfig, tokens: Artifact) -> list[dict[str, Any]]:
+    """Return the shapes that are measured: the sizes with the given values and the text's context."""
+    vocabulary = cast(int, tokens.facts["vocabulary"])
+    values = {"context": choose_context(tokens), "tie_embeddings": vocabulary >= TIED_VOCABULARY}
+    given = given_values(config, ("layers", "width", "heads", "context", "tie_embeddings", *SPEED_FIELDS))
+    return [values | given | shape for shape in config.shapes()]
+
+
+def choose_context(tokens: Artifact) -> int:
+    """Return the longest context of which a short text has some windows."""
+    trained, held_out = (cast(int, tokens.facts[name]) for name in ("tokens", "validation_tokens"))
+    fitting = (
+        context
+        for context in CONTEXTS
+        if trained > MIN_WINDOWS * context and (not held_out or held_out > context)
+    )
+    return next(fitting, CONTEXTS[-1])
+
+
+def plan_size(
+    measured: Measurement,
+    config: TrainTransformerConfig,
+    tokens: Artifact,
+    resources: Resources,
+    seconds: float,
+) -> Plan:
+    """Plan the batch size and the steps of a size; raise ValueError if the time is too short."""
+    context = cast(int, measured.shape["context"])
+    trained, held_out = (cast(int, tokens.facts[name]) for name in ("tokens", "validation_tokens"))
+    windows = max(1, trained // context)
+    for _, dropout in DROPOUT:
+        costly = dropout > 0 and resources.device == "cpu" and config.dropout is None
+        plan = make_plan(
+            measured.with_dropout(dropout, DROPOUT_COST if costly else 1.0),
+            seconds,
+            batch_size=config.batch_size or choose_batch(measured, resources, seconds, windows),
+            workers=resources.workers,
+            windows=windows,
+            held_out=held_out // context,
+            most_epochs=config.most_epochs,
+        )
+        if choose_dropout(plan.epochs) <= dropout:
+            break
+    return plan
+
+
+def choose_dropout(epochs: float) -> float:
+    """Return the dropout of a run of so many epochs."""
+    return next(share for most, share in DROPOUT if epochs <= most)
+
+
+def choose_batch(measured: Measurement, resources: Resources, seconds: float, windows: int) -> int:
+    """Return the windows of a step: a power of two."""
+    context = cast(int, measured.shape["context"])
+    fitting = seconds * resources.workers / measured.train_seconds * context / RUN_STEPS
+    tokens = max(STEP_TOKENS[resources.device], min(fitting, MAX_STEP_TOKENS))
+    most = max(1, min(int(tokens / context), windows // MIN_BATCHES))
+    return max(1 << most.bit_length() - 1, round_up_to_power(resources.workers))
+
+
+# The held-out losses of 0.8M to 1.8M parameters after 0.5M to 2.5M characters of tinyshakespeare, in nats,
+# are 1.34 + 0.132 N^-0.34 + 0.111 / D, with N and D in millions (benchmarks/LOG.md). Each repetition of a
+# text is worth less than the one before (Muennighoff et al. 2023, "Scaling Data-Constrained Language
+# Models", equation 5).
+SIZE_SCALE, SIZE_EXPONENT = 0.132, 0.34
+TOKEN_SCALE, TOKEN_EXPONENT = 0.111, 1.0
+REPETITIONS = 15.0
+MAX_PARAMETERS_PER_TOKEN = 12.0  # of the text: larger models overfit
+MEASURED_PARAMETERS, MIN_TOKENS_PER_PARAMETER = 12e6, 10.0  # larger models need so many tokens
+
+
+def choose_plan(plans: Sequence[Plan], unique: int) -> Plan:
+    """Return the plan with the lowest expected loss for a text of `unique` tokens.
+
+    The plans are in order of size.
+    """
+    fitting = [
+        plan
+        for plan in plans
+        if plan.parameters <= MAX_PARAMETERS_PER_TOKEN * unique
+        and (
+            plan.parameters <= MEASURED_PARAMETERS
+            or plan.trained_tokens >= MIN_TOKENS_PER_PARAMETER * plan.parameters
+        )
+    ]
+    return min(fitting or plans[:1], key=lambda plan: expected_loss(plan, unique))
+
+
+def expected_loss(plan: Plan, unique: int) -> float:
+    """Return the part of the expected loss that depends on the size and the tokens, up to a factor."""
+    layers, width = cast(int, plan.shape["layers"]), cast(int, plan.shape["width"])
+    trained = plan.trained_tokens
+    repeated = max(0.0, trained / unique - 1)
+    worth = min(trained, unique) + unique * REPETITIONS * (1 - math.exp(-repeated / REPETITIONS))
+    size_term = SIZE_SCALE * (12 * layers * width**2 / 1e6) ** -SIZE_EXPONENT
+    return size_term + TOKEN_SCALE * (worth / 1e6) ** -TOKEN_EXPONENT
+
+
+def learning_values(plan: Plan) -> dict[str, float]:
+    """Return the optimizer's parameters: larger models and longer runs learn more slowly."""
+    if plan.parameters > MEASURED_PARAMETERS:
+        return {"matrix_learning_rate": 0.02, "learning_rate": 0.003, "momentum": 0.95}
+    return {"matrix_learning_rate": 0.03, "learning_rate": 0.01, "momentum": 0.9}

@@ -1,0 +1,190 @@
+"""The plan of a window language model for a budget of time: its width, batch size and steps.
+
+The stage `calibrate_window_lm` measures the speeds of the widths. The plan is the largest width that sees
+enough windows per trained parameter within the time (benchmarks/LOG.md).
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from lexloom.models.window_lm import WindowLM, WindowLMConfig
+from lexloom.tasks.display import console
+from lexloom.tasks.plan import (
+    CALIBRATION_SECONDS,
+    Calibration,
+    Machine,
+    Measurement,
+    Plan,
+    extrapolate,
+    fixes_steps,
+    make_plan,
+    measure,
+    one_worker,
+    plan_within_budget,
+    read_calibration,
+    summarize_calibration,
+    write_calibration,
+)
+from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.store.parallel import fan_out
+from lexloom.tasks.store.stage import stage
+from lexloom.tasks.train.resources import Resources
+from lexloom.tasks.train.run import round_up_to_power
+from lexloom.tasks.train.window_lm import TrainWindowLMConfig, make_window_trainable
+
+WIDTHS = (256, 512, 1024, 2048)
+BATCH = {"cpu": 1024, "cuda": 4096}  # the smallest one
+RUN_STEPS = 5000  # of a run; if more fit into the time, the batch is doubled, up to
+MAX_BATCH = 1 << 16
+MIN_BATCHES = 8  # of an epoch
+MAX_EPOCHS = 10.0
+WINDOWS_PER_PARAMETER = 2.0
+SPEED_FIELDS = (
+    *("objective", "fine_tuned", "depth", "activation", "dropout", "output", "features", "cutoffs"),
+    *("error", "precision"),
+)
+
+
+class WindowCalibrationConfig(BaseModel):
+    """What is measured, and on which machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    machine: Machine
+    vocabulary: int
+    context: int
+    dim: int
+    batch_size: int
+    shapes: list[dict[str, JsonValue]]  # training configs without lengths, in the order of their costs
+
+
+@stage(version=1)
+def calibrate_window_lm(config: WindowCalibrationConfig, out: Path) -> Summary:
+    """Write `calibration.json`: how fast one worker of this machine trains networks of some widths."""
+    gpu = config.machine.device == "cuda"
+    with (
+        console.bar("calibrate_window_lm"),
+        fan_out(measure_widths, [config], concurrent=False, gpu=gpu) as results,
+    ):
+        (calibration,) = results
+    write_calibration(calibration, out)
+    return summarize_calibration(calibration)
+
+
+def measure_widths(config: WindowCalibrationConfig) -> Calibration:
+    """Measure the widths in order; after some seconds, extrapolate from the last measured one."""
+    found: list[Measurement] = []
+    started = time.perf_counter()
+    for shape in config.shapes:
+        network = shape_of(shape, config)
+        with torch.device("meta"):
+            parameters = [each for each in WindowLM(network).parameters() if each.requires_grad]
+        cost = float(sum(each.numel() for each in parameters if each.ndim > 1))
+        extrapolated = bool(found) and time.perf_counter() - started > CALIBRATION_SECONDS
+        seconds = extrapolate(found[-1], cost) if extrapolated else measure_width(shape, config)
+        found.append(
+            Measurement(
+                shape=shape,
+                parameters=sum(each.numel() for each in parameters),
+                cost=cost,
+                train_seconds=seconds[0],
+                evaluation_seconds=seconds[1],
+                extrapolated=extrapolated,
+            )
+        )
+    return Calibration(measurements=found)
+
+
+def complete(shape: dict[str, Any]) -> TrainWindowLMConfig:
+    return TrainWindowLMConfig.model_validate({**shape, "epochs": 1})
+
+
+def shape_of(shape: dict[str, Any], config: WindowCalibrationConfig) -> WindowLMConfig:
+    return complete(shape).shape(
+        vocabulary=config.vocabulary, context=config.context, dim=config.dim, padding=0
+    )
+
+
+def measure_width(shape: dict[str, Any], config: WindowCalibrationConfig) -> tuple[float, float]:
+    """Return one worker's seconds per window, in training and in evaluation, with tokens by Zipf's law."""
+    machine = config.machine
+    rows = max(1, config.batch_size // machine.workers)
+    train = complete({**shape, "batch_size": rows})
+    network = shape_of(shape, config)
+    weights = 1 / np.arange(1, config.vocabulary + 1)
+    weights /= weights.sum()
+    make_model = partial(WindowLM, network, counts=torch.from_numpy(weights * 1e6))
+    trainable = make_window_trainable(network, train, one_worker(machine), make_model)
+    tokens = np.random.default_rng(0).choice(config.vocabulary, (rows, config.context + 1), p=weights)
+    tokens = tokens.astype(np.int32)
+    batch = {"inputs": tokens[:, :-1].copy(), "label": tokens[:, -1].copy()}
+    return measure(trainable, batch, machine.device)
+
+
+def plan_window_lm(
+    windows: Artifact, embeddings: Artifact, tokens: Artifact, config: TrainWindowLMConfig
+) -> TrainWindowLMConfig:
+    """Return the config with all values: those that are not given are planned for the budget.
+
+    Raises:
+        ValueError: the budget is too short to train.
+    """
+    if config.is_complete:
+        return config
+    resources = config.resources()
+    given = config.model_dump(include={"width", *SPEED_FIELDS}, exclude_none=True, mode="json")
+    widths = [config.width] if config.width else WIDTHS
+    calibration = calibrate_window_lm(
+        config=WindowCalibrationConfig(
+            machine=Machine.of(resources),
+            vocabulary=cast(int, tokens.facts["vocabulary"]),
+            context=cast(int, windows.facts["size"]) - 1,
+            dim=cast(int, embeddings.facts["dim"]),
+            batch_size=BATCH[resources.device],
+            shapes=[given | {"width": width} for width in widths],
+        )
+    )
+    plans = plan_within_budget(
+        config,
+        resources,
+        read_calibration(calibration).measurements,
+        lambda measured, seconds: plan_width(measured, config, windows, resources, seconds),
+    )
+    trained = [plan.steps * plan.batch_size for plan in plans]
+    enough = [
+        plan
+        for plan, seen in zip(plans, trained, strict=True)
+        if seen >= WINDOWS_PER_PARAMETER * plan.parameters
+    ]
+    best = (enough or plans[:1])[-1]
+    console.note("training", best.describe())
+    return config.complete(best.values(fixes_steps(config, resources)))
+
+
+def plan_width(
+    measured: Measurement,
+    config: TrainWindowLMConfig,
+    windows: Artifact,
+    resources: Resources,
+    seconds: float,
+) -> Plan:
+    """Plan the batch size and the steps of a width; raise TooShortError if the time is too short."""
+    trained, held_out = (cast(int, windows.facts[name]) for name in ("windows", "validation_windows"))
+    fitting = int(seconds * resources.workers / measured.train_seconds / RUN_STEPS)
+    most = max(1, min(max(fitting, BATCH[resources.device]), trained // MIN_BATCHES, MAX_BATCH))
+    batch = max(1 << most.bit_length() - 1, round_up_to_power(resources.workers))
+    return make_plan(
+        measured,
+        seconds,
+        batch_size=config.batch_size or batch,
+        workers=resources.workers,
+        windows=trained,
+        held_out=held_out,
+        most_epochs=MAX_EPOCHS,
+    )
