@@ -66,8 +66,8 @@ class InTurn(Response):
     Args:
         turns: the queue.
         work: returns the steps. Their last object is the JSON response; if `stream` is set, each object is
-            sent as a server-sent event as soon as it is known. It may raise ValueError or UnknownWordError, which
-            are the client's errors.
+            sent as a server-sent event as soon as it is known. ValueError and UnknownWordError are the
+            client's errors.
     """
 
     def __init__(self, turns: Turns, work: Callable[[], Steps], *, stream: bool = False) -> None:
