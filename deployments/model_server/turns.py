@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from lexloom.deployments.model_server.errors import error_body, error_response
+from lexloom.models.word2vec.vectors import UnknownWordError
 
 MAX_WAITING = 32
 SEND_SECONDS = 30.0  # a client that does not read its stream for longer is disconnected
@@ -65,8 +66,8 @@ class InTurn(Response):
     Args:
         turns: the queue.
         work: returns the steps. Their last object is the JSON response; if `stream` is set, each object is
-            sent as a server-sent event as soon as it is known. It may raise ValueError or LookupError, which
-            are the client's errors.
+            sent as a server-sent event as soon as it is known. ValueError and UnknownWordError are the
+            client's errors.
     """
 
     def __init__(self, turns: Turns, work: Callable[[], Steps], *, stream: bool = False) -> None:
@@ -122,7 +123,7 @@ class InTurn(Response):
 
 def describe_failure(error: Exception) -> tuple[int, dict[str, Any]]:
     """Return the status and the body of the response to a failed request."""
-    if isinstance(error, ValueError | LookupError):
+    if isinstance(error, ValueError | UnknownWordError):
         return 400, error_body(str(error))
     logger.error("a request to the model failed", exc_info=error)
     message = f"internal error ({type(error).__name__}): see the server's terminal for details"
