@@ -18,7 +18,7 @@ COMMON = 1e-3  # relative frequency of the words that are skipped: word2vec's us
 MIN_COUNT = 20  # of a word whose vector is shown
 CANDIDATES = 1000
 ALIKE = 100  # words of similar frequency that are compared, since the residual depends on frequency
-CONTENT_SHARE = 0.4  # of these words
+CONTENT_SHARE = 0.3  # of these words
 
 
 def content_words(files: list[Path], counts: NDArray[np.int64]) -> NDArray[np.int64]:

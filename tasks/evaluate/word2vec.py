@@ -25,7 +25,8 @@ from lexloom.tasks.tokens import training_files
 from lexloom.tasks.vocabulary import read_vocabulary
 
 FILE = "evaluation.json"
-EXAMPLES, CLEAR = 8, 5  # the words whose neighbours are shown by default; the neighbours that decide
+# shown by default: so many of these most frequent content words, by the similarity of the nearest neighbours
+EXAMPLES, EXAMPLES_AMONG, CLEAR = 8, 150, 5
 SHOWN_ANALOGIES = 3
 
 
@@ -160,10 +161,11 @@ def evaluate_word2vec(
     analogies = [
         scorer.analogies(entry.name, read_analogies(entry.path)) for entry in sets.of_kind("analogies")
     ]
-    contents = [vectors.words[word_id] for word_id in content_words(training_files(tokens), counts)]
+    found = [vectors.words[word_id] for word_id in content_words(training_files(tokens), counts)]
+    contents = [word for word in found if len(word) > 1] or found  # without initials and abbreviations
     if config.neighbours_of is None:
         unknown: list[str] = []
-        shown = clearest_neighbours(vectors, contents, frequent, config.neighbours)
+        shown = clearest_neighbours(vectors, contents[:EXAMPLES_AMONG], frequent, config.neighbours)
     else:
         known = [vectors.spelling(word) for word in config.neighbours_of if word in vectors]
         unknown = [word for word in config.neighbours_of if word not in vectors]

@@ -269,11 +269,12 @@ def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int,
             f'fvocab=f"{{folder}}/{COUNTS}", binary=True\n)'
         )
         count, note = '\nvectors.get_vecattr(vectors.index_to_key[0], "count")', ""
+    negatives = counted(config.negatives, "negative samples")
     if config.save_context:
         rows += f"| `{CONTEXTS_BIN}` | the context vectors, in word2vec's binary format |\n"
     return f"""# Word vectors
 
-{words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples.
+{counted(words, "words")}, {counted(config.dim, "dimensions")}, skip-gram with {negatives}.
 {describe_training(metrics, metrics["unit"])}
 
 | file | content |
