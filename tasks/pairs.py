@@ -17,7 +17,7 @@ models/word2vec/skipgram.py defines the pairs, and models/word2vec/grid.py parts
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -104,8 +104,11 @@ class SkipGramsConfig(BaseModel):
 
     def episode(self, counts: NDArray[np.int64]) -> int:
         """Return the number of pairs of an episode for words with these counts, (V,)."""
-        pairs = counts.sum() * self.skipgrams(counts).pairs_per_token(counts)
-        return self.pairs_per_episode or default_episode(len(counts), pairs)
+        return self.pairs_per_episode or default_episode(len(counts), self.expected_pairs(counts))
+
+    def expected_pairs(self, counts: NDArray[np.int64]) -> float:
+        """Return about how many pairs a text with these counts, (V,), has."""
+        return float(counts.sum() * self.skipgrams(counts).pairs_per_token(counts))
 
     def skipgrams(self, counts: NDArray[np.int64]) -> SkipGrams:
         """Return what draws the pairs of words with these counts, (V,)."""
@@ -133,6 +136,14 @@ class PairsConfig(SkipGramsConfig):
         description="Compression of stored pairs: lz4 is at least twice as fast to read, zstd takes about"
         " half the space.",
     )
+
+
+def count_pairs(examples: Artifact, vocabulary: Artifact, config: PairsConfig) -> float:
+    """Return the number of stored training pairs; if they are drawn from tokens, an estimate per epoch."""
+    if config.mode == "stored":
+        return float(cast(int, examples.facts["pairs"]))
+    _, counts = read_vocabulary(vocabulary)
+    return config.expected_pairs(counts)
 
 
 @stage(version=3)

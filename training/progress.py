@@ -44,6 +44,7 @@ class Progress(Accounts):
         loss: the mean over the `loss_examples` examples of all workers since the last record. A record of
             less than half a batch is merged into the previous one, because the loss of a few examples is
             noisy.
+        validation_loss: of the last evaluation; None before the first one.
         sample: the last output of `Job.sample`.
 
     The accounts are those at the time when all losses up to `step` were complete.
@@ -58,4 +59,5 @@ class Progress(Accounts):
     loss_examples: int = 0
     learning_rate: float = 0.0
     workers: int = 1
+    validation_loss: float | None = None
     sample: str = ""

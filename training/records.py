@@ -140,11 +140,12 @@ class Records:
             loss=loss / examples,
             learning_rate=self.trainable.learning_rate(due.share),
             workers=self.world_size,
+            validation_loss=state.scores[-1]["loss"] if state.scores else None,
             sample=state.scores[-1].get("sample", "") if state.scores else "",
         )
         state.loss_sum = state.loss_examples = 0.0
         values = asdict(record)
-        del values["sample"]  # it is in the scores
+        del values["sample"], values["validation_loss"]  # they are in the scores
         state.history.append(values)
         if self.rank == 0 and self.on_progress:
             self.on_progress(record)

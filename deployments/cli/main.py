@@ -44,7 +44,7 @@ def build_app(argv: Sequence[str]) -> App:
         if name in argv:
             if argv[0] == name:
                 begin(name, argv)
-            app.command(flow_command(entry, everything="--help-all" in argv))
+            app.command(flow_command(entry, argv))
         else:
             app.command(App(name=name, help=f"{entry.purpose}.", group=FLOWS))
     for order, (title, commands) in enumerate(COMMANDS.items(), 1):

@@ -20,7 +20,7 @@ from lexloom.tasks.display.templates import macros
 CHART_WIDTH, CHART_HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 26, 44  # margins of the plot, for ticks, labels and the hint
 TICKS = 5
-SMOOTHED = 0.01  # of a curve's length: about two of a history's points
+SMOOTHED = 0.02  # of a curve's length: about four of a history's points
 
 MAP_WIDTH, MAP_HEIGHT = 1000, 640
 MAP_MARGIN = 46
@@ -62,12 +62,15 @@ def line_chart(
     y: Axis,
     hints: Sequence[str],
     marks: Sequence[tuple[float, str]] = (),
+    behind: Sequence[tuple[float, float]] = (),
 ) -> Markup:
     """Draw a curve through `points`, which are in order of x.
 
     Args:
-        hints: one text for each point, shown on hover.
-        marks: vertical lines with a label, as (x, label).
+        hints: one text for each point, shown on hover; none for an image, which has no hover.
+        marks: vertical lines with a label, as (x, label); a label that does not fit is left out.
+        behind: the points of a faint curve, such as the values that `points` are smoothed from; within the
+            same range of x.
 
     Points that cannot be drawn (not finite, or not positive on a logarithmic axis) are left out.
 
@@ -76,13 +79,14 @@ def line_chart(
     """
     drawn = [
         (px, py, hint)
-        for (px, py), hint in zip(points, hints, strict=True)
+        for (px, py), hint in zip(points, hints or [""] * len(points), strict=True)
         if all(math.isfinite(v) and (v > 0 or not axis.log) for v, axis in ((px, x), (py, y)))
     ]
     if len(drawn) < 2:
         raise ValueError("a line chart needs two points")
     xs, ys = [point[0] for point in drawn], [point[1] for point in drawn]
-    levels = ticks(min(ys), max(ys), y.log, around=True)
+    heights = ys + [py for _, py in behind]
+    levels = ticks(min(heights), max(heights), y.log, around=True)
     across = scale(min(xs), max(xs), x.log, LEFT, CHART_WIDTH - RIGHT)
     up = scale(levels[0], levels[-1], y.log, CHART_HEIGHT - BOTTOM, TOP)
     plot = Plot(
@@ -97,19 +101,26 @@ def line_chart(
         {"x": across(px), "y": up(py), "hint": hint, "left": left, "width": rounded(right - left)}
         for (px, py, hint), (left, right) in zip(drawn, borders, strict=True)
     ]
-    inside = [(across(place), label) for place, label in marks if min(xs) < place < max(xs)]
+    inside = [
+        (across(place), label if across(place) + label_width(label) < plot.right else "")
+        for place, label in marks
+        if min(xs) < place < max(xs)
+    ]
     curve = " L".join(f"{spot['x']} {spot['y']}" for spot in spots)
-    return macros("charts.svg.j2").line_chart(plot, inside, curve, spots)
+    raw = " L".join(f"{across(px)} {up(py)}" for px, py in behind)
+    return macros("charts.svg.j2").line_chart(plot, inside, curve, raw, spots, bool(hints))
 
 
 def smoothed(points: Sequence[tuple[float, float]], width: float = SMOOTHED) -> list[tuple[float, float]]:
     """Smooth a curve whose points are means over the x since the point before.
 
-    Uses a Gaussian kernel with a standard deviation of `width` times the curve's length; each point is
-    weighted by the x that it is the mean of (Nadaraya 1964, Watson 1964).
+    Uses a Gaussian kernel with a standard deviation of `width` times the curve's length, but at least the
+    mean distance of the points; each point is weighted by the x that it is the mean of (Nadaraya 1964, Watson
+    1964).
     """
     if points[-1][0] == points[0][0]:
         return list(points)
+    width = max(width, 1 / (len(points) - 1))
     x, y = np.array(points, dtype=np.float64).T
     weights = np.diff(x, prepend=0.0) if x[0] > 0 else np.ones_like(x)
     near = np.exp(-0.5 * ((x[:, None] - x[None]) / (width * (x[-1] - x[0]))) ** 2) * weights  # (n, n)

@@ -14,6 +14,9 @@ DARK = (
 
 def report_style() -> Markup:
     """Return the style sheet of a report, which follows the reader's colour scheme."""
-    return Markup(
-        f":root {{ {LIGHT} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}\n{style()}"
-    )
+    return Markup(scheme() + style())
+
+
+def scheme() -> str:
+    """Return the colours of the reader's colour scheme as CSS variables."""
+    return f":root {{ {LIGHT} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}\n"

@@ -55,6 +55,12 @@ def compute_progress_share(point: dict[str, Any]) -> float:
     return point["share"] if "share" in point else point["examples"] / point["total_examples"]
 
 
+def format_losses(loss: float, validation_loss: float | None) -> list[str]:
+    """Format the training loss and, if there was an evaluation, the last validation loss."""
+    held_out = [] if validation_loss is None else [f"validation loss {validation_loss:.3f}"]
+    return [f"loss {loss:.3f}", *held_out]
+
+
 def format_progress(point: dict[str, Any], unit: str) -> str:
     """Format a `Progress` as `16.8M of 40.9M pairs · epoch 3 · loss 1.234 · ...`."""
     done, total, seconds = point["examples"], point["total_examples"], point["seconds"]
@@ -62,7 +68,7 @@ def format_progress(point: dict[str, Any], unit: str) -> str:
     figures = [
         f"{short(done)} of {short(total)} {unit}",
         f"epoch {point['epoch'] + 1}",
-        f"loss {point['loss']:.3f}",
+        *format_losses(point["loss"], point.get("validation_loss")),
         f"learning rate {point['learning_rate']:.2g}",
         f"{short(done / seconds)}/s",
     ]

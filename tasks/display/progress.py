@@ -1,28 +1,28 @@
 """Progress of training: a bar in the terminal; a bar and a training curve in Prefect's UI."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
 from time import monotonic
-from typing import Any, cast
+from typing import cast
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.context import TaskRunContext
 
 from lexloom.tasks.display import console
-from lexloom.tasks.display.formatting import format_progress, short
+from lexloom.tasks.display.curves import draw_curve, image_url
+from lexloom.tasks.display.formatting import format_losses, format_progress, short
 from lexloom.training.progress import Progress
 
 SAMPLE_WIDTH = 80  # maximum characters of a sample in the terminal
 BAR_SECONDS = 2.0  # between updates of the bar in Prefect's UI
 CURVE_SECONDS = 30.0  # between updates of the curve
-CURVE_POINTS = 25
+CURVE_POINTS = 200
 
 logger = logging.getLogger("lexloom.live")
 
@@ -42,8 +42,13 @@ def show_progress(unit: str, first: str) -> Iterator[Callable[[Progress], None]]
                 console.note("training", f"step {point.step:,} sample: {shown}")
             bar.update(
                 point.share,
-                f"{short(point.examples / point.seconds)} {unit}/s  loss {point.loss:.3f}"
-                f"  learning rate {point.learning_rate:.2g}",
+                "  ".join(
+                    [
+                        f"{short(point.examples / point.seconds)} {unit}/s",
+                        *format_losses(point.loss, point.validation_loss),
+                        f"learning rate {point.learning_rate:.2g}",
+                    ]
+                ),
                 total=1.0,
             )
             if prefect is not None:
@@ -91,7 +96,7 @@ class PrefectProgress:
                 self._fill(100 * point.share, format_progress(asdict(point), self.unit))
             if now >= self.next_curve:
                 self.next_curve = now + CURVE_SECONDS
-                self._draw(curve_rows(self.points, self.unit))
+                self._draw()
 
     def _fill(self, percent: float, description: str) -> None:
         if self.bar is None:
@@ -99,13 +104,18 @@ class PrefectProgress:
         else:
             update_progress_artifact(self.bar, percent, description=description)
 
-    def _draw(self, rows: list[dict[str, Any]]) -> None:
+    def _draw(self) -> None:
+        points = mean_losses(self.points)
+        chart = draw_curve(points, "loss (smoothed)", self.unit, smooth=True, hover=False)
+        if chart is None:
+            return
+        # not an image artifact, since Prefect's UI writes the whole URL below the image
+        text = f"![training loss]({image_url(chart)})\n\nThe training loss. The faint line is not smoothed.\n"
         if self.curve is None:
-            about = f"The loss is the mean over the {self.unit} since the previous row."
-            self.curve = cast(UUID, create_table_artifact(rows, key="training-curve", description=about))
+            self.curve = cast(UUID, create_markdown_artifact(text, key="training-curve"))
         else:
             with get_client(sync_client=True) as client:
-                client.update_artifact(self.curve, ArtifactUpdate(data=json.dumps(rows)))
+                client.update_artifact(self.curve, ArtifactUpdate(data=text))
 
 
 @contextmanager
@@ -116,22 +126,13 @@ def ignore_server_errors() -> Iterator[None]:
         logger.warning("could not update Prefect's UI; training continues", exc_info=True)
 
 
-def curve_rows(points: list[Progress], unit: str) -> list[dict[str, Any]]:
-    """Reduce the points to at most CURVE_POINTS rows, evenly spaced, with the mean loss between them."""
+def mean_losses(points: list[Progress]) -> list[tuple[float, float]]:
+    """Reduce the points to at most CURVE_POINTS: (examples, mean loss since the point before)."""
     count = min(len(points), CURVE_POINTS)
     ends = [round(number * len(points) / count) for number in range(count + 1)]
-    rows = []
+    means: list[tuple[float, float]] = []
     for start, end in pairwise(ends):
-        part, point = points[start:end], points[end - 1]
+        part = points[start:end]
         loss = sum(each.loss * each.loss_examples for each in part) / sum(each.loss_examples for each in part)
-        rows.append(
-            {
-                "step": point.step,
-                "epoch": point.epoch + 1,
-                unit: point.examples,
-                "loss": round(loss, 4),
-                "learning rate": float(f"{point.learning_rate:.3g}"),
-                "seconds": round(point.seconds, 1),
-            }
-        )
-    return rows
+        means.append((points[end - 1].examples, loss))
+    return means

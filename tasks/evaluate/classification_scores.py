@@ -36,6 +36,19 @@ class Bin(BaseModel):
     accuracy: float | None
 
 
+class OrdinalScores(BaseModel):
+    """Scores of labels that are ordered numbers, such as stars.
+
+    `mean_error` is the mean absolute difference of true and predicted label, `adjacent` the share of reviews
+    whose predicted label is the true one or next to it, and `kappa` Cohen's kappa with quadratic weights
+    (Cohen, 1968), or None if it is undefined.
+    """
+
+    mean_error: float
+    adjacent: float
+    kappa: float | None
+
+
 class Scores(BaseModel):
     """Scores of a classifier on the test reviews.
 
@@ -43,6 +56,7 @@ class Scores(BaseModel):
     average over labels (for two labels, the binary ROC AUC), and None if all reviews have the same label.
     `confusion` has a row for each true label and a column for each predicted one. `ece`, the expected
     calibration error, is the mean |score - accuracy| over bins, weighted by their number of reviews.
+    `ordinal` is given for three or more labels that are numbers.
     """
 
     accuracy: float
@@ -52,6 +66,7 @@ class Scores(BaseModel):
     confusion: list[list[int]]
     reliability: list[Bin]
     ece: float
+    ordinal: OrdinalScores | None = None
 
 
 def compute_scores(
@@ -76,7 +91,7 @@ def compute_scores(
             LabelScore(label=name, reviews=int(n), precision=defined(p), recall=defined(r), f1=defined(f))
             for name, n, p, r, f in zip(labels, reviews, precision, recall, f1, strict=True)
         ],
-        confusion=confusion_matrix(truth, predicted, labels=known).tolist(),
+        confusion=(confusion := confusion_matrix(truth, predicted, labels=known)).tolist(),
         reliability=reliability,
         ece=sum(
             bin.reviews * abs(bin.accuracy - bin.score)
@@ -84,6 +99,27 @@ def compute_scores(
             if bin.accuracy is not None and bin.score is not None
         )
         / len(truth),
+        ordinal=compute_ordinal_scores(confusion, labels),
+    )
+
+
+def compute_ordinal_scores(confusion: NDArray[np.integer], labels: list[str]) -> OrdinalScores | None:
+    """Compute the scores of a confusion matrix, (C, C), if the labels are three or more different numbers."""
+    try:
+        values = np.array([float(label) for label in labels])
+    except ValueError:
+        return None
+    if len(values) < 3 or not np.isfinite(values).all() or len(set(values.tolist())) < len(values):
+        return None
+    shares = confusion / confusion.sum()
+    errors = np.abs(values[:, None] - values)  # (C, C)
+    ranks = values.argsort().argsort()
+    by_chance = np.outer(shares.sum(1), shares.sum(0))
+    expected = float((by_chance * errors**2).sum())
+    return OrdinalScores(
+        mean_error=float((shares * errors).sum()),
+        adjacent=float(shares[np.abs(ranks[:, None] - ranks) <= 1].sum()),
+        kappa=1 - float((shares * errors**2).sum()) / expected if expected else None,
     )
 
 

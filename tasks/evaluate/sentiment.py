@@ -125,7 +125,7 @@ def shown(figure: float | None) -> str:
     return "–" if figure is None else f"{figure:.3f}"
 
 
-@stage(version=3)
+@stage(version=4)
 def evaluate_sentiment(
     model: Artifact, reviews: Artifact, test: Artifact, config: EvaluateSentimentConfig, out: Path
 ) -> Summary:

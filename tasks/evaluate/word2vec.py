@@ -1,5 +1,6 @@
 """Evaluation of word vectors: nearest neighbours of some words, and scores on similarity and analogies."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,19 +9,25 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from rich.text import Text
 
 from lexloom.models.registry import load_model
+from lexloom.models.word2vec.vectors import WordVectors
+from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.evaluate.content_words import MIN_COUNT, content_words
 from lexloom.tasks.evaluate.evaluation_sets import (
     EvaluationSets,
     find_sets,
     read_analogies,
     read_similarity,
 )
-from lexloom.tasks.evaluate.word_scores import AnalogyScore, Scorer, SimilarityScore
+from lexloom.tasks.evaluate.word_scores import AnalogyScore, Scorer, SimilarityScore, SolvedAnalogy
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary
 from lexloom.tasks.store.stage import stage
+from lexloom.tasks.tokens import training_files
 from lexloom.tasks.vocabulary import read_vocabulary
 
 FILE = "evaluation.json"
-EXAMPLE_RANKS, EXAMPLES = slice(100, 500), 8  # the words whose neighbours are shown by default
+# shown by default: so many of these most frequent content words, by the similarity of the nearest neighbours
+EXAMPLES, EXAMPLES_AMONG, CLEAR = 8, 150, 5
+SHOWN_ANALOGIES = 3
 
 
 class EvaluateConfig(BaseModel):
@@ -29,7 +36,9 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     neighbours_of: list[str] | None = Field(
-        None, description="Words for which to list neighbours; if not given, eight frequent words."
+        None,
+        description="Words for which to list neighbours; if not given, the frequent content words whose"
+        " nearest neighbours are most similar to them.",
     )
     neighbours: int = Field(8, ge=1, le=100, description="Number of neighbours to list for each word.")
     similarity: Annotated[list[Path] | None, RunOnly()] = Field(
@@ -74,6 +83,8 @@ class Evaluation(BaseModel):
     unknown: list[str] = []  # requested words that are not in the vocabulary
     similarity: list[SimilarityScore]
     analogies: list[AnalogyScore]
+    chosen: bool = False  # the words of `neighbours` were chosen, not requested
+    content_words: list[str] = []  # frequent ones, most frequent first
 
     def scores(self) -> dict[str, float | None]:
         """Return the score of each set: Spearman's correlation, or accuracy."""
@@ -101,32 +112,64 @@ def highlights(artifact: Artifact, width: int) -> Text:
         lines.append(line)
     for word in evaluation.unknown:
         lines.append(Text.assemble((f"{word:<{longest}}", "bold"), ("  is not in the vocabulary", "dim")))
+    for score in evaluation.analogies:
+        if examples := clearest_analogies(score):
+            lines.append(Text(f"\nanalogies: {describe_analogies(score)}", style="bold"))
+            lines += [Text(describe_analogy(each)) for each in examples]
     return Text("\n").join(lines)
 
 
-@stage(version=2)
+def clearest_analogies(score: AnalogyScore) -> list[SolvedAnalogy]:
+    """Return the correct answers with the largest leads, of different sections."""
+    examples = [section.example for section in score.sections if section.example is not None]
+    return sorted(examples, key=lambda example: -example.lead)[:SHOWN_ANALOGIES]
+
+
+def describe_analogies(score: AnalogyScore) -> str:
+    correct = f"{score.correct:,} of {counted(score.scored, 'questions')} answered correctly"
+    return f"{correct} ({score.accuracy or 0:.1%}), most clearly"
+
+
+def describe_analogy(example: SolvedAnalogy) -> str:
+    a, b, c, d = example.words
+    return f"{a} is to {b} as {c} is to {d}"
+
+
+@stage(version=3)
 def evaluate_word2vec(
-    model: Artifact, vocabulary: Artifact, sets: EvaluationSets, config: EvaluateConfig, out: Path
+    model: Artifact,
+    vocabulary: Artifact,
+    tokens: Artifact,
+    sets: EvaluationSets,
+    config: EvaluateConfig,
+    out: Path,
 ) -> Summary:
     """Write `evaluation.json`: nearest neighbours, and a score for each evaluation set.
 
-    Requested words that are unknown are counted.
+    `tokens` are the text, whose content words are found. Requested words that are unknown are counted.
 
     Raises:
         ValueError: a set is malformed (file and line).
     """
     vectors = load_model(model.folder, "neighbours")
     _, counts = read_vocabulary(vocabulary)
-    scorer = Scorer(vectors, config.restrict)
+    frequent = int(np.count_nonzero(counts >= MIN_COUNT)) or len(counts)
+    scorer = Scorer(vectors, config.restrict, frequent)
     similarity = [
         scorer.similarity(entry.name, read_similarity(entry.path)) for entry in sets.of_kind("similarity")
     ]
     analogies = [
         scorer.analogies(entry.name, read_analogies(entry.path)) for entry in sets.of_kind("analogies")
     ]
-    words = config.neighbours_of if config.neighbours_of is not None else example_words(vectors.words)
-    known = [vectors.spelling(word) for word in words if word in vectors]
-    unknown = [word for word in words if word not in vectors]
+    found = [vectors.words[word_id] for word_id in content_words(training_files(tokens), counts)]
+    contents = [word for word in found if len(word) > 1] or found  # without initials and abbreviations
+    if config.neighbours_of is None:
+        unknown: list[str] = []
+        shown = clearest_neighbours(vectors, contents[:EXAMPLES_AMONG], frequent, config.neighbours)
+    else:
+        known = [vectors.spelling(word) for word in config.neighbours_of if word in vectors]
+        unknown = [word for word in config.neighbours_of if word not in vectors]
+        shown = dict(zip(known, vectors.neighbours(known, config.neighbours), strict=True))
     count_of = dict(zip(vectors.words, counts.tolist(), strict=True))
     evaluation = Evaluation(
         neighbours=[
@@ -138,11 +181,13 @@ def evaluate_word2vec(
                     for near, cosine in found
                 ],
             )
-            for word, found in zip(known, vectors.neighbours(known, config.neighbours), strict=True)
+            for word, found in shown.items()
         ],
         unknown=unknown,
         similarity=similarity,
         analogies=analogies,
+        chosen=config.neighbours_of is None,
+        content_words=contents,
     )
     (out / FILE).write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
     facts: dict[str, JsonValue] = dict(evaluation.scores())
@@ -151,21 +196,32 @@ def evaluate_word2vec(
     return Summary(
         rows_in=len(vectors),
         unit_in="words",
-        rows=len(known) + len(sets.sets),
+        rows=len(shown) + len(sets.sets),
         unit="results",
         dropped={"requested words not in the vocabulary": len(unknown)},
         facts=facts,
     )
 
 
-def example_words(words: list[str]) -> list[str]:
-    """Select eight words with informative neighbours, from the vocabulary alone.
+def clearest_neighbours(
+    vectors: WordVectors, words: Sequence[str], frequent: int, k: int
+) -> dict[str, list[tuple[str, float]]]:
+    """Return EXAMPLES of `words` and the k nearest neighbours of each, among the `frequent` first words.
 
-    The most frequent words of any language are its function words, and frequent words are short (Zipf), so
-    the examples are spread over the longer half of the words that follow. All models of a text get the same.
+    Words whose nearest neighbours have the highest mean cosine similarity come first. No word is a neighbour
+    of another one, and they share no neighbour, so that the examples are about different things.
     """
-    frequent = words[EXAMPLE_RANKS] or words
-    median = float(np.median([len(word) for word in frequent]))
-    longer = [word for word in frequent if len(word) > median] or frequent
-    shown = min(EXAMPLES, len(longer))
-    return [longer[i * len(longer) // shown] for i in range(shown)]
+    common = WordVectors(vectors.words[:frequent], vectors.vectors[:frequent])
+    nearest = dict(zip(words, common.neighbours(words, max(k, CLEAR)), strict=True))
+
+    def clarity(word: str) -> float:
+        return float(np.mean([cosine for _, cosine in nearest[word][:CLEAR]] or [0.0]))
+
+    chosen: dict[str, list[tuple[str, float]]] = {}
+    taken: set[str] = set()
+    for word in sorted(words, key=clarity, reverse=True):
+        around = {word, *(near for near, _ in nearest[word][:CLEAR])}
+        if len(chosen) < EXAMPLES and not around & taken:
+            chosen[word] = nearest[word][:k]
+            taken |= around
+    return chosen

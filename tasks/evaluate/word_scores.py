@@ -5,8 +5,6 @@ words are used, case is ignored, and questions with an unknown word are skipped 
 products are computed in batches of bounded size.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,13 +29,27 @@ class SimilarityScore(BaseModel):
         return self.scored / max(1, self.pairs)
 
 
+class SolvedAnalogy(BaseModel):
+    """A question that was answered correctly: a is to b as c is to d.
+
+    `lead` is by how much the cosine similarity of the answer exceeds that of the second-best word.
+    """
+
+    words: list[str]
+    lead: float
+
+
 class AnalogyScore(BaseModel):
-    """The number of correct answers in a section, or in a file with its sections."""
+    """The number of correct answers in a section, or in a file with its sections.
+
+    `example` is the section's correct answer with the largest lead, of words that are frequent enough.
+    """
 
     name: str
     questions: int
     scored: int
     correct: int
+    example: SolvedAnalogy | None = None
     sections: list["AnalogyScore"] = []
 
     @property
@@ -50,9 +62,13 @@ class AnalogyScore(BaseModel):
 
 
 class Scorer:
-    """Scores the `restrict` most frequent words; of words that differ only in case, the most frequent one."""
+    """Scores the `restrict` most frequent words; of words that differ only in case, the most frequent one.
 
-    def __init__(self, vectors: WordVectors, restrict: int) -> None:
+    Examples of analogies have only words of the `frequent` most frequent ones.
+    """
+
+    def __init__(self, vectors: WordVectors, restrict: int, frequent: int) -> None:
+        self._words, self._frequent = vectors.words, frequent
         self._unit = torch.nn.functional.normalize(vectors.vectors[:restrict])  # (V, dim)
         self._ids: dict[str, int] = {}  # folded word -> its first id
         self._variants: dict[int, list[int]] = {}  # first id -> the other spellings' ids
@@ -83,9 +99,15 @@ class Scorer:
                     for question in questions
                     if all(folded(word) in self._ids for word in question)
                 ]
-                correct = sum(self._count_correct(torch.tensor(block)) for block in self._blocks(ids))
+                correct, example = self._answer(ids)
                 scores.append(
-                    AnalogyScore(name=section, questions=len(questions), scored=len(ids), correct=correct)
+                    AnalogyScore(
+                        name=section,
+                        questions=len(questions),
+                        scored=len(ids),
+                        correct=correct,
+                        example=example,
+                    )
                 )
                 bar.update(sum(score.questions for score in scores))
         return AnalogyScore(
@@ -96,24 +118,38 @@ class Scorer:
             sections=scores,
         )
 
-    def _blocks(self, ids: list[list[int]]) -> Iterator[list[list[int]]]:
+    def _answer(self, ids: list[list[int]]) -> tuple[int, SolvedAnalogy | None]:
+        """Answer questions of four ids; return the number of correct answers, and the clearest one."""
         size = max(1, SCORES_AT_ONCE // len(self._unit))
-        return (ids[start : start + size] for start in range(0, len(ids), size))
+        correct, example = 0, None
+        for start in range(0, len(ids), size):
+            questions = torch.tensor(ids[start : start + size])
+            right, leads = self._compare(questions)
+            correct += int(right.sum())
+            leads[~right | (questions >= self._frequent).any(1)] = 0.0
+            best = int(leads.argmax())
+            if leads[best] > (example.lead if example else 0.0):
+                words = [self._words[word_id] for word_id in questions[best].tolist()]
+                example = SolvedAnalogy(words=words, lead=round(float(leads[best]), 4))
+        return correct, example
 
-    def _count_correct(self, questions: torch.Tensor) -> int:
-        """Count the correct answers to questions, (Q, 4) ids."""
+    def _compare(self, questions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return for questions, (Q, 4) ids, whether the answer is correct and its lead, (Q,) each."""
         a, b, c, d = questions.T
-        scores = (self._unit[b] - self._unit[a] + self._unit[c]) @ self._unit.T  # (Q, V)
+        target = torch.nn.functional.normalize(self._unit[b] - self._unit[a] + self._unit[c])
+        scores = target @ self._unit.T  # (Q, V)
         scores.scatter_(1, questions[:, :3], -torch.inf)
-        for row, ids in enumerate(questions[:, :3].tolist()):
-            for word_id in ids:
+        for row, asked in enumerate(questions[:, :3].tolist()):
+            for word_id in asked:
                 if word_id in self._variants:
                     scores[row, self._variants[word_id]] = -torch.inf
-        best = scores.argmax(1)  # (Q,)
-        return sum(
-            answer == right or answer in self._variants.get(right, [])
-            for answer, right in zip(best.tolist(), d.tolist(), strict=True)
-        )
+        top, ids = scores.topk(min(2, len(self._unit)))
+        best, second = top.clamp_min(-1).T[[0, -1]]  # (Q,) each; -inf if all words are excluded
+        right = [
+            answer == word_id or answer in self._variants.get(word_id, [])
+            for answer, word_id in zip(ids[:, 0].tolist(), d.tolist(), strict=True)
+        ]
+        return torch.tensor(right), best - second
 
 
 def folded(word: str) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from lexloom.tasks.display.formatting import counted, duration, short
-from lexloom.tasks.evaluate.language_model import LMEvaluation, Score, read_lm_evaluation, shown
+from lexloom.tasks.evaluate.intervals import accuracy_interval, format_interval
+from lexloom.tasks.evaluate.language_model import LMEvaluation, read_lm_evaluation, shown
 from lexloom.tasks.generate_samples import Sample, read_samples
 from lexloom.tasks.report.sections import (
     STAGE_COLUMNS,
-    format_metric,
+    count_tile,
     lineage,
     markdown_table,
     plain,
@@ -25,7 +26,7 @@ from lexloom.tasks.store.artifacts import Artifact, Manifest, Summary
 from lexloom.tasks.store.stage import stage
 
 SHOWN_SAMPLES = 6  # of those written during training
-SCORE_COLUMNS = ["model", "bits per byte", "perplexity", "top-1 accuracy", "top-5 accuracy"]
+SCORE_COLUMNS = ["model", "bits per byte", "perplexity", "top-1 accuracy", "95% interval", "top-5 accuracy"]
 
 
 class ReportLMConfig(BaseModel):
@@ -57,7 +58,7 @@ def report_lm(
         headline=headline(metrics, found, manifests),
         scores={
             "columns": SCORE_COLUMNS,
-            "rows": score_rows(found.scores),
+            "rows": score_rows(found),
             "note": f"{found.verdict} {measured}",
         },
         samples=read_samples(samples),
@@ -81,9 +82,9 @@ def headline(
         ("tokens", short(made["subwords"].rows) if "subwords" in made else None),
         ("encoding", describe_encoding(made["subwords"].facts) if "subwords" in made else None),
         ("bytes per token", describe_length(made["subwords"].facts) if "subwords" in made else None),
-        ("epochs", format_metric(metrics, "epochs", "{:g}")),
+        count_tile(metrics.get("epochs"), "epochs"),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
-        ("workers", format_metric(metrics, "workers", "{:g}")),
+        count_tile(metrics.get("workers"), "workers"),
     ]
     return [(label, value) for label, value in figures if value is not None]
 
@@ -98,16 +99,17 @@ def describe_length(facts: dict[str, Any]) -> str:
     return f"{facts['bytes'] / (facts['tokens'] or 1):.2f}"
 
 
-def score_rows(scores: Sequence[Score]) -> list[list[str]]:
+def score_rows(found: LMEvaluation) -> list[list[str]]:
     return [
         [
             score.name,
             shown(score.bits_per_byte, ".3f"),
             shown(score.perplexity, ".1f"),
             f"{score.top_1:.1%}",
+            format_interval(accuracy_interval(score.top_1, found.tokens)),
             f"{score.top_5:.1%}",
         ]
-        for score in scores
+        for score in found.scores
     ]
 
 
@@ -130,7 +132,7 @@ def markdown(model: Artifact, evaluation: Artifact, samples: Artifact, config: R
         markdown_table(["metric", "value"], headline(read_metrics(model), found, manifests)),
         "## Evaluation",
         plain(found.verdict),
-        markdown_table(SCORE_COLUMNS, score_rows(found.scores)),
+        markdown_table(SCORE_COLUMNS, score_rows(found)),
         "## Samples",
         *(f"> {quoted(sample)}" for sample in read_samples(samples)),
     ]

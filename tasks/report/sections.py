@@ -11,12 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from pydantic import JsonValue
 
-from lexloom.tasks.display.charts import Axis, line_chart, smoothed
 from lexloom.tasks.display.colours import report_style
-from lexloom.tasks.display.formatting import counted, duration, short, size
+from lexloom.tasks.display.curves import draw_curve
+from lexloom.tasks.display.formatting import counted, duration, size
 from lexloom.tasks.display.templates import render
 from lexloom.tasks.report.usage import usage_content, with_name
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Store, Summary
@@ -30,6 +29,7 @@ ACCOUNT_LABELS = {
     "checkpoint": "checkpoints",
 }
 SHOWN_VALUES = 8  # of a list in the configuration
+SHOWN_EPOCHS = 6  # whose beginnings are marked in a curve
 SHOWN_VERSIONS = ("lexloom", "torch", "ray", "prefect", "numba", "pyarrow")
 
 STOP_REASONS = {
@@ -64,6 +64,14 @@ def format_metric(metrics: dict[str, Any], name: str, form: str) -> str | None:
     return form.format(value) if isinstance(value, int | float) else None
 
 
+def count_tile(number: Any, units: str) -> tuple[str, str | None]:
+    """Return the (label, value) of a count: `epoch`, `1`; None as the value if it is unknown."""
+    if not isinstance(number, int):
+        return units, None
+    value, label = counted(number, units).split(" ", 1)
+    return label, value
+
+
 def stage_rows(manifests: Iterable[Manifest]) -> list[list[str]]:
     """Return a row per stage: rows in and out, dropped rows by reason, size and time."""
     return [
@@ -90,11 +98,13 @@ def training_content(metrics: dict[str, Any], unit: str) -> dict[str, Any]:
         for before, after in pairwise(history)
         if after.get("epoch", 0) != before.get("epoch", 0)
     ]
+    marks = marks[:: -(-len(marks) // SHOWN_EPOCHS) or 1]
     best = [(score["examples"], "best") for score in metrics.get("scores", []) if is_best(score, metrics)]
+    scores = metrics.get("scores", [])
     charts = [
-        curve(history, "loss", "loss (smoothed)", unit, marks, smooth=True),
-        curve(metrics.get("scores", []), "loss", "validation loss", unit, best),
-        curve(history, "learning_rate", "learning rate", unit, marks),
+        draw_curve(values_of(history, "loss"), "loss (smoothed)", unit, marks, smooth=True),
+        draw_curve(values_of(scores, "loss"), "validation loss", unit, best),
+        draw_curve(values_of(history, "learning_rate"), "learning rate", unit, marks),
     ]
     note = STOP_REASONS.get(str(metrics.get("stop_reason")), "")
     if best:
@@ -110,27 +120,9 @@ def is_best(score: dict[str, Any], metrics: dict[str, Any]) -> bool:
     return bool(score["step"] == metrics.get("best_step"))
 
 
-def curve(
-    points: Sequence[dict[str, Any]],
-    name: str,
-    label: str,
-    unit: str,
-    marks: Sequence[tuple[float, str]],
-    *,
-    smooth: bool = False,
-) -> Markup | None:
-    """Plot a metric against the examples seen; return None if it has fewer than two values.
-
-    Set `smooth` for a metric that is a mean over the examples since the previous point.
-    """
-    known = [(entry["examples"], entry[name]) for entry in points if is_number(entry.get(name))]
-    if len(known) < 2:
-        return None
-    if smooth:
-        known = smoothed(known)
-    hints = [f"{short(x)} {unit} · {label} {y:.4g}" for x, y in known]
-    axes = Axis(unit, short), Axis(label, lambda value: f"{value:.3g}")
-    return line_chart(known, *axes, hints, marks)
+def values_of(points: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    """Return (examples, value) of a metric where it is known."""
+    return [(entry["examples"], entry[name]) for entry in points if is_number(entry.get(name))]
 
 
 def time_rows(metrics: dict[str, Any]) -> list[tuple[str, float | None, str]]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lexloom.tasks.display.charts import calibration_chart
 from lexloom.tasks.display.formatting import counted, duration
 from lexloom.tasks.evaluate.classification_scores import Bin, Scores
+from lexloom.tasks.evaluate.intervals import accuracy_interval, format_interval
 from lexloom.tasks.evaluate.sentiment import (
     Mistake,
     SentimentEvaluation,
@@ -34,7 +35,8 @@ from lexloom.tasks.report.usage import with_name
 from lexloom.tasks.store.artifacts import Artifact, Manifest, Summary
 from lexloom.tasks.store.stage import stage
 
-SCORE_COLUMNS = ["", "accuracy", "F1", "ROC AUC", "calibration error", "training time"]
+SCORE_COLUMNS = ["", "accuracy", "95% interval", "F1", "ROC AUC", "calibration error", "training time"]
+ORDINAL_COLUMNS = ["", "mean absolute error", "right or adjacent", "95% interval", "quadratic weighted kappa"]
 LABEL_COLUMNS = ["label", "reviews", "precision", "recall", "F1"]
 MATRIX_LABELS = 7  # with more labels, the most frequent confusions are listed instead
 MATRIX_ROOM, CELL_LEAST_ROOM = 84, 6  # pixels of padding: of a column of cells, and the minimum of a cell
@@ -73,6 +75,7 @@ def report_sentiment(
             "rows": score_rows(metrics, found, manifests),
             "note": scores_note(model, found),
         },
+        ordinal={"columns": ORDINAL_COLUMNS, "rows": ordinal_rows(found)},
         confusion=confusion(found.model),
         calibration=calibration(found.model),
         labels={"columns": LABEL_COLUMNS, "rows": label_rows(found.model), "note": labels_note(found.model)},
@@ -93,11 +96,21 @@ def headline(
         ("calibration error", f"{found.model.ece:.3f}"),
         ("reviews evaluated", f"{found.reviews:,}"),
         ("training reviews", f"{trained_on[0]:,}" if trained_on else None),
+        *ordinal_tiles(found.model),
         ("labels", f"{len(found.model.labels):,}"),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
         ("encoder", short_name(backbone_of(model))),
     ]
     return [(label, value) for label, value in figures if value is not None]
+
+
+def ordinal_tiles(scores: Scores) -> list[tuple[str, str | None]]:
+    if scores.ordinal is None:
+        return []
+    return [
+        ("mean absolute error", f"{scores.ordinal.mean_error:.2f}"),
+        ("right or adjacent", f"{scores.ordinal.adjacent:.1%}"),
+    ]
 
 
 def backbone_of(model: Artifact) -> str:
@@ -120,12 +133,28 @@ def score_rows(
         [
             name,
             f"{scores.accuracy:.1%}",
+            format_interval(accuracy_interval(scores.accuracy, found.reviews)),
             f"{scores.f1:.3f}",
             shown(scores.roc_auc),
             f"{scores.ece:.3f}",
             "–" if took is None else duration(took),
         ]
         for (name, scores), took in zip(named_scores(found), seconds, strict=False)
+    ]
+
+
+def ordinal_rows(found: SentimentEvaluation) -> list[list[str]]:
+    """Return a row for the classifier and the baseline; none if the labels are not ordered numbers."""
+    return [
+        [
+            name,
+            f"{ordinal.mean_error:.3f}",
+            f"{ordinal.adjacent:.1%}",
+            format_interval(accuracy_interval(ordinal.adjacent, found.reviews)),
+            shown(ordinal.kappa),
+        ]
+        for name, scores in named_scores(found)
+        if (ordinal := scores.ordinal) is not None
     ]
 
 
@@ -242,6 +271,7 @@ def markdown(model: Artifact, evaluation: Artifact, config: ReportSentimentConfi
         "## Evaluation",
         *(plain(note) for note in (verdict(found), *one_label_note(found))),
         markdown_table(SCORE_COLUMNS, score_rows(metrics, found, manifests)),
+        *([markdown_table(ORDINAL_COLUMNS, ordinal)] if (ordinal := ordinal_rows(found)) else []),
         "## Scores by label",
         markdown_table(LABEL_COLUMNS, label_rows(found.model)),
     ]

@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.display.charts import Axis, line_chart, project, word_map
 from lexloom.tasks.display.formatting import counted, duration, short
-from lexloom.tasks.evaluate.word2vec import Evaluation, read_evaluation
+from lexloom.tasks.evaluate.content_words import MIN_COUNT
+from lexloom.tasks.evaluate.intervals import accuracy_interval, correlation_interval, format_interval
+from lexloom.tasks.evaluate.word2vec import Evaluation, describe_analogy, read_evaluation
 from lexloom.tasks.evaluate.word_scores import AnalogyScore
 from lexloom.tasks.report.sections import (
     STAGE_COLUMNS,
+    count_tile,
     format_metric,
     lineage,
     markdown_table,
@@ -29,6 +33,11 @@ from lexloom.tasks.store.stage import stage
 from lexloom.tasks.vocabulary import read_vocabulary
 
 FREQUENCY_POINTS = 120
+REQUESTED = "The words with the highest cosine similarity."
+CHOSEN = (
+    "The frequent content words whose nearest neighbours are most similar to them, by cosine similarity. All"
+    f" words shown occur at least {MIN_COUNT} times, if the text has enough of them."
+)
 
 
 class ReportConfig(BaseModel):
@@ -38,7 +47,7 @@ class ReportConfig(BaseModel):
 
     title: str = Field("Word vectors", min_length=1, description="Title of the report.")
     words_on_map: int = Field(
-        300, ge=2, le=1000, description="Number of most frequent words to show on the map."
+        300, ge=2, le=1000, description="Number of most frequent content words to show on the map."
     )
 
 
@@ -71,14 +80,16 @@ def report_word2vec(
         word=next((entry.word for entry in run.evaluation.neighbours), run.vectors.words[0]),
         headline=headline(run),
         training=training_content(run.metrics, unit_of(run)),
-        neighbours=neighbour_cards(run.evaluation),
+        neighbours={
+            "cards": neighbour_cards(run.evaluation),
+            "note": CHOSEN if run.evaluation.chosen else REQUESTED,
+        },
         map=map_content(run, config.words_on_map),
         scores={
             "columns": SCORE_COLUMNS,
             "rows": score_rows(run.evaluation),
-            "sections": [
-                (each.name, section_rows(each)) for each in run.evaluation.analogies if each.sections
-            ],
+            "sections": [(each.name, section_rows(each)) for each in run.evaluation.analogies if each.scored],
+            "note": without_score(run.evaluation),
         },
         frequencies=frequency_content(run),
     )
@@ -106,15 +117,15 @@ def headline(run: Run) -> list[tuple[str, str]]:
         ("words", f"{len(run.vectors):,}"),
         ("dimensions", f"{run.vectors.vectors.shape[1]:,}"),
         ("pairs", short(made["pairs"].rows) if "pairs" in made else None),
-        ("epochs", format_metric(metrics, "epochs", "{:g}")),
+        count_tile(metrics.get("epochs"), "epochs"),
         ("loss, last epoch", format_metric(metrics, "loss", "{:.4f}")),
         (
             f"{unit_of(run)} per second",
             short(metrics["examples_per_second"]) if "examples_per_second" in metrics else None,
         ),
         ("training time", duration(metrics["seconds"]) if "seconds" in metrics else None),
-        ("workers", format_metric(metrics, "workers", "{:g}")),
-        *((name, figure(score)) for name, score in run.evaluation.scores().items()),
+        count_tile(metrics.get("workers"), "workers"),
+        *((name, figure(score)) for name, score in run.evaluation.scores().items() if score is not None),
     ]
     return [(label, shown) for label, shown in figures if shown is not None]
 
@@ -129,35 +140,50 @@ def figure(score: float | None) -> str:
 
 
 def score_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Return a row for each set that has a score."""
     rows = [
         [
             score.name,
             "rank correlation",
             figure(score.spearman),
+            format_interval(correlation_interval(score.spearman, score.scored), ".3f"),
             f"{score.scored:,} of {counted(score.pairs, 'pairs')}",
         ]
         for score in evaluation.similarity
+        if score.spearman is not None
     ]
     return rows + [
         [
             score.name,
             "accuracy",
             figure(score.accuracy),
-            f"{score.scored:,} of {score.questions:,} questions",
+            format_interval(accuracy_interval(score.accuracy, score.scored), ".3f"),
+            f"{score.scored:,} of {counted(score.questions, 'questions')}",
         ]
         for score in evaluation.analogies
+        if score.accuracy is not None
     ]
 
 
-SCORE_COLUMNS = ["set", "metric", "score", "coverage"]
+SCORE_COLUMNS = ["set", "metric", "score", "95% interval", "coverage"]
+
+
+def without_score(evaluation: Evaluation) -> str:
+    """Return a sentence on the sets that have no score; empty if all have one."""
+    names = [name for name, score in evaluation.scores().items() if score is None]
+    if not names:
+        return ""
+    return f"{' and '.join(names)} can't be scored, because the vocabulary has too few of the words."
 
 
 def markdown(model: Artifact, evaluation: Artifact, vocabulary: Artifact, config: ReportConfig) -> str:
     """Return the report's figures as Markdown, for the flow run's page in Prefect's UI."""
     run = read_run(model, evaluation, vocabulary)
     parts = [f"# {plain(with_name(config.title))}", markdown_table(["metric", "value"], headline(run))]
-    if run.evaluation.similarity or run.evaluation.analogies:
-        parts += ["## Evaluation", markdown_table(SCORE_COLUMNS, score_rows(run.evaluation))]
+    rows, note = score_rows(run.evaluation), without_score(run.evaluation)
+    if rows or note:
+        table = [markdown_table(SCORE_COLUMNS, rows)] if rows else []
+        parts += ["## Evaluation", *table, *([plain(note)] if note else [])]
     if run.evaluation.neighbours:
         rows = [
             [entry.word, ", ".join(f"{near.word} {near.similarity:.2f}" for near in entry.neighbours)]
@@ -177,32 +203,39 @@ def neighbour_cards(evaluation: Evaluation) -> list[tuple[str, str, list[tuple[s
     return [
         (
             entry.word,
-            f"{entry.count:,}",
-            [(near.word, near.similarity, f"{near.count:,} occurrences") for near in entry.neighbours],
+            counted(entry.count, "occurrences"),
+            [(near.word, near.similarity, counted(near.count, "occurrences")) for near in entry.neighbours],
         )
         for entry in evaluation.neighbours
     ]
 
 
 def map_content(run: Run, words: int) -> dict[str, Any] | None:
-    count = min(words, len(run.vectors))
-    if count < 2:
+    """Return the map of the most frequent content words."""
+    names = run.evaluation.content_words[:words]
+    if len(names) < 2:
         return None
-    names = run.vectors.words[:count]
-    near = run.vectors.neighbours(names, 5)
+    count_of = dict(zip(run.vectors.words, run.counts, strict=True))
     hints = [
-        f"{name} · {times:,} occurrences · near {', '.join(word for word, _ in found)}"
-        for name, times, found in zip(names, run.counts, near, strict=False)
+        f"{name} · {counted(count_of[name], 'occurrences')} · near {', '.join(word for word, _ in near)}"
+        for name, near in zip(names, run.vectors.neighbours(names, 5), strict=True)
     ]
-    places = project(run.vectors.vectors[:count].numpy())
-    return {"words": f"{count:,}", "chart": word_map(places, names, hints)}
+    vectors = torch.stack([run.vectors[name] for name in names])
+    return {"words": f"{len(names):,}", "chart": word_map(project(vectors.numpy()), names, hints)}
 
 
-def section_rows(score: AnalogyScore) -> list[tuple[str, float, str, str]]:
-    """Return (section, share, accuracy, correct of scored) for each section of an analogy set."""
+def section_rows(score: AnalogyScore) -> list[tuple[str, float, str, str, str]]:
+    """Return (section, share, accuracy, correct of scored, example) for each section with known words."""
     return [
-        (part.name, part.accuracy or 0.0, figure(part.accuracy), f"{part.correct:,} of {part.scored:,}")
+        (
+            part.name,
+            part.accuracy,
+            figure(part.accuracy),
+            f"{part.correct:,} of {part.scored:,}",
+            describe_analogy(part.example) if part.example else "",
+        )
         for part in score.sections
+        if part.accuracy is not None
     ]
 
 
@@ -213,7 +246,8 @@ def frequency_content(run: Run) -> dict[str, Any] | None:
     ranks = np.unique(np.geomspace(1, len(run.counts), FREQUENCY_POINTS).round().astype(int)).tolist()
     points = [(rank, run.counts[rank - 1]) for rank in ranks]
     hints = [
-        f"{run.vectors.words[rank - 1]} · rank {rank:,} · {count:,} occurrences" for rank, count in points
+        f"{run.vectors.words[rank - 1]} · rank {rank:,} · {counted(count, 'occurrences')}"
+        for rank, count in points
     ]
     total = sum(run.counts)
     shares = [

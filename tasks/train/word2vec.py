@@ -4,6 +4,7 @@ A model folder holds `model.safetensors`, `vocabulary.json`, `config.json`, `met
 the files for gensim (`word2vec.bin`, `word2vec.vocab`, and `contexts.bin` if requested).
 """
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
@@ -20,7 +21,7 @@ from lexloom.models.word2vec.tables import CONTEXTS, VECTORS, assemble
 from lexloom.models.word2vec.trainable import Word2Vec
 from lexloom.models.word2vec.vectors import WordVectors, has_white_space, save_word2vec_counts
 from lexloom.tasks.display import console
-from lexloom.tasks.display.formatting import counted
+from lexloom.tasks.display.formatting import counted, short
 from lexloom.tasks.negative_sampling import read_noise
 from lexloom.tasks.pairs import PairsConfig, SkipGramsConfig
 from lexloom.tasks.store.artifacts import Artifact, RunOnly, Summary, canonical
@@ -35,6 +36,8 @@ from lexloom.training.job import Job
 from lexloom.training.sync.config import SyncConfig
 
 DOCUMENTS_AT_ONCE = 1 << 20
+# of 'auto': the best of several epochs on texts of 1.3 to 100 million pairs (benchmarks/LOG.md)
+SINGLE_EPOCH_PAIRS, MAX_AUTO_EPOCHS = 1_000_000_000, 50
 # read by gensim: word2vec's binary format, and the counts
 VECTORS_BIN, CONTEXTS_BIN, COUNTS = "word2vec.bin", "contexts.bin", "word2vec.vocab"
 
@@ -55,6 +58,12 @@ class TrainWord2VecConfig(TrainConfig):
         AUTO,
         description="CPU threads per worker; 'auto' divides the CPUs among the workers. The number does not"
         " affect the result. No effect on a GPU.",
+    )
+    epochs: Annotated[Annotated[int, Tag("number"), Field(ge=1)] | Auto, NumberOrAuto, Choice()] = Field(  # type: ignore[assignment]
+        AUTO,
+        description="Number of passes over the pairs. 'auto' is the square root of"
+        f" {short(SINGLE_EPOCH_PAIRS)} / pairs: 1 for {short(SINGLE_EPOCH_PAIRS)} pairs or more, 10 for"
+        f" {short(SINGLE_EPOCH_PAIRS / 100)}, and at most {MAX_AUTO_EPOCHS}.",
     )
     # part of the key: a GPU's concurrent runs of pairs do not see each other's updates
     device: Device = Field(
@@ -96,6 +105,13 @@ class TrainWord2VecConfig(TrainConfig):
                 " lower it"
             )
         return self
+
+    def with_epochs(self, pairs: float) -> Self:
+        """Return the config with the number of epochs on so many training pairs, if it is 'auto'."""
+        if self.epochs != AUTO:
+            return self
+        epochs = min(MAX_AUTO_EPOCHS, max(1, round(math.sqrt(SINGLE_EPOCH_PAIRS / max(1.0, pairs)))))
+        return self.model_copy(update={"epochs": epochs})
 
     def reading(self, pairs: PairsConfig) -> "TrainWord2VecConfig":
         """Return the config for the mode of pairs; streamed pairs are drawn during training."""
@@ -253,11 +269,12 @@ def model_card(config: TrainWord2VecConfig, metrics: dict[str, Any], words: int,
             f'fvocab=f"{{folder}}/{COUNTS}", binary=True\n)'
         )
         count, note = '\nvectors.get_vecattr(vectors.index_to_key[0], "count")', ""
+    negatives = counted(config.negatives, "negative samples")
     if config.save_context:
         rows += f"| `{CONTEXTS_BIN}` | the context vectors, in word2vec's binary format |\n"
     return f"""# Word vectors
 
-{words:,} words, {config.dim} dimensions, skip-gram with {config.negatives} negative samples.
+{counted(words, "words")}, {counted(config.dim, "dimensions")}, skip-gram with {negatives}.
 {describe_training(metrics, metrics["unit"])}
 
 | file | content |

@@ -20,14 +20,14 @@ from tests.deployments.store import made_from, shelve
 def test_a_row_has_a_stages_inputs_and_reasons() -> None:
     summary = Summary(rows_in=5, unit_in="words", rows=3, unit="tokens", dropped={"unknown": 2})
     parents = ["corpus/0123456789abcdef01234567", "vocabulary/fedcba9876543210fedcba98"]
-    record = StageRecord("tokens", "aaaa", parents, False, 1.26, summary, ["pairs.window: 5 -> 8", "more"])
+    record = StageRecord("tokens", "a" * 24, parents, False, 1.26, summary, ["pairs.window: 5 -> 8", "more"])
     assert row(record) == {
         "stage": "tokens",
         "cached": "no",
         "seconds": 1.3,
         "rows": "5 words → 3 tokens · 2 unknown",
-        "inputs": "corpus/01234567, vocabulary/fedcba98",
-        "key": "aaaa",
+        "made from": "corpus 01234567, vocabulary fedcba98",
+        "key": "aaaaaaaa",
         "reason": "pairs.window: 5 -> 8; more",
     }
 

@@ -17,7 +17,7 @@ from lexloom.tasks.corpus import CorpusConfig
 from lexloom.tasks.pairs import PairsConfig
 from lexloom.tasks.store.artifacts import Store
 from lexloom.tasks.store.lookup import find_model_folder
-from lexloom.tasks.train.word2vec import TrainWord2VecConfig
+from lexloom.tasks.train.word2vec import MAX_AUTO_EPOCHS, TrainWord2VecConfig
 
 STAGES = [
     *("corpus", "vocabulary", "tokens", "pairs", "negative_sampling"),
@@ -43,12 +43,12 @@ def small(prefect_server: None, tmp_path: Path) -> Small:
     """`built_by` a run on a few words, in this process; its options are those of the pairs."""
     (tmp_path / "text.txt").write_text(TEXT)
 
-    def run(threads: int = 1, **pairs: Any) -> tuple[Outcome, list[str]]:
+    def run(threads: int = 1, epochs: Any = 1, **pairs: Any) -> tuple[Outcome, list[str]]:
         return built_by(
             Word2VecConfig(
                 corpus=CorpusConfig(source=str(tmp_path / "text.txt")),
                 pairs=PairsConfig(**pairs),
-                train=TrainWord2VecConfig(epochs=1, dim=16, workers=1, threads=threads, runner="local"),
+                train=TrainWord2VecConfig(epochs=epochs, dim=16, workers=1, threads=threads, runner="local"),
             )
         )
 
@@ -119,7 +119,7 @@ def published() -> dict[str, str | None]:
 
 def test_prefects_page_shows_the_training_the_report_and_a_table_of_the_stages(small: Small) -> None:
     before = published()
-    small()
+    small(epochs=2)  # a curve has at least two points
     new = {key for artifact, key in published().items() if artifact not in before}
     assert new == {"training", "training-curve", "report", "stages"}
 
@@ -145,3 +145,11 @@ def test_the_command_prints_a_line_for_each_stage_and_one_json_object(
     assert chosen.split(maxsplit=1)[1].startswith("1 worker, ")
     assert " on this machine (auto: " in chosen
     assert [line.split()[0] for line in lines[1:10] if line != chosen] == STAGES
+
+
+def test_the_number_of_epochs_is_resolved_before_the_key(small: Small) -> None:
+    automatic, _ = small(epochs="auto")
+    config = json.loads((automatic.model / "config.json").read_text())
+    assert config["epochs"] == MAX_AUTO_EPOCHS  # of so few pairs
+    again, built = small(epochs=MAX_AUTO_EPOCHS)
+    assert (again.model, built) == (automatic.model, [])

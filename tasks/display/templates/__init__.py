@@ -37,5 +37,11 @@ def macros(template: str, *folders: Path) -> Any:
 
 @cache
 def style() -> str:
-    """Return the style sheet without its colours."""
-    return (FOLDER / "style.css").read_text(encoding="utf-8")
+    """Return the style sheet of a page without its colours."""
+    return (FOLDER / "style.css").read_text(encoding="utf-8") + "\n" + chart_style()
+
+
+@cache
+def chart_style() -> str:
+    """Return the style sheet of charts without its colours."""
+    return (FOLDER / "charts.css").read_text(encoding="utf-8")

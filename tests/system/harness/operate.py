@@ -34,8 +34,8 @@ from tests.system.harness.ui import server_of, ui_in
 
 START_SECONDS, RUN_SECONDS = 300, 900
 DEPLOYMENT = "word2vec/word2vec"
-CONFIG = {"train": {"epochs": 1}}
-LONG = {"train": {"epochs": 8, "seed": 7, "checkpoint_every": 50}}
+CONFIG = {"corpus": {"source": "sotu"}, "train": {"epochs": 1}}
+LONG = {"corpus": {"source": "sotu"}, "train": {"epochs": 8, "seed": 7, "checkpoint_every": 50}}
 
 
 class Ui:

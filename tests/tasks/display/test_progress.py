@@ -1,8 +1,10 @@
 """Progress of training in Prefect's UI."""
 
-import json
-from dataclasses import replace
+import base64
+import re
+from dataclasses import asdict, replace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from prefect import flow, task
@@ -10,7 +12,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
 from lexloom.tasks.display import progress as live
-from lexloom.tasks.display.progress import CURVE_POINTS, PrefectProgress, curve_rows, show_progress
+from lexloom.tasks.display.formatting import format_progress
+from lexloom.tasks.display.progress import CURVE_POINTS, PrefectProgress, mean_losses, show_progress
 from lexloom.training.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -65,19 +68,16 @@ def test_prefect_shows_the_last_point_and_a_reduced_curve(monkeypatch: pytest.Mo
     found = artifacts_of("shows its progress")
     assert {key: len(each) for key, each in found.items()} == {"training": 1, "training-curve": 1}
     assert len(updates) < len(POINTS)
-    (bar,), (table,) = found["training"], found["training-curve"]
+    (bar,), (curve,) = found["training"], found["training-curve"]
     assert float(bar.data) == 100
     assert bar.description == "100k of 100k pairs · epoch 1 · loss 1.000 · learning rate 0.05 · 1k/s"
-    rows = json.loads(table.data)
-    assert len(rows) == CURVE_POINTS
-    assert rows[-1] == {
-        "step": 100,
-        "epoch": 1,
-        "pairs": 100_000,
-        "loss": 1.06,  # the mean of the last four points: 1.12, 1.08, 1.04 and 1
-        "learning rate": 0.05,
-        "seconds": 100.0,
-    }
+    image = re.match(r"!\[training loss\]\(data:image/svg\+xml;base64,([\w+/=]+)\)\n", curve.data)
+    assert image is not None
+    svg = ElementTree.fromstring(base64.b64decode(image[1]))
+    assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+    lines = {each.get("class"): each.get("d") for each in svg.iter("{http://www.w3.org/2000/svg}path")}
+    assert lines.keys() == {"area", "raw", "curve"}
+    assert str(lines["raw"]).count("L") == len(POINTS) - 1
 
 
 @pytest.mark.parametrize("call", ["create_progress_artifact", "update_progress_artifact"])
@@ -110,16 +110,35 @@ def test_outside_a_prefect_run_nothing_is_published(monkeypatch: pytest.MonkeyPa
         on_progress(POINTS[0])
 
 
-def test_curve_rows_are_evenly_spaced_and_include_the_last() -> None:
-    assert [row["step"] for row in curve_rows(POINTS[:3], "pairs")] == [1, 2, 3]
-    assert [row["step"] for row in curve_rows(POINTS, "pairs")] == list(range(4, 101, 4))
-    assert curve_rows([replace(POINTS[0], loss=0.123456)], "pairs")[0]["loss"] == 0.1235
+def test_a_curves_points_are_evenly_spaced_and_include_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "CURVE_POINTS", 25)
+    assert [examples for examples, _ in mean_losses(POINTS[:3])] == [1000, 2000, 3000]
+    assert [examples for examples, _ in mean_losses(POINTS)] == list(range(4000, 100_001, 4000))
 
 
-def test_a_rows_loss_is_the_weighted_mean_of_its_points() -> None:
-    points = [replace(point, loss=1.0) for point in POINTS[: 2 * CURVE_POINTS]]
+def test_a_points_loss_is_the_weighted_mean_of_its_records() -> None:
+    points = [replace(POINTS[0], loss=1.0)] * (2 * CURVE_POINTS)
     points[0] = replace(points[0], loss=4.0, loss_examples=10)
-    assert curve_rows(points, "pairs")[0]["loss"] == round((10 * 4.0 + 1000 * 1.0) / 1010, 4)
+    assert mean_losses(points)[0][1] == pytest.approx((10 * 4.0 + 1000 * 1.0) / 1010)
+
+
+def test_a_curve_has_at_least_two_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PrefectProgress, "_fill", lambda *given: None)
+    made: list[str] = []
+    monkeypatch.setattr(live, "create_markdown_artifact", lambda text, **named: made.append(text))
+    page = PrefectProgress("pairs")
+    page.show(POINTS[0])
+    page.finish()
+    assert made == []
+    page.show(POINTS[1])
+    page.finish()
+    assert len(made) == 1
+
+
+def test_the_validation_loss_is_shown_after_the_first_evaluation() -> None:
+    assert "validation" not in format_progress(asdict(POINTS[0]), "pairs")
+    shown = format_progress(asdict(replace(POINTS[0], validation_loss=1.25)), "pairs")
+    assert "loss 4.960 · validation loss 1.250 · " in shown
 
 
 def test_a_point_replaces_points_with_the_same_examples(monkeypatch: pytest.MonkeyPatch) -> None:

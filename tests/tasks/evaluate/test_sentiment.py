@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
+from sklearn.metrics import cohen_kappa_score, confusion_matrix, f1_score, roc_auc_score
 
 from lexloom.models.sentiment.classifier import Classifier, save_classifier
 from lexloom.models.sentiment.frozen_encoder import TrainedPart
@@ -97,6 +97,34 @@ def test_calibration_of_one_label_by_hand() -> None:
     found = compute_scores(scores, np.ones(5, int), ["a", "b"])
     assert found.ece == pytest.approx(0.1)  # 0.9 against 4 of 5
     assert [bin.reviews for bin in found.reliability if bin.reviews] == [5]
+
+
+def test_scores_of_ordered_labels_are_sklearns_and_those_by_hand() -> None:
+    generator = np.random.default_rng(5)
+    truth, predicted = generator.integers(0, 5, (2, 300))
+    probabilities = np.eye(5)[predicted]
+    labels = ["10", "2", "1", "4", "3"]  # not in numeric order
+    values = np.array(labels, float)
+    found = compute_scores(probabilities, truth, labels).ordinal
+    assert found is not None
+    assert found.mean_error == pytest.approx(np.abs(values[truth] - values[predicted]).mean())
+    ranks = np.array([4, 1, 0, 3, 2])
+    assert found.adjacent == pytest.approx((np.abs(ranks[truth] - ranks[predicted]) <= 1).mean())
+    stars = compute_scores(probabilities, truth, list("12345")).ordinal
+    assert stars is not None
+    assert stars.kappa == pytest.approx(cohen_kappa_score(truth, predicted, weights="quadratic"))
+
+
+@pytest.mark.parametrize("labels", [["0", "1"], ["1", "2", "many"], ["1", "1.0", "2"], ["1", "2", "nan"]])
+def test_labels_that_are_not_ordered_numbers_have_no_ordinal_scores(labels: list[str]) -> None:
+    probabilities = np.eye(len(labels))
+    assert compute_scores(probabilities, np.arange(len(labels)), labels).ordinal is None
+
+
+def test_kappa_is_undefined_if_all_have_one_label() -> None:
+    found = compute_scores(np.eye(3)[[1, 1]], np.array([1, 1]), ["1", "2", "3"]).ordinal
+    assert found is not None
+    assert (found.mean_error, found.adjacent, found.kappa) == (0, 1, None)
 
 
 def test_calibration_by_hand() -> None:

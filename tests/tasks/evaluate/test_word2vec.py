@@ -20,8 +20,8 @@ from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.evaluate.evaluation_sets import EvaluationSets, read_analogies, read_similarity
 from lexloom.tasks.evaluate.word2vec import (
     EvaluateConfig,
+    clearest_neighbours,
     evaluate_word2vec,
-    example_words,
     highlights,
     locate_sets,
     read_evaluation,
@@ -33,21 +33,22 @@ NO_SETS = {"similarity": [], "analogies": []}
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> Callable[..., tuple[Artifact, Artifact]]:
-    """A model and a vocabulary artifact with these words and vectors."""
+def inputs(tmp_path: Path) -> Callable[..., tuple[Artifact, ...]]:
+    """A model, a vocabulary and a tokens artifact with these words and vectors."""
 
-    def make(words: list[str], vectors: np.ndarray) -> tuple[Artifact, Artifact]:
+    def make(words: list[str], vectors: np.ndarray) -> tuple[Artifact, ...]:
         summary = Summary(rows_in=0, unit_in="", rows=0, unit="")
-        folders = [tmp_path / "model", tmp_path / "vocabulary"]
+        folders = [tmp_path / name for name in ("model", "vocabulary", "tokens")]
         for folder in folders:
             folder.mkdir()
         WordVectors(words, vectors.astype(np.float32)).save(folders[0])
         table = pa.table({"word": words, "count": list(range(len(words), 0, -1))})
         pq.write_table(table, folders[1] / "vocabulary.parquet")
-        model, vocabulary = (
+        tokens = pa.array([list(range(len(words)))], pa.list_(pa.int32()))
+        pq.write_table(pa.table({"tokens": tokens}), folders[2] / "shard-00000.parquet")
+        return tuple(
             Artifact(stage=folder.name, key=folder.name, folder=folder, summary=summary) for folder in folders
         )
-        return model, vocabulary
 
     return make
 
@@ -76,7 +77,7 @@ def test_similarity_is_gensims(tmp_path):
     lines = [f"{a}\t{b}\t{generator.integers(0, 8)}" for a, b in drawn]
     path = write(tmp_path / "pairs.tsv", "# a comment\n" + "\n".join(lines) + "\n")
     for restrict in (300, 25):
-        score = Scorer(ours, restrict).similarity("pairs", read_similarity(path))
+        score = Scorer(ours, restrict, frequent=restrict).similarity("pairs", read_similarity(path))
         _, (expected, _), unknown_percent = peer.evaluate_word_pairs(path, restrict_vocab=restrict)
         assert score.spearman == pytest.approx(expected, abs=1e-6)
         assert 100 * (1 - score.coverage) == pytest.approx(unknown_percent)
@@ -98,7 +99,7 @@ def test_analogies_are_gensims(tmp_path, monkeypatch, block):
         "".join(f": part {i}\n" + "\n".join(lines) + "\n" for i, lines in enumerate(sections)),
     )
     for restrict in (300, 11):
-        score = Scorer(ours, restrict).analogies("questions", read_analogies(path))
+        score = Scorer(ours, restrict, frequent=restrict).analogies("questions", read_analogies(path))
         expected, parts = peer.evaluate_word_analogies(path, restrict_vocab=restrict)
         assert score.correct > 10
         assert score.accuracy == pytest.approx(expected)
@@ -203,9 +204,14 @@ def test_the_evaluation_file_has_neighbours_and_scores(build, inputs, tmp_path):
     assert score.coverage == 0.5
     assert made.facts == {"sim": 1.0, "ana": 1.0}
     assert made.summary.dropped == {"requested words not in the vocabulary": 1}
-    *_, east_shown, absent_shown = highlights(made, 80).plain.splitlines()
+    shown = highlights(made, 80).plain.splitlines()
+    *_, east_shown, absent_shown = shown[: shown.index("", 1)]
     assert east_shown.startswith("east    eastern 0.99  Northern ")
     assert absent_shown == "absent  is not in the vocabulary"
+    assert shown[shown.index("", 1) + 1 :] == [
+        "analogies: 1 of 1 question answered correctly (100.0%), most clearly",
+        "north is to Northern as east is to eastern",
+    ]
 
 
 def test_without_evaluation_sets_the_summary_says_so(build, inputs):
@@ -224,17 +230,39 @@ def test_a_set_of_unknown_words_has_no_score(build, inputs, tmp_path):
     assert made.facts == {"sim": None, "ana": None}
 
 
-def test_example_words_are_frequent_but_no_function_words():
-    function_words = [f"f{i}" for i in range(100)]
-    contents = [f"content{i}" if i % 3 else "in" for i in range(400)]
-    chosen = example_words([*function_words, *contents, *(f"rareandlong{i}" for i in range(50))])
-    assert len(set(chosen)) == 8
-    assert all(word.startswith("content") for word in chosen)
+def test_the_example_of_a_section_is_the_right_answer_with_the_largest_lead() -> None:
+    words = ["a", "b", "c", "d", "a2", "b2", "c2", "d2", "rival", "rare"]
+    vectors = np.zeros((len(words), 8), np.float32)
+    vectors[:4, :3] = [[1, 0, 0], [1, 1, 0], [1, 0, 1], [1, 1, 1]]
+    vectors[4:8, 3:6] = [[1, 0, 0], [1, 1, 0], [1, 0, 1], [1, 1, 1]]
+    vectors[8] = vectors[3] + [0, 0, 0, 0, 0, 0, 0.1, 0]  # nearly d
+    vectors[9] = vectors[7]
+    vectors[9, 7] = 1
+    sections = {"s": [["a", "b", "c", "d"], ["a2", "b2", "c2", "d2"], ["a", "b", "c", "rare"]]}
+    score = Scorer(WordVectors(words, vectors), 300, frequent=9).analogies("q", sections).sections[0]
+    assert (score.correct, score.example and score.example.words) == (2, ["a2", "b2", "c2", "d2"])
+    assert score.example is not None
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    target = unit[5] - unit[4] + unit[6]
+    first, second = sorted((unit[[3, 7, 8, 9]] @ target / np.linalg.norm(target)).tolist())[::-1][:2]
+    assert score.example.lead == pytest.approx(first - second, abs=1e-4)
+    only = Scorer(WordVectors(words, vectors), 300, frequent=4).analogies("q", sections).sections[0]
+    assert (only.correct, only.example and only.example.words) == (2, ["a", "b", "c", "d"])
 
 
-def test_all_words_of_a_tiny_vocabulary_are_examples():
-    assert example_words(["a", "bb", "cc", "ddd"]) == ["ddd"]
-    assert example_words(["aa", "bb"]) == ["aa", "bb"]
+def test_the_chosen_words_have_the_clearest_neighbours_and_differ() -> None:
+    generator = np.random.default_rng(1)
+    noise = generator.normal(size=(120, 64))
+    topics = np.repeat(generator.normal(size=(12, 64)), 10, axis=0)
+    closeness = np.repeat(np.arange(12.0), 10)[:, None]  # the last topic's words are the most similar
+    words = [f"w{i}" for i in range(120)]
+    vectors = WordVectors(words, (noise + closeness * topics).astype(np.float32))
+    found = clearest_neighbours(vectors, words, frequent=120, k=3)
+    assert {int(word[1:]) // 10 for word in found} == {11, 10, 9, 8, 7, 6, 5, 4}
+    assert all(len(near) == 3 for near in found.values())
+    among = clearest_neighbours(vectors, words[:50], frequent=60, k=8)
+    assert {int(word[1:]) // 10 for word in among} >= {4, 3, 2}
+    assert all(int(near[1:]) < 60 for row in among.values() for near, _ in row)
 
 
 def test_options_out_of_bounds_are_rejected():

@@ -74,8 +74,8 @@ def page_of(build: Callable[..., Artifact], artifacts: list[Artifact]) -> str:
 def test_figures_are_shown_with_those_of_the_baselines(build: Callable[..., Artifact], made: Make) -> None:
     text = " ".join(re.sub("<[^>]+>", " ", page_of(build, made())).split())
     assert "It beats the 4-gram. Evaluated on 1,234 held-out tokens (5,678 bytes of text)." in text
-    assert "window language model 1.123 80.0 25.0% 50.0%" in text
-    assert "4-gram 1.200 90.0 20.0% 40.0%" in text
+    assert "window language model 1.123 80.0 25.0% 22.7% to 27.5% 50.0%" in text
+    assert "4-gram 1.200 90.0 20.0% 17.9% to 22.3% 40.0%" in text
     assert "1 min 15 s training time" in text
     assert "no longer improved. The saved model is that of step 20" in text
 
@@ -107,7 +107,7 @@ def test_samples_during_training_are_in_order(build: Callable[..., Artifact], ma
 
 def test_a_model_without_a_distribution_has_no_perplexity(build: Callable[..., Artifact], made: Make) -> None:
     text = " ".join(re.sub("<[^>]+>", " ", page_of(build, made(REGRESSION))).split())
-    assert "window language model – – 25.0% 50.0%" in text
+    assert "window language model – – 25.0% 22.7% to 27.5% 50.0%" in text
     assert "1.123" not in text
 
 
@@ -115,7 +115,7 @@ def test_markdown_has_the_same_figures(made: Make) -> None:
     text = markdown(*made(verdict="It does NOT beat the 4-gram."), ReportLMConfig(title="Speeches"))
     assert text.startswith("# Speeches\n")
     assert "It does NOT beat the 4-gram." in text
-    assert "| 4-gram | 1.200 | 90.0 | 20.0% | 40.0% |" in text
+    assert "| 4-gram | 1.200 | 90.0 | 20.0% | 17.9% to 22.3% | 40.0% |" in text
     assert "> **Once &lt;b>** upon a time &amp; more" in text
 
 

@@ -275,7 +275,7 @@ def test_markdown_has_the_same_figures(made):
     text = markdown(*made(), ReportConfig(title="Speeches"))
     assert text.startswith("# Speeches\n")
     assert "| loss, last epoch | 0.2345 |" in text
-    assert "| wordsim353 | rank correlation | 0.322 | 300 of 353 pairs |" in text
+    assert "| wordsim353 | rank correlation | 0.322 | 0.213 to 0.422 | 300 of 353 pairs |" in text
     assert "| vocabulary | 1,330 words | 5 rows | 17 words below min\\_count |" in text
     assert "<script>" not in text
     assert "a\\|b 0.75" in text  # a word with a bar does not end its cell
@@ -312,3 +312,39 @@ def test_nested_values_have_dotted_names():
         "e": "x, x, x, x, x, x, x, x, and 2 more",
         "f": "yes",
     }
+
+
+def test_sets_without_known_words_have_no_tile_and_no_row_but_a_reason(build, made):
+    unknown = EVALUATION.model_copy(
+        update={
+            "similarity": [SimilarityScore(name="wordsim353", pairs=353, scored=0, spearman=None)],
+            "analogies": [
+                AnalogyScore(
+                    name="questions",
+                    questions=40,
+                    scored=0,
+                    correct=0,
+                    sections=[AnalogyScore(name="capitals", questions=40, scored=0, correct=0)],
+                )
+            ],
+        }
+    )
+    artifacts = made(evaluation=unknown)
+    text = Text(page_of(build, artifacts)).text
+    assert "wordsim353 and questions can't be scored, because the vocabulary has too few of the" in text
+    assert text.count("wordsim353") == 1
+    assert "capitals" not in text
+    assert "wordsim353 and questions can't be scored" in markdown(*artifacts, config=ReportConfig())
+
+
+def test_the_map_shows_the_content_words(build, made):
+    found = EVALUATION.model_copy(update={"content_words": ["peace", "naïve"]})
+    page = page_of(build, made(evaluation=found))
+    assert "The 2 most frequent content words" in page
+    assert page.count('<g class="word">') == 2
+
+
+def test_a_count_of_one_is_singular(build, made):
+    text = Text(page_of(build, made(metrics=METRICS | {"epochs": 1, "workers": 1}))).text
+    assert re.search(r"\b1\s+epoch\b", text)
+    assert re.search(r"\b1\s+worker\b", text)

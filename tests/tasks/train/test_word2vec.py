@@ -28,11 +28,16 @@ from lexloom.models.word2vec.tables import CONTEXTS, VECTORS, assemble
 from lexloom.models.word2vec.trainable import Word2Vec
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.negative_sampling import NoiseConfig, negative_sampling
-from lexloom.tasks.pairs import PairsConfig, pairs
+from lexloom.tasks.pairs import PairsConfig, count_pairs, pairs
 from lexloom.tasks.store.activity import list_interrupted_stages
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from lexloom.tasks.train.run import ACCOUNTS, mean_loss
-from lexloom.tasks.train.word2vec import TrainWord2VecConfig, train_word2vec
+from lexloom.tasks.train.word2vec import (
+    MAX_AUTO_EPOCHS,
+    SINGLE_EPOCH_PAIRS,
+    TrainWord2VecConfig,
+    train_word2vec,
+)
 from lexloom.training.checkpoint_files import Checkpoint, Checkpoints
 from lexloom.training.job import Job
 from lexloom.training.stopping import Stopping
@@ -400,7 +405,7 @@ def test_no_more_workers_than_parts_train(
     min_workers: int | None,
     expected: tuple[int, int | None],
 ) -> None:
-    config = TrainWord2VecConfig(workers=workers, min_workers=min_workers)
+    config = TrainWord2VecConfig(epochs=1, workers=workers, min_workers=min_workers)
     assert workers_of(monkeypatch, inputs, config, tmp_path) == expected
     said = "only 4 of 64 workers train, since the vocabulary has 4 parts (--parts)"
     assert (said in " ".join(capsys.readouterr().err.split())) == (workers == 64)
@@ -637,3 +642,37 @@ def test_any_number_of_workers_makes_the_same_bits(
             assert all(torch.equal(piece, found.tensors[key]) for key, piece in expected.tensors.items())
             for figures in ("history", "scores"):
                 assert comparable(found.state[figures]) == comparable(expected.state[figures])
+
+
+# the number of epochs
+
+
+@pytest.mark.parametrize(
+    ("given", "pairs", "epochs"),
+    [
+        ("auto", 1e12, 1),
+        ("auto", SINGLE_EPOCH_PAIRS, 1),
+        ("auto", SINGLE_EPOCH_PAIRS / 36, 6),
+        ("auto", 10, MAX_AUTO_EPOCHS),
+        (3, 1e9, 3),
+        (200, 10, 200),
+    ],
+)
+def test_epochs_follow_the_number_of_pairs_unless_they_are_given(
+    given: Any, pairs: float, epochs: int
+) -> None:
+    config = TrainWord2VecConfig(epochs=given)
+    resolved = config.with_epochs(pairs)
+    assert resolved.epochs == epochs
+    assert resolved.stopping().max_epochs == epochs
+    key = train_word2vec.key((), resolved)
+    assert key == train_word2vec.key((), TrainWord2VecConfig(epochs=epochs))
+
+
+def test_pairs_are_counted_if_stored_and_estimated_if_streamed(inputs: Inputs, tokens: Artifact) -> None:
+    examples, _, vocabulary = inputs
+    stored = count_pairs(examples, vocabulary, PAIRS_OF)
+    assert stored == examples.facts["pairs"]
+    estimate = count_pairs(tokens, vocabulary, PAIRS_OF.model_copy(update={"mode": "streamed"}))
+    counts = np.arange(WORDS, 0, -1)
+    assert estimate == pytest.approx(counts.sum() * (PAIRS_OF.window + 1), rel=0.01)

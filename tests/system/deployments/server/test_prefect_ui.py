@@ -165,12 +165,12 @@ def test_a_run_can_be_started_from_the_form_and_followed_to_its_end(ui: Ui, brow
     assert places == sorted(places), "the sections with main parameters come first"
     assert "and as many as fit on Ray (at least 1, at most 1,024)" in shown
     assert "Number\nAutomatic\nauto" in shown[shown.index("Workers") : shown.index("Threads")]
+    assert "Number\nAutomatic\nauto" in shown[shown.index("Epochs") :]
     assert "Tokens" not in shown
     browser.wait("[...document.querySelectorAll('textarea')].some(t => t.value.includes('words_on_map'))")
     assert browser.run("document.querySelector('form').scrollHeight") < 4000
 
     fill_in(browser, "Source", "books")
-    fill_in(browser, "Epochs", "1")
     fill_in(browser, "Dim", "8")
     before = ui.client.read_flow_runs()
     press(browser, "Submit")
@@ -189,8 +189,10 @@ def test_a_run_can_be_started_from_the_form_and_followed_to_its_end(ui: Ui, brow
     show(browser, f"{ui.url}/artifacts/artifact/{published['stages']['id']}", "train_word2vec")
     page = browser.text()
     model = next(manifest for manifest in ui.store.manifests() if manifest.stage == "train_word2vec")
-    assert model.key in page
-    assert all(f"{entry.stage}/{entry.key[:8]}" in page for entry in model.inputs)
+    assert model.key[:8] in page
+    assert all(f"{entry.stage} {entry.key[:8]}" in page for entry in model.inputs)
+    show(browser, f"{ui.url}/artifacts/artifact/{published['training-curve']['id']}", "not smoothed")
+    assert browser.run("document.querySelector('img[alt=\"training loss\"]').naturalWidth") > 0
     assert browser.hosts == {ui.url.removeprefix("http://")}
 
 
@@ -256,10 +258,10 @@ def field(label: str) -> str:
 
 def test_invalid_parameters_are_rejected_with_the_field_and_its_bound(ui: Ui) -> None:
     with pytest.raises(PrefectHTTPStatusError) as refused:
-        ui.start(epochs=0)
+        ui.start(negatives=0)
     assert refused.value.response.status_code == 409
     said = refused.value.response.json()["detail"]
-    assert "config.train.epochs" in said
+    assert "config.train.negatives" in said
     assert "0 is less than the minimum of 1" in said
     with pytest.raises(PrefectHTTPStatusError, match="409"):
         ui.start(no_such_field=1)
