@@ -44,7 +44,6 @@ class TransformerLMFlowConfig(FlowConfig):
         "train.preset",
         "train.layers",
         "train.width",
-        "train.heads",
         "train.context",
         "train.epochs",
         "train.batch_size",
