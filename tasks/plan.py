@@ -28,7 +28,8 @@ from lexloom.training.torch_trainable import TorchTrainable
 FILE = "calibration.json"
 MEASURING_SECONDS = 0.8  # per shape, after a first step
 MIN_MEASURED_STEPS = 3
-CALIBRATION_SECONDS = 6.0  # after which no further shape is measured
+CALIBRATION_SECONDS = 6.0  # after which no further shape is measured, except that there are at least
+MIN_MEASURED = 2
 
 MIN_STEPS = 50  # fewer do not train anything
 TRAINING_SHARE = 0.88  # of the minutes; the other stages, the calibration and the report take the rest

@@ -1,7 +1,7 @@
 """The plan of a transformer for a budget of time: its size, context, batch size, steps and learning rates.
 
 The candidates are the sizes of `SIZES`; values that the user gives replace theirs. The stage
-`calibrate_transformer` measures their speeds. Of the sizes, each with the steps that fit into the time, the
+`time_transformer` measures their speeds. Of the sizes, each with the steps that fit into the time, the
 plan is the one with the lowest expected loss, which is a fit to measurements (benchmarks/LOG.md).
 """
 
@@ -19,6 +19,7 @@ from lexloom.models.transformer.model import Transformer
 from lexloom.tasks.display import console
 from lexloom.tasks.plan import (
     CALIBRATION_SECONDS,
+    MIN_MEASURED,
     Calibration,
     Machine,
     Measurement,
@@ -70,11 +71,11 @@ class CalibrationConfig(BaseModel):
 
 
 @stage(version=1)
-def calibrate_transformer(config: CalibrationConfig, out: Path) -> Summary:
+def time_transformer(config: CalibrationConfig, out: Path) -> Summary:
     """Write `calibration.json`: how fast one worker of this machine trains transformers of some sizes."""
     gpu = config.machine.device == "cuda"
     with (
-        console.bar("calibrate_transformer"),
+        console.bar("time_transformer"),
         fan_out(measure_shapes, [config], concurrent=False, gpu=gpu) as results,
     ):
         (calibration,) = results
@@ -83,7 +84,7 @@ def calibrate_transformer(config: CalibrationConfig, out: Path) -> Summary:
 
 
 def measure_shapes(config: CalibrationConfig) -> Calibration:
-    """Measure the shapes in order; after some seconds, extrapolate from the last measured one."""
+    """Measure the shapes in order; after two and some seconds, extrapolate from the last measured one."""
     found: list[Measurement] = []
     started = time.perf_counter()
     for shape in config.shapes:
@@ -91,7 +92,7 @@ def measure_shapes(config: CalibrationConfig) -> Calibration:
         with torch.device("meta"):
             model = Transformer(network)
         cost = model.flops_per_token() * network.context
-        extrapolated = bool(found) and time.perf_counter() - started > CALIBRATION_SECONDS
+        extrapolated = len(found) >= MIN_MEASURED and time.perf_counter() - started > CALIBRATION_SECONDS
         seconds = extrapolate(found[-1], cost) if extrapolated else measure_shape(shape, config)
         found.append(
             Measurement(
@@ -134,7 +135,7 @@ def plan_transformer(tokens: Artifact, config: TrainTransformerConfig) -> TrainT
     if config.is_complete:
         return config
     resources = config.resources()
-    calibration = calibrate_transformer(
+    calibration = time_transformer(
         config=CalibrationConfig(
             machine=Machine.of(resources),
             vocabulary=round_up_vocabulary(cast(int, tokens.facts["vocabulary"])),

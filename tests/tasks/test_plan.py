@@ -23,11 +23,11 @@ from lexloom.tasks.plan import (
 )
 from lexloom.tasks.plan_transformer import (
     CalibrationConfig,
-    calibrate_transformer,
     choose_plan,
     plan_transformer,
+    time_transformer,
 )
-from lexloom.tasks.plan_window_lm import WindowCalibrationConfig, calibrate_window_lm, plan_window_lm
+from lexloom.tasks.plan_window_lm import WindowCalibrationConfig, plan_window_lm, time_window_lm
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.train.budget import BudgetedTrainConfig
 from lexloom.tasks.train.resources import Node
@@ -191,8 +191,8 @@ def calibrations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.setattr(transformer_module, "measure_shape", speed)
     monkeypatch.setattr(window_module, "measure_width", lambda shape, config: (shape["width"] / 1e7, 1e-6))
     measure_shapes, measure_widths = transformer_module.measure_shapes, window_module.measure_widths
-    monkeypatch.setattr(transformer_module, "calibrate_transformer", calibrate(measure_shapes))
-    monkeypatch.setattr(window_module, "calibrate_window_lm", calibrate(measure_widths))
+    monkeypatch.setattr(transformer_module, "time_transformer", calibrate(measure_shapes))
+    monkeypatch.setattr(window_module, "time_window_lm", calibrate(measure_widths))
     monkeypatch.setattr("lexloom.tasks.train.resources.measure_this_machine", lambda: Node(cpus=2, gpus=0))
     return asked
 
@@ -277,9 +277,9 @@ def test_the_key_has_the_plan_and_the_calibration_is_shared(calibrations: list[A
     assert keys[0] == keys[1] != keys[2]
     assert "minutes" not in canonical(first)
     assert canonical(first)["max_steps"] == first.max_steps
-    assert len({calibrate_transformer.key((), each) for each in calibrations}) == 1
+    assert len({time_transformer.key((), each) for each in calibrations}) == 1
     plan_transformer(TOKENS, TrainTransformerConfig(threads=1))
-    assert len({calibrate_transformer.key((), each) for each in calibrations}) == 2, "another speed"
+    assert len({time_transformer.key((), each) for each in calibrations}) == 2, "another speed"
 
 
 def test_larger_models_need_more_text_and_tokens() -> None:
@@ -297,14 +297,16 @@ def test_larger_models_need_more_text_and_tokens() -> None:
 def test_a_calibration_measures_and_extrapolates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "MEASURING_SECONDS", 0.0)
     monkeypatch.setattr(transformer_module, "CALIBRATION_SECONDS", 0.0)
-    shapes = [{"layers": 1, "width": width, "heads": 1, "context": 8} for width in (8, 16)]
+    shapes = [{"layers": 1, "width": width, "heads": 1, "context": 8} for width in (8, 16, 32)]
     config = CalibrationConfig(machine=LAPTOP, vocabulary=10, step_tokens=16, shapes=shapes)
-    summary = calibrate_transformer.function(config, tmp_path)
-    assert (summary.rows_in, summary.rows) == (2, 1)
-    first, second = Calibration.model_validate_json((tmp_path / "calibration.json").read_bytes()).measurements
+    summary = time_transformer.function(config, tmp_path)
+    assert (summary.rows_in, summary.rows) == (3, 2)
+    first, second, third = Calibration.model_validate_json(
+        (tmp_path / "calibration.json").read_bytes()
+    ).measurements
     assert first.train_seconds > first.evaluation_seconds > 0
-    assert second.extrapolated
-    assert second.train_seconds == pytest.approx(first.train_seconds * second.cost / first.cost, rel=0.1)
+    assert [each.extrapolated for each in (first, second, third)] == [False, False, True]
+    assert third.train_seconds == pytest.approx(second.train_seconds * third.cost / second.cost, rel=0.1)
 
 
 # the window model
@@ -331,5 +333,5 @@ def test_the_window_models_calibration(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(plan_module, "MEASURING_SECONDS", 0.0)
     fields = {"vocabulary": 20, "context": 3, "dim": 4, "batch_size": 8}
     config = WindowCalibrationConfig(machine=LAPTOP, shapes=[{"width": 8}, {"width": 16}], **fields)
-    summary = calibrate_window_lm.function(config, tmp_path)
+    summary = time_window_lm.function(config, tmp_path)
     assert (summary.rows_in, summary.rows) == (2, 2)
