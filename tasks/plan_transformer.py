@@ -215,8 +215,8 @@ def choose_dropout(epochs: float) -> float:
 def choose_batch(measured: Measurement, resources: Resources, seconds: float, windows: int) -> int:
     """Return the windows of a step: a power of two."""
     context = cast(int, measured.shape["context"])
-    fitting = seconds * resources.workers / measured.train_seconds * context / RUN_STEPS
-    tokens = max(STEP_TOKENS[resources.device], min(fitting, MAX_STEP_TOKENS))
+    fitting = min(seconds * resources.workers / measured.train_seconds, MAX_EPOCHS * windows)
+    tokens = max(STEP_TOKENS[resources.device], min(fitting * context / RUN_STEPS, MAX_STEP_TOKENS))
     most = max(1, min(int(tokens / context), windows // MIN_BATCHES))
     return max(1 << most.bit_length() - 1, round_up_to_power(resources.workers))
 
