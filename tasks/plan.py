@@ -151,6 +151,12 @@ def round_digits(value: float, digits: int = 2) -> float:
     return float(f"{value:.{digits}g}")
 
 
+def round_down(number: float) -> int:
+    """Round down to an integer of two significant digits, followed by zeros."""
+    unit = 10 ** max(0, len(str(int(number))) - 2)
+    return int(number) // unit * unit
+
+
 class TooShortError(ValueError):
     """A budget in which a model can't be trained; `seconds` of training would be enough."""
 
@@ -284,7 +290,7 @@ def make_plan(
             f" {duration(step)}, and training needs at least {MIN_STEPS} steps",
             (MIN_STEPS * step) / (1 - EVALUATION_SHARE),
         )
-    steps = int(round_digits(min(fitting, max(MIN_STEPS, most_epochs * windows / batch_size))))
+    steps = round_down(min(fitting, max(MIN_STEPS, most_epochs * windows / batch_size)))
     return Plan(
         shape=measured.shape,
         parameters=measured.parameters,

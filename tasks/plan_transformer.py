@@ -55,7 +55,10 @@ MIN_BATCHES = 8  # of an epoch
 MAX_EPOCHS = 20.0
 SPEED_FIELDS = ("kv_heads", "ffn_dim", "style", "optimizer", "precision", "micro_batch", "dropout")
 TIED_VOCABULARY = 8192  # from which on the embeddings are shared
-DROPOUT = ((4.0, 0.0), (12.0, 0.1), (math.inf, 0.2))  # up to so many epochs
+# Epochs x parameters / tokens of the text: about so much lowers the held-out loss without dropout, and
+# dropout only helps runs that are several times as long (benchmarks/LOG.md).
+MOST_REPETITION, LEAST_WITH_DROPOUT = 24.0, 150.0
+DROPOUT = 0.2
 DROPOUT_COST = 1.2  # of a step on a CPU
 
 
@@ -149,7 +152,8 @@ def plan_transformer(tokens: Artifact, config: TrainTransformerConfig) -> TrainT
         read_calibration(calibration).measurements,
         lambda measured, seconds: plan_size(measured, config, tokens, resources, seconds),
     )
-    best = choose_plan(plans, cast(int, tokens.facts["tokens"]))
+    unique, size = (cast(int, tokens.facts[name]) for name in ("tokens", "bytes"))
+    best = choose_plan(plans, unique, size / max(1, unique))
     console.note("training", best.describe())
     values = best.values(fixes_steps(config, resources)) | learning_values(best)
     return config.complete(values)
@@ -191,25 +195,26 @@ def plan_size(
     context = cast(int, measured.shape["context"])
     trained, held_out = (cast(int, tokens.facts[name]) for name in ("tokens", "validation_tokens"))
     windows = max(1, trained // context)
-    for _, dropout in DROPOUT:
+
+    def plan(dropout: float, most_epochs: float) -> Plan:
         costly = dropout > 0 and resources.device == "cpu" and config.dropout is None
-        plan = make_plan(
+        return make_plan(
             measured.with_dropout(dropout, DROPOUT_COST if costly else 1.0),
             seconds,
             batch_size=config.batch_size or choose_batch(measured, resources, seconds, windows),
             workers=resources.workers,
             windows=windows,
             held_out=held_out // context,
-            most_epochs=MAX_EPOCHS,
+            most_epochs=most_epochs,
         )
-        if choose_dropout(plan.epochs) <= dropout:
-            break
-    return plan
 
-
-def choose_dropout(epochs: float) -> float:
-    """Return the dropout of a run of so many epochs."""
-    return next(share for most, share in DROPOUT if epochs <= most)
+    longest = plan(0.0, MAX_EPOCHS)
+    per_epoch = measured.parameters / max(1, trained)
+    if config.dropout is not None or longest.epochs * per_epoch <= MOST_REPETITION:
+        return longest
+    if longest.epochs * per_epoch >= LEAST_WITH_DROPOUT:
+        return plan(DROPOUT, MAX_EPOCHS)
+    return plan(0.0, MOST_REPETITION / per_epoch)
 
 
 def choose_batch(measured: Measurement, resources: Resources, seconds: float, windows: int) -> int:
@@ -221,10 +226,10 @@ def choose_batch(measured: Measurement, resources: Resources, seconds: float, wi
     return max(1 << most.bit_length() - 1, round_up_to_power(resources.workers))
 
 
-# The held-out losses of 0.8M to 1.8M parameters after 0.5M to 2.5M characters of tinyshakespeare, in nats,
-# are 1.34 + 0.132 N^-0.34 + 0.111 / D, with N and D in millions (benchmarks/LOG.md). Each repetition of a
-# text is worth less than the one before (Muennighoff et al. 2023, "Scaling Data-Constrained Language
-# Models", equation 5).
+# The held-out losses of 0.8M to 1.8M parameters after 0.5M to 2.5M bytes of tinyshakespeare, in nats per byte,
+# are 1.34 + 0.132 N^-0.34 + 0.111 / D, with N and D in millions (benchmarks/LOG.md). Each repetition of a text
+# is worth less than the one before (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models",
+# equation 5).
 SIZE_SCALE, SIZE_EXPONENT = 0.132, 0.34
 TOKEN_SCALE, TOKEN_EXPONENT = 0.111, 1.0
 REPETITIONS = 15.0
@@ -232,7 +237,7 @@ MAX_PARAMETERS_PER_TOKEN = 12.0  # of the text: larger models overfit
 MEASURED_PARAMETERS, MIN_TOKENS_PER_PARAMETER = 12e6, 10.0  # larger models need so many tokens
 
 
-def choose_plan(plans: Sequence[Plan], unique: int) -> Plan:
+def choose_plan(plans: Sequence[Plan], unique: int, bytes_per_token: float) -> Plan:
     """Return the plan with the lowest expected loss for a text of `unique` tokens.
 
     The plans are in order of size.
@@ -246,17 +251,17 @@ def choose_plan(plans: Sequence[Plan], unique: int) -> Plan:
             or plan.trained_tokens >= MIN_TOKENS_PER_PARAMETER * plan.parameters
         )
     ]
-    return min(fitting or plans[:1], key=lambda plan: expected_loss(plan, unique))
+    return min(fitting or plans[:1], key=lambda plan: expected_loss(plan, unique, bytes_per_token))
 
 
-def expected_loss(plan: Plan, unique: int) -> float:
+def expected_loss(plan: Plan, unique: int, bytes_per_token: float) -> float:
     """Return the part of the expected loss that depends on the size and the tokens, up to a factor."""
     layers, width = cast(int, plan.shape["layers"]), cast(int, plan.shape["width"])
     trained = plan.trained_tokens
     repeated = max(0.0, trained / unique - 1)
     worth = min(trained, unique) + unique * REPETITIONS * (1 - math.exp(-repeated / REPETITIONS))
     size_term = SIZE_SCALE * (12 * layers * width**2 / 1e6) ** -SIZE_EXPONENT
-    return size_term + TOKEN_SCALE * (worth / 1e6) ** -TOKEN_EXPONENT
+    return size_term + TOKEN_SCALE * (worth * bytes_per_token / 1e6) ** -TOKEN_EXPONENT
 
 
 def learning_values(plan: Plan) -> dict[str, float]:
