@@ -152,8 +152,8 @@ def round_digits(value: float, digits: int = 2) -> float:
 
 
 def round_down(number: float) -> int:
-    """Round down to an integer of two significant digits, followed by zeros."""
-    unit = 10 ** max(0, len(str(int(number))) - 2)
+    """Round down to an integer of three significant digits, followed by zeros."""
+    unit = 10 ** max(0, len(str(int(number))) - 3)
     return int(number) // unit * unit
 
 

@@ -226,10 +226,10 @@ def choose_batch(measured: Measurement, resources: Resources, seconds: float, wi
     return max(1 << most.bit_length() - 1, round_up_to_power(resources.workers))
 
 
-# The held-out losses of 0.8M to 1.8M parameters after 0.5M to 2.5M bytes of tinyshakespeare, in nats per byte,
-# are 1.34 + 0.132 N^-0.34 + 0.111 / D, with N and D in millions (benchmarks/LOG.md). Each repetition of a text
-# is worth less than the one before (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models",
-# equation 5).
+# The held-out losses of 0.8M to 1.8M parameters after 0.5M to 2.5M bytes of tinyshakespeare, in nats per
+# byte, are 1.34 + 0.132 N^-0.34 + 0.111 / D, with N and D in millions (benchmarks/LOG.md). Each repetition
+# of a text is worth less than the one before (Muennighoff et al. 2023, "Scaling Data-Constrained Language
+# Models", equation 5).
 SIZE_SCALE, SIZE_EXPONENT = 0.132, 0.34
 TOKEN_SCALE, TOKEN_EXPONENT = 0.111, 1.0
 REPETITIONS = 15.0

@@ -31,7 +31,7 @@ from lexloom.tasks.generate_samples import sample_in_training
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.subwords import TOKENIZER, read_tokenizer
-from lexloom.tasks.train.budget import BudgetedTrainConfig, planned_field
+from lexloom.tasks.train.budget import BudgetedTrainConfig, derived_field, planned_field
 from lexloom.tasks.train.outputs import GENERATE, describe_training, restore, save_records, summarize
 from lexloom.tasks.train.resources import Resources
 from lexloom.tasks.train.run import GradientSync, MatrixPrecision, plan_job, run_job
@@ -57,10 +57,9 @@ class TrainWindowLMConfig(BudgetedTrainConfig):
         "token",
         description="Prediction target: the label's 'token' (cross-entropy) or its 'embedding' (regression).",
     )
-    fine_tuned: bool = Field(
-        None,
-        description="Also train the embeddings, instead of freezing them (default: yes, unless they are the"
-        " prediction target).",
+    fine_tuned: bool = derived_field(
+        "Also train the embeddings, instead of freezing them (default: yes, unless they are the prediction"
+        " target)."
     )
     width: int = planned_field("Width of the dense layers", ge=1, le=65_536)
     depth: int = Field(2, ge=1, le=100, description="Number of dense layers.")
