@@ -28,7 +28,8 @@ from lexloom.training.torch_trainable import TorchTrainable
 FILE = "calibration.json"
 MEASURING_SECONDS = 0.8  # per shape, after a first step
 MIN_MEASURED_STEPS = 3
-CALIBRATION_SECONDS = 6.0  # after which no further shape is measured
+CALIBRATION_SECONDS = 6.0  # after which no further shape is measured, except that there are at least
+MIN_MEASURED = 2
 
 MIN_STEPS = 50  # fewer do not train anything
 TRAINING_SHARE = 0.88  # of the minutes; the other stages, the calibration and the report take the rest
@@ -148,6 +149,12 @@ def repeat(call: Callable[[], Any]) -> list[float]:
 def round_digits(value: float, digits: int = 2) -> float:
     """Round to significant digits."""
     return float(f"{value:.{digits}g}")
+
+
+def round_down(number: float) -> int:
+    """Round down to an integer of three significant digits, followed by zeros."""
+    unit = 10 ** max(0, len(str(int(number))) - 3)
+    return int(number) // unit * unit
 
 
 class TooShortError(ValueError):
@@ -283,7 +290,7 @@ def make_plan(
             f" {duration(step)}, and training needs at least {MIN_STEPS} steps",
             (MIN_STEPS * step) / (1 - EVALUATION_SHARE),
         )
-    steps = int(round_digits(min(fitting, max(MIN_STEPS, most_epochs * windows / batch_size))))
+    steps = round_down(min(fitting, max(MIN_STEPS, most_epochs * windows / batch_size)))
     return Plan(
         shape=measured.shape,
         parameters=measured.parameters,

@@ -1,7 +1,7 @@
 """The plan of a transformer for a budget of time: its size, context, batch size, steps and learning rates.
 
 The candidates are the sizes of `SIZES`; values that the user gives replace theirs. The stage
-`calibrate_transformer` measures their speeds. Of the sizes, each with the steps that fit into the time, the
+`time_transformer` measures their speeds. Of the sizes, each with the steps that fit into the time, the
 plan is the one with the lowest expected loss, which is a fit to measurements (benchmarks/LOG.md).
 """
 
@@ -19,6 +19,7 @@ from lexloom.models.transformer.model import Transformer
 from lexloom.tasks.display import console
 from lexloom.tasks.plan import (
     CALIBRATION_SECONDS,
+    MIN_MEASURED,
     Calibration,
     Machine,
     Measurement,
@@ -52,7 +53,10 @@ MIN_WINDOWS = 64  # of the context in the training text
 MIN_BATCHES = 8  # of an epoch
 SPEED_FIELDS = ("kv_heads", "ffn_dim", "style", "optimizer", "precision", "micro_batch", "dropout")
 TIED_VOCABULARY = 8192  # from which on the embeddings are shared
-DROPOUT = ((4.0, 0.0), (12.0, 0.1), (math.inf, 0.2))  # up to so many epochs
+# Epochs x parameters / tokens of the text: about so much lowers the held-out loss without dropout, and
+# dropout only helps runs that are several times as long (benchmarks/LOG.md).
+MOST_REPETITION, LEAST_WITH_DROPOUT = 24.0, 150.0
+DROPOUT = 0.2
 DROPOUT_COST = 1.2  # of a step on a CPU
 
 
@@ -68,11 +72,11 @@ class CalibrationConfig(BaseModel):
 
 
 @stage(version=1)
-def calibrate_transformer(config: CalibrationConfig, out: Path) -> Summary:
+def time_transformer(config: CalibrationConfig, out: Path) -> Summary:
     """Write `calibration.json`: how fast one worker of this machine trains transformers of some sizes."""
     gpu = config.machine.device == "cuda"
     with (
-        console.bar("calibrate_transformer"),
+        console.bar("time_transformer"),
         fan_out(measure_shapes, [config], concurrent=False, gpu=gpu) as results,
     ):
         (calibration,) = results
@@ -81,7 +85,7 @@ def calibrate_transformer(config: CalibrationConfig, out: Path) -> Summary:
 
 
 def measure_shapes(config: CalibrationConfig) -> Calibration:
-    """Measure the shapes in order; after some seconds, extrapolate from the last measured one."""
+    """Measure the shapes in order; after two and some seconds, extrapolate from the last measured one."""
     found: list[Measurement] = []
     started = time.perf_counter()
     for shape in config.shapes:
@@ -89,7 +93,7 @@ def measure_shapes(config: CalibrationConfig) -> Calibration:
         with torch.device("meta"):
             model = Transformer(network)
         cost = model.flops_per_token() * network.context
-        extrapolated = bool(found) and time.perf_counter() - started > CALIBRATION_SECONDS
+        extrapolated = len(found) >= MIN_MEASURED and time.perf_counter() - started > CALIBRATION_SECONDS
         seconds = extrapolate(found[-1], cost) if extrapolated else measure_shape(shape, config)
         found.append(
             Measurement(
@@ -132,7 +136,7 @@ def plan_transformer(tokens: Artifact, config: TrainTransformerConfig) -> TrainT
     if config.is_complete:
         return config
     resources = config.resources()
-    calibration = calibrate_transformer(
+    calibration = time_transformer(
         config=CalibrationConfig(
             machine=Machine.of(resources),
             vocabulary=round_up_vocabulary(cast(int, tokens.facts["vocabulary"])),
@@ -146,7 +150,8 @@ def plan_transformer(tokens: Artifact, config: TrainTransformerConfig) -> TrainT
         read_calibration(calibration).measurements,
         lambda measured, seconds: plan_size(measured, config, tokens, resources, seconds),
     )
-    best = choose_plan(plans, cast(int, tokens.facts["tokens"]))
+    unique, size = (cast(int, tokens.facts[name]) for name in ("tokens", "bytes"))
+    best = choose_plan(plans, unique, size / max(1, unique))
     console.note("training", best.describe())
     values = best.values(fixes_steps(config, resources)) | learning_values(best)
     return config.complete(values)
@@ -188,39 +193,40 @@ def plan_size(
     context = cast(int, measured.shape["context"])
     trained, held_out = (cast(int, tokens.facts[name]) for name in ("tokens", "validation_tokens"))
     windows = max(1, trained // context)
-    for _, dropout in DROPOUT:
+
+    def plan(dropout: float, most_epochs: float) -> Plan:
         costly = dropout > 0 and resources.device == "cpu" and config.dropout is None
-        plan = make_plan(
+        return make_plan(
             measured.with_dropout(dropout, DROPOUT_COST if costly else 1.0),
             seconds,
             batch_size=config.batch_size or choose_batch(measured, resources, seconds, windows),
             workers=resources.workers,
             windows=windows,
             held_out=held_out // context,
-            most_epochs=config.most_epochs,
+            most_epochs=most_epochs,
         )
-        if choose_dropout(plan.epochs) <= dropout:
-            break
-    return plan
 
-
-def choose_dropout(epochs: float) -> float:
-    """Return the dropout of a run of so many epochs."""
-    return next(share for most, share in DROPOUT if epochs <= most)
+    longest = plan(0.0, config.most_epochs)
+    per_epoch = measured.parameters / max(1, trained)
+    if config.dropout is not None or longest.epochs * per_epoch <= MOST_REPETITION:
+        return longest
+    if longest.epochs * per_epoch >= LEAST_WITH_DROPOUT:
+        return plan(DROPOUT, config.most_epochs)
+    return plan(0.0, MOST_REPETITION / per_epoch)
 
 
 def choose_batch(measured: Measurement, resources: Resources, seconds: float, windows: int) -> int:
     """Return the windows of a step: a power of two."""
     context = cast(int, measured.shape["context"])
-    fitting = seconds * resources.workers / measured.train_seconds * context / RUN_STEPS
-    tokens = max(STEP_TOKENS[resources.device], min(fitting, MAX_STEP_TOKENS))
+    fitting = min(seconds * resources.workers / measured.train_seconds, MAX_EPOCHS * windows)
+    tokens = max(STEP_TOKENS[resources.device], min(fitting * context / RUN_STEPS, MAX_STEP_TOKENS))
     most = max(1, min(int(tokens / context), windows // MIN_BATCHES))
     return max(1 << most.bit_length() - 1, round_up_to_power(resources.workers))
 
 
-# The held-out losses of 0.8M to 1.8M parameters after 0.5M to 2.5M characters of tinyshakespeare, in nats,
-# are 1.34 + 0.132 N^-0.34 + 0.111 / D, with N and D in millions (benchmarks/LOG.md). Each repetition of a
-# text is worth less than the one before (Muennighoff et al. 2023, "Scaling Data-Constrained Language
+# The held-out losses of 0.8M to 1.8M parameters after 0.5M to 2.5M bytes of tinyshakespeare, in nats per
+# byte, are 1.34 + 0.132 N^-0.34 + 0.111 / D, with N and D in millions (benchmarks/LOG.md). Each repetition
+# of a text is worth less than the one before (Muennighoff et al. 2023, "Scaling Data-Constrained Language
 # Models", equation 5).
 SIZE_SCALE, SIZE_EXPONENT = 0.132, 0.34
 TOKEN_SCALE, TOKEN_EXPONENT = 0.111, 1.0
@@ -229,7 +235,7 @@ MAX_PARAMETERS_PER_TOKEN = 12.0  # of the text: larger models overfit
 MEASURED_PARAMETERS, MIN_TOKENS_PER_PARAMETER = 12e6, 10.0  # larger models need so many tokens
 
 
-def choose_plan(plans: Sequence[Plan], unique: int) -> Plan:
+def choose_plan(plans: Sequence[Plan], unique: int, bytes_per_token: float) -> Plan:
     """Return the plan with the lowest expected loss for a text of `unique` tokens.
 
     The plans are in order of size.
@@ -243,17 +249,17 @@ def choose_plan(plans: Sequence[Plan], unique: int) -> Plan:
             or plan.trained_tokens >= MIN_TOKENS_PER_PARAMETER * plan.parameters
         )
     ]
-    return min(fitting or plans[:1], key=lambda plan: expected_loss(plan, unique))
+    return min(fitting or plans[:1], key=lambda plan: expected_loss(plan, unique, bytes_per_token))
 
 
-def expected_loss(plan: Plan, unique: int) -> float:
+def expected_loss(plan: Plan, unique: int, bytes_per_token: float) -> float:
     """Return the part of the expected loss that depends on the size and the tokens, up to a factor."""
     layers, width = cast(int, plan.shape["layers"]), cast(int, plan.shape["width"])
     trained = plan.trained_tokens
     repeated = max(0.0, trained / unique - 1)
     worth = min(trained, unique) + unique * REPETITIONS * (1 - math.exp(-repeated / REPETITIONS))
     size_term = SIZE_SCALE * (12 * layers * width**2 / 1e6) ** -SIZE_EXPONENT
-    return size_term + TOKEN_SCALE * (worth / 1e6) ** -TOKEN_EXPONENT
+    return size_term + TOKEN_SCALE * (worth * bytes_per_token / 1e6) ** -TOKEN_EXPONENT
 
 
 def learning_values(plan: Plan) -> dict[str, float]:

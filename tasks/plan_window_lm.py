@@ -1,6 +1,6 @@
 """The plan of a window language model for a budget of time: its width, batch size and steps.
 
-The stage `calibrate_window_lm` measures the speeds of the widths. The plan is the largest width that sees
+The stage `time_window_lm` measures the speeds of the widths. The plan is the largest width that sees
 enough windows per trained parameter within the time (benchmarks/LOG.md).
 """
 
@@ -17,6 +17,7 @@ from lexloom.models.window_lm import WindowLM, WindowLMConfig
 from lexloom.tasks.display import console
 from lexloom.tasks.plan import (
     CALIBRATION_SECONDS,
+    MIN_MEASURED,
     Calibration,
     Machine,
     Measurement,
@@ -65,11 +66,11 @@ class WindowCalibrationConfig(BaseModel):
 
 
 @stage(version=1)
-def calibrate_window_lm(config: WindowCalibrationConfig, out: Path) -> Summary:
+def time_window_lm(config: WindowCalibrationConfig, out: Path) -> Summary:
     """Write `calibration.json`: how fast one worker of this machine trains networks of some widths."""
     gpu = config.machine.device == "cuda"
     with (
-        console.bar("calibrate_window_lm"),
+        console.bar("time_window_lm"),
         fan_out(measure_widths, [config], concurrent=False, gpu=gpu) as results,
     ):
         (calibration,) = results
@@ -78,7 +79,7 @@ def calibrate_window_lm(config: WindowCalibrationConfig, out: Path) -> Summary:
 
 
 def measure_widths(config: WindowCalibrationConfig) -> Calibration:
-    """Measure the widths in order; after some seconds, extrapolate from the last measured one."""
+    """Measure the widths in order; after two and some seconds, extrapolate from the last measured one."""
     found: list[Measurement] = []
     started = time.perf_counter()
     for shape in config.shapes:
@@ -86,7 +87,7 @@ def measure_widths(config: WindowCalibrationConfig) -> Calibration:
         with torch.device("meta"):
             parameters = [each for each in WindowLM(network).parameters() if each.requires_grad]
         cost = float(sum(each.numel() for each in parameters if each.ndim > 1))
-        extrapolated = bool(found) and time.perf_counter() - started > CALIBRATION_SECONDS
+        extrapolated = len(found) >= MIN_MEASURED and time.perf_counter() - started > CALIBRATION_SECONDS
         seconds = extrapolate(found[-1], cost) if extrapolated else measure_width(shape, config)
         found.append(
             Measurement(
@@ -140,7 +141,7 @@ def plan_window_lm(
     resources = config.resources()
     given = config.model_dump(include={"width", *SPEED_FIELDS}, exclude_none=True, mode="json")
     widths = [config.width] if config.width else WIDTHS
-    calibration = calibrate_window_lm(
+    calibration = time_window_lm(
         config=WindowCalibrationConfig(
             machine=Machine.of(resources),
             vocabulary=cast(int, tokens.facts["vocabulary"]),

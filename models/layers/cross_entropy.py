@@ -46,7 +46,8 @@ def row_chunks(features: Tensor, weight: Tensor) -> list[slice]:
 def softmax_losses(logits: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(n, V), (V,), (n, 1) -> (n, 1) cross-entropies and (n, V) probabilities, both in float32.
 
-    Uses one exponential per logit: the log-sum-exp follows from the largest logit and its probability.
+    Uses one exponential per logit: the log-sum-exp follows from the largest logit and its probability. The
+    logits may be overwritten.
     """
     logits32 = logits.float()  # before the bias is added, since mixed-dtype sums are slow
     if bias is not None:

@@ -18,7 +18,12 @@ LIMITS = ("epochs", "max_steps", "max_seconds")
 
 def planned_field(description: str, **bounds: Any) -> Any:
     """Return a field that is None until a preset, the model's defaults or a plan replace it."""
-    return Field(None, description=f"{description} (default: planned for the budget).", **bounds)
+    return derived_field(f"{description} (default: planned for the budget).", **bounds)
+
+
+def derived_field(description: str, **bounds: Any) -> Any:
+    """Return a field whose default depends on other fields (`defaults`)."""
+    return Field(None, description=description, **bounds)
 
 
 class BudgetedTrainConfig(GradientTrainConfig):

@@ -31,7 +31,7 @@ from lexloom.tasks.generate_samples import sample_in_training
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.subwords import TOKENIZER, read_tokenizer
-from lexloom.tasks.train.budget import BudgetedTrainConfig, planned_field
+from lexloom.tasks.train.budget import BudgetedTrainConfig, derived_field, planned_field
 from lexloom.tasks.train.outputs import GENERATE, describe_training, restore, save_records, summarize
 from lexloom.tasks.train.resources import Resources
 from lexloom.tasks.train.run import GradientSync, MatrixPrecision, plan_job, run_job
@@ -57,7 +57,10 @@ class TrainWindowLMConfig(BudgetedTrainConfig):
         "token",
         description="Prediction target: the label's 'token' (cross-entropy) or its 'embedding' (regression).",
     )
-    fine_tuned: bool = Field(False, description="Also train the embeddings, instead of freezing them.")
+    fine_tuned: bool = derived_field(
+        "Also train the embeddings, instead of freezing them (default: yes, unless they are the prediction"
+        " target)."
+    )
     width: int = planned_field("Width of the dense layers", ge=1, le=65_536)
     depth: int = Field(2, ge=1, le=100, description="Number of dense layers.")
     activation: Activation = Field("relu", description="Activation function of the dense layers.")
@@ -68,7 +71,7 @@ class TrainWindowLMConfig(BudgetedTrainConfig):
         " 'tied' to the embeddings.",
     )
     features: int = Field(
-        128,
+        256,
         ge=1,
         le=65_536,
         description="Input dimension of the softmax; with 'tied', it is the dimension of the embeddings.",
@@ -79,7 +82,7 @@ class TrainWindowLMConfig(BudgetedTrainConfig):
     error: Error = Field(
         "cosine", description="Loss (objective embedding): 'squared' error, or 1 - 'cosine' similarity."
     )
-    learning_rate: float = Field(0.002, gt=0, le=10, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(0.003, gt=0, le=10, description="Peak learning rate of AdamW.")
     warm_up: float = Field(
         0.02,
         ge=0,
@@ -92,7 +95,8 @@ class TrainWindowLMConfig(BudgetedTrainConfig):
 
     @classmethod
     def defaults(cls, given: dict[str, Any], length: bool) -> dict[str, Any]:
-        return DEFAULTS if length else {}
+        fine_tuned = {"fine_tuned": given.get("objective", "token") == "token"}
+        return fine_tuned | (DEFAULTS if length else {})
 
     @model_validator(mode="after")
     def shape_fits(self) -> Self:

@@ -18,16 +18,15 @@ from lexloom.tasks.plan import (
     TooShortError,
     make_plan,
     repeat,
-    round_digits,
     write_calibration,
 )
 from lexloom.tasks.plan_transformer import (
     CalibrationConfig,
-    calibrate_transformer,
     choose_plan,
     plan_transformer,
+    time_transformer,
 )
-from lexloom.tasks.plan_window_lm import WindowCalibrationConfig, calibrate_window_lm, plan_window_lm
+from lexloom.tasks.plan_window_lm import WindowCalibrationConfig, plan_window_lm, time_window_lm
 from lexloom.tasks.store.artifacts import Artifact, Summary, canonical
 from lexloom.tasks.train.budget import BudgetedTrainConfig
 from lexloom.tasks.train.resources import Node
@@ -100,17 +99,17 @@ def plan(measured: Measurement = SMALL, seconds: float = 100, **changes: Any) ->
 
 def test_the_steps_and_evaluations_fill_the_time() -> None:
     found = plan()
-    # 7 evaluations of 100 windows take 1.4 s, a step 10 x 0.01 / 0.96 s: 946.6 steps, rounded to two digits
-    assert (found.steps, found.evaluated_windows) == (950, 100)
-    assert found.seconds == pytest.approx(950 * 0.1 / 0.96 + 1.4, abs=0.1)
-    assert found.epochs == 9.5
-    assert plan(workers=2, held_out=0).steps == round_digits(2 * 960)
+    # 7 evaluations of 100 windows take 1.4 s, a step 10 x 0.01 / 0.96 s: 946.6 steps
+    assert (found.steps, found.evaluated_windows) == (946, 100)
+    assert found.seconds == pytest.approx(946 * 0.1 / 0.96 + 1.4, abs=0.1)
+    assert found.epochs == 9.46
+    assert plan(workers=2, held_out=0).steps == 1920
 
 
 def test_evaluations_read_a_part_of_many_held_out_windows() -> None:
     # 8% of 100 s, seven times: 1.143 s each
     assert plan(held_out=10**6).evaluated_windows == 571
-    assert plan(held_out=10**6).seconds <= 101
+    assert plan(held_out=10**6).seconds <= 100
 
 
 def test_training_ends_early_if_a_text_is_small() -> None:
@@ -130,7 +129,7 @@ def test_a_time_for_too_few_steps_is_rejected_with_the_time_that_is_enough() -> 
 
 def test_steps_limit_a_local_run_and_the_time_limits_others() -> None:
     fixed, timed = plan().values(fixed_steps=True), plan().values(fixed_steps=False)
-    assert (fixed["max_steps"], fixed["evaluate_every"]) == (950, 136)
+    assert (fixed["max_steps"], fixed["evaluate_every"]) == (946, 136)
     assert fixed["max_seconds"] > timed["max_seconds"] >= plan().seconds
     assert "max_steps" not in timed
 
@@ -166,7 +165,11 @@ def artifact(**facts: Any) -> Artifact:
     return Artifact(stage="subwords", key="key", folder=Path("nowhere"), summary=summary)
 
 
-TOKENS = artifact(tokens=1_000_000, validation_tokens=100_000, vocabulary=66)
+TEXTS = [
+    artifact(tokens=tokens, validation_tokens=tokens // 10, vocabulary=66, bytes=tokens)
+    for tokens in (4_000_000, 200_000, 90_000)
+]
+TOKENS = artifact(tokens=1_000_000, validation_tokens=100_000, vocabulary=66, bytes=1_000_000)
 
 
 @pytest.fixture
@@ -191,8 +194,8 @@ def calibrations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.setattr(transformer_module, "measure_shape", speed)
     monkeypatch.setattr(window_module, "measure_width", lambda shape, config: (shape["width"] / 1e7, 1e-6))
     measure_shapes, measure_widths = transformer_module.measure_shapes, window_module.measure_widths
-    monkeypatch.setattr(transformer_module, "calibrate_transformer", calibrate(measure_shapes))
-    monkeypatch.setattr(window_module, "calibrate_window_lm", calibrate(measure_widths))
+    monkeypatch.setattr(transformer_module, "time_transformer", calibrate(measure_shapes))
+    monkeypatch.setattr(window_module, "time_window_lm", calibrate(measure_widths))
     monkeypatch.setattr("lexloom.tasks.train.resources.measure_this_machine", lambda: Node(cpus=2, gpus=0))
     return asked
 
@@ -221,13 +224,26 @@ def test_longer_budgets_train_larger_models(calibrations: list[Any]) -> None:
 
 
 def test_a_small_text_gets_a_small_model_and_a_short_context(calibrations: list[Any]) -> None:
-    tokens = artifact(tokens=9_000, validation_tokens=1_000, vocabulary=66)
+    tokens = artifact(tokens=9_000, validation_tokens=1_000, vocabulary=66, bytes=9_000)
     found = plan_transformer(tokens, TrainTransformerConfig(minutes=300))
     assert (found.layers, found.width, found.context, found.dropout) == (4, 128, 128, 0.2)
     assert found.max_steps is not None
     assert found.max_steps * found.batch_size * found.context <= 21 * 9_000, (
         "it ends before the text is learned"
     )
+
+
+def test_dropout_follows_the_repetitions_of_a_text(calibrations: list[Any]) -> None:
+    preset = [plan_transformer(text, TrainTransformerConfig(preset="tiny", minutes=5)) for text in TEXTS]
+    assert [each.dropout for each in preset] == [0.0, 0.0, 0.0]
+    found = [plan_transformer(text, TrainTransformerConfig(minutes=5, layers=4, width=128)) for text in TEXTS]
+    assert [each.dropout for each in found] == [0.0, 0.0, 0.2]
+    epochs = [
+        each.max_steps * each.batch_size * 256 / text.facts["tokens"]
+        for each, text in zip(found, TEXTS, strict=True)
+    ]
+    assert epochs[1] == pytest.approx(24 * 0.2 / 0.8, rel=0.1), "more would overfit"
+    assert epochs[2] == pytest.approx(20, rel=0.1)
 
 
 def test_given_values_win(calibrations: list[Any]) -> None:
@@ -277,9 +293,9 @@ def test_the_key_has_the_plan_and_the_calibration_is_shared(calibrations: list[A
     assert keys[0] == keys[1] != keys[2]
     assert "minutes" not in canonical(first)
     assert canonical(first)["max_steps"] == first.max_steps
-    assert len({calibrate_transformer.key((), each) for each in calibrations}) == 1
+    assert len({time_transformer.key((), each) for each in calibrations}) == 1
     plan_transformer(TOKENS, TrainTransformerConfig(threads=1))
-    assert len({calibrate_transformer.key((), each) for each in calibrations}) == 2, "another speed"
+    assert len({time_transformer.key((), each) for each in calibrations}) == 2, "another speed"
 
 
 def test_larger_models_need_more_text_and_tokens() -> None:
@@ -289,22 +305,24 @@ def test_larger_models_need_more_text_and_tokens() -> None:
         return plan().model_copy(update={"shape": shape, "parameters": parameters, "steps": steps})
 
     small, large, huge = of(4, 192, 4000), of(6, 384, 4000), of(12, 768, 40_000)
-    assert choose_plan([small, large], 10**7) is large
-    assert choose_plan([small, large], 10**5) is small, "it has 100 parameters per token of the text"
-    assert choose_plan([large, huge], 10**8) is large, "it would see half a token per parameter"
+    assert choose_plan([small, large], 10**7, 1.0) is large
+    assert choose_plan([small, large], 10**5, 1.0) is small, "it has 100 parameters per token of the text"
+    assert choose_plan([large, huge], 10**8, 1.0) is large, "it would see half a token per parameter"
 
 
 def test_a_calibration_measures_and_extrapolates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "MEASURING_SECONDS", 0.0)
     monkeypatch.setattr(transformer_module, "CALIBRATION_SECONDS", 0.0)
-    shapes = [{"layers": 1, "width": width, "heads": 1, "context": 8} for width in (8, 16)]
+    shapes = [{"layers": 1, "width": width, "heads": 1, "context": 8} for width in (8, 16, 32)]
     config = CalibrationConfig(machine=LAPTOP, vocabulary=10, step_tokens=16, shapes=shapes)
-    summary = calibrate_transformer.function(config, tmp_path)
-    assert (summary.rows_in, summary.rows) == (2, 1)
-    first, second = Calibration.model_validate_json((tmp_path / "calibration.json").read_bytes()).measurements
+    summary = time_transformer.function(config, tmp_path)
+    assert (summary.rows_in, summary.rows) == (3, 2)
+    first, second, third = Calibration.model_validate_json(
+        (tmp_path / "calibration.json").read_bytes()
+    ).measurements
     assert first.train_seconds > first.evaluation_seconds > 0
-    assert second.extrapolated
-    assert second.train_seconds == pytest.approx(first.train_seconds * second.cost / first.cost, rel=0.1)
+    assert [each.extrapolated for each in (first, second, third)] == [False, False, True]
+    assert third.train_seconds == pytest.approx(second.train_seconds * third.cost / second.cost, rel=0.1)
 
 
 # the window model
@@ -331,5 +349,5 @@ def test_the_window_models_calibration(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(plan_module, "MEASURING_SECONDS", 0.0)
     fields = {"vocabulary": 20, "context": 3, "dim": 4, "batch_size": 8}
     config = WindowCalibrationConfig(machine=LAPTOP, shapes=[{"width": 8}, {"width": 16}], **fields)
-    summary = calibrate_window_lm.function(config, tmp_path)
+    summary = time_window_lm.function(config, tmp_path)
     assert (summary.rows_in, summary.rows) == (2, 2)

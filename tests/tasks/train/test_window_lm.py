@@ -41,6 +41,7 @@ CONFIG = TrainWindowLMConfig(
     checkpoint_every=7,
     width=32,
     depth=2,
+    fine_tuned=False,
     features=16,
     cutoffs=(8,),
     learning_rate=0.01,
@@ -225,3 +226,9 @@ def test_patience_without_held_out_windows_is_rejected(
 def test_inconsistent_values_are_rejected_early(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         TrainWindowLMConfig(**fields)
+
+
+def test_embeddings_are_trained_unless_they_are_the_target() -> None:
+    assert TrainWindowLMConfig().fine_tuned
+    assert not TrainWindowLMConfig(objective="embedding").fine_tuned
+    assert not TrainWindowLMConfig(fine_tuned=False).fine_tuned
