@@ -199,7 +199,8 @@ def plan_size(
         return make_plan(
             measured.with_dropout(dropout, DROPOUT_COST if costly else 1.0),
             seconds,
-            batch_size=config.batch_size or choose_batch(measured, resources, seconds, windows),
+            batch_size=config.batch_size
+            or choose_batch(measured, resources, seconds, windows, config.most_epochs),
             workers=resources.workers,
             windows=windows,
             held_out=held_out // context,
@@ -215,10 +216,12 @@ def plan_size(
     return plan(0.0, MOST_REPETITION / per_epoch)
 
 
-def choose_batch(measured: Measurement, resources: Resources, seconds: float, windows: int) -> int:
+def choose_batch(
+    measured: Measurement, resources: Resources, seconds: float, windows: int, most_epochs: float
+) -> int:
     """Return the windows of a step: a power of two."""
     context = cast(int, measured.shape["context"])
-    fitting = min(seconds * resources.workers / measured.train_seconds, MAX_EPOCHS * windows)
+    fitting = min(seconds * resources.workers / measured.train_seconds, most_epochs * windows)
     tokens = max(STEP_TOKENS[resources.device], min(fitting * context / RUN_STEPS, MAX_STEP_TOKENS))
     most = max(1, min(int(tokens / context), windows // MIN_BATCHES))
     return max(1 << most.bit_length() - 1, round_up_to_power(resources.workers))
