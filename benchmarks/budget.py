@@ -1,4 +1,4 @@
-"""Train language models without flags, as a new user would, and measure the losses from which plans are made.
+"""Train language models with default flags, as a new user would, and measure the losses that plans use.
 
     python benchmarks/budget.py runs --data tinyshakespeare.txt [--minutes 5] [--only characters auto]
     python benchmarks/budget.py scaling --data tinyshakespeare.txt [--tokens 0.5 1 2.5]
@@ -9,11 +9,11 @@ characters   transformer-lm, characters of the data
 auto         transformer-lm, the default encoding of the data
 window-lm    window-lm on the packaged State of the Union addresses
 
-Of each: the plan, wall seconds of the command, seconds from its start to the first sample, the loss on all
-held-out text, bits per byte and top-1 accuracy, and those of the n-gram model.
+Measured for each command: the plan, wall seconds of the command, seconds from its start to the first sample,
+the loss on all held-out text, bits per byte and top-1 accuracy, and those of the n-gram model.
 
 `scaling`: held-out loss, in nats per character, of several sizes and contexts after some millions of tokens.
-The seconds are CPU seconds, so that other processes disturb them little.
+The times are CPU seconds, which other processes affect little.
 
 Results are written to benchmarks/results/budget.json.
 """
@@ -46,7 +46,7 @@ HEAD_WIDTH = 64
 
 
 def run(name: str, data: Path, minutes: float | None) -> dict[str, Any]:
-    """Run a whole command; return its figures."""
+    """Run a command and return its figures."""
     flags = {
         "characters": ["transformer-lm", "--source", str(data), "--encoding", "characters"],
         "auto": ["transformer-lm", "--source", str(data)],
@@ -100,7 +100,7 @@ def runs(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def scaling(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the losses of sizes after some numbers of tokens."""
+    """Return the loss of each size after each number of tokens."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         stages = stage_runner(Path(name))
@@ -155,7 +155,7 @@ def main() -> None:
         command = commands.add_parser(part)
         command.add_argument("--data", type=Path, required=True)
         if part == "runs":
-            command.add_argument("--minutes", type=float, default=None, help="default: the commands' own")
+            command.add_argument("--minutes", type=float, default=None, help="default: that of each command")
             command.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
         else:
             command.add_argument("--tokens", nargs="+", type=float, default=[0.5, 1.0, 2.5], help="millions")

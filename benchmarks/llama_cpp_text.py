@@ -3,9 +3,9 @@
     pip install llama-cpp-python
     python benchmarks/llama_cpp_text.py --data tinyshakespeare.txt [--encodings characters bytes bpe gpt2 ...]
 
-For each encoding and architecture a tiny model of random weights is exported. Texts are excerpts of the data,
-and random mixtures of letters, digits, apostrophes, spaces and line feeds. llama.cpp computes in float32,
-including its cache of keys and values.
+For each encoding and architecture, a tiny model with random weights is exported. Texts are excerpts of the
+data, and random mixtures of letters, digits, apostrophes, spaces and line feeds. llama.cpp computes in
+float32, including its KV cache.
 
 Results are written to benchmarks/results/llama_cpp_text.json.
 """
@@ -42,7 +42,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {"qk_norm": False, "qkv_bias": True, "tie_embeddings": True},
 }
 CONTEXT, PROMPT, NEW = 256, 30, 60
-FLOAT32 = 0  # ggml's number of the type
+FLOAT32 = 0  # ggml's id of the type
 ALPHABET = "abcdestl ABC    \n\n''’..,12345\t"
 TEXTS, CONTINUED = 600, 20
 
@@ -76,7 +76,7 @@ def make_texts(text: str) -> list[str]:
 
 
 def compare(tokenizer: Tokenizer, options: dict[str, Any], texts: list[str], folder: Path) -> dict[str, Any]:
-    """Export a model of random weights; count the texts for which llama.cpp agrees."""
+    """Export a model with random weights; count the texts for which llama.cpp agrees."""
     torch.manual_seed(0)
     shape = TransformerConfig(
         tokenizer.size + 5, CONTEXT, layers=2, width=64, heads=4, end_of_text=tokenizer.end_of_text, **options

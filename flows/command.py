@@ -202,8 +202,8 @@ FLOWS = Group("Train a model", sort_key=0)
 
 
 def flow_command(entry: FlowEntry, argv: Sequence[str]) -> App:
-    """Return a flow's command with one flag per parameter; the help that `argv` asks for lists the main ones,
-    or all.
+    """Return a flow's command, with one flag per parameter. Its help lists the main flags, or all of them if
+    `argv` contains `--help-all`.
     """
     everything = "--help-all" in argv
     config = load_config_for_help(entry) if asks_for_help(argv) else entry.config()

@@ -1,4 +1,4 @@
-"""The command line that repeats a run: the flags of the parameters that differ from their defaults."""
+"""The command line that reproduces a run: the flags of the parameters that differ from their defaults."""
 
 import re
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def command_text(flow: str, config: BaseModel) -> str:
 
 
 def nested(values: Mapping[FieldPath, Any]) -> dict[str, Any]:
-    """Return values by section."""
+    """Return the values as nested dictionaries, one per section."""
     found: dict[str, Any] = {}
     for path, value in values.items():
         section = found
@@ -45,7 +45,7 @@ def nested(values: Mapping[FieldPath, Any]) -> dict[str, Any]:
 
 
 def follow(config: BaseModel, path: FieldPath) -> Any:
-    """Return the value of a parameter."""
+    """Return the value of the parameter at `path`."""
     found: Any = config
     for name in path:
         found = getattr(found, name)

@@ -39,11 +39,11 @@ class FlowConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # not part of any stage's config, and so of no key
+    # not part of any stage's config, and therefore of any key
     name: ModelName | None = Field(
         None,
-        description="Name of the model, by which commands find it; another model that has it loses it. If not"
-        " given, the name that the model has, or one of its source and date.",
+        description="Name of the model, which commands accept. If another model has it, the name moves. If"
+        " not given, the model keeps its name, or gets one made of its source and the date.",
         json_schema_extra={"pattern": f"^{NAME_PATTERN}$"},
     )
 

@@ -1,4 +1,4 @@
-"""Replaces slow libraries by placeholders while a process imports modules only to read their parameters.
+"""Replaces slow libraries with placeholders while a process imports modules only to read their parameters.
 
 `lexloom word2vec --help` needs the flow's config, whose modules also define the stages. They import PyTorch,
 Numba and Prefect, which takes seconds, but use them only when a stage runs.
@@ -33,7 +33,7 @@ class AnyType(ABCMeta):
 
 
 class Placeholder(metaclass=AnyType):
-    """Stands for everything in a slow library."""
+    """Stands in for everything in a slow library."""
 
 
 class PlaceholderModule(ModuleType):
@@ -42,7 +42,7 @@ class PlaceholderModule(ModuleType):
 
 
 class PlaceholderFinder(MetaPathFinder, Loader):
-    """Finds the modules of slow libraries."""
+    """Provides placeholders for the modules of slow libraries."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
         return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in SLOW else None
@@ -56,7 +56,7 @@ class PlaceholderFinder(MetaPathFinder, Loader):
 
 @contextmanager
 def placeholders() -> Iterator[None]:
-    """Import placeholders for slow libraries inside; nothing that needs them may be called."""
+    """Import placeholders instead of slow libraries inside the block, which must not call these libraries."""
     finder = PlaceholderFinder()
     sys.meta_path.insert(0, finder)
     try:

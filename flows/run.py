@@ -23,9 +23,9 @@ from lexloom.tasks.store.names import base_name, name_by_default, name_model, re
 from lexloom.tasks.store.parallel import use_cluster
 from lexloom.tasks.store.stage import StageRecord, record_stages
 
-SHOWN_KEY = 8  # characters, which identify a key
+SHOWN_KEY = 8  # characters, which are enough to identify a key
 LINEAGE = (
-    "The stages of this run, and the artifacts that each was made from, with the beginnings of their keys."
+    "The stages of this run and their input artifacts, with shortened keys."
     " `lexloom store explain KEY` shows why a stage ran."
 )
 
@@ -55,29 +55,29 @@ class RunRecorder:
         self._records = records
         self._started = time.perf_counter()
         self._store = Store()
-        read_names(self._store)  # a damaged file is reported now and not after the training
+        read_names(self._store)  # report a damaged file now, not after the training
         self._name = ""
 
     def name_model(self, model: Artifact) -> None:
         """Give the model the name of the config, or by default one of its source and date.
 
-        Call it before the report is built, which shows the name; `outcome` calls it otherwise. Without a name
-        in the config, a model keeps the name that it has. If the default name can't be saved, the model is
-        called by its key.
+        Call it before the report is built, because the report shows the name; otherwise, `outcome` calls it.
+        Without a name in the config, a model keeps its name. If the default name can't be saved, the model is
+        named by its key.
         """
         place = model.stage, model.key
         if self._config.name is not None:
             named = name_model(self._store, place, self._config.name)
             if named.moved_from is not None:
                 stage, key = named.moved_from
-                note("name", f"{named.name} now names this model; until now, {stage}/{key[:SHOWN_KEY]}")
+                note("name", f"{named.name} moved to this model from {stage}/{key[:SHOWN_KEY]}")
             self._name = named.name
         else:
             try:
                 self._name = name_by_default(self._store, place, self._base_name(model)).name
             except OSError as error:
                 self._name = model.key[:SHOWN_KEY]
-                warn(f"the model has no name but its key, because names can't be saved ({error})")
+                warn(f"the model is named by its key, because names can't be saved ({error})")
         describe_run(self._name, command_text(self._flow, self._config))
 
     def _base_name(self, model: Artifact) -> str:
@@ -139,7 +139,7 @@ def row(record: StageRecord) -> dict[str, Any]:
         "cached": "yes" if record.cached else "no",
         "seconds": round(record.seconds, 1),
         "rows": describe(record.summary),
-        "made from": ", ".join(shortened(parent) for parent in record.parents),
+        "inputs": ", ".join(shortened(parent) for parent in record.parents),
         "key": record.key[:SHOWN_KEY],
         "reason": "; ".join(record.why),
     }

@@ -81,9 +81,9 @@ class ModelFamily:
             `TextClassifier` ("classify") or `WordVectors` ("neighbours").
         reads_other_folders: whether a folder that names no kind, as other tools write it, is read as this
             family. At most one family of each capability may do so.
-        exports: the formats of other tools in which its models can be written, with the suffix of the file,
-            such as {"gguf": ".gguf"}. The module then defines `export(folder, to, file)`, which writes a
-            format and returns what these tools do differently, as sentences.
+        exports: the formats of other tools to which its models can be exported, with the suffix of the file,
+            such as {"gguf": ".gguf"}. The module then defines `export(folder, to, file)`, which writes the
+            file and returns sentences that describe what these tools do differently.
         module: the dotted name of the module; the registry fills it in.
     """
 
@@ -107,12 +107,12 @@ class ModelFamily:
     def export(self, folder: Path, to: str, file: Path) -> list[str]:
         """Write the model in `folder` in one of the formats of `exports`.
 
-        Returns what tools that read the file do differently, as sentences.
+        Returns sentences that describe what tools that read the file do differently.
 
         Raises:
             ModuleNotFoundError: the package that writes the format is not installed.
             FileNotFoundError: a file of the model is missing.
-            ValueError: a file is damaged, or the format can't hold the model.
+            ValueError: a file is damaged, or the format can't represent the model.
         """
         notes: list[str] = import_module(self.module).export(folder, to, file)
         return notes
@@ -204,7 +204,7 @@ def find_exporter(folder: Path | str, to: str) -> ModelFamily:
         formats = ", ".join(family.exports) if family else ""
         raise ValueError(
             f"{folder} contains a {title}, which can't be exported to {to}"
-            + (f": use {formats}" if formats else ": no other tool has a format that can hold it")
+            + (f": use {formats}" if formats else ": no other tool has a format that can represent it")
         )
     return family
 

@@ -9,9 +9,9 @@ models/word2vec/skipgram.py defines the pairs, and models/word2vec/grid.py parts
 - While one episode is sorted, compressed and written by all threads, the words of the next one are read.
   Memory does not grow with the corpus, but with the episode (about 16 bytes per pair) and with the longest
   document (14 bytes per word).
-- The Parquet files have no dictionary, and their values are split into streams of bytes: a row's number has
-  two bytes in four, so half of the streams are zero. With lz4, that is smaller, and faster to write and read
-  (benchmarks/pairs.py).
+- The Parquet files have no dictionary, and their values are split into byte streams: a row's number takes two
+  of four bytes, so half of the streams are zero. With lz4, the files are smaller, and faster to write and
+  read (benchmarks/pairs.py).
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -107,7 +107,7 @@ class SkipGramsConfig(BaseModel):
         return self.pairs_per_episode or default_episode(len(counts), self.expected_pairs(counts))
 
     def expected_pairs(self, counts: NDArray[np.int64]) -> float:
-        """Return about how many pairs a text with these counts, (V,), has."""
+        """Return the approximate number of pairs of a text with these word counts, (V,)."""
         return float(counts.sum() * self.skipgrams(counts).pairs_per_token(counts))
 
     def skipgrams(self, counts: NDArray[np.int64]) -> SkipGrams:

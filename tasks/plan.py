@@ -1,10 +1,10 @@
-"""Plans of training for a budget of time: how long a step takes on this machine, and what fits into the time.
+"""Plans training for a time budget: how long a step takes on this machine, and what fits into the time.
 
-A calibration is a cached stage: its key has the class of the machine (processor, threads, workers, device)
-and the measured shapes. The plan is computed from the calibration, the budget and the corpus. Its result, the
-size of the model, the batch size and the number of steps, is what the config and the key of the training
-contain. So the same command finds its model in the store, and a resumed run takes the same steps. On a GPU
-and with several workers, compilation and synchronization are not part of the calibration: there, the plan
+A calibration is a cached stage: its key contains the class of the machine (processor, threads, workers,
+device) and the measured shapes. The plan is computed from the calibration, the budget and the corpus. The
+config and the key of the training contain its result: the size of the model, the batch size and the number
+of steps. Therefore, the same command finds its model in the store, and a resumed run takes the same steps. On
+a GPU and with several workers, compilation and synchronization are not part of the calibration, so the plan
 limits the time instead of the steps.
 """
 
@@ -26,18 +26,18 @@ from lexloom.tasks.train.resources import Resources
 from lexloom.training.torch_trainable import TorchTrainable
 
 FILE = "calibration.json"
-MEASURING_SECONDS = 0.8  # per shape, after a first step
+MEASURING_SECONDS = 0.8  # per shape, after a warm-up step
 MIN_MEASURED_STEPS = 3
-CALIBRATION_SECONDS = 6.0  # after which no further shape is measured, except that there are at least
-MIN_MEASURED = 2
+CALIBRATION_SECONDS = 6.0  # after this time, no further shape is measured
+MIN_MEASURED = 2  # shapes, whatever the time
 
-MIN_STEPS = 50  # fewer do not train anything
-TRAINING_SHARE = 0.88  # of the minutes; the other stages, the calibration and the report take the rest
+MIN_STEPS = 50  # fewer steps train nothing useful
+TRAINING_SHARE = 0.88  # of the budget; the other stages, the calibration and the report take the rest
 LOOP_SHARE = 0.96  # of the training time; reading, records and checkpoints take the rest
 RAY_START_SECONDS = 15.0
 EVALUATION_SHARE = 0.08  # of the training time
-EVALUATIONS = 7  # the first one soon, since it shows a sample
-TIME_LIMIT = 1.25  # of the planned time, if the machine is slower than measured
+EVALUATIONS = 7  # the first one early, because it shows a sample
+TIME_LIMIT = 1.25  # multiple of the planned time, for a machine that is slower than measured
 
 
 class Machine(BaseModel):
@@ -70,7 +70,7 @@ def one_worker(machine: Machine) -> Resources:
 
 
 class Measurement(BaseModel):
-    """The speed of one worker with a shape: seconds per window, in training and in evaluation."""
+    """The speed of one worker for a shape: seconds per window, in training and in evaluation."""
 
     shape: dict[str, JsonValue]
     parameters: int
@@ -80,7 +80,7 @@ class Measurement(BaseModel):
     extrapolated: bool = False
 
     def with_dropout(self, dropout: float, cost: float) -> "Measurement":
-        """Return the measurement of the shape with dropout, which makes training `cost` times as long."""
+        """Return the measurement of the shape with dropout; training then takes `cost` times as long."""
         shape = {"dropout": dropout} | self.shape
         return self.model_copy(update={"shape": shape, "train_seconds": self.train_seconds * cost})
 
@@ -112,9 +112,9 @@ def summarize_calibration(calibration: Calibration) -> Summary:
 
 
 def measure(trainable: TorchTrainable, batch: Mapping[str, np.ndarray], device: str) -> tuple[float, float]:
-    """Return the seconds per example of a training step and of an evaluation, with two digits.
+    """Return the seconds per example of a training step and of an evaluation, to two significant digits.
 
-    The fastest repeat counts, since other processes slow down the others for a moment.
+    The fastest repetition counts, because other processes may slow down a repetition.
     """
     trainable.prepare(device)
     rows = len(next(iter(batch.values())))
@@ -135,7 +135,7 @@ def extrapolate(measured: Measurement, cost: float) -> tuple[float, float]:
 
 
 def repeat(call: Callable[[], Any]) -> list[float]:
-    """Return the seconds of calls after a first one."""
+    """Return the seconds of each repeated call, after a warm-up call."""
     call()
     end = time.perf_counter() + MEASURING_SECONDS
     seconds: list[float] = []
@@ -158,7 +158,7 @@ def round_down(number: float) -> int:
 
 
 class TooShortError(ValueError):
-    """A budget in which a model can't be trained; `seconds` of training would be enough."""
+    """The budget is too short to train a model; `seconds` of training would be enough."""
 
     def __init__(self, reason: str, seconds: float) -> None:
         super().__init__(reason)
@@ -179,7 +179,7 @@ class Plan(BaseModel):
     evaluated_windows: int
 
     def values(self, fixed_steps: bool) -> dict[str, Any]:
-        """Return the plan as values of the training config, with a limit of steps or only of time."""
+        """Return the plan as values of the training config, with a limit on steps, or only on time."""
         limit = TIME_LIMIT * self.seconds if fixed_steps else self.seconds
         return {
             **self.shape,
@@ -193,11 +193,11 @@ class Plan(BaseModel):
 
     @property
     def trained_tokens(self) -> int:
-        """The tokens, or the windows of a model that predicts one token of each, that training sees."""
+        """The tokens that training sees; for a model that predicts one token per window, the windows."""
         return self.steps * self.batch_size * int(self.shape.get("context", 1))  # type: ignore[arg-type]
 
     def describe(self) -> str:
-        """Return one line: what is trained, for how long, and at which speed."""
+        """Return one line: what is trained, for how long, and at what speed."""
         tokens = int(self.shape.get("context", 1))  # type: ignore[arg-type]
         unit = "tokens" if "context" in self.shape else "windows"
         context = f", context {tokens}" if "context" in self.shape else ""
@@ -213,7 +213,7 @@ def counted_epochs(epochs: float) -> str:
 
 
 def training_seconds(config: BudgetedTrainConfig, resources: Resources) -> float:
-    """Return the part of the budget that training can take."""
+    """Return the part of the budget that is available for training."""
     if config.max_seconds is not None:
         return config.max_seconds
     return TRAINING_SHARE * config.budget_seconds - start_seconds(resources)
@@ -232,7 +232,7 @@ def plan_within_budget(
     """Return the plans, `plan(measurement, seconds)`, of all sizes that can be trained in the budget.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no size can be trained in the budget.
     """
     seconds = training_seconds(config, resources)
     plans: list[Plan] = []
@@ -251,14 +251,14 @@ def plan_within_budget(
             )
         minutes = (least.seconds + start_seconds(resources)) / TRAINING_SHARE / 60
         raise ValueError(
-            f"{config.budget_seconds / 60:g} minutes are too short to train: {least}; set minutes to at least"
-            f" {math.ceil(minutes * 10) / 10:g}, or set max_steps"
+            f"a budget of {config.budget_seconds / 60:g} minutes is too short to train: {least}; set minutes"
+            f" to at least {math.ceil(minutes * 10) / 10:g}, or set max_steps"
         )
     return plans
 
 
 def fixes_steps(config: BudgetedTrainConfig, resources: Resources) -> bool:
-    """Whether a plan limits the steps, which is reproducible, and not only the time."""
+    """Return whether a plan limits the steps, which is reproducible, and not only the time."""
     return config.max_seconds is None and resources.device == "cpu" and resources.workers == 1
 
 
@@ -272,9 +272,9 @@ def make_plan(
     held_out: int,
     most_epochs: float,
 ) -> Plan:
-    """Plan a training with a shape: as many steps as fit into the seconds, evaluations included.
+    """Plan the training of a shape: as many steps as fit into the seconds, including evaluations.
 
-    `windows` and `held_out` are the numbers of training windows and of held-out ones. If `most_epochs` take
+    `windows` and `held_out` are the numbers of training windows and held-out windows. If `most_epochs` take
     less time, training ends earlier.
 
     Raises:
@@ -286,7 +286,7 @@ def make_plan(
     fitting = (seconds - evaluation) / step
     if fitting < MIN_STEPS:
         raise TooShortError(
-            f"on this machine, a step of {short(measured.parameters)} parameters takes about"
+            f"on this machine, a step of a model with {short(measured.parameters)} parameters takes about"
             f" {duration(step)}, and training needs at least {MIN_STEPS} steps",
             (MIN_STEPS * step) / (1 - EVALUATION_SHARE),
         )
@@ -305,6 +305,6 @@ def make_plan(
 
 
 def evaluated_windows(measured: Measurement, seconds: float, workers: int) -> int:
-    """Return how many windows an evaluation can read in its share of the time."""
+    """Return the number of windows that an evaluation can read in its share of the time."""
     each = EVALUATION_SHARE * seconds / EVALUATIONS
     return max(1, int(each * workers / measured.evaluation_seconds))

@@ -1,8 +1,8 @@
-"""The plan of a transformer for a budget of time: its size, context, batch size, steps and learning rates.
+"""Plans a transformer for a time budget: its size, context, batch size, steps and learning rates.
 
-The candidates are the sizes of `SIZES`; values that the user gives replace theirs. The stage
-`time_transformer` measures their speeds. Of the sizes, each with the steps that fit into the time, the
-plan is the one with the lowest expected loss, which is a fit to measurements (benchmarks/LOG.md).
+The candidates are the sizes of `SIZES`; values that the user sets replace theirs. The stage
+`time_transformer` measures their speeds. Each size gets the steps that fit into the time. The plan is the
+size with the lowest expected loss, which is a fit to measurements (benchmarks/LOG.md).
 """
 
 import math
@@ -46,15 +46,15 @@ from lexloom.tasks.train.transformer import (
 )
 
 STEP_TOKENS = {"cpu": 2048, "cuda": 16_384}  # of the smallest batch
-RUN_STEPS = 1200  # of a run; if more fit into the time, the batch is doubled, up to
-MAX_STEP_TOKENS = 1 << 19
+RUN_STEPS = 1200  # of a run; if more fit into the time, the batch is doubled
+MAX_STEP_TOKENS = 1 << 19  # of the largest batch
 CONTEXTS = (256, 128, 64, 32, 16)
-MIN_WINDOWS = 64  # of the context in the training text
-MIN_BATCHES = 8  # of an epoch
+MIN_WINDOWS = 64  # minimum number of windows in the training text
+MIN_BATCHES = 8  # per epoch
 SPEED_FIELDS = ("kv_heads", "ffn_dim", "style", "optimizer", "precision", "micro_batch", "dropout")
-TIED_VOCABULARY = 8192  # from which on the embeddings are shared
-# Epochs x parameters / tokens of the text: about so much lowers the held-out loss without dropout, and
-# dropout only helps runs that are several times as long (benchmarks/LOG.md).
+TIED_VOCABULARY = 8192  # from this size on, the embeddings are tied
+# Epochs x parameters / tokens of the text: without dropout, the held-out loss falls up to about the first
+# value; dropout helps only in runs that are several times as long (benchmarks/LOG.md).
 MOST_REPETITION, LEAST_WITH_DROPOUT = 24.0, 150.0
 DROPOUT = 0.2
 DROPOUT_COST = 1.2  # of a step on a CPU
@@ -68,12 +68,12 @@ class CalibrationConfig(BaseModel):
     machine: Machine
     vocabulary: int
     step_tokens: int  # over all workers
-    shapes: list[dict[str, JsonValue]]  # training configs without lengths, in the order of their costs
+    shapes: list[dict[str, JsonValue]]  # training configs without lengths, in order of cost
 
 
 @stage(version=1)
 def time_transformer(config: CalibrationConfig, out: Path) -> Summary:
-    """Write `calibration.json`: how fast one worker of this machine trains transformers of some sizes."""
+    """Write `calibration.json`: how fast one worker of this machine trains transformers of several sizes."""
     gpu = config.machine.device == "cuda"
     with (
         console.bar("time_transformer"),
@@ -85,7 +85,7 @@ def time_transformer(config: CalibrationConfig, out: Path) -> Summary:
 
 
 def measure_shapes(config: CalibrationConfig) -> Calibration:
-    """Measure the shapes in order; after two and some seconds, extrapolate from the last measured one."""
+    """Measure shapes in order; after MIN_MEASURED and CALIBRATION_SECONDS, extrapolate from the last one."""
     found: list[Measurement] = []
     started = time.perf_counter()
     for shape in config.shapes:
@@ -128,7 +128,7 @@ def measure_shape(shape: dict[str, Any], config: CalibrationConfig) -> tuple[flo
 
 
 def plan_transformer(tokens: Artifact, config: TrainTransformerConfig) -> TrainTransformerConfig:
-    """Return the config with all values: those that are not given are planned for the budget.
+    """Return the complete config: values that are not set are planned for the budget.
 
     Raises:
         ValueError: the budget is too short to train, or no size fits the given values.
@@ -158,13 +158,13 @@ def plan_transformer(tokens: Artifact, config: TrainTransformerConfig) -> TrainT
 
 
 def given_values(config: TrainTransformerConfig, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return the values of fields that are given (or have a default)."""
+    """Return the values of the fields that are set (or have a default)."""
     values = config.model_dump(include=set(names))
     return {name: value for name, value in values.items() if value is not None}
 
 
 def candidates(config: TrainTransformerConfig, tokens: Artifact) -> list[dict[str, Any]]:
-    """Return the shapes that are measured: the sizes with the given values and the text's context."""
+    """Return the shapes to measure: the sizes, with the given values and the context that suits the text."""
     vocabulary = cast(int, tokens.facts["vocabulary"])
     values = {"context": choose_context(tokens), "tie_embeddings": vocabulary >= TIED_VOCABULARY}
     given = given_values(config, ("layers", "width", "heads", "context", "tie_embeddings", *SPEED_FIELDS))
@@ -172,7 +172,7 @@ def candidates(config: TrainTransformerConfig, tokens: Artifact) -> list[dict[st
 
 
 def choose_context(tokens: Artifact) -> int:
-    """Return the longest context of which a short text has some windows."""
+    """Return the longest context of which the text has enough windows."""
     trained, held_out = (cast(int, tokens.facts[name]) for name in ("tokens", "validation_tokens"))
     fitting = (
         context
@@ -219,7 +219,7 @@ def plan_size(
 def choose_batch(
     measured: Measurement, resources: Resources, seconds: float, windows: int, most_epochs: float
 ) -> int:
-    """Return the windows of a step: a power of two."""
+    """Return the number of windows per step, a power of two."""
     context = cast(int, measured.shape["context"])
     fitting = min(seconds * resources.workers / measured.train_seconds, most_epochs * windows)
     tokens = max(STEP_TOKENS[resources.device], min(fitting * context / RUN_STEPS, MAX_STEP_TOKENS))
@@ -235,7 +235,7 @@ SIZE_SCALE, SIZE_EXPONENT = 0.132, 0.34
 TOKEN_SCALE, TOKEN_EXPONENT = 0.111, 1.0
 REPETITIONS = 15.0
 MAX_PARAMETERS_PER_TOKEN = 12.0  # of the text: larger models overfit
-MEASURED_PARAMETERS, MIN_TOKENS_PER_PARAMETER = 12e6, 10.0  # larger models need so many tokens
+MEASURED_PARAMETERS, MIN_TOKENS_PER_PARAMETER = 12e6, 10.0  # larger models need this many tokens
 
 
 def choose_plan(plans: Sequence[Plan], unique: int, bytes_per_token: float) -> Plan:
@@ -266,7 +266,7 @@ def expected_loss(plan: Plan, unique: int, bytes_per_token: float) -> float:
 
 
 def learning_values(plan: Plan) -> dict[str, float]:
-    """Return the optimizer's parameters: larger models and longer runs learn more slowly."""
+    """Return the optimizer's hyperparameters: larger models get lower learning rates."""
     if plan.parameters > MEASURED_PARAMETERS:
         return {"matrix_learning_rate": 0.02, "learning_rate": 0.003, "momentum": 0.95}
     return {"matrix_learning_rate": 0.03, "learning_rate": 0.01, "momentum": 0.9}

@@ -1,7 +1,7 @@
-"""The plan of a window language model for a budget of time: its width, batch size and steps.
+"""Plans a window language model for a time budget: its width, batch size and steps.
 
-The stage `time_window_lm` measures the speeds of the widths. The plan is the largest width that sees
-enough windows per trained parameter within the time (benchmarks/LOG.md).
+The stage `time_window_lm` measures the speeds of the widths. The plan is the largest width for which training
+sees enough windows per trained parameter within the time (benchmarks/LOG.md).
 """
 
 import time
@@ -41,9 +41,9 @@ from lexloom.tasks.train.window_lm import TrainWindowLMConfig, make_window_train
 
 WIDTHS = (256, 512, 1024, 2048)
 BATCH = {"cpu": 1024, "cuda": 4096}  # the smallest one
-RUN_STEPS = 5000  # of a run; if more fit into the time, the batch is doubled, up to
-MAX_BATCH = 1 << 16
-MIN_BATCHES = 8  # of an epoch
+RUN_STEPS = 5000  # of a run; if more fit into the time, the batch is doubled
+MAX_BATCH = 1 << 16  # the largest one
+MIN_BATCHES = 8  # per epoch
 MAX_EPOCHS = 10.0
 WINDOWS_PER_PARAMETER = 2.0
 SPEED_FIELDS = (
@@ -62,12 +62,12 @@ class WindowCalibrationConfig(BaseModel):
     context: int
     dim: int
     batch_size: int
-    shapes: list[dict[str, JsonValue]]  # training configs without lengths, in the order of their costs
+    shapes: list[dict[str, JsonValue]]  # training configs without lengths, in order of cost
 
 
 @stage(version=1)
 def time_window_lm(config: WindowCalibrationConfig, out: Path) -> Summary:
-    """Write `calibration.json`: how fast one worker of this machine trains networks of some widths."""
+    """Write `calibration.json`: how fast one worker of this machine trains networks of several widths."""
     gpu = config.machine.device == "cuda"
     with (
         console.bar("time_window_lm"),
@@ -79,7 +79,7 @@ def time_window_lm(config: WindowCalibrationConfig, out: Path) -> Summary:
 
 
 def measure_widths(config: WindowCalibrationConfig) -> Calibration:
-    """Measure the widths in order; after two and some seconds, extrapolate from the last measured one."""
+    """Measure widths in order; after MIN_MEASURED and CALIBRATION_SECONDS, extrapolate from the last one."""
     found: list[Measurement] = []
     started = time.perf_counter()
     for shape in config.shapes:
@@ -113,7 +113,7 @@ def shape_of(shape: dict[str, Any], config: WindowCalibrationConfig) -> WindowLM
 
 
 def measure_width(shape: dict[str, Any], config: WindowCalibrationConfig) -> tuple[float, float]:
-    """Return one worker's seconds per window, in training and in evaluation, with tokens by Zipf's law."""
+    """Return one worker's seconds per window, in training and in evaluation; tokens follow Zipf's law."""
     machine = config.machine
     rows = max(1, config.batch_size // machine.workers)
     train = complete({**shape, "batch_size": rows})
@@ -131,7 +131,7 @@ def measure_width(shape: dict[str, Any], config: WindowCalibrationConfig) -> tup
 def plan_window_lm(
     windows: Artifact, embeddings: Artifact, tokens: Artifact, config: TrainWindowLMConfig
 ) -> TrainWindowLMConfig:
-    """Return the config with all values: those that are not given are planned for the budget.
+    """Return the complete config: values that are not set are planned for the budget.
 
     Raises:
         ValueError: the budget is too short to train.

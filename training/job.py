@@ -70,7 +70,7 @@ class Job:
             newest `keep_checkpoints` are kept, and the best one.
         checkpoint_seconds: seconds between two checkpoints, by worker 0's clock.
         validation: shards of held-out examples; the model must then be `Evaluable`.
-        validation_examples: about how many of them an evaluation reads; None for all.
+        validation_examples: approximate number of them that an evaluation reads; None for all.
         evaluate_every: steps between two evaluations; None evaluates at the end of every epoch. The final
             model is always evaluated.
         sample: makes a text sample of the model, on worker 0 at each evaluation. It must not change torch's

@@ -1,7 +1,7 @@
 """Memory that the C library keeps for reuse.
 
 By default, glibc returns large blocks to the system when they are freed. Each training step then allocates
-its activations anew, and the system clears every page again, which takes a seventh of the CPU time of a step
+its activations again, and the system clears every page again, which takes a seventh of the CPU time of a step
 of the window language model (benchmarks/LOG.md).
 """
 

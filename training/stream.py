@@ -61,7 +61,7 @@ class ShardStream:
         shuffle: permute the blocks; otherwise the lanes are consecutive ranges of the files' rows.
         shuffle_buffer_bytes: bytes of rows that all lanes together shuffle in memory; 0 keeps the order of a
             block's rows.
-        most_examples: read only about so many examples, in evenly spaced blocks; None for all.
+        most_examples: read only about this many examples, in evenly spaced blocks; None for all.
     """
 
     def __init__(

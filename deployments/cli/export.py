@@ -1,4 +1,4 @@
-"""The command `lexloom export`, which writes a model in a file format of another tool."""
+"""`lexloom export`: write a model in the file format of another tool."""
 
 import os
 import tempfile
@@ -18,7 +18,7 @@ from lexloom.tasks.store.lookup import find_model_folder
 def export(
     model: Model, /, *, to: Annotated[str, Parameter(metavar="FORMAT")], output: Path | None = None
 ) -> None:
-    """Write a model in a file format of other tools.
+    """Export a model to the file format of another tool.
 
     Args:
         to: Format: gguf (llama.cpp, Ollama) for a transformer; word2vec or word2vec-text (gensim, fastText)

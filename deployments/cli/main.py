@@ -15,15 +15,15 @@ COMMANDS = {
         "analogy": ("models:analogy", "Solve an analogy: A is to B as C is to which word?"),
         "generate": ("models:generate", "Generate text with a language model."),
         "classify": ("models:classify", "Print a label and a score for each text."),
-        "export": ("export:export", "Write a model in a file format of other tools."),
+        "export": ("export:export", "Export a model to the file format of another tool."),
     },
     "Inspect": {
-        "models": ("model_list:models", "List the models of the store, newest first."),
+        "models": ("model_list:models", "List the models in the store, newest first."),
         "status": ("status:status", "Show active stages, the latest runs and the size of the store."),
         "store": ("store:app", "List, verify, explain and remove the artifacts of the store."),
     },
     "Serve": {
-        "serve": ("serve:serve", "Serve a model over HTTP, for OpenAI's clients."),
+        "serve": ("serve:serve", "Serve a model over HTTP (OpenAI-compatible for language models)."),
         "app": ("servers:open_app", "Serve a web page for trying out the models in the store."),
         "ui": ("servers:open_ui", "Start a Prefect server with the flows deployed, and run their flow runs."),
         "deploy": ("servers:deploy", "Deploy the flows to the Prefect server at PREFECT_API_URL."),

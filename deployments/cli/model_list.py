@@ -1,4 +1,4 @@
-"""`lexloom models`: the models of the store."""
+"""`lexloom models`: list the models in the store."""
 
 import json as jsons
 
@@ -10,14 +10,14 @@ from lexloom.tasks.store.file_access import printable
 from lexloom.tasks.store.model_list import ListedModel, list_models
 
 COLUMNS = ("NAME", "KIND", "SOURCE", "TRAINED", "SIZE", "RESULT")
-RIGHT = 4  # the column that is aligned to the right
+RIGHT = 4  # the right-aligned column
 GAP = "  "
 
 
 def models(*, json: bool = False) -> None:
-    """List the models of the store, newest first.
+    """List the models in the store, newest first.
 
-    A model without a name is listed by the beginning of its key.
+    A model without a name is listed by a prefix of its key.
 
     Args:
         json: Print one JSON array.

@@ -12,9 +12,7 @@ from lexloom.tasks.display.console import warn
 from lexloom.tasks.display.formatting import counted
 from lexloom.tasks.store.loading import load_classifier, load_language_model, load_word_vectors
 
-Model = Annotated[
-    str, Parameter(help="Model: its name or key or the beginning of one, its folder, or latest.")
-]
+Model = Annotated[str, Parameter(help="Model: its name, its key, a prefix of either, its folder, or latest.")]
 Count = Annotated[int, Parameter(name="-k", help="Number of words to list.")]
 
 

@@ -23,7 +23,7 @@ from lexloom.tasks.store.names import names_of, read_names
 
 KEY_VARIABLE = "LEXLOOM_API_KEY"
 SHUTDOWN_SECONDS = 1
-MAX_CONNECTIONS = 512  # of which most wait or are idle; each may hold a body of 1 MiB
+MAX_CONNECTIONS = 512  # most of them wait or are idle; each may hold a body of 1 MiB
 
 
 def serve(
@@ -35,10 +35,10 @@ def serve(
     allow_host: AllowHost = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Serve a model over HTTP, for OpenAI's clients.
+    """Serve a model over HTTP (OpenAI-compatible for language models).
 
-    If the environment variable LEXLOOM_API_KEY is set, requests must have this key. Other machines can only
-    be served with a key.
+    If the environment variable LEXLOOM_API_KEY is set, requests must send this key. Serving other machines
+    requires a key.
 
     Args:
         device: Device that runs the model.
@@ -70,17 +70,17 @@ def serve(
 
 
 def read_key(host: str) -> str | None:
-    """Return the API key of the environment; None if there is none.
+    """Return the API key from the environment; None if it is not set.
 
     Raises:
-        ValueError: it is not a valid key, or there is none although other machines are served.
+        ValueError: the key is not valid, or it is not set although other machines are served.
     """
     key = os.environ.get(KEY_VARIABLE)
     if key is None:
         if not is_loopback(host):
             raise ValueError(
                 f"with --host {host}, other machines can use the model: set {KEY_VARIABLE} to a key that"
-                " their requests must have"
+                " their requests must send"
             )
         return None
     if not key or not key.isascii() or not key.isprintable() or " " in key:

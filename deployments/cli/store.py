@@ -39,7 +39,7 @@ def verify(*names: str, all: bool = False) -> int:
     """Compare all files with their digests; exit with status 1 if an artifact is damaged or outdated.
 
     Args:
-        names: A stage, a model's name, a key, the beginning of one, STAGE/KEY, or latest (default: all).
+        names: A stage, a model's name, a key, a prefix of a name or key, STAGE/KEY, or latest (default: all).
         all: Also list intact artifacts.
     """
     store = Store()
@@ -70,7 +70,7 @@ def explain(name: str, /) -> None:
     """Explain why a stage ran: which parameters or files had changed.
 
     Args:
-        name: A stage, a model's name, a key, the beginning of one, STAGE/KEY, or latest.
+        name: A stage, a model's name, a key, a prefix of a name or key, STAGE/KEY, or latest.
     """
     store = Store()
     places = find_places(store, [name])

@@ -4,7 +4,7 @@ POST /v1/completions   language models (`completions.py`)
 POST /classify         classifiers
 POST /neighbours       word vectors
 GET  /v1/models        the name of the model
-GET  /health           whether the server runs
+GET  /health           whether the server is running
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class ServedModel:
     Attributes:
         name: the id that `/v1/models` lists.
         aliases: all ids that requests may use.
-        created: when it was trained, in seconds since 1970.
+        created: Unix timestamp of its training.
         model: what the family loads: a `LanguageModel`, a `TextClassifier` or `WordVectors`.
     """
 

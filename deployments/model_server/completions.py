@@ -1,7 +1,7 @@
 """`/v1/completions`: text generation with the parameters and responses of OpenAI's API.
 
-A request with a parameter that is not supported fails, so that nothing is ignored. As in OpenAI's API, a text
-ends at an end-of-text token.
+A request with an unsupported parameter fails, so that no parameter is silently ignored. As in OpenAI's API,
+generation stops at an end-of-text token.
 """
 
 import secrets
@@ -52,7 +52,7 @@ class StreamOptions(BaseModel):
 
 
 class CompletionRequest(BaseModel):
-    """The body of a request. Parameters that are not supported only accept their default."""
+    """The body of a request. Unsupported parameters accept only their default."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -76,7 +76,7 @@ class CompletionRequest(BaseModel):
     frequency_penalty: Zero | None = 0
 
     def sampling(self, number: int) -> Sampling:
-        """Return the sampling options of the text with this number; without a seed, they are random."""
+        """Return the sampling options of the text with this number; without a seed, draw a random one."""
         return Sampling(
             max_tokens=16 if self.max_tokens is None else self.max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -88,7 +88,7 @@ class CompletionRequest(BaseModel):
 
 
 def complete(model: LanguageModel, request: CompletionRequest) -> Steps:
-    """Yield None after each token and the whole response at the end; or, to be streamed, its parts."""
+    """Yield None after each token, and the whole response at the end; for a stream, yield its parts."""
     completion = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",

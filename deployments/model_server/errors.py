@@ -1,4 +1,4 @@
-"""Errors in the shape of OpenAI's API, which its clients turn into exceptions."""
+"""Errors in the format of OpenAI's API, which its clients turn into exceptions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def error_response(
 
 
 def describe_invalid(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """Return a sentence on the first error of pydantic's in a request, and the parameter that it is about."""
+    """Return a sentence that describes pydantic's first error in a request, and the name of the parameter."""
     problem = errors[0]
     path = [str(part) for part in problem["loc"][1:]]  # the first part is "body"
     param = path[0] if path else None

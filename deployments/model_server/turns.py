@@ -1,7 +1,7 @@
-"""Requests use the model one at a time. The others wait in a queue of bounded length.
+"""A queue of bounded length, from which requests use the model one at a time.
 
-The web page's queue is not used here: its requests belong to Gradio's sessions, which may reconnect. Here, a
-request ends with its connection.
+It is not the web page's queue, because that queue's requests belong to Gradio sessions, which may reconnect.
+Here, a request ends with its connection.
 """
 
 import asyncio
@@ -28,27 +28,27 @@ END: Any = object()
 logger = logging.getLogger("lexloom")
 
 Steps = Generator[dict[str, Any] | None, None, None]
-"""The steps of the work for a request, each run in a thread: None, or an object to send."""
+"""The steps of a request's work, each run in a thread. A step yields None or an object to send."""
 
 
 class BusyError(Exception):
-    """Too many requests wait."""
+    """Too many requests are waiting."""
 
 
 class Turns:
-    """Lets requests in one at a time, in the order in which they arrive."""
+    """Admits one request at a time, in order of arrival."""
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
         self._max_waiting = max_waiting
         self._lock = asyncio.Lock()
-        self._inside = 0  # the running request and those that wait
+        self._inside = 0  # the running request and the waiting ones
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for the turn of this request, which ends with the block.
+        """Wait for the turn of this request, which lasts until the end of the block.
 
         Raises:
-            BusyError: too many requests wait already.
+            BusyError: too many requests are already waiting.
         """
         if self._inside > self._max_waiting:
             raise BusyError
@@ -91,7 +91,7 @@ class InTurn(Response):
             except BusyError:
                 await busy()(scope, receive, send)
             except TimeoutError:
-                logger.warning("a client that did not read its stream for %g s is dropped", SEND_SECONDS)
+                logger.warning("disconnected a client that did not read its stream for %g s", SEND_SECONDS)
             group.cancel_scope.cancel()
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,7 +133,7 @@ def describe_failure(error: Exception) -> tuple[int, dict[str, Any]]:
 def busy() -> Response:
     return error_response(
         503,
-        "the model is busy, and too many requests wait: try again later",
+        "the model is busy, and too many requests are waiting: try again later",
         "server_error",
         code="busy",
         headers={"Retry-After": str(RETRY_SECONDS)},

@@ -51,7 +51,7 @@ def softmax_losses(logits: Tensor, bias: Tensor | None, labels: Tensor) -> tuple
     """
     logits32 = logits.float()  # before the bias is added, since mixed-dtype sums are slow
     if bias is not None:
-        logits32 += bias  # in place: new memory takes longer than the sum
+        logits32 += bias  # in place: allocating memory takes longer than the sum
     probabilities = F.softmax(logits32, dim=-1)
     log_sum = logits32.amax(1, keepdim=True) - probabilities.amax(1, keepdim=True).log()  # (n, 1)
     return log_sum - logits32.gather(1, labels), probabilities

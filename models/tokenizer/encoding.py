@@ -25,7 +25,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def keep(self, occurs: NDArray[np.bool_]) -> Ids:
-        """The base ids that must be kept to encode the tokens that occur, (size,), as before."""
+        """The base ids that must be kept to encode a text as before; `occurs`, (size,), marks its tokens."""
 
     def restrict(self, base_ids: Ids) -> "Encoding":
         """Return this encoding without the ids that are not kept."""
@@ -36,5 +36,5 @@ class Encoding(ABC):
         return None
 
     def files(self) -> dict[str, bytes]:
-        """The content of the files that are saved besides `encoding.json`, by name."""
+        """The content of the files that are saved in addition to `encoding.json`, by name."""
         return {}

@@ -1,10 +1,10 @@
 """The tokenizer of a pretrained model, read from a `tokenizer.json` by Hugging Face's `tokenizers`.
 
-Three kinds are supported, by how they spell tokens: byte-level byte pairs (GPT-2, Llama 3, Qwen),
-SentencePiece with byte fallback (Llama 1 and 2), and the characters that Lexloom exports.
+Three kinds are supported, which differ in how they spell tokens: byte-level BPE (GPT-2, Llama 3, Qwen),
+SentencePiece with byte fallback (Llama 1 and 2), and the character tokenizers that Lexloom exports.
 
 All ids are kept. Text that looks like a special token is encoded as text. The tokenizer's own normalization
-applies, so unlike the other encodings, decoding does not always give the same text.
+applies, so unlike with the other encodings, decoding does not always restore the text.
 """
 
 import json
@@ -88,7 +88,7 @@ class Pretrained(Encoding):
             return "characters"
         raise ValueError(
             f"the kind of tokenizer ({self.description['model']['type']}, decoder"
-            f" {', '.join(sorted(kinds)) or 'missing'}) is not supported: use a model with byte pairs"
+            f" {', '.join(sorted(kinds)) or 'missing'}) is not supported: use a model with a BPE tokenizer"
         )
 
     @cached_property
@@ -104,7 +104,7 @@ class Pretrained(Encoding):
             known = self._tokenizer.get_vocab()
             unknown = next((character for character in text if character not in known), "")
             raise ValueError(
-                f"the character {unknown!r} is not one of this tokenizer's: remove it ({error})"
+                f"the character {unknown!r} is not in this tokenizer's vocabulary: remove it ({error})"
             ) from None
 
     def token_bytes(self, token: int) -> bytes:

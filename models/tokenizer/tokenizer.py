@@ -1,4 +1,4 @@
-"""Tokenizers of characters, bytes, byte-pair tokens (merged by tiktoken), or of a pretrained model.
+"""Tokenizers: characters, bytes, byte pairs (merged by tiktoken), or the tokenizer of a pretrained model.
 
 A tokenizer is an encoding (text -> base ids) and optionally a table of the base ids that are kept, in the
 order of their new ids. All text has ids: `decode(encode(text))` is `text`, for any text (except with the

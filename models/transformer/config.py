@@ -22,21 +22,21 @@ class TransformerConfig:
         context: the maximum T.
         layers, width, heads: number of blocks, C, H.
         kv_heads: K, a divisor of H; 0 for H.
-        ffn_dim: F; 0 for 4 C, or as many parameters in a gated feed-forward (8/3 C, a multiple of 16).
+        ffn_dim: F; 0 for 4 C, or, if gated, for the same number of parameters (8/3 C, a multiple of 16).
         style: "modern" (Qwen3's architecture, or with other options Qwen2's or Llama's) or "gpt2".
         tie_embeddings: use the token embedding matrix as the output projection.
         dropout: dropout rate of embeddings, attention weights, and attention and feed-forward outputs.
         rope_base: base of the rotary frequencies; the lowest is about 1 / rope_base (modern).
         end_of_text: id of the end-of-text token, for tools that read the model's folder.
-        head_width: D; 0 for C / H, the only value in GPT-2.
+        head_width: D; 0 for C / H, which GPT-2 requires.
         qk_norm: normalize queries and keys (modern).
-        qkv_bias, output_bias: whether these layers of attention have biases; GPT-2's have.
-        norm_epsilon: added to the variance in norms; 0 for the style's own.
+        qkv_bias, output_bias: whether these projections of attention have biases; GPT-2's always do.
+        norm_epsilon: added to the variance in norms; 0 for the style's default.
         rope_scaling: lower the low rotary frequencies as Llama 3.1 does, for longer contexts: its factor,
             low_freq_factor, high_freq_factor and original_max_position_embeddings.
 
     Raises:
-        ValueError: a number is out of range, or numbers do not fit each other.
+        ValueError: a number is out of range, or numbers are inconsistent.
     """
 
     vocabulary: int
@@ -111,10 +111,11 @@ class TransformerConfig:
         return "qwen2" if self.qkv_bias and not self.output_bias else "llama"
 
     def rotary_frequencies(self) -> Tensor:
-        """Return the (D/2,) angles by which a token's position turns queries and keys.
+        """Return the (D/2,) rotary frequencies: the angles by which queries and keys rotate per position.
 
         With `rope_scaling`, wavelengths above original positions / low_freq_factor are multiplied by the
-        factor, those below original positions / high_freq_factor are kept, and those between interpolated.
+        factor, those below original positions / high_freq_factor are kept, and those in between are
+        interpolated.
         """
         share = torch.arange(0, self.head_width, 2) / self.head_width  # (D/2,)
         frequencies = self.rope_base**-share  # (D/2,)

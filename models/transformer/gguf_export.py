@@ -1,12 +1,12 @@
 """Export of a transformer to GGUF, the file format of llama.cpp, Ollama and others.
 
-Tensors are float32. Rows of the embedding that the tokenizer has no ids for are left out. Names follow
+Tensors are float32. Embedding rows without a token id are left out. Names follow
 llama.cpp's architectures `qwen3`, `qwen2`, `llama` and `gpt2`.
 
 llama.cpp's tokenizer "gpt2" represents every kind of tokenizer that Lexloom trains: it splits text by a
-pattern, spells each piece as bytes, and merges neighbouring tokens in order of rank. Bytes have no merges.
-The merges of characters join the bytes of each character. They can't join parts of two characters, because
-the first byte of a character in UTF-8 is never one of its later bytes.
+pattern, spells each piece as bytes, and merges neighbouring tokens in order of rank. A tokenizer of bytes
+has no merges. The merges of a tokenizer of characters join the bytes of each character. They can't join parts
+of two characters, because the first byte of a character in UTF-8 is never one of its later bytes.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ from lexloom.models.transformer.model import Transformer
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-# llama.cpp's names of the patterns
+# llama.cpp's names for the patterns
 PUBLISHED_NAMES = {"gpt2": "gpt-2", "cl100k_base": "llama-bpe", "o200k_base": "gpt-4o"}
 PRE_TOKENIZERS = {
     **{PUBLISHED[name].pattern: pre for name, pre in PUBLISHED_NAMES.items()},
@@ -49,7 +49,7 @@ PRE_TOKENIZERS = {
 }
 ANY_PATTERN = "gpt-2"  # where no token is longer than a character, the pattern has no effect
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
-NEVER = [f"{LETTERS[0] * 2} {LETTERS[0] * 2}"]  # a merge of tokens that don't occur; a list can't be empty
+NEVER = [f"{LETTERS[0] * 2} {LETTERS[0] * 2}"]  # a merge of tokens that don't occur; the list can't be empty
 BLOCK_TENSORS = {
     "attention_norm": "attn_norm",
     "attention.query": "attn_q",
@@ -77,7 +77,7 @@ class Vocabulary:
 
 
 def export_gguf(folder: Path, file: Path) -> list[str]:
-    """Write the transformer in `folder` to a file; return what llama.cpp does differently, as sentences.
+    """Write the transformer in `folder` to a file; return sentences on what llama.cpp does differently.
 
     Raises:
         ModuleNotFoundError: the package gguf is not installed.
@@ -89,7 +89,9 @@ def export_gguf(folder: Path, file: Path) -> list[str]:
     model, tokenizer = load(folder), Tokenizer.load(folder / TOKENIZER)
     vocabulary = describe_tokenizer(tokenizer)
     if model.config.modern and model.config.output_bias:
-        raise ValueError("llama.cpp's architectures have no biases after attention: use the model as it is")
+        raise ValueError(
+            "llama.cpp's architectures have no bias in the attention output: use the model as it is"
+        )
     writer = GGUFWriter(file, model.config.architecture)
     writer.add_name(folder.name)
     writer.add_file_type(LlamaFileType.ALL_F32)
@@ -131,7 +133,7 @@ def add_shape(writer: "GGUFWriter", config: TransformerConfig) -> None:
 
 
 def gguf_tensors(model: Transformer, vocabulary: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors by their names in GGUF; of the embedding and the head only `vocabulary` rows."""
+    """Yield the tensors by their names in GGUF; the embedding and the head have only `vocabulary` rows."""
     config, parameters = model.config, model.state_dict()
     yield "token_embd.weight", parameters["embedding.weight"][:vocabulary]
     if not config.modern:
@@ -165,7 +167,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> Vocabulary:
     """Describe a tokenizer for llama.cpp.
 
     Raises:
-        ValueError: llama.cpp does not know its pattern, or two tokens have one spelling.
+        ValueError: llama.cpp does not know its pattern, or two tokens have the same spelling.
     """
     encoding, names = tokenizer.encoding, tokenizer.display_names()
     if isinstance(encoding, Pretrained):
@@ -207,7 +209,7 @@ def interleave_halves(tensor: Tensor, head_width: int) -> Tensor:
 
 
 def find_pre_tokenizer(pattern: str) -> str:
-    """Return llama.cpp's name of a pattern. Raises ValueError if it does not know it."""
+    """Return llama.cpp's name for a pattern. Raises ValueError if it does not know it."""
     if pattern not in PRE_TOKENIZERS:
         raise ValueError(f"GGUF can't hold the tokenizer: llama.cpp does not know its pattern {pattern[:60]}")
     return PRE_TOKENIZERS[pattern]
@@ -224,7 +226,7 @@ def read_pattern(encoding: Pretrained) -> str:
 
 
 def read_merges(encoding: Pretrained) -> list[tuple[bytes, bytes]]:
-    """Return the merges of a `tokenizer.json`, which older files spell with a space."""
+    """Return the merges of a `tokenizer.json`; in older files, a merge is a string with a space."""
     merges = encoding.description["model"]["merges"]
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     return [(from_byte_letters(left), from_byte_letters(right)) for left, right in pairs]
@@ -241,14 +243,14 @@ def character_merges(characters: list[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 def describe_differences(tokenizer: Tokenizer, folder: Path) -> list[str]:
-    """Return what llama.cpp does differently from Lexloom with this model, as sentences."""
+    """Return sentences on what llama.cpp does differently from Lexloom with this model."""
     notes = []
     if isinstance(tokenizer.encoding, Characters) or getattr(tokenizer.encoding, "kind", "") == "characters":
-        notes.append("llama.cpp skips unknown characters of a prompt, which are an error in Lexloom")
+        notes.append("llama.cpp skips unknown characters in a prompt, which are an error in Lexloom")
     if tokenizer.encoding.pattern() == PUBLISHED["cl100k_base"].pattern:
-        notes.append("llama.cpp splits a line feed from spaces that follow it at the end of a prompt")
+        notes.append("llama.cpp splits a line feed from the spaces that follow it at the end of a prompt")
     if tokenizer.encoding.pattern() == PUBLISHED["o200k_base"].pattern:
-        notes.append("llama.cpp's pattern for o200k_base is only exact for ASCII text")
+        notes.append("llama.cpp's pattern for o200k_base is exact only for ASCII text")
     rules = read_normalization(folder)
     if active := active_rules(rules.model_dump() if rules else None):
         notes.append(f"llama.cpp does not normalize prompts as the training text was ({', '.join(active)})")

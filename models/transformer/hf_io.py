@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # loading a model only requires torch
 FORMAT = 1
 DESCRIPTION, WEIGHTS, HF_CONFIG = "lexloom.json", "model.safetensors", "config.json"
 GENERATION_CONFIG = "generation_config.json"
-LONGEST_TEXT = 2048  # tokens that transformers generates at most by default, including the prompt
+LONGEST_TEXT = 2048  # default limit of generation in transformers, in tokens, including the prompt
 WEIGHT, WEIGHT_AND_BIAS = ("weight",), ("weight", "bias")
 # class of transformers by model_type
 CLASSES: dict[Architecture, str] = {
@@ -108,8 +108,8 @@ def load(folder: Path) -> Transformer:
 def assign_tensors(model: Transformer, tensors: Mapping[str, Tensor], path: Path, description: str) -> None:
     """Copy tensors, by their names in the file, to a model's parameters.
 
-    `path` is their file and `description` the file with the shape, for errors. Raises ValueError if a tensor
-    is missing, unknown or has another shape.
+    Error messages name `path`, the file of the tensors, and `description`, the file with the shapes. Raises
+    ValueError if a tensor is missing, unknown or has another shape.
     """
     named = {entry.name: entry for entry in tensor_entries(model.config)}
     if named.keys() != tensors.keys():
@@ -221,7 +221,7 @@ def hf_config(config: TransformerConfig) -> dict[str, Any]:
             "max_position_embeddings": config.context,
             "rms_norm_eps": config.norm_epsilon,
             "rope_theta": config.rope_base,
-            # Qwen2 has these biases always, and reads no such option
+            # Qwen2 always has these biases, and does not read this option
             **({} if config.architecture == "qwen2" else {"attention_bias": config.qkv_bias}),
             **({} if config.rope_scaling is None else {"rope_scaling": describe_rope_scaling(config)}),
             "attention_dropout": config.dropout,

@@ -1,4 +1,4 @@
-"""Low-rank adapters: trained matrices B A of rank r that are added to the frozen matrices of the blocks.
+"""Low-rank adapters: trained products B A of rank r that are added to the frozen matrices of the blocks.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". The package peft computes them.
 """

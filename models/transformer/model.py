@@ -29,7 +29,7 @@ from lexloom.models.layers.rms_norm import RMSNorm
 from lexloom.models.sampling import Sampling, sample_tokens
 from lexloom.models.transformer.config import TransformerConfig
 
-CACHE_TOKENS = 256  # of a new KV cache, which grows by doubling
+CACHE_TOKENS = 256  # initial size of a KV cache, which grows by doubling
 
 
 def make_norm(config: TransformerConfig, width: int) -> nn.Module:

@@ -1,8 +1,8 @@
 """Reads a pretrained decoder: a folder of GPT-2, Llama, Qwen2 or Qwen3 in the format of transformers.
 
-Its weights are copied to Lexloom's own network, which has all options of these architectures. So training,
-generation, evaluation and export work as for any other model, and transformers is not needed. Only
-safetensors are read.
+Its weights are copied into Lexloom's own network, which implements these architectures. Training, generation,
+evaluation and export therefore work as for any other model, and transformers is not needed. Only safetensors
+are read.
 """
 
 import json
@@ -20,7 +20,7 @@ from lexloom.models.transformer.model import Transformer
 
 WEIGHTS = "model*.safetensors"  # other names are of other formats
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # constants in files of older versions
-ROPE_BASE = 10_000.0  # of all these architectures, if the file does not say
+ROPE_BASE = 10_000.0  # the default of all these architectures
 QWEN3_HEAD_WIDTH = 128
 GELU_TANH = ("gelu_new", "gelu_pytorch_tanh")
 Values = Mapping[str, Any]
@@ -56,7 +56,7 @@ def read_pretrained_config(folder: Path) -> TransformerConfig:
 
 
 def check_options(path: Path, values: Values, kind: str) -> None:
-    """Raise ValueError if an option changes the computation in a way that the network does not have."""
+    """Raise ValueError if an option changes the computation in a way that the network does not implement."""
     scaling = rope_values(values)
     name, usual = ("activation_function", "gelu_new") if kind == "gpt2" else ("hidden_act", "silu")
     activation = values.get(name, usual)
@@ -77,7 +77,7 @@ def check_options(path: Path, values: Values, kind: str) -> None:
 
 
 def rope_values(values: Values) -> Values:
-    """Return the parameters of rotary embeddings, which older files have under another name."""
+    """Return the parameters of rotary embeddings, which have another name in older files."""
     return values.get("rope_parameters") or values.get("rope_scaling") or {}
 
 
@@ -131,7 +131,7 @@ def check_tokenizer(tokenizer: Tokenizer, config: TransformerConfig, folder: Pat
 
 
 def load_pretrained(folder: Path, config: TransformerConfig) -> Transformer:
-    """Load the decoder in `folder`, in float32; `config` is `read_pretrained_config`, with any dropout.
+    """Load the decoder in `folder`, in float32; `config` is from `read_pretrained_config`, with any dropout.
 
     Raises:
         FileNotFoundError: there are no safetensors.
@@ -153,7 +153,7 @@ def load_pretrained(folder: Path, config: TransformerConfig) -> Transformer:
 
 
 def rename(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
-    """Yield a file's tensors by the names of the class with a head; the head only if it is not tied."""
+    """Yield a file's tensors by their names in the class with a head; skip the head if it is tied."""
     prefix = "model." if config.modern else "transformer."
     is_base = not any(name.startswith(prefix) for name in tensors)
     for name, tensor in tensors.items():

@@ -32,8 +32,8 @@ class Grid:
     """The division of a vocabulary, which is sorted by frequency, into parts of nearly equal weight.
 
     Words are dealt to the parts back and forth: for P = 4, words 0 to 7 belong to the parts 0 2 1 3 3 1 2 0.
-    So word r is row r // P of its part. The last row of some parts is unused. The order of the parts (van der
-    Corput's) gives ranges of adjacent parts, which are what workers own, nearly equal weights as well.
+    So word r is row r // P of its part. The last row of some parts is unused. Workers own ranges of
+    adjacent parts. The order of the parts (van der Corput's) gives these ranges nearly equal weights as well.
 
     Raises:
         ValueError: there are fewer words than parts, no part, more than 1,024 parts, or more than 65,536
@@ -94,7 +94,7 @@ class Grid:
 
 
 def default_parts(words: int) -> int:
-    """Return the default number of parts: 16, or fewer, or a multiple of 8 above it."""
+    """Return the default number of parts: 16; fewer for few words, or a larger multiple of 8 for many."""
     if words > DEFAULT_PARTS * MAX_ROWS:
         return -(-words // (8 * MAX_ROWS)) * 8  # more parts would shorten the runs
     parts = DEFAULT_PARTS

@@ -185,7 +185,7 @@ class SkipGrams:
         begins[1:] = (row[1:] != row[:-1]) | (position[1:] != position[:-1] + 1)
         starts = np.flatnonzero(begins)
         wanted = self.held_out(row[starts]) == held_out
-        own_seed = hash_seed(seed, ~self.seed) >> 1  # numbers from 0 on draw the step's noise
+        own_seed = hash_seed(seed, ~self.seed) >> 1  # the numbers >= 0 are for the step's noise
         contexts = self.draw(ids, np.append(starts, len(ids)), wanted, seed=own_seed)
         return make_blocks([contexts], self.grid, window=self.window, own=own)
 

@@ -20,8 +20,8 @@ def mix(x: Any) -> Any:
 
 
 def hash_seed(seed: int, number: int) -> int:
-    """Return 64 random bits, a function of both arguments, outside of compiled loops."""
-    mix_now = mix.py_func  # Numba would compile `mix` in every process, for half a second
+    """Return 64 random bits, a function of both arguments, for use outside compiled loops."""
+    mix_now = mix.py_func  # Numba would compile `mix` in every process, which takes half a second
     with np.errstate(over="ignore"):
         state = mix_now(np.uint64(seed % 2**64)) + np.uint64((number + 1) % 2**64) * GOLDEN_GAMMA
         return int(mix_now(state))

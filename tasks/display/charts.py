@@ -67,7 +67,7 @@ def line_chart(
     """Draw a curve through `points`, which are in order of x.
 
     Args:
-        hints: one text for each point, shown on hover; none for an image, which has no hover.
+        hints: one text for each point, shown on hover; empty for an image, which has no hover.
         marks: vertical lines with a label, as (x, label); a label that does not fit is left out.
         behind: the points of a faint curve, such as the values that `points` are smoothed from; within the
             same range of x.
@@ -115,8 +115,8 @@ def smoothed(points: Sequence[tuple[float, float]], width: float = SMOOTHED) -> 
     """Smooth a curve whose points are means over the x since the point before.
 
     Uses a Gaussian kernel with a standard deviation of `width` times the curve's length, but at least the
-    mean distance of the points; each point is weighted by the x that it is the mean of (Nadaraya 1964, Watson
-    1964).
+    mean distance of the points. Each point is weighted by the length of the interval that it is the mean of
+    (Nadaraya 1964, Watson 1964).
     """
     if points[-1][0] == points[0][0]:
         return list(points)

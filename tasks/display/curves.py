@@ -1,4 +1,4 @@
-"""Curves of training: a metric against the examples seen, as a chart of a report or as an image."""
+"""Training curves: a metric against the examples seen, as a chart in a report or as an image."""
 
 import base64
 import math
@@ -11,7 +11,7 @@ from lexloom.tasks.display.colours import scheme
 from lexloom.tasks.display.formatting import short
 from lexloom.tasks.display.templates import chart_style
 
-IMAGE_SCALE = 2  # of an image's size to a chart's
+IMAGE_SCALE = 2  # ratio of an image's size to a chart's
 
 
 def draw_curve(

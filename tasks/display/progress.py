@@ -109,7 +109,7 @@ class PrefectProgress:
         chart = draw_curve(points, "loss (smoothed)", self.unit, smooth=True, hover=False)
         if chart is None:
             return
-        # not an image artifact, since Prefect's UI writes the whole URL below the image
+        # not an image artifact, because Prefect's UI prints the whole URL below the image
         text = f"![training loss]({image_url(chart)})\n\nThe training loss. The faint line is not smoothed.\n"
         if self.curve is None:
             self.curve = cast(UUID, create_markdown_artifact(text, key="training-curve"))
@@ -127,7 +127,7 @@ def ignore_server_errors() -> Iterator[None]:
 
 
 def mean_losses(points: list[Progress]) -> list[tuple[float, float]]:
-    """Reduce the points to at most CURVE_POINTS: (examples, mean loss since the point before)."""
+    """Reduce the points to at most CURVE_POINTS: (examples, mean loss since the previous point)."""
     count = min(len(points), CURVE_POINTS)
     ends = [round(number * len(points) / count) for number in range(count + 1)]
     means: list[tuple[float, float]] = []

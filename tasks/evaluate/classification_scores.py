@@ -104,7 +104,10 @@ def compute_scores(
 
 
 def compute_ordinal_scores(confusion: NDArray[np.integer], labels: list[str]) -> OrdinalScores | None:
-    """Compute the scores of a confusion matrix, (C, C), if the labels are three or more different numbers."""
+    """Compute the scores of a confusion matrix, (C, C).
+
+    Return None unless the labels are three or more different numbers.
+    """
     try:
         values = np.array([float(label) for label in labels])
     except ValueError:

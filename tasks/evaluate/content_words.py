@@ -1,4 +1,4 @@
-"""Selects the content words of a text, without a list of function words of its language.
+"""Selects the content words of a text, without a stop-word list for its language.
 
 Content words are concentrated in the passages that are about them; function words are spread evenly. Residual
 inverse document frequency (Church & Gale, 1995) measures this: how much rarer the passages with a word are
@@ -14,11 +14,11 @@ from lexloom.tasks.tokens import read_token_batches
 
 PASSAGE = 1000  # words
 SAMPLE = 20_000 * PASSAGE  # from the beginning of the text
-COMMON = 1e-3  # relative frequency of the words that are skipped: word2vec's usual threshold of subsampling
+COMMON = 1e-3  # relative frequency above which words are skipped: word2vec's usual subsampling threshold
 MIN_COUNT = 20  # of a word whose vector is shown
 CANDIDATES = 1000
 ALIKE = 100  # words of similar frequency that are compared, since the residual depends on frequency
-CONTENT_SHARE = 0.3  # of these words
+CONTENT_SHARE = 0.3  # of the words of similar frequency
 
 
 def content_words(files: list[Path], counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -25,7 +25,8 @@ from lexloom.tasks.tokens import training_files
 from lexloom.tasks.vocabulary import read_vocabulary
 
 FILE = "evaluation.json"
-# shown by default: so many of these most frequent content words, by the similarity of the nearest neighbours
+# Shown by default: the EXAMPLES of the EXAMPLES_AMONG most frequent content words that have the highest mean
+# similarity to their CLEAR nearest neighbours.
 EXAMPLES, EXAMPLES_AMONG, CLEAR = 8, 150, 5
 SHOWN_ANALOGIES = 3
 
@@ -120,14 +121,14 @@ def highlights(artifact: Artifact, width: int) -> Text:
 
 
 def clearest_analogies(score: AnalogyScore) -> list[SolvedAnalogy]:
-    """Return the correct answers with the largest leads, of different sections."""
+    """Return the correct answers with the largest leads, each from another section."""
     examples = [section.example for section in score.sections if section.example is not None]
     return sorted(examples, key=lambda example: -example.lead)[:SHOWN_ANALOGIES]
 
 
 def describe_analogies(score: AnalogyScore) -> str:
     correct = f"{score.correct:,} of {counted(score.scored, 'questions')} answered correctly"
-    return f"{correct} ({score.accuracy or 0:.1%}), most clearly"
+    return f"{correct} ({score.accuracy or 0:.1%}), with the largest margin:"
 
 
 def describe_analogy(example: SolvedAnalogy) -> str:
@@ -146,7 +147,7 @@ def evaluate_word2vec(
 ) -> Summary:
     """Write `evaluation.json`: nearest neighbours, and a score for each evaluation set.
 
-    `tokens` are the text, whose content words are found. Requested words that are unknown are counted.
+    The content words are selected from the text, `tokens`. Requested words that are unknown are counted.
 
     Raises:
         ValueError: a set is malformed (file and line).
@@ -206,10 +207,10 @@ def evaluate_word2vec(
 def clearest_neighbours(
     vectors: WordVectors, words: Sequence[str], frequent: int, k: int
 ) -> dict[str, list[tuple[str, float]]]:
-    """Return EXAMPLES of `words` and the k nearest neighbours of each, among the `frequent` first words.
+    """Return EXAMPLES of `words` and the k nearest neighbours of each, among the first `frequent` words.
 
     Words whose nearest neighbours have the highest mean cosine similarity come first. No word is a neighbour
-    of another one, and they share no neighbour, so that the examples are about different things.
+    of another one, and no two words share a neighbour, so that the examples cover different topics.
     """
     common = WordVectors(vectors.words[:frequent], vectors.vectors[:frequent])
     nearest = dict(zip(words, common.neighbours(words, max(k, CLEAR)), strict=True))

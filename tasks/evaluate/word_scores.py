@@ -32,7 +32,7 @@ class SimilarityScore(BaseModel):
 class SolvedAnalogy(BaseModel):
     """A question that was answered correctly: a is to b as c is to d.
 
-    `lead` is by how much the cosine similarity of the answer exceeds that of the second-best word.
+    `lead` is the cosine similarity of the answer minus that of the second-best word.
     """
 
     words: list[str]
@@ -42,7 +42,7 @@ class SolvedAnalogy(BaseModel):
 class AnalogyScore(BaseModel):
     """The number of correct answers in a section, or in a file with its sections.
 
-    `example` is the section's correct answer with the largest lead, of words that are frequent enough.
+    `example` is the section's correct answer with the largest lead whose words are all frequent enough.
     """
 
     name: str
@@ -64,7 +64,7 @@ class AnalogyScore(BaseModel):
 class Scorer:
     """Scores the `restrict` most frequent words; of words that differ only in case, the most frequent one.
 
-    Examples of analogies have only words of the `frequent` most frequent ones.
+    Examples of analogies contain only the `frequent` most frequent words.
     """
 
     def __init__(self, vectors: WordVectors, restrict: int, frequent: int) -> None:
@@ -119,7 +119,7 @@ class Scorer:
         )
 
     def _answer(self, ids: list[list[int]]) -> tuple[int, SolvedAnalogy | None]:
-        """Answer questions of four ids; return the number of correct answers, and the clearest one."""
+        """Answer questions of four ids; return how many are correct, and the answer with the largest lead."""
         size = max(1, SCORES_AT_ONCE // len(self._unit))
         correct, example = 0, None
         for start in range(0, len(ids), size):
@@ -134,7 +134,7 @@ class Scorer:
         return correct, example
 
     def _compare(self, questions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return for questions, (Q, 4) ids, whether the answer is correct and its lead, (Q,) each."""
+        """For questions, (Q, 4) ids, return whether each answer is correct and its lead, (Q,) each."""
         a, b, c, d = questions.T
         target = torch.nn.functional.normalize(self._unit[b] - self._unit[a] + self._unit[c])
         scores = target @ self._unit.T  # (Q, V)

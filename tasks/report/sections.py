@@ -192,8 +192,8 @@ def write_report(
 ) -> Summary:
     """Render `template` with `content` to `report.html`, a self-contained file without scripts.
 
-    `rows_in` and `unit_in` say what was evaluated, for the summary. `word` is an example of a word that word
-    vectors contain.
+    `rows_in` and `unit_in` say what was evaluated, for the summary. `word` is an example of a word in the
+    vocabulary of word vectors.
     """
     page = render(
         template,

@@ -36,7 +36,13 @@ from lexloom.tasks.store.artifacts import Artifact, Manifest, Summary
 from lexloom.tasks.store.stage import stage
 
 SCORE_COLUMNS = ["", "accuracy", "95% interval", "F1", "ROC AUC", "calibration error", "training time"]
-ORDINAL_COLUMNS = ["", "mean absolute error", "right or adjacent", "95% interval", "quadratic weighted kappa"]
+ORDINAL_COLUMNS = [
+    "",
+    "mean absolute error",
+    "correct or adjacent",
+    "95% interval",
+    "quadratic weighted kappa",
+]
 LABEL_COLUMNS = ["label", "reviews", "precision", "recall", "F1"]
 MATRIX_LABELS = 7  # with more labels, the most frequent confusions are listed instead
 MATRIX_ROOM, CELL_LEAST_ROOM = 84, 6  # pixels of padding: of a column of cells, and the minimum of a cell
@@ -109,7 +115,7 @@ def ordinal_tiles(scores: Scores) -> list[tuple[str, str | None]]:
         return []
     return [
         ("mean absolute error", f"{scores.ordinal.mean_error:.2f}"),
-        ("right or adjacent", f"{scores.ordinal.adjacent:.1%}"),
+        ("correct or adjacent", f"{scores.ordinal.adjacent:.1%}"),
     ]
 
 

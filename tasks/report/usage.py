@@ -1,6 +1,6 @@
-"""How to use and reproduce the model of a report: its name, its folder, the command that made it, a snippet.
+"""How to use and reproduce a report's model: its name, its folder, the command that trained it, a snippet.
 
-A flow sets the name and the command (`describe_run`), since they are not part of a report's key: the report
+A flow sets the name and the command (`describe_run`), because they are not part of a report's key: the report
 shows those of the run that built it.
 """
 
@@ -37,7 +37,7 @@ load_word_vectors({name!r}).neighbours([{word!r}])""",
 
 @dataclass(frozen=True)
 class RunDescription:
-    """The name that a run has given its model, and the command that repeats the run."""
+    """The name that a run has given its model, and the command that reproduces the run."""
 
     name: str
     command: str
@@ -48,7 +48,7 @@ _run: ContextVar[RunDescription | None] = ContextVar("run_description", default=
 
 @contextmanager
 def described_runs() -> Iterator[None]:
-    """Forget the description of the run (`describe_run`) at the end."""
+    """Reset the description of the run (`describe_run`) at the end."""
     token = _run.set(None)
     try:
         yield
@@ -68,7 +68,7 @@ def with_name(title: str) -> str:
 
 
 def usage_content(model: Artifact, word: str) -> dict[str, Any]:
-    """Return the content of the section on the use of the model; `word` is one that it knows."""
+    """Return the content of the section on using the model; `word` is in its vocabulary."""
     run, family = _run.get(), family_of_stage(model.stage)
     name = run.name if run else model.key[:SHOWN_KEY]
     capability = family.capability if family else None

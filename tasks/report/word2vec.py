@@ -169,11 +169,11 @@ SCORE_COLUMNS = ["set", "metric", "score", "95% interval", "coverage"]
 
 
 def without_score(evaluation: Evaluation) -> str:
-    """Return a sentence on the sets that have no score; empty if all have one."""
+    """Return a sentence that names the sets without a score; empty if all have one."""
     names = [name for name, score in evaluation.scores().items() if score is None]
     if not names:
         return ""
-    return f"{' and '.join(names)} can't be scored, because the vocabulary has too few of the words."
+    return f"{' and '.join(names)} can't be scored, because the vocabulary contains too few of the words."
 
 
 def markdown(model: Artifact, evaluation: Artifact, vocabulary: Artifact, config: ReportConfig) -> str:

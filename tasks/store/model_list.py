@@ -20,7 +20,7 @@ EVALUATION_PREFIX = "evaluate"
 class ListedModel(BaseModel):
     """A model of a store."""
 
-    names: list[str] = Field(description="the name that was given last comes first")
+    names: list[str] = Field(description="the most recent name first")
     stage: str
     key: str
     folder: Path
@@ -35,7 +35,7 @@ class ListedModel(BaseModel):
 
     @property
     def name(self) -> str:
-        """The name that was given last, or else the beginning of the key."""
+        """The most recent name, or else a prefix of the key."""
         return self.names[0] if self.names else self.key[:SHOWN_KEY]
 
 
@@ -71,7 +71,7 @@ def list_models(store: Store) -> list[ListedModel]:
 
 
 def find_source_name(manifest: Manifest, manifests: Mapping[str, Manifest]) -> str | None:
-    """Return the name of the source that a model was trained on: of a file without its folder."""
+    """Return the name of the source that a model was trained on; for a file, without its folder."""
     for ancestor in ancestors(manifest, manifests):
         if ancestor.stage == SOURCE_STAGE:
             for entry in ancestor.inputs:
@@ -81,7 +81,7 @@ def find_source_name(manifest: Manifest, manifests: Mapping[str, Manifest]) -> s
 
 
 def ancestors(manifest: Manifest, manifests: Mapping[str, Manifest]) -> Iterator[Manifest]:
-    """Yield all artifacts that an artifact was made from, nearest first."""
+    """Yield all artifacts from which an artifact was built, nearest first."""
     waiting, seen = [manifest], {manifest.key}
     while waiting:
         for entry in waiting.pop(0).inputs:

@@ -1,8 +1,8 @@
 """Names of models. `names.json` in the store maps each name to an artifact.
 
 A name is like a Docker tag: a model can have several, and a name that is given to another model moves. Names
-are not part of keys or artifacts, so naming a model builds nothing. A name stays when its model is removed:
-it names the model again once that is rebuilt, unless another model has taken it.
+are not part of keys or artifacts, so naming a model builds nothing. A name is kept when its model is removed:
+it refers to the model again once the model is rebuilt, unless the name has moved to another model.
 """
 
 import json
@@ -52,7 +52,7 @@ FolderName = Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]
 
 
 class NamedPlace(BaseModel):
-    """The artifact that a name stands for, and when it was given the name."""
+    """The artifact that a name refers to, and the time at which it got the name."""
 
     stage: FolderName
     key: FolderName
@@ -69,7 +69,7 @@ class NamesFile(BaseModel):
 
 
 class Naming(NamedTuple):
-    """The result of naming a model: its name, and the other model that had the name until now."""
+    """The result of naming a model: its name, and the model that had the name before, if any."""
 
     name: str
     moved_from: Place | None = None
@@ -79,7 +79,7 @@ class Naming(NamedTuple):
 
 
 def read_names(store: Store) -> dict[str, NamedPlace]:
-    """Return all names, also those of removed models, in the order in which they were given.
+    """Return all names, including those of removed models, in the order in which they were given.
 
     Raises:
         ValueError: the file is damaged.
@@ -98,7 +98,7 @@ def read_names(store: Store) -> dict[str, NamedPlace]:
 
 
 def names_of(place: Place, names: Mapping[str, NamedPlace]) -> list[str]:
-    """Return the names of a model, the one that was given last first."""
+    """Return the names of a model, most recent first."""
     return [name for name, named in reversed(list(names.items())) if named.place == place]
 
 
@@ -143,7 +143,7 @@ def name_by_default(store: Store, place: Place, base: str) -> Naming:
 
 @contextmanager
 def changed_names(store: Store) -> Iterator[dict[str, NamedPlace]]:
-    """Yield the names for changes, and then replace the file. A lock makes concurrent changes take turns."""
+    """Yield the names to be changed, and then replace the file. A lock serializes concurrent changes."""
     with store.lock("names"):
         names = read_names(store)
         yield names
@@ -159,7 +159,7 @@ def changed_names(store: Store) -> Iterator[dict[str, NamedPlace]]:
 
 
 def base_name(source: str | None, otherwise: str) -> str:
-    """Return the part of a default name before the date: of a source's name, or else `otherwise`.
+    """Return the part of a default name before the date: from the source's name, or else `otherwise`.
 
     `books/Moby Dick.txt.gz` gives `moby-dick`, `logs/*.jsonl` gives `logs`, `hf:stanfordnlp/imdb` `imdb`.
     """

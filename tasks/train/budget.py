@@ -1,7 +1,7 @@
-"""Parameters of training that is planned for a budget of time.
+"""Parameters of training that is planned for a time budget.
 
-A config of such a training has either all its values, or leaves some of them to a plan: they are None until
-`tasks/plan.py` has replaced them. A value that is given is never replaced.
+The config either has all its values, or leaves some of them to a plan: these are None until `tasks/plan.py`
+replaces them. A value that the user sets is never replaced.
 """
 
 from typing import Annotated, Any, ClassVar, Self
@@ -29,20 +29,20 @@ def derived_field(description: str, **bounds: Any) -> Any:
 class BudgetedTrainConfig(GradientTrainConfig):
     """Parameters of training whose size and length can be planned.
 
-    Without a preset and a number of epochs or steps, both are planned: for `minutes`, or `max_seconds` of
-    training.
+    Unless a preset or a number of epochs or steps is set, the size and the length are planned for `minutes`,
+    or for `max_seconds` of training.
     """
 
     planned: ClassVar[tuple[str, ...]] = ("epochs", "batch_size")  # fields that a plan sets
 
-    # not part of the key: the values that are planned for it are
+    # not part of the key, which contains the planned values instead
     minutes: Annotated[float | None, RunOnly()] = Field(
         None,
         gt=0,
         le=MAX_MINUTES,
-        description="Time for the whole run, in minutes: the size of the model, the batch size and the number"
-        " of steps are planned for it, from a measurement of this machine (default: 5, unless a preset,"
-        " epochs or max_steps are given).",
+        description="Time budget of the run, in minutes: the size of the model, the batch size and the number"
+        " of steps are planned for it, based on a measurement of this machine (default: 5, unless a preset,"
+        " epochs or max_steps is given).",
     )
     epochs: int = planned_field("Number of passes over the training windows", ge=1)
     batch_size: int = planned_field("Global batch size: windows per step, over all workers", ge=1)
@@ -78,7 +78,7 @@ class BudgetedTrainConfig(GradientTrainConfig):
 
     @property
     def budget_seconds(self) -> float:
-        """The time that a plan is made for: of the whole run, or of training only with `max_seconds`."""
+        """The time that is planned for: that of the whole run or, with `max_seconds`, of training only."""
         return 60 * (self.minutes or DEFAULT_MINUTES) if self.max_seconds is None else self.max_seconds
 
     def complete(self, values: dict[str, Any]) -> Self:

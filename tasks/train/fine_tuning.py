@@ -1,4 +1,4 @@
-"""Training that continues a pretrained decoder: all of its weights, or low-rank adapters (LoRA).
+"""Continued training of a pretrained decoder: of all its weights, or of low-rank adapters (LoRA).
 
 The decoder is copied into Lexloom's own network, and trained, saved and evaluated like any other.
 """
@@ -21,7 +21,7 @@ from lexloom.tasks.train.transformer import (
     largest_divisor,
 )
 
-CONTEXT = 256  # tokens of a training window by default
+CONTEXT = 256  # default number of tokens in a training window
 
 
 class FineTuneTransformerConfig(TrainTransformerConfig):
@@ -33,7 +33,7 @@ class FineTuneTransformerConfig(TrainTransformerConfig):
     most_epochs: ClassVar[float] = FINE_TUNING_EPOCHS
 
     def shapes(self) -> list[dict[str, Any]]:
-        """Return the initial model's size, whose speed is measured without its details."""
+        """Return the initial model's size; its speed is measured without the other details."""
         network = self.initial.network()
         heads = network.heads if network.width % network.heads == 0 else largest_divisor(network.width)
         return [
@@ -68,10 +68,10 @@ class FineTuneTransformerConfig(TrainTransformerConfig):
 
 
 def continue_from(initial: InitialModel, config: TrainTransformerConfig) -> FineTuneTransformerConfig:
-    """Return the config of training that continues a model; the default context is at most its positions.
+    """Return the config that continues training a model; the default context is at most its positions.
 
     Raises:
-        ModuleNotFoundError: adapters are asked for, but the package peft is not installed.
+        ModuleNotFoundError: adapters are requested, but the package peft is not installed.
         ValueError: the context exceeds the model's positions.
     """
     if config.lora_rank is not None and find_spec("peft") is None:
@@ -88,5 +88,5 @@ def continue_from(initial: InitialModel, config: TrainTransformerConfig) -> Fine
 
 
 def tokenization_of(initial: InitialModel, config: SubwordsConfig) -> SubwordsConfig:
-    """Return the config of tokenization with the model's tokenizer, all of whose ids are kept."""
+    """Return the tokenization config for the model's tokenizer, which keeps all ids."""
     return config.model_copy(update={"encoding": NAME, "compact": False})

@@ -90,7 +90,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     },
 }
 
-# of training that continues a pretrained model: transformers' defaults, with a warm-up
+# to continue a pretrained model: transformers' defaults, with a warm-up
 FINE_TUNING: dict[str, Any] = {
     "dropout": 0.0,
     "batch_size": 8,
@@ -100,8 +100,8 @@ FINE_TUNING: dict[str, Any] = {
     "warm_up": 0.05,
     "decay": 0.95,
 }
-FINE_TUNING_EPOCHS = 3  # at most, or if max_steps are given
-LORA_LEARNING_RATE = 2e-4  # adapters start at zero, and are trained at higher rates than whole models
+FINE_TUNING_EPOCHS = 3  # maximum of a plan, and the default with max_steps
+LORA_LEARNING_RATE = 2e-4  # adapters start at zero, and need higher learning rates than full fine-tuning
 # what the folder of a pretrained model determines
 ARCHITECTURE = ("preset", "layers", "width", "heads", "kv_heads", "ffn_dim", "style", "tie_embeddings")
 
@@ -120,7 +120,7 @@ HEAD_WIDTH = 64
 
 
 def candidate_sizes(given: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the sizes of `SIZES` with given values in place of theirs, in the order of their costs.
+    """Return the sizes of `SIZES`, with given values in place of theirs, in order of cost.
 
     Raises:
         ValueError: none of them fits the given values.
@@ -151,7 +151,7 @@ def largest_divisor(width: int) -> int:
 class TrainTransformerConfig(BudgetedTrainConfig):
     """Training of a transformer language model.
 
-    Parameters that are not given come from the preset, or from a plan for the budget (tasks/plan.py).
+    Parameters that are not given come from the preset, or from a plan for the time budget (tasks/plan.py).
     """
 
     planned: ClassVar[tuple[str, ...]] = (
@@ -163,8 +163,7 @@ class TrainTransformerConfig(BudgetedTrainConfig):
     preset: Preset = Field(
         "auto",
         description="Size of the model: tiny (0.8M parameters, for a CPU), char (10.6M, for characters),"
-        " small (124M), or 'auto': planned for the budget of minutes, and tiny if epochs or max_steps are"
-        " given.",
+        " small (124M), or 'auto': planned for the time budget, or tiny if epochs or max_steps is given.",
     )
     layers: int = planned_field("Number of transformer blocks", ge=1, le=1024)
     width: int = planned_field("Dimension of the residual stream", ge=1, le=1 << 16)
@@ -183,15 +182,15 @@ class TrainTransformerConfig(BudgetedTrainConfig):
         None,
         min_length=1,
         description="Pretrained decoder whose training is continued, with its tokenizer: a folder, or"
-        " hf:owner/name[@revision] on the Hugging Face Hub. Supported are GPT-2, Llama, Qwen2 and Qwen3, and"
-        " models that Lexloom trained; if not given, training begins with random weights.",
+        " hf:owner/name[@revision] on the Hugging Face Hub. GPT-2, Llama, Qwen2, Qwen3 and models trained by"
+        " Lexloom are supported. If not given, training starts from random weights.",
     )
     lora_rank: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="Train only low-rank adapters of this rank, which are merged into the pretrained weights"
-        " at the end (LoRA); if not given, all weights are trained.",
+        description="Train only low-rank adapters (LoRA) of this rank, which are merged into the pretrained"
+        " weights at the end; if not given, all weights are trained.",
     )
     optimizer: Literal["muon", "adamw"] = Field(
         "muon",
@@ -267,7 +266,7 @@ class TrainTransformerConfig(BudgetedTrainConfig):
         return TransformerConfig(vocabulary=vocabulary, end_of_text=end_of_text, **shape)
 
     def shapes(self) -> list[dict[str, Any]]:
-        """Return the sizes that a plan chooses from, in the order of their costs."""
+        """Return the sizes that a plan chooses from, in order of cost."""
         names = {"layers", "width", "heads", "kv_heads", "ffn_dim", "style"}
         return candidate_sizes(self.model_dump(include=names, exclude_none=True))
 

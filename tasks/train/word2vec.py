@@ -107,7 +107,7 @@ class TrainWord2VecConfig(TrainConfig):
         return self
 
     def with_epochs(self, pairs: float) -> Self:
-        """Return the config with the number of epochs on so many training pairs, if it is 'auto'."""
+        """Return the config with its number of epochs; 'auto' is resolved for this number of pairs."""
         if self.epochs != AUTO:
             return self
         epochs = min(MAX_AUTO_EPOCHS, max(1, round(math.sqrt(SINGLE_EPOCH_PAIRS / max(1.0, pairs)))))

@@ -1,4 +1,4 @@
-"""The command that repeats a run, which reports show."""
+"""The command that reproduces a run, which reports show."""
 
 import shlex
 from typing import Any

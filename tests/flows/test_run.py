@@ -26,7 +26,7 @@ def test_a_row_has_a_stages_inputs_and_reasons() -> None:
         "cached": "no",
         "seconds": 1.3,
         "rows": "5 words → 3 tokens · 2 unknown",
-        "made from": "corpus 01234567, vocabulary fedcba98",
+        "inputs": "corpus 01234567, vocabulary fedcba98",
         "key": "aaaaaaaa",
         "reason": "pairs.window: 5 -> 8; more",
     }
@@ -98,7 +98,7 @@ def test_damaged_names_are_reported_before_the_first_stage(store: Store, no_serv
 def test_a_model_that_can_not_be_named_has_its_key_as_name(
     no_server: None, model: Artifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The store is read-only. A name that the user has asked for is an error."""
+    """The store is read-only. If the user has set a name, that is an error."""
 
     def read_only(*given: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", "names.json")
@@ -106,7 +106,7 @@ def test_a_model_that_can_not_be_named_has_its_key_as_name(
     monkeypatch.setattr(Store, "lock", read_only)
     with record_run("word2vec", FlowConfig(), "") as recorder:
         assert recorder.outcome(model, model, model).name == "mmmmmmmm"
-    assert "the model has no name but its key" in capsys.readouterr().err
+    assert "the model is named by its key" in capsys.readouterr().err
     with (
         pytest.raises(OSError, match="Read-only"),
         record_run("word2vec", FlowConfig(name="mine"), "") as recorder,

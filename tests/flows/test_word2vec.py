@@ -105,7 +105,7 @@ def test_a_second_name_builds_nothing_and_a_name_moves_to_the_model_of_the_lates
     assert lexloom.load_word_vectors(first.name).words == lexloom.load_word_vectors("production").words
     capsys.readouterr()
     other = run("production", window=2)
-    said = f"production now names this model; until now, train_word2vec/{first.model.name[:8]}"
+    said = f"production moved to this model from train_word2vec/{first.model.name[:8]}"
     assert said in capsys.readouterr().err
     assert find_model_folder("production") == other.model
     assert find_model_folder(first.name) == first.model

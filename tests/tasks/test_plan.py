@@ -270,7 +270,7 @@ def test_a_complete_config_is_not_measured(calibrations: list[Any]) -> None:
     [
         (
             {"minutes": 0.01},
-            r"0\.01 minutes are too short to train: on .*; set minutes to at least",
+            r"0\.01 minutes is too short to train: on .*; set minutes to at least",
         ),
         (
             {"max_seconds": 0.1},
@@ -341,7 +341,7 @@ def test_the_window_models_plan(calibrations: list[Any]) -> None:
     assert seen == pytest.approx(264 * 0.96 * 0.99 * 20_000, rel=0.05), "at 20,000 windows per second"
     given = plan_window_lm(WINDOWS, EMBEDDINGS, TOKENS, TrainWindowLMConfig(width=64, batch_size=99))
     assert (given.width, given.batch_size) == (64, 99)
-    with pytest.raises(ValueError, match="are too short to train"):
+    with pytest.raises(ValueError, match="is too short to train"):
         plan_window_lm(WINDOWS, EMBEDDINGS, TOKENS, TrainWindowLMConfig(minutes=0.001))
 
 

@@ -1,4 +1,4 @@
-"""`lexloom export` writes a model as other tools read it, and rejects what a format can't hold."""
+"""`lexloom export` writes models in other tools' formats, and rejects what a format can't represent."""
 
 import json
 import sys
@@ -49,7 +49,7 @@ def test_word_vectors_are_written_for_gensim(store: Store, tmp_path: Path, to: s
         (["t1", "--to", "word2vec"], "a transformer, which can't be exported to word2vec: use gguf"),
         (["t1", "--to", "onnx"], "there is no export format 'onnx': use gguf, word2vec, word2vec-text"),
         (["t1", "--to", "gguf", "--output", "no/m.gguf"], "the folder no does not exist"),
-        (["9", "--to", "gguf"], "9 is neither a model folder nor the beginning of a model's name or key"),
+        (["9", "--to", "gguf"], "9 is neither a model folder nor a prefix of a model's name or key"),
     ],
 )
 def test_what_a_format_does_not_support_is_rejected(

@@ -68,7 +68,7 @@ def test_only_models_that_the_command_can_use_are_considered(store: Store) -> No
         ):
             find_model_folder(f"{WORD2VEC}/{name}", SENTIMENT)
     with pytest.raises(
-        FileNotFoundError, match=r"9 is neither a model folder nor the beginning of a model's name or key"
+        FileNotFoundError, match=r"9 is neither a model folder nor a prefix of a model's name or key"
     ):
         find_model_folder("9", WORD2VEC)
 
@@ -98,7 +98,7 @@ def test_every_command_accepts_these_names(store: Store, capsys: pytest.CaptureF
     ):
         assert main(command) == 0
     assert capsys.readouterr().out.count("treaty") == 3
-    assert "9 is neither a model folder nor the beginning of a model's name or key" in complaint(
+    assert "9 is neither a model folder nor a prefix of a model's name or key" in complaint(
         capsys, "classify", "9", "good"
     )
     assert "has no train_sentiment" in complaint(capsys, "classify", "latest", "good")

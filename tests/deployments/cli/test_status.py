@@ -47,7 +47,7 @@ def run_status(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
 
 
 def interrupted(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What is said of the interrupted stages, after the seconds since then, which depend on the machine."""
+    """Return what is printed about interrupted stages, without the seconds, which depend on the machine."""
     return re.findall(r"interrupted \d+ s ago (.*)", run_status(capsys))
 
 

@@ -1,4 +1,4 @@
-"""The queue of the model server: one request at a time, and none for a client that has gone."""
+"""The queue of the model server: one request at a time, and none for a client that has disconnected."""
 
 import asyncio
 import json
@@ -67,7 +67,7 @@ def test_requests_run_one_at_a_time_and_a_full_queue_is_busy(slow: Slow) -> None
 
 
 class Client:
-    """A connection that the test drives: it may go away, or stop reading."""
+    """A connection that the test controls: it may disconnect, or stop reading."""
 
     def __init__(self, app: Any, **changes: Any) -> None:
         self.body = json.dumps(completion(**changes)).encode()

@@ -60,7 +60,7 @@ def test_unknown_characters_are_rejected(tmp_path: Path) -> None:
     export_hugging_face(Tokenizer.of_characters("abc"), tmp_path)
     tokenizer = Tokenizer(read_pretrained_tokenizer(tmp_path))
     assert tokenizer.encode("cab") == Tokenizer.of_characters("abc").encode("cab")
-    with pytest.raises(ValueError, match=r"the character 'é' is not one of this tokenizer's"):
+    with pytest.raises(ValueError, match=r"the character 'é' is not in this tokenizer's vocabulary"):
         tokenizer.encode("abé")
 
 

@@ -1,4 +1,4 @@
-"""Content words are told from function words by how they are spread over a text, in any language."""
+"""Content words are distinguished from function words by their distribution in a text, in any language."""
 
 from pathlib import Path
 

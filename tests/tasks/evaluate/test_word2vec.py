@@ -209,7 +209,7 @@ def test_the_evaluation_file_has_neighbours_and_scores(build, inputs, tmp_path):
     assert east_shown.startswith("east    eastern 0.99  Northern ")
     assert absent_shown == "absent  is not in the vocabulary"
     assert shown[shown.index("", 1) + 1 :] == [
-        "analogies: 1 of 1 question answered correctly (100.0%), most clearly",
+        "analogies: 1 of 1 question answered correctly (100.0%), with the largest margin:",
         "north is to Northern as east is to eastern",
     ]
 

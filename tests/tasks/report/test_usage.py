@@ -1,4 +1,4 @@
-"""The section of a report on the use of its model."""
+"""The section of a report on using its model."""
 
 import ast
 import shlex
@@ -51,4 +51,4 @@ def test_commands_and_snippets_are_valid_for_any_word(stage: str, word: str) -> 
 def test_without_a_run_the_name_is_the_beginning_of_the_key() -> None:
     content = usage_content(model("train_other"), "")
     assert (content["name"], content["made_by"], content["command"]) == (KEY[:8], None, None)
-    assert "Made by" not in macros("usage.html.j2").usage_section(content)
+    assert "Training command" not in macros("usage.html.j2").usage_section(content)

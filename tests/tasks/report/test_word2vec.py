@@ -331,7 +331,7 @@ def test_sets_without_known_words_have_no_tile_and_no_row_but_a_reason(build, ma
     )
     artifacts = made(evaluation=unknown)
     text = Text(page_of(build, artifacts)).text
-    assert "wordsim353 and questions can't be scored, because the vocabulary has too few of the" in text
+    assert "wordsim353 and questions can't be scored, because the vocabulary contains too few of the" in text
     assert text.count("wordsim353") == 1
     assert "capitals" not in text
     assert "wordsim353 and questions can't be scored" in markdown(*artifacts, config=ReportConfig())

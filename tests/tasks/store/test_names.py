@@ -1,4 +1,4 @@
-"""Names of models: which are valid, what they stand for, and what they survive."""
+"""Names of models: which are valid, what they refer to, and what they survive."""
 
 import json
 import shutil
