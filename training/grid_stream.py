@@ -11,6 +11,7 @@ Episodes come from stored blocks (`StoredEpisodes`), or are drawn from tokens (`
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -80,11 +81,12 @@ class GridEpoch:
 
     def examples_until(self, step: int) -> int:
         """Count the examples of the first `step` diagonals, over all workers."""
-        parts = self.counts.shape[1]
-        whole, rest = divmod(step, parts)
-        diagonals = [(self.first_diagonal + each) % parts for each in range(rest)]
-        partial = self.counts[whole, diagonals].sum() if rest else 0
-        return int(self.counts[:whole].sum() + partial)
+        return int(self._until[step])
+
+    @cached_property
+    def _until(self) -> NDArray[np.int64]:
+        counts = np.roll(self.counts, -self.first_diagonal, axis=1)  # in training order
+        return np.concatenate([[0], np.cumsum(counts)])
 
 
 class GridStream:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # the increment of the state
 
@@ -19,9 +20,13 @@ def mix(x: Any) -> Any:
     return x ^ (x >> np.uint64(31))
 
 
-def hash_seed(seed: int, number: int) -> int:
-    """Return 64 random bits, a function of both arguments, for use outside compiled loops."""
+def hash_seeds(seed: int, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return 64 random bits for each number, a function of both arguments, for use outside compiled loops."""
     mix_now = mix.py_func  # Numba would compile `mix` in every process, which takes half a second
     with np.errstate(over="ignore"):
-        state = mix_now(np.uint64(seed % 2**64)) + np.uint64((number + 1) % 2**64) * GOLDEN_GAMMA
-        return int(mix_now(state))
+        return mix_now(mix_now(np.uint64(seed % 2**64)) + (numbers + 1).astype(np.uint64) * GOLDEN_GAMMA)
+
+
+def hash_seed(seed: int, number: int) -> int:
+    """Return 64 random bits, a function of both arguments (see `hash_seeds`)."""
+    return int(hash_seeds(seed, np.array([number], np.int64))[0])

@@ -24,7 +24,7 @@ from lexloom.models.word2vec import gpu as sgns_gpu
 from lexloom.models.word2vec.alias import alias_tables
 from lexloom.models.word2vec.gpu_batches import BatchPrefetcher, from_numpy
 from lexloom.models.word2vec.grid import Grid
-from lexloom.models.word2vec.splitmix import hash_seed
+from lexloom.models.word2vec.splitmix import hash_seed, hash_seeds
 from lexloom.models.word2vec.tables import CONTEXTS, VECTORS, allocate_table, assemble, piece_name
 from lexloom.models.word2vec.vectors import WordVectors
 
@@ -113,7 +113,7 @@ class Word2Vec:
         self._pending = deque[sgns_cpu.Step]()
         self._newest: sgns_cpu.Step | None = None
         self._newest_step = 0
-        self._incoming: Tensor | None = None
+        self._awaits_part = False
         self._step = 0
         self._device = torch.device("cpu")
         self._prefetcher: BatchPrefetcher | None = None  # on a GPU
@@ -175,18 +175,26 @@ class Word2Vec:
         if self._newest is not None:
             # without pairs in this step, the part was last trained in another block of an earlier one
             self._newest.wait(groups=1 if self._newest_step == self._step else None)
-        return self.contexts[self._slot(0), :, : self.dim].contiguous()
+        return self._leaving.copy_(self.contexts[self._slot(0), :, : self.dim])
 
     def incoming(self) -> Tensor:
         """A buffer, which must be filled with the next worker's `outgoing` before `rotate`."""
-        self._incoming = torch.empty(self.grid.rows, self.dim, device=self.contexts.device)
-        return self._incoming
+        self._awaits_part = True
+        return self._arriving
+
+    @cached_property
+    def _leaving(self) -> Tensor:
+        return torch.empty(self.grid.rows, self.dim, device=self.contexts.device)
+
+    @cached_property
+    def _arriving(self) -> Tensor:
+        return torch.empty_like(self._leaving)
 
     def rotate(self) -> None:
         """Proceed to the next step's blocks."""
-        if self._incoming is not None:
-            self.contexts[self._slot(len(self._own)), :, : self.dim] = self._incoming
-            self._incoming = None
+        if self._awaits_part:
+            self.contexts[self._slot(len(self._own)), :, : self.dim] = self._arriving
+            self._awaits_part = False
         self._step += 1
 
     def idle_since(self) -> float | None:
@@ -267,7 +275,7 @@ class Word2Vec:
         self._check(targets, contexts, bounds, parts)
         if not len(targets):
             return 0.0
-        seeds = np.array([hash_seed(seed, part) for part in self._own], np.uint64)
+        seeds = hash_seeds(seed, np.array(self._own))
         if self._prefetcher is not None:
             return self._train_on_gpu(self._prefetcher, targets, contexts, bounds, learning_rate, seeds)
         kernel = sgns_cpu.compile_kernel(self.stride, self.negatives)
