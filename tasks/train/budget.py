@@ -41,8 +41,8 @@ class BudgetedTrainConfig(GradientTrainConfig):
         gt=0,
         le=MAX_MINUTES,
         description="Time budget of the run, in minutes: the size of the model, the batch size and the number"
-        " of steps are planned for it, based on a measurement of this machine (default: 5, unless a preset,"
-        " epochs or max_steps is given).",
+        " of steps are planned for it, based on a measurement of this machine (default: 5, unless a preset"
+        " or a number of epochs or steps is given).",
     )
     epochs: int = planned_field("Number of passes over the training windows", ge=1)
     batch_size: int = planned_field("Global batch size: windows per step, over all workers", ge=1)

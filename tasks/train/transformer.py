@@ -163,7 +163,8 @@ class TrainTransformerConfig(BudgetedTrainConfig):
     preset: Preset = Field(
         "auto",
         description="Size of the model: tiny (0.8M parameters, for a CPU), char (10.6M, for characters),"
-        " small (124M), or 'auto': planned for the time budget, or tiny if epochs or max_steps is given.",
+        " small (124M), or 'auto': planned for the time budget, or tiny for a given number of"
+        " epochs or steps.",
     )
     layers: int = planned_field("Number of transformer blocks", ge=1, le=1024)
     width: int = planned_field("Dimension of the residual stream", ge=1, le=1 << 16)
