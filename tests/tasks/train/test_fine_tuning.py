@@ -18,6 +18,8 @@ from lexloom.models.language_model import load_language_model
 from lexloom.models.sampling import Sampling
 from lexloom.models.tokenizer.tokenizer import Tokenizer
 from lexloom.models.transformer.hf_io import load
+from lexloom.tasks.plan import Measurement
+from lexloom.tasks.plan_transformer import candidates, learning_values, plan_size
 from lexloom.tasks.sources import backbone
 from lexloom.tasks.sources.initial_model import InitialModel, locate_initial_model
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
@@ -155,6 +157,31 @@ def test_defaults_are_those_of_fine_tuning(initial: InitialModel) -> None:
     assert TrainTransformerConfig.model_validate(given.model_dump()) == given
     tokenization = tokenization_of(initial, SubwordsConfig())
     assert (tokenization.encoding, tokenization.compact) == ("pretrained", False)
+
+
+def test_plan_keeps_the_size_and_the_rates_of_the_initial_model(initial: InitialModel) -> None:
+    """Its length and its batch size are planned, for at most three epochs."""
+    unplanned = continue_from(initial, TrainTransformerConfig(init_from="x", runner="local", workers=1))
+    assert not unplanned.is_complete
+    tokens = {"vocabulary": 100, "tokens": 60_000, "validation_tokens": 6_000}
+    facts = Summary(rows_in=1, unit_in="rows", rows=1, unit="rows", facts=tokens)
+    text = Artifact(stage="subwords", key="key", folder=initial.folder, summary=facts)
+    (shape,) = candidates(unplanned, text)
+    found = initial.network()
+    assert [shape[name] for name in ("layers", "width", "heads", "kv_heads", "ffn_dim", "context")] == [
+        *(found.layers, found.width, found.heads, found.kv_heads, found.ffn_dim, POSITIONS)
+    ]
+    measured = Measurement(
+        shape=shape, parameters=30_000, cost=1.0, train_seconds=1e-4, evaluation_seconds=1e-5
+    )
+    plan = plan_size(measured, unplanned, text, unplanned.resources(), 100.0)
+    assert plan.epochs == pytest.approx(3, rel=0.05)
+    values = plan.values(fixed_steps=True) | learning_values(plan)
+    planned = unplanned.complete(values)
+    assert planned.is_complete
+    assert (planned.max_steps, planned.batch_size) == (plan.steps, unplanned.batch_size)
+    assert (planned.learning_rate, planned.dropout) == (5e-5, 0.0)
+    assert planned.network(100) == unplanned.network(100)
 
 
 @pytest.mark.parametrize(
