@@ -249,7 +249,7 @@ def test_help_lists_the_main_parameters_and_help_all_every_one(
         return {*re.findall(r"--[a-z0-9-]+", capsys.readouterr().out)} & every
 
     assert listed("--help") == main_ones
-    assert 10 <= len(main_ones) <= 19
+    assert 10 <= len(main_ones) <= 20
     assert "--name" in main_ones
     assert listed("--help-all") == every
 
