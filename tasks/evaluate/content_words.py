@@ -25,7 +25,7 @@ def content_words(files: list[Path], counts: NDArray[np.int64]) -> NDArray[np.in
     """Return the ids of the most frequent content words, ascending.
 
     If too few words have MIN_COUNT occurrences, there is nothing to compare, and the most frequent words are
-    returned.
+    returned. All ids are below `count_frequent(counts)`.
 
     Args:
         files: the token shards of the text.
@@ -34,13 +34,19 @@ def content_words(files: list[Path], counts: NDArray[np.int64]) -> NDArray[np.in
     first = int(np.count_nonzero(counts > COMMON * counts.sum()))
     last = min(int(np.count_nonzero(counts >= MIN_COUNT)), first + CANDIDATES)
     if last - first < ALIKE:
-        return np.arange(min(len(counts), CANDIDATES))
+        return np.arange(min(count_frequent(counts), CANDIDATES))
     residual = residual_idf(files, first, last)
     kept = []
     for start in range(0, last - first, ALIKE):
         alike = residual[start : start + ALIKE]
         kept.append(first + start + np.flatnonzero(alike >= np.quantile(alike, 1 - CONTENT_SHARE)))
     return np.concatenate(kept)
+
+
+def count_frequent(counts: NDArray[np.int64]) -> int:
+    """Return the number of words that occur MIN_COUNT times; of all words if fewer than ALIKE do."""
+    frequent = int(np.count_nonzero(counts >= MIN_COUNT))
+    return frequent if frequent >= ALIKE else len(counts)
 
 
 def residual_idf(files: list[Path], first: int, last: int) -> NDArray[np.float64]:

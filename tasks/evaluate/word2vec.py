@@ -11,7 +11,7 @@ from rich.text import Text
 from lexloom.models.registry import load_model
 from lexloom.models.word2vec.vectors import WordVectors
 from lexloom.tasks.display.formatting import counted
-from lexloom.tasks.evaluate.content_words import MIN_COUNT, content_words
+from lexloom.tasks.evaluate.content_words import content_words, count_frequent
 from lexloom.tasks.evaluate.evaluation_sets import (
     EvaluationSets,
     find_sets,
@@ -154,7 +154,7 @@ def evaluate_word2vec(
     """
     vectors = load_model(model.folder, "neighbours")
     _, counts = read_vocabulary(vocabulary)
-    frequent = int(np.count_nonzero(counts >= MIN_COUNT)) or len(counts)
+    frequent = count_frequent(counts)
     scorer = Scorer(vectors, config.restrict, frequent)
     similarity = [
         scorer.similarity(entry.name, read_similarity(entry.path)) for entry in sets.of_kind("similarity")

@@ -41,7 +41,7 @@ def test_real_text_becomes_vectors(prefect_server: None, local_ray: list[str]) -
     exported = KeyedVectors.load_word2vec_format(str(outcome.model / "word2vec.bin"), binary=True)
     assert exported.index_to_key == vectors.words
     history = json.loads((outcome.model / "metrics.json").read_text())["history"]
-    assert history[-1]["loss"] < history[0]["loss"] - 1
+    assert history[-1]["loss"] < history[0]["loss"] - 0.5
     assert {"config.json", "README.md", "vocabulary.json", "model.safetensors"} <= {
         path.name for path in outcome.model.iterdir()
     }

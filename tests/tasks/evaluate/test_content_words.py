@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lexloom.tasks.evaluate.content_words import CANDIDATES, content_words, residual_idf
+from lexloom.tasks.evaluate.content_words import CANDIDATES, content_words, count_frequent, residual_idf
 
 WORDS = 400
 
@@ -50,3 +52,15 @@ def test_a_small_text_keeps_its_most_frequent_words(tmp_path: Path) -> None:
     files = write(tmp_path, [np.arange(3)])
     assert content_words(files, np.array([5, 4, 1])).tolist() == [0, 1, 2]
     assert len(content_words(files, np.full(5000, 3))) == CANDIDATES
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=400))
+def test_content_words_are_frequent_if_enough_words_are(counts: list[int]) -> None:
+    descending = np.array(sorted(counts, reverse=True))
+    assert content_words([], descending).max() < count_frequent(descending) <= len(counts)
+
+
+def test_all_words_count_as_frequent_if_few_are() -> None:
+    counts = np.array([25, 20, *[5] * 8])
+    assert count_frequent(counts) == 10
+    assert content_words([], counts).tolist() == list(range(10))
