@@ -19,8 +19,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from lexloom.models.precision import processor
+from lexloom.tasks.display import console
 from lexloom.tasks.display.formatting import duration, short
 from lexloom.tasks.store.artifacts import Artifact, Summary
+from lexloom.tasks.store.parallel import fan_out
 from lexloom.tasks.train.budget import BudgetedTrainConfig
 from lexloom.tasks.train.resources import Resources
 from lexloom.training.torch_trainable import TorchTrainable
@@ -126,6 +128,47 @@ def measure(trainable: TorchTrainable, batch: Mapping[str, np.ndarray], device: 
         return trainable.evaluate(batch)
 
     return round_digits(min(repeat(step)) / rows), round_digits(min(repeat(evaluate)) / rows)
+
+
+def measure_in_order(
+    shapes: Sequence[dict[str, JsonValue]],
+    describe: Callable[[dict[str, JsonValue]], tuple[int, float]],
+    measure_shape: Callable[[dict[str, JsonValue]], tuple[float, float]],
+) -> Calibration:
+    """Measure shapes in order of cost.
+
+    After MIN_MEASURED shapes and CALIBRATION_SECONDS, extrapolate from the last measured one.
+
+    `describe` returns the parameters and the cost of a shape, `measure_shape` what `measure` does.
+    """
+    found: list[Measurement] = []
+    started = time.perf_counter()
+    for shape in shapes:
+        parameters, cost = describe(shape)
+        extrapolated = len(found) >= MIN_MEASURED and time.perf_counter() - started > CALIBRATION_SECONDS
+        train, evaluation = extrapolate(found[-1], cost) if extrapolated else measure_shape(shape)
+        found.append(
+            Measurement(
+                shape=shape,
+                parameters=parameters,
+                cost=cost,
+                train_seconds=train,
+                evaluation_seconds=evaluation,
+                extrapolated=extrapolated,
+            )
+        )
+    return Calibration(measurements=found)
+
+
+def write_measured(
+    stage: str, measure_shapes: Callable[[Any], Calibration], config: Any, out: Path
+) -> Summary:
+    """Run `measure_shapes(config)` where training will run, and write its result."""
+    gpu = config.machine.device == "cuda"
+    with console.bar(stage), fan_out(measure_shapes, [config], concurrent=False, gpu=gpu) as results:
+        (calibration,) = results
+    write_calibration(calibration, out)
+    return summarize_calibration(calibration)
 
 
 def extrapolate(measured: Measurement, cost: float) -> tuple[float, float]:
@@ -247,12 +290,12 @@ def plan_within_budget(
         if config.max_seconds is not None:
             raise ValueError(
                 f"max_seconds {config.max_seconds:g} is too short to train: {least}; raise it to"
-                f" {math.ceil(least.seconds)}, or set max_steps"
+                f" {math.ceil(least.seconds)}, or set a number of steps"
             )
         minutes = (least.seconds + start_seconds(resources)) / TRAINING_SHARE / 60
         raise ValueError(
-            f"a budget of {config.budget_seconds / 60:g} minutes is too short to train: {least}; set minutes"
-            f" to at least {math.ceil(minutes * 10) / 10:g}, or set max_steps"
+            f"a budget of {config.budget_seconds / 60:g} minutes is too short to train: {least}; use a"
+            f" budget of at least {math.ceil(minutes * 10) / 10:g} minutes, or set a number of steps"
         )
     return plans
 

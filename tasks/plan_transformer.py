@@ -6,7 +6,6 @@ size with the lowest expected loss, which is a fit to measurements (benchmarks/L
 """
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,24 +17,20 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from lexloom.models.transformer.model import Transformer
 from lexloom.tasks.display import console
 from lexloom.tasks.plan import (
-    CALIBRATION_SECONDS,
-    MIN_MEASURED,
     Calibration,
     Machine,
     Measurement,
     Plan,
-    extrapolate,
     fixes_steps,
     make_plan,
     measure,
+    measure_in_order,
     one_worker,
     plan_within_budget,
     read_calibration,
-    summarize_calibration,
-    write_calibration,
+    write_measured,
 )
 from lexloom.tasks.store.artifacts import Artifact, Summary
-from lexloom.tasks.store.parallel import fan_out
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.resources import Resources
 from lexloom.tasks.train.run import round_up_to_power
@@ -74,38 +69,18 @@ class CalibrationConfig(BaseModel):
 @stage(version=1)
 def time_transformer(config: CalibrationConfig, out: Path) -> Summary:
     """Write `calibration.json`: how fast one worker of this machine trains transformers of several sizes."""
-    gpu = config.machine.device == "cuda"
-    with (
-        console.bar("time_transformer"),
-        fan_out(measure_shapes, [config], concurrent=False, gpu=gpu) as results,
-    ):
-        (calibration,) = results
-    write_calibration(calibration, out)
-    return summarize_calibration(calibration)
+    return write_measured("time_transformer", measure_shapes, config, out)
 
 
 def measure_shapes(config: CalibrationConfig) -> Calibration:
-    """Measure shapes in order; after MIN_MEASURED and CALIBRATION_SECONDS, extrapolate from the last one."""
-    found: list[Measurement] = []
-    started = time.perf_counter()
-    for shape in config.shapes:
+    def describe(shape: dict[str, Any]) -> tuple[int, float]:
         network = complete(shape).network(config.vocabulary)
         with torch.device("meta"):
             model = Transformer(network)
-        cost = model.flops_per_token() * network.context
-        extrapolated = len(found) >= MIN_MEASURED and time.perf_counter() - started > CALIBRATION_SECONDS
-        seconds = extrapolate(found[-1], cost) if extrapolated else measure_shape(shape, config)
-        found.append(
-            Measurement(
-                shape=shape,
-                parameters=sum(parameter.numel() for parameter in model.parameters()),
-                cost=cost,
-                train_seconds=seconds[0],
-                evaluation_seconds=seconds[1],
-                extrapolated=extrapolated,
-            )
-        )
-    return Calibration(measurements=found)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return parameters, model.flops_per_token() * network.context
+
+    return measure_in_order(config.shapes, describe, lambda shape: measure_shape(shape, config))
 
 
 def complete(shape: dict[str, Any]) -> TrainTransformerConfig:

@@ -4,7 +4,6 @@ The stage `time_window_lm` measures the speeds of the widths. The plan is the la
 sees enough windows per trained parameter within the time (benchmarks/LOG.md).
 """
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,24 +15,20 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from lexloom.models.window_lm import WindowLM, WindowLMConfig
 from lexloom.tasks.display import console
 from lexloom.tasks.plan import (
-    CALIBRATION_SECONDS,
-    MIN_MEASURED,
     Calibration,
     Machine,
     Measurement,
     Plan,
-    extrapolate,
     fixes_steps,
     make_plan,
     measure,
+    measure_in_order,
     one_worker,
     plan_within_budget,
     read_calibration,
-    summarize_calibration,
-    write_calibration,
+    write_measured,
 )
 from lexloom.tasks.store.artifacts import Artifact, Summary
-from lexloom.tasks.store.parallel import fan_out
 from lexloom.tasks.store.stage import stage
 from lexloom.tasks.train.resources import Resources
 from lexloom.tasks.train.run import round_up_to_power
@@ -68,38 +63,18 @@ class WindowCalibrationConfig(BaseModel):
 @stage(version=1)
 def time_window_lm(config: WindowCalibrationConfig, out: Path) -> Summary:
     """Write `calibration.json`: how fast one worker of this machine trains networks of several widths."""
-    gpu = config.machine.device == "cuda"
-    with (
-        console.bar("time_window_lm"),
-        fan_out(measure_widths, [config], concurrent=False, gpu=gpu) as results,
-    ):
-        (calibration,) = results
-    write_calibration(calibration, out)
-    return summarize_calibration(calibration)
+    return write_measured("time_window_lm", measure_widths, config, out)
 
 
 def measure_widths(config: WindowCalibrationConfig) -> Calibration:
-    """Measure widths in order; after MIN_MEASURED and CALIBRATION_SECONDS, extrapolate from the last one."""
-    found: list[Measurement] = []
-    started = time.perf_counter()
-    for shape in config.shapes:
-        network = shape_of(shape, config)
+    def describe(shape: dict[str, Any]) -> tuple[int, float]:
         with torch.device("meta"):
-            parameters = [each for each in WindowLM(network).parameters() if each.requires_grad]
-        cost = float(sum(each.numel() for each in parameters if each.ndim > 1))
-        extrapolated = len(found) >= MIN_MEASURED and time.perf_counter() - started > CALIBRATION_SECONDS
-        seconds = extrapolate(found[-1], cost) if extrapolated else measure_width(shape, config)
-        found.append(
-            Measurement(
-                shape=shape,
-                parameters=sum(each.numel() for each in parameters),
-                cost=cost,
-                train_seconds=seconds[0],
-                evaluation_seconds=seconds[1],
-                extrapolated=extrapolated,
-            )
-        )
-    return Calibration(measurements=found)
+            model = WindowLM(shape_of(shape, config))
+        parameters = [each for each in model.parameters() if each.requires_grad]
+        matrices = sum(each.numel() for each in parameters if each.ndim > 1)
+        return sum(each.numel() for each in parameters), float(matrices)
+
+    return measure_in_order(config.shapes, describe, lambda shape: measure_width(shape, config))
 
 
 def complete(shape: dict[str, Any]) -> TrainWindowLMConfig:

@@ -12,7 +12,7 @@ PLURAL = re.compile(rf"\b{NOUN}")
 DOUBLE_ENDINGS = ("ches", "shes", "xes", "sses")
 
 
-def counted(number: int, units: str) -> str:
+def counted(number: float, units: str) -> str:
     """Format a count: `1,234 documents`, `1 document`; `units` begins with a plural noun, or has none."""
     if number != 1:
         return f"{number:,} {units}"

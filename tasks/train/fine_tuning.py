@@ -14,12 +14,8 @@ from lexloom.models.transformer.model import Transformer
 from lexloom.models.transformer.pretrained import load_pretrained
 from lexloom.tasks.sources.initial_model import InitialModel
 from lexloom.tasks.subwords import SubwordsConfig
-from lexloom.tasks.train.transformer import (
-    ARCHITECTURE,
-    FINE_TUNING_EPOCHS,
-    TrainTransformerConfig,
-    largest_divisor,
-)
+from lexloom.tasks.train.transformer import TrainTransformerConfig
+from lexloom.tasks.train.transformer_defaults import ARCHITECTURE, FINE_TUNING_EPOCHS, largest_divisor
 
 CONTEXT = 256  # default number of tokens in a training window
 

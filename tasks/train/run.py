@@ -339,7 +339,8 @@ def run_job(job: Job, resources: Resources, unit: str) -> tuple[dict[str, Any], 
         note(f"stopped; {checkpoints.describe_resume()}")
         raise
     last, best = load_results(checkpoints)
-    return compute_metrics(TrainState(**last.state)), best.tensors
+    examples = job.open_stream(job, 0, 1, False).examples
+    return compute_metrics(TrainState(**last.state), examples), best.tensors
 
 
 def train_here(job: Job, on_progress: Callable[[Progress], None], note: Callable[[str], None]) -> None:
@@ -372,12 +373,15 @@ def load_results(checkpoints: Checkpoints) -> tuple[Checkpoint, Checkpoint]:
     return last, best
 
 
-def compute_metrics(run: TrainState) -> dict[str, Any]:
-    """Return the content of metrics.json: losses, progress, the stop reason, and the time by activity."""
+def compute_metrics(run: TrainState, examples: int) -> dict[str, Any]:
+    """Return the content of metrics.json: losses, progress, the stop reason, and the time by activity.
+
+    `examples` are those of an epoch. If training ended within one, `epochs` has two digits.
+    """
     last_epoch = [point for point in run.history if point["epoch"] == run.history[-1]["epoch"]]
     metrics: dict[str, Any] = {
         "loss": mean_loss(last_epoch),
-        "epochs": run.epoch if run.step_in_epoch == 0 else run.epoch + 1,
+        "epochs": float(f"{run.examples / examples:.2g}") if run.step_in_epoch else run.epoch,
         "steps": run.step,
         "examples": run.examples,
         "examples_per_second": round(run.examples / run.seconds),

@@ -270,7 +270,7 @@ def test_a_complete_config_is_not_measured(calibrations: list[Any]) -> None:
     [
         (
             {"minutes": 0.01},
-            r"0\.01 minutes is too short to train: on .*; set minutes to at least",
+            r"0\.01 minutes is too short to train: on .*; use a budget of at least",
         ),
         (
             {"max_seconds": 0.1},
@@ -312,7 +312,7 @@ def test_larger_models_need_more_text_and_tokens() -> None:
 
 def test_a_calibration_measures_and_extrapolates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "MEASURING_SECONDS", 0.0)
-    monkeypatch.setattr(transformer_module, "CALIBRATION_SECONDS", 0.0)
+    monkeypatch.setattr(plan_module, "CALIBRATION_SECONDS", 0.0)
     shapes = [{"layers": 1, "width": width, "heads": 1, "context": 8} for width in (8, 16, 32)]
     config = CalibrationConfig(machine=LAPTOP, vocabulary=10, step_tokens=16, shapes=shapes)
     summary = time_transformer.function(config, tmp_path)

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lexloom.tasks.train.run import GradientTrainConfig
+from lexloom.tasks.train.run import GradientTrainConfig, compute_metrics
 from lexloom.tasks.train.sentiment import TrainSentimentConfig
 from lexloom.tasks.train.transformer import TrainTransformerConfig
 from lexloom.tasks.train.window_lm import TrainWindowLMConfig
 from lexloom.tasks.train.word2vec import TrainWord2VecConfig
+from lexloom.training.job import TrainState
 
 GRADIENT_MODELS = (TrainSentimentConfig, TrainTransformerConfig, TrainWindowLMConfig)
 
@@ -56,3 +57,17 @@ def test_word_vectors_have_no_lanes() -> None:
     for field in ("workers", "min_workers"):
         with pytest.raises(ValidationError, match="less than or equal to 1024"):
             TrainWord2VecConfig(**{"workers": 1024, field: 1025})
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step_in_epoch", "examples", "epochs"),
+    [(3, 0, 300, 3), (2, 5, 247, 2.5), (0, 1, 4, 0.04), (12, 4, 1240, 12)],
+)
+def test_epochs_of_a_run_that_ends_within_one_have_two_digits(
+    epoch: int, step_in_epoch: int, examples: int, epochs: float
+) -> None:
+    point = {"epoch": epoch, "loss": 1.0, "loss_examples": 10, "workers": 1}
+    run = TrainState(
+        epoch=epoch, step_in_epoch=step_in_epoch, examples=examples, seconds=1.0, history=[point]
+    )
+    assert compute_metrics(run, 100)["epochs"] == epochs

@@ -25,12 +25,12 @@ from lexloom.tasks.corpus import AsWritten
 from lexloom.tasks.store.artifacts import Artifact, Store, Summary
 from lexloom.tasks.train import transformer as module
 from lexloom.tasks.train.transformer import (
-    PRESETS,
     TrainTransformerConfig,
     make_trainable,
     round_up_vocabulary,
     train_transformer,
 )
+from lexloom.tasks.train.transformer_defaults import PRESETS
 from lexloom.tasks.windows import WindowsConfig, windows
 from lexloom.training.torch_trainable import TorchTrainable
 from tests.tasks import guarantees
