@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lexloom.tasks.display.templates import macros
 
 CHART_WIDTH, CHART_HEIGHT = 480, 270
+MOST_DIGITS = 8  # of a tick's label
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 26, 44  # margins of the plot, for ticks, labels and the hint
 TICKS = 5
 SMOOTHED = 0.02  # of a curve's length: about four of a history's points
@@ -92,8 +93,8 @@ def line_chart(
     plot = Plot(
         x_label=x.label,
         y_label=y.label,
-        x_ticks=[(across(tick), x.format(tick)) for tick in ticks(min(xs), max(xs), x.log)],
-        y_ticks=[(up(level), y.format(level)) for level in levels],
+        x_ticks=label_ticks(ticks(min(xs), max(xs), x.log), across, x.format),
+        y_ticks=label_ticks(levels, up, y.format),
     )
     middles = [rounded(across(left) / 2 + across(right) / 2) for left, right in pairwise(xs)]
     borders = pairwise([plot.left, *middles, plot.right])
@@ -203,6 +204,16 @@ def ticks(low: float, high: float, log: bool = False, around: bool = False) -> l
     else:
         places = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)
     return [10.0 ** (i * step) if log else i * step for i in places]
+
+
+def label_ticks(
+    values: Sequence[float], place: Callable[[float], float], form: Callable[[float], str]
+) -> list[tuple[float, str]]:
+    """Return the coordinate and the label of each tick, with more digits if labels would be equal."""
+    labels, digits = [form(value) for value in values], 4
+    while len({*labels}) < len({*values}) and digits <= MOST_DIGITS:
+        labels, digits = [f"{value:.{digits}g}" for value in values], digits + 1
+    return [(place(value), label) for value, label in zip(values, labels, strict=True)]
 
 
 def word_map(

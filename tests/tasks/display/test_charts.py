@@ -16,6 +16,7 @@ from lexloom.tasks.display.charts import (
     MAP_MARGIN,
     Axis,
     calibration_chart,
+    label_ticks,
     label_width,
     line_chart,
     overlap,
@@ -232,3 +233,16 @@ def test_few_or_short_vectors_are_projected(shape):
         places = project(vectors.astype(np.float32))
         assert places.shape == (shape[0], 2)
         assert np.isfinite(places).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([1.0, 1.5, 2.0], ["1", "1.5", "2"]),
+        ([1.426, 1.427, 1.428], ["1.426", "1.427", "1.428"]),
+        ([1.4262, 1.42625, 1.4263], ["1.4262", "1.42625", "1.4263"]),
+        ([1.0, 1.0], ["1", "1"]),
+    ],
+)
+def test_labels_of_close_ticks_have_more_digits(values: list[float], labels: list[str]) -> None:
+    assert [label for _, label in label_ticks(values, float, "{:.3g}".format)] == labels
